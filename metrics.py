@@ -1,0 +1,475 @@
+"""Representation and value metrics for studying activation functions in deep RL.
+
+Pure functions on tensors: no side effects, nothing drawn from the global RNG, any number of leading batch axes (seeds,
+critics), written `*batch`. Input is float32 or float64, results keep its dtype. docs/metrics.md has the keys, units,
+sources and traps. CR = arXiv 2507.14736, HR = arXiv 2406.09079, ReDo = arXiv 2302.12902, REDQ = arXiv 2101.05982.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Generator = torch.Generator | None
+Limits = tuple[float, float] | None
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+KDE_CELLS = 16  # grid cells per bandwidth; the error bound in dead_neurons_kde needs 16
+KDE_CHUNK = 2**17  # elements per working array: fits the L2 cache, and bounds the memory
+
+
+def _samples(x: Tensor, minimum: int = 1) -> Tensor:
+    """x, detached; ValueError unless it is a float tensor (*batch, samples >= minimum, neurons >= 1)."""
+    if not x.is_floating_point() or x.ndim < 2 or x.shape[-2] < minimum or x.shape[-1] < 1:
+        need = f"a float tensor (*batch, samples >= {minimum}, neurons >= 1)"
+        raise ValueError(f"expected {need}, got {x.dtype} {tuple(x.shape)}")
+    return x.detach()
+
+
+def channel_samples(h: Tensor, batch_dims: int = 0) -> Tensor:
+    """Feature maps with positions as samples, as ReDo scores them: (*batch, n, C, H, W) -> (*batch, n * H * W, C).
+
+    (*batch, samples, neurons) passes unchanged; any other number of axes raises ValueError.
+    >>> channel_samples(torch.zeros(8, 32, 5, 4)).shape
+    torch.Size([160, 32])
+    """
+    if h.ndim - batch_dims not in (2, 4):
+        raise ValueError(f"expected 2 or 4 axes after {batch_dims} batch axes, got {tuple(h.shape)}")
+    return h if h.ndim - batch_dims == 2 else h.movedim(-3, -1).flatten(batch_dims, -2)
+
+
+def _jittered_chunks(z: Tensor, noise_variance: float, generator: Generator) -> Iterator[tuple]:
+    """Yields (mean, jittered values minus mean), float64, (rows, samples); a row is one neuron of one batch entry."""
+    # Batch entries share the noise: a seed measures the same alone as in a batch. The mean goes first, so that the
+    # jitter of a neuron stuck at a large constant is not rounded away.
+    num_samples, num_neurons = z.shape[-2:]
+    if noise_variance < 0:
+        raise ValueError(f"noise_variance must be >= 0, got {noise_variance}")
+    generator = torch.Generator(z.device).manual_seed(0) if generator is None else generator
+    noise = torch.randn(num_neurons, num_samples, generator=generator, device=z.device)
+    rows = z.transpose(-1, -2).reshape(-1, num_samples)
+    chunk = max(1, KDE_CHUNK // num_samples)
+    for start in range(0, rows.shape[0], chunk):
+        x = rows[start : start + chunk].double()
+        mean = x.mean(-1, keepdim=True)
+        neuron = torch.arange(start, start + x.shape[0], device=z.device) % num_neurons
+        yield mean, x - mean + math.sqrt(noise_variance) * noise[neuron].double()
+
+
+def _peak_density(x: Tensor) -> Tensor:
+    """Largest KDE value over a row's own samples: (rows, samples) float64 -> (rows,). See dead_neurons_kde."""
+    h = x.shape[-1] ** -0.2 * x.std(-1, keepdim=True)  # ddof 1, like scipy
+    u = (x - x.amin(-1, keepdim=True)) / h  # in bandwidths, from 0
+    usable = u.isfinite().all(-1)
+    u = torch.where(usable.unsqueeze(-1), u, 0.0)
+    position = u * KDE_CELLS
+    cell = position.floor()
+    t = (position - cell).float()  # float32 will do to pick the candidate; its density is computed in float64
+    a, b, c = t + 1, t - 1, t - 2
+    weights = (t * b * c / -6, a * b * c / 2, a * t * c / -2, a * t * b / 6)  # cubic Lagrange, nodes cell-1 .. cell+2
+    cell = cell.long()
+    length = 1 << (int(cell.max()) + 3 + 8 * KDE_CELLS).bit_length()  # 8 bandwidths of padding stop the wrap-around
+    grid = torch.zeros(x.shape[0], length, device=x.device)
+    for k, weight in enumerate(weights):
+        grid[:, k:].scatter_add_(1, cell, weight)
+    frequency = 2 * math.pi * torch.fft.rfftfreq(length, 1 / KDE_CELLS, device=x.device)
+    smooth = torch.fft.irfft(torch.fft.rfft(grid) * torch.exp(frequency.square() / -2), n=length)
+    estimate = sum(weight * smooth[:, k:].gather(1, cell) for k, weight in enumerate(weights))
+    candidate = u.gather(1, estimate.argmax(-1, keepdim=True))
+    density = torch.exp((u - candidate).square_().div_(-2)).mean(-1) / (h.squeeze(-1) * math.sqrt(2 * math.pi))
+    constant = (h.squeeze(-1) == 0) & x.isfinite().all(-1)
+    return torch.where(usable, density, torch.where(constant, math.inf, math.nan))
+
+
+def dead_neurons_kde(
+    z: Tensor, omega: float = 20.0, noise_variance: float = 1e-5, generator: Generator = None
+) -> tuple[Tensor, Tensor]:
+    """Neurons whose activations have collapsed to a spike (HR Appendix B.1): dead iff max_j f(x_j) >= omega.
+
+    x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1), f(y) = 1/(n h) sum_i phi((y - x_i) / h), phi the
+    standard normal density: `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated at its own samples. z: (*batch,
+    samples >= 2, neurons), after the non-linearity. generator draws the jitter, (neurons, samples), shared by the
+    batch entries; None: a fresh one, seed 0, on z's device. Returns dead (bool) and the peak density (1 / unit of z),
+    (*batch, neurons). NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf, dead. omega
+    is meant for tanh, where 20 says std < about 0.02; for unbounded units it depends on their scale. Raises ValueError
+    for wrong shapes and a negative variance.
+
+    O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n) n^(1/5) bandwidths, whatever its
+    outliers, so a grid of step s = h/16 is small. Cubic weights spread each sample over 4 nodes, an FFT smooths the
+    grid, the same weights read it at the samples, and the density is then summed exactly at the best sample: never
+    above the maximum. How far below: cubic interpolation errs by 0.0235 s^4 |phi''''|, done twice with sum |w| <=
+    1.25. A stretch of one h holding m samples has f >= m phi(1) / (n h) at each, so it holds at most n h f_max /
+    phi(1) of them; summing sup |phi''''| over the stretches bounds the error by 1.7e-5 f_max. The wrong sample can win
+    by twice that: with float32 rounding of the grid, peak >= (1 - 4e-5) max_j f(x_j).
+    >>> z = torch.stack([torch.ones(64), torch.linspace(-1, 1, 64)], dim=-1)  # saturated, and in use
+    >>> dead_neurons_kde(z)[0]
+    tensor([ True, False])
+    """
+    z = _samples(z, 2)
+    peaks = torch.cat([_peak_density(x) for _, x in _jittered_chunks(z, noise_variance, generator)])
+    peaks = peaks.reshape(*z.shape[:-2], z.shape[-1])
+    return peaks >= omega, peaks.to(z.dtype)
+
+
+def kde_curves(
+    z: Tensor, num_points: int = 256, noise_variance: float = 1e-5, limits: Limits = None, generator: Generator = None
+) -> tuple[Tensor, Tensor]:
+    """Curves of the density in dead_neurons_kde, for plots (HR Figs. 3, 6, 10, 11): (grid, density).
+
+    z: (*batch, samples >= 2, neurons) -> (*batch, neurons, num_points) each. The grid spans `limits`, or each neuron's
+    jittered samples and 3 bandwidths either way. O(samples * num_points) per neuron: choose neurons first.
+    >>> grid, density = kde_curves(torch.linspace(-1, 1, 100).unsqueeze(-1))
+    >>> round(torch.trapezoid(density, grid).item(), 2)
+    1.0
+    """
+    z, curves = _samples(z, 2), []
+    unit = torch.linspace(0, 1, num_points, dtype=torch.float64, device=z.device)
+    for means, chunk in _jittered_chunks(z, noise_variance, generator):
+        for mean, x in zip(means, chunk):
+            h = x.shape[0] ** -0.2 * x.std()
+            low, high = (x.min() - 3 * h, x.max() + 3 * h) if limits is None else (v - mean for v in limits)
+            points = low + (high - low) * unit
+            density = torch.exp(((points.unsqueeze(-1) - x) / h).square() / -2).mean(-1) / (h * math.sqrt(2 * math.pi))
+            curves.append(torch.stack([points + mean, density]))
+    grid, density = torch.stack(curves, dim=1).reshape(2, *z.shape[:-2], z.shape[-1], num_points).to(z.dtype)
+    return grid, density
+
+
+def dormant_neurons(h: Tensor, tau: float = 0.025, subtract_mean: bool = False) -> tuple[Tensor, Tensor]:
+    """ReDo dormancy: s_i = E|h_i| / (mean_k E|h_k| + 1e-9), dormant iff s_i <= tau (dopamine, weight_recyclers.py).
+
+    h: (*batch, samples, neurons) after the activation (convolutions: channel_samples first). Returns dormant (bool)
+    and the scores (no unit), (*batch, neurons). A saturated tanh has the largest plain score there is;
+    subtract_mean=True takes a neuron's mean off first (dopamine's `sub_mean_score`) and sees it. NaN: not dormant.
+    Wrong shape: ValueError.
+    >>> h = torch.tensor([[1.0, 0.5, 0.0], [1.0, -0.5, 0.0]])  # saturated, in use, zero
+    >>> dormant_neurons(h)[0], dormant_neurons(h, subtract_mean=True)[0]
+    (tensor([False, False,  True]), tensor([ True, False,  True]))
+    """
+    h = _samples(h)
+    activity = (h - h.mean(-2, keepdim=True) if subtract_mean else h).abs().mean(-2)
+    scores = activity / (activity.mean(-1, keepdim=True) + 1e-9)
+    return scores <= tau, scores
+
+
+def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What the dead and what the live neurons give to the next layer, its bias aside (HR Theorem 4.1, Fig. 4).
+
+    (h * dead) W^T and (h * ~dead) W^T. Dead neurons are constant, so their part is the constant mean(h_dead) W_dead^T,
+    a hidden bias; it is 0 for ReLU neurons dead at 0. h: (*batch, samples, neurons); dead: (*batch, neurons) bool;
+    weight: (*batch, outputs, neurons). Returns two (*batch, samples, outputs), unit of the outputs. Misfits raise
+    ValueError.
+    >>> hidden_bias(torch.tensor([[1.0, 2.0]]), torch.tensor([True, False]), torch.tensor([[0.5, 10.0]]))
+    (tensor([[0.5000]]), tensor([[20.]]))
+    """
+    h, shape = _samples(h), (*h.shape[:-2], h.shape[-1])
+    if dead.dtype != torch.bool or dead.shape != shape:
+        raise ValueError(f"dead must be a bool tensor {shape}, got {dead.dtype} {tuple(dead.shape)}")
+    if weight.ndim != h.ndim or (*weight.shape[:-2], weight.shape[-1]) != shape:
+        raise ValueError(f"weight must be {(*shape[:-1], 'outputs', shape[-1])}, got {tuple(weight.shape)}")
+    dead = dead.unsqueeze(-2)  # masked_fill, not a product: a NaN of one part stays out of the other
+    return h.masked_fill(~dead, 0.0) @ weight.detach().mT, h.masked_fill(dead, 0.0) @ weight.detach().mT
+
+
+def singular_values(features: Tensor) -> Tensor:
+    """Singular values, decreasing, float64: (*batch, samples, features) -> (*batch, min(samples, features)).
+
+    Roots of the eigenvalues of the smaller Gram matrix, formed in float64: half the time of an SVD on CPU. The price:
+    a value that is really 0 comes out as up to sqrt(eps) = 1.5e-8 of the largest, 4e-6 of the sum for 256 of them,
+    which moves srank only if a cumulative share lies that close to 1 - delta. Entries with NaN or inf give NaN.
+    >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
+    tensor([4., 3.], dtype=torch.float64)
+    """
+    x = _samples(features).double()
+    usable = x.isfinite().flatten(-2).all(-1)[..., None]
+    x = torch.where(usable.unsqueeze(-1), x, 0.0)
+    gram = x.mT @ x if x.shape[-1] <= x.shape[-2] else x @ x.mT
+    return torch.where(usable, torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt().flip(-1), math.nan)
+
+
+def effective_rank(features: Tensor, delta: float = 0.01) -> Tensor:
+    """srank, the smallest k with sum_{i<=k} sigma_i >= (1 - delta) sum_i sigma_i (HR B.2; arXiv 2010.14498).
+
+    On singular values, not squared. features: (*batch, samples, features), samples >= features or they cap the rank.
+    Returns (*batch), whole numbers in features' dtype: 1 for all-zero features (the paper's formula), NaN for
+    non-finite. delta outside (0, 1) raises ValueError; below 1e-4 it comes near the accuracy of singular_values.
+    >>> effective_rank(torch.diag(torch.tensor([100.0, 1.0, 0.5])))
+    tensor(2.)
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}")
+    cumulative = singular_values(features).cumsum(-1)
+    rank = (cumulative < (1 - delta) * cumulative[..., -1:]).sum(-1) + 1.0
+    return torch.where(cumulative[..., -1].isnan(), math.nan, rank).to(features.dtype)
+
+
+def stable_rank(features: Tensor) -> Tensor:
+    """||Phi||_F^2 / ||Phi||_2^2, the textbook one: (*batch, samples, features) -> (*batch); 0 if all zero.
+    >>> stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
+    tensor(1.5000)
+    """
+    squares = singular_values(features).square()
+    return (squares.sum(-1) / squares[..., 0].clamp_min(1e-300)).to(features.dtype)
+
+
+def entropy_rank(features: Tensor) -> Tensor:
+    """exp(-sum p log p), p = sigma / sum sigma (Roy 2007): (*batch, samples, features) -> (*batch); 0 if all zero.
+    >>> entropy_rank(torch.eye(4))
+    tensor(4.)
+    """
+    sigma = singular_values(features)
+    p = sigma / sigma.sum(-1, keepdim=True).clamp_min(1e-300)
+    return (torch.exp(-torch.xlogy(p, p).sum(-1)) * (sigma[..., 0] != 0)).to(features.dtype)
+
+
+def feature_norm(features: Tensor) -> Tensor:
+    """Mean L2 norm of the samples' features, mean_i ||phi(x_i)||_2: (*batch, samples, features) -> (*batch).
+    >>> feature_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    tensor(3.)
+    """
+    return _samples(features).norm(dim=-1).mean(-1)
+
+
+def weight_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
+    """Global L2 norm sqrt(sum_k ||w_k||^2) of tensors (*batch, ...) sharing `batch_dims` leading axes: (*batch).
+
+    Raises ValueError for an empty list or too few axes.
+    >>> weight_norm([torch.tensor([[3.0], [6.0]]), torch.tensor([4.0, 8.0])], batch_dims=1)
+    tensor([ 5., 10.])
+    """
+    tensors = [x.detach() for x in tensors]
+    if not tensors or min(x.ndim for x in tensors) < batch_dims:
+        raise ValueError(f"expected at least one tensor, each with {batch_dims} leading batch axes")
+    return torch.stack([x.reshape(*x.shape[:batch_dims], -1).norm(dim=-1) for x in tensors]).norm(dim=0)
+
+
+def gradient_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
+    """Global L2 norm of the `.grad` of parameters (*batch, ...): (*batch). Call it before clipping.
+
+    Parameters without a gradient are left out; ValueError if none has one (gradient tensors: use weight_norm).
+    >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
+    >>> w.square().sum().backward()
+    >>> gradient_norm([w])
+    tensor(10.)
+    """
+    gradients = [x.grad for x in tensors if x.grad is not None]
+    if not gradients:
+        raise ValueError("no tensor has a .grad: call after backward(), or give gradient tensors to weight_norm")
+    return weight_norm(gradients, batch_dims)
+
+
+def discounted_returns(
+    rewards: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    gamma: float,
+    *,
+    log_probs: Tensor | None = None,
+    alpha: float | Tensor | None = None,
+    bootstrap_values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Discounted (soft) Monte-Carlo returns of episodes laid end to end, and the weight of what a cut leaves out.
+
+    G_t = r_t + gamma (1 - termination_t) (G_{t+1} - alpha log pi(a_{t+1} | s_{t+1})): the entropy of later actions
+    counts, that of a_t does not, as in SAC's Q and REDQ's bias_utils.py. At a cut (a truncation, or the last step; a
+    termination there wins) the last bracket is bootstrap_values_t, the soft value of the true next state, or 0 without
+    them. All tensors (*batch, time), alpha a number or (*batch). Returns (returns, tail_weight), (*batch, time):
+    tail_weight = gamma^(steps to the cut) is the factor on the missing tail, 0 where none is missing. Unequal shapes,
+    and log_probs without alpha, raise ValueError.
+    >>> discounted_returns(torch.ones(3), torch.tensor([0, 1, 0]), torch.zeros(3), gamma=0.5)
+    (tensor([1.5000, 1.0000, 1.0000]), tensor([0.0000, 0.0000, 0.5000]))
+    """
+    for x in (terminations, truncations, log_probs, bootstrap_values):
+        if x is not None and x.shape != rewards.shape:
+            raise ValueError(f"all must be (*batch, time) like rewards {tuple(rewards.shape)}, got {tuple(x.shape)}")
+    if (log_probs is None) != (alpha is None):
+        raise ValueError("log_probs and alpha belong together: give both or neither")
+    r, terminated, cut = rewards.detach().double(), terminations.bool(), truncations.bool().clone()
+    cut[..., -1:] = True
+    entropy, tail = torch.zeros_like(r), torch.zeros_like(r) if bootstrap_values is None else bootstrap_values.double()
+    if log_probs is not None:
+        entropy = -torch.as_tensor(alpha, device=r.device).detach().double().unsqueeze(-1) * log_probs.detach()
+    returns, tail_weight = torch.empty_like(r), torch.empty_like(r)
+    g = w = r.new_zeros(r.shape[:-1])
+    for t in range(r.shape[-1] - 1, -1, -1):
+        g = torch.where(cut[..., t], tail[..., t].detach(), g)
+        w = torch.where(cut[..., t], float(bootstrap_values is None), w)
+        g = r[..., t] + gamma * torch.where(terminated[..., t], 0.0, g)
+        w = gamma * torch.where(terminated[..., t], 0.0, w)
+        returns[..., t], tail_weight[..., t] = g, w
+        g = g + entropy[..., t]  # the step before sees G_t - alpha log pi(a_t | s_t)
+    return returns.to(rewards.dtype), tail_weight.to(rewards.dtype)
+
+
+def q_overestimation(
+    q: Tensor,
+    rewards: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    gamma: float,
+    *,
+    log_probs: Tensor | None = None,
+    alpha: float | Tensor | None = None,
+    bootstrap_values: Tensor | None = None,
+    tail_tolerance: float = 0.05,
+    floor: float = 10.0,
+) -> dict[str, Tensor | bool]:
+    """Overestimation Q(s_t, a_t) - G_t on fresh episodes of the stochastic policy (REDQ, bias_utils.py).
+
+    q: (*batch, time), the estimate under study for the actions taken; the rest is for discounted_returns. A state is
+    kept if its tail_weight <= tail_tolerance: at gamma 0.99 the last 298 steps before a cut go, 702 of 1,000 stay, and
+    of 200 none (0.99^200 = 0.13): pass bootstrap_values there, with which all are kept. Returns a dict. Per state,
+    (*batch, time): errors, returns, kept. Over the kept states, (*batch): mean and std (ddof 0) of the errors, in
+    units of return, normalised = mean of error / max(|G|, floor) state by state as REDQ does, num_kept; NaN if none is
+    kept. And bootstrapped: True, or False where states with a cut tail were left out. Unequal shapes raise ValueError.
+    >>> end = torch.tensor([False, True])
+    >>> q_overestimation(torch.tensor([2.5, 2.0]), torch.ones(2), end, torch.zeros(2), gamma=0.5)["mean"]
+    tensor(1.)
+    """
+    if q.shape != rewards.shape:
+        raise ValueError(f"q must have the shape of rewards {tuple(rewards.shape)}, got {tuple(q.shape)}")
+    extras = {"log_probs": log_probs, "alpha": alpha, "bootstrap_values": bootstrap_values}
+    returns, tail_weight = discounted_returns(rewards, terminations, truncations, gamma, **extras)
+    kept, errors = tail_weight <= tail_tolerance, q.detach() - returns
+    num_kept = kept.sum(-1)
+    normalised = errors / returns.abs().clamp_min(floor)
+    mean, normalised = (torch.where(kept, x, 0.0).sum(-1) / num_kept for x in (errors, normalised))
+    std = (torch.where(kept, errors - mean.unsqueeze(-1), 0.0).square().sum(-1) / num_kept).sqrt()
+    values = {"errors": errors, "returns": returns, "kept": kept, "mean": mean, "std": std, "normalised": normalised}
+    return values | {"num_kept": num_kept, "bootstrapped": bootstrap_values is not None}
+
+
+def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tensor:
+    """Quantiles over samples and neurons, interpolated linearly: (*batch, samples, neurons) -> (*batch, len(q)).
+
+    By sorting, so without torch.quantile's limit of 2^24 elements. NaN gives NaN; q outside [0, 1] raises ValueError.
+    >>> preactivation_quantiles(torch.arange(5.0).unsqueeze(-1), (0.5, 0.625))
+    tensor([2.0000, 2.5000])
+    """
+    if not all(0 <= x <= 1 for x in q):
+        raise ValueError(f"quantiles must lie in [0, 1], got {q}")
+    ordered = _samples(z).flatten(-2).sort(-1).values
+    position = torch.tensor(q, dtype=torch.float64, device=z.device) * (ordered.shape[-1] - 1)
+    low, high = (ordered[..., i.long()].double() for i in (position.floor(), position.ceil()))
+    return torch.where(ordered[..., -1:].isnan(), math.nan, torch.lerp(low, high, position.frac())).to(z.dtype)
+
+
+def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> tuple[Tensor, Tensor]:
+    """Histogram over samples and neurons, as numpy's: (*batch, samples, neurons) -> counts (*batch, bins), edges.
+
+    Edges (*batch, bins + 1) span `limits`, or the finite values. Values outside and NaN are not counted.
+    >>> histogram(torch.tensor([[0.0, 1.0], [1.0, 4.0]]), bins=2)
+    (tensor([3, 1]), tensor([0., 2., 4.]))
+    """
+    x = _samples(z).flatten(-2)
+    low = torch.where(x.isfinite(), x, math.inf).amin(-1, keepdim=True)
+    high = torch.where(x.isfinite(), x, -math.inf).amax(-1, keepdim=True)
+    low, high = low - 0.5 * (low == high), high + 0.5 * (low == high)
+    if limits is not None:
+        low, high = (torch.full_like(low, v) for v in limits)
+    edges = torch.lerp(low, high, torch.linspace(0, 1, bins + 1, dtype=x.dtype, device=x.device))
+    index = torch.searchsorted(edges[..., 1:-1].contiguous(), x, right=True)
+    inside = (x >= low) & (x <= high)
+    counts = torch.zeros(*x.shape[:-1], bins, dtype=torch.int64, device=x.device)
+    return counts.scatter_add_(-1, index, inside.long()), edges
+
+
+def rational_health(
+    numerator: Tensor, denominator: Tensor, c: Tensor | None, q_x: Tensor, f_x: Tensor, batch_dims: int = 0
+) -> dict[str, Tensor]:
+    """Failure signatures of a rational f = P/Q: largest |a_i|, |b_j| and |f(x)|, smallest Q(x) and c (None: no key).
+
+    numerator, denominator (*batch, coefficients), c (*batch, ...), q_x and f_x (*batch, ...) on a batch: (*batch)
+    each.
+    >>> rational_health(torch.tensor([1.0, -3.0]), torch.tensor([0.5]), None, torch.ones(4), torch.zeros(4))
+    {'a_max': tensor(3.), 'b_max': tensor(0.5000), 'f_max': tensor(0.), 'q_min': tensor(1.)}
+    """
+    values = {"a_max": numerator, "b_max": denominator, "f_max": f_x, "q_min": q_x, "c_min": c}
+    flat = {k: x.detach().reshape(*x.shape[:batch_dims], -1) for k, x in values.items() if x is not None}
+    return {k: x.abs().amax(-1) if k.endswith("max") else x.amin(-1) for k, x in flat.items()}
+
+
+@dataclass
+class LayerRecord:
+    """A hidden layer's last forward pass, detached: input and output of each branch's activation, and its output."""
+
+    pre_activations: list[Tensor] = field(default_factory=list)
+    branch_outputs: list[Tensor] = field(default_factory=list)
+    output: Tensor | None = None
+
+
+@contextmanager
+def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
+    """Yields name -> LayerRecord of every submodule with `branches`, filled by each forward pass inside the `with`.
+
+    Hooks sit on the activation modules and are removed on exit, on exceptions too; mode, parameters and RNG stay as
+    they are. A module shared by layers or branches is recorded where it is called. Call the eager module, not a
+    compiled one. Raises ValueError without any such layer, RuntimeError if a layer bypasses the activation of a
+    branch.
+    >>> with record_layers(network) as records:  # doctest: +SKIP
+    ...     network(obs)
+    """
+    layers = {name: module for name, module in network.named_modules() if hasattr(module, "branches")}
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no submodule with `branches`")
+    records: dict[str, LayerRecord] = {}
+    running = LayerRecord()  # the layer under way
+
+    def start(module, args):
+        nonlocal running
+        running = LayerRecord()
+
+    def activation(module, args, output):
+        running.pre_activations.append(args[0].detach())
+        running.branch_outputs.append(output.detach())
+
+    def finish(module, output, name):
+        if len(running.pre_activations) != len(module.branches):
+            raise RuntimeError(f"layer {name!r} must call the activation of each of its branches once per forward")
+        running.output = output.detach()
+        records[name] = running
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_pre_hook(start).remove)
+            hooks.callback(layer.register_forward_hook(lambda m, _, output, name=name: finish(m, output, name)).remove)
+        for module in {branch.activation for layer in layers.values() for branch in layer.branches}:
+            hooks.callback(module.register_forward_hook(activation).remove)
+        yield records
+
+
+def layer_metrics(
+    record: LayerRecord, batch_dims: int = 0, generator: Generator = None, max_samples: int = 2_048
+) -> dict[str, Tensor]:
+    """Metrics of one recorded layer, name -> (*batch), with the default omega, tau and delta.
+
+    dead_share (KDE), dormant_share, dormant_share_centred, srank, feature_norm, preact_q01 .. preact_q99 (branches
+    pooled) and, of several branches, branch0_dead_share ... Tensors (*batch, samples, neurons), or (*batch, samples,
+    C, H, W), where neurons are channels (channel_samples). Beyond max_samples a random subset, the same for the whole
+    batch.
+    >>> z = torch.linspace(-3, 3, 100).unsqueeze(-1)
+    >>> layer_metrics(LayerRecord([z], [z.tanh()], z.tanh()))["dead_share"]
+    tensor(0.)
+    """
+    device = record.output.device
+    generator = torch.Generator(device).manual_seed(0) if generator is None else generator
+
+    def subset(x: Tensor) -> Tensor:
+        x = channel_samples(x, batch_dims)
+        chosen = torch.randperm(x.shape[-2], generator=generator, device=device)[:max_samples]
+        return x if x.shape[-2] <= max_samples else x.index_select(-2, chosen)
+
+    output, inputs = subset(record.output), torch.cat([subset(x) for x in record.pre_activations], dim=-1)
+    quantiles = preactivation_quantiles(inputs)
+    masks = {
+        "dead_share": dead_neurons_kde(output, generator=generator)[0],
+        "dormant_share": dormant_neurons(output)[0],
+        "dormant_share_centred": dormant_neurons(output, subtract_mean=True)[0],
+    }
+    for i, branch in enumerate(record.branch_outputs if len(record.branch_outputs) > 1 else []):
+        masks[f"branch{i}_dead_share"] = dead_neurons_kde(subset(branch), generator=generator)[0]
+    values = {name: mask.to(output.dtype).mean(-1) for name, mask in masks.items()}
+    values |= {"srank": effective_rank(output), "feature_norm": feature_norm(output)}
+    return values | {f"preact_q{round(100 * q):02d}": quantiles[..., i] for i, q in enumerate(QUANTILES)}
