@@ -1,0 +1,469 @@
+"""Activation functions, the rational family and the Hadamard combinators, for layers with leading batch axes.
+
+An expression such as `tanh*tanh` or `identity*silu` names a hidden layer: its branches (each with its own weights,
+bias, norm and coefficients) are multiplied (`*`, the Hadamard representation) or added (`+`, which binds weaker).
+
+    layer = dense(17, 256, "crational", seeds=1)                # one network:   (batch, 17) -> (batch, 256)
+    layer = dense(17, 256, "tanh_hr", seeds=[1, 2, 3])          # three seeds:   (3, batch, 17) -> (3, batch, 256)
+    layer = conv(4, 32, 8, "crelu", stride=4, seeds=1)          # images: (batch, 4, 84, 84) -> (batch, 64, 20, 20)
+
+`layer.width` is the number of outputs (crelu doubles it). `seeds` fixes the initial weights and, by its shape, the
+leading batch axes: parameters of shape `np.shape(seeds) + (...)`. Nothing here draws from the global generators, and
+branch k of a layer starts from the same weights whatever the activation is.
+
+To add an activation, add one entry to ACTIVATIONS.
+Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv 2406.09079 (Hadamard representations).
+"""
+
+import difflib
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from scipy.optimize import least_squares
+
+MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; one more power of a large coefficient would not be safe
+
+
+# ---- the rational family ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RationalConfig:
+    """Options of `rational` and `crational`; flags read --rational.*"""
+
+    numerator_degree: int = 3
+    """n, the degree of P (CR's example)"""
+    denominator_degree: int = 2
+    """m, the degree of Q (CR's example)"""
+    form: Literal["A", "B"] = "A"
+    """A: Q = 1 + sum |b_j x^j|; B: Q = 1 + |sum b_j x^j| (Molina et al. 2020)"""
+    constraint_power: int = 4
+    """d of crational's |x/c|^d; must exceed n so that f decays"""
+    constraint_scale: float = 5.0
+    """c of crational's |x/c|^d at the start; the fit does not identify it (least squares drives it to infinity)"""
+    train_constraint_scale: bool = True
+    """c is trained (as its logarithm, so that it stays positive)"""
+    remove_constraint: bool = False
+    """ablation: crational without |x/c|^d (a_0 stays removed)"""
+    fit_target: str = "leaky_relu"
+    """base activation that the initial coefficients are fitted to by least squares"""
+    fit_range: tuple[float, float] = (-5.0, 5.0)
+    """interval of that fit"""
+    init_scale: float = 1.0
+    """multiplies the fitted a and b (the low/high initialisation study of CR)"""
+    learning_rate: float | None = None
+    """step size of the coefficients; None = that of the network"""
+    coefficient_weight_decay: float = 0.0
+    """decoupled weight decay per unit step size, on the coefficients only (CR)"""
+    share_across_layers: bool = False
+    """one coefficient set for all layers of a network (the recurrent rational of Delfosse et al. 2021)"""
+
+    def __post_init__(self):
+        low, high = self.fit_range
+        problem = None
+        if not 1 <= self.numerator_degree < MAX_POWER:
+            problem = f"numerator-degree {self.numerator_degree}: must lie in 1..{MAX_POWER - 1}"
+        elif not 1 <= self.denominator_degree <= MAX_POWER:
+            problem = f"denominator-degree {self.denominator_degree}: must lie in 1..{MAX_POWER}"
+        elif not self.numerator_degree < self.constraint_power <= MAX_POWER:
+            problem = (
+                f"constraint-power {self.constraint_power}: must exceed numerator-degree {self.numerator_degree}"
+                f" and be at most {MAX_POWER}"
+            )
+        elif self.form not in ("A", "B"):
+            problem = f"form {self.form!r}: must be A or B"
+        elif not (math.isfinite(self.constraint_scale) and self.constraint_scale > 0):
+            problem = f"constraint-scale {self.constraint_scale}: must be a positive number"
+        elif not (math.isfinite(low) and math.isfinite(high) and low < high):
+            problem = f"fit-range {low} {high}: must be two finite numbers, the smaller first"
+        elif not math.isfinite(self.init_scale):
+            problem = f"init-scale {self.init_scale}: must be finite"
+        elif self.learning_rate is not None and not self.learning_rate >= 0:
+            problem = f"learning-rate {self.learning_rate}: must be 0 (frozen) or positive"
+        elif not (math.isfinite(self.coefficient_weight_decay) and self.coefficient_weight_decay >= 0):
+            problem = f"coefficient-weight-decay {self.coefficient_weight_decay}: must be 0 (off) or positive"
+        elif self.fit_target not in FIT_TARGETS:
+            problem = f"fit-target {self.fit_target!r}: {_nearest(self.fit_target, FIT_TARGETS)}"
+        if problem:
+            raise ValueError(f"--rational.{problem}")
+
+
+def _abs_powers(x: torch.Tensor, highest: int) -> list[torch.Tensor]:
+    """[unused, |x|, x^2, |x|^3, ...]; even powers come from x * x, which is smooth at 0."""
+    powers = [None, x.abs(), x * x]
+    while len(powers) <= highest:
+        powers.append(powers[-2] * powers[2])
+    return powers
+
+
+@functools.lru_cache(maxsize=256)
+def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Least-squares coefficients (a, b) of the rational that approximates config.fit_target on config.fit_range.
+
+    Levenberg-Marquardt on 2,001 even points from a start of ones, in float64; c stays at config.constraint_scale.
+    a holds a_0..a_n (a_1..a_n if constrained). The solution is cached per setting. Raises ValueError where the fit
+    finds no finite optimum.
+    """
+    x = np.linspace(*config.fit_range, 2001)
+    target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
+    first = 1 if constrained else 0
+    num_a = config.numerator_degree + 1 - first
+    scale = config.constraint_scale**-config.constraint_power
+    powers = x[:, None] ** np.arange(config.numerator_degree + 1)
+    b_powers = x[:, None] ** np.arange(1, config.denominator_degree + 1)
+    tail = np.abs(x) ** config.constraint_power * scale if constrained and not config.remove_constraint else 0.0
+
+    def residual(coefficients):
+        a, b = coefficients[:num_a], coefficients[num_a:]
+        q = np.abs(b_powers * b).sum(-1) if config.form == "A" else np.abs(b_powers @ b)
+        return powers[:, first:] @ a / (1 + q + tail) - target
+
+    fit = least_squares(residual, np.ones(num_a + config.denominator_degree), method="lm", max_nfev=20_000)
+    if not np.isfinite(fit.x).all():
+        raise ValueError(f"--rational.fit-target {config.fit_target!r}: no finite fit on {config.fit_range}")
+    return tuple(fit.x[:num_a].tolist()), tuple(fit.x[num_a:].tolist())
+
+
+class Rational(nn.Module):
+    """f(x) = P(x) / Q(x), trainable; one coefficient set per module and per leading batch index.
+
+    rational  (OR): P = sum_{i=0..n} a_i x^i; form A: Q = 1 + sum_{j=1..m} |b_j x^j|; B: Q = 1 + |sum_{j=1..m} b_j x^j|.
+    crational (CR): P without a_0, so f(0) = 0; Q gains |x/c|^d with d > n, so f -> 0 as |x| -> inf.
+    Sources: Molina et al. 2020 (safe Pade units), CR (the constraint). Shapes: numerator (*batch, n + 1, or n if
+    constrained), denominator (*batch, m), log_scale (*batch,) = log c; x: (*batch, ..., features), any further axes.
+
+    >>> f = Rational(RationalConfig(), constrained=True)
+    >>> f(torch.tensor([0.0, 1e4])).abs().max().item() < 0.01
+    True
+    """
+
+    def __init__(self, config: RationalConfig, constrained: bool, batch_shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.config, self.constrained, self.batch_shape = config, constrained, batch_shape
+        self.has_constraint = constrained and not config.remove_constraint
+        a, b = (config.init_scale * torch.tensor(t) for t in fit_rational(config, constrained))
+        self.numerator = nn.Parameter(a.expand(*batch_shape, -1).clone())
+        self.denominator = nn.Parameter(b.expand(*batch_shape, -1).clone())
+        if self.has_constraint:
+            log_scale = torch.full(batch_shape, math.log(config.constraint_scale))
+            self.log_scale = nn.Parameter(log_scale, requires_grad=config.train_constraint_scale)
+
+    def scale(self) -> torch.Tensor | None:
+        """c, shape (*batch,); None without a constraint."""
+        return self.log_scale.exp() if self.has_constraint else None
+
+    def numerator_and_denominator(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(P(x), Q(x)), each of the shape of x."""
+        ones = (1,) * (x.dim() - len(self.batch_shape))
+        a = [t.reshape(t.shape + ones) for t in self.numerator.unbind(-1)]
+        b = [t.reshape(t.shape + ones) for t in self.denominator.unbind(-1)]
+        p = functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(a))  # Horner
+        powers = _abs_powers(x, max(self.config.constraint_power, len(b)))
+        if self.config.form == "A":
+            q = 1 + sum(t.abs() * powers[j] for j, t in enumerate(b, start=1))
+        else:
+            q = 1 + (x * functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(b))).abs()
+        if self.has_constraint:
+            weight = torch.exp(-self.config.constraint_power * self.log_scale)  # c^-d
+            q = q + weight.reshape(weight.shape + ones) * powers[self.config.constraint_power]
+        return (x * p if self.constrained else p), q
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        p, q = self.numerator_and_denominator(x)
+        return p / q
+
+    def extra_repr(self) -> str:
+        return f"constrained={self.constrained}, batch_shape={self.batch_shape}, form={self.config.form}"
+
+
+# ---- the registry: to add an activation, add an entry -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One base activation: an element-wise `function`, or `build(batch_shape, rational_config)` -> nn.Module where it
+    has parameters of its own. `width` is the number of outputs per input along the feature axis."""
+
+    formula: str
+    source: str
+    function: Callable[[torch.Tensor], torch.Tensor] | None = None
+    build: Callable[[tuple[int, ...], RationalConfig], nn.Module] | None = None
+    width: int = 1
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation("x", "-", lambda x: x),
+    "relu": Activation("max(x, 0)", "Nair & Hinton 2010", F.relu),
+    "leaky_relu": Activation("max(x, 0.01 x)", "Maas et al. 2013", F.leaky_relu),
+    "elu": Activation("x if x > 0 else e^x - 1", "Clevert et al. 2016", F.elu),
+    "selu": Activation("1.0507 (x if x > 0 else 1.6733 (e^x - 1))", "Klambauer et al. 2017", F.selu),
+    "gelu": Activation("x Phi(x), Phi the normal cdf", "Hendrycks & Gimpel 2016", F.gelu),
+    "silu": Activation("x sigmoid(x)", "Elfwing et al. 2018", F.silu),
+    "mish": Activation("x tanh(log(1 + e^x))", "Misra 2019", F.mish),
+    "softplus": Activation("log(1 + e^x)", "Dugas et al. 2001", F.softplus),
+    "tanh": Activation("tanh(x)", "-", torch.tanh),
+    "sigmoid": Activation("1 / (1 + e^-x)", "-", torch.sigmoid),
+    "crelu": Activation("[max(x, 0), max(-x, 0)]", "Shang et al. 2016; Abbas et al. 2023", None, None, width=2),
+    "rational": Activation(
+        "P(x) / Q(x), P of degree 3, Q = 1 + |b1 x| + |b2 x^2|",
+        "Molina et al. 2020; Delfosse et al. 2021",
+        build=lambda batch_shape, config: Rational(config, False, batch_shape),
+    ),
+    "crational": Activation(
+        "x (a1 + a2 x + a3 x^2) / (1 + |b1 x| + |b2 x^2| + |x/c|^4)",
+        "CR (Surdej et al. 2025)",
+        build=lambda batch_shape, config: Rational(config, True, batch_shape),
+    ),
+}
+ALIASES = {"tanh_2hr": "tanh*tanh*tanh", "tanh_add": "tanh+tanh"}  # and NAME_hr = NAME*NAME for every base name
+FIT_TARGETS = tuple(name for name, entry in ACTIVATIONS.items() if entry.function is not None)
+
+
+def _nearest(name: str, names) -> str:
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{hint}choose from {' '.join(names)}"
+
+
+def parse(expression: str) -> list[list[str]]:
+    """A sum of products of base names: "tanh_hr" -> [["tanh", "tanh"]], "tanh+relu_hr" -> [["tanh"], ["relu", "relu"]].
+
+    Raises ValueError, with the nearest names and the whole list, where a name is unknown.
+    """
+    names = [*ACTIVATIONS, *ALIASES, "NAME_hr"]
+
+    def expand(name):
+        if name in ACTIVATIONS:
+            return name
+        if name in ALIASES:
+            return ALIASES[name]
+        if name.endswith("_hr") and name[:-3] in ACTIVATIONS:
+            return f"{name[:-3]}*{name[:-3]}"
+        known = [*names[:-1], *(f"{base}_hr" for base in ACTIVATIONS)]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(f"--activation {expression!r}: unknown name {name!r}; {hint}choose from {' '.join(names)}")
+
+    expanded = "+".join("*".join(expand(f.strip()) for f in term.split("*")) for term in expression.split("+"))
+    terms = [term.split("*") for term in expanded.split("+")]
+    if len({ACTIVATIONS[name].width for term in terms for name in term}) > 1:
+        raise ValueError(f"--activation {expression!r}: crelu doubles the width, so it combines only with crelu")
+    return terms
+
+
+class Elementwise(nn.Module):
+    """A parameter-free activation as a module, so that hooks see its input and its output."""
+
+    def __init__(self, name: str, feature_axis: int):
+        super().__init__()
+        self.name, self.feature_axis = name, feature_axis
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.name == "crelu":
+            return torch.cat([F.relu(x), F.relu(-x)], self.feature_axis)
+        return ACTIVATIONS[self.name].function(x)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+def make_activation(name: str, rational: RationalConfig | None = None, batch_shape=(), feature_axis=-1) -> nn.Module:
+    """One new module for one base name (no `*` or `+`). Raises ValueError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"--activation {name!r}: {_nearest(name, ACTIVATIONS)}")
+    build = ACTIVATIONS[name].build
+    return build(tuple(batch_shape), rational or RationalConfig()) if build else Elementwise(name, feature_axis)
+
+
+# ---- layers --------------------------------------------------------------------------------------------------------
+
+
+def orthogonal(gain: float = math.sqrt(2)) -> Callable:
+    """Initialiser of one weight matrix or kernel from a generator; the gain is the same for every activation."""
+    return lambda weight, generator: nn.init.orthogonal_(weight, gain, generator=generator)
+
+
+def _initialise(shape: tuple[int, ...], seeds, branch: int, init: Callable) -> nn.Parameter:
+    """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed and branch."""
+    seeds = np.asarray(seeds)
+    weights = []
+    for seed in seeds.ravel():
+        entropy = np.random.SeedSequence([int(seed), branch]).generate_state(1, np.uint64)[0]
+        weight = torch.empty(shape)
+        init(weight, torch.Generator().manual_seed(int(entropy)))
+        weights.append(weight)
+    return torch.stack(weights).reshape(*seeds.shape, *shape)
+
+
+class Linear(nn.Module):
+    """x W + b with leading batch axes: x (*batch, n, in_features), weight (*batch, in, out), bias (*batch, out)."""
+
+    def __init__(self, in_features: int, out_features: int, *, seeds=0, branch: int = 0, init: Callable | None = None):
+        super().__init__()
+        weight = _initialise((out_features, in_features), seeds, branch, init or orthogonal())
+        self.weight = nn.Parameter(weight.transpose(-1, -2).contiguous())
+        self.bias = nn.Parameter(torch.zeros(*np.shape(seeds), out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # matmul and a separate sum: the sum fuses into the activation, which baddbmm would not allow
+        return torch.matmul(x, self.weight) + self.bias.unsqueeze(-2)
+
+
+class Conv2d(nn.Module):
+    """Convolution with leading batch axes: x (*batch, n, channels, height, width), weight (*batch, out, in, k, k)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, seeds=0, branch=0, init=None):
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(_initialise(shape, seeds, branch, init or orthogonal()))
+        self.bias = nn.Parameter(torch.zeros(*np.shape(seeds), out_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        convolve = functools.partial(F.conv2d, stride=self.stride, padding=self.padding)
+        for _ in range(self.bias.dim() - 1):
+            convolve = torch.vmap(convolve)
+        return convolve(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last `len(shape)` axes, or over the channels of each pixel (axes "channel").
+
+    Scale and bias have shape (*batch, *shape), eps 1e-5 (torch's default).
+    """
+
+    def __init__(self, shape: tuple[int, ...], batch_shape=(), per_pixel: bool = False):
+        super().__init__()
+        self.axes = (-3,) if per_pixel else tuple(range(-len(shape), 0))
+        self.per_pixel, self.num_batch = per_pixel, len(batch_shape)
+        self.weight = nn.Parameter(torch.ones(*batch_shape, *shape))
+        self.bias = nn.Parameter(torch.zeros(*batch_shape, *shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x, self.axes, correction=0, keepdim=True)
+        normalised = (x - mean) * torch.rsqrt(variance + 1e-5)
+        tail = (..., None, None) if self.per_pixel else (...,)
+        weight, bias = self.weight[tail].unsqueeze(self.num_batch), self.bias[tail].unsqueeze(self.num_batch)
+        return normalised * weight + bias
+
+
+class Branch(nn.Module):
+    """linear -> norm -> activation, the order of HR (norm, activation, then the product)."""
+
+    def __init__(self, linear: nn.Module, norm: nn.Module, activation: nn.Module):
+        super().__init__()
+        self.linear, self.norm, self.activation = linear, norm, activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.norm(self.linear(x)))
+
+
+class HiddenLayer(nn.Module):
+    """Sum of products of branches that see the same input (HR, eq. 3 and 4 for one product of two)."""
+
+    def __init__(self, branches: list[Branch], terms: list[list[str]], width: int):
+        super().__init__()
+        self.branches, self.term_sizes, self.width = nn.ModuleList(branches), [len(t) for t in terms], width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = iter([branch(x) for branch in self.branches])
+        products = [functools.reduce(torch.mul, [next(outputs) for _ in range(size)]) for size in self.term_sizes]
+        return functools.reduce(torch.add, products)
+
+
+def _hidden_layer(expression, make_linear, make_norm, out_width, seeds, rational, shared, feature_axis):
+    terms, branches = parse(expression), []
+    for k, name in enumerate(name for term in terms for name in term):
+        activation = None if shared is None else shared.get((k, name))
+        if activation is None:
+            activation = make_activation(name, rational, np.shape(seeds), feature_axis)
+            if shared is not None:
+                shared[k, name] = activation
+        branches.append(Branch(make_linear(k), make_norm(), activation))
+    return HiddenLayer(branches, terms, out_width * ACTIVATIONS[terms[0][0]].width)
+
+
+def dense(
+    in_features: int,
+    out_features: int,
+    activation: str,
+    *,
+    seeds=0,
+    layer_norm: bool = False,
+    rational: RationalConfig | None = None,
+    shared: dict | None = None,
+    init: Callable | None = None,
+) -> HiddenLayer:
+    """A hidden layer (*batch, n, in_features) -> (*batch, n, layer.width) with any activation expression.
+
+    seeds: int or nested sequence of ints; its shape is the batch shape. layer_norm: normalise each branch before its
+    activation. shared: a dict that the layers of one network pass on to share one coefficient set per branch.
+    init: see `orthogonal`. Raises ValueError for an unknown name.
+
+    >>> dense(3, 8, "crelu", seeds=[1, 2]).width
+    16
+    """
+    return _hidden_layer(
+        activation,
+        lambda k: Linear(in_features, out_features, seeds=seeds, branch=k, init=init),
+        lambda: LayerNorm((out_features,), np.shape(seeds)) if layer_norm else nn.Identity(),
+        out_features,
+        seeds,
+        rational,
+        shared,
+        feature_axis=-1,
+    )
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    activation: str,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    seeds=0,
+    layer_norm: Literal["none", "channel", "chw"] = "none",
+    out_size: tuple[int, int] | None = None,
+    rational: RationalConfig | None = None,
+    shared: dict | None = None,
+    init: Callable | None = None,
+) -> HiddenLayer:
+    """A convolution layer (*batch, n, in_channels, h, w) -> (*batch, n, layer.width, h', w'); see `dense`.
+
+    layer_norm: "channel" normalises over the channels of each pixel (flax), "chw" over channels, height and width with
+    one scale per element (CleanRL's PQN), which needs out_size = (h', w'). Raises ValueError without it.
+    """
+    if layer_norm == "chw" and out_size is None:
+        raise ValueError("conv: layer_norm 'chw' has a scale per element, so it needs out_size=(height, width)")
+    norms = {
+        "none": nn.Identity,
+        "channel": lambda: LayerNorm((out_channels,), np.shape(seeds), per_pixel=True),
+        "chw": lambda: LayerNorm((out_channels, *(out_size or ())), np.shape(seeds)),
+    }
+    if layer_norm not in norms:
+        raise ValueError(f"conv: layer_norm {layer_norm!r}: choose from {' '.join(norms)}")
+    return _hidden_layer(
+        activation,
+        lambda k: Conv2d(in_channels, out_channels, kernel_size, stride, padding, seeds=seeds, branch=k, init=init),
+        norms[layer_norm],
+        out_channels,
+        seeds,
+        rational,
+        shared,
+        feature_axis=-3,
+    )
+
+
+def coefficient_names(network: nn.Module) -> set[str]:
+    """Names, as in network.named_parameters(), of the parameters that belong to activations (not to weights)."""
+    prefixes = [name for name, module in network.named_modules() if name.endswith(".activation")]
+    return {n for n, _ in network.named_parameters() if any(n.startswith(p + ".") for p in prefixes)}
