@@ -1,0 +1,338 @@
+"""A run's identity, files, checkpoints and resume. `pytest -q tests/test_runlog.py` (about 20 s)."""
+
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from typing import Literal
+
+import pytest
+import torch
+
+import runlog
+from runlog import Run, UserError
+
+CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": (3, 2)}, "device": "cpu"}
+NAME = runlog.run_name("toy", "script", "relu", 1, runlog.config_hash(CONFIG, ["device"]))
+NEXT_TO = "checkpoint.prev.pt"
+
+
+def new_run(root, **kwargs):
+    return Run(root, NAME, kwargs.pop("config", CONFIG), exclude=["device"], **kwargs)
+
+
+def train(root, total=400, every=20, name=NAME, limit=None):
+    """A toy whose every row depends on its generator, on its parameter and on all transitions so far."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    run = Run(root, name, CONFIG, exclude=["device"]).open(tensorboard=False)
+    step, state, replay = run.load_checkpoint()
+    generator, weight = runlog.make_generator(1, "toy"), torch.zeros(3)
+    rows = torch.zeros(0, 3) if replay is None else replay["obs"]
+    if state is not None:
+        weight = state["weight"]
+        generator.set_state(state["generator"])
+    saved = len(rows)
+    while step < total:
+        step += 1
+        rows = torch.cat([rows, torch.randn(1, 3, generator=generator)])
+        weight = 0.9 * weight + rows[-50:].sum(0)
+        run.log(step, {"losses/a": weight[0], "charts/b": weight.norm().item(), "perf/sps": random.random()})
+        if step % 7 == 0:
+            run.log_histogram(step, "network/h", [step, 1], [0, 1, 2])
+        if step % every == 0:
+            state = {"weight": weight, "generator": generator.get_state(), "rng": 2**127 + 1}
+            run.save_checkpoint(step, state, {"obs": rows[saved:]}, keep_transitions=50)
+            rows = rows[-50:]
+            saved = len(rows)
+    run.finish()
+
+
+def in_child(function, *args):
+    child = multiprocessing.get_context("fork").Process(target=function, args=args)
+    child.start()
+    return child
+
+
+def content(root, name=NAME):
+    rows = [line.rsplit(",", 1)[0] for line in (root / name / "scalars.csv").read_text().splitlines()]
+    return rows, (root / name / "histograms.jsonl").read_text()
+
+
+def interrupted(tmp_path):
+    """A run with checkpoints at 40 and 20 and rows after them."""
+    run = new_run(tmp_path).open(tensorboard=False)
+    for step in range(1, 46):
+        run.log(step, {"a": step / 3})
+        if step % 20 == 0:
+            rows = {"obs": torch.arange(step - 20.0, step), "done": torch.zeros(20, 2, dtype=torch.bool)}
+            run.save_checkpoint(step, {"weight": torch.full((1000,), float(step)), "n": [step, None]}, rows)
+    run.close()
+    return new_run(tmp_path)
+
+
+def test_hash_and_name():
+    assert runlog.config_hash({"a": 1, "b": {"c": 2, "d": 3}}, []) == runlog.config_hash(
+        {"b": {"d": 3, "c": 2}, "a": 1}, []
+    )
+    digest = runlog.config_hash(CONFIG, ["device"])
+    assert len(digest) == 10 and digest == runlog.config_hash({**CONFIG, "device": "cuda"}, ["device"])
+    for other in ({"seed": 2}, {"rational": {"degrees": (3, 4)}}, {"new": None}, {"env_id": "toy2"}):
+        assert runlog.config_hash({**CONFIG, **other}, ["device"]) != digest
+    name = runlog.run_name("dm_control/cheetah-run-v0", "sac", "tanh*tanh", 3, "0123456789")
+    assert name == "dm_control-cheetah-run-v0__sac__tanhxtanh__s3__0123456789"
+    assert len(runlog.run_name("../a b\n" * 99, "sac", "relu+__relu", 3, "f").split("__")) == 5
+
+
+def test_seeds_are_pinned_and_distinct():
+    assert runlog.derive_seed(1, "episode", 12) == 7754415897526863803
+    seeds = {
+        runlog.derive_seed(s, *k) for s in range(9) for k in ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
+    }
+    assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
+    draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_lock_dies_with_its_process(tmp_path):
+    def hold():
+        new_run(tmp_path).open(tensorboard=False)
+        time.sleep(60)
+
+    child = in_child(hold)
+    while not list(tmp_path.glob("*/meta.json")):
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=f"{NAME} is in use by process {child.pid}"):
+        new_run(tmp_path).open()
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert new_run(tmp_path).status() == "interrupted"
+    new_run(tmp_path).open(tensorboard=False).close()
+
+
+def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
+    values = [0.1, 1 / 3, 1e-300, float("inf"), float("nan"), -0.0, 5]
+    run = new_run(tmp_path).open(tensorboard=False)
+    for step, value in enumerate(values):
+        run.log(step, {"a/b": torch.tensor(value, dtype=torch.float64), "perf/x": 1.0})
+    run.save_checkpoint(6, {})
+    run.log(7, {"late": 1.0})
+    run.close()
+    assert "late" in (run.folder / "scalars.csv").read_text()
+    run = new_run(tmp_path).open(tensorboard=False)
+    with pytest.raises(RuntimeError, match="load_checkpoint"):
+        run.log(7, {"a": 0.0})
+    run.load_checkpoint()
+    run.close()
+    header, *rows = (run.folder / "scalars.csv").read_text().splitlines()
+    assert header == "step,key,value,wall_time"
+    assert [row.split(",")[:2] for row in rows] == [[str(i), "a/b"] for i in range(7)]
+    assert [repr(float(row.split(",")[2])) for row in rows] == [repr(float(value)) for value in values]
+    assert (run.folder / "perf.csv").read_text().count("perf/x") == 7
+    times = [float(row.split(",")[3]) for row in rows]
+    assert times == sorted(times)
+
+
+def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
+    train(tmp_path / "calm", 1500, 5)
+    rng, kills = random.Random(0), 0
+    for _ in range(200):
+        child = in_child(train, tmp_path / "killed", 1500, 5)
+        child.join(rng.uniform(0.02, 0.15))
+        if child.exitcode is not None:
+            break
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        kills += 1
+    assert child.exitcode == 0 and kills >= 8, (child.exitcode, kills)
+    assert content(tmp_path / "killed") == content(tmp_path / "calm")
+    assert new_run(tmp_path / "killed").status() == "finished"
+    meta = json.loads((tmp_path / "killed" / NAME / "meta.json").read_text())
+    assert len(meta["sessions"]) > 1 and meta["versions"]["torch"] == torch.__version__ and meta["peak_memory_mb"] > 10
+
+
+def test_replay_files_hold_only_what_is_new_and_old_ones_go(tmp_path):
+    train(tmp_path)
+    run = new_run(tmp_path)
+    assert run.checkpoint_steps() == [400, 380]
+    names = sorted(path.name for path in (run.folder / "replay").iterdir())
+    assert names == [f"{a:010d}-{a + 20:010d}.pt" for a in (320, 340, 360, 380)]
+    step, state, replay = run.load_checkpoint(380)  # not open: nothing changes
+    assert (step, len(replay["obs"]), state["rng"]) == (380, 50, 2**127 + 1) and run.checkpoint_steps() == [400, 380]
+    assert torch.equal(replay["obs"][20:], run.load_checkpoint()[2]["obs"][:30])
+    run.drop_transitions()
+    assert run.load_checkpoint()[::2] == (400, None)
+
+
+def test_a_view_is_saved_without_its_base(tmp_path):
+    run = new_run(tmp_path).open(tensorboard=False)
+    run.save_checkpoint(1, {"one_seed": torch.zeros(1000, 1000)[3]}, {"obs": torch.zeros(1_000_000)[:5]})
+    assert (run.folder / "checkpoint.pt").stat().st_size < 20_000
+    with pytest.raises(TypeError, match=r"state\['x'\]\[0\] is a set"):
+        run.save_checkpoint(2, {"x": [set()]})
+    run.close()
+
+
+def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
+    run = interrupted(tmp_path)
+    path, rng = run.folder / "checkpoint.pt", random.Random(1)
+    good, found = path.read_bytes(), 0
+    for _ in range(60):
+        position = rng.randrange(len(good))
+        path.write_bytes(good[:position] + bytes([good[position] ^ (1 << rng.randrange(8))]) + good[position + 1 :])
+        step, state, replay = new_run(tmp_path).load_checkpoint()
+        found += step == 20
+        assert torch.equal(state["weight"], torch.full((1000,), float(step))) and state["n"] == [step, None]
+        assert torch.equal(replay["obs"], torch.arange(float(step)))
+    assert found > 30 and "warning: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "chunk missing", "chunk damaged", "short scalars"])
+def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
+    run = interrupted(tmp_path)
+    target = run.folder / ("replay/0000000020-0000000040.pt" if "chunk" in damage else "checkpoint.pt")
+    if damage == "chunk missing":
+        target.unlink()
+    elif damage == "short scalars":
+        os.truncate(run.folder / "scalars.csv", 700)
+    else:
+        os.truncate(target, 0 if damage == "empty" else target.stat().st_size // 2)
+    run.open(tensorboard=False)
+    assert run.load_checkpoint()[0] == 20
+    run.close()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("warning: ") and "using checkpoint.prev.pt, step 20" in err
+    assert content(tmp_path)[0][-1] == f"20,a,{20 / 3!r}" and new_run(tmp_path).checkpoint_steps() == [20]
+
+
+def test_both_damaged_or_of_another_configuration(tmp_path):
+    run = interrupted(tmp_path)
+    other = Run(tmp_path, NAME, {**CONFIG, "seed": 2}, exclude=["device"])
+    with pytest.raises(UserError, match="another configuration"):
+        other.load_checkpoint()
+    with pytest.raises(UserError, match=r"another configuration \(seed: 1 there, 2 here\).*--fresh"):
+        other.open()
+    with pytest.raises(UserError, match="no good checkpoint at step 30"):
+        run.load_checkpoint(30)
+    before = (run.folder / "scalars.csv").read_bytes()
+    for name in ("checkpoint.pt", NEXT_TO):
+        os.truncate(run.folder / name, 100)
+    with pytest.raises(UserError, match=r"checkpoint\.pt.*checkpoint\.prev\.pt.*--fresh"):
+        new_run(tmp_path).load_checkpoint()
+    assert (run.folder / "scalars.csv").read_bytes() == before
+    with pytest.raises(UserError, match="no usable"):
+        runlog.group_by_step([new_run(tmp_path)])
+
+
+def test_status_finish_fail_fresh(tmp_path):
+    run = new_run(tmp_path)
+    assert run.status() == "new" and not run.folder.exists()
+    run.open(tensorboard=False).fail("boom")
+    assert new_run(tmp_path).status() == "interrupted"
+    run = new_run(tmp_path, config={**CONFIG, "device": "cuda"}).open(tensorboard=False)  # device is no identity
+    run.log(5, {"a": 1.0})
+    run.finish("diverged", step=5)
+    meta = json.loads((run.folder / "meta.json").read_text())
+    assert run.status() == "diverged" and meta["step"] == 5 and len(meta["sessions"]) == 2
+    with pytest.raises(UserError, match="diverged already"):
+        new_run(tmp_path).open()
+    assert new_run(tmp_path, fresh=True).status() == "new"
+    (run.folder / "plots").mkdir()
+    run = new_run(tmp_path, fresh=True).open(tensorboard=False)
+    run.close()
+    assert run.status() == "interrupted" and not (run.folder / "plots").exists()
+    assert (run.folder / "scalars.csv").read_text() == "step,key,value,wall_time\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        new_run(tmp_path / "file").open()
+
+
+@pytest.mark.parametrize("limit", [400, 3_000, 5_000, 8_000])  # bytes: meta.json, then rows, then a checkpoint
+def test_full_disk_is_one_line_and_the_run_resumes(tmp_path, limit):
+    code = f"import sys; sys.path[:0] = ['tests']; import pathlib, runlog, test_runlog as t; root = pathlib.Path({str(tmp_path)!r})"
+    code = code.replace("; root", "\nroot") + f"\nwith runlog.exit_on_user_error(): t.train(root, limit={limit})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(runlog.__file__)
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1, done
+    assert "File too large" in done.stderr and not list(tmp_path.rglob("*.tmp"))
+    train(tmp_path)
+    train(tmp_path / "calm")
+    assert content(tmp_path) == content(tmp_path / "calm")
+
+
+def test_group_by_step(tmp_path):
+    def at(name, *steps):
+        run = Run(tmp_path, name, CONFIG).open(tensorboard=False)
+        for step in steps:
+            run.save_checkpoint(step, {})
+        run.close()
+        return Run(tmp_path, name, CONFIG)
+
+    a, b, c, d, e = at("a", 10, 20), at("b", 10, 20, 30), at("c", 20, 30), at("d", 90), at("e")
+    assert runlog.group_by_step([a, a]) == [(20, [a])] and runlog.group_by_step([a, b, c]) == [(20, [a, b, c])]
+    assert runlog.group_by_step([b, c]) == [(30, [b, c])]
+    assert runlog.group_by_step([d, a, e, b]) == [(20, [a, b]), (90, [d]), (0, [e])]
+    assert runlog.group_by_step([e, Run(tmp_path, "f", CONFIG)])[0][0] == 0
+    assert runlog.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0 and runlog.group_by_step([]) == []
+
+
+@dataclasses.dataclass
+class Nested:
+    degree: int = 3
+    """numerator degree"""
+    form: Literal["A", "B"] = "A"
+    """form of the denominator"""
+
+
+@dataclasses.dataclass
+class Args:
+    seed: int = 1
+    """first seed"""
+    compile: bool = True
+    """compile the update"""
+    rational: Nested = dataclasses.field(default_factory=Nested)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("--sed 3", ["--sed", "3", "--seed"]),
+        ("--seed abc", ["--seed", "'abc'", "INT"]),
+        ("--rational.form C", ["--rational.form", "'C'", "'A', 'B'"]),
+        ("--seed", ["--seed", "Missing value"]),
+        ("--compile False", ["--compile", "False", "--no-compile"]),
+    ],
+)
+def test_a_wrong_flag_is_told_in_one_line(capsys, argv, told):
+    with pytest.raises(SystemExit) as stop:
+        runlog.parse_args(Args, argv.split())
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert all(word in err for word in told), err
+
+
+def test_right_flags_and_help(capsys):
+    args = runlog.parse_args(Args, ["--seed", "4", "--rational.degree", "5", "--no-compile"])
+    assert args == Args(4, False, Nested(5))
+    with pytest.raises(SystemExit) as stop:
+        runlog.parse_args(Args, ["--help"])
+    assert stop.value.code == 0 and "numerator degree" in capsys.readouterr().out
+
+
+def test_progress_off_the_terminal_prints_only_notes(capsys):
+    bar = runlog.Progress(0, 10, "toy")
+    for step in itertools.count(1):
+        bar.update(step, sps=1)
+        if step == 10:
+            break
+    bar.note("step 10")
+    bar.close()
+    assert capsys.readouterr() == ("step 10\n", "")
