@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+Pair = tuple[Tensor, Tensor]
 Generator = torch.Generator | None
 Limits = tuple[float, float] | None
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -23,14 +24,12 @@ KDE_CHUNK = 2**17  # elements per working array: fits the L2 cache, and bounds t
 def _samples(x: Tensor, minimum: int = 1) -> Tensor:
     """x, detached; ValueError unless it is a float tensor (*batch, samples >= minimum, neurons >= 1)."""
     if not x.is_floating_point() or x.ndim < 2 or x.shape[-2] < minimum or x.shape[-1] < 1:
-        need = f"a float tensor (*batch, samples >= {minimum}, neurons >= 1)"
-        raise ValueError(f"expected {need}, got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(f"need float (*batch, samples >= {minimum}, neurons >= 1), got {x.dtype} {tuple(x.shape)}")
     return x.detach()
 
 
 def channel_samples(h: Tensor, batch_dims: int = 0) -> Tensor:
     """Feature maps with positions as samples, as ReDo scores them: (*batch, n, C, H, W) -> (*batch, n * H * W, C).
-
     (*batch, samples, neurons) passes unchanged; any other number of axes raises ValueError.
     >>> channel_samples(torch.zeros(8, 32, 5, 4)).shape
     torch.Size([160, 32])
@@ -40,7 +39,7 @@ def channel_samples(h: Tensor, batch_dims: int = 0) -> Tensor:
     return h if h.ndim - batch_dims == 2 else h.movedim(-3, -1).flatten(batch_dims, -2)
 
 
-def _jittered_chunks(z: Tensor, noise_variance: float, generator: Generator) -> Iterator[tuple]:
+def _jittered(z: Tensor, noise_variance: float, generator: Generator) -> Iterator[tuple]:
     """Yields (mean, jittered values minus mean), float64, (rows, samples); a row is one neuron of one batch entry."""
     # Batch entries share the noise: a seed measures the same alone as in a batch. The mean goes first, so that the
     # jitter of a neuron stuck at a large constant is not rounded away.
@@ -64,9 +63,8 @@ def _peak_density(x: Tensor) -> Tensor:
     u = (x - x.amin(-1, keepdim=True)) / h  # in bandwidths, from 0
     usable = u.isfinite().all(-1)
     u = torch.where(usable.unsqueeze(-1), u, 0.0)
-    position = u * KDE_CELLS
-    cell = position.floor()
-    t = (position - cell).float()  # float32 will do to pick the candidate; its density is computed in float64
+    cell = (u * KDE_CELLS).floor()
+    t = (u * KDE_CELLS - cell).float()  # float32 will do to pick the candidate; its density is computed in float64
     a, b, c = t + 1, t - 1, t - 2
     weights = (t * b * c / -6, a * b * c / 2, a * t * c / -2, a * t * b / 6)  # cubic Lagrange, nodes cell-1 .. cell+2
     cell = cell.long()
@@ -79,13 +77,10 @@ def _peak_density(x: Tensor) -> Tensor:
     estimate = sum(weight * smooth[:, k:].gather(1, cell) for k, weight in enumerate(weights))
     candidate = u.gather(1, estimate.argmax(-1, keepdim=True))
     density = torch.exp((u - candidate).square_().div_(-2)).mean(-1) / (h.squeeze(-1) * math.sqrt(2 * math.pi))
-    constant = (h.squeeze(-1) == 0) & x.isfinite().all(-1)
-    return torch.where(usable, density, torch.where(constant, math.inf, math.nan))
+    return torch.where(usable, density, torch.where(h.squeeze(-1) == 0, math.inf, math.nan))
 
 
-def dead_neurons_kde(
-    z: Tensor, omega: float = 20.0, noise_variance: float = 1e-5, generator: Generator = None
-) -> tuple[Tensor, Tensor]:
+def dead_neurons_kde(z: Tensor, omega: float = 20.0, noise_variance: float = 1e-5, generator: Generator = None) -> Pair:
     """Neurons whose activations have collapsed to a spike (HR Appendix B.1): dead iff max_j f(x_j) >= omega.
 
     x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1), f(y) = 1/(n h) sum_i phi((y - x_i) / h), phi the
@@ -93,31 +88,26 @@ def dead_neurons_kde(
     samples >= 2, neurons), after the non-linearity. generator draws the jitter, (neurons, samples), shared by the
     batch entries; None: a fresh one, seed 0, on z's device. Returns dead (bool) and the peak density (1 / unit of z),
     (*batch, neurons). NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf, dead. omega
-    is meant for tanh, where 20 says std < about 0.02; for unbounded units it depends on their scale. Raises ValueError
-    for wrong shapes and a negative variance.
-
+    is meant for tanh, where 20 says std < about 0.02; unbounded units depend on scale. Wrong shapes: ValueError.
     O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n) n^(1/5) bandwidths, whatever its
-    outliers, so a grid of step s = h/16 is small. Cubic weights spread each sample over 4 nodes, an FFT smooths the
-    grid, the same weights read it at the samples, and the density is then summed exactly at the best sample: never
-    above the maximum. How far below: cubic interpolation errs by 0.0235 s^4 |phi''''|, done twice with sum |w| <=
-    1.25. A stretch of one h holding m samples has f >= m phi(1) / (n h) at each, so it holds at most n h f_max /
-    phi(1) of them; summing sup |phi''''| over the stretches bounds the error by 1.7e-5 f_max. The wrong sample can win
-    by twice that: with float32 rounding of the grid, peak >= (1 - 4e-5) max_j f(x_j).
+    outliers, so a grid of step s = h/16 is small. Cubic weights spread each sample over 4 nodes, an FFT smooths them,
+    the same weights read the grid at the samples; the density is then summed exactly at the best one: never above the
+    maximum. How far below: cubic interpolation errs by 0.0235 s^4 |phi''''|, twice, with sum |w| <= 1.25. A stretch of
+    one h with m samples has f >= m phi(1) / (n h) at each, so m <= n h f_max / phi(1); sup |phi''''| summed over the
+    stretches bounds the error by 1.7e-5 f_max; the wrong sample can win by twice that: peak >= (1 - 4e-5) max f(x_j).
     >>> z = torch.stack([torch.ones(64), torch.linspace(-1, 1, 64)], dim=-1)  # saturated, and in use
     >>> dead_neurons_kde(z)[0]
     tensor([ True, False])
     """
     z = _samples(z, 2)
-    peaks = torch.cat([_peak_density(x) for _, x in _jittered_chunks(z, noise_variance, generator)])
-    peaks = peaks.reshape(*z.shape[:-2], z.shape[-1])
+    peaks = torch.cat([_peak_density(x) for _, x in _jittered(z, noise_variance, generator)]).view_as(z[..., 0, :])
     return peaks >= omega, peaks.to(z.dtype)
 
 
 def kde_curves(
     z: Tensor, num_points: int = 256, noise_variance: float = 1e-5, limits: Limits = None, generator: Generator = None
-) -> tuple[Tensor, Tensor]:
+) -> Pair:
     """Curves of the density in dead_neurons_kde, for plots (HR Figs. 3, 6, 10, 11): (grid, density).
-
     z: (*batch, samples >= 2, neurons) -> (*batch, neurons, num_points) each. The grid spans `limits`, or each neuron's
     jittered samples and 3 bandwidths either way. O(samples * num_points) per neuron: choose neurons first.
     >>> grid, density = kde_curves(torch.linspace(-1, 1, 100).unsqueeze(-1))
@@ -126,18 +116,17 @@ def kde_curves(
     """
     z, curves = _samples(z, 2), []
     unit = torch.linspace(0, 1, num_points, dtype=torch.float64, device=z.device)
-    for means, chunk in _jittered_chunks(z, noise_variance, generator):
+    for means, chunk in _jittered(z, noise_variance, generator):
         for mean, x in zip(means, chunk):
             h = x.shape[0] ** -0.2 * x.std()
             low, high = (x.min() - 3 * h, x.max() + 3 * h) if limits is None else (v - mean for v in limits)
             points = low + (high - low) * unit
             density = torch.exp(((points.unsqueeze(-1) - x) / h).square() / -2).mean(-1) / (h * math.sqrt(2 * math.pi))
             curves.append(torch.stack([points + mean, density]))
-    grid, density = torch.stack(curves, dim=1).reshape(2, *z.shape[:-2], z.shape[-1], num_points).to(z.dtype)
-    return grid, density
+    return tuple(torch.stack(curves, dim=1).reshape(2, *z.shape[:-2], z.shape[-1], num_points).to(z.dtype))
 
 
-def dormant_neurons(h: Tensor, tau: float = 0.025, subtract_mean: bool = False) -> tuple[Tensor, Tensor]:
+def dormant_neurons(h: Tensor, tau: float = 0.025, subtract_mean: bool = False) -> Pair:
     """ReDo dormancy: s_i = E|h_i| / (mean_k E|h_k| + 1e-9), dormant iff s_i <= tau (dopamine, weight_recyclers.py).
 
     h: (*batch, samples, neurons) after the activation (convolutions: channel_samples first). Returns dormant (bool)
@@ -154,21 +143,23 @@ def dormant_neurons(h: Tensor, tau: float = 0.025, subtract_mean: bool = False) 
     return scores <= tau, scores
 
 
-def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> Pair:
     """What the dead and what the live neurons give to the next layer, its bias aside (HR Theorem 4.1, Fig. 4).
 
     (h * dead) W^T and (h * ~dead) W^T. Dead neurons are constant, so their part is the constant mean(h_dead) W_dead^T,
     a hidden bias; it is 0 for ReLU neurons dead at 0. h: (*batch, samples, neurons); dead: (*batch, neurons) bool;
-    weight: (*batch, outputs, neurons). Returns two (*batch, samples, outputs), unit of the outputs. Misfits raise
-    ValueError.
+    weight: (*batch, outputs, neurons). Returns two (*batch, samples, outputs), unit of the outputs. Misfit: ValueError.
     >>> hidden_bias(torch.tensor([[1.0, 2.0]]), torch.tensor([True, False]), torch.tensor([[0.5, 10.0]]))
     (tensor([[0.5000]]), tensor([[20.]]))
     """
     h, shape = _samples(h), (*h.shape[:-2], h.shape[-1])
-    if dead.dtype != torch.bool or dead.shape != shape:
-        raise ValueError(f"dead must be a bool tensor {shape}, got {dead.dtype} {tuple(dead.shape)}")
-    if weight.ndim != h.ndim or (*weight.shape[:-2], weight.shape[-1]) != shape:
-        raise ValueError(f"weight must be {(*shape[:-1], 'outputs', shape[-1])}, got {tuple(weight.shape)}")
+    if (
+        dead.dtype != torch.bool
+        or dead.shape != shape
+        or weight.shape != (*shape[:-1], *weight.shape[-2:-1], shape[-1])
+    ):
+        got = f"{dead.dtype} {tuple(dead.shape)} and {tuple(weight.shape)}"
+        raise ValueError(f"need dead bool {shape} and weight {(*shape[:-1], 'outputs', shape[-1])}, got {got}")
     dead = dead.unsqueeze(-2)  # masked_fill, not a product: a NaN of one part stays out of the other
     return h.masked_fill(~dead, 0.0) @ weight.detach().mT, h.masked_fill(dead, 0.0) @ weight.detach().mT
 
@@ -234,25 +225,22 @@ def feature_norm(features: Tensor) -> Tensor:
 
 def weight_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
     """Global L2 norm sqrt(sum_k ||w_k||^2) of tensors (*batch, ...) sharing `batch_dims` leading axes: (*batch).
-
     Raises ValueError for an empty list or too few axes.
     >>> weight_norm([torch.tensor([[3.0], [6.0]]), torch.tensor([4.0, 8.0])], batch_dims=1)
     tensor([ 5., 10.])
     """
     tensors = [x.detach() for x in tensors]
-    if not tensors or min(x.ndim for x in tensors) < batch_dims:
+    if min((x.ndim for x in tensors), default=-1) < batch_dims:
         raise ValueError(f"expected at least one tensor, each with {batch_dims} leading batch axes")
     return torch.stack([x.reshape(*x.shape[:batch_dims], -1).norm(dim=-1) for x in tensors]).norm(dim=0)
 
 
 def gradient_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
     """Global L2 norm of the `.grad` of parameters (*batch, ...): (*batch). Call it before clipping.
-
     Parameters without a gradient are left out; ValueError if none has one (gradient tensors: use weight_norm).
-    >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
-    >>> w.square().sum().backward()
+    >>> (w := nn.Parameter(torch.ones(4))).sum().backward()
     >>> gradient_norm([w])
-    tensor(10.)
+    tensor(2.)
     """
     gradients = [x.grad for x in tensors if x.grad is not None]
     if not gradients:
@@ -269,15 +257,14 @@ def discounted_returns(
     log_probs: Tensor | None = None,
     alpha: float | Tensor | None = None,
     bootstrap_values: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Pair:
     """Discounted (soft) Monte-Carlo returns of episodes laid end to end, and the weight of what a cut leaves out.
 
-    G_t = r_t + gamma (1 - termination_t) (G_{t+1} - alpha log pi(a_{t+1} | s_{t+1})): the entropy of later actions
-    counts, that of a_t does not, as in SAC's Q and REDQ's bias_utils.py. At a cut (a truncation, or the last step; a
-    termination there wins) the last bracket is bootstrap_values_t, the soft value of the true next state, or 0 without
-    them. All tensors (*batch, time), alpha a number or (*batch). Returns (returns, tail_weight), (*batch, time):
-    tail_weight = gamma^(steps to the cut) is the factor on the missing tail, 0 where none is missing. Unequal shapes,
-    and log_probs without alpha, raise ValueError.
+    G_t = r_t + gamma (1 - termination_t) (G_{t+1} - alpha log pi(a_{t+1} | s_{t+1})): later actions' entropy counts,
+    that of a_t does not, as in SAC's Q and REDQ's bias_utils.py. At a cut (a truncation, or the last step; terminations
+    win) the last bracket is bootstrap_values_t, the soft value of the true next state, or 0 without them. All tensors
+    (*batch, time), alpha a number or (*batch). Returns (returns, tail_weight), (*batch, time); tail_weight =
+    gamma^(steps to the cut), 0 if nothing is missing. Unequal shapes, log_probs without alpha: ValueError.
     >>> discounted_returns(torch.ones(3), torch.tensor([0, 1, 0]), torch.zeros(3), gamma=0.5)
     (tensor([1.5000, 1.0000, 1.0000]), tensor([0.0000, 0.0000, 0.5000]))
     """
@@ -288,13 +275,13 @@ def discounted_returns(
         raise ValueError("log_probs and alpha belong together: give both or neither")
     r, terminated, cut = rewards.detach().double(), terminations.bool(), truncations.bool().clone()
     cut[..., -1:] = True
-    entropy, tail = torch.zeros_like(r), torch.zeros_like(r) if bootstrap_values is None else bootstrap_values.double()
-    if log_probs is not None:
-        entropy = -torch.as_tensor(alpha, device=r.device).detach().double().unsqueeze(-1) * log_probs.detach()
+    tail = torch.zeros_like(r) if bootstrap_values is None else bootstrap_values.detach().double()
+    alpha = torch.as_tensor(0.0 if alpha is None else alpha, dtype=r.dtype, device=r.device).detach().unsqueeze(-1)
+    entropy = torch.zeros_like(r) if log_probs is None else -alpha * log_probs.detach()
     returns, tail_weight = torch.empty_like(r), torch.empty_like(r)
     g = w = r.new_zeros(r.shape[:-1])
     for t in range(r.shape[-1] - 1, -1, -1):
-        g = torch.where(cut[..., t], tail[..., t].detach(), g)
+        g = torch.where(cut[..., t], tail[..., t], g)
         w = torch.where(cut[..., t], float(bootstrap_values is None), w)
         g = r[..., t] + gamma * torch.where(terminated[..., t], 0.0, g)
         w = gamma * torch.where(terminated[..., t], 0.0, w)
@@ -320,10 +307,9 @@ def q_overestimation(
 
     q: (*batch, time), the estimate under study for the actions taken; the rest is for discounted_returns. A state is
     kept if its tail_weight <= tail_tolerance: at gamma 0.99 the last 298 steps before a cut go, 702 of 1,000 stay, and
-    of 200 none (0.99^200 = 0.13): pass bootstrap_values there, with which all are kept. Returns a dict. Per state,
-    (*batch, time): errors, returns, kept. Over the kept states, (*batch): mean and std (ddof 0) of the errors, in
-    units of return, normalised = mean of error / max(|G|, floor) state by state as REDQ does, num_kept; NaN if none is
-    kept. And bootstrapped: True, or False where states with a cut tail were left out. Unequal shapes raise ValueError.
+    of 200 none (0.99^200 = 0.13): pass bootstrap_values there, with which all are kept. Returns a dict: errors,
+    returns, kept, (*batch, time); over kept states (NaN if none), (*batch): mean and std (ddof 0) of errors, normalised
+    = mean of error / max(|G|, floor) state by state as in REDQ, num_kept; bootstrapped (False: cut states left out).
     >>> end = torch.tensor([False, True])
     >>> q_overestimation(torch.tensor([2.5, 2.0]), torch.ones(2), end, torch.zeros(2), gamma=0.5)["mean"]
     tensor(1.)
@@ -333,8 +319,7 @@ def q_overestimation(
     extras = {"log_probs": log_probs, "alpha": alpha, "bootstrap_values": bootstrap_values}
     returns, tail_weight = discounted_returns(rewards, terminations, truncations, gamma, **extras)
     kept, errors = tail_weight <= tail_tolerance, q.detach() - returns
-    num_kept = kept.sum(-1)
-    normalised = errors / returns.abs().clamp_min(floor)
+    num_kept, normalised = kept.sum(-1), errors / returns.abs().clamp_min(floor)
     mean, normalised = (torch.where(kept, x, 0.0).sum(-1) / num_kept for x in (errors, normalised))
     std = (torch.where(kept, errors - mean.unsqueeze(-1), 0.0).square().sum(-1) / num_kept).sqrt()
     values = {"errors": errors, "returns": returns, "kept": kept, "mean": mean, "std": std, "normalised": normalised}
@@ -343,7 +328,6 @@ def q_overestimation(
 
 def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tensor:
     """Quantiles over samples and neurons, interpolated linearly: (*batch, samples, neurons) -> (*batch, len(q)).
-
     By sorting, so without torch.quantile's limit of 2^24 elements. NaN gives NaN; q outside [0, 1] raises ValueError.
     >>> preactivation_quantiles(torch.arange(5.0).unsqueeze(-1), (0.5, 0.625))
     tensor([2.0000, 2.5000])
@@ -356,9 +340,8 @@ def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tens
     return torch.where(ordered[..., -1:].isnan(), math.nan, torch.lerp(low, high, position.frac())).to(z.dtype)
 
 
-def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> tuple[Tensor, Tensor]:
+def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> Pair:
     """Histogram over samples and neurons, as numpy's: (*batch, samples, neurons) -> counts (*batch, bins), edges.
-
     Edges (*batch, bins + 1) span `limits`, or the finite values. Values outside and NaN are not counted.
     >>> histogram(torch.tensor([[0.0, 1.0], [1.0, 4.0]]), bins=2)
     (tensor([3, 1]), tensor([0., 2., 4.]))
@@ -371,9 +354,8 @@ def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> tuple[Tensor,
         low, high = (torch.full_like(low, v) for v in limits)
     edges = torch.lerp(low, high, torch.linspace(0, 1, bins + 1, dtype=x.dtype, device=x.device))
     index = torch.searchsorted(edges[..., 1:-1].contiguous(), x, right=True)
-    inside = (x >= low) & (x <= high)
     counts = torch.zeros(*x.shape[:-1], bins, dtype=torch.int64, device=x.device)
-    return counts.scatter_add_(-1, index, inside.long()), edges
+    return counts.scatter_add_(-1, index, ((x >= low) & (x <= high)).long()), edges
 
 
 def rational_health(
@@ -381,8 +363,7 @@ def rational_health(
 ) -> dict[str, Tensor]:
     """Failure signatures of a rational f = P/Q: largest |a_i|, |b_j| and |f(x)|, smallest Q(x) and c (None: no key).
 
-    numerator, denominator (*batch, coefficients), c (*batch, ...), q_x and f_x (*batch, ...) on a batch: (*batch)
-    each.
+    numerator, denominator (*batch, coefficients); c, q_x = Q(x) and f_x = f(x) (*batch, ...). Values are (*batch).
     >>> rational_health(torch.tensor([1.0, -3.0]), torch.tensor([0.5]), None, torch.ones(4), torch.zeros(4))
     {'a_max': tensor(3.), 'b_max': tensor(0.5000), 'f_max': tensor(0.), 'q_min': tensor(1.)}
     """
@@ -406,16 +387,12 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
 
     Hooks sit on the activation modules and are removed on exit, on exceptions too; mode, parameters and RNG stay as
     they are. A module shared by layers or branches is recorded where it is called. Call the eager module, not a
-    compiled one. Raises ValueError without any such layer, RuntimeError if a layer bypasses the activation of a
-    branch.
-    >>> with record_layers(network) as records:  # doctest: +SKIP
-    ...     network(obs)
+    compiled one. ValueError without any such layer, RuntimeError if a layer bypasses the activation of a branch.
     """
     layers = {name: module for name, module in network.named_modules() if hasattr(module, "branches")}
     if not layers:
         raise ValueError(f"{type(network).__name__} has no submodule with `branches`")
-    records: dict[str, LayerRecord] = {}
-    running = LayerRecord()  # the layer under way
+    records, running = {}, LayerRecord()  # running: the layer under way
 
     def start(module, args):
         nonlocal running
@@ -430,6 +407,7 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
             raise RuntimeError(f"layer {name!r} must call the activation of each of its branches once per forward")
         running.output = output.detach()
         records[name] = running
+        start(module, ())  # whatever runs between layers is no part of this one
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
@@ -444,25 +422,22 @@ def layer_metrics(
     record: LayerRecord, batch_dims: int = 0, generator: Generator = None, max_samples: int = 2_048
 ) -> dict[str, Tensor]:
     """Metrics of one recorded layer, name -> (*batch), with the default omega, tau and delta.
-
     dead_share (KDE), dormant_share, dormant_share_centred, srank, feature_norm, preact_q01 .. preact_q99 (branches
-    pooled) and, of several branches, branch0_dead_share ... Tensors (*batch, samples, neurons), or (*batch, samples,
-    C, H, W), where neurons are channels (channel_samples). Beyond max_samples a random subset, the same for the whole
-    batch.
+    pooled) and, of several branches, branch0_dead_share ... Tensors (*batch, samples, neurons) or (*batch, samples, C,
+    H, W), where neurons are channels (channel_samples). Beyond max_samples: a random subset, shared by the batch.
     >>> z = torch.linspace(-3, 3, 100).unsqueeze(-1)
     >>> layer_metrics(LayerRecord([z], [z.tanh()], z.tanh()))["dead_share"]
     tensor(0.)
     """
-    device = record.output.device
-    generator = torch.Generator(device).manual_seed(0) if generator is None else generator
+    generator = torch.Generator(record.output.device).manual_seed(0) if generator is None else generator
 
     def subset(x: Tensor) -> Tensor:
         x = channel_samples(x, batch_dims)
-        chosen = torch.randperm(x.shape[-2], generator=generator, device=device)[:max_samples]
+        chosen = torch.randperm(x.shape[-2], generator=generator, device=x.device)[:max_samples]
         return x if x.shape[-2] <= max_samples else x.index_select(-2, chosen)
 
-    output, inputs = subset(record.output), torch.cat([subset(x) for x in record.pre_activations], dim=-1)
-    quantiles = preactivation_quantiles(inputs)
+    output = subset(record.output)
+    quantiles = preactivation_quantiles(torch.cat([subset(x) for x in record.pre_activations], dim=-1))
     masks = {
         "dead_share": dead_neurons_kde(output, generator=generator)[0],
         "dormant_share": dormant_neurons(output)[0],
