@@ -1,7 +1,5 @@
-"""A run's identity, files, checkpoints and resume. `pytest -q tests/test_runlog.py` (about 20 s)."""
+"""A run's files, lock, checkpoints and resume. `pytest -q tests/test_runlog.py` (about 20 s)."""
 
-import dataclasses
-import itertools
 import json
 import multiprocessing
 import os
@@ -11,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Literal
 
 import pytest
 import torch
@@ -21,7 +18,6 @@ from runlog import Run, UserError
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": (3, 2)}, "device": "cpu"}
 NAME = runlog.run_name("toy", "script", "relu", 1, runlog.config_hash(CONFIG, ["device"]))
-NEXT_TO = "checkpoint.prev.pt"
 
 
 def new_run(root, **kwargs):
@@ -45,8 +41,7 @@ def train(root, total=400, every=20, name=NAME, limit=None):
         rows = torch.cat([rows, torch.randn(1, 3, generator=generator)])
         weight = 0.9 * weight + rows[-50:].sum(0)
         run.log(step, {"losses/a": weight[0], "charts/b": weight.norm().item(), "perf/sps": random.random()})
-        if step % 7 == 0:
-            run.log_histogram(step, "network/h", [step, 1], [0, 1, 2])
+        run.log_histogram(step, "network/h", [step, 1], [0, 1, 2])
         if step % every == 0:
             state = {"weight": weight, "generator": generator.get_state(), "rng": 2**127 + 1}
             run.save_checkpoint(step, state, {"obs": rows[saved:]}, keep_transitions=50)
@@ -78,29 +73,6 @@ def interrupted(tmp_path):
     return new_run(tmp_path)
 
 
-def test_hash_and_name():
-    assert runlog.config_hash({"a": 1, "b": {"c": 2, "d": 3}}, []) == runlog.config_hash(
-        {"b": {"d": 3, "c": 2}, "a": 1}, []
-    )
-    digest = runlog.config_hash(CONFIG, ["device"])
-    assert len(digest) == 10 and digest == runlog.config_hash({**CONFIG, "device": "cuda"}, ["device"])
-    for other in ({"seed": 2}, {"rational": {"degrees": (3, 4)}}, {"new": None}, {"env_id": "toy2"}):
-        assert runlog.config_hash({**CONFIG, **other}, ["device"]) != digest
-    name = runlog.run_name("dm_control/cheetah-run-v0", "sac", "tanh*tanh", 3, "0123456789")
-    assert name == "dm_control-cheetah-run-v0__sac__tanhxtanh__s3__0123456789"
-    assert len(runlog.run_name("../a b\n" * 99, "sac", "relu+__relu", 3, "f").split("__")) == 5
-
-
-def test_seeds_are_pinned_and_distinct():
-    assert runlog.derive_seed(1, "episode", 12) == 7754415897526863803
-    seeds = {
-        runlog.derive_seed(s, *k) for s in range(9) for k in ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
-    }
-    assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
-    draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-
-
 def test_lock_dies_with_its_process(tmp_path):
     def hold():
         new_run(tmp_path).open(tensorboard=False)
@@ -113,8 +85,7 @@ def test_lock_dies_with_its_process(tmp_path):
         new_run(tmp_path).open()
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    assert new_run(tmp_path).status() == "interrupted"
-    new_run(tmp_path).open(tensorboard=False).close()
+    assert new_run(tmp_path).status() == "interrupted" and new_run(tmp_path).open(tensorboard=False).close() is None
 
 
 def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
@@ -131,8 +102,7 @@ def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
         run.log(7, {"a": 0.0})
     run.load_checkpoint()
     run.close()
-    header, *rows = (run.folder / "scalars.csv").read_text().splitlines()
-    assert header == "step,key,value,wall_time"
+    rows = (run.folder / "scalars.csv").read_text().splitlines()[1:]
     assert [row.split(",")[:2] for row in rows] == [[str(i), "a/b"] for i in range(7)]
     assert [repr(float(row.split(",")[2])) for row in rows] == [repr(float(value)) for value in values]
     assert (run.folder / "perf.csv").read_text().count("perf/x") == 7
@@ -219,10 +189,8 @@ def test_both_damaged_or_of_another_configuration(tmp_path):
         other.load_checkpoint()
     with pytest.raises(UserError, match=r"another configuration \(seed: 1 there, 2 here\).*--fresh"):
         other.open()
-    with pytest.raises(UserError, match="no good checkpoint at step 30"):
-        run.load_checkpoint(30)
     before = (run.folder / "scalars.csv").read_bytes()
-    for name in ("checkpoint.pt", NEXT_TO):
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
         os.truncate(run.folder / name, 100)
     with pytest.raises(UserError, match=r"checkpoint\.pt.*checkpoint\.prev\.pt.*--fresh"):
         new_run(tmp_path).load_checkpoint()
@@ -256,11 +224,9 @@ def test_status_finish_fail_fresh(tmp_path):
 
 @pytest.mark.parametrize("limit", [400, 3_000, 5_000, 8_000])  # bytes: meta.json, then rows, then a checkpoint
 def test_full_disk_is_one_line_and_the_run_resumes(tmp_path, limit):
-    code = f"import sys; sys.path[:0] = ['tests']; import pathlib, runlog, test_runlog as t; root = pathlib.Path({str(tmp_path)!r})"
-    code = code.replace("; root", "\nroot") + f"\nwith runlog.exit_on_user_error(): t.train(root, limit={limit})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(runlog.__file__)
-    )
+    code = "import sys; sys.path[:0] = ['.', 'tests']; import pathlib, runlog, test_runlog as t\n"
+    code += f"with runlog.exit_on_user_error(): t.train(pathlib.Path({str(tmp_path)!r}), limit={limit})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1, done
     assert "File too large" in done.stderr and not list(tmp_path.rglob("*.tmp"))
     train(tmp_path)
@@ -282,57 +248,3 @@ def test_group_by_step(tmp_path):
     assert runlog.group_by_step([d, a, e, b]) == [(20, [a, b]), (90, [d]), (0, [e])]
     assert runlog.group_by_step([e, Run(tmp_path, "f", CONFIG)])[0][0] == 0
     assert runlog.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0 and runlog.group_by_step([]) == []
-
-
-@dataclasses.dataclass
-class Nested:
-    degree: int = 3
-    """numerator degree"""
-    form: Literal["A", "B"] = "A"
-    """form of the denominator"""
-
-
-@dataclasses.dataclass
-class Args:
-    seed: int = 1
-    """first seed"""
-    compile: bool = True
-    """compile the update"""
-    rational: Nested = dataclasses.field(default_factory=Nested)
-
-
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        ("--sed 3", ["--sed", "3", "--seed"]),
-        ("--seed abc", ["--seed", "'abc'", "INT"]),
-        ("--rational.form C", ["--rational.form", "'C'", "'A', 'B'"]),
-        ("--seed", ["--seed", "Missing value"]),
-        ("--compile False", ["--compile", "False", "--no-compile"]),
-    ],
-)
-def test_a_wrong_flag_is_told_in_one_line(capsys, argv, told):
-    with pytest.raises(SystemExit) as stop:
-        runlog.parse_args(Args, argv.split())
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
-    assert all(word in err for word in told), err
-
-
-def test_right_flags_and_help(capsys):
-    args = runlog.parse_args(Args, ["--seed", "4", "--rational.degree", "5", "--no-compile"])
-    assert args == Args(4, False, Nested(5))
-    with pytest.raises(SystemExit) as stop:
-        runlog.parse_args(Args, ["--help"])
-    assert stop.value.code == 0 and "numerator degree" in capsys.readouterr().out
-
-
-def test_progress_off_the_terminal_prints_only_notes(capsys):
-    bar = runlog.Progress(0, 10, "toy")
-    for step in itertools.count(1):
-        bar.update(step, sps=1)
-        if step == 10:
-            break
-    bar.note("step 10")
-    bar.close()
-    assert capsys.readouterr() == ("step 10\n", "")

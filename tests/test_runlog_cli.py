@@ -1,0 +1,86 @@
+"""Identity, seeds, command line and progress bar of runlog. `pytest -q tests/test_runlog_cli.py` (2 s)."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+import torch
+
+import runlog
+
+CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": (3, 2)}, "device": "cpu"}
+
+
+def test_hash_and_name():
+    assert runlog.config_hash({"a": 1, "b": {"c": 2, "d": 3}}, []) == runlog.config_hash(
+        {"b": {"d": 3, "c": 2}, "a": 1}, []
+    )
+    digest = runlog.config_hash(CONFIG, ["device"])
+    assert len(digest) == 10 and digest == runlog.config_hash({**CONFIG, "device": "cuda"}, ["device"])
+    for other in ({"seed": 2}, {"rational": {"degrees": (3, 4)}}, {"new": None}, {"env_id": "toy2"}):
+        assert runlog.config_hash({**CONFIG, **other}, ["device"]) != digest
+    name = runlog.run_name("dm_control/cheetah-run-v0", "sac", "tanh*tanh", 3, "0123456789")
+    assert name == "dm_control-cheetah-run-v0__sac__tanhxtanh__s3__0123456789"
+    assert len(runlog.run_name("../a b\n" * 99, "sac", "relu+__relu", 3, "f").split("__")) == 5
+
+
+def test_seeds_are_pinned_and_distinct():
+    assert runlog.derive_seed(1, "episode", 12) == 7754415897526863803
+    seeds = {
+        runlog.derive_seed(s, *k) for s in range(9) for k in ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
+    }
+    assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
+    draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@dataclasses.dataclass
+class Nested:
+    degree: int = 3
+    """numerator degree"""
+    form: Literal["A", "B"] = "A"
+    """form of the denominator"""
+
+
+@dataclasses.dataclass
+class Args:
+    seed: int = 1
+    """first seed"""
+    compile: bool = True
+    """compile the update"""
+    rational: Nested = dataclasses.field(default_factory=Nested)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("--sed 3", ["--sed", "3", "--seed"]),
+        ("--seed abc", ["--seed", "'abc'", "INT"]),
+        ("--rational.form C", ["--rational.form", "'C'", "'A', 'B'"]),
+        ("--seed", ["--seed", "Missing value"]),
+        ("--compile False", ["--compile", "False", "--no-compile"]),
+    ],
+)
+def test_a_wrong_flag_is_told_in_one_line(capsys, argv, told):
+    with pytest.raises(SystemExit) as stop:
+        runlog.parse_args(Args, argv.split())
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert all(word in err for word in told), err
+
+
+def test_right_flags_and_help(capsys):
+    args = runlog.parse_args(Args, ["--seed", "4", "--rational.degree", "5", "--no-compile"])
+    assert args == Args(4, False, Nested(5))
+    with pytest.raises(SystemExit) as stop:
+        runlog.parse_args(Args, ["--help"])
+    assert stop.value.code == 0 and "numerator degree" in capsys.readouterr().out
+
+
+def test_progress_off_the_terminal_prints_only_notes(capsys):
+    bar = runlog.Progress(0, 10, "toy")
+    for step in range(1, 11):
+        bar.update(step, sps=1)
+    bar.note("step 10")
+    bar.close()
+    assert capsys.readouterr() == ("step 10\n", "")
