@@ -212,17 +212,8 @@ def _machine() -> dict:
     with contextlib.suppress(OSError, AttributeError):
         cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
     with contextlib.suppress(OSError):
-        command = [
-            "git",
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--dirty",
-            "--exclude=*",
-        ]
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     git = {"commit": commit.removesuffix("-dirty") or None, "dirty": commit.endswith("-dirty") if commit else None}
     hardware = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
@@ -280,7 +271,8 @@ class Run:
             self._meta = {"name": self.name, "hash": self.digest, **_machine(), "start": old.get("start", _now())}
             self._meta |= {"status": "running", "sessions": [*old.get("sessions", []), {"start": _now()}]}
             _write_json(self.folder / "meta.json", self._meta)
-            self._use_tensorboard, self._clock = tensorboard, time.monotonic()
+            self._use_tensorboard, self._tensorboard = tensorboard, None
+            self._before, self._clock = 0.0, time.monotonic()
             self._purge_step = 0 if any(self.folder.glob("events.out.tfevents.*")) else None
             self._ready = not ((self.folder / CHECKPOINT).exists() or (self.folder / PREVIOUS).exists())
             if self._ready:
@@ -300,11 +292,9 @@ class Run:
         except OSError as error:
             pid = os.read(lock, 32).decode().strip()
             os.close(lock)
-            reason = f"in use by process {pid}; wait until it ends or stop it"
-            reason = (
-                reason if isinstance(error, BlockingIOError) else f"on a disk without locks ({error}); choose another"
-            )
-            raise UserError(f"{self.folder} is {reason}") from None
+            if not isinstance(error, BlockingIOError):
+                raise UserError(f"cannot lock {self.folder} ({error}); choose a folder on another disk") from None
+            raise UserError(f"{self.folder} is in use by process {pid}; wait until it ends or stop it") from None
         self._lock = lock
         with contextlib.suppress(OSError):  # only for the message above
             os.ftruncate(lock, 0)
@@ -319,9 +309,8 @@ class Run:
         if self.status() in ENDED:
             raise UserError(f"{self.folder} is {self.status()} already; {FRESH}")
         there, here = _read_json(self.folder / "config.json"), json.loads(_canonical(self.config, ()))
-        differ = sorted(
-            k for k in {*there, *here} - {*self.exclude} if (k in there, there.get(k)) != (k in here, here.get(k))
-        )
+        keys = sorted({*there, *here} - {*self.exclude})
+        differ = [k for k in keys if (k in there, there.get(k)) != (k in here, here.get(k))]
         if there and differ:
             told = ", ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differ)
             raise UserError(f"{self.folder} holds another configuration ({told}); {FRESH}")
@@ -366,7 +355,8 @@ class Run:
                 raise ValueError(f"the key {key!r} holds a comma, a quote or white space")
             rows = self._rows["perf.csv" if key.startswith("perf/") else "scalars.csv"]
             rows.append(f"{step},{key},{value!r},{self._elapsed():.3f}\n")  # repr: equal bits, equal bytes
-        self._mirror(step, lambda w: [w.add_scalar(k, v, step) for k, v in values.items()], lambda _: values)
+        now = time.time()
+        self._mirror(step, lambda w: [w.add_scalar(k, v, step, now) for k, v in values.items()], lambda _: values)
         if sum(map(len, self._rows.values())) > FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -375,11 +365,9 @@ class Run:
         from matplotlib.image import imread
 
         self._require_ready()
-        image = imread(path)  # now: the next plot may overwrite the file
+        step, image = int(step), imread(path)  # now: the next plot may overwrite the file
         self._mirror(
-            int(step),
-            lambda w: w.add_image(key, image, int(step), dataformats="HWC"),
-            lambda wandb: {key: wandb.Image(str(path))},
+            step, lambda w: w.add_image(key, image, step, dataformats="HWC"), lambda w: {key: w.Image(str(path))}
         )
 
     def log_histogram(self, step: int, key: str, counts, edges) -> None:
