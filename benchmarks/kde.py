@@ -39,10 +39,11 @@ def activations(neurons: int, samples: int) -> np.ndarray:
     return z + np.sqrt(1e-5) * rng.normal(size=z.shape)
 
 
-def timed(function, *args):
-    start = time.perf_counter()
-    result = function(*args)
-    return time.perf_counter() - start, result
+def timed(function):
+    """(wall seconds, CPU seconds of all threads, result)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
 def peak_rss_mib() -> float:
@@ -50,10 +51,10 @@ def peak_rss_mib() -> float:
 
 
 def cpu_name() -> str:
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        return names[0] if names else platform.processor()
-    return platform.processor()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main():
@@ -81,14 +82,15 @@ def main():
     times = {"ours": [], "scipy": []}
     for _ in range(args.rounds):
         for _ in range(5):
-            seconds, (dead, peak) = timed(ours)
+            *seconds, (dead, peak) = timed(ours)
             times["ours"].append(seconds)
-        seconds, reference = timed(scipy_loop)
+        *seconds, reference = timed(scipy_loop)
         times["scipy"].append(seconds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    (ours_wall, ours_cpu), (scipy_wall, scipy_cpu) = (map(statistics.median, zip(*t)) for t in times.values())
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain", "metrics.py"], capture_output=True, text=True).stdout.strip()
+    status = [*git, "status", "--porcelain", "metrics.py", "benchmarks/kde.py"]
+    dirty = subprocess.run(status, capture_output=True, text=True).stdout.strip()
     result = {
         "command": "python " + " ".join(["benchmarks/kde.py", *sys.argv[1:]]),
         "git": commit + ("-dirty" if dirty else ""),
@@ -97,10 +99,13 @@ def main():
         f"numpy {np.__version__}",
         "neurons": args.neurons,
         "samples": args.samples,
-        "ours_s": medians["ours"],
-        "ours_min_max_s": [min(times["ours"]), max(times["ours"])],
-        "scipy_s": medians["scipy"],
-        "ratio": medians["scipy"] / medians["ours"],
+        "ours_wall_s": ours_wall,
+        "ours_wall_range_s": [min(times["ours"])[0], max(times["ours"])[0]],
+        "ours_cpu_s": ours_cpu,
+        "scipy_wall_s": scipy_wall,
+        "scipy_cpu_s": scipy_cpu,
+        "wall_ratio": scipy_wall / ours_wall,
+        "cpu_ratio": scipy_cpu / ours_cpu,
         "runs": {name: len(values) for name, values in times.items()},
         "extra_rss_ours_mib": rss_ours,
         "peak_rss_mib": peak_rss_mib(),
