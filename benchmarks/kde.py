@@ -94,7 +94,8 @@ def main():
     result = {
         "command": "python " + " ".join(["benchmarks/kde.py", *sys.argv[1:]]),
         "git": commit + ("-dirty" if dirty else ""),
-        "hardware": f"{cpu_name()}, {os.cpu_count()} cores, {args.threads} torch threads, load {os.getloadavg()[0]:.1f}",
+        "hardware": f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "torch_threads": args.threads,
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__}, "
         f"numpy {np.__version__}",
         "neurons": args.neurons,
