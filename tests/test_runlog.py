@@ -113,15 +113,15 @@ def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
 def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
     train(tmp_path / "calm", 1500, 5)
     rng, kills = random.Random(0), 0
-    for _ in range(200):
+    while True:
         child = in_child(train, tmp_path / "killed", 1500, 5)
-        child.join(rng.uniform(0.02, 0.15))
+        child.join(None if kills == 20 else rng.uniform(0.02, 0.15))
         if child.exitcode is not None:
             break
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         kills += 1
-    assert child.exitcode == 0 and kills >= 8, (child.exitcode, kills)
+    assert child.exitcode == 0 and kills > 5, (child.exitcode, kills)
     assert content(tmp_path / "killed") == content(tmp_path / "calm")
     assert new_run(tmp_path / "killed").status() == "finished"
     meta = json.loads((tmp_path / "killed" / NAME / "meta.json").read_text())
@@ -175,7 +175,7 @@ def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
     else:
         os.truncate(target, 0 if damage == "empty" else target.stat().st_size // 2)
     run.open(tensorboard=False)
-    assert run.load_checkpoint()[0] == 20
+    assert run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()  # it is the newest now
     run.close()
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("warning: ") and "using checkpoint.prev.pt, step 20" in err
