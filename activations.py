@@ -9,9 +9,10 @@ bias, norm and coefficients) are multiplied (`*`, the Hadamard representation) o
 
 `layer.width` is the number of outputs (crelu doubles it). `seeds` fixes the initial weights and, by its shape, the
 leading batch axes: parameters of shape `np.shape(seeds) + (...)`. Nothing here draws from the global generators, and
-branch k of a layer starts from the same weights whatever the activation is.
+branch k of a layer starts from the same weights whatever the activation is. The layers of a network need different
+seeds: two layers of one shape and one seed start equal.
 
-To add an activation, add one entry to ACTIVATIONS.
+To add an activation, add one entry to ACTIVATIONS (docs/activations.md).
 Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv 2406.09079 (Hadamard representations).
 """
 
@@ -29,9 +30,6 @@ import torch.nn.functional as F
 from scipy.optimize import least_squares
 
 MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; one more power of a large coefficient would not be safe
-
-
-# ---- the rational family ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -66,33 +64,24 @@ class RationalConfig:
     """one coefficient set for all layers of a network (the recurrent rational of Delfosse et al. 2021)"""
 
     def __post_init__(self):
-        low, high = self.fit_range
-        problem = None
-        if not 1 <= self.numerator_degree < MAX_POWER:
-            problem = f"numerator-degree {self.numerator_degree}: must lie in 1..{MAX_POWER - 1}"
-        elif not 1 <= self.denominator_degree <= MAX_POWER:
-            problem = f"denominator-degree {self.denominator_degree}: must lie in 1..{MAX_POWER}"
-        elif not self.numerator_degree < self.constraint_power <= MAX_POWER:
-            problem = (
-                f"constraint-power {self.constraint_power}: must exceed numerator-degree {self.numerator_degree}"
-                f" and be at most {MAX_POWER}"
-            )
-        elif self.form not in ("A", "B"):
-            problem = f"form {self.form!r}: must be A or B"
-        elif not (math.isfinite(self.constraint_scale) and self.constraint_scale > 0):
-            problem = f"constraint-scale {self.constraint_scale}: must be a positive number"
-        elif not (math.isfinite(low) and math.isfinite(high) and low < high):
-            problem = f"fit-range {low} {high}: must be two finite numbers, the smaller first"
-        elif not math.isfinite(self.init_scale):
-            problem = f"init-scale {self.init_scale}: must be finite"
-        elif self.learning_rate is not None and not self.learning_rate >= 0:
-            problem = f"learning-rate {self.learning_rate}: must be 0 (frozen) or positive"
-        elif not (math.isfinite(self.coefficient_weight_decay) and self.coefficient_weight_decay >= 0):
-            problem = f"coefficient-weight-decay {self.coefficient_weight_decay}: must be 0 (off) or positive"
-        elif self.fit_target not in FIT_TARGETS:
-            problem = f"fit-target {self.fit_target!r}: {_nearest(self.fit_target, FIT_TARGETS)}"
-        if problem:
-            raise ValueError(f"--rational.{problem}")
+        n, m, d, c = self.numerator_degree, self.denominator_degree, self.constraint_power, self.constraint_scale
+        target, (low, high) = self.fit_target, self.fit_range
+        rate, decay = self.learning_rate, self.coefficient_weight_decay
+        checks = {
+            f"numerator-degree {n}: must lie in 1..{MAX_POWER - 1}": 1 <= n < MAX_POWER,
+            f"denominator-degree {m}: must lie in 1..{MAX_POWER}": 1 <= m <= MAX_POWER,
+            f"constraint-power {d}: must exceed numerator-degree {n}, at most {MAX_POWER}": n < d <= MAX_POWER,
+            f"form {self.form!r}: must be A or B": self.form in ("A", "B"),
+            f"constraint-scale {c}: must lie in 0.001..1000000": 1e-3 <= c <= 1e6,
+            f"fit-target {target!r}: {_nearest(target, fit_targets())}": target in fit_targets(),
+            f"fit-range {low} {high}: must be two finite numbers, the smaller first": -math.inf < low < high < math.inf,
+            f"init-scale {self.init_scale}: must be finite": math.isfinite(self.init_scale),
+            f"learning-rate {rate}: must be 0 (frozen) or positive": 0 <= (rate or 0) < math.inf,
+            f"coefficient-weight-decay {decay}: must be 0 (off) or positive": 0 <= decay < math.inf,
+        }
+        for problem, passed in checks.items():
+            if not passed:
+                raise ValueError(f"--rational.{problem}")
 
 
 def _abs_powers(x: torch.Tensor, highest: int) -> list[torch.Tensor]:
@@ -108,11 +97,13 @@ def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float
     """Least-squares coefficients (a, b) of the rational that approximates config.fit_target on config.fit_range.
 
     Levenberg-Marquardt on 2,001 even points from a start of ones, in float64; c stays at config.constraint_scale.
-    a holds a_0..a_n (a_1..a_n if constrained). The solution is cached per setting. Raises ValueError where the fit
-    finds no finite optimum.
+    a holds a_0..a_n (a_1..a_n if constrained). The solution is cached per setting. Raises ValueError where the target
+    is not finite on the range.
     """
     x = np.linspace(*config.fit_range, 2001)
     target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
+    if not np.isfinite(target).all():
+        raise ValueError(f"--rational.fit-target {config.fit_target!r}: not finite on {config.fit_range}")
     first = 1 if constrained else 0
     num_a = config.numerator_degree + 1 - first
     scale = config.constraint_scale**-config.constraint_power
@@ -125,9 +116,7 @@ def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float
         q = np.abs(b_powers * b).sum(-1) if config.form == "A" else np.abs(b_powers @ b)
         return powers[:, first:] @ a / (1 + q + tail) - target
 
-    fit = least_squares(residual, np.ones(num_a + config.denominator_degree), method="lm", max_nfev=20_000)
-    if not np.isfinite(fit.x).all():
-        raise ValueError(f"--rational.fit-target {config.fit_target!r}: no finite fit on {config.fit_range}")
+    fit = least_squares(residual, np.ones(num_a + config.denominator_degree), method="lm", max_nfev=5_000)
     return tuple(fit.x[:num_a].tolist()), tuple(fit.x[num_a:].tolist())
 
 
@@ -165,7 +154,8 @@ class Rational(nn.Module):
         a = [t.reshape(t.shape + ones) for t in self.numerator.unbind(-1)]
         b = [t.reshape(t.shape + ones) for t in self.denominator.unbind(-1)]
         p = functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(a))  # Horner
-        powers = _abs_powers(x, max(self.config.constraint_power, len(b)))
+        highest = len(b) if self.config.form == "A" else 0
+        powers = _abs_powers(x, max(highest, self.config.constraint_power if self.has_constraint else 0))
         if self.config.form == "A":
             q = 1 + sum(t.abs() * powers[j] for j, t in enumerate(b, start=1))
         else:
@@ -183,13 +173,10 @@ class Rational(nn.Module):
         return f"constrained={self.constrained}, batch_shape={self.batch_shape}, form={self.config.form}"
 
 
-# ---- the registry: to add an activation, add an entry -------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Activation:
     """One base activation: an element-wise `function`, or `build(batch_shape, rational_config)` -> nn.Module where it
-    has parameters of its own. `width` is the number of outputs per input along the feature axis."""
+    has parameters of its own. Where `width` > 1 the function returns that many tensors, to be joined as features."""
 
     formula: str
     source: str
@@ -210,7 +197,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": Activation("log(1 + e^x)", "Dugas et al. 2001", F.softplus),
     "tanh": Activation("tanh(x)", "-", torch.tanh),
     "sigmoid": Activation("1 / (1 + e^-x)", "-", torch.sigmoid),
-    "crelu": Activation("[max(x, 0), max(-x, 0)]", "Shang et al. 2016; Abbas et al. 2023", None, None, width=2),
+    "crelu": Activation("[max(x, 0), max(-x, 0)]", "Shang et al. 2016", lambda x: (F.relu(x), F.relu(-x)), width=2),
     "rational": Activation(
         "P(x) / Q(x), P of degree 3, Q = 1 + |b1 x| + |b2 x^2|",
         "Molina et al. 2020; Delfosse et al. 2021",
@@ -223,38 +210,40 @@ ACTIVATIONS: dict[str, Activation] = {
     ),
 }
 ALIASES = {"tanh_2hr": "tanh*tanh*tanh", "tanh_add": "tanh+tanh"}  # and NAME_hr = NAME*NAME for every base name
-FIT_TARGETS = tuple(name for name, entry in ACTIVATIONS.items() if entry.function is not None)
 
 
-def _nearest(name: str, names) -> str:
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+def fit_targets() -> list[str]:
+    """Names that --rational.fit-target takes: the element-wise activations, added ones too."""
+    return [name for name, entry in ACTIVATIONS.items() if entry.function is not None and entry.width == 1]
+
+
+def _nearest(name: str, names, more=()) -> str:
+    """The end of an error message: the nearest of `names` and `more`, then the list of `names`."""
+    close = difflib.get_close_matches(name.lower(), [*names, *more], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}choose from {' '.join(names)}"
 
 
-def parse(expression: str) -> list[list[str]]:
+def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
     """A sum of products of base names: "tanh_hr" -> [["tanh", "tanh"]], "tanh+relu_hr" -> [["tanh"], ["relu", "relu"]].
 
-    Raises ValueError, with the nearest names and the whole list, where a name is unknown.
+    Raises ValueError, led by the flag, with the nearest names and the whole list where a name is unknown.
     """
-    names = [*ACTIVATIONS, *ALIASES, "NAME_hr"]
-
-    def expand(name):
-        if name in ACTIVATIONS:
-            return name
-        if name in ALIASES:
-            return ALIASES[name]
-        if name.endswith("_hr") and name[:-3] in ACTIVATIONS:
-            return f"{name[:-3]}*{name[:-3]}"
-        known = [*names[:-1], *(f"{base}_hr" for base in ACTIVATIONS)]
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"--activation {expression!r}: unknown name {name!r}; {hint}choose from {' '.join(names)}")
-
-    expanded = "+".join("*".join(expand(f.strip()) for f in term.split("*")) for term in expression.split("+"))
-    terms = [term.split("*") for term in expanded.split("+")]
-    if len({ACTIVATIONS[name].width for term in terms for name in term}) > 1:
-        raise ValueError(f"--activation {expression!r}: crelu doubles the width, so it combines only with crelu")
+    products = {f"{name}_hr": f"{name}*{name}" for name in ACTIVATIONS}
+    expansions, terms = products | ALIASES | {name: name for name in ACTIVATIONS}, []
+    for term in expression.split("+"):
+        names = [name.strip() for name in term.split("*")]
+        for name in names:
+            if not name:
+                raise ValueError(f"{flag} {expression!r}: a name is missing; choose from {' '.join(ACTIVATIONS)}")
+            if name not in expansions:
+                hint = _nearest(name, [*ACTIVATIONS, *ALIASES, "NAME_hr"], expansions)
+                raise ValueError(f"{flag} {expression!r}: unknown name {name!r}; {hint}")
+            if len(names) > 1 and "+" in expansions[name]:
+                raise ValueError(f"{flag} {expression!r}: {name} is a sum ({expansions[name]}), which is no factor")
+        terms += [product.split("*") for product in "*".join(expansions[name] for name in names).split("+")]
+    if len({ACTIVATIONS[name].width for product in terms for name in product}) > 1:
+        raise ValueError(f"{flag} {expression!r}: the widths differ (crelu doubles it)")
     return terms
 
 
@@ -266,9 +255,8 @@ class Elementwise(nn.Module):
         self.name, self.feature_axis = name, feature_axis
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.name == "crelu":
-            return torch.cat([F.relu(x), F.relu(-x)], self.feature_axis)
-        return ACTIVATIONS[self.name].function(x)
+        entry = ACTIVATIONS[self.name]
+        return entry.function(x) if entry.width == 1 else torch.cat(entry.function(x), self.feature_axis)
 
     def extra_repr(self) -> str:
         return self.name
@@ -282,9 +270,6 @@ def make_activation(name: str, rational: RationalConfig | None = None, batch_sha
     return build(tuple(batch_shape), rational or RationalConfig()) if build else Elementwise(name, feature_axis)
 
 
-# ---- layers --------------------------------------------------------------------------------------------------------
-
-
 def orthogonal(gain: float = math.sqrt(2)) -> Callable:
     """Initialiser of one weight matrix or kernel from a generator; the gain is the same for every activation."""
     return lambda weight, generator: nn.init.orthogonal_(weight, gain, generator=generator)
@@ -296,9 +281,8 @@ def _initialise(shape: tuple[int, ...], seeds, branch: int, init: Callable) -> n
     weights = []
     for seed in seeds.ravel():
         entropy = np.random.SeedSequence([int(seed), branch]).generate_state(1, np.uint64)[0]
-        weight = torch.empty(shape)
-        init(weight, torch.Generator().manual_seed(int(entropy)))
-        weights.append(weight)
+        weights.append(torch.empty(shape))
+        init(weights[-1], torch.Generator().manual_seed(int(entropy)))
     return torch.stack(weights).reshape(*seeds.shape, *shape)
 
 
@@ -378,16 +362,22 @@ class HiddenLayer(nn.Module):
         return functools.reduce(torch.add, products)
 
 
+def _tie_parameters(module: nn.Module, source: nn.Module) -> None:
+    """Gives `module` the parameters of `source`; the modules stay two, so that each layer has hooks of its own."""
+    for mine, theirs in zip(module.modules(), source.modules(), strict=True):
+        for name, parameter in list(theirs.named_parameters(recurse=False)):
+            setattr(mine, name, parameter)
+
+
 def _hidden_layer(expression, make_linear, make_norm, out_width, seeds, rational, shared, feature_axis):
     terms, branches = parse(expression), []
-    for k, name in enumerate(name for term in terms for name in term):
-        activation = None if shared is None else shared.get((k, name))
-        if activation is None:
-            activation = make_activation(name, rational, np.shape(seeds), feature_axis)
-            if shared is not None:
-                shared[k, name] = activation
-        branches.append(Branch(make_linear(k), make_norm(), activation))
-    return HiddenLayer(branches, terms, out_width * ACTIVATIONS[terms[0][0]].width)
+    names = [name for product in terms for name in product]
+    for k, name in enumerate(names):
+        activation = make_activation(name, rational, np.shape(seeds), feature_axis)
+        if shared is not None:  # the i-th `rational` of a layer shares with the i-th of every other
+            _tie_parameters(activation, shared.setdefault((name, names[:k].count(name)), activation))
+        branches.append(Branch(make_linear(branch=k), make_norm(), activation))
+    return HiddenLayer(branches, terms, out_width * ACTIVATIONS[names[0]].width)
 
 
 def dense(
@@ -404,22 +394,15 @@ def dense(
     """A hidden layer (*batch, n, in_features) -> (*batch, n, layer.width) with any activation expression.
 
     seeds: int or nested sequence of ints; its shape is the batch shape. layer_norm: normalise each branch before its
-    activation. shared: a dict that the layers of one network pass on to share one coefficient set per branch.
-    init: see `orthogonal`. Raises ValueError for an unknown name.
+    activation. shared: a dict that the layers of one network pass on, {} at first, to have one coefficient set
+    (--rational.share-across-layers). init: see `orthogonal`. Raises ValueError for an unknown name.
 
     >>> dense(3, 8, "crelu", seeds=[1, 2]).width
     16
     """
-    return _hidden_layer(
-        activation,
-        lambda k: Linear(in_features, out_features, seeds=seeds, branch=k, init=init),
-        lambda: LayerNorm((out_features,), np.shape(seeds)) if layer_norm else nn.Identity(),
-        out_features,
-        seeds,
-        rational,
-        shared,
-        feature_axis=-1,
-    )
+    make_linear = functools.partial(Linear, in_features, out_features, seeds=seeds, init=init)
+    make_norm = functools.partial(LayerNorm, (out_features,), np.shape(seeds)) if layer_norm else nn.Identity
+    return _hidden_layer(activation, make_linear, make_norm, out_features, seeds, rational, shared, feature_axis=-1)
 
 
 def conv(
@@ -446,24 +429,54 @@ def conv(
         raise ValueError("conv: layer_norm 'chw' has a scale per element, so it needs out_size=(height, width)")
     norms = {
         "none": nn.Identity,
-        "channel": lambda: LayerNorm((out_channels,), np.shape(seeds), per_pixel=True),
-        "chw": lambda: LayerNorm((out_channels, *(out_size or ())), np.shape(seeds)),
+        "channel": functools.partial(LayerNorm, (out_channels,), np.shape(seeds), per_pixel=True),
+        "chw": functools.partial(LayerNorm, (out_channels, *(out_size or ())), np.shape(seeds)),
     }
     if layer_norm not in norms:
         raise ValueError(f"conv: layer_norm {layer_norm!r}: choose from {' '.join(norms)}")
-    return _hidden_layer(
-        activation,
-        lambda k: Conv2d(in_channels, out_channels, kernel_size, stride, padding, seeds=seeds, branch=k, init=init),
-        norms[layer_norm],
-        out_channels,
-        seeds,
-        rational,
-        shared,
-        feature_axis=-3,
-    )
+    sizes = (in_channels, out_channels, kernel_size, stride, padding)
+    make_linear = functools.partial(Conv2d, *sizes, seeds=seeds, init=init)
+    make_norm = norms[layer_norm]
+    return _hidden_layer(activation, make_linear, make_norm, out_channels, seeds, rational, shared, feature_axis=-3)
 
 
 def coefficient_names(network: nn.Module) -> set[str]:
     """Names, as in network.named_parameters(), of the parameters that belong to activations (not to weights)."""
-    prefixes = [name for name, module in network.named_modules() if name.endswith(".activation")]
-    return {n for n, _ in network.named_parameters() if any(n.startswith(p + ".") for p in prefixes)}
+    modules = network.named_modules()
+    found = [m for name, m in modules if name.split(".")[-1] == "activation" or isinstance(m, Rational)]
+    coefficients = {id(parameter) for module in found for parameter in module.parameters()}
+    return {name for name, parameter in network.named_parameters() if id(parameter) in coefficients}
+
+
+class Adam(nn.Module):
+    """torch.optim.Adam's rule (Kingma & Ba 2015) for a network with leading seed axes, in-place and element-wise, so that
+    it compiles into an update. Its state is in state_dict().
+
+    Activation coefficients are a group of their own: step size rational.learning_rate, decoupled weight decay
+    rational.coefficient_weight_decay (Loshchilov & Hutter 2019; not on log c). parameters_: what is trained, in order.
+    """
+
+    def __init__(self, network: nn.Module, learning_rate: float, rational: RationalConfig, eps: float = 1e-8):
+        super().__init__()
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        coefficients, own = coefficient_names(network), rational.learning_rate
+        self.names, self.parameters_, self.eps = list(trained), list(trained.values()), eps
+        self.lr = [own if name in coefficients and own is not None else learning_rate for name in trained]
+        decayed = [name in coefficients and not name.endswith("log_scale") for name in trained]
+        self.decay = [rational.coefficient_weight_decay if is_decayed else 0.0 for is_decayed in decayed]
+        self.register_buffer("count", torch.zeros(()))
+        for name, parameter in trained.items():
+            self.register_buffer("exp_avg_" + name.replace(".", "_"), torch.zeros_like(parameter))
+            self.register_buffer("exp_avg_sq_" + name.replace(".", "_"), torch.zeros_like(parameter))
+
+    def step(self, grads) -> None:
+        """One step; grads in the order of parameters_. Call it under torch.no_grad()."""
+        self.count += 1
+        bias1, bias2 = 1 - 0.9**self.count, (1 - 0.999**self.count).sqrt()
+        buffers = dict(self.named_buffers())
+        for name, parameter, grad, lr, decay in zip(self.names, self.parameters_, grads, self.lr, self.decay):
+            exp_avg, exp_avg_sq = (buffers[key + name.replace(".", "_")] for key in ("exp_avg_", "exp_avg_sq_"))
+            exp_avg.lerp_(grad, 0.1)
+            exp_avg_sq.lerp_(grad * grad, 0.001)
+            direction = exp_avg / bias1 / (exp_avg_sq.sqrt() / bias2 + self.eps)
+            parameter.sub_(lr * (direction + decay * parameter))

@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import torch
 import tyro
@@ -123,6 +124,53 @@ def derive_seed(seed: int, *keys: str | int) -> int:
 def make_generator(seed: int, *keys: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A `torch.Generator` on `device`, seeded with `derive_seed(seed, *keys)`."""
     return torch.Generator(device).manual_seed(derive_seed(seed, *keys))
+
+
+def derive_seeds(seeds, *keys: str | int) -> np.ndarray:
+    """`derive_seed` of every entry of an integer array of any shape."""
+    seeds = np.asarray(seeds)
+    return np.array([derive_seed(int(s), *keys) for s in seeds.ravel()], dtype=np.int64).reshape(seeds.shape)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of `--device name`; "auto" is cuda where there is one. Raises UserError if the machine has none such."""
+    try:
+        device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"--device {name}: not on this machine ({reason}); use cpu or auto") from None
+    return device
+
+
+def check_minimum(args, minimum: float, flags: str, exclusive: bool = False) -> None:
+    """Raises UserError unless each of these fields (names parted by spaces) is finite and at least (above) `minimum`."""
+    for flag in flags.split():
+        value = getattr(args, flag)
+        if not (np.isfinite(value) and (value > minimum if exclusive else value >= minimum)):
+            bound = f"{'above' if exclusive else 'at least'} {minimum}"
+            raise UserError(f"--{flag.replace('_', '-')} {value}: must be {bound}")
+
+
+class EpisodeSeeds(gymnasium.Wrapper):
+    """Resets episode n with a seed derived from (seed, stream, n): every episode can be played again, bit for bit.
+
+    index: place of the environment in its batch. reset(options={"episode": [n, ...], "actions": [[...], ...]}), both
+    indexed by it, goes to episode n and replays its first actions: so a resumed run is back in mid-episode.
+    """
+
+    def __init__(self, env: gymnasium.Env, index: int, seed: int, stream: str):
+        super().__init__(env)
+        self.index, self.seed, self.stream, self.episode = index, seed, stream, -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode = self.episode + 1 if options is None else options["episode"][self.index]
+        episode_seed = derive_seed(self.seed, self.stream, self.episode) % 2**32
+        self.unwrapped.np_random = np.random.default_rng(episode_seed)  # Meta-World ignores `seed` and draws goals here
+        obs, info = self.env.reset(seed=episode_seed)
+        for action in (options or {}).get("actions", {self.index: ()})[self.index]:
+            obs, *_, info = self.env.step(np.asarray(action, dtype=np.float32))
+        return obs, info
 
 
 @contextlib.contextmanager
