@@ -449,8 +449,8 @@ def coefficient_names(network: nn.Module) -> set[str]:
 
 
 class Adam(nn.Module):
-    """torch.optim.Adam's rule (Kingma & Ba 2015) for a network with leading seed axes, in-place and element-wise, so that
-    it compiles into an update. Its state is in state_dict().
+    """torch.optim.Adam's rule (Kingma & Ba 2015) for a network with leading seed axes, in place, so
+    that it compiles into an update. Its state is in state_dict().
 
     Activation coefficients are a group of their own: step size rational.learning_rate, decoupled weight decay
     rational.coefficient_weight_decay (Loshchilov & Hutter 2019; not on log c). parameters_: what is trained, in order.
