@@ -96,28 +96,31 @@ def _abs_powers(x: torch.Tensor, highest: int) -> list[torch.Tensor]:
 def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Least-squares coefficients (a, b) of the rational that approximates config.fit_target on config.fit_range.
 
-    Levenberg-Marquardt on 2,001 even points from a start of ones, in float64; c stays at config.constraint_scale.
-    a holds a_0..a_n (a_1..a_n if constrained). The solution is cached per setting. Raises ValueError where the target
-    is not finite on the range.
+    Levenberg-Marquardt on 2,001 even points, in float64; c stays at config.constraint_scale. Started from ones and
+    from ones in units of the range, since either may get stuck; a ridge too weak to be seen in the fit stops P and Q
+    from growing together without bound. a holds a_0..a_n (a_1..a_n if constrained). Cached per setting. Raises
+    ValueError where the target is not finite on the range.
     """
     x = np.linspace(*config.fit_range, 2001)
     target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
     if not np.isfinite(target).all():
         raise ValueError(f"--rational.fit-target {config.fit_target!r}: not finite on {config.fit_range}")
-    first = 1 if constrained else 0
-    num_a = config.numerator_degree + 1 - first
-    scale = config.constraint_scale**-config.constraint_power
-    powers = x[:, None] ** np.arange(config.numerator_degree + 1)
-    b_powers = x[:, None] ** np.arange(1, config.denominator_degree + 1)
-    tail = np.abs(x) ** config.constraint_power * scale if constrained and not config.remove_constraint else 0.0
+    i, j = np.arange(int(constrained), config.numerator_degree + 1), np.arange(1, config.denominator_degree + 1)
+    p_basis, q_basis = x[:, None] ** i, (np.abs(x) if config.form == "A" else x)[:, None] ** j
+    has_tail = constrained and not config.remove_constraint
+    tail = np.abs(x / config.constraint_scale) ** config.constraint_power if has_tail else 0.0
+    reach = np.abs(x).max()
+    ridge = 1e-6 * math.sqrt(x.size) * np.concatenate([reach**i, np.abs(target).max() * reach**j])
 
     def residual(coefficients):
-        a, b = coefficients[:num_a], coefficients[num_a:]
-        q = np.abs(b_powers * b).sum(-1) if config.form == "A" else np.abs(b_powers @ b)
-        return powers[:, first:] @ a / (1 + q + tail) - target
+        a, b = coefficients[: i.size], coefficients[i.size :]
+        q = q_basis @ np.abs(b) if config.form == "A" else np.abs(q_basis @ b)
+        return np.append(p_basis @ a / (1 + q + tail) - target, ridge * coefficients)
 
-    fit = least_squares(residual, np.ones(num_a + config.denominator_degree), method="lm", max_nfev=5_000)
-    return tuple(fit.x[:num_a].tolist()), tuple(fit.x[num_a:].tolist())
+    starts = np.ones(ridge.size), np.concatenate([1 / reach**i, 1 / reach**j])
+    first, second = (least_squares(residual, start, method="lm", max_nfev=1_000) for start in starts)
+    best = second.x if second.cost < 0.99 * first.cost else first.x
+    return tuple(best[: i.size].tolist()), tuple(best[i.size :].tolist())
 
 
 class Rational(nn.Module):
