@@ -5,6 +5,7 @@ of every figure. A run killed at any moment resumes from its newest good checkpo
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import gymnasium
@@ -35,6 +36,11 @@ APPEND_ONLY["histograms.jsonl"] = ""
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "dm_control", "metaworld", "shimmy", "ale-py", "wandb")
 FLUSH_SECONDS, FLUSH_ROWS = 10.0, 5_000
 ENDED = ("finished", "diverged")
+# Flags that do not change what a run computes, so they are no part of its identity.
+NOT_IDENTITY = tuple(
+    "num_seeds device threads compile cudagraphs runs_dir fresh checkpoint_frequency keep_replay evaluate capture_video"
+    " tensorboard track wandb_project wandb_entity async_envs".split()
+)
 FRESH = "use --fresh to start the run anew"
 
 
@@ -133,7 +139,7 @@ def derive_seeds(seeds, *keys: str | int) -> np.ndarray:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of `--device name`; "auto" is cuda where there is one. Raises UserError if the machine has none such."""
+    """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without such a device."""
     try:
         device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
         torch.empty(1, device=device)
@@ -144,7 +150,7 @@ def find_device(name: str) -> torch.device:
 
 
 def check_minimum(args, minimum: float, flags: str, exclusive: bool = False) -> None:
-    """Raises UserError unless each of these fields (names parted by spaces) is finite and at least (above) `minimum`."""
+    """Raises UserError unless each of these fields (parted by spaces) is finite and at least (above) `minimum`."""
     for flag in flags.split():
         value = getattr(args, flag)
         if not (np.isfinite(value) and (value > minimum if exclusive else value >= minimum)):
@@ -155,7 +161,7 @@ def check_minimum(args, minimum: float, flags: str, exclusive: bool = False) -> 
 class EpisodeSeeds(gymnasium.Wrapper):
     """Resets episode n with a seed derived from (seed, stream, n): every episode can be played again, bit for bit.
 
-    index: place of the environment in its batch. reset(options={"episode": [n, ...], "actions": [[...], ...]}), both
+    index: place of the environment in its batch. reset(options={"number": [n, ...], "actions": [[...], ...]}), both
     indexed by it, goes to episode n and replays its first actions: so a resumed run is back in mid-episode.
     """
 
@@ -164,7 +170,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
         self.index, self.seed, self.stream, self.episode = index, seed, stream, -1
 
     def reset(self, *, seed=None, options=None):
-        self.episode = self.episode + 1 if options is None else options["episode"][self.index]
+        self.episode = self.episode + 1 if options is None else options["number"][self.index]
         episode_seed = derive_seed(self.seed, self.stream, self.episode) % 2**32
         self.unwrapped.np_random = np.random.default_rng(episode_seed)  # Meta-World ignores `seed` and draws goals here
         obs, info = self.env.reset(seed=episode_seed)
@@ -653,6 +659,58 @@ def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
         groups.append((best, shared[best]))
         steps = {run: each for run, each in steps.items() if best not in each}
     return groups
+
+
+def make_runs(args, script: str) -> dict[int, Run]:
+    """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; a seed's identity is the same alone."""
+    runs = {}
+    for seed in range(args.seed, args.seed + args.num_seeds):
+        config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
+        name = run_name(args.env_id, script, args.activation, seed, config_hash(config, NOT_IDENTITY))
+        runs[seed] = Run(args.runs_dir, name, config, exclude=NOT_IDENTITY, fresh=args.fresh)
+    return runs
+
+
+@contextlib.contextmanager
+def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int, list[int], list[Run]]]]:
+    """Opens the unfinished runs, says so of the others, and yields what to train: [(from step, seeds, runs), ...].
+
+    Leaving by an exception marks what is open "failed" (by Ctrl-C: "interrupted"); both resume. Raises UserError as
+    `Run.open` does.
+    """
+    for run in runs.values():
+        if run.status() in ENDED:
+            print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
+    seeds = {run: seed for seed, run in runs.items() if run.status() not in ENDED}
+    kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
+    kwargs |= {"group": f"{args.env_id} {args.activation}"}
+    try:
+        for run in seeds:
+            run.open(tensorboard=args.tensorboard, wandb_kwargs=kwargs if args.track else None)
+        yield [(step, [seeds[run] for run in each], each) for step, each in group_by_step(list(seeds))]
+    except BaseException as error:
+        for run in seeds:
+            run.close() if isinstance(error, KeyboardInterrupt) else run.fail(f"{type(error).__name__}: {error}")
+        raise
+
+
+def save_video(path: Path, env: gymnasium.Env, policy: Callable[[np.ndarray], np.ndarray], every: int = 4) -> float:
+    """Films one episode of `env` (made with render_mode "rgb_array"), every fourth step, at 25 frames a second; closes
+    env and returns the episode's return. policy: observation (obs_dim,) -> action (action_dim,)."""
+    import imageio.v2 as imageio
+
+    obs, _ = env.reset()
+    total, steps, done, frames = 0.0, 0, False, []
+    while not done:
+        if steps % every == 0:
+            frames.append(env.render())
+        obs, reward, terminated, truncated, _ = env.step(policy(obs))
+        total, steps, done = total + float(reward), steps + 1, terminated or truncated
+    env.close()
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imageio.mimsave(path, frames, fps=25, macro_block_size=1)
+    return total
 
 
 class Progress:

@@ -11,10 +11,10 @@ Results, implementation details and every difference from CleanRL's SAC: docs/sa
 import dataclasses
 import difflib
 import functools
+import itertools
 import math
 import os
 import time
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -74,13 +74,6 @@ class Args:
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions that the network metrics look at
-
-
-# These do not change what a run computes, so they are no part of its identity.
-NOT_IDENTITY = (
-    "num_seeds device threads compile cudagraphs runs_dir fresh checkpoint_frequency keep_replay evaluate capture_video "
-    "tensorboard track wandb_project wandb_entity async_envs"
-).split()
 
 
 def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str | None = None) -> gym.Env:
@@ -189,6 +182,22 @@ class Agent(nn.Module):
         self.actor_optimizer, self.qf_optimizer = adam(self.actor), adam(self.qf)
         self.alpha_optimizer = adam(nn.ParameterList([self.log_alpha]))
         self.to(device)
+        self.sample, self.update = self.actor.sample, self.one_update
+        if args.compile:
+            torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
+            self.sample, self.update = (
+                torch.compile(f, fullgraph=True, dynamic=False) for f in (self.sample, self.update)
+            )
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, noise: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without noise the mode."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.log_alpha.device).unsqueeze(1)
+        noise = obs.new_zeros(*obs.shape[:2], self.actor.mean.bias.shape[-1]) if noise is None else noise
+        actions, log_probs = self.sample(obs, noise)
+        return np.nan_to_num(actions.squeeze(1).cpu().numpy()), log_probs.squeeze(
+            1
+        ).cpu().numpy()  # diverged: stands still
 
     def qf_loss(self, batch: dict[str, torch.Tensor], noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, Q-values): squared error of both critics to the soft target with the smaller next value."""
@@ -204,7 +213,7 @@ class Agent(nn.Module):
         actions, log_probs = self.actor.sample(batch["obs"], noise)
         return (self.log_alpha.exp().detach() * log_probs - self.qf(batch["obs"], actions).amin(-2)).mean(-1), log_probs
 
-    def update(self, batch: dict, noise: torch.Tensor, update_policy: bool = True) -> dict[str, torch.Tensor]:
+    def one_update(self, batch: dict, noise: torch.Tensor, update_policy: bool = True) -> dict[str, torch.Tensor]:
         """One step of the critics and targets and, if asked for, of actor and temperature. noise: (2, seeds, batch, A).
         The seeds are independent, so the gradient of the sum of their losses is each one's own."""
         loss, q_values = self.qf_loss(batch, noise[0])
@@ -224,13 +233,18 @@ class Agent(nn.Module):
             info |= {"actor_loss": loss.detach(), "entropy": entropy.detach().squeeze(-1)}
         return info | {"alpha": self.log_alpha.detach().exp().squeeze(-1)}
 
+    def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
+        """Seed i of every tensor, and the step counts that the seeds share, from a checkpoint."""
+        for name, tensor in self.state_dict().items():
+            (tensor[i] if tensor.dim() else tensor).copy_(state[name])
+
 
 class ReplayBuffer:
     """A ring of transitions for each seed; a row is obs, actions, rewards, terminations, next_obs."""
 
     def __init__(self, num_seeds: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
-        self.columns = {"obs": obs_dim, "actions": action_dim, "rewards": 1, "terminations": 1, "next_obs": obs_dim}
-        self.rows = torch.empty(num_seeds, capacity, sum(self.columns.values()), device=device)
+        self.columns = [obs_dim, action_dim, 1, 1, obs_dim]
+        self.rows = torch.empty(num_seeds, capacity, sum(self.columns), device=device)
         self.seed_index, self.num_added = torch.arange(num_seeds, device=device)[:, None], 0
 
     def add(self, obs, actions, rewards, terminations, next_obs) -> None:
@@ -242,8 +256,9 @@ class ReplayBuffer:
         """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]); each seed's by its own generator."""
         size = min(self.num_added, self.rows.shape[1])
         index = torch.stack([torch.randint(size, shape, generator=g, device=g.device) for g in generators], -2)
-        parts = self.rows[self.seed_index, index].split(list(self.columns.values()), -1)
-        return {n: p.squeeze(-1) if self.columns[n] == 1 and "a" in n else p for n, p in zip(self.columns, parts)}
+        obs, actions, rewards, terminations, next_obs = self.rows[self.seed_index, index].split(self.columns, -1)
+        ends = {"rewards": rewards.squeeze(-1), "terminations": terminations.squeeze(-1)}
+        return {"obs": obs, "actions": actions, **ends, "next_obs": next_obs}
 
     def newest(self, count: int) -> torch.Tensor:
         """The newest rows of each seed in order, (seeds, count, row), as many as the ring still has."""
@@ -254,3 +269,252 @@ class ReplayBuffer:
         """Put the newest rows of seed i back where they were."""
         index = torch.arange(num_added - len(rows), num_added) % self.rows.shape[1]
         self.rows[i, index], self.num_added = rows.to(self.rows.device), num_added
+
+
+def normals(generators: list[torch.Generator], *shape: int, axis: int = 0) -> torch.Tensor:
+    """Standard normal noise of `shape` with a seed axis put in at `axis`; each seed's by its own generator."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators], axis)
+
+
+# ---- evaluation and metrics have their own generators and environments: they do not change the training --------------
+
+
+@torch.no_grad()
+def evaluate(agent: "Agent", envs, seeds: list[int], index: int, stochastic: bool) -> list[dict[str, float]]:
+    """Plays num_eval_episodes of each seed for the index-th time; means over episodes, one dict per seed.
+    Stochastic: also Q - G, the mean of the critics minus the soft Monte-Carlo return (metrics.q_overestimation)."""
+    number, device = agent.args.num_eval_episodes, agent.log_alpha.device
+    generators = [runlog.make_generator(seed, "eval", index, device=device) for seed in seeds]
+    obs, _ = envs.reset(options={"number": [(2 * index + stochastic) * number] * len(seeds)})
+    history, ended = [], np.zeros(len(seeds), dtype=int)
+    while (ended < number).any():
+        noise = normals(generators, 1, envs.single_action_space.shape[0]) if stochastic else None
+        actions, log_probs = agent.act(obs, noise)
+        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        dones = terminations | truncations
+        real_next_obs, success = true_successors(next_obs, infos, dones)
+        history.append((obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones))
+        obs, ended = next_obs, ended + dones
+    *spaces, rewards, terminations, truncations, log_probs, success, dones = (np.stack(x, 1) for x in zip(*history))
+    stops = [np.flatnonzero(d)[:number] + 1 for d in dones]  # ends of the first episodes of each seed
+    starts, lengths = [[0, *stop[:-1]] for stop in stops], [stop[-1] for stop in stops]
+    results = [{} for _ in seeds]
+    for i, (start, n) in enumerate(zip(starts, lengths)):
+        name = "eval/stochastic_return" if stochastic else "eval/episodic_return"
+        results[i][name] = float(np.add.reduceat(rewards[i, :n], start).mean())
+        if not stochastic and not np.isnan(success[i, :n]).any():
+            results[i]["eval/success"] = float(np.maximum.reduceat(success[i, :n], start).mean())
+    if not stochastic:
+        return results
+    q, next_values = [], []
+    for part in zip(*(torch.as_tensor(x, dtype=torch.float32, device=device).split(1_000, 1) for x in spaces)):
+        q.append(agent.qf(*part[:2]).mean(-2))
+        next_actions, next_log_probs = agent.actor.sample(part[2], normals(generators, *part[1].shape[1:]))
+        next_values.append(agent.qf(part[2], next_actions).mean(-2) - agent.log_alpha.exp() * next_log_probs)
+    columns = [torch.cat(q, 1), rewards, terminations, truncations, log_probs, torch.cat(next_values, 1)]
+    columns = [torch.as_tensor(x).cpu() for x in columns]
+    for i, n in enumerate(lengths):
+        q_values, r, terminated, truncated, log_prob, fallback = (x[i, :n] for x in columns)
+        soft = {"log_probs": log_prob, "alpha": agent.log_alpha[i].exp().cpu(), "fallback_values": fallback}
+        bias = metrics.q_overestimation(q_values, r.float(), terminated, truncated, agent.args.gamma, **soft)
+        results[i] |= {f"overestimation/{key}": bias[key].item() for key in ("mean", "std", "normalised")}
+    return results
+
+
+def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int):
+    """Health of every layer on replay transitions, with the gradients of the losses there, into each seed's run."""
+    generators = [runlog.make_generator(seed, "metrics", step, device=buffer.rows.device) for seed in seeds]
+    batch = buffer.sample(agent.args.metrics_samples, generators=generators)
+    noise = normals(generators, *batch["actions"].shape[1:])
+    for name, loss, inputs in (("actor", agent.actor_loss, ["obs"]), ("qf", agent.qf_loss, ["obs", "actions"])):
+        network, optimizer = getattr(agent, name), getattr(agent, f"{name}_optimizer")
+        grads = torch.autograd.grad(loss(batch, noise)[0].sum(), optimizer.parameters_)
+        inputs, grads = tuple(batch[x] for x in inputs), dict(zip(optimizer.names, grads))
+        report = metrics.network_report(network, inputs, grads, batch_dims=1 + (name == "qf"))
+        runlog.log_report(runs, step, f"network/{name}", report)
+
+
+def graphed(block):
+    """`block` as one CUDA graph: three calls run as they are, the fourth is captured on copies of its inputs, and from
+    then on the graph is replayed. It has never run on a GPU."""
+    graph, kept, calls = torch.cuda.CUDAGraph(), {}, itertools.count()
+
+    def call(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        inputs, number = {**batches, "noise": noise}, next(calls)
+        if number < 3:
+            return block(batches, noise)
+        if number == 3:
+            kept["in"] = {name: x.clone() for name, x in inputs.items()}
+            with torch.cuda.graph(graph):
+                kept["out"] = block({name: kept["in"][name] for name in batches}, kept["in"]["noise"])
+        for name, x in inputs.items():
+            kept["in"][name].copy_(x)
+        graph.replay()
+        return kept["out"]
+
+    return call
+
+
+def validate(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) before anything is created."""
+    runlog.check_minimum(args, 0, "seed threads learning_starts metrics_frequency")
+    runlog.check_minimum(args, 1, "num_seeds total_timesteps checkpoint_frequency utd batch_size policy_frequency")
+    runlog.check_minimum(args, 1, "eval_frequency num_eval_episodes log_frequency")
+    runlog.check_minimum(args, 2, "metrics_samples")
+    runlog.check_minimum(args, args.batch_size, "buffer_size")
+    runlog.check_minimum(args, 0, "learning_rate init_temperature tau target_entropy_scale", exclusive=True)
+    device = runlog.find_device(args.device)
+    for good, problem in (
+        (0 <= args.gamma < 1, f"--gamma {args.gamma}: must lie in [0, 1)"),
+        (args.tau <= 1, f"--tau {args.tau}: must lie in (0, 1]"),
+        (args.widths and min(args.widths) > 0, f"--widths {args.widths}: give one positive width per hidden layer"),
+        (
+            args.utd % args.policy_frequency == 0,
+            f"--policy-frequency {args.policy_frequency}: must divide utd {args.utd}",
+        ),
+        (device.type == "cuda" or not args.cudagraphs, f"--cudagraphs: works on a CUDA device only, not on {device}"),
+    ):
+        if not good:
+            raise runlog.UserError(problem)
+    try:
+        activations.parse(args.activation)
+    except ValueError as error:
+        raise runlog.UserError(str(error)) from None
+    make_env(args.env_id, 0, args.seed, "train").close()
+
+
+def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> None:
+    """Trains these seeds together from step `start`, at which each has a checkpoint (0: from the beginning)."""
+    device, num_seeds = runlog.find_device(args.device), len(seeds)
+    envs, eval_envs = make_envs(args, seeds, "train"), make_envs(args, seeds, "eval")
+    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    agent = Agent(obs_dim, action_dim, args, seeds, device)
+    buffer = ReplayBuffer(num_seeds, min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, device)
+    generators = {use: [runlog.make_generator(s, use, device=device) for s in seeds] for use in ("act", "update")}
+    new_episode = {"number": 0, "actions": [], "return": 0.0, "success": 0.0}
+    episodes, last_eval = [dict(new_episode, actions=[]) for _ in seeds], [{} for _ in seeds]
+    diverged = torch.zeros(num_seeds, dtype=torch.int64, device=device)  # step of the first non-finite loss
+    for i, run in enumerate(runs):
+        _, state, transitions = run.load_checkpoint(start)
+        if state:
+            agent.restore(i, state["agent"])
+            buffer.restore(i, transitions["rows"], start)
+            episodes[i], last_eval[i], diverged[i] = state["episode"], state["last_eval"], state["diverged"]
+            for use, each in generators.items():
+                each[i].set_state(state["generators"][use])
+    obs, _ = envs.reset(options={key: [episode[key] for episode in episodes] for key in ("number", "actions")})
+
+    def update_block(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        info = {}
+        for u in range(args.utd):
+            end_of_period = (u + 1) % args.policy_frequency == 0
+            info |= agent.update({name: part[u] for name, part in batches.items()}, noise[u], end_of_period)
+        return info
+
+    update_block = graphed(update_block) if args.cudagraphs else update_block
+    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    clock, clock_step, saved_step, info, postfix = time.monotonic(), start, start, {}, {}
+    for step in range(start + 1, args.total_timesteps + 1):
+        at_end = step == args.total_timesteps
+        # act and store
+        if step <= args.learning_starts:
+            uniform = torch.stack([torch.rand(action_dim, generator=g, device=device) for g in generators["act"]])
+            actions = (2 * uniform - 1).cpu().numpy()
+        else:
+            actions, _ = agent.act(obs, normals(generators["act"], 1, action_dim))
+        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        dones = terminations | truncations
+        real_next_obs, success = true_successors(next_obs, infos, dones)
+        buffer.add(obs, actions, rewards, terminations, real_next_obs)
+        obs = next_obs
+        for i, episode in enumerate(episodes):
+            episode["actions"].append(actions[i].tolist())
+            episode["return"] += float(rewards[i])
+            episode["success"] = max(episode["success"], float(success[i]))
+            if dones[i]:
+                row = {"charts/episodic_return": episode["return"], "charts/episodic_length": len(episode["actions"])}
+                row |= {} if np.isnan(success[i]) else {"charts/success": episode["success"]}
+                runs[i].log(step, row)
+                episodes[i] = dict(new_episode, number=episode["number"] + 1, actions=[])
+        # learn
+        if step >= args.learning_starts:
+            batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
+            noise = normals(generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2)
+            info = update_block(batches, noise)
+            finite = torch.isfinite(info["qf_loss"] + info["actor_loss"])
+            diverged = torch.where((diverged == 0) & ~finite, step, diverged)
+        # measure
+        if info and (step % args.log_frequency == 0 or at_end):
+            speed = (step - clock_step) / (time.monotonic() - clock)
+            values = {f"losses/{key}": value.tolist() for key, value in info.items()}
+            for i, run in enumerate(runs):
+                row = {} if diverged[i] else {key: value[i] for key, value in values.items()}
+                run.log(step, row | {"perf/sps": speed, "perf/updates_per_second": speed * args.utd * num_seeds})
+            clock, clock_step, postfix = time.monotonic(), step, postfix | {"sps": f"{speed:.0f}"}
+        if step % args.eval_frequency == 0 or at_end:
+            index = math.ceil(step / args.eval_frequency)
+            results = [evaluate(agent, eval_envs, seeds, index, stochastic) for stochastic in (False, True)]
+            for i, run in enumerate(runs):  # a diverged seed carries its last evaluation forward
+                last_eval[i] = last_eval[i] if diverged[i] else results[0][i] | results[1][i]
+                run.log(step, last_eval[i])
+            keys = {"return": "eval/episodic_return", "success": "eval/success", "bias": "overestimation/mean"}
+            means = {k: np.mean([e.get(key, math.nan) for e in last_eval]) for k, key in keys.items()}
+            postfix |= {k: f"{value:.4g}" for k, value in means.items() if not math.isnan(value)}
+            progress.note(f"step {step}: " + ", ".join(f"{k} {value}" for k, value in postfix.items()))
+        if args.metrics_frequency and (step % args.metrics_frequency == 0 or at_end):
+            log_network_metrics(agent, buffer, runs, seeds, step)
+        # save
+        if step % args.checkpoint_frequency == 0 or at_end:
+            tensors, rows, saved_step = agent.state_dict(), buffer.newest(step - saved_step), step
+            for i, run in enumerate(runs):
+                state = {"agent": {name: t[i] if t.dim() else t for name, t in tensors.items()}, "episode": episodes[i]}
+                state |= {"generators": {use: each[i].get_state() for use, each in generators.items()}}
+                state |= {"last_eval": last_eval[i], "diverged": int(diverged[i])}
+                run.save_checkpoint(step, state, {"rows": rows[i]}, keep_transitions=buffer.rows.shape[1])
+                run.draw(step)
+                if args.capture_video:
+                    film(agent, i, seeds[i], run.folder / "videos" / f"step-{step}.mp4")
+        progress.update(step, **postfix)
+    for i, run in enumerate(runs):
+        run.finish("diverged", step=int(diverged[i])) if diverged[i] else run.finish()
+        if not args.keep_replay:
+            run.drop_transitions()
+    envs.close(), eval_envs.close(), progress.close()
+
+
+def film(agent: Agent, i: int, seed: int, path) -> float:
+    """Saves a video of one deterministic episode of the i-th seed; returns the episode's return."""
+    env, num_seeds = make_env(agent.args.env_id, 0, seed, "film", render_mode="rgb_array"), len(agent.log_alpha)
+    return runlog.save_video(path, env, lambda obs: agent.act(np.stack([obs] * num_seeds))[0][i])
+
+
+def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
+    """--evaluate: plays num_eval_episodes with the last checkpoint, prints the returns, saves a video of one more."""
+    if run.status() not in runlog.ENDED:
+        raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
+    (step, state, _), envs = run.load_checkpoint(), make_envs(args, [seed], "play")
+    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    agent = Agent(obs_dim, action_dim, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))
+    agent.restore(0, state["agent"])
+    values = evaluate(agent, envs, [seed], 0, False)[0]
+    path = run.folder / "videos" / f"evaluation-{step}.mp4"
+    values["return of the video"] = film(agent, 0, seed, path)
+    print(f"seed {seed}: {', '.join(f'{key} {value:.1f}' for key, value in values.items())}; {path}", flush=True)
+
+
+def main(args: Args) -> None:
+    validate(args)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    runs = runlog.make_runs(args, "sac_continuous")
+    if args.evaluate:
+        for seed, run in runs.items():
+            evaluate_finished(args, run, seed)
+        return
+    with runlog.opened(runs, args, "sac_continuous") as groups:
+        for step, seeds, together in groups:
+            train(args, seeds, together, step)
+
+
+if __name__ == "__main__":
+    with runlog.exit_on_user_error():
+        main(runlog.parse_args(Args))
