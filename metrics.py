@@ -5,6 +5,7 @@ critics), written `*batch`. Input is float32 or float64, results keep its dtype.
 sources and traps. CR = arXiv 2507.14736, HR = arXiv 2406.09079, ReDo = arXiv 2302.12902, REDQ = arXiv 2101.05982.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ Generator = torch.Generator | None
 Limits = tuple[float, float] | None
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 KDE_CELLS = 16  # grid cells per bandwidth; the error bound in dead_neurons_kde needs 16
+KDE_NEURONS, KDE_POINTS = 16, 64  # density curves of a network_report
 KDE_CHUNK = 2**17  # elements per working array: fits the L2 cache, and bounds the memory
 
 
@@ -248,6 +250,20 @@ def gradient_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
     return weight_norm(gradients, batch_dims)
 
 
+def first_episodes(values: Tensor, dones: Tensor, number: int, reduce=torch.sum) -> tuple[Tensor, list[int]]:
+    """`reduce` (torch.sum: returns) of `values` over each of the first `number` episodes: values, dones (batch, time),
+    with at least `number` ends in every row -> ((batch, number), [steps up to the last of these ends]).
+    >>> first_episodes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[0, 1, 1, 0]]), number=2)
+    (tensor([[3., 3.]]), [3])
+    """
+    rows, lengths = [], []
+    for row, done in zip(values, dones):
+        stops = (done.nonzero().squeeze(-1)[:number] + 1).tolist()
+        rows.append(torch.stack([reduce(row[i:j], -1) for i, j in zip([0, *stops], stops)]))
+        lengths.append(stops[-1])
+    return torch.stack(rows), lengths
+
+
 def discounted_returns(
     rewards: Tensor,
     terminations: Tensor,
@@ -300,30 +316,37 @@ def q_overestimation(
     log_probs: Tensor | None = None,
     alpha: float | Tensor | None = None,
     bootstrap_values: Tensor | None = None,
+    fallback_values: Tensor | None = None,
     tail_tolerance: float = 0.05,
     floor: float = 10.0,
-) -> dict[str, Tensor | bool]:
+) -> dict[str, Tensor]:
     """Overestimation Q(s_t, a_t) - G_t on fresh episodes of the stochastic policy (REDQ, bias_utils.py).
 
     q: (*batch, time), the estimate under study for the actions taken; the rest is for discounted_returns. A state is
     kept if its tail_weight <= tail_tolerance: at gamma 0.99 the last 298 steps before a cut go, 702 of 1,000 stay, and
-    of 200 none (0.99^200 = 0.13): pass bootstrap_values there, with which all are kept. Returns a dict: errors,
-    returns, kept, (*batch, time); over kept states (NaN if none), (*batch): mean and std (ddof 0) of errors, normalised
-    = mean of error / max(|G|, floor) state by state as in REDQ, num_kept; bootstrapped (False: cut states left out).
+    of 200 none (0.99^200 = 0.13): pass bootstrap_values there, with which all are kept. fallback_values are the same,
+    but used only in batch entries of which no state would stay. Returns a dict: errors, returns, kept, (*batch, time);
+    over kept states (NaN if none), (*batch): mean and std (ddof 0) of errors, normalised = mean of error / max(|G|,
+    floor) state by state as in REDQ, num_kept; bootstrapped, (*batch) bool (False: cut states left out).
     >>> end = torch.tensor([False, True])
     >>> q_overestimation(torch.tensor([2.5, 2.0]), torch.ones(2), end, torch.zeros(2), gamma=0.5)["mean"]
     tensor(1.)
     """
     if q.shape != rewards.shape:
         raise ValueError(f"q must have the shape of rewards {tuple(rewards.shape)}, got {tuple(q.shape)}")
-    extras = {"log_probs": log_probs, "alpha": alpha, "bootstrap_values": bootstrap_values}
-    returns, tail_weight = discounted_returns(rewards, terminations, truncations, gamma, **extras)
+    arguments, soft = (rewards, terminations, truncations, gamma), {"log_probs": log_probs, "alpha": alpha}
+    returns, tail_weight = discounted_returns(*arguments, **soft, bootstrap_values=bootstrap_values)
+    bootstrapped = torch.full_like(rewards[..., 0], bootstrap_values is not None, dtype=torch.bool)
+    if fallback_values is not None:
+        bootstrapped |= (tail_weight > tail_tolerance).all(-1)
+        pairs = zip((returns, tail_weight), discounted_returns(*arguments, **soft, bootstrap_values=fallback_values))
+        returns, tail_weight = (torch.where(bootstrapped.unsqueeze(-1), new, old) for old, new in pairs)
     kept, errors = tail_weight <= tail_tolerance, q.detach() - returns
     num_kept, normalised = kept.sum(-1), errors / returns.abs().clamp_min(floor)
     mean, normalised = (torch.where(kept, x, 0.0).sum(-1) / num_kept for x in (errors, normalised))
     std = (torch.where(kept, errors - mean.unsqueeze(-1), 0.0).square().sum(-1) / num_kept).sqrt()
     values = {"errors": errors, "returns": returns, "kept": kept, "mean": mean, "std": std, "normalised": normalised}
-    return values | {"num_kept": num_kept, "bootstrapped": bootstrap_values is not None}
+    return values | {"num_kept": num_kept, "bootstrapped": bootstrapped}
 
 
 def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tensor:
@@ -418,6 +441,13 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
         yield records
 
 
+def _subset(x: Tensor, batch_dims: int, generator: torch.Generator, max_samples: int) -> Tensor:
+    """channel_samples of x; beyond max_samples a random subset of them, the same for all batch entries."""
+    x = channel_samples(x, batch_dims)
+    chosen = torch.randperm(x.shape[-2], generator=generator, device=x.device)[:max_samples]
+    return x if x.shape[-2] <= max_samples else x.index_select(-2, chosen)
+
+
 def layer_metrics(
     record: LayerRecord, batch_dims: int = 0, generator: Generator = None, max_samples: int = 2_048
 ) -> dict[str, Tensor]:
@@ -430,12 +460,7 @@ def layer_metrics(
     tensor(0.)
     """
     generator = torch.Generator(record.output.device).manual_seed(0) if generator is None else generator
-
-    def subset(x: Tensor) -> Tensor:
-        x = channel_samples(x, batch_dims)
-        chosen = torch.randperm(x.shape[-2], generator=generator, device=x.device)[:max_samples]
-        return x if x.shape[-2] <= max_samples else x.index_select(-2, chosen)
-
+    subset = functools.partial(_subset, batch_dims=batch_dims, generator=generator, max_samples=max_samples)
     output = subset(record.output)
     quantiles = preactivation_quantiles(torch.cat([subset(x) for x in record.pre_activations], dim=-1))
     masks = {
@@ -448,3 +473,74 @@ def layer_metrics(
     values = {name: mask.to(output.dtype).mean(-1) for name, mask in masks.items()}
     values |= {"srank": effective_rank(output), "feature_norm": feature_norm(output)}
     return values | {f"preact_q{round(100 * q):02d}": quantiles[..., i] for i, q in enumerate(QUANTILES)}
+
+
+@dataclass
+class NetworkReport:
+    """What network_report found. Keys are `fc1/<name>`, ... for the hidden layers in order, or a bare name."""
+
+    scalars: dict[str, Tensor] = field(default_factory=dict)  # (*batch)
+    histograms: dict[str, Pair] = field(default_factory=dict)  # counts (*batch, bins), edges (*batch, bins + 1)
+    # x (points) or (*batch, points), y (*batch, points), and what else belongs to the curve, (*batch)
+    curves: dict[str, tuple[Tensor, Tensor, dict[str, Tensor]]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def network_report(
+    network: nn.Module, inputs: tuple, grads: dict[str, Tensor], batch_dims: int, generator: Generator = None
+) -> NetworkReport:
+    """Everything that is worth plotting about a network, from one forward pass `network(*inputs)`; no side effects.
+
+    grads: name, as in network.named_parameters() -> gradient; a parameter without one is not trained and left out, and
+    a norm of nothing has no key. batch_dims: leading axes of the parameters (1: seeds; 2: seeds, twin critics). Per
+    hidden layer (any submodule with `branches`): layer_metrics; weight_norm and gradient_norm of weights and biases,
+    norms included; coefficient_gradient_norm of the activation's own parameters; for rationals numerator_norm = ||a||,
+    denominator_norm = ||b|| and rational_health (of several branches: branch0_a_max, ...). Histogram preactivations
+    (branches pooled). Curves: activation, f on [-10, 10] (activation0, ... of several branches or outputs, as crelu);
+    kde00 .. kde15, density of the first neurons' outputs, with `dead`. Of the whole network, without a layer's name:
+    weight_norm, gradient_norm, coefficient_gradient_norm. A set that layers share counts in each, once in the whole.
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator(device).manual_seed(0) if generator is None else generator
+    with record_layers(network) as records:
+        network(*inputs)
+    report, layers = NetworkReport(), [(network.get_submodule(name), record) for name, record in records.items()]
+    gradients = {id(p): grads[name] for name, p in network.named_parameters(remove_duplicate=False) if name in grads}
+    coefficients = {id(p) for layer, _ in layers for branch in layer.branches for p in branch.activation.parameters()}
+
+    def add_norms(prefix: str, parameters: Iterable[nn.Parameter]) -> None:
+        parameters = {id(p): p for p in parameters}.values()
+        weights = [p for p in parameters if id(p) not in coefficients]
+        groups = {"weight_norm": weights, "gradient_norm": [gradients[id(p)] for p in weights if id(p) in gradients]}
+        own = [gradients[id(p)] for p in parameters if id(p) in coefficients and id(p) in gradients]
+        for name, group in {**groups, "coefficient_gradient_norm": own}.items():
+            if group:
+                report.scalars[prefix + name] = weight_norm(group, batch_dims)
+
+    for number, (layer, record) in enumerate(layers, start=1):
+        prefix, curves = f"fc{number}/", []
+        values = layer_metrics(record, batch_dims, generator)
+        report.scalars |= {prefix + name: value for name, value in values.items()}
+        add_norms(prefix, layer.parameters())
+        z = [_subset(x, batch_dims, generator, 2_048) for x in record.pre_activations]
+        report.histograms[prefix + "preactivations"] = histogram(torch.cat(z, dim=-1))
+        grid = torch.linspace(-10, 10, 201, dtype=z[0].dtype, device=device)
+        for i, branch in enumerate(layer.branches):
+            f, x = branch.activation, record.pre_activations[i]
+            points = grid.view((1,) * batch_dims + (-1,) + (1,) * (x.ndim - batch_dims - 1))
+            curves += f(points).flatten(batch_dims + 1).expand(*x.shape[:batch_dims], -1, -1).unbind(-1)
+            names = ("numerator", "denominator")
+            if all(hasattr(f, name) for name in names):
+                values = {f"{name}_norm": weight_norm([getattr(f, name)], batch_dims) for name in names}
+                f_x, q_x = record.branch_outputs[i], f.numerator_and_denominator(x)[1]
+                values |= rational_health(f.numerator, f.denominator, f.scale(), q_x, f_x, batch_dims)
+                start = prefix if len(layer.branches) == 1 else f"{prefix}branch{i}_"
+                report.scalars |= {start + name: value for name, value in values.items()}
+        for i, curve in enumerate(curves):
+            report.curves[prefix + "activation" + (str(i) if len(curves) > 1 else "")] = (grid, curve, {})
+        output = _subset(record.output, batch_dims, generator, 2_048)[..., :KDE_NEURONS]
+        dead, (x, y) = dead_neurons_kde(output)[0], kde_curves(output, KDE_POINTS)
+        for i in range(output.shape[-1]):
+            report.curves[f"{prefix}kde{i:02d}"] = (x[..., i, :], y[..., i, :], {"dead": dead[..., i]})
+    add_norms("", network.parameters())
+    return report

@@ -63,7 +63,23 @@ def test_returns_and_overestimation_equal_a_slow_loop():
             for name, value in (("mean", errors and np.mean(errors)), ("normalised", scaled and np.mean(scaled))):
                 np.testing.assert_allclose(got[name][i], value if errors else math.nan, rtol=1e-7, atol=1e-9)
             np.testing.assert_allclose(got["std"][i], np.std(errors) if errors else math.nan, rtol=1e-7, atol=1e-9)
-        assert got["bootstrapped"] is bootstrap and (not bootstrap or bool(got["kept"].all()))
+        assert got["bootstrapped"].tolist() == np.full(batch, bootstrap).tolist() and (
+            not bootstrap or bool(got["kept"].all())
+        )
+
+
+def test_fallback_values_serve_only_entries_that_would_keep_no_state():
+    rewards, never, cut = torch.rand(2, 200), torch.zeros(2, 200), torch.zeros(2, 200)
+    end = never.clone()
+    end[0, 49] = 1  # entry 0 keeps the 50 states before its termination, entry 1 none: 0.99^200 > 0.05
+    q, values = torch.rand(2, 200), torch.rand(2, 200)
+    plain = metrics.q_overestimation(q, rewards, end, cut, 0.99)
+    full = metrics.q_overestimation(q, rewards, end, cut, 0.99, bootstrap_values=values)
+    got = metrics.q_overestimation(q, rewards, end, cut, 0.99, fallback_values=values)
+    assert plain["num_kept"].tolist() == [50, 0] and got["num_kept"].tolist() == [50, 200]
+    assert got["bootstrapped"].tolist() == [False, True] and not plain["bootstrapped"].any()
+    for name in ("mean", "std", "normalised", "errors", "returns", "kept"):
+        torch.testing.assert_close(got[name], torch.stack([plain[name][0], full[name][1]]), rtol=0, atol=0)
 
 
 def test_overestimation_of_a_constant_reward_process():
