@@ -6,10 +6,12 @@ of every figure. A run killed at any moment resumes from its newest good checkpo
 
 import contextlib
 import dataclasses
+import difflib
 import fcntl
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import platform
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +35,7 @@ from tqdm import tqdm
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 APPEND_ONLY = {"scalars.csv": "step,key,value,wall_time\n", "perf.csv": "step,key,value,wall_time\n"}  # file: header
-APPEND_ONLY["histograms.jsonl"] = ""
+APPEND_ONLY |= {"histograms.jsonl": "", "curves.jsonl": ""}
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "dm_control", "metaworld", "shimmy", "ale-py", "wandb")
 FLUSH_SECONDS, FLUSH_ROWS = 10.0, 5_000
 ENDED = ("finished", "diverged")
@@ -149,13 +152,43 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def check_minimum(args, minimum: float, flags: str, exclusive: bool = False) -> None:
-    """Raises UserError unless each of these fields (parted by spaces) is finite and at least (above) `minimum`."""
+def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    """Raises UserError, with the nearest names, unless `value` is one of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or sorted(choices)[:3]
+        raise UserError(f"{flag} {value}: unknown; did you mean {' or '.join(near)}?")
+
+
+def check_range(args, interval: str, flags: str) -> None:
+    """Raises UserError unless each of these fields (parted by spaces; a number or a tuple of at least one) is finite and
+    lies in `interval`, written as "[1, inf)" or "(0, 1]"."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
     for flag in flags.split():
         value = getattr(args, flag)
-        if not (np.isfinite(value) and (value > minimum if exclusive else value >= minimum)):
-            bound = f"{'above' if exclusive else 'at least'} {minimum}"
-            raise UserError(f"--{flag.replace('_', '-')} {value}: must be {bound}")
+        for x in (value if value else (np.nan,)) if isinstance(value, tuple) else (value,):
+            above = x > low if interval[0] == "(" else x >= low
+            below = x < high if interval[-1] == ")" else x <= high
+            if not (np.isfinite(x) and above and below):
+                raise UserError(f"--{flag.replace('_', '-')} {value}: must lie in {interval}")
+
+
+@contextlib.contextmanager
+def value_errors_are_user_errors() -> Iterator[None]:
+    """For calls whose ValueError names a flag already."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode that ended."""
+    nothing = np.full(len(dones), np.nan)
+    real_next_obs, success = next_obs.copy(), np.array(infos.get("success", nothing), dtype=np.float64)
+    if dones.any():
+        real_next_obs[dones] = np.stack(infos["final_obs"][dones])
+        success[dones] = infos["final_info"].get("success", nothing)[dones]
+    return real_next_obs, success
 
 
 class EpisodeSeeds(gymnasium.Wrapper):
@@ -177,6 +210,32 @@ class EpisodeSeeds(gymnasium.Wrapper):
         for action in (options or {}).get("actions", {self.index: ()})[self.index]:
             obs, *_, info = self.env.step(np.asarray(action, dtype=np.float32))
         return obs, info
+
+
+def normals(generators: list[torch.Generator], *shape: int, axis: int = 0) -> torch.Tensor:
+    """Standard normal noise of `shape` with a seed axis put in at `axis`; each seed's by its own generator."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators], axis)
+
+
+def graphed(block):
+    """`block` as one CUDA graph: three calls run as they are, the fourth is captured on copies of its inputs, and from
+    then on the graph is replayed. It has never run on a GPU."""
+    graph, kept, calls = torch.cuda.CUDAGraph(), {}, itertools.count()
+
+    def call(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        inputs, number = {**batches, "noise": noise}, next(calls)
+        if number < 3:
+            return block(batches, noise)
+        if number == 3:
+            kept["in"] = {name: x.clone() for name, x in inputs.items()}
+            with torch.cuda.graph(graph):
+                kept["out"] = block({name: kept["in"][name] for name in batches}, kept["in"]["noise"])
+        for name, x in inputs.items():
+            kept["in"][name].copy_(x)
+        graph.replay()
+        return kept["out"]
+
+    return call
 
 
 @contextlib.contextmanager
@@ -257,7 +316,7 @@ def _plain(value, where: str):
     return value
 
 
-def _machine() -> dict:
+def machine() -> dict:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -322,7 +381,7 @@ class Run:
             self._wandb = None if wandb_kwargs is None else self._start_wandb(wandb_kwargs)
             _write_json(self.folder / "config.json", self.config)
             old = _read_json(self.folder / "meta.json")
-            self._meta = {"name": self.name, "hash": self.digest, **_machine(), "start": old.get("start", _now())}
+            self._meta = {"name": self.name, "hash": self.digest, **machine(), "start": old.get("start", _now())}
             self._meta |= {"status": "running", "sessions": [*old.get("sessions", []), {"start": _now()}]}
             _write_json(self.folder / "meta.json", self._meta)
             self._use_tensorboard, self._tensorboard = tensorboard, None
@@ -350,6 +409,9 @@ class Run:
                 raise UserError(f"cannot lock {self.folder} ({error}); choose a folder on another disk") from None
             raise UserError(f"{self.folder} is in use by process {pid}; wait until it ends or stop it") from None
         self._lock = lock
+        # A forked child (AsyncVectorEnv's workers) shares the lock and would keep it after our death.
+        run = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: run() and run()._release_lock())
         with contextlib.suppress(OSError):  # only for the message above
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}".encode(), 0)
@@ -439,6 +501,32 @@ class Run:
             lambda w: w.add_histogram_raw(key, *numbers, global_step=int(step)),
             lambda wandb: {key: wandb.Histogram(np_histogram=(counts, edges))},
         )
+
+    def log_curve(self, step: int, key: str, x, y, **extra) -> None:
+        """Append a curve to curves.jsonl, six significant digits. x, y: n numbers each, else ValueError.
+
+        An even x is stored as its two ends, [first, last]. extra: JSON-like values that belong to the curve.
+        """
+        self._require_ready()
+        x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        if x.ndim != 1 or x.shape != y.shape:
+            raise ValueError(f"{key}: x and y must be two lists of one length, not {x.shape} and {y.shape}")
+        if len(x) > 2 and np.allclose(x, np.linspace(x[0], x[-1], len(x)), rtol=0, atol=1e-5 * abs(x[-1] - x[0])):
+            x = x[[0, -1]]
+        x, y = ([float(f"{value:.6g}") for value in values.tolist()] for values in (x, y))
+        self._rows["curves.jsonl"].append(json.dumps({"step": int(step), "key": key, "x": x, "y": y, **extra}) + "\n")
+
+    def draw(self, step: int) -> None:
+        """Draw the run's plots (figures.draw_run) and mirror them. A failure is one line on stderr: the run goes on."""
+        self.flush()
+        try:
+            import figures
+
+            for path in figures.draw_run(self.folder):
+                self.log_image(step, f"plots/{path.stem}", path)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"warning: no plots of {self.folder} at step {step} ({reason})", file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         """Write all buffered rows to the disk. Raises UserError if they cannot be written (no half rows are left)."""
@@ -662,7 +750,7 @@ def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
 
 
 def make_runs(args, script: str) -> dict[int, Run]:
-    """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; a seed's identity is the same alone."""
+    """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; alone, a seed is the same run."""
     runs = {}
     for seed in range(args.seed, args.seed + args.num_seeds):
         config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
@@ -711,6 +799,35 @@ def save_video(path: Path, env: gymnasium.Env, policy: Callable[[np.ndarray], np
         path.parent.mkdir(parents=True, exist_ok=True)
         imageio.mimsave(path, frames, fps=25, macro_block_size=1)
     return total
+
+
+def log_report(runs: Sequence[Run], step: int, prefix: str, report) -> None:
+    """Log a metrics.NetworkReport into the runs of its batch, scalars, histograms and curves, as `<prefix>/<key>`.
+
+    The first batch axis is the runs, in their order. A second axis (twin critics) is spelled out: with the prefix
+    "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of non-finite values are left out.
+    """
+    shape = next(iter(report.scalars.values())).shape
+    if len(runs) != shape[0]:
+        raise ValueError(f"a report on {shape[0]} seeds for {len(runs)} runs")
+    names = {k: f"{prefix}{''.join(str(i + 1) for i in k)}/" for k in np.ndindex(shape[1:])}
+
+    def on_host(x):
+        return x.detach().cpu().numpy()
+
+    scalars = {key: on_host(value) for key, value in report.scalars.items()}
+    histograms = {key: tuple(map(on_host, pair)) for key, pair in report.histograms.items()}
+    curves = {key: (on_host(x), on_host(y), extra) for key, (x, y, extra) in report.curves.items()}
+    extras = {key: {name: on_host(value) for name, value in extra.items()} for key, (_, _, extra) in curves.items()}
+    for i, run in enumerate(runs):
+        run.log(step, {name + key: value[(i, *k)] for k, name in names.items() for key, value in scalars.items()})
+        for k, name in names.items():
+            for key, (counts, edges) in histograms.items():
+                if np.isfinite(edges[(i, *k)]).all():
+                    run.log_histogram(step, name + key, counts[(i, *k)], edges[(i, *k)])
+            for key, (x, y, _) in curves.items():
+                extra = {name: value[(i, *k)].item() for name, value in extras[key].items()}
+                run.log_curve(step, name + key, x if x.ndim == 1 else x[(i, *k)], y[(i, *k)], **extra)
 
 
 class Progress:

@@ -88,6 +88,28 @@ def test_lock_dies_with_its_process(tmp_path):
     assert new_run(tmp_path).status() == "interrupted" and new_run(tmp_path).open(tensorboard=False).close() is None
 
 
+def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
+    def hold():
+        run = new_run(tmp_path).open(tensorboard=False)
+        worker = in_child(time.sleep, 60)
+        (tmp_path / "worker.tmp").write_text(str(worker.pid))
+        (tmp_path / "worker.tmp").rename(tmp_path / "worker")
+        run.log(1, {"a": 1.0})  # the parent still has it
+        time.sleep(60)
+
+    child = in_child(hold)
+    while not (tmp_path / "worker").exists():
+        time.sleep(0.01)
+    worker = int((tmp_path / "worker").read_text())
+    with pytest.raises(UserError, match=f"in use by process {child.pid}"):  # forking has not freed it
+        new_run(tmp_path).open()
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    os.kill(worker, 0)  # alive
+    new_run(tmp_path).open(tensorboard=False).close()
+    os.kill(worker, signal.SIGKILL)
+
+
 def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
     values = [0.1, 1 / 3, 1e-300, float("inf"), float("nan"), -0.0, 5]
     run = new_run(tmp_path).open(tensorboard=False)
