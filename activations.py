@@ -67,12 +67,13 @@ class RationalConfig:
         n, m, d, c = self.numerator_degree, self.denominator_degree, self.constraint_power, self.constraint_scale
         target, (low, high) = self.fit_target, self.fit_range
         rate, decay = self.learning_rate, self.coefficient_weight_decay
+        highest = 10 ** (18 / max(d, 1))  # the gradient in c then stays within float32 up to |x| = 1e4
         checks = {
             f"numerator-degree {n}: must lie in 1..{MAX_POWER - 1}": 1 <= n < MAX_POWER,
             f"denominator-degree {m}: must lie in 1..{MAX_POWER}": 1 <= m <= MAX_POWER,
             f"constraint-power {d}: must exceed numerator-degree {n}, at most {MAX_POWER}": n < d <= MAX_POWER,
             f"form {self.form!r}: must be A or B": self.form in ("A", "B"),
-            f"constraint-scale {c}: must lie in 0.001..1000000": 1e-3 <= c <= 1e6,
+            f"constraint-scale {c}: must lie in 0.001..{highest:.0f}": 1e-3 <= c <= highest,
             f"fit-target {target!r}: {_nearest(target, fit_targets())}": target in fit_targets(),
             f"fit-range {low} {high}: must be two finite numbers, the smaller first": -math.inf < low < high < math.inf,
             f"init-scale {self.init_scale}: must be finite": math.isfinite(self.init_scale),
@@ -99,7 +100,7 @@ def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float
     Levenberg-Marquardt on 2,001 even points, in float64; c stays at config.constraint_scale. Started from ones and
     from ones in units of the range, since either may get stuck; a ridge too weak to be seen in the fit stops P and Q
     from growing together without bound. a holds a_0..a_n (a_1..a_n if constrained). Cached per setting. Raises
-    ValueError where the target is not finite on the range.
+    ValueError where the target is not finite on the range or P or Q would overflow float32 within |x| <= 1e4.
     """
     x = np.linspace(*config.fit_range, 2001)
     target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
@@ -120,6 +121,8 @@ def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float
     starts = np.ones(ridge.size), np.concatenate([1 / reach**i, 1 / reach**j])
     first, second = (least_squares(residual, start, method="lm", max_nfev=1_000) for start in starts)
     best = second.x if second.cost < 0.99 * first.cost else first.x
+    if not np.abs(config.init_scale * best * 1e4 ** np.append(i, j)).max() < 1e36:
+        raise ValueError(f"--rational.fit-range {config.fit_range}: the fit overflows float32 within |x| <= 1e4")
     return tuple(best[: i.size].tolist()), tuple(best[i.size :].tolist())
 
 
