@@ -108,8 +108,8 @@ def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float
         raise ValueError(f"--rational.fit-target {config.fit_target!r}: not finite on {config.fit_range}")
     i, j = np.arange(int(constrained), config.numerator_degree + 1), np.arange(1, config.denominator_degree + 1)
     p_basis, q_basis = x[:, None] ** i, (np.abs(x) if config.form == "A" else x)[:, None] ** j
-    has_tail = constrained and not config.remove_constraint
-    tail = np.abs(x / config.constraint_scale) ** config.constraint_power if has_tail else 0.0
+    tail = np.abs(x / config.constraint_scale) ** config.constraint_power
+    tail = tail if constrained and not config.remove_constraint else 0.0
     reach = np.abs(x).max()
     ridge = 1e-6 * math.sqrt(x.size) * np.concatenate([reach**i, np.abs(target).max() * reach**j])
 
@@ -440,9 +440,8 @@ def conv(
     }
     if layer_norm not in norms:
         raise ValueError(f"conv: layer_norm {layer_norm!r}: choose from {' '.join(norms)}")
-    sizes = (in_channels, out_channels, kernel_size, stride, padding)
+    sizes, make_norm = (in_channels, out_channels, kernel_size, stride, padding), norms[layer_norm]
     make_linear = functools.partial(Conv2d, *sizes, seeds=seeds, init=init)
-    make_norm = norms[layer_norm]
     return _hidden_layer(activation, make_linear, make_norm, out_channels, seeds, rational, shared, feature_axis=-3)
 
 
