@@ -1,7 +1,452 @@
-"""Figures."""
+"""From run folders to figures: what one run's networks look like, and activations compared over their seeds.
 
+    python figures.py run runs/dm_control-cheetah-run-v0__sac_continuous__crational__s1__0123456789
+    python figures.py demo runs/*cartpole* --out runs/demo.png
+
+Colours are Okabe and Ito's, safe for the colour-blind, and one activation has one colour and line style everywhere.
+"""
+
+import json
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+import numpy as np
+import tyro
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+import runlog
+
+BLACK, ORANGE, SKY, GREEN, GREY = "#000000", "#E69F00", "#56B4E9", "#009E73", "#999999"
+BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+STYLES = {  # activation: colour, line style, marker (lines must differ in grey print too)
+    "relu": (BLACK, "-", "o"),
+    "rational": (ORANGE, "--", "s"),
+    "crational": (BLUE, "-", "D"),
+    "tanh": (GREEN, "--", "^"),
+    "tanh_hr": (PURPLE, "-", "v"),
+    "sigmoid": (SKY, ":", "P"),
+    "relu_hr": (RED, "-.", "X"),
+    "crelu": (GREY, "-", "<"),
+}
+LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of a panel's curves: branches, or crelu's halves
+RC = {"font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.5}
+RC |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 150}
+SHADES, LAYER_MARKERS = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}, {"fc1": "o", "fc2": "s"}  # in panel (c) of the demo
+FIRST, BAND = {"color": BLACK, "linestyle": "--", "linewidth": 1}, {"color": "0.5", "alpha": 0.15}
+FILLED, LINE = {"fill": True, "color": SKY, "alpha": 0.8}, {"color": BLACK, "linewidth": 1.1}
+
+
+def style(activation: str) -> dict:
+    """colour, linestyle and marker of an activation expression; the same in every figure and process."""
+    names = activation.split("*")
+    name = f"{names[0]}_hr" if len(names) == 2 and names[0] == names[1] else activation
+    k = zlib.crc32(name.encode())
+    other = ((RED, SKY, PURPLE, GREEN)[k % 4], ("--", "-.", ":")[k % 3], "*>phd"[k % 5])
+    return dict(zip(("color", "linestyle", "marker"), STYLES.get(name, other)))
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a run folder, with its `status`. Raises UserError if it is none."""
+    try:
+        config, meta = (json.loads((folder / name).read_text()) for name in ("config.json", "meta.json"))
+        return {"activation": "?", "env_id": "?", "seed": 0, **config, "status": meta.get("status", "?")}
+    except (OSError, ValueError):
+        raise runlog.UserError(f"{folder}: is no run folder; give one that holds config.json and meta.json") from None
+
+
+def read_scalars(folder: Path) -> dict[str, np.ndarray]:
+    """key -> array (rows, 3) of step, value, wall time in seconds; {} before the first row."""
+    rows = defaultdict(list)
+    for line in _whole_lines(folder / "scalars.csv")[1:]:
+        step, key, value, wall_time = line.split(",")
+        rows[key].append((float(step), float(value), float(wall_time)))
+    return {key: np.array(values) for key, values in rows.items()}
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of an append-only file, without half a last line of a run under way; [] if there is no file."""
+    return re.findall(r".*\n", path.read_text()) if path.exists() else []
+
+
+def read_rows(folder: Path, file: str, name: str, every: bool = False) -> dict[tuple[str, str], dict[str, list[dict]]]:
+    """(layer, network) -> key's last part -> rows of a .jsonl file, first and newest (or every one), in order.
+
+    Takes the keys `network/<network>/<layer>/<name>...`, e.g. name "kde". A curve's x is written out if it was stored
+    by its ends.
+    """
+    lines = defaultdict(list)
+    pattern = re.compile(r'\{"step": \d+, "key": "network/([^"]+)/([^"/]+)/(' + name + r'[^"/]*)"')
+    for line in _whole_lines(folder / file):
+        if match := pattern.match(line):
+            kept = lines[match.groups()]
+            kept[len(kept) if every else 1 :] = [line]
+    found = defaultdict(dict)
+    for (network, layer, key), kept in sorted(lines.items()):
+        rows = [json.loads(line) for line in kept]
+        for row in rows:
+            if len(row.get("x", ())) == 2:
+                row["x"] = np.linspace(*row["x"], len(row["y"]))
+        found[layer, network][key] = rows
+    return found
+
+
+def _panels(found: dict, size: tuple[float, float], ylabel: str, right: float = 0.0) -> tuple[Figure, dict]:
+    """A figure with a row per layer and a column per network, and (layer, network) -> axes."""
+    layers, networks = (sorted(set(names), key=lambda name: (len(name), name)) for names in zip(*found))
+    networks.sort()
+    figure = Figure((size[0] * len(networks) + right + 0.3, size[1] * len(layers) + 0.7), layout="constrained")
+    axes = {}
+    for i, row in enumerate(figure.subplots(len(layers), len(networks), squeeze=False)):
+        for j, panel in enumerate(row):
+            axes[layers[i], networks[j]] = panel
+            panel.set(title=f"{networks[j]}, {layers[i]}", ylabel="" if j else ylabel)
+            panel.set_xlabel("pre-activation x" if i == len(layers) - 1 else "")
+    return figure, axes
+
+
+def _title(figure: Figure, folder: Path, what: str) -> None:
+    config = read_config(folder)
+    ended = " (diverged)" if config["status"] == "diverged" else ""
+    figure.suptitle(f"{what}\n{config['env_id']}, {config['activation']}, seed {config['seed']}{ended}", fontsize=10)
+
+
+@matplotlib.rc_context(RC)
+def activations_figure(folder: Path) -> Figure | None:
+    """The activation functions of every layer over training: light to dark, the first one dashed. None without any."""
+    found = read_rows(folder, "curves.jsonl", "activation", every=True)
+    if not found:
+        return None
+    figure, axes = _panels(found, (2.7, 2.2), "f(x)", right=0.8)
+    steps = sorted({row["step"] for panel in found.values() for rows in panel.values() for row in rows})
+    norm = Normalize(steps[0], steps[-1]) if len(steps) > 1 else Normalize(steps[0] - 1, steps[0])
+    maps = [ListedColormap(matplotlib.colormaps[name](np.linspace(0.3, 1, 256))) for name in LIGHT_TO_DARK]
+    scalars, most = read_scalars(folder), max(map(len, found.values()))
+    names = re.split(r"[*+]", read_config(folder)["activation"])
+    handles = [Line2D([], [], **FIRST, label=f"first (step {steps[0]:,})")] if len(steps) > 1 else []
+    handles.append(Patch(**BAND, label="1 to 99 % of the newest pre-activations"))
+    for i in range(most if most > 1 else 0):
+        label = names[i] if i < len(names) > 1 else f"output {i + 1}"
+        handles.append(Line2D([], [], color=maps[i % len(maps)](0.9), label=label))
+    for (layer, network), curves in found.items():
+        panel, seen = axes[layer, network], []
+        for i, rows in enumerate(curves.values()):
+            for row in rows:
+                seen.append(np.where(np.isfinite(row["y"]), row["y"], np.nan))
+                panel.plot(row["x"], seen[-1], color=maps[i % len(maps)](norm(row["step"])), linewidth=1.2)
+            if len(steps) > 1:
+                panel.plot(rows[0]["x"], seen[-len(rows)], **FIRST, zorder=3)
+        quantiles = [scalars.get(f"network/{network}/{layer}/preact_{q}") for q in ("q01", "q99")]
+        if all(q is not None and np.isfinite(q[-1, 1]) for q in quantiles):
+            panel.axvspan(*(np.clip(q[-1, 1], -10, 10) for q in quantiles), **BAND, linewidth=0)
+        _limit(panel, np.concatenate(seen))
+        panel.set_xlim(-10, 10)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    if len(steps) > 1:
+        mappable, options = ScalarMappable(norm, maps[-1 if most > 1 else 0]), {"format": EngFormatter(sep="")}
+        bar = figure.colorbar(mappable, ax=list(axes.values()), pad=0.02, label="environment steps", **options)
+        bar.outline.set_visible(False)
+    _title(figure, folder, "Activation functions over training" if len(steps) > 1 else "Activation functions")
+    return figure
+
+
+def _tell(panel, text: str, x: float = 0.5, y: float = 0.5, **options) -> None:
+    options = {"ha": "center", "va": "center", "color": RED, **options}
+    panel.text(x, y, text, transform=panel.transAxes, **options)
+
+
+def _limit(panel, values: np.ndarray) -> None:
+    """y from the 1 % to the 99 % quantile and a margin: the far ends of an unconstrained rational hide the rest."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return _tell(panel, "not finite")
+    low, high = np.quantile(values, (0.01, 0.99))
+    margin = 0.08 * (high - low) or 1.0
+    panel.set_ylim(low - margin, high + margin)
+
+
+@matplotlib.rc_context(RC)
+def kde_figure(folder: Path) -> Figure | None:
+    """Densities of 16 neurons of each network's last hidden layer, newest step, dead ones outlined (HR Figs. 3, 6)."""
+    found = read_rows(folder, "curves.jsonl", "kde")
+    last = {network: layer for layer, network in sorted(found, key=lambda key: (len(key[0]), key))}
+    if not found:
+        return None
+    figure = Figure((3.3 * len(last) + 0.2, 4.2), layout="constrained")
+    for part, network in zip(figure.subfigures(1, len(last), squeeze=False, wspace=0.06)[0], sorted(last)):
+        rows = [rows[-1] for rows in found[last[network], network].values()][:16]
+        num_dead = sum(bool(row.get("dead")) for row in rows)
+        part.suptitle(f"{network}, {last[network]}: {num_dead} of {len(rows)} dead", fontsize=9)
+        side = int(np.ceil(np.sqrt(len(rows))))
+        grid = part.subplots(side, side, squeeze=False).ravel()
+        for panel in grid[len(rows) :]:
+            panel.set_axis_off()
+        for panel, row in zip(grid, rows):
+            panel.grid(False)
+            panel.set_yticks([])
+            panel.tick_params(labelsize=6, length=2, pad=1)
+            x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
+            dead = bool(row.get("dead"))
+            for spine in panel.spines.values():
+                spine.set(visible=True, color=RED if dead else "0.7", linewidth=2 if dead else 0.5)
+            if not np.isfinite([x, y]).all():
+                _tell(panel, "not\nfinite", fontsize=6)
+                panel.set_xticks([])
+                continue
+            panel.fill_between(x, y, color=BLUE, alpha=0.35, linewidth=0)
+            panel.plot(x, y, color=BLUE, linewidth=0.9)
+            panel.set(xlim=(x[0], x[-1]), ylim=(0, 1.12 * y.max()))
+            panel.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
+            if dead:
+                _tell(panel, "dead", 0.95, 0.9, ha="right", va="top", fontsize=6)
+        part.supxlabel("activation (each neuron's own scale)", fontsize=8)
+    _title(figure, folder, f"Activation densities, step {rows[0]['step']:,}; outlined: dead, peak density above 20")
+    return figure
+
+
+@matplotlib.rc_context(RC)
+def preactivations_figure(folder: Path) -> Figure | None:
+    """Histograms of the pre-activations as densities: the newest step filled, the first as a line; log y."""
+    found = read_rows(folder, "histograms.jsonl", "preactivations")
+    if not found:
+        return None
+    figure, axes = _panels(found, (2.7, 2.0), "density")
+    steps = set()
+    for key, panel in axes.items():
+        rows = found[key]["preactivations"] if key in found else []
+        lowest = np.inf
+        for row in rows:
+            counts, edges = (np.asarray(row[name], dtype=float) for name in ("counts", "edges"))
+            if not np.isfinite(edges).all() or not counts.sum():
+                continue
+            density = counts / counts.sum() / np.diff(edges)
+            lowest = min(lowest, density[density > 0].min())
+            newest = row is rows[-1]
+            steps.add((row["step"], newest))
+            panel.stairs(density, edges, **(FILLED if newest else LINE), zorder=2 if newest else 3)
+        if np.isfinite(lowest):
+            panel.set_yscale("log")
+            panel.set_ylim(bottom=lowest / 2)
+        else:
+            _tell(panel, "not finite")
+    handles = [Line2D([], [], **LINE, label=f"first (step {step:,})") for step, newest in steps if not newest][:1]
+    handles += [Patch(**FILLED, label=f"newest (step {step:,})") for step, newest in steps if newest][:1]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    _title(figure, folder, "Pre-activations")
+    return figure
 
 
 def draw_run(folder: str | Path) -> list[Path]:
-    return []
+    """Draw activations.png, kde.png and preactivations.png into `<folder>/plots/`, as far as there is data; paths."""
+    folder = Path(folder)
+    read_config(folder)
+    makers = {"activations": activations_figure, "kde": kde_figure, "preactivations": preactivations_figure}
+    figures = {folder / "plots" / f"{name}.png": make(folder) for name, make in makers.items()}
+    return [_save(figure, path) for path, figure in figures.items() if figure is not None]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(RC):
+            figure.savefig(path)
+    except OSError as error:
+        raise runlog.UserError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+@dataclass
+class Loaded:
+    """A run folder, read."""
+
+    folder: Path
+    config: dict
+    scalars: dict[str, np.ndarray]
+
+    def series(self, key: str) -> np.ndarray:
+        """(rows, 3) of step, value, wall time; rows with a finite value."""
+        rows = self.scalars.get(key, np.zeros((0, 3)))
+        return rows[np.isfinite(rows[:, 1])]
+
+    def last(self, pattern: str, column: int = 1) -> float:
+        """Mean over the keys that match of a column of their last row with a finite value; NaN without any."""
+        series = [self.series(key) for key in self.scalars if re.fullmatch(pattern, key)]
+        values = [rows[-1, column] for rows in series if len(rows)]
+        return float(np.mean(values)) if values else np.nan
+
+
+def load(run_folders: Sequence[str | Path]) -> dict[str, list[Loaded]]:
+    """activation -> its runs in the order of their seeds. Raises UserError if runs differ in anything else."""
+    runs = [Loaded(Path(f), read_config(Path(f)), read_scalars(Path(f))) for f in run_folders]
+    if not runs:
+        raise runlog.UserError("no run folders: give at least one")
+    ours = {"activation", "seed", "status", *runlog.NOT_IDENTITY}
+    for key in sorted({key for run in runs for key in run.config} - ours):
+        values = sorted({json.dumps(run.config.get(key), sort_keys=True) for run in runs})
+        if len(values) > 1:
+            raise runlog.UserError(f"the runs differ in {key} ({', '.join(values)}); give runs of one setting")
+    runs.sort(key=lambda run: run.config["seed"])
+    order = [*STYLES, *sorted({run.config["activation"] for run in runs} - {*STYLES})]
+    groups = {name: [run for run in runs if run.config["activation"] == name] for name in order}
+    return {name: group for name, group in groups.items() if group}
+
+
+def aligned(runs: list[Loaded], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """steps, values (runs, steps): NaN where a run has no row; a diverged run carries its last value forward."""
+    series = [run.series(key) for run in runs]
+    steps = np.unique(np.concatenate([s[:, 0] for s in series]))
+    values = np.full((len(runs), len(steps)), np.nan)
+    for row, run, each in zip(values, runs, series):
+        row[np.searchsorted(steps, each[:, 0])] = each[:, 1]
+        if run.config["status"] == "diverged" and len(each):
+            row[steps > each[-1, 0]] = each[-1, 1]
+    return steps, values
+
+
+def _draw_curves(panel, groups: dict[str, list[Loaded]], key: str, title: str, ylabel: str) -> None:
+    """Mean over seeds where all have a value, with the min-max band, and each seed as a thin line."""
+    largest = 0.0
+    for activation, runs in groups.items():
+        steps, values = aligned(runs, key)
+        if not steps.size:
+            continue
+        look, everywhere = style(activation), ~np.isnan(values).any(0)
+        largest = max(largest, np.nanmax(np.abs(values)))
+        for row in values:
+            panel.plot(steps, row, color=look["color"], linewidth=0.5, alpha=0.45)
+        x, y = steps[everywhere], values[:, everywhere]
+        panel.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.13, linewidth=0)
+        label, every = f"{activation} (n = {len(runs)})", max(1, len(x) // 6)
+        panel.plot(x, y.mean(0), **look, label=label, linewidth=1.8, markersize=4.5, markevery=every)
+    if largest > 1e4:
+        panel.set_yscale("symlog", linthresh=10)
+    panel.set(xlabel="environment steps", ylabel=ylabel)
+    panel.set_title(title, loc="left", fontweight="bold")
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.set_xlim(left=0)
+
+
+def _draw_functions(panel, activation: str, run: Loaded) -> None:
+    """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one curve."""
+    found, seen = read_rows(run.folder, "curves.jsonl", "activation"), [np.zeros(0)]
+    fixed = not any(key.endswith("numerator_norm") for key in run.scalars)
+    for (layer, network), curves in found.items():
+        shade = 1 - (1.0 if fixed else SHADES.get(network, 1.0)) * (1 - np.array(to_rgb(style(activation)["color"])))
+        marker = {} if fixed else {"marker": LAYER_MARKERS.get(layer, "^"), "markersize": 3.5}
+        for rows in curves.values():
+            inside = np.abs(rows[-1]["x"]) <= 5  # where the initial coefficients are fitted
+            x, before, after = (np.asarray(v, dtype=float)[inside] for v in (rows[0]["x"], rows[0]["y"], rows[-1]["y"]))
+            before, after = (np.where(np.isfinite(y), y, np.nan) for y in (before, after))
+            seen += [before, after]
+            panel.plot(x, after, color=shade, linewidth=1.4, markevery=(5, 18), **marker)
+            if not fixed:
+                panel.plot(x, before, **FIRST, zorder=3)
+    panel.set_title(f"{activation}, {'fixed' if fixed else 'learned'} (seed {run.config['seed']})")
+    _limit(panel, np.concatenate(seen))
+    panel.set(xlim=(-5, 5), xticks=(-5, 0, 5), xlabel="pre-activation x")
+
+
+@matplotlib.rc_context(RC)
+def demo_figure(run_folders: Sequence[str | Path]) -> Figure:
+    """(a) evaluation return, (b) overestimation, (c) activation functions before and after, activations compared."""
+    groups = load(run_folders)
+    env_id = next(iter(groups.values()))[0].config["env_id"]
+    figure = Figure((9.5, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    left, right = top.subplots(1, 2)
+    _draw_curves(left, groups, "eval/episodic_return", "(a) evaluation, deterministic policy", "episodic return")
+    _draw_curves(right, groups, "overestimation/mean", "(b) overestimation, stochastic policy", "Q minus return")
+    right.axhline(0, color="0.4", linewidth=0.8)
+    handles = left.get_legend_handles_labels()[0]
+    top.legend(handles=handles, loc="outside lower center", ncols=min(len(groups), 5), handlelength=3.5)
+    panels = bottom.subplots(1, len(groups), squeeze=False)[0]
+    for panel, (activation, runs) in zip(panels, groups.items()):
+        _draw_functions(panel, activation, runs[0])
+    panels[0].set_ylabel("f(x)")
+    handles = [Line2D([], [], **FIRST, label="before")]
+    handles += [Line2D([], [], color=str(0.95 - 0.9 * k), label=f"after: {name}") for name, k in SHADES.items()]
+    options = {"color": "0.3", "linestyle": "", "markersize": 3.5}
+    handles += [Line2D([], [], marker=marker, label=layer, **options) for layer, marker in LAYER_MARKERS.items()]
+    bottom.legend(handles=handles, loc="outside lower center", ncols=6)
+    bottom.suptitle("(c) activation functions", x=0.01, ha="left", fontweight="bold", fontsize=9)
+    figure.suptitle(f"{env_id}: mean over seeds, band from worst to best seed", fontsize=10)
+    return figure
+
+
+def draw_demo(run_folders: Sequence[str | Path], path: str | Path) -> Path:
+    """Save demo_figure of these runs as a PNG at `path`."""
+    return _save(demo_figure(run_folders), Path(path))
+
+
+COLUMNS = {  # title: (key pattern, format); averages over layers and critics
+    "final return": (r"eval/episodic_return", "{:.1f}"),
+    "overestimation": (r"overestimation/mean", "{:.2f}"),
+    "critic rank": (r"network/qf\d?/fc\d+/srank", "{:.1f}"),
+    "critic dead share": (r"network/qf\d?/fc\d+/dead_share", "{:.3f}"),
+    "seconds": (r"eval/episodic_return", "{:.0f}"),
+}
+
+
+def table(run_folders: Sequence[str | Path]) -> list[list[str]]:
+    """Header and one row per activation: n, then mean +- std (ddof 1) over seeds of the last values in the run."""
+    rows = [["activation", "n", *COLUMNS]]
+    for activation, runs in load(run_folders).items():
+        diverged = sum(run.config["status"] == "diverged" for run in runs)
+        rows.append([activation, f"{len(runs)}" + (f" ({diverged} diverged)" if diverged else "")])
+        for title, (pattern, text) in COLUMNS.items():
+            ends = [run.last(pattern, column=1 if title != "seconds" else 2) for run in runs]
+            values = [value for value in ends if np.isfinite(value)]
+            shown = text.format(np.mean(values)) if values else "-"
+            rows[-1].append(f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown)
+    return rows
+
+
+def print_table(run_folders: Sequence[str | Path]) -> None:
+    """Print `table`, aligned."""
+    rows = table(run_folders)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:])), sep="  ")
+    print("last values; mean +- standard deviation over n seeds; rank and dead share: mean over the critics' layers")
+
+
+@dataclass
+class RunCommand:
+    """Draw the plots of one run into its folder."""
+
+    folder: tyro.conf.Positional[Path]  # the run's folder
+
+
+@dataclass
+class DemoCommand:
+    """Compare activations on one environment: a figure and a table."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
+    out: Path = Path("runs/demo.png")  # the figure
+
+
+Command = Annotated[RunCommand, tyro.conf.subcommand("run")] | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
+
+
+@runlog.exit_on_user_error()
+def main(argv: Sequence[str] | None = None) -> None:
+    command = runlog.parse_args(Command, argv)
+    if isinstance(command, RunCommand):
+        print(*draw_run(command.folder) or ["nothing to draw yet"], sep="\n")
+    else:
+        print_table(command.folders)
+        print(draw_demo(command.folders, command.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Figures from constructed run folders: the numbers behind what is drawn. `pytest -q tests/test_figures.py`."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+
+import figures
+import runlog
+from figures import BLACK, RED
+
+GRID = np.linspace(-10, 10, 201)
+
+
+def make_run(root, activation="crational", seed=1, steps=(0, 100, 200), status="finished", fixed=False, **config):
+    """A run whose numbers are known: return = step + seed, bias = -seed, curve i of fc<k> = (step + i) x / k."""
+    config = {"env_id": "toy/walk-v0", "activation": activation, "seed": seed, **config}
+    run = runlog.Run(root, f"{activation.replace('*', 'x')}_s{seed}_{len(config)}", config).open(tensorboard=False)
+    for step in steps:
+        row = {"eval/episodic_return": step + seed, "overestimation/mean": -seed}
+        for network in ("actor", "qf1", "qf2"):
+            for k in (1, 2):
+                prefix = f"network/{network}/fc{k}/"
+                row |= {prefix + "srank": 10 * k, prefix + "dead_share": 0.1 * k}
+                row |= {prefix + "preact_q01": -2.0, prefix + "preact_q99": 3.0}
+                row |= {} if fixed else {prefix + "numerator_norm": 1.0}
+                count = 2 if activation in ("crelu", "tanh*crational") else 1
+                for i in range(count):
+                    name = prefix + ("activation" + (str(i) if count > 1 else ""))
+                    run.log_curve(step, name, GRID, GRID if fixed else (step + i + 1) * GRID / k)
+                for i in range(16):
+                    x = np.linspace(-i - 1, i + 1, 64)
+                    run.log_curve(step, f"{prefix}kde{i:02d}", x, np.exp(-x * x) + step, dead=i in (3, 7))
+                run.log_histogram(step, prefix + "preactivations", [1, 0, 3 + step], [-1.0, 0.0, 1.0, 3.0])
+        run.log(step, row)
+    run.finish(status)
+    return run.folder
+
+
+def panels(figure):
+    return {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
+
+
+def is_drawn(path):
+    image = imread(path)
+    return image.std() > 0.03 and min(image.shape[:2]) > 300 and len(np.unique(image.reshape(-1, 4), axis=0)) > 20
+
+
+def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path):
+    figure = figures.activations_figure(make_run(tmp_path))
+    drawn = panels(figure)
+    assert list(drawn) == [f"{network}, fc{k}" for k in (1, 2) for network in ("actor", "qf1", "qf2")]
+    *lines, dashed = drawn["qf2, fc2"].get_lines()
+    for step, line in zip((0, 100, 200), lines, strict=True):
+        np.testing.assert_allclose(line.get_xydata(), np.stack([GRID, (step + 1) * GRID / 2], -1), rtol=1e-5)
+    assert dashed.get_linestyle() == "--" and np.array_equal(dashed.get_ydata(), lines[0].get_ydata())
+    brightness = [np.mean(line.get_color()[:3]) for line in lines]
+    assert brightness == sorted(brightness, reverse=True) and brightness[0] > brightness[2] + 0.2
+    (legend,) = figure.legends
+    assert legend.get_texts()[0].get_text() == "first (step 0)"
+    assert figure.axes[-1].get_ylabel() == "environment steps" and figure.axes[-1].get_ylim() == (0, 200)
+    assert drawn["actor, fc1"].patches[0].get_x() == -2 and drawn["actor, fc1"].patches[0].get_width() == 5
+    assert "toy/walk-v0, crational, seed 1" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    "activation, names", [("tanh*crational", ["tanh", "crational"]), ("crelu", ["output 1", "output 2"])]
+)
+def test_one_step_and_several_curves(tmp_path, activation, names):
+    folder = make_run(tmp_path, activation, steps=[50])
+    figure = figures.activations_figure(folder)
+    lines = panels(figure)["actor, fc1"].get_lines()
+    assert [line.get_linestyle() for line in lines] == ["-", "-"] and len({line.get_color() for line in lines}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == names
+    assert len(figures.draw_run(folder)) == 3
+
+
+def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_path):
+    figure = figures.kde_figure(make_run(tmp_path))
+    assert [part.get_suptitle() for part in figure.subfigs] == [
+        f"{n}, fc2: 2 of 16 dead" for n in ("actor", "qf1", "qf2")
+    ]
+    assert "step 200" in figure.get_suptitle()
+    grid = figure.subfigs[1].axes
+    for i, panel in enumerate(grid):
+        (line,) = panel.get_lines()
+        x = np.linspace(-i - 1, i + 1, 64)
+        np.testing.assert_allclose(line.get_xydata(), np.stack([x, np.exp(-x * x) + 200], -1), rtol=1e-5)
+        assert (to_hex(panel.spines["left"].get_edgecolor()).upper() == RED) is (i in (3, 7))
+        assert [text.get_text() for text in panel.texts] == (["dead"] if i in (3, 7) else [])
+
+
+def test_preactivations_are_densities_of_the_newest_and_the_first_step(tmp_path):
+    figure = figures.preactivations_figure(make_run(tmp_path))
+    panel = panels(figure)["qf1, fc1"]
+    first, newest = panel.patches
+    assert newest.get_fill() and not first.get_fill() and panel.get_yscale() == "log"
+    for patch, count in ((first, 3), (newest, 203)):
+        total = 1 + count
+        np.testing.assert_allclose(patch.get_data().values, [1 / total, 0, count / total / 2])
+        np.testing.assert_allclose(patch.get_data().edges, [-1, 0, 1, 3])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first (step 0)", "newest (step 200)"]
+
+
+def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_path):
+    paths = figures.draw_run(make_run(tmp_path))
+    assert [path.name for path in paths] == ["activations.png", "kde.png", "preactivations.png"]
+    assert all(path.parent.name == "plots" and is_drawn(path) for path in paths)
+    run = runlog.Run(tmp_path, "diverged", {"env_id": "toy", "activation": "rational", "seed": 1}).open(
+        tensorboard=False
+    )
+    assert figures.draw_run(run.folder) == []
+    nothing = np.full(64, np.nan)
+    run.log_curve(5, "network/q_network/fc1/activation", GRID, np.full(201, np.inf))
+    run.log_curve(5, "network/q_network/fc1/kde00", nothing, nothing, dead=False)
+    run.log_histogram(5, "network/q_network/fc1/preactivations", [0, 0], [0, 1, 2])
+    run.finish("diverged", step=5)
+    with open(run.folder / "curves.jsonl", "a") as file:
+        file.write('{"step": 6, "key": "network/q_network/fc1/activation", "x": [0')  # a line under way
+    assert len(figures.draw_run(run.folder)) == 3
+    assert "(diverged)" in figures.kde_figure(run.folder).get_suptitle()
+    for figure in (figures.activations_figure(run.folder), figures.preactivations_figure(run.folder)):
+        assert [text.get_text() for text in panels(figure)["q_network, fc1"].texts] == ["not finite"]
+
+
+def test_demo_compares_means_and_bands_over_seeds(tmp_path):
+    folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
+    folders += [make_run(tmp_path, "relu", seed=seed, fixed=True) for seed in (1, 2)]
+    figure = figures.demo_figure(folders[::-1])
+    left, right = (next(p for p in figure.axes if p.get_title(loc="left").startswith(f"({x})")) for x in "ab")
+    for panel, expected in (
+        (left, lambda s, seeds: s + np.mean(seeds)),
+        (right, lambda s, seeds: 0 * s - np.mean(seeds)),
+    ):
+        lines = {line.get_label(): line for line in panel.get_lines()}
+        for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
+            line, steps = lines[f"{name} (n = {len(seeds)})"], np.array([0.0, 100, 200])
+            np.testing.assert_allclose(line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1))
+            assert line.get_color() == figures.style(name)["color"]
+    band = left.collections[1].get_paths()[0].vertices  # relu comes first
+    assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
+    legends = [[text.get_text() for text in legend.get_texts()] for part in figure.subfigs for legend in part.legends]
+    assert legends[0] == ["relu (n = 2)", "crational (n = 3)"] and legends[1][0] == "before"
+    drawn = panels(figure)
+    (relu,) = {tuple(line.get_ydata()) for line in drawn["relu, fixed (seed 1)"].get_lines()}
+    np.testing.assert_allclose(relu, GRID[50:151], atol=1e-5)
+    lines = drawn["crational, learned (seed 1)"].get_lines()
+    dashed = [line for line in lines if line.get_linestyle() == "--"]
+    assert len(lines) == 12 and len(dashed) == 6 and {line.get_color() for line in dashed} == {BLACK}
+    assert {line.get_ydata()[-1] for line in lines if line not in dashed} == {5 * 201, 5 * 201 / 2}
+    assert is_drawn(figures.draw_demo(folders, tmp_path / "out" / "demo.png"))
+
+
+def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(tmp_path):
+    folders = [make_run(tmp_path, seed=1), make_run(tmp_path, seed=2, steps=(0, 100), status="diverged")]
+    (runs,) = figures.load(folders).values()
+    steps, values = figures.aligned(runs, "eval/episodic_return")
+    assert steps.tolist() == [0, 100, 200] and values.tolist() == [[1, 101, 201], [2, 102, 102]]
+    runs[1].config["status"] = "running"
+    assert np.isnan(figures.aligned(runs, "eval/episodic_return")[1][1, 2])
+
+
+def test_table_has_means_and_deviations(tmp_path, capsys):
+    folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
+    folders.append(make_run(tmp_path, "relu", steps=(0, 100), status="diverged", fixed=True))
+    figures.print_table(folders)
+    header, relu, crational = figures.table(folders)
+    assert header[:3] == ["activation", "n", "final return"]
+    assert relu[:6] == ["relu", "1 (1 diverged)", "101.0", "-1.00", "15.0", "0.150"]
+    assert crational[:5] == ["crational", "3", "203.0 +- 2.6", "-3.00 +- 2.65", "15.0 +- 0.0"]
+    assert "203.0 +- 2.6" in capsys.readouterr().out
+
+
+def test_styles_are_stable_and_distinct():
+    looks = [tuple(figures.style(name).values()) for name in figures.STYLES]
+    assert len(set(looks)) == len(looks)
+    assert figures.style("tanh*tanh") == figures.style("tanh_hr") and figures.style("gelu+silu") == figures.style(
+        "gelu+silu"
+    )
+
+
+def test_command_line(tmp_path, capsys):
+    folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
+    other = make_run(tmp_path, seed=3, utd=10)
+    done = subprocess.run([sys.executable, "figures.py", "run", str(folders[0])], capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3 and is_drawn(folders[0] / "plots" / "kde.png")
+    figures.main(["demo", *map(str, folders), "--out", str(tmp_path / "demo.png")])
+    assert "crational" in capsys.readouterr().out and is_drawn(tmp_path / "demo.png")
+    for args, told in (
+        (("run", tmp_path / "none"), "is no run folder"),
+        (("demo", *folders, other), "the runs differ in utd (10, null)"),
+        (("demo", "--out", "x.png"), "no run folders"),
+        (("run", folders[0], "--colour"), "colour"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            figures.main([*map(str, args)])
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and told in err, err
