@@ -40,9 +40,9 @@ PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "dm_control", "met
 FLUSH_SECONDS, FLUSH_ROWS = 10.0, 5_000
 ENDED = ("finished", "diverged")
 # Flags that do not change what a run computes, so they are no part of its identity.
-NOT_IDENTITY = tuple(
-    "num_seeds device threads compile cudagraphs runs_dir fresh checkpoint_frequency keep_replay evaluate capture_video"
-    " tensorboard track wandb_project wandb_entity async_envs".split()
+NOT_IDENTITY = (
+    *("num_seeds", "device", "threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh", "keep_replay"),
+    *("checkpoint_frequency", "evaluate", "capture_video", "tensorboard", "track", "wandb_project", "wandb_entity"),
 )
 FRESH = "use --fresh to start the run anew"
 
@@ -160,8 +160,8 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
 
 
 def check_range(args, interval: str, flags: str) -> None:
-    """Raises UserError unless each of these fields (parted by spaces; a number or a tuple of at least one) is finite and
-    lies in `interval`, written as "[1, inf)" or "(0, 1]"."""
+    """Raises UserError unless each of these fields (parted by spaces; a number or a tuple of at least one) is finite,
+    in `interval`, written as "[1, inf)" or "(0, 1]"."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     for flag in flags.split():
         value = getattr(args, flag)
