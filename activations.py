@@ -67,13 +67,13 @@ class RationalConfig:
         n, m, d, c = self.numerator_degree, self.denominator_degree, self.constraint_power, self.constraint_scale
         target, (low, high) = self.fit_target, self.fit_range
         rate, decay = self.learning_rate, self.coefficient_weight_decay
-        highest = 10 ** (18 / max(d, 1))  # the gradient in c then stays within float32 up to |x| = 1e4
+        lowest, highest = 10 ** (4 - 36 / max(d, 1)), 10 ** (18 / max(d, 1))  # |x/c|^d stays in float32 for |x| <= 1e4
         checks = {
             f"numerator-degree {n}: must lie in 1..{MAX_POWER - 1}": 1 <= n < MAX_POWER,
             f"denominator-degree {m}: must lie in 1..{MAX_POWER}": 1 <= m <= MAX_POWER,
             f"constraint-power {d}: must exceed numerator-degree {n}, at most {MAX_POWER}": n < d <= MAX_POWER,
             f"form {self.form!r}: must be A or B": self.form in ("A", "B"),
-            f"constraint-scale {c}: must lie in 0.001..{highest:.0f}": 1e-3 <= c <= highest,
+            f"constraint-scale {c}: must lie in {lowest:.2g}..{highest:.2g}": lowest <= c <= highest,
             f"fit-target {target!r}: {_nearest(target, fit_targets())}": target in fit_targets(),
             f"fit-range {low} {high}: must be two finite numbers, the smaller first": -math.inf < low < high < math.inf,
             f"init-scale {self.init_scale}: must be finite": math.isfinite(self.init_scale),
@@ -85,12 +85,76 @@ class RationalConfig:
                 raise ValueError(f"--rational.{problem}")
 
 
-def _abs_powers(x: torch.Tensor, highest: int) -> list[torch.Tensor]:
-    """[unused, |x|, x^2, |x|^3, ...]; even powers come from x * x, which is smooth at 0."""
-    powers = [None, x.abs(), x * x]
-    while len(powers) <= highest:
-        powers.append(powers[-2] * powers[2])
-    return powers
+def _horner(x: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor:
+    """sum_k coefficients[k] x^k"""
+    return functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(coefficients))
+
+
+def _rational_parts(x, numerator, denominator, weight, form: str, first: int, power: int):
+    """P, Q and S of P/Q, and the coefficients, shaped to broadcast with x. weight = c^-d or None, first: power of a[0],
+    power: d. S is what form B takes the absolute value of (form A: None)."""
+    ones = (1,) * (x.dim() - numerator.dim() + 1)
+    a, b = ([c.reshape(c.shape + ones) for c in t.unbind(-1)] for t in (numerator, denominator))
+    p = x * _horner(x, a) if first else _horner(x, a)
+    if form == "A":
+        s, b = None, [c.abs() for c in b]
+        q = 1 + x.abs() * _horner(x.abs(), b)
+    else:
+        s = x * _horner(x, b)
+        q = 1 + s.abs()
+    if weight is not None:
+        weight = weight.reshape(weight.shape + ones)
+        q = q + weight * (x * x) ** (power // 2) * (x.abs() if power % 2 else 1)
+    return p, q, s, a, b, weight
+
+
+class _RationalFunction(torch.autograd.Function):
+    """P/Q with the derivatives in closed form: one pass over x, nothing saved but x, and sums over the last axis first,
+    which compiled code keeps in registers. Where |.| has a kink, at 0, it takes the derivative from the right."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, numerator, denominator, weight, form, first, power):
+        p, q, *_ = _rational_parts(x, numerator, denominator, weight, form, first, power)
+        return p / q
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.form, ctx.first, ctx.power = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, numerator, denominator, weight = ctx.saved_tensors
+        form, first, power, batch_dims = ctx.form, ctx.first, ctx.power, numerator.dim() - 1
+        p, q, s, a, b, w = _rational_parts(x, numerator, denominator, weight, form, first, power)
+        inverse = 1 / q
+        to_p = grad * inverse  # dL/dP
+        to_q = -to_p * (p * inverse)  # dL/dQ
+        sign = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+        u = x.abs() if form == "A" else x
+        slope = _horner(u, [j * c for j, c in enumerate(b, start=1)])
+        slope = slope * (sign if form == "A" else torch.where(s >= 0, 1.0, -1.0).to(x.dtype))
+        powers = [(x * x) ** (k // 2) * (x.abs() if k % 2 else 1) for k in (power - 1, power)] if w is not None else []
+        if powers:
+            slope = slope + sign * (power * w) * powers[0]
+        grad_x = to_p * _horner(x, [k * c for k, c in enumerate(a, start=first) if k]) + to_q * slope
+
+        def total(t):
+            t = t.sum(-1) if t.dim() > batch_dims else t
+            return t.flatten(batch_dims).sum(-1) if t.dim() > batch_dims else t
+
+        grad_a, grad_b, t = [], [], to_p * x if first else to_p
+        for _ in a:
+            grad_a, t = [*grad_a, total(t)], t * x
+        t = to_q if form == "A" else to_q * torch.where(s >= 0, 1.0, -1.0).to(x.dtype)
+        for _ in b:
+            t = t * u
+            grad_b.append(total(t))
+        grad_b = torch.stack(grad_b, -1) * (torch.where(denominator >= 0, 1.0, -1.0) if form == "A" else 1)
+        grad_w = total(to_q * powers[1]) if powers else None
+        return grad_x, torch.stack(grad_a, -1), grad_b, grad_w, None, None, None
 
 
 @functools.lru_cache(maxsize=256)
@@ -154,26 +218,17 @@ class Rational(nn.Module):
         """c, shape (*batch,); None without a constraint."""
         return self.log_scale.exp() if self.has_constraint else None
 
+    def _arguments(self) -> tuple:
+        power = self.config.constraint_power
+        weight = torch.exp(-power * self.log_scale) if self.has_constraint else None  # c^-d
+        return self.numerator, self.denominator, weight, self.config.form, int(self.constrained), power
+
     def numerator_and_denominator(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(P(x), Q(x)), each of the shape of x."""
-        ones = (1,) * (x.dim() - len(self.batch_shape))
-        a = [t.reshape(t.shape + ones) for t in self.numerator.unbind(-1)]
-        b = [t.reshape(t.shape + ones) for t in self.denominator.unbind(-1)]
-        p = functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(a))  # Horner
-        highest = len(b) if self.config.form == "A" else 0
-        powers = _abs_powers(x, max(highest, self.config.constraint_power if self.has_constraint else 0))
-        if self.config.form == "A":
-            q = 1 + sum(t.abs() * powers[j] for j, t in enumerate(b, start=1))
-        else:
-            q = 1 + (x * functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(b))).abs()
-        if self.has_constraint:
-            weight = torch.exp(-self.config.constraint_power * self.log_scale)  # c^-d
-            q = q + weight.reshape(weight.shape + ones) * powers[self.config.constraint_power]
-        return (x * p if self.constrained else p), q
+        return _rational_parts(x, *self._arguments())[:2]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        p, q = self.numerator_and_denominator(x)
-        return p / q
+        return _RationalFunction.apply(x, *self._arguments())
 
     def extra_repr(self) -> str:
         return f"constrained={self.constrained}, batch_shape={self.batch_shape}, form={self.config.form}"
@@ -443,6 +498,19 @@ def conv(
     sizes, make_norm = (in_channels, out_channels, kernel_size, stride, padding), norms[layer_norm]
     make_linear = functools.partial(Conv2d, *sizes, seeds=seeds, init=init)
     return _hidden_layer(activation, make_linear, make_norm, out_channels, seeds, rational, shared, feature_axis=-3)
+
+
+def mlp(in_features: int, widths, activation: str, seeds, layer_norm=False, rational=None, init=None) -> nn.Sequential:
+    """Hidden layers of the given widths, one independent network per entry of `seeds`; see `dense`. One coefficient set
+    for all layers if rational.share_across_layers. Layer i draws from (seed, i)."""
+    layers, shared = [], {} if rational is not None and rational.share_across_layers else None
+    for i, width in enumerate(widths):
+        mixed = [np.random.SeedSequence([int(s), i]).generate_state(1, np.uint64)[0] >> 1 for s in np.ravel(seeds)]
+        layer_seeds = np.array(mixed, dtype=np.int64).reshape(np.shape(seeds))
+        options = {"seeds": layer_seeds, "layer_norm": layer_norm, "rational": rational, "shared": shared, "init": init}
+        layers.append(dense(in_features, width, activation, **options))
+        in_features = layers[-1].width
+    return nn.Sequential(*layers)
 
 
 def coefficient_names(network: nn.Module) -> set[str]:

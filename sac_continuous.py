@@ -9,9 +9,7 @@ Results, implementation details and every difference from CleanRL's SAC: docs/sa
 """
 
 import dataclasses
-import difflib
 import functools
-import itertools
 import math
 import os
 import time
@@ -88,9 +86,7 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
         import metaworld
 
         known = [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
-    if env_id not in known:
-        near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.3) or ["dm_control/cheetah-run-v0"]
-        raise runlog.UserError(f"--env-id {env_id}: unknown environment; did you mean {' or '.join(near)}?")
+    runlog.check_choice("--env-id", env_id, known)
     kwargs = {"disable_env_checker": True, "render_mode": render_mode}  # Meta-World's goals leave its declared space
     if suite == "metaworld":
         env = gym.make("Meta-World/MT1", env_name=task, seed=seed % 2**31, max_episode_steps=200, **kwargs)
@@ -110,28 +106,12 @@ def make_envs(args: Args, seeds: list[int], stream: str) -> gym.vector.VectorEnv
     return vector(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
-def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode that ended."""
-    nothing = np.full(len(dones), np.nan)
-    real_next_obs, success = next_obs.copy(), np.array(infos.get("success", nothing), dtype=np.float64)
-    if dones.any():
-        real_next_obs[dones] = np.stack(infos["final_obs"][dones])
-        success[dones] = infos["final_info"].get("success", nothing)[dones]
-    return real_next_obs, success
-
-
 # ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) ---------------------
 
 
 def hidden_layers(in_features: int, args: Args, seeds) -> nn.Sequential:
-    """The hidden layers of one network for each entry of the array `seeds`, which gives the parameters' leading axes."""
-    layers, shared = [], {} if args.rational.share_across_layers else None
-    for i, width in enumerate(args.widths):
-        options = {"layer_norm": args.layer_norm, "rational": args.rational, "shared": shared}
-        layer_seeds = runlog.derive_seeds(seeds, "hidden", i)
-        layers.append(activations.dense(in_features, width, args.activation, seeds=layer_seeds, **options))
-        in_features = layers[-1].width
-    return nn.Sequential(*layers)
+    """Hidden layers whose parameters have the leading axes of the array `seeds`, one independent network per entry."""
+    return activations.mlp(in_features, args.widths, args.activation, seeds, args.layer_norm, args.rational)
 
 
 class Actor(nn.Module):
@@ -182,22 +162,17 @@ class Agent(nn.Module):
         self.actor_optimizer, self.qf_optimizer = adam(self.actor), adam(self.qf)
         self.alpha_optimizer = adam(nn.ParameterList([self.log_alpha]))
         self.to(device)
-        self.sample, self.update = self.actor.sample, self.one_update
-        if args.compile:
-            torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
-            self.sample, self.update = (
-                torch.compile(f, fullgraph=True, dynamic=False) for f in (self.sample, self.update)
-            )
+        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
+        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, disable=not args.compile)
+        self.sample, self.update = compiled(self.actor.sample), compiled(self.one_update)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, noise: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without noise the mode."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.log_alpha.device).unsqueeze(1)
         noise = obs.new_zeros(*obs.shape[:2], self.actor.mean.bias.shape[-1]) if noise is None else noise
-        actions, log_probs = self.sample(obs, noise)
-        return np.nan_to_num(actions.squeeze(1).cpu().numpy()), log_probs.squeeze(
-            1
-        ).cpu().numpy()  # diverged: stands still
+        actions, log_probs = (x.squeeze(1).cpu().numpy() for x in self.sample(obs, noise))
+        return np.nan_to_num(actions), log_probs  # a diverged seed stands still
 
     def qf_loss(self, batch: dict[str, torch.Tensor], noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, Q-values): squared error of both critics to the soft target with the smaller next value."""
@@ -271,16 +246,11 @@ class ReplayBuffer:
         self.rows[i, index], self.num_added = rows.to(self.rows.device), num_added
 
 
-def normals(generators: list[torch.Generator], *shape: int, axis: int = 0) -> torch.Tensor:
-    """Standard normal noise of `shape` with a seed axis put in at `axis`; each seed's by its own generator."""
-    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators], axis)
-
-
 # ---- evaluation and metrics have their own generators and environments: they do not change the training --------------
 
 
 @torch.no_grad()
-def evaluate(agent: "Agent", envs, seeds: list[int], index: int, stochastic: bool) -> list[dict[str, float]]:
+def evaluate(agent: Agent, envs, seeds: list[int], index: int, stochastic: bool) -> list[dict[str, float]]:
     """Plays num_eval_episodes of each seed for the index-th time; means over episodes, one dict per seed.
     Stochastic: also Q - G, the mean of the critics minus the soft Monte-Carlo return (metrics.q_overestimation)."""
     number, device = agent.args.num_eval_episodes, agent.log_alpha.device
@@ -288,36 +258,32 @@ def evaluate(agent: "Agent", envs, seeds: list[int], index: int, stochastic: boo
     obs, _ = envs.reset(options={"number": [(2 * index + stochastic) * number] * len(seeds)})
     history, ended = [], np.zeros(len(seeds), dtype=int)
     while (ended < number).any():
-        noise = normals(generators, 1, envs.single_action_space.shape[0]) if stochastic else None
+        noise = runlog.normals(generators, 1, envs.single_action_space.shape[0]) if stochastic else None
         actions, log_probs = agent.act(obs, noise)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         dones = terminations | truncations
-        real_next_obs, success = true_successors(next_obs, infos, dones)
+        real_next_obs, success = runlog.true_successors(next_obs, infos, dones)
         history.append((obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones))
         obs, ended = next_obs, ended + dones
-    *spaces, rewards, terminations, truncations, log_probs, success, dones = (np.stack(x, 1) for x in zip(*history))
-    stops = [np.flatnonzero(d)[:number] + 1 for d in dones]  # ends of the first episodes of each seed
-    starts, lengths = [[0, *stop[:-1]] for stop in stops], [stop[-1] for stop in stops]
-    results = [{} for _ in seeds]
-    for i, (start, n) in enumerate(zip(starts, lengths)):
-        name = "eval/stochastic_return" if stochastic else "eval/episodic_return"
-        results[i][name] = float(np.add.reduceat(rewards[i, :n], start).mean())
-        if not stochastic and not np.isnan(success[i, :n]).any():
-            results[i]["eval/success"] = float(np.maximum.reduceat(success[i, :n], start).mean())
+    columns = [torch.as_tensor(np.stack(x, 1), dtype=torch.float32) for x in zip(*history)]  # (seeds, time, ...)
+    *spaces, rewards, terminations, truncations, log_probs, success, dones = columns
+    returns, lengths = metrics.first_episodes(rewards, dones, number)
     if not stochastic:
-        return results
-    q, next_values = [], []
-    for part in zip(*(torch.as_tensor(x, dtype=torch.float32, device=device).split(1_000, 1) for x in spaces)):
+        successes = metrics.first_episodes(success, dones, number, torch.amax)[0].mean(-1).tolist()
+        results = [{"eval/episodic_return": r, "eval/success": s} for r, s in zip(returns.mean(-1).tolist(), successes)]
+        return [{key: value for key, value in row.items() if not math.isnan(value)} for row in results]
+    q, next_values, results = [], [], []
+    for part in zip(*(x.to(device).split(1_000, 1) for x in spaces)):
         q.append(agent.qf(*part[:2]).mean(-2))
-        next_actions, next_log_probs = agent.actor.sample(part[2], normals(generators, *part[1].shape[1:]))
+        next_actions, next_log_probs = agent.actor.sample(part[2], runlog.normals(generators, *part[1].shape[1:]))
         next_values.append(agent.qf(part[2], next_actions).mean(-2) - agent.log_alpha.exp() * next_log_probs)
-    columns = [torch.cat(q, 1), rewards, terminations, truncations, log_probs, torch.cat(next_values, 1)]
-    columns = [torch.as_tensor(x).cpu() for x in columns]
-    for i, n in enumerate(lengths):
-        q_values, r, terminated, truncated, log_prob, fallback = (x[i, :n] for x in columns)
+    columns = [torch.cat(q, 1).cpu(), rewards, terminations, truncations, log_probs, torch.cat(next_values, 1).cpu()]
+    for i, length in enumerate(lengths):
+        *episode, log_prob, fallback = (x[i, :length] for x in columns)
         soft = {"log_probs": log_prob, "alpha": agent.log_alpha[i].exp().cpu(), "fallback_values": fallback}
-        bias = metrics.q_overestimation(q_values, r.float(), terminated, truncated, agent.args.gamma, **soft)
-        results[i] |= {f"overestimation/{key}": bias[key].item() for key in ("mean", "std", "normalised")}
+        bias = metrics.q_overestimation(*episode, agent.args.gamma, **soft)
+        results.append({f"overestimation/{key}": bias[key].item() for key in ("mean", "std", "normalised")})
+        results[-1]["eval/stochastic_return"] = returns[i].mean().item()
     return results
 
 
@@ -325,7 +291,7 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
     """Health of every layer on replay transitions, with the gradients of the losses there, into each seed's run."""
     generators = [runlog.make_generator(seed, "metrics", step, device=buffer.rows.device) for seed in seeds]
     batch = buffer.sample(agent.args.metrics_samples, generators=generators)
-    noise = normals(generators, *batch["actions"].shape[1:])
+    noise = runlog.normals(generators, *batch["actions"].shape[1:])
     for name, loss, inputs in (("actor", agent.actor_loss, ["obs"]), ("qf", agent.qf_loss, ["obs", "actions"])):
         network, optimizer = getattr(agent, name), getattr(agent, f"{name}_optimizer")
         grads = torch.autograd.grad(loss(batch, noise)[0].sum(), optimizer.parameters_)
@@ -334,52 +300,25 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
         runlog.log_report(runs, step, f"network/{name}", report)
 
 
-def graphed(block):
-    """`block` as one CUDA graph: three calls run as they are, the fourth is captured on copies of its inputs, and from
-    then on the graph is replayed. It has never run on a GPU."""
-    graph, kept, calls = torch.cuda.CUDAGraph(), {}, itertools.count()
-
-    def call(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        inputs, number = {**batches, "noise": noise}, next(calls)
-        if number < 3:
-            return block(batches, noise)
-        if number == 3:
-            kept["in"] = {name: x.clone() for name, x in inputs.items()}
-            with torch.cuda.graph(graph):
-                kept["out"] = block({name: kept["in"][name] for name in batches}, kept["in"]["noise"])
-        for name, x in inputs.items():
-            kept["in"][name].copy_(x)
-        graph.replay()
-        return kept["out"]
-
-    return call
-
-
 def validate(args: Args) -> None:
     """Raises UserError (flag, value, remedy) before anything is created."""
-    runlog.check_minimum(args, 0, "seed threads learning_starts metrics_frequency")
-    runlog.check_minimum(args, 1, "num_seeds total_timesteps checkpoint_frequency utd batch_size policy_frequency")
-    runlog.check_minimum(args, 1, "eval_frequency num_eval_episodes log_frequency")
-    runlog.check_minimum(args, 2, "metrics_samples")
-    runlog.check_minimum(args, args.batch_size, "buffer_size")
-    runlog.check_minimum(args, 0, "learning_rate init_temperature tau target_entropy_scale", exclusive=True)
-    device = runlog.find_device(args.device)
-    for good, problem in (
-        (0 <= args.gamma < 1, f"--gamma {args.gamma}: must lie in [0, 1)"),
-        (args.tau <= 1, f"--tau {args.tau}: must lie in (0, 1]"),
-        (args.widths and min(args.widths) > 0, f"--widths {args.widths}: give one positive width per hidden layer"),
-        (
-            args.utd % args.policy_frequency == 0,
-            f"--policy-frequency {args.policy_frequency}: must divide utd {args.utd}",
-        ),
-        (device.type == "cuda" or not args.cudagraphs, f"--cudagraphs: works on a CUDA device only, not on {device}"),
-    ):
-        if not good:
-            raise runlog.UserError(problem)
-    try:
+    runlog.check_range(args, "[0, inf)", "seed threads learning_starts metrics_frequency")
+    runlog.check_range(
+        args, "[1, inf)", "num_seeds total_timesteps checkpoint_frequency utd batch_size policy_frequency"
+    )
+    runlog.check_range(args, "[1, inf)", "widths eval_frequency num_eval_episodes log_frequency")
+    runlog.check_range(args, "[2, inf)", "metrics_samples")
+    runlog.check_range(args, f"[{args.batch_size}, inf)", "buffer_size")
+    runlog.check_range(args, "(0, inf)", "learning_rate init_temperature")
+    runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
+    runlog.check_range(args, "[0, 1)", "gamma")
+    runlog.check_range(args, "(0, 1]", "tau")
+    if args.utd % args.policy_frequency:
+        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must divide --utd {args.utd}")
+    if args.cudagraphs and runlog.find_device(args.device).type != "cuda":
+        raise runlog.UserError(f"--cudagraphs with --device {args.device}: needs a CUDA device; use --no-cudagraphs")
+    with runlog.value_errors_are_user_errors():
         activations.parse(args.activation)
-    except ValueError as error:
-        raise runlog.UserError(str(error)) from None
     make_env(args.env_id, 0, args.seed, "train").close()
 
 
@@ -411,7 +350,7 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             info |= agent.update({name: part[u] for name, part in batches.items()}, noise[u], end_of_period)
         return info
 
-    update_block = graphed(update_block) if args.cudagraphs else update_block
+    update_block = runlog.graphed(update_block) if args.cudagraphs else update_block
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
     clock, clock_step, saved_step, info, postfix = time.monotonic(), start, start, {}, {}
     for step in range(start + 1, args.total_timesteps + 1):
@@ -421,25 +360,26 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             uniform = torch.stack([torch.rand(action_dim, generator=g, device=device) for g in generators["act"]])
             actions = (2 * uniform - 1).cpu().numpy()
         else:
-            actions, _ = agent.act(obs, normals(generators["act"], 1, action_dim))
+            actions, _ = agent.act(obs, runlog.normals(generators["act"], 1, action_dim))
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         dones = terminations | truncations
-        real_next_obs, success = true_successors(next_obs, infos, dones)
+        real_next_obs, success = runlog.true_successors(next_obs, infos, dones)
         buffer.add(obs, actions, rewards, terminations, real_next_obs)
         obs = next_obs
         for i, episode in enumerate(episodes):
             episode["actions"].append(actions[i].tolist())
             episode["return"] += float(rewards[i])
             episode["success"] = max(episode["success"], float(success[i]))
-            if dones[i]:
+            if dones[i] and not diverged[i]:
                 row = {"charts/episodic_return": episode["return"], "charts/episodic_length": len(episode["actions"])}
                 row |= {} if np.isnan(success[i]) else {"charts/success": episode["success"]}
                 runs[i].log(step, row)
+            if dones[i]:
                 episodes[i] = dict(new_episode, number=episode["number"] + 1, actions=[])
         # learn
         if step >= args.learning_starts:
             batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
-            noise = normals(generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2)
+            noise = runlog.normals(generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2)
             info = update_block(batches, noise)
             finite = torch.isfinite(info["qf_loss"] + info["actor_loss"])
             diverged = torch.where((diverged == 0) & ~finite, step, diverged)
@@ -457,10 +397,10 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             for i, run in enumerate(runs):  # a diverged seed carries its last evaluation forward
                 last_eval[i] = last_eval[i] if diverged[i] else results[0][i] | results[1][i]
                 run.log(step, last_eval[i])
-            keys = {"return": "eval/episodic_return", "success": "eval/success", "bias": "overestimation/mean"}
-            means = {k: np.mean([e.get(key, math.nan) for e in last_eval]) for k, key in keys.items()}
-            postfix |= {k: f"{value:.4g}" for k, value in means.items() if not math.isnan(value)}
-            progress.note(f"step {step}: " + ", ".join(f"{k} {value}" for k, value in postfix.items()))
+            for key in ("eval/episodic_return", "eval/success", "overestimation/mean"):
+                if key in last_eval[0]:
+                    postfix[key] = f"{np.mean([values.get(key, math.nan) for values in last_eval]):.4g}"
+            progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
         if args.metrics_frequency and (step % args.metrics_frequency == 0 or at_end):
             log_network_metrics(agent, buffer, runs, seeds, step)
         # save
