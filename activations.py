@@ -280,7 +280,7 @@ def fit_targets() -> list[str]:
 
 def _nearest(name: str, names, more=()) -> str:
     """The end of an error message: the nearest of `names` and `more`, then the list of `names`."""
-    close = difflib.get_close_matches(name.lower(), [*names, *more], n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys([*names, *more])), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}choose from {' '.join(names)}"
 

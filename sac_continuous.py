@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import time
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -24,12 +25,9 @@ import activations
 import metrics
 import runlog
 
-LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
-
 
 @dataclasses.dataclass
 class Args:
-    # experiment
     seed: int = 1  # first seed
     num_seeds: int = 1  # seeds trained together in this process: seed, seed + 1, ...
     total_timesteps: int = 1_000_000  # environment steps of each seed
@@ -47,7 +45,6 @@ class Args:
     track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
-    # environment
     env_id: str = "dm_control/cheetah-run-v0"  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or a Gymnasium id
     async_envs: bool = False  # step the seeds' environments in worker processes (pays for slow ones: Meta-World)
     # algorithm; the defaults are those of CR's group
@@ -78,14 +75,12 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     """One environment with flat observations and actions in [-1, 1]. Raises UserError: unknown id, no Box actions."""
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
-    suite, _, task = env_id.partition("/")
-    if suite == "dm_control":
-        import shimmy  # noqa: F401  (registers the dm_control ids)
-    known = [name for name in gym.registry if name.startswith("dm_control/") or suite != "dm_control"]
-    if suite == "metaworld":
-        import metaworld
+        warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
+    import metaworld
+    import shimmy  # noqa: F401  (registers the dm_control ids)
 
-        known = [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
+    (suite, _, task), tasks = env_id.partition("/"), [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
+    known = tasks if suite == "metaworld" else [x for x in gym.registry if suite != "dm_control" or suite in x]
     runlog.check_choice("--env-id", env_id, known)
     kwargs = {"disable_env_checker": True, "render_mode": render_mode}  # Meta-World's goals leave its declared space
     if suite == "metaworld":
@@ -95,7 +90,7 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     box = env.action_space
     if not (isinstance(box, gym.spaces.Box) and len(box.shape) == 1 and np.isfinite([box.low, box.high]).all()):
         raise runlog.UserError(f"--env-id {env_id}: SAC needs bounded, continuous actions, not {box}; try Pendulum-v1")
-    env = gym.wrappers.FlattenObservation(gym.wrappers.RescaleAction(env, -1.0, 1.0))
+    env = gym.wrappers.FlattenObservation(gym.wrappers.RescaleAction(env, *box.dtype.type([-1, 1])))
     return runlog.EpisodeSeeds(env, index, seed, stream)
 
 
@@ -109,23 +104,18 @@ def make_envs(args: Args, seeds: list[int], stream: str) -> gym.vector.VectorEnv
 # ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) ---------------------
 
 
-def hidden_layers(in_features: int, args: Args, seeds) -> nn.Sequential:
-    """Hidden layers whose parameters have the leading axes of the array `seeds`, one independent network per entry."""
-    return activations.mlp(in_features, args.widths, args.activation, seeds, args.layer_norm, args.rational)
-
-
 class Actor(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
         super().__init__()
-        self.hidden = hidden_layers(obs_dim, args, runlog.derive_seeds(seeds, "actor"))
+        seeds = runlog.derive_seeds(seeds, "actor")
+        self.hidden = activations.mlp(obs_dim, args.widths, args.activation, seeds, args.layer_norm, args.rational)
         head = functools.partial(activations.Linear, self.hidden[-1].width, action_dim)
         self.mean = head(seeds=runlog.derive_seeds(seeds, "mean"))
         self.log_std = head(seeds=runlog.derive_seeds(seeds, "log_std"), init=activations.orthogonal(1.0))
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.hidden(obs)
-        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(self.log_std(x)) + 1)
-        return self.mean(x), log_std
+        return self.mean(x), 6.0 * torch.tanh(self.log_std(x)) - 4.0  # log-std squashed to [-10, 2]
 
     def sample(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Squashed Gaussian: actions (seeds, batch, action_dim), log-probs (seeds, batch). Zero noise: the mode."""
@@ -142,7 +132,8 @@ class SoftQNetworks(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
         super().__init__()
         seeds = np.stack([runlog.derive_seeds(seeds, "qf1"), runlog.derive_seeds(seeds, "qf2")], -1)
-        self.hidden = hidden_layers(obs_dim + action_dim, args, seeds)
+        inputs = obs_dim + action_dim
+        self.hidden = activations.mlp(inputs, args.widths, args.activation, seeds, args.layer_norm, args.rational)
         self.q = activations.Linear(self.hidden[-1].width, 1, seeds=runlog.derive_seeds(seeds, "head"))
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -237,11 +228,11 @@ class ReplayBuffer:
 
     def newest(self, count: int) -> torch.Tensor:
         """The newest rows of each seed in order, (seeds, count, row), as many as the ring still has."""
-        first = max(self.num_added - count, self.num_added - self.rows.shape[1])
-        return self.rows[:, torch.arange(first, self.num_added) % self.rows.shape[1]].cpu()
+        index = torch.arange(self.num_added - min(count, self.rows.shape[1]), self.num_added) % self.rows.shape[1]
+        return self.rows[:, index].cpu()
 
     def restore(self, i: int, rows: torch.Tensor, num_added: int) -> None:
-        """Put the newest rows of seed i back where they were."""
+        """Puts the newest rows of seed i back where they were."""
         index = torch.arange(num_added - len(rows), num_added) % self.rows.shape[1]
         self.rows[i, index], self.num_added = rows.to(self.rows.device), num_added
 
@@ -315,7 +306,7 @@ def validate(args: Args) -> None:
     runlog.check_range(args, "(0, 1]", "tau")
     if args.utd % args.policy_frequency:
         raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must divide --utd {args.utd}")
-    if args.cudagraphs and runlog.find_device(args.device).type != "cuda":
+    if runlog.find_device(args.device).type != "cuda" and args.cudagraphs:
         raise runlog.UserError(f"--cudagraphs with --device {args.device}: needs a CUDA device; use --no-cudagraphs")
     with runlog.value_errors_are_user_errors():
         activations.parse(args.activation)
@@ -326,11 +317,11 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
     """Trains these seeds together from step `start`, at which each has a checkpoint (0: from the beginning)."""
     device, num_seeds = runlog.find_device(args.device), len(seeds)
     envs, eval_envs = make_envs(args, seeds, "train"), make_envs(args, seeds, "eval")
-    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    (obs_dim,), (action_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
     agent = Agent(obs_dim, action_dim, args, seeds, device)
     buffer = ReplayBuffer(num_seeds, min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, device)
     generators = {use: [runlog.make_generator(s, use, device=device) for s in seeds] for use in ("act", "update")}
-    new_episode = {"number": 0, "actions": [], "return": 0.0, "success": 0.0}
+    new_episode = {"number": 0, "return": 0.0, "success": 0.0}
     episodes, last_eval = [dict(new_episode, actions=[]) for _ in seeds], [{} for _ in seeds]
     diverged = torch.zeros(num_seeds, dtype=torch.int64, device=device)  # step of the first non-finite loss
     for i, run in enumerate(runs):
@@ -371,8 +362,8 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             episode["return"] += float(rewards[i])
             episode["success"] = max(episode["success"], float(success[i]))
             if dones[i] and not diverged[i]:
-                row = {"charts/episodic_return": episode["return"], "charts/episodic_length": len(episode["actions"])}
-                row |= {} if np.isnan(success[i]) else {"charts/success": episode["success"]}
+                row = {} if np.isnan(success[i]) else {"charts/success": episode["success"]}
+                row |= {"charts/episodic_return": episode["return"], "charts/episodic_length": len(episode["actions"])}
                 runs[i].log(step, row)
             if dones[i]:
                 episodes[i] = dict(new_episode, number=episode["number"] + 1, actions=[])
@@ -390,33 +381,32 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             for i, run in enumerate(runs):
                 row = {} if diverged[i] else {key: value[i] for key, value in values.items()}
                 run.log(step, row | {"perf/sps": speed, "perf/updates_per_second": speed * args.utd * num_seeds})
-            clock, clock_step, postfix = time.monotonic(), step, postfix | {"sps": f"{speed:.0f}"}
+            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
         if step % args.eval_frequency == 0 or at_end:
             index = math.ceil(step / args.eval_frequency)
             results = [evaluate(agent, eval_envs, seeds, index, stochastic) for stochastic in (False, True)]
             for i, run in enumerate(runs):  # a diverged seed carries its last evaluation forward
                 last_eval[i] = last_eval[i] if diverged[i] else results[0][i] | results[1][i]
                 run.log(step, last_eval[i])
-            for key in ("eval/episodic_return", "eval/success", "overestimation/mean"):
-                if key in last_eval[0]:
-                    postfix[key] = f"{np.mean([values.get(key, math.nan) for values in last_eval]):.4g}"
-            progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
+            for key in {"eval/episodic_return", "eval/success", "overestimation/mean"} & {*last_eval[0]}:
+                postfix[key] = f"{np.mean([values.get(key, math.nan) for values in last_eval]):.4g}"
+            progress.note(f"step {step}: " + ", ".join(f"{key} {postfix[key]}" for key in sorted(postfix)))
         if args.metrics_frequency and (step % args.metrics_frequency == 0 or at_end):
             log_network_metrics(agent, buffer, runs, seeds, step)
         # save
         if step % args.checkpoint_frequency == 0 or at_end:
             tensors, rows, saved_step = agent.state_dict(), buffer.newest(step - saved_step), step
             for i, run in enumerate(runs):
-                state = {"agent": {name: t[i] if t.dim() else t for name, t in tensors.items()}, "episode": episodes[i]}
-                state |= {"generators": {use: each[i].get_state() for use, each in generators.items()}}
-                state |= {"last_eval": last_eval[i], "diverged": int(diverged[i])}
+                state = {"agent": {name: t[i] if t.dim() else t for name, t in tensors.items()}}
+                state["generators"] = {use: each[i].get_state() for use, each in generators.items()}
+                state |= {"episode": episodes[i], "last_eval": last_eval[i], "diverged": int(diverged[i])}
                 run.save_checkpoint(step, state, {"rows": rows[i]}, keep_transitions=buffer.rows.shape[1])
                 run.draw(step)
                 if args.capture_video:
                     film(agent, i, seeds[i], run.folder / "videos" / f"step-{step}.mp4")
         progress.update(step, **postfix)
-    for i, run in enumerate(runs):
-        run.finish("diverged", step=int(diverged[i])) if diverged[i] else run.finish()
+    for run, at in zip(runs, diverged.tolist()):
+        run.finish("diverged", step=at) if at else run.finish()
         if not args.keep_replay:
             run.drop_transitions()
     envs.close(), eval_envs.close(), progress.close()
@@ -433,11 +423,10 @@ def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
     if run.status() not in runlog.ENDED:
         raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
     (step, state, _), envs = run.load_checkpoint(), make_envs(args, [seed], "play")
-    obs_dim, action_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    agent = Agent(obs_dim, action_dim, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))
+    sizes = *envs.single_observation_space.shape, *envs.single_action_space.shape
+    agent = Agent(*sizes, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))
     agent.restore(0, state["agent"])
-    values = evaluate(agent, envs, [seed], 0, False)[0]
-    path = run.folder / "videos" / f"evaluation-{step}.mp4"
+    values, path = evaluate(agent, envs, [seed], 0, False)[0], run.folder / "videos" / f"evaluation-{step}.mp4"
     values["return of the video"] = film(agent, 0, seed, path)
     print(f"seed {seed}: {', '.join(f'{key} {value:.1f}' for key, value in values.items())}; {path}", flush=True)
 

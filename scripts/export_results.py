@@ -1,0 +1,111 @@
+"""From run folders to a study's folder under results/: runs.csv, curves.csv and learning curves as one PNG.
+
+    python scripts/export_results.py runs/*cartpole* --out results/2026-sac-cartpole
+
+runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation, seed, metric, env_step,
+value). Curves of other programs, in files of that form given by --reference, are drawn along.
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import figures
+import runlog
+
+METRICS = {  # key: axis label; layers are those of the first critic
+    "eval/episodic_return": "evaluation return (deterministic)",
+    "eval/success": "success rate (any step)",
+    "overestimation/mean": "overestimation Q - G",
+    "network/qf1/fc2/dead_share": "dead share, critic 1, layer 2",
+    "network/qf1/fc2/srank": "srank, critic 1, layer 2",
+    "network/qf1/coefficient_gradient_norm": "coefficient gradient norm, critic 1",
+    "losses/q_mean": "mean Q on the batch",
+}
+
+
+@dataclasses.dataclass
+class Args:
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders of one setting
+    out: Path  # folder of the study
+    reference: tuple[Path, ...] = ()  # CSV files of the form of curves.csv, drawn along
+
+
+def main(args: Args) -> None:
+    groups, curves, runs = figures.load(args.folders), [], []
+    for activation, group in groups.items():
+        for run in group:
+            meta, config = json.loads((run.folder / "meta.json").read_text()), run.config
+            for metric in METRICS:
+                series = run.series(metric)
+                stride = max(1, len(series) // 200)
+                for step, value in series[::stride]:
+                    row = ("ours", config["env_id"], activation, config["seed"], metric, int(step), float(value))
+                    curves.append(row)
+            row = {"run": meta["name"], "activation": activation, "seed": config["seed"], "status": meta["status"]}
+            final = run.series("eval/episodic_return")
+            row |= {"final_return": round(float(final[-1, 1]), 2), "best_return": round(float(final[:, 1].max()), 2)}
+            row |= {"elapsed_s": meta["elapsed_s"], "peak_memory_mb": meta["peak_memory_mb"]}
+            row |= {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"], "cpu": meta["hardware"]["cpu"]}
+            runs.append(row | {"torch": meta["versions"]["torch"], "gymnasium": meta["versions"]["gymnasium"]})
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "runs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, runs[0])
+        writer.writeheader()
+        writer.writerows(runs)
+    with open(args.out / "curves.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
+        writer.writerows(curves)
+    lines = [line for path in args.reference for line in path.read_text().splitlines()[1:]]
+    for exp, env, name, seed, metric, step, value in csv.reader(lines):
+        curves.append((exp, env, name, int(seed), metric, int(step), float(value)))
+    draw(curves, args.out)
+    for activation in groups:
+        values = [row["final_return"] for row in runs if row["activation"] == activation]
+        print(
+            f"{activation}: final return {np.mean(values):.1f} +- {np.std(values):.1f} (std over {len(values)} seeds)"
+        )
+
+
+def draw(rows: list[tuple], out: Path) -> None:
+    """One panel per metric that has values: mean over seeds, thin lines for the seeds, band from worst to best."""
+    metrics = [m for m in METRICS if any(row[4] == m for row in rows)]
+    figure = Figure(figsize=(10, 2.9 * ((len(metrics) + 1) // 2)), layout="constrained")
+    panels = figure.subplots((len(metrics) + 1) // 2, 2, squeeze=False).ravel()
+    for panel, metric in zip(panels, metrics):
+        for name in dict.fromkeys(row[2] for row in rows):
+            curves = {}
+            for row in rows:
+                if row[2] == name and row[4] == metric:
+                    curves.setdefault(row[3], {})[row[5]] = row[6]
+            if not curves:
+                continue
+            steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+            values = np.array([[curve[step] for step in steps] for curve in curves.values()])
+            look = figures.style(name) if name in figures.STYLES else {"color": "0.45", "linestyle": ":"}
+            look = {key: value for key, value in look.items() if key in ("color", "linestyle")}
+            panel.plot(steps, values.mean(0), linewidth=2, label=f"{name}, n = {len(values)}", **look)
+            panel.plot(steps, values.T, linewidth=0.5, alpha=0.6, color=look["color"])
+            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=look["color"], linewidth=0)
+        panel.set(xlabel="environment steps", ylabel=METRICS[metric])
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(metrics) :]:
+        panel.remove()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(f"{rows[-1][1]}: mean over seeds, thin lines = seeds, band from worst to best seed", fontsize=10)
+    figure.savefig(out / "curves.png", dpi=130)
+
+
+if __name__ == "__main__":
+    with runlog.exit_on_user_error():
+        main(tyro.cli(Args))
