@@ -144,8 +144,8 @@ def derive_seeds(seeds, *keys: str | int) -> np.ndarray:
 def find_device(name: str) -> torch.device:
     """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without such a device."""
     try:
-        device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
-        torch.empty(1, device=device)
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise UserError(f"--device {name}: not on this machine ({reason}); use cpu or auto") from None
