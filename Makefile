@@ -1,0 +1,59 @@
+# Set-up happens by itself: each target installs what it needs into .venv first.
+# Another interpreter: make test PYTHON=python3.12. Another torch build: install it into .venv first (README).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: needs Python 3.10, 3.11 or 3.12, and $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+	         "try: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime.stamp: requirements.txt | $(BIN)/python
+	@echo "installing into .venv: torch first, then the pins; this takes a few minutes"
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.txt .venv/runtime.stamp
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+setup: .venv/runtime.stamp  ## create .venv with what the scripts need
+
+demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a table, draw runs/demo.png
+	@PYTHON=$(BIN)/python scripts/demo.sh
+
+test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: .venv/dev.stamp  ## the slow tests
+	@$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/dev.stamp  ## ruff check and ruff format --check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: .venv/dev.stamp  ## apply both
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: .venv/dev.stamp  ## speed and memory (benchmarks/); wants a quiet machine
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Trains relu and crational for 2 seeds each on cartpole-swingup, prints a table, draws runs/demo.png.
+# Hardware: 2 CPU cores, one per activation. The same command again resumes, or says that the runs are finished.
+#
+#     make demo
+#     DRY_RUN=1 scripts/demo.sh                           # only print the commands
+#     STEPS=30000 RUNS=runs/longer scripts/demo.sh        # longer, with its own folder
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1
+PYTHON=${PYTHON:-.venv/bin/python} STEPS=${STEPS:-7000} RUNS=${RUNS:-runs/demo} OUT=${OUT:-runs/demo.png}
+
+train=("$PYTHON" sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --seed 1 --num-seeds 2
+  --total-timesteps "$STEPS" --learning-starts 1000 --eval-frequency 1000 --num-eval-episodes 2
+  --metrics-frequency 3500 --checkpoint-frequency 3500 --threads 1 --no-tensorboard --runs-dir "$RUNS")
+if [[ -n ${DRY_RUN:-} ]]; then
+  for activation in relu crational; do
+    echo "${train[*]} --activation $activation &"
+  done
+  echo wait
+  echo "$PYTHON figures.py demo $RUNS/*/ --out $OUT"
+  exit
+fi
+
+echo "training relu and crational, 2 seeds each, $STEPS steps; the first minute goes to compilation"
+trap 'trap - TERM; kill 0' INT TERM # a background job does not hear Ctrl-C
+pids=() failed=0
+for activation in relu crational; do
+  "${train[@]}" --activation $activation 2>&1 | sed -u "s/^/$(printf '%-11s' $activation)/" &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do
+  wait "$pid" || failed=$?
+done
+((failed == 0)) || exit "$failed"
+echo
+"$PYTHON" figures.py demo "$RUNS"/*/ --out "$OUT"
+echo "took $((SECONDS / 60)) min $((SECONDS % 60)) s"
