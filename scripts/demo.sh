@@ -7,12 +7,12 @@
 #     STEPS=30000 RUNS=runs/longer scripts/demo.sh        # longer, with its own folder
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
 PYTHON=${PYTHON:-.venv/bin/python} STEPS=${STEPS:-7000} RUNS=${RUNS:-runs/demo} OUT=${OUT:-runs/demo.png}
 
 train=("$PYTHON" sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --seed 1 --num-seeds 2
   --total-timesteps "$STEPS" --learning-starts 1000 --eval-frequency 1000 --num-eval-episodes 2
-  --metrics-frequency 3500 --checkpoint-frequency 3500 --threads 1 --no-tensorboard --runs-dir "$RUNS")
+  --metrics-frequency 1000 --checkpoint-frequency 3500 --threads 1 --no-tensorboard --runs-dir "$RUNS")
 if [[ -n ${DRY_RUN:-} ]]; then
   for activation in relu crational; do
     echo "${train[*]} --activation $activation &"
