@@ -26,7 +26,7 @@ echo "training relu and crational, 2 seeds each, $STEPS steps; the first minute 
 trap 'trap - TERM; kill 0' INT TERM # a background job does not hear Ctrl-C
 pids=() failed=0
 for activation in relu crational; do
-  "${train[@]}" --activation $activation 2>&1 | sed -u "s/^/$(printf '%-11s' $activation)/" &
+  "${train[@]}" --activation $activation 2>&1 | sed -u "/DeprecationWarning/d; /^  warnings.warn/d; s/^/$(printf '%-11s' $activation)/" &
   pids+=($!)
 done
 for pid in "${pids[@]}"; do
