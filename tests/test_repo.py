@@ -1,0 +1,129 @@
+"""What the files of this repository promise each other. `pytest -q tests/test_repo.py` (about 30 s)."""
+
+import ast
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import activations
+import runlog
+from sac_continuous import Args, make_env
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ["sac_continuous"]
+SHARED = ["activations", "metrics", "runlog", "figures"]
+FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
+
+
+def test_every_flag_is_used_and_explained(capsys):
+    source = (ROOT / "sac_continuous.py").read_text()
+    body = source[source.index("def make_env") :] + (ROOT / "runlog.py").read_text()
+    for field in dataclasses.fields(Args):
+        # run bookkeeping is used by runlog; check_range only looks at a flag
+        assert re.search(rf"\bargs\.{field.name}\b", body), f"--{field.name} does nothing"
+    with pytest.raises(SystemExit):
+        runlog.parse_args(Args, ["--help"])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    for line in (ROOT / "sac_continuous.py").read_text().splitlines():
+        if field := re.match(r"    (\w+): [\w\[\], .|]+ = .*$", line.split("  #")[0]):
+            if field[1] not in {f.name for f in dataclasses.fields(Args)} - {"rational"}:
+                continue
+            words = line.partition("  # ")[2]
+            assert len(words) > 8, f"--{field[1]} has no help"
+            shown = re.sub(r"[\s│]+", " ", text)
+            assert words[:20] in shown, (field[1], words)
+
+
+def test_help_tells_a_flags_own_words(capsys):
+    """tyro takes the comment above a field where there is none behind it: no flag may have a group's heading."""
+    with pytest.raises(SystemExit):
+        runlog.parse_args(Args, ["--help"])
+    shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
+    for flag, words in {
+        "--seed": "first seed",
+        "--utd": "gradient updates per environment step",
+        "--env-id": "dm_control/DOMAIN-TASK-v0",
+        "--activation": "name or expression",
+        "--eval-frequency": "environment steps between evaluations",
+    }.items():
+        start = re.search(rf"{flag} [A-Z]", shown).start()
+        assert words in shown[start : start + 130], (flag, shown[start : start + 130])
+
+
+@pytest.mark.parametrize(("file", "budget"), [("sac_continuous.py", 450)])
+def test_the_algorithm_stays_within_its_budget(file, budget):
+    assert len((ROOT / file).read_text().splitlines()) <= budget
+
+
+@pytest.mark.parametrize("module", SHARED)
+def test_shared_modules_import_no_algorithm(module):
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert not imported & {*SCRIPTS}, imported
+
+
+def fenced_commands() -> list[str]:
+    """Commands `python sac_continuous.py ...` in the code blocks of README.md, docs/ and in the script's own header."""
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text() if path.exists() else "", re.M | re.S)
+        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        found += [line.strip().removeprefix("$ ") for line in lines if "python sac_continuous.py" in line]
+    header = ast.get_docstring(ast.parse((ROOT / "sac_continuous.py").read_text()))
+    return found + [line.strip() for line in header.splitlines() if line.strip().startswith("python sac_continuous.py")]
+
+
+@pytest.mark.parametrize("line", fenced_commands())
+def test_commands_in_the_docs_parse(line):
+    line = re.split(r"\s[|&;<>]|\s#|;", line[line.index("python sac_continuous.py") :])[0]
+    argv = [re.sub(r"\$\{?\w+\}?", "1", word) for word in shlex.split(line)[2:]]
+    if "--help" not in argv:
+        activations.parse(runlog.parse_args(Args, argv).activation)
+
+
+def test_there_are_commands_to_check():
+    assert len(fenced_commands()) >= (2 if (ROOT / "README.md").exists() else 1)
+
+
+def dm_control_tasks() -> list[str]:
+    import shimmy  # noqa: F401
+    from dm_control import suite
+
+    tasks = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS]
+    assert {f"dm_control/{task}-v0" for task in tasks} <= {*gym.registry}
+    return tasks
+
+
+def check_task(task: str) -> None:
+    env = make_env(f"dm_control/{task}-v0", 0, 1, "train")
+    obs, _ = env.reset()
+    action = env.action_space.sample()
+    assert obs.ndim == 1 and obs.shape == env.observation_space.shape and np.isfinite(obs).all()
+    assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
+    next_obs, reward, terminated, truncated, _ = env.step(action)
+    assert next_obs.shape == obs.shape and np.isfinite(next_obs).all() and np.isfinite(reward)
+    assert 0 <= reward <= 1 or task.startswith("lqr-")  # whose reward is a cost, and whose actions have no bounds
+    assert not terminated and not truncated
+    env.close()
+
+
+@pytest.mark.parametrize("task", FAST_TASKS)
+def test_dm_control_tasks(task):
+    check_task(task)
+
+
+@pytest.mark.slow
+def test_all_dm_control_tasks():
+    tasks = dm_control_tasks()
+    assert len(tasks) >= 51 - 2 and {*FAST_TASKS} <= {*tasks}
+    for task in tasks:
+        check_task(task)
