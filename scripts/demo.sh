@@ -4,11 +4,12 @@
 #
 #     make demo
 #     DRY_RUN=1 scripts/demo.sh                           # only print the commands
-#     STEPS=30000 RUNS=runs/longer scripts/demo.sh        # longer, with its own folder
+#     STEPS=30000 scripts/demo.sh                         # longer, in runs/demo-30000
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
-PYTHON=${PYTHON:-.venv/bin/python} STEPS=${STEPS:-7000} RUNS=${RUNS:-runs/demo} OUT=${OUT:-runs/demo.png}
+RUNS=${RUNS:-runs/demo${STEPS:+-$STEPS}} OUT=${OUT:-runs/demo.png} # another length, another folder
+PYTHON=${PYTHON:-.venv/bin/python} STEPS=${STEPS:-7000}
 
 train=("$PYTHON" sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --seed 1 --num-seeds 2
   --total-timesteps "$STEPS" --learning-starts 1000 --eval-frequency 1000 --num-eval-episodes 2
