@@ -5,11 +5,10 @@
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import gymnasium as gym
@@ -196,39 +195,47 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     assert scalars(tmp_path / "b") == sick
 
 
-def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_path):
-    code = "import runlog, sac_continuous, gymnasium, test_sac_runs, pytest\n"
-    code += "test_sac_runs.short_dm_control(pytest.MonkeyPatch(), 200)\n"
-    code += "with runlog.exit_on_user_error():\n"
-    code += "    sac_continuous.main(runlog.parse_args(sac_continuous.Args))"
-    flags = f"--env-id {CARTPOLE} --num-seeds 2 --total-timesteps 1200 --checkpoint-frequency 90 --eval-frequency 300"
-    flags += " --metrics-frequency 400"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])}
+def child(argv: list[str], log: str) -> None:
+    """What a process of its own does: the script's main, with shorter episodes."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    short_dm_control(pytest.MonkeyPatch(), 100)
+    with runlog.exit_on_user_error():
+        sac_continuous.main(runlog.parse_args(sac_continuous.Args, argv))
 
-    def start(folder):
-        argv = [sys.executable, "-c", code, *command(folder, flags)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(argv, env=environment, **pipes)
 
-    undisturbed, rng, pauses = start(tmp_path / "a"), random.Random(0), []
+def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_path, monkeypatch):
+    flags = f"--env-id {CARTPOLE} --num-seeds 2 --total-timesteps 480 --checkpoint-frequency 40 --eval-frequency 200"
+    flags += " --metrics-frequency 240"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
+    context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    context.set_forkserver_preload(["test_sac_runs"])  # one import for all processes
+
+    def start(folder, log):
+        process = context.Process(target=child, args=(command(tmp_path / folder, flags), str(tmp_path / log)))
+        process.start()
+        return process
+
+    def checkpoints():
+        return [path.stat().st_mtime_ns for path in (tmp_path / "b").glob("*/checkpoint.pt")]
+
     for kill in range(3):
-        child, deadline = start(tmp_path / "b"), time.monotonic() + 60
-        newest, count = None, 0
-        while count <= 2 * kill + 1 and child.poll() is None and time.monotonic() < deadline:
-            times = [path.stat().st_mtime_ns for path in (tmp_path / "b").glob("*/checkpoint.pt")]
-            count, newest = count + (times != newest and bool(times)), times
+        process, before, changes = start("b", "log"), checkpoints(), 0
+        while changes < 2 and process.is_alive():  # at some moment after the second checkpoint of the two seeds
+            changes, before = changes + (checkpoints() != before), checkpoints()
             time.sleep(0.002)
-        pauses.append(rng.uniform(0, 0.2))
-        time.sleep(pauses[-1])
         if kill == 0:
-            second = start(tmp_path / "b")
-            _, err = second.communicate()
-            assert second.returncode == 2 and err.count("\n") == 1 and "is in use by process" in err, err
-            assert str(child.pid) in err
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, child.stderr.read()
-    last = start(tmp_path / "b")
-    assert last.wait() == 0 and undisturbed.wait() == 0
+            second = start("b", "second")
+            second.join()
+            told = (tmp_path / "second").read_text()
+            assert second.exitcode == 2 and told.count("\n") == 1, told
+            assert f"is in use by process {process.pid}" in told
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    last, undisturbed = start("b", "log"), start("a", "other")
+    last.join(), undisturbed.join()
+    assert last.exitcode == undisturbed.exitcode == 0, (tmp_path / "log").read_text()
     assert scalars(tmp_path / "a") == scalars(tmp_path / "b") and len(scalars(tmp_path / "a")) == 2
     for meta in (tmp_path / "b").glob("*/meta.json"):
         assert [s.get("from_step", 0) > 0 for s in json.loads(meta.read_text())["sessions"]][1:] == [True] * 3
