@@ -52,7 +52,7 @@ format: .venv/dev.stamp  ## apply both
 	@$(BIN)/ruff format .
 
 bench: .venv/dev.stamp  ## speed and memory (benchmarks/); wants a quiet machine
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@for script in benchmarks/{kde,sac_updates,sac_loop}.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .benchmarks

@@ -76,8 +76,9 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
         warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
-    import metaworld
-    import shimmy  # noqa: F401  (registers the dm_control ids)
+    with warnings.catch_warnings():  # shimmy would switch all DeprecationWarnings on
+        import metaworld
+        import shimmy  # noqa: F401  (registers the dm_control ids)
 
     (suite, _, task), tasks = env_id.partition("/"), [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
     known = tasks if suite == "metaworld" else [x for x in gym.registry if suite != "dm_control" or suite in x]
@@ -367,6 +368,8 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
                 runs[i].log(step, row)
             if dones[i]:
                 episodes[i] = dict(new_episode, number=episode["number"] + 1, actions=[])
+        if args.metrics_frequency and (step % args.metrics_frequency == 0 or step == args.learning_starts or at_end):
+            log_network_metrics(agent, buffer, runs, seeds, step)  # before the updates: the first are of new networks
         # learn
         if step >= args.learning_starts:
             batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
@@ -391,8 +394,6 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             for key in {"eval/episodic_return", "eval/success", "overestimation/mean"} & {*last_eval[0]}:
                 postfix[key] = f"{np.mean([values.get(key, math.nan) for values in last_eval]):.4g}"
             progress.note(f"step {step}: " + ", ".join(f"{key} {postfix[key]}" for key in sorted(postfix)))
-        if args.metrics_frequency and (step % args.metrics_frequency == 0 or at_end):
-            log_network_metrics(agent, buffer, runs, seeds, step)
         # save
         if step % args.checkpoint_frequency == 0 or at_end:
             tensors, rows, saved_step = agent.state_dict(), buffer.newest(step - saved_step), step

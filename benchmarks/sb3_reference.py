@@ -73,10 +73,10 @@ def main(args: Args) -> None:
             row = ("sb3", args.env_id, "SB3 relu", seed, "eval/episodic_return", index * args.eval_frequency, value)
             rows.append(row)
             print(*row[3:], f"{time.monotonic() - start:.0f} s", flush=True)
-        with open(args.out, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
-            writer.writerows(rows)
+            with open(args.out, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
+                writer.writerows(rows)
     machine = runlog.machine()
     print(machine["git"], machine["hardware"], machine["versions"])
 
