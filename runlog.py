@@ -352,6 +352,7 @@ class Run:
         self._rows = {file: [] for file in APPEND_ONLY}
         self._tensorboard, self._tensorboard_calls, self._purge_step, self._wandb = None, [], None, None
         self._chunks, self._num_rows = [], 0  # replay files of the newest checkpoint: [name, first row, last row + 1]
+        self._drawn_size = 0  # of curves.jsonl
         self._before, self._clock, self._flushed = 0.0, time.monotonic(), time.monotonic()
 
     def __repr__(self) -> str:
@@ -518,8 +519,15 @@ class Run:
         self._rows["curves.jsonl"].append(json.dumps({"step": int(step), "key": key, "x": x, "y": y, **extra}) + "\n")
 
     def draw(self, step: int) -> None:
-        """Draw the run's plots (figures.draw_run) and mirror them. A failure is one line on stderr: the run goes on."""
+        """Draw the run's plots (figures.draw_run) and mirror them, if there are new curves since the last drawing.
+
+        A failure is one line on stderr: the run goes on.
+        """
         self.flush()
+        size = (self.folder / "curves.jsonl").stat().st_size
+        if size == self._drawn_size:
+            return
+        self._drawn_size = size
         try:
             import figures
 
