@@ -47,13 +47,14 @@ def main(args: Args) -> None:
             for metric in METRICS:
                 series = run.series(metric)
                 stride = max(1, len(series) // 200)
-                for step, value in series[::stride]:
+                for step, value, _ in series[::stride]:
                     row = ("ours", config["env_id"], activation, config["seed"], metric, int(step), float(value))
                     curves.append(row)
             row = {"run": meta["name"], "activation": activation, "seed": config["seed"], "status": meta["status"]}
             final = run.series("eval/episodic_return")
-            row |= {"final_return": round(float(final[-1, 1]), 2), "best_return": round(float(final[:, 1].max()), 2)}
-            row |= {"elapsed_s": meta["elapsed_s"], "peak_memory_mb": meta["peak_memory_mb"]}
+            row |= {"last_step": int(final[-1, 0]), "last_return": round(float(final[-1, 1]), 2)}
+            row["best_return"] = round(float(final[:, 1].max()), 2)
+            row |= {key: meta.get(key, "") for key in ("elapsed_s", "peak_memory_mb")}  # empty: not ended
             row |= {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"], "cpu": meta["hardware"]["cpu"]}
             runs.append(row | {"torch": meta["versions"]["torch"], "gymnasium": meta["versions"]["gymnasium"]})
     args.out.mkdir(parents=True, exist_ok=True)
@@ -70,10 +71,8 @@ def main(args: Args) -> None:
         curves.append((exp, env, name, int(seed), metric, int(step), float(value)))
     draw(curves, args.out)
     for activation in groups:
-        values = [row["final_return"] for row in runs if row["activation"] == activation]
-        print(
-            f"{activation}: final return {np.mean(values):.1f} +- {np.std(values):.1f} (std over {len(values)} seeds)"
-        )
+        values = [row["last_return"] for row in runs if row["activation"] == activation]
+        print(f"{activation}: last return {np.mean(values):.1f} +- {np.std(values):.1f} (std over {len(values)} seeds)")
 
 
 def draw(rows: list[tuple], out: Path) -> None:

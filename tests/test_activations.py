@@ -238,7 +238,7 @@ def test_unknown_names_and_names_that_do_not_combine():
 
 WRONG = [("numerator_degree", 0), ("numerator_degree", 8), ("numerator_degree", 4), ("denominator_degree", 0)]
 WRONG += [("denominator_degree", 9), ("constraint_power", 3), ("constraint_power", 9), ("form", "C")]
-WRONG += [("constraint_scale", value) for value in (0.0, -1.0, 1e-4, 1e7, math.nan, math.inf)]
+WRONG += [("constraint_scale", value) for value in (0.0, -1.0, 1e-6, 1e7, math.nan, math.inf)]
 WRONG += [("fit_target", "crelu"), ("fit_target", "rational"), ("fit_target", "tahn"), ("init_scale", math.nan)]
 WRONG += [("fit_range", r) for r in ((1.0, 1.0), (3.0, -3.0), (-math.inf, 1.0), (0.0, math.nan))]
 WRONG += [(name, v) for name in ("learning_rate", "coefficient_weight_decay") for v in (-1.0, math.nan, math.inf)]
