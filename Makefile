@@ -38,10 +38,10 @@ demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a tabl
 	@PYTHON=$(BIN)/python scripts/demo.sh
 
 test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 test-slow: .venv/dev.stamp  ## the slow tests
-	@$(BIN)/python -m pytest -q -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 lint: .venv/dev.stamp  ## ruff check and ruff format --check
 	@$(BIN)/ruff check .
