@@ -308,6 +308,12 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
     return terms
 
 
+def check(expression: str, rational: RationalConfig, flag: str = "--activation") -> None:
+    """Raises ValueError, led by a flag, unless the expression parses and its rationals can be fitted."""
+    for name in {name for product in parse(expression, flag) for name in product}:
+        make_activation(name, rational)
+
+
 class Elementwise(nn.Module):
     """A parameter-free activation as a module, so that hooks see its input and its output."""
 

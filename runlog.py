@@ -181,6 +181,23 @@ def value_errors_are_user_errors() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
+@contextlib.contextmanager
+def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
+    """For libraries that raise whatever they like: one line `what (reason); remedy`."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what} ({_reason(error)}); {remedy}") from error
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].strip()
+
+
 def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode that ended."""
     nothing = np.full(len(dones), np.nan)
@@ -217,21 +234,35 @@ def normals(generators: list[torch.Generator], *shape: int, axis: int = 0) -> to
     return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators], axis)
 
 
+def set_states(generators: dict[str, torch.Generator], states: dict[str, torch.Tensor]) -> None:
+    """Puts generators back to the states of a checkpoint. Raises UserError if it is of another kind of device."""
+    for use, generator in generators.items():
+        try:
+            generator.set_state(states[use])
+        except RuntimeError:
+            kind = "cpu" if generator.device.type == "cuda" else "cuda"
+            raise UserError(f"--device {generator.device}: the run was begun on another; use --device {kind}") from None
+
+
 def graphed(block):
-    """`block` as one CUDA graph: three calls run as they are, the fourth is captured on copies of its inputs, and from
-    then on the graph is replayed. It has never run on a GPU."""
-    graph, kept, calls = torch.cuda.CUDAGraph(), {}, itertools.count()
+    """`block` as one CUDA graph. It always works on one copy of its inputs: three calls warm up on a side stream, the
+    fourth is captured, and from then on the graph is replayed. It has never run on a GPU."""
+    graph, stream, kept, calls = torch.cuda.CUDAGraph(), torch.cuda.Stream(), {}, itertools.count()
 
     def call(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
         inputs, number = {**batches, "noise": noise}, next(calls)
-        if number < 3:
-            return block(batches, noise)
-        if number == 3:
-            kept["in"] = {name: x.clone() for name, x in inputs.items()}
-            with torch.cuda.graph(graph):
-                kept["out"] = block({name: kept["in"][name] for name in batches}, kept["in"]["noise"])
         for name, x in inputs.items():
-            kept["in"][name].copy_(x)
+            kept.setdefault(name, torch.empty(x.shape, dtype=x.dtype, device=x.device)).copy_(x)
+        arguments = {name: kept[name] for name in batches}, kept["noise"]
+        if number < 3:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                out = block(*arguments)
+            torch.cuda.current_stream().wait_stream(stream)
+            return out
+        if number == 3:
+            with torch.cuda.graph(graph):
+                kept["out"] = block(*arguments)
         graph.replay()
         return kept["out"]
 
@@ -296,8 +327,7 @@ def _load_pt(path: Path) -> dict:
     except MemoryError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _Damaged(f"{path} is {'damaged' if path.exists() else 'missing'} ({reason})") from None
+        raise _Damaged(f"{path} is {'damaged' if path.exists() else 'missing'} ({_reason(error)})") from None
 
 
 def _plain(value, where: str):
@@ -377,13 +407,17 @@ class Run:
                 for path in sorted(self.folder.iterdir()) if self._fresh else ():  # checkpoints first
                     if path.name != ".lock":
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self._fresh = False
+            fresh, self._fresh = self._fresh, False
             self._check_identity()
-            self._wandb = None if wandb_kwargs is None else self._start_wandb(wandb_kwargs)
+            self._wandb = None if wandb_kwargs is None else self._start_wandb(wandb_kwargs, fresh)
             _write_json(self.folder / "config.json", self.config)
             old = _read_json(self.folder / "meta.json")
-            self._meta = {"name": self.name, "hash": self.digest, **machine(), "start": old.get("start", _now())}
-            self._meta |= {"status": "running", "sessions": [*old.get("sessions", []), {"start": _now()}]}
+            here = machine()  # of this session; an older one may have run other code
+            self._meta = {"name": self.name, "hash": self.digest, **here, "start": old.get("start", _now())}
+            session = {"start": _now(), "argv": here["argv"], "git": here["git"], "versions": here["versions"]}
+            self._meta |= {"status": "running", "sessions": [*old.get("sessions", []), session]}
+            if old.get("git", here["git"]) != here["git"]:
+                _warn(f"{self.folder} was begun with the code of {old['git']}, and goes on with {here['git']}")
             _write_json(self.folder / "meta.json", self._meta)
             self._use_tensorboard, self._tensorboard = tensorboard, None
             self._before, self._clock = 0.0, time.monotonic()
@@ -432,7 +466,7 @@ class Run:
             told = ", ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differ)
             raise UserError(f"{self.folder} holds another configuration ({told}); {FRESH}")
 
-    def _start_wandb(self, kwargs: dict):
+    def _start_wandb(self, kwargs: dict, fresh: bool):
         import wandb
 
         remedy = "log in with `wandb login`, or set WANDB_MODE=offline and use `wandb sync` later"
@@ -442,7 +476,10 @@ class Run:
         ours = {"id": self.digest, "name": self.name, "dir": str(self.folder), "config": self.config}
         try:  # create_new: the seeds of a batch are runs of one process
             settings = wandb.Settings(console="off", init_timeout=60)
-            run = wandb.init(**{**kwargs, **ours}, resume="allow", reinit="create_new", settings=settings)
+            resume = (
+                None if fresh else "allow"
+            )  # a fresh run replaces the one of this id; W&B would drop its early steps
+            run = wandb.init(**{**kwargs, **ours}, resume=resume, reinit="create_new", settings=settings)
         except (wandb.Error, OSError, TypeError) as error:
             raise UserError(f"W&B does not start ({str(error).strip()[:200]!r}); {remedy}") from error
         run.define_metric("*", step_metric="global_step")
@@ -534,8 +571,7 @@ class Run:
             for path in figures.draw_run(self.folder):
                 self.log_image(step, f"plots/{path.stem}", path)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"warning: no plots of {self.folder} at step {step} ({reason})", file=sys.stderr, flush=True)
+            _warn(f"no plots of {self.folder} at step {step} ({_reason(error)})")
 
     def flush(self) -> None:
         """Write all buffered rows to the disk. Raises UserError if they cannot be written (no half rows are left)."""
@@ -661,9 +697,7 @@ class Run:
         if problems and not good:
             raise UserError(f"no usable checkpoint: {'; '.join(problems)}; {FRESH}")
         for problem in (p for p in problems if p not in self._told):
-            print(
-                f"warning: {problem}; using {good[0][0].name}, step {good[0][1]['step']}", file=sys.stderr, flush=True
-            )
+            _warn(f"{problem}; using {good[0][0].name}, step {good[0][1]['step']}")
             self._told.add(problem)
         return good
 
@@ -780,7 +814,8 @@ def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int
             print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
     seeds = {run: seed for seed, run in runs.items() if run.status() not in ENDED}
     kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
-    kwargs |= {"group": f"{args.env_id} {args.activation}"}
+    setting = config_hash(dataclasses.asdict(args), (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
+    kwargs |= {"group": f"{args.env_id} {args.activation} {setting}"}
     try:
         for run in seeds:
             run.open(tensorboard=args.tensorboard, wandb_kwargs=kwargs if args.track else None)
@@ -791,22 +826,29 @@ def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int
         raise
 
 
-def save_video(path: Path, env: gymnasium.Env, policy: Callable[[np.ndarray], np.ndarray], every: int = 4) -> float:
-    """Films one episode of `env` (made with render_mode "rgb_array"), every fourth step, at 25 frames a second; closes
-    env and returns the episode's return. policy: observation (obs_dim,) -> action (action_dim,)."""
+def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callable, every: int = 4) -> float:
+    """Films one episode, every fourth step, at 25 frames a second; returns the episode's return.
+
+    make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) -> action (action_dim,).
+    Training does not depend on it: without graphics the reason is one line on stderr, and the return is nan.
+    """
     import imageio.v2 as imageio
 
-    obs, _ = env.reset()
     total, steps, done, frames = 0.0, 0, False, []
-    while not done:
-        if steps % every == 0:
-            frames.append(env.render())
-        obs, reward, terminated, truncated, _ = env.step(policy(obs))
-        total, steps, done = total + float(reward), steps + 1, terminated or truncated
-    env.close()
-    with _writing(path):
+    try:
+        env = make_env()
+        obs, _ = env.reset()
+        while not done:
+            if steps % every == 0:
+                frames.append(env.render())
+            obs, reward, terminated, truncated, _ = env.step(policy(obs))
+            total, steps, done = total + float(reward), steps + 1, terminated or truncated
+        env.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         imageio.mimsave(path, frames, fps=25, macro_block_size=1)
+    except Exception as error:
+        _warn(f"no video {path} ({_reason(error)})")
+        return float("nan")
     return total
 
 
@@ -837,6 +879,13 @@ def log_report(runs: Sequence[Run], step: int, prefix: str, report) -> None:
             for key, (x, y, _) in curves.items():
                 extra = {name: value[(i, *k)].item() for name, value in extras[key].items()}
                 run.log_curve(step, name + key, x if x.ndim == 1 else x[(i, *k)], y[(i, *k)], **extra)
+
+
+def carry_forward(runs: Sequence[Run], values: Sequence[dict], step: int, every: int, end: int) -> None:
+    """Logs each run's last evaluation again at every later multiple of `every` and at `end`, when all have diverged."""
+    for later in range(step // every * every + every, end + every, every):
+        for run, last in zip(runs, values):
+            run.log(min(later, end), last)
 
 
 class Progress:

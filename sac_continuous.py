@@ -55,7 +55,7 @@ class Args:
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # share by which the target networks move at every update
     learning_rate: float = 3e-4  # Adam step size of actor, critics and temperature
-    policy_frequency: int = 1  # critic updates per actor and temperature update; must divide --utd, or be 1
+    policy_frequency: int = 1  # critic updates per actor and temperature update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
     init_temperature: float = 1.0  # alpha at the start
     # networks
@@ -81,16 +81,15 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
         import shimmy  # noqa: F401  (registers the dm_control ids)
 
     (suite, _, task), tasks = env_id.partition("/"), [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
-    known = tasks if suite == "metaworld" else [x for x in gym.registry if suite != "dm_control" or suite in x]
-    runlog.check_choice("--env-id", env_id, known)
-    kwargs = {"disable_env_checker": True, "render_mode": render_mode}  # Meta-World's goals leave its declared space
-    if suite == "metaworld":
-        env = gym.make("Meta-World/MT1", env_name=task, seed=seed % 2**31, max_episode_steps=200, **kwargs)
-    else:
-        env = gym.make(env_id, **kwargs)
-    box = env.action_space
-    if not (isinstance(box, gym.spaces.Box) and len(box.shape) == 1 and np.isfinite([box.low, box.high]).all()):
+    others = [x for x in gym.registry if not x.startswith("Meta-World/") and (suite != "dm_control" or suite in x)]
+    runlog.check_choice("--env-id", env_id, tasks if suite == "metaworld" else others)
+    with runlog.errors_are_user_errors(f"--env-id {env_id}: cannot be made here", "choose another, or install it"):
+        mt1 = {"env_name": task, "seed": seed % 2**31, "max_episode_steps": 200} if suite == "metaworld" else {}
+        env = gym.make("Meta-World/MT1" if mt1 else env_id, disable_env_checker=True, render_mode=render_mode, **mt1)
+    if not (isinstance(box := env.action_space, gym.spaces.Box) and len(box.shape) == 1 and box.is_bounded()):
         raise runlog.UserError(f"--env-id {env_id}: SAC needs bounded, continuous actions, not {box}; try Pendulum-v1")
+    if np.abs([box.low, box.high]).max() > 1e6:  # dm_control's lqr has no bounds, and says 1e10
+        env = gym.wrappers.TransformAction(env, lambda action: action, gym.spaces.Box(-1, 1, box.shape, box.dtype))
     env = gym.wrappers.FlattenObservation(gym.wrappers.RescaleAction(env, *box.dtype.type([-1, 1])))
     return runlog.EpisodeSeeds(env, index, seed, stream)
 
@@ -295,22 +294,21 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
 def validate(args: Args) -> None:
     """Raises UserError (flag, value, remedy) before anything is created."""
     runlog.check_range(args, "[0, inf)", "seed threads learning_starts metrics_frequency")
-    runlog.check_range(
-        args, "[1, inf)", "num_seeds total_timesteps checkpoint_frequency utd batch_size policy_frequency"
-    )
+    runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size policy_frequency")
     runlog.check_range(args, "[1, inf)", "widths eval_frequency num_eval_episodes log_frequency")
     runlog.check_range(args, "[2, inf)", "metrics_samples")
     runlog.check_range(args, f"[{args.batch_size}, inf)", "buffer_size")
     runlog.check_range(args, "(0, inf)", "learning_rate init_temperature")
     runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
-    runlog.check_range(args, "[0, 1)", "gamma")
-    runlog.check_range(args, "(0, 1]", "tau")
-    if args.utd % args.policy_frequency:
-        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must divide --utd {args.utd}")
+    runlog.check_range(args, "[0, 1)", "gamma"), runlog.check_range(args, "(0, 1]", "tau")
+    runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
+    if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
+        remedy = "divide --utd" if args.cudagraphs else "divide --utd or be a multiple of it"
+        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must {remedy}")
     if runlog.find_device(args.device).type != "cuda" and args.cudagraphs:
         raise runlog.UserError(f"--cudagraphs with --device {args.device}: needs a CUDA device; use --no-cudagraphs")
     with runlog.value_errors_are_user_errors():
-        activations.parse(args.activation)
+        activations.check(args.activation, args.rational)
     make_env(args.env_id, 0, args.seed, "train").close()
 
 
@@ -331,14 +329,13 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             agent.restore(i, state["agent"])
             buffer.restore(i, transitions["rows"], start)
             episodes[i], last_eval[i], diverged[i] = state["episode"], state["last_eval"], state["diverged"]
-            for use, each in generators.items():
-                each[i].set_state(state["generators"][use])
+            runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
     obs, _ = envs.reset(options={key: [episode[key] for episode in episodes] for key in ("number", "actions")})
 
     def update_block(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
         info = {}
         for u in range(args.utd):
-            end_of_period = (u + 1) % args.policy_frequency == 0
+            end_of_period = (step * args.utd + u + 1) % args.policy_frequency == 0
             info |= agent.update({name: part[u] for name, part in batches.items()}, noise[u], end_of_period)
         return info
 
@@ -374,8 +371,8 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
         if step >= args.learning_starts:
             batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             noise = runlog.normals(generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2)
-            info = update_block(batches, noise)
-            finite = torch.isfinite(info["qf_loss"] + info["actor_loss"])
+            info = info | update_block(batches, noise)
+            finite = torch.isfinite(info["qf_loss"] + info.get("actor_loss", 0.0))
             diverged = torch.where((diverged == 0) & ~finite, step, diverged)
         # measure
         if info and (step % args.log_frequency == 0 or at_end):
@@ -406,6 +403,9 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
                 if args.capture_video:
                     film(agent, i, seeds[i], run.folder / "videos" / f"step-{step}.mp4")
         progress.update(step, **postfix)
+        if step % args.log_frequency == 0 and not at_end and diverged.all():
+            runlog.carry_forward(runs, last_eval, step, args.eval_frequency, args.total_timesteps)
+            break
     for run, at in zip(runs, diverged.tolist()):
         run.finish("diverged", step=at) if at else run.finish()
         if not args.keep_replay:
@@ -414,15 +414,15 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
 
 
 def film(agent: Agent, i: int, seed: int, path) -> float:
-    """Saves a video of one deterministic episode of the i-th seed; returns the episode's return."""
-    env, num_seeds = make_env(agent.args.env_id, 0, seed, "film", render_mode="rgb_array"), len(agent.log_alpha)
-    return runlog.save_video(path, env, lambda obs: agent.act(np.stack([obs] * num_seeds))[0][i])
+    """Saves a video of one deterministic episode of the i-th seed; returns the episode's return (nan: could not)."""
+    make, num_seeds = functools.partial(make_env, agent.args.env_id, 0, seed, "film", "rgb_array"), len(agent.log_alpha)
+    return runlog.save_video(path, make, lambda obs: agent.act(np.stack([obs] * num_seeds))[0][i])
 
 
 def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
     """--evaluate: plays num_eval_episodes with the last checkpoint, prints the returns, saves a video of one more."""
-    if run.status() not in runlog.ENDED:
-        raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
+    if run.status() not in runlog.ENDED or not run.checkpoint_steps():
+        raise runlog.UserError(f"--evaluate: {run.folder} ({run.status()}) has no end; train it to the end first")
     (step, state, _), envs = run.load_checkpoint(), make_envs(args, [seed], "play")
     sizes = *envs.single_observation_space.shape, *envs.single_action_space.shape
     agent = Agent(*sizes, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))

@@ -96,9 +96,13 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
     batch |= {"terminations": torch.tensor([[1.0, 0.0]])}  # row 1: the real successor of a truncated episode
     far = [agent.qf_loss(batch | {"next_obs": torch.full((1, 2, 2), x)}, torch.zeros(1, 2, 1)) for x in (0.0, 9.0)]
     q = far[0][1].detach()[0]
-    for loss, _ in far:
-        other = loss.item() * 2 - (q[:, 0] - 3).square().sum()  # what is left is the second row
-        assert other > 0
+    for (loss, _), x in zip(far, (0.0, 9.0)):
+        next_obs = torch.full((1, 2, 2), x)
+        with torch.no_grad():
+            next_actions, log_probs = agent.actor.sample(next_obs, torch.zeros(1, 2, 1))
+            next_q = agent.qf_target(next_obs, next_actions).min(-2).values - agent.log_alpha.exp() * log_probs
+        targets = torch.tensor([3.0, 3.0 + ARGS.gamma * next_q[0, 1].item()])  # of the termination, of the time limit
+        assert loss.item() == pytest.approx((q - targets).square().mean(-1).sum().item(), rel=1e-5)
     only = {key: value[:, :1] for key, value in batch.items()}
     losses = [agent.qf_loss(only | {"next_obs": torch.full((1, 1, 2), x)}, torch.zeros(1, 1, 1))[0] for x in (0.0, 9.0)]
     assert torch.equal(*losses) and losses[0].item() == pytest.approx((q[:, 0] - 3).square().sum().item())

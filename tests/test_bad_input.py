@@ -16,6 +16,7 @@ import sac_continuous
 TINY = "--no-compile --no-tensorboard --widths 8 --batch-size 8 --buffer-size 500 --learning-starts 20"
 TINY += " --total-timesteps 60 --checkpoint-frequency 30 --eval-frequency 60 --num-eval-episodes 1"
 TINY += " --log-frequency 20 --metrics-frequency 0 --env-id Pendulum-v1 --threads 1"
+TINY_FIT = "--rational.fit-range -1e-3 1e-3 --rational.numerator-degree 7 --rational.constraint-power 8"
 CUDA_INDEX = torch.cuda.device_count() + 9
 
 
@@ -43,6 +44,8 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--env-id metaworld/reach-v2": ["--env-id metaworld/reach-v2", "metaworld/reach-v3"],
     "--env-id Hoper-v5": ["--env-id Hoper-v5", "Hopper-v5"],
     "--env-id nothing/like-it": ["--env-id nothing/like-it", "did you mean"],
+    "--env-id Meta-World/MT1": ["--env-id Meta-World/MT1", "unknown; did you mean"],
+    "--env-id GymV21Environment-v0": ["--env-id GymV21Environment-v0", "cannot be made here", "choose another"],
     "--env-id CartPole-v1": ["--env-id CartPole-v1", "continuous", "Discrete", "try Pendulum-v1"],
     "--activation rellu": ["--activation 'rellu'", "relu"],
     "--activation crationnal": ["--activation 'crationnal'", "did you mean", "crational"],
@@ -52,13 +55,15 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--rational.numerator-degree 0": ["--rational.numerator-degree 0", "must lie in 1.."],
     "--rational.form C": ["--rational.form", "'C'", "'A', 'B'"],
     "--rational.fit-target sinn": ["--rational.fit-target", "sin"],
+    f"--activation rational {TINY_FIT}": ["--rational.fit-range (-0.001, 0.001)", "overflows"],
     "--rational.learning-rate -1": ["--rational.learning-rate -1", "positive"],
     "--utd 0": ["--utd 0", "[1, inf)"],
     "--utd abc": ["--utd", "'abc'", "INT"],
     "--seed -1": ["--seed -1", "[0, inf)"],
     "--num-seeds 0": ["--num-seeds 0", "[1, inf)"],
     "--num-seeds -3": ["--num-seeds -3", "[1, inf)"],
-    "--total-timesteps 0": ["--total-timesteps 0", "[1, inf)"],
+    "--total-timesteps 0": ["--total-timesteps 0", "(20, inf)"],
+    "--total-timesteps 500 --learning-starts 500": ["--total-timesteps 500", "(500, inf)"],
     "--total-timesteps 1e6": ["--total-timesteps", "'1e6'", "INT"],
     "--checkpoint-frequency 0": ["--checkpoint-frequency 0", "[1, inf)"],
     "--threads -1": ["--threads -1", "[0, inf)"],
@@ -77,7 +82,7 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--target-entropy-scale nan": ["--target-entropy-scale nan", "(-inf, inf)"],
     "--widths 256 0": ["--widths (256, 0)", "[1, inf)"],
     "--widths": ["--widths", "[1, inf)"],
-    "--utd 4 --policy-frequency 3": ["--policy-frequency 3", "must divide --utd 4"],
+    "--utd 4 --policy-frequency 3": ["--policy-frequency 3", "must divide --utd"],
     "--policy-frequency 0": ["--policy-frequency 0", "[1, inf)"],
     "--eval-frequency 0": ["--eval-frequency 0", "[1, inf)"],
     "--num-eval-episodes 0": ["--num-eval-episodes 0", "[1, inf)"],
@@ -91,7 +96,7 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--cudagraphs --device cpu": ["--cudagraphs", "--device cpu", "--no-cudagraphs"],
     "--utdd 2": ["--utdd", "--utd"],
     "--compile False": ["--compile", "False", "--no-compile"],
-    "--evaluate": ["--evaluate", "is new", "train it to the end first"],
+    "--evaluate": ["--evaluate", "(new)", "train it to the end first"],
 }
 
 

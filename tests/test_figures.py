@@ -177,9 +177,9 @@ def test_table_has_means_and_deviations(tmp_path, capsys):
 def test_styles_are_stable_and_distinct():
     looks = [tuple(figures.style(name).values()) for name in figures.STYLES]
     assert len(set(looks)) == len(looks)
-    assert figures.style("tanh*tanh") == figures.style("tanh_hr") and figures.style("gelu+silu") == figures.style(
-        "gelu+silu"
-    )
+    assert figures.style("tanh*tanh") == figures.style("tanh_hr")
+    other = {"color": figures.GREEN, "linestyle": "-.", "marker": "d"}  # in every process: a checksum, not hash()
+    assert figures.style("gelu+silu") == other
 
 
 def test_command_line(tmp_path, capsys):

@@ -46,6 +46,8 @@ def test_a_batch_entry_reads_the_same_alone(activation, seeds):
 
 def test_numbers_equal_a_direct_computation():
     network, x = network_of("rational*crational", [1, 2]), torch.randn(2, 200, 5)
+    for branch in network[0].branches:
+        branch.linear.weight.data[1, :, 3] = 0.0  # the second seed's neuron 3 is dead
     grads, layer = gradients(network, x), network[1]
     report = metrics.network_report(network, (x,), grads, 1)
     for seed in range(2):
@@ -78,6 +80,7 @@ def test_numbers_equal_a_direct_computation():
     torch.testing.assert_close(curve, network[0].branches[1].activation(grid.expand(2, 201)).detach())
     x_kde, density, extra = report.curves["fc1/kde03"]
     h = network[0](x)[..., 3].detach()
+    assert extra["dead"].tolist() == [False, True]
     assert extra["dead"].tolist() == metrics.dead_neurons_kde(h.unsqueeze(-1))[0].squeeze(-1).tolist()
     torch.testing.assert_close(torch.trapezoid(density, x_kde), torch.ones(2), rtol=0.02, atol=0)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 import activations
@@ -34,6 +35,9 @@ def commands() -> list[tuple[str, list[str]]]:
                 match = re.match(r"\s*(?:[A-Z_]+=\S+ )*(?:\S*/)?python ([^-<].*)", line)
                 if match:
                     found.append((page.name, shlex.split(match[1], comments=True)))
+    for script in ("sac_continuous.py",):
+        header = re.search(r'"""(.*?)"""', (ROOT / script).read_text(), re.DOTALL)[1]
+        found += [(script, shlex.split(line)) for line in re.findall(r"^ +python (.*)$", header, re.MULTILINE)]
     return found
 
 
@@ -75,8 +79,8 @@ def test_commands_parse(page, words, monkeypatch):
     else:
         assert (ROOT / file).exists(), f"{page}: {file}"
     if file in ("sac_continuous.py", "my_activation.py"):
-        args = runlog.parse_args(sac_continuous.Args, argv)
-        activations.parse(args.activation)
+        monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
+        sac_continuous.validate(runlog.parse_args(sac_continuous.Args, argv))
     elif file == "figures.py":
         runlog.parse_args(figures.Command, argv)
     else:
@@ -88,6 +92,7 @@ def test_commands_are_found():
     found = [words for _, words in commands()]
     assert ["sac_continuous.py", "--activation", "crational", "--utd", "10"] in found
     assert {"sac_continuous.py", "figures.py", "my_activation.py"} <= {words[0] for words in found}
+    assert sum(page == "sac_continuous.py" for page, _ in commands()) == 1  # its header
     for target in re.findall(r"^make ([a-z-]+)", "\n".join(fenced(README)), re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 

@@ -175,9 +175,10 @@ def test_a_seed_learns_the_same_alone_as_in_a_batch(activation):
         assert not tensor.dim() or not torch.equal(rest[name][0], rest[name][1]), name  # seeds differ
 
 
-@pytest.mark.slow
-def test_the_compiled_update_is_the_eager_one():
-    agents = [Agent(OBS, ACTIONS, dataclasses.replace(ARGS, compile=c), [1, 2], CPU) for c in (False, True)]
+@pytest.mark.parametrize("activation", ["crational", pytest.param("relu", marks=pytest.mark.slow)])
+def test_the_compiled_update_is_the_eager_one(activation):  # most of a minute: Inductor's C++
+    args = [dataclasses.replace(ARGS, compile=compiled, activation=activation) for compiled in (False, True)]
+    agents = [Agent(OBS, ACTIONS, each, [1, 2], CPU) for each in args]
     for u in range(2):
         infos = [agent.update(*make_batch(2, u)) for agent in agents]
         torch.testing.assert_close(*infos, rtol=1e-4, atol=1e-5)

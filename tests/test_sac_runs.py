@@ -119,12 +119,13 @@ VARIANTS = {
     "--activation tanh_hr --async-envs --num-seeds 2": 41,
     "--activation rational --rational.learning-rate 1e-3 --rational.coefficient-weight-decay 0.1": 41,
     "--activation crational --rational.share-across-layers --rational.form B --utd 2": 82,
-    "--activation identity*silu+crelu_hr --env-id Hopper-v5 --widths 6": None,
+    "--activation identity*silu+tanh --env-id Hopper-v5 --widths 6": 41,
+    "--policy-frequency 2": 41,
     "--activation crelu --widths 6": 41,
 }
 
 
-@pytest.mark.parametrize("flags", [flags for flags, count in VARIANTS.items() if count])
+@pytest.mark.parametrize("flags", VARIANTS)
 def test_options_run(flags, tmp_path):
     results = run(tmp_path, f"--env-id {CARTPOLE} --eval-frequency 60 --checkpoint-frequency 60 {flags}")
     for name, rows in results.items():
@@ -193,6 +194,38 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     assert (60, "losses/qf_loss") not in ours
     run(tmp_path / "b", flags)  # says "diverged already"
     assert scalars(tmp_path / "b") == sick
+
+
+def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch):
+    step, steps = gym.vector.SyncVectorEnv.step, []
+
+    def poisoned(envs, actions):
+        obs, rewards, *rest = step(envs, actions)
+        steps.append(envs)
+        return obs, rewards if len(steps) < 45 else rewards + math.nan, *rest
+
+    flags = f"--env-id {CARTPOLE} --total-timesteps 100000 --metrics-frequency 0 --eval-frequency 30000"
+    monkeypatch.setattr(sac_continuous, "evaluate", lambda *args: [{"eval/episodic_return": 1.0}])
+    monkeypatch.setattr(gym.vector.SyncVectorEnv, "step", poisoned)
+    (rows,) = run(tmp_path, flags).values()
+    assert len(steps) < 100 and {key for _, key in values(rows)} >= LOSSES
+    assert [step for step, key in values(rows) if key.startswith("eval/")] == []  # there was none to carry forward
+    (meta,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/meta.json"))
+    assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
+    with pytest.raises(runlog.UserError, match="has no end"):
+        run(tmp_path, f"{flags} --evaluate")
+    steps.clear()
+    (rows,) = run(tmp_path / "b", flags.replace("30000", "40")).values()
+    rows = {step: value for (step, key), value in values(rows).items() if key == "eval/episodic_return"}
+    assert rows == {step: 1.0 for step in [*range(40, 100_000, 40), 100_000]} and len(steps) < 100
+
+
+def test_a_video_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(runlog.gymnasium.Wrapper, "render", lambda env: 1 / 0)
+    run(tmp_path, f"--env-id {CARTPOLE} --metrics-frequency 0 --capture-video")
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("warning"))
+    assert "no video" in line and "step-60.mp4 (ZeroDivisionError: division by zero)" in line
+    assert json.loads(next(tmp_path.glob("*/meta.json")).read_text())["status"] == "finished"
 
 
 def child(argv: list[str], log: str) -> None:
