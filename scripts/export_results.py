@@ -46,14 +46,15 @@ def main(args: Args) -> None:
             meta, config = json.loads((run.folder / "meta.json").read_text()), run.config
             for metric in METRICS:
                 series = run.series(metric)
-                stride = max(1, len(series) // 200)
-                for step, value, _ in series[::stride]:
+                for step, value, _ in thinned(series):
                     row = ("ours", config["env_id"], activation, config["seed"], metric, int(step), float(value))
                     curves.append(row)
             row = {"run": meta["name"], "activation": activation, "seed": config["seed"], "status": meta["status"]}
             final = run.series("eval/episodic_return")
-            row |= {"last_step": int(final[-1, 0]), "last_return": round(float(final[-1, 1]), 2)}
-            row["best_return"] = round(float(final[:, 1].max()), 2)
+            row |= {"last_step": "", "last_return": "", "best_return": ""}  # before the first evaluation
+            if len(final):
+                row |= {"last_step": int(final[-1, 0]), "last_return": round(float(final[-1, 1]), 2)}
+                row["best_return"] = round(float(final[:, 1].max()), 2)
             row |= {key: meta.get(key, "") for key in ("elapsed_s", "peak_memory_mb")}  # empty: not ended
             row |= {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"], "cpu": meta["hardware"]["cpu"]}
             runs.append(row | {"torch": meta["versions"]["torch"], "gymnasium": meta["versions"]["gymnasium"]})
@@ -71,8 +72,13 @@ def main(args: Args) -> None:
         curves.append((exp, env, name, int(seed), metric, int(step), float(value)))
     draw(curves, args.out)
     for activation in groups:
-        values = [row["last_return"] for row in runs if row["activation"] == activation]
+        values = [row["last_return"] for row in runs if row["activation"] == activation and row["last_return"] != ""]
         print(f"{activation}: last return {np.mean(values):.1f} +- {np.std(values):.1f} (std over {len(values)} seeds)")
+
+
+def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
+    """At most `most` rows, evenly spread; the first and the last are kept."""
+    return series[np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))]
 
 
 def draw(rows: list[tuple], out: Path) -> None:
@@ -107,4 +113,4 @@ def draw(rows: list[tuple], out: Path) -> None:
 
 if __name__ == "__main__":
     with runlog.exit_on_user_error():
-        main(tyro.cli(Args))
+        main(runlog.parse_args(Args))

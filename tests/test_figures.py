@@ -182,6 +182,23 @@ def test_styles_are_stable_and_distinct():
     assert figures.style("gelu+silu") == other
 
 
+def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path, capsys):
+    sys.path.insert(0, "scripts")
+    import export_results
+
+    folders = [make_run(tmp_path, seed=1, steps=range(0, 9960, 10)), make_run(tmp_path, seed=2, steps=[])]
+    export_results.main(export_results.Args(tuple(folders), tmp_path / "out"))
+    rows = [line.split(",") for line in (tmp_path / "out" / "curves.csv").read_text().splitlines()[1:]]
+    steps = [int(row[5]) for row in rows if row[4] == "eval/episodic_return"]
+    assert len(steps) == 200 and (steps[0], steps[-1]) == (0, 9950)
+    assert {*np.diff(steps).tolist()} == {50}
+    assert [float(row[6]) for row in rows if row[4] == "eval/episodic_return"] == [step + 1 for step in steps]
+    first, second = (tmp_path / "out" / "runs.csv").read_text().splitlines()[1:]
+    assert ",finished,9950,9951.0,9951.0," in first and ",finished,,,," in second
+    assert "last return 9951.0 +- 0.0 (std over 1 seeds)" in capsys.readouterr().out
+    assert is_drawn(tmp_path / "out" / "curves.png")
+
+
 def test_command_line(tmp_path, capsys):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
     other = make_run(tmp_path, seed=3, utd=10)

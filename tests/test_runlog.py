@@ -221,6 +221,21 @@ def test_both_damaged_or_of_another_configuration(tmp_path):
         runlog.group_by_step([new_run(tmp_path)])
 
 
+def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeypatch, capsys):
+    here = runlog.machine()
+    for commit, argv in (("a" * 40, ["one"]), ("a" * 40, ["two"]), ("b" * 40, ["three"])):
+        there = {**here, "git": {"commit": commit, "dirty": False}, "argv": argv}
+        monkeypatch.setattr(runlog, "machine", lambda there=there: there)
+        run = new_run(tmp_path).open(tensorboard=False)
+        run.close()
+        told = capsys.readouterr().err
+        assert ("was begun with the code of" in told and "bbb" in told) is (argv == ["three"]), told
+    meta = json.loads((run.folder / "meta.json").read_text())
+    assert [session["git"]["commit"][0] for session in meta["sessions"]] == ["a", "a", "b"]
+    assert [session["argv"] for session in meta["sessions"]] == [["one"], ["two"], ["three"]]
+    assert all(session["versions"] == here["versions"] for session in meta["sessions"])
+
+
 def test_status_finish_fail_fresh(tmp_path):
     run = new_run(tmp_path)
     assert run.status() == "new" and not run.folder.exists()

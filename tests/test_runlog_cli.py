@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import runlog
+import sac_continuous
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": (3, 2)}, "device": "cpu"}
 
@@ -32,6 +33,28 @@ def test_seeds_are_pinned_and_distinct():
     assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
     draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_generators_go_back_or_name_the_device():
+    generators = {use: runlog.make_generator(1, use) for use in ("act", "update")}
+    states = {use: generator.get_state() for use, generator in generators.items()}
+    draws = [torch.rand(3, generator=generators["update"]) for _ in range(2)]
+    runlog.set_states(generators, states)
+    assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0]) and not torch.equal(*draws)
+    with pytest.raises(runlog.UserError, match="--device cpu: the run was begun on another; use --device cuda"):
+        runlog.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))  # as CUDA's
+
+
+def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
+    groups = []
+    monkeypatch.setattr(runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"]))
+    monkeypatch.setattr(runlog, "group_by_step", lambda runs: [])
+    for flags in ({"seed": 1, "num_seeds": 2}, {"seed": 7}, {"utd": 10}, {"device": "cuda"}, {"layer_norm": True}):
+        args = sac_continuous.Args(track=True, runs_dir=str(tmp_path), **flags)
+        with runlog.opened(runlog.make_runs(args, "sac"), args, "sac"):
+            pass
+    one, two, three, other, same, norm = groups
+    assert one == two == three == same and len({one, other, norm}) == 3
 
 
 @dataclasses.dataclass
