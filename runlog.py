@@ -519,7 +519,7 @@ class Run:
         from matplotlib.image import imread
 
         self._require_ready()
-        step, image = int(step), imread(path)  # now: the next plot may overwrite the file
+        step, image = int(step), imread(path) if self._use_tensorboard else None  # now: the file may be overwritten
         self._mirror(
             step, lambda w: w.add_image(key, image, step, dataformats="HWC"), lambda w: {key: w.Image(str(path))}
         )

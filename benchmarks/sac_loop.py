@@ -5,7 +5,8 @@
 Runs the real script in a fresh process, twice: the first compiles into an empty cache (cold), the second starts warm.
 Timers around the loop's parts give seconds per environment step, per evaluation, per round of network metrics and per
 checkpoint with its plots; the shares are these, put together at the default periods (evaluation and metrics every
-10,000 steps, checkpoints every 25,000). Measured on a short run, since 10,000 steps at UTD 10 take a quarter of an hour or more.
+10,000 steps, checkpoints every 25,000). Measured on a short run, since 10,000 steps at UTD 10 take a quarter of an
+hour or more.
 """
 
 import dataclasses
