@@ -12,7 +12,7 @@ RUNS=${RUNS:-runs/demo${STEPS:+-$STEPS}} OUT=${OUT:-runs/demo.png} # another len
 PYTHON=${PYTHON:-.venv/bin/python} STEPS=${STEPS:-7000}
 
 train=("$PYTHON" sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --seed 1 --num-seeds 2
-  --total-timesteps "$STEPS" --learning-starts 1000 --eval-frequency 1000 --num-eval-episodes 2
+  --total-timesteps "$STEPS" --learning-starts 1000 --init-temperature 0.1 --eval-frequency 1000 --num-eval-episodes 2
   --metrics-frequency 1000 --checkpoint-frequency 3500 --threads 1 --no-tensorboard --runs-dir "$RUNS")
 if [[ -n ${DRY_RUN:-} ]]; then
   for activation in relu crational; do

@@ -27,7 +27,7 @@ METRICS = {  # key: axis label; layers are those of the first critic
     "overestimation/mean": "overestimation Q - G",
     "network/qf1/fc2/dead_share": "dead share, critic 1, layer 2",
     "network/qf1/fc2/srank": "srank, critic 1, layer 2",
-    "network/qf1/coefficient_gradient_norm": "coefficient gradient norm, critic 1",
+    "network/qf1/coefficient_gradient_norm": "coefficient gradient, critic 1",
     "losses/q_mean": "mean Q on the batch",
 }
 
