@@ -3,7 +3,7 @@
 #   command again each time. The scalars.csv at the end, without its time column, must equal byte for byte that of a run
 #   that nobody disturbed. Exits with 1 on any difference.
 # Hardware: any CPU, 2 cores, 4 GB.
-# Minutes: eager 13 (tiny networks, one core of an AMD EPYC, the other busy); compiled @C@.
+# Minutes, on one core of an AMD EPYC, the other busy: 13 eagerly; 12 with --compile, KILLS=3 and STEPS=1500.
 #
 #   scripts/drill_resume.sh [--compile] [--keep]      eager by default; --keep leaves the runs' folder where it is
 #   KILLS=3 SEED=7 STEPS=2000 PYTHON=python3 scripts/drill_resume.sh      SEED: of the moments at which it kills
