@@ -79,7 +79,6 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     with warnings.catch_warnings():  # shimmy would switch all DeprecationWarnings on
         import metaworld
         import shimmy  # noqa: F401  (registers the dm_control ids)
-
     (suite, _, task), tasks = env_id.partition("/"), [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
     others = [x for x in gym.registry if not x.startswith("Meta-World/") and (suite != "dm_control" or suite in x)]
     runlog.check_choice("--env-id", env_id, tasks if suite == "metaworld" else others)
@@ -88,8 +87,9 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
         env = gym.make("Meta-World/MT1" if mt1 else env_id, disable_env_checker=True, render_mode=render_mode, **mt1)
     if not (isinstance(box := env.action_space, gym.spaces.Box) and len(box.shape) == 1 and box.is_bounded()):
         raise runlog.UserError(f"--env-id {env_id}: SAC needs bounded, continuous actions, not {box}; try Pendulum-v1")
-    if np.abs([box.low, box.high]).max() > 1e6:  # dm_control's lqr has no bounds, and says 1e10
-        env = gym.wrappers.TransformAction(env, lambda action: action, gym.spaces.Box(-1, 1, box.shape, box.dtype))
+    if np.abs([box.low, box.high]).max() > 1e6:  # dm_control's lqr: actions have no bounds (it says 1e10), nor has time
+        env = gym.wrappers.TransformAction(env, np.asarray, gym.spaces.Box(-1, 1, box.shape, box.dtype))
+        env = gym.wrappers.TimeLimit(env, 1_000)
     env = gym.wrappers.FlattenObservation(gym.wrappers.RescaleAction(env, *box.dtype.type([-1, 1])))
     return runlog.EpisodeSeeds(env, index, seed, stream)
 

@@ -78,7 +78,7 @@ def test_shared_modules_import_no_algorithm(module):
 
 
 def dm_control_tasks() -> list[str]:
-    import shimmy  # noqa: F401
+    make_env("Pendulum-v1", 0, 1, "train").close()  # sets MUJOCO_GL before dm_control is imported
     from dm_control import suite
 
     tasks = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS]
@@ -94,7 +94,7 @@ def check_task(task: str) -> None:
     assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
     next_obs, reward, terminated, truncated, _ = env.step(action)
     assert next_obs.shape == obs.shape and np.isfinite(next_obs).all() and np.isfinite(reward)
-    assert -100 < reward <= 0 if task.startswith("lqr-") else 0 <= reward <= 1  # lqr's is minus a cost
+    assert (-1 if task.startswith("lqr-") else 0) <= reward <= 1  # lqr's is 1 minus a cost
     assert not terminated and not truncated
     env.close()
 
@@ -102,6 +102,16 @@ def check_task(task: str) -> None:
 @pytest.mark.parametrize("task", FAST_TASKS)
 def test_dm_control_tasks(task):
     check_task(task)
+
+
+def test_lqr_has_a_time_limit_and_moderate_rewards():
+    env, truncated = make_env("dm_control/lqr-lqr_2_1-v0", 0, 1, "train"), False
+    env.reset()
+    for step in range(1, 1001):
+        assert not truncated
+        _, reward, terminated, truncated, _ = env.step(np.full(1, (-1) ** step))
+        assert -10 < reward <= 1 and not terminated
+    assert truncated
 
 
 @pytest.mark.slow
