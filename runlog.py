@@ -41,8 +41,9 @@ FLUSH_SECONDS, FLUSH_ROWS = 10.0, 5_000
 ENDED = ("finished", "diverged")
 # Flags that do not change what a run computes, so they are no part of its identity.
 NOT_IDENTITY = (
-    *("num_seeds", "device", "threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh", "keep_replay"),
-    *("checkpoint_frequency", "evaluate", "capture_video", "tensorboard", "track", "wandb_project", "wandb_entity"),
+    *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh"),
+    *("keep_replay", "checkpoint_frequency", "evaluate", "print_network", "capture_video", "tensorboard", "track"),
+    *("wandb_project", "wandb_entity"),
 )
 FRESH = "use --fresh to start the run anew"
 
@@ -761,7 +762,7 @@ def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
 def make_runs(args, script: str) -> dict[int, Run]:
     """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; alone, a seed is the same run."""
     runs = {}
-    for seed in range(args.seed, args.seed + args.num_seeds):
+    for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):  # Atari scripts train one seed
         config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
         name = run_name(args.env_id, script, args.activation, seed, config_hash(config, NOT_IDENTITY))
         runs[seed] = Run(args.runs_dir, name, config, exclude=NOT_IDENTITY, fresh=args.fresh)
@@ -794,8 +795,6 @@ def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int
 def save_video(path: Path, env: gymnasium.Env, policy: Callable[[np.ndarray], np.ndarray], every: int = 4) -> float:
     """Films one episode of `env` (made with render_mode "rgb_array"), every fourth step, at 25 frames a second; closes
     env and returns the episode's return. policy: observation (obs_dim,) -> action (action_dim,)."""
-    import imageio.v2 as imageio
-
     obs, _ = env.reset()
     total, steps, done, frames = 0.0, 0, False, []
     while not done:
@@ -804,22 +803,31 @@ def save_video(path: Path, env: gymnasium.Env, policy: Callable[[np.ndarray], np
         obs, reward, terminated, truncated, _ = env.step(policy(obs))
         total, steps, done = total + float(reward), steps + 1, terminated or truncated
     env.close()
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        imageio.mimsave(path, frames, fps=25, macro_block_size=1)
+    write_video(path, frames, fps=25)
     return total
 
 
-def log_report(runs: Sequence[Run], step: int, prefix: str, report) -> None:
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+    """An mp4 of RGB frames (height, width, 3) uint8. Raises UserError if it cannot be written."""
+    import imageio.v2 as imageio
+
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imageio.mimsave(path, frames, fps=fps, macro_block_size=1)
+
+
+def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report) -> None:
     """Log a metrics.NetworkReport into the runs of its batch, scalars, histograms and curves, as `<prefix>/<key>`.
 
-    The first batch axis is the runs, in their order. A second axis (twin critics) is spelled out: with the prefix
-    "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of non-finite values are left out.
+    The first batch axis is the runs, in their order; a Run alone takes a report without that axis. A second axis (twin
+    critics) is spelled out: with the prefix "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of
+    non-finite values are left out.
     """
     shape = next(iter(report.scalars.values())).shape
-    if len(runs) != shape[0]:
+    indexed = {(): runs} if isinstance(runs, Run) else {(i,): run for i, run in enumerate(runs)}
+    if not isinstance(runs, Run) and len(runs) != shape[0]:
         raise ValueError(f"a report on {shape[0]} seeds for {len(runs)} runs")
-    names = {k: f"{prefix}{''.join(str(i + 1) for i in k)}/" for k in np.ndindex(shape[1:])}
+    names = {k: f"{prefix}{''.join(str(i + 1) for i in k)}/" for k in np.ndindex(shape[not isinstance(runs, Run) :])}
 
     def on_host(x):
         return x.detach().cpu().numpy()
@@ -828,15 +836,15 @@ def log_report(runs: Sequence[Run], step: int, prefix: str, report) -> None:
     histograms = {key: tuple(map(on_host, pair)) for key, pair in report.histograms.items()}
     curves = {key: (on_host(x), on_host(y), extra) for key, (x, y, extra) in report.curves.items()}
     extras = {key: {name: on_host(value) for name, value in extra.items()} for key, (_, _, extra) in curves.items()}
-    for i, run in enumerate(runs):
-        run.log(step, {name + key: value[(i, *k)] for k, name in names.items() for key, value in scalars.items()})
+    for i, run in indexed.items():
+        run.log(step, {name + key: value[(*i, *k)] for k, name in names.items() for key, value in scalars.items()})
         for k, name in names.items():
             for key, (counts, edges) in histograms.items():
-                if np.isfinite(edges[(i, *k)]).all():
-                    run.log_histogram(step, name + key, counts[(i, *k)], edges[(i, *k)])
+                if np.isfinite(edges[(*i, *k)]).all():
+                    run.log_histogram(step, name + key, counts[(*i, *k)], edges[(*i, *k)])
             for key, (x, y, _) in curves.items():
-                extra = {name: value[(i, *k)].item() for name, value in extras[key].items()}
-                run.log_curve(step, name + key, x if x.ndim == 1 else x[(i, *k)], y[(i, *k)], **extra)
+                extra = {name: value[(*i, *k)].item() for name, value in extras[key].items()}
+                run.log_curve(step, name + key, x if x.ndim == 1 else x[(*i, *k)], y[(*i, *k)], **extra)
 
 
 class Progress:
