@@ -336,6 +336,23 @@ def orthogonal(gain: float = math.sqrt(2)) -> Callable:
     return lambda weight, generator: nn.init.orthogonal_(weight, gain, generator=generator)
 
 
+def fan_in_uniform(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Uniform in +-1 / sqrt(fan_in), torch's default for weights."""
+    bound = 1 / math.sqrt(weight[0].numel())
+    nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+
+def he_normal(weight: torch.Tensor, generator: torch.Generator, variance: float = 2.0) -> None:
+    """Normal with variance 2 / fan_in, cut off at 2 standard deviations of what is cut (jax's he_normal)."""
+    std = math.sqrt(variance / weight[0].numel()) / 0.87962566103423978  # std of a normal cut off at -2 and 2
+    nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+def lecun_normal(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Normal with variance 1 / fan_in, cut off likewise (jax's lecun_normal)."""
+    he_normal(weight, generator, variance=1.0)
+
+
 def _initialise(shape: tuple[int, ...], seeds, branch: int, init: Callable) -> nn.Parameter:
     """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed and branch."""
     seeds = np.asarray(seeds)
@@ -530,7 +547,7 @@ def coefficient_names(network: nn.Module) -> set[str]:
 def parameter_groups(network: nn.Module, learning_rate: float, rational: RationalConfig) -> list[dict]:
     """Groups for a torch optimiser with decoupled weight decay: weights, a and b of rationals, log c.
 
-    `Adam` below does the same for stacked seeds: coefficients have rational.learning_rate (None: learning_rate), a and b
+    As `Adam` below does for stacked seeds: coefficients have rational.learning_rate (None: learning_rate), a and b
     decay by rational.coefficient_weight_decay. Each group keeps its first step size as "initial_lr", for schedules.
     """
     coefficients, own = coefficient_names(network), rational.learning_rate
@@ -592,6 +609,15 @@ def recycle_neurons(
         else:  # (in_features, out_features); a flattened feature map has height * width features in a row
             put(reader.weight, outputs.repeat_interleave(reader.weight.shape[0] // layer.width), 0.0)
     return int(neurons.sum())
+
+
+def recycle_layers(layers: list, heads: list, dormant: list, optimizer, init: Callable, generator) -> float:
+    """recycle_neurons for a chain of hidden layers, each read by the next and the last by `heads`; returns the share of
+    neurons that were recycled. dormant: a mask for each layer."""
+    following = [[branch.linear for branch in layer.branches] for layer in layers[1:]]
+    chain = zip(layers, [*following, heads], dormant)
+    recycled = sum(recycle_neurons(*each, optimizer, init, generator) for each in chain)
+    return recycled / sum(len(layer.branches[0].linear.bias) for layer in layers)
 
 
 class Adam(nn.Module):

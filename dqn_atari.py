@@ -48,7 +48,7 @@ class Args:
     # algorithm; the defaults are HR's Table 4
     num_envs: int = 1  # training games side by side; must divide --train-frequency or be a multiple of it
     buffer_size: int = 1_000_000  # replay capacity in transitions, of all games together; 7.4 GB of disk
-    learning_starts: int = 80_000  # environment steps with random actions before the first update
+    learning_starts: int = 80_000  # environment steps before the first update
     train_frequency: int = 4  # environment steps between gradient steps
     batch_size: int = 32  # transitions per gradient step
     target_frequency: int = 1_000  # environment steps between copies to the target network
@@ -76,7 +76,7 @@ class Args:
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
-    analyse: bool = False  # also densities of each branch, and the parts of Q that live and dead neurons give (HR 4)
+    analyse: bool = False  # with the metrics also the parts of Q that live and dead neurons give (HR, Fig. 4)
 
 
 # ---- games: this part is the same in dqn_atari.py, ppo_atari.py and pqn_atari.py -------------------------------------
@@ -126,33 +126,26 @@ class AtariGames:
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
-def play_games(args: Args, policy, number: int, seed: int) -> tuple[list[float], list[np.ndarray]]:
+def play_games(args: Args, policy, number: int, seed: int, screens: list | None = None) -> list[float]:
     """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
-    no more than long ones; and every fourth screen of game 0, RGB. policy: observations -> actions, both numpy."""
-    games = AtariGames(args, number)
-    colour = AtariGames(
-        args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False
-    )  # the same game as games 0
-    obs, screens = games.reset(seed, "play"), [colour.reset(seed, "play")[0, -1]]
-    returns, step = {}, 0
+    no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
+    (RGB, the first 2,000)."""
+    games, colour = AtariGames(args, number), None
+    obs, returns, step = games.reset(seed, "play"), {}, 0
+    if screens is not None:  # one more environment plays game 0 again, in colour
+        colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
+        screens.append(colour.reset(seed, "play")[0, -1])
     while len(returns) < number:
         actions = policy(obs)
         obs, *_, ended = games.step(actions)
-        screen = colour.step(actions[:1])[0]
-        if 0 not in returns and step % 4 == 0:
-            screens.append(screen[0, -1])
+        if colour is not None and 0 not in returns and len(screens) < 2_000:
+            screen, step = colour.step(actions[:1])[0][0, -1], step + 1
+            screens += [screen] if step % 4 == 0 else []
         returns = {i: total for i, total, _ in ended} | returns
-        step += 1
-    return [returns[i] for i in range(number)], screens
+    return [returns[i] for i in range(number)]
 
 
 # ---- network ---------------------------------------------------------------------------------------------------------
-
-
-def fan_in_uniform(weight: torch.Tensor, generator: torch.Generator) -> None:
-    """Uniform in +-1 / sqrt(fan_in), torch's default for weights."""
-    bound = 1 / math.sqrt(weight[0].numel())
-    nn.init.uniform_(weight, -bound, bound, generator=generator)
 
 
 class QNetwork(nn.Module):
@@ -160,11 +153,10 @@ class QNetwork(nn.Module):
 
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
-        encoder = args.encoder_activation
-        first, second, third = encoder * 3 if len(encoder) == 1 else encoder
+        first, second, third = args.encoder_activation * (3 // len(args.encoder_activation))
         seed = functools.partial(runlog.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
-        options = {"rational": args.rational, "shared": shared, "init": fan_in_uniform}
+        options = {"rational": args.rational, "shared": shared, "init": activations.fan_in_uniform}
         conv = functools.partial(activations.conv, layer_norm=args.layer_norm, **options)
         self.conv1 = conv(4, 32, 8, first, stride=4, out_size=(20, 20), seeds=seed("conv1"))
         self.conv2 = conv(self.conv1.width, 64, 4, second, stride=2, out_size=(9, 9), seeds=seed("conv2"))
@@ -172,7 +164,7 @@ class QNetwork(nn.Module):
         norm = args.layer_norm != "none"
         inputs = self.conv3.width * 7 * 7
         self.fc = activations.dense(inputs, args.width, args.activation, layer_norm=norm, seeds=seed("fc"), **options)
-        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), init=fan_in_uniform)
+        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), init=activations.fan_in_uniform)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         x = self.conv3(self.conv2(self.conv1(obs / 255.0)))
@@ -185,13 +177,9 @@ def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args,
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
     with metrics.record_layers(network) as records:
         network(obs)
-    outputs = {id(network.get_submodule(name)): record.output for name, record in records.items()}
-    recycled = 0
-    for layer, reader in zip(layers, [*layers[1:], network.q]):
-        dormant, _ = metrics.dormant_neurons(metrics.channel_samples(outputs[id(layer)]), args.redo_tau)
-        readers = [branch.linear for branch in reader.branches] if reader is not network.q else [reader]
-        recycled += activations.recycle_neurons(layer, readers, dormant, optimizer, fan_in_uniform, generator)
-    return recycled / sum(len(layer.branches[0].linear.bias) for layer in layers)
+    outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
+    dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
+    return activations.recycle_layers(layers, [network.q], dormant, optimizer, activations.fan_in_uniform, generator)
 
 
 def dqn_target(rewards, terminations, next_q_online, next_q_target, gamma: float, double_q: bool) -> torch.Tensor:
@@ -210,42 +198,253 @@ class ReplayBuffer:
     Row t of a game: the newest frame of the observation at t, the action taken there, its reward (sign or raw), whether
     it terminated for the learner, and whether the game ended with it. A stack has zeros before a game's first frame, as
     ale_py's has. A transition cut off by a time limit or by a resumption is never sampled: its successor is not stored.
-    `spare` further rows keep what a checkpoint needs from being overwritten before the next checkpoints exist.
-    Raises UserError if the disk is too small.
+    `spare` further transitions stay, so that a checkpoint of num_added rows finds what it counted. Raises UserError:
+    the disk is too small, or rows are missing.
     """
 
-    def __init__(self, path, capacity: int, spare: int, num_envs: int):
-        self.capacity, self.num_rows = -(-capacity // num_envs), -(-(capacity + spare) // num_envs)
+    def __init__(self, path, capacity: int, spare: int, num_envs: int, num_added: int = 0):
+        self.num_added, self.capacity = num_added, -(-capacity // num_envs)
+        self.num_rows = self.capacity + -(-spare // num_envs) + 8  # a stack reaches back by 3 rows
         row = [("frame", np.uint8, (84, 84)), ("action", np.uint8), ("reward", np.float32)]
         row = np.dtype([*row, ("termination", np.bool_), ("over", np.bool_), ("cut", np.bool_)])
-        with runlog.writing(path), open(path, "a+b") as file:
-            os.posix_fallocate(file.fileno(), 0, self.num_rows * num_envs * row.itemsize)
+        size = self.num_rows * num_envs * row.itemsize
+        if num_added and not (path.exists() and path.stat().st_size >= size):
+            raise runlog.UserError(f"{path} is missing or too short for the checkpoint; {runlog.FRESH}")
+        with runlog.writing(path), open(path, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would be a bus error
         self.rows = np.memmap(path, row, "r+", shape=(self.num_rows, num_envs))
-        self.num_added = 0
+        if num_added:  # the games that were under way are lost
+            self.rows["cut"][(num_added - 1) % self.num_rows] = True
+            self.rows["over"][(num_added - 1) % self.num_rows] = True
 
-    def add(self, obs, actions, rewards, terminations, overs, cuts) -> None:
-        row = self.rows[self.num_added % self.num_rows]
-        columns = (obs[:, -1], actions, rewards, terminations, overs, cuts)
+    def add(self, obs, actions, rewards, terminations, truncations, overs) -> None:
+        columns = (obs[:, -1], actions, rewards, terminations, overs, truncations & ~terminations)
         for name, values in zip(self.rows.dtype.names, columns):
-            row[name] = values
+            self.rows[self.num_added % self.num_rows][name] = values
         self.num_added += 1
 
-    def resume(self, num_added: int) -> None:
-        """Goes back to the first num_added rows. The games under way then are lost, and new ones begin."""
-        self.num_added = num_added
-        self.rows["cut"][(num_added - 1) % self.num_rows] = True
-        self.rows["over"][(num_added - 1) % self.num_rows] = True
+    def stacks(self, times: np.ndarray, envs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The observations at these times and one later, (n, 4, 84, 84) uint8 each."""
+        times, envs = times[:, None] + np.arange(-3, 2), envs[:, None]
+        frames = self.rows["frame"][times % self.num_rows, envs]
+        ends = self.rows["over"][times[:, :-1] % self.num_rows, envs] | (times[:, :-1] < 0)
+        stacks = []
+        for first in (0, 1):  # a frame counts if no game ended between it and the newest one
+            lost = np.logical_or.accumulate(ends[:, first : first + 3][:, ::-1], axis=1)[:, ::-1]
+            stacks.append(frames[:, first : first + 4].copy())
+            stacks[first][:, :3][lost] = 0
+        return tuple(stacks)
 
-    def sample(self, size: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Uniform transitions: obs and next_obs (size, 4, 84, 84) uint8, actions, rewards, terminations (size,)."""
-        oldest = max(self.num_added - self.capacity, 0)
-        times, envs = np.empty(0, np.int64), np.empty(0, np.int64)
-        while len(times) < size:  # the newest row has no successor yet
-            t = rng.integers(oldest, self.num_added - 1, size - len(times))
-            env = rng.integers(self.rows.shape[1], size=len(t))
-            kept = ~self.rows["cut"][t % self.num_rows, env]
-            times, envs = np.append(times, t[kept]), np.append(envs, env[kept])
-        window = self.stack(times, envs, 5), self.stack(times + 1, envs, 4)
-        row = self.rows[times % self.num_rows, envs]
-        return window[0][:, 1:], window[1], row["action"].astype(np.int64), row["reward"], row["termination"]
+    def sample(self, size: int, generator: torch.Generator, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Uniform transitions: obs, next_obs (size, 4, 84, 84) uint8, actions, rewards, terminations (size,)."""
+        oldest, num_envs = max(self.num_added - self.capacity, 0), self.rows.shape[1]
+        chosen = np.empty(0, np.int64)
+        while len(chosen) < size:  # the newest row has no successor yet
+            low, high = oldest * num_envs, (self.num_added - 1) * num_envs
+            drawn = torch.randint(low, high, (size - len(chosen),), generator=generator).numpy()
+            cut = self.rows["cut"][drawn // num_envs % self.num_rows, drawn % num_envs]
+            chosen = np.append(chosen, drawn[~cut])
+        times, envs = chosen // num_envs, chosen % num_envs
+        row, kinds = (
+            (times % self.num_rows, envs),
+            {"action": np.int64, "reward": np.float32, "termination": np.float32},
+        )
+        columns = [self.rows[name][row].astype(kind) for name, kind in kinds.items()]
+        return tuple(torch.from_numpy(x).to(device) for x in (*self.stacks(times, envs), *columns))
 
+
+@torch.no_grad()
+def q_split(network: QNetwork, obs: torch.Tensor) -> dict[str, float]:
+    """What dead neurons, live neurons and the bias of the last layer give to Q (HR, Theorem 4.1 and Fig. 4), as means
+    over observations and actions. Dead neurons are constant, so their part is a hidden bias."""
+    with metrics.record_layers(network) as records:
+        network(obs)
+    hidden = records["fc"].output
+    parts = metrics.hidden_bias(hidden, metrics.dead_neurons_kde(hidden)[0], network.q.weight.mT)
+    return {f"q_split/{key}": x.mean().item() for key, x in zip(("dead", "live", "bias"), (*parts, network.q.bias))}
+
+
+def linear_schedule(start: float, end: float, fraction: float) -> float:
+    """From start to end as fraction goes from 0 to 1, and end from then on."""
+    return start + (end - start) * min(fraction, 1.0)
+
+
+def has_crossed(before: int, step: int, period: int) -> bool:
+    """Whether a multiple of period lies in (before, step]; never for period 0."""
+    return period > 0 and step // period > before // period
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
+    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency redo_tau")
+    runlog.check_range(args, "[1, inf)", "num_envs train_frequency batch_size target_frequency exploration_steps width")
+    runlog.check_range(args, "[1, inf)", "redo_period checkpoint_frequency eval_frequency num_eval_episodes")
+    runlog.check_range(args, "[1, inf)", "log_frequency")
+    runlog.check_range(args, f"[{args.num_envs}, inf)", "total_timesteps")
+    runlog.check_range(args, f"[{2 * args.num_envs}, inf)", "buffer_size learning_starts")
+    runlog.check_range(args, "[2, inf)", "metrics_samples")
+    runlog.check_range(args, "(0, inf)", "learning_rate adam_eps")
+    runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
+    if (period := args.train_frequency) % args.num_envs and args.num_envs % period:
+        raise runlog.UserError(f"--num-envs {args.num_envs}: must divide --train-frequency {period} or be its multiple")
+    if len(args.encoder_activation) not in (1, 3):
+        raise runlog.UserError(f"--encoder-activation {' '.join(args.encoder_activation)}: give one name, or three")
+    runlog.find_device(args.device)
+    with runlog.value_errors_are_user_errors():
+        activations.parse(args.activation)
+        for name in args.encoder_activation:
+            activations.parse(name, "--encoder-activation")
+    return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
+
+
+@torch.no_grad()
+def act(q_network: QNetwork, epsilon: float, generator: torch.Generator, obs: np.ndarray) -> np.ndarray:
+    """Epsilon-greedy actions (n,) for observations (n, 4, 84, 84)."""
+    head, draws = q_network.q.bias, torch.rand(2, len(obs), generator=generator)
+    explores, actions = draws[0] < epsilon, (draws[1] * len(head)).long()
+    if not explores.all():
+        actions = torch.where(explores, actions, q_network(torch.from_numpy(obs).to(head.device)).argmax(-1).cpu())
+    return actions.numpy()
+
+
+def train(args: Args, run: runlog.Run) -> None:
+    """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way start anew."""
+    device, games = runlog.find_device(args.device), AtariGames(args, args.num_envs)
+    networks = (QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last) for _ in range(2))
+    q_network, target_network = networks  # equal at first
+    groups = activations.parameter_groups(q_network, args.learning_rate, args.rational)
+    optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
+    generators = {use: runlog.make_generator(args.seed, use) for use in ("act", "update", "metrics", "redo")}
+    num_updates, logged_updates, totals, last_eval = 0, 0, torch.zeros(2, device=device), {}
+    start, state, _ = run.load_checkpoint()
+    ring, num_added = args.checkpoint_frequency, 0  # the replay is made for checkpoints at least as often as `ring`
+    if state:
+        q_network.load_state_dict(state["q_network"])
+        target_network.load_state_dict(state["target_network"])
+        optimizer.load_state_dict(state["optimizer"])
+        num_updates, logged_updates, last_eval = state["num_updates"], state["logged_updates"], state["last_eval"]
+        totals, num_added, ring = state["totals"].to(device), state["num_added"], state["ring"]
+        for use, generator in generators.items():
+            generator.set_state(state["generators"][use])
+    capacity = min(args.buffer_size, args.total_timesteps)
+    buffer = ReplayBuffer(run.folder / "replay.dat", capacity, 2 * ring, args.num_envs, num_added)
+
+    def td_loss(obs, next_obs, actions, rewards, terminations) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            next_q = target_network(next_obs)
+            next_q_online = q_network(next_obs) if args.double_q else next_q
+            td_target = dqn_target(rewards, terminations, next_q_online, next_q, args.gamma, args.double_q)
+        q_values = q_network(obs).gather(1, actions.unsqueeze(1)).squeeze(1)
+        return (q_values - td_target).square().mean(), q_values.detach().mean()
+
+    compiled_td_loss = torch.compile(td_loss, dynamic=False, disable=not args.compile)
+    acting_network = torch.compile(q_network, dynamic=False, disable=not args.compile)
+    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    obs, clock, clock_step, postfix = games.reset(args.seed, "games", start), time.monotonic(), start, {}
+    for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):
+        before, at_end = step - args.num_envs, step + args.num_envs > args.total_timesteps
+        crossed = functools.partial(has_crossed, before, args.total_timesteps if at_end else step)
+        # act and store
+        epsilon = linear_schedule(args.start_epsilon, args.final_epsilon, before / args.exploration_steps)
+        actions = act(acting_network, epsilon, generators["act"], obs)
+        next_obs, rewards, terminations, truncations, _, ended = games.step(actions)
+        overs = np.isin(np.arange(args.num_envs), [i for i, *_ in ended])
+        for _, total, length in ended:
+            run.log(step, {"charts/episodic_return": total, "charts/episodic_length": length})
+        rewards = np.sign(rewards) if args.clip_rewards else rewards
+        buffer.add(obs, actions, rewards, terminations, truncations, overs)
+        obs = next_obs
+        if crossed(args.metrics_frequency) and step >= args.learning_starts:  # before the updates
+            paused = time.monotonic()
+            batch = buffer.sample(args.metrics_samples, generators["metrics"], device)
+            names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
+            grads = dict(zip(names, torch.autograd.grad(td_loss(*batch)[0], trained)))
+            report = metrics.network_report(q_network, batch[:1], grads, 0, max_samples=args.metrics_samples)
+            runlog.log_report(run, step, "network/q", report)
+            run.log(step, q_split(q_network, batch[0]) if args.analyse else {})
+            clock += time.monotonic() - paused
+        # learn
+        for _ in range(step // args.train_frequency - max(before, args.learning_starts) // args.train_frequency):
+            optimizer.zero_grad()
+            loss, q_mean = compiled_td_loss(*buffer.sample(args.batch_size, generators["update"], device))
+            loss.backward()
+            optimizer.step()
+            num_updates += 1
+            totals += torch.stack([loss.detach(), q_mean])
+            if args.redo and num_updates % args.redo_period == 0:
+                obs_sample = buffer.sample(args.metrics_samples, generators["redo"], device)[0]
+                share = recycle_dormant(q_network, optimizer, obs_sample, args, generators["redo"])
+                run.log(step, {"redo/recycled_share": share})
+        if has_crossed(before, step, args.target_frequency) and step > args.learning_starts:
+            target_network.load_state_dict(q_network.state_dict())
+        # measure
+        if crossed(args.log_frequency):
+            speed = (step - clock_step) / (time.monotonic() - clock)
+            row = {"charts/epsilon": epsilon, "perf/sps": speed}
+            if num_updates > logged_updates:
+                loss, q_mean = (totals / (num_updates - logged_updates)).tolist()
+                if not math.isfinite(loss):
+                    run.log(args.total_timesteps, last_eval)  # carried forward
+                    run.finish("diverged", step=step)
+                    break
+                row |= {"losses/td_loss": loss, "losses/q_mean": q_mean}
+                logged_updates, totals = num_updates, torch.zeros_like(totals)
+            run.log(step, row)
+            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
+        if crossed(args.eval_frequency):
+            paused, index = time.monotonic(), math.ceil(step / args.eval_frequency)
+            seed = runlog.derive_seed(args.seed, "eval", index)
+            policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(seed, "act"))
+            last_eval = {"eval/episodic_return": float(np.mean(play_games(args, policy, args.num_eval_episodes, seed)))}
+            run.log(step, last_eval)
+            postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
+            progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
+            clock += time.monotonic() - paused
+        # save
+        if crossed(min(ring, args.checkpoint_frequency)) or at_end:
+            buffer.rows.flush()
+            state = {"q_network": q_network.state_dict(), "target_network": target_network.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "totals": totals, "num_updates": num_updates}
+            state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
+            state |= {"num_added": buffer.num_added, "ring": ring}
+            run.save_checkpoint(step, state | {"logged_updates": logged_updates, "last_eval": last_eval})
+            run.draw(step)
+        progress.update(step, **postfix)
+    else:
+        run.finish()
+    if not args.keep_replay:
+        (run.folder / "replay.dat").unlink()
+    progress.close()
+
+
+def evaluate_finished(args: Args, run: runlog.Run) -> None:
+    """--evaluate: plays num_eval_episodes whole games with the last checkpoint, and films the first."""
+    if run.status() not in runlog.ENDED:
+        raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
+    step, state, _ = run.load_checkpoint()
+    q_network = QNetwork(AtariGames(args, 1).num_actions, args)
+    q_network.load_state_dict(state["q_network"])
+    policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(args.seed, "play"))
+    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
+    path = run.folder / "videos" / f"evaluation-{step}.mp4"
+    runlog.write_video(path, screens, fps=15)
+    values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
+    print(f"seed {args.seed}: return {values}; {path} shows a game of {returns[0]:.0f}", flush=True)
+
+
+def main(args: Args) -> None:
+    args = validate(args)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    if args.print_network:
+        return runlog.print_network(QNetwork(AtariGames(args, 1).num_actions, args))
+    runs = runlog.make_runs(args, "dqn_atari")
+    if args.evaluate:
+        return evaluate_finished(args, runs[args.seed])
+    with runlog.opened(runs, args, "dqn_atari") as groups:
+        for _, _, (run,) in groups:
+            train(args, run)
+
+
+if __name__ == "__main__":
+    with runlog.exit_on_user_error():
+        main(runlog.parse_args(Args))

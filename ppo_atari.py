@@ -1,4 +1,4 @@
-"""Proximal Policy Optimisation on Atari (PPO, 1707.06347), for the Hadamard representations of HR (2406.09079, Table 5).
+"""Proximal Policy Optimisation on Atari (PPO, 1707.06347), for the Hadamard representations of HR (2406.09079).
 
 8 games play 128 steps; actor and critic share the Nature CNN and learn from them. The last hidden layer carries
 --activation, the convolutions --encoder-activation. The same command again resumes or says "finished".
@@ -125,36 +125,34 @@ class AtariGames:
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
-def play_games(args: Args, policy, number: int, seed: int) -> tuple[list[float], list[np.ndarray]]:
+def play_games(args: Args, policy, number: int, seed: int, screens: list | None = None) -> list[float]:
     """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
-    no more than long ones; and every fourth screen of game 0, RGB. policy: observations -> actions, both numpy."""
-    games = AtariGames(args, number)
-    colour = AtariGames(
-        args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False
-    )  # the same game as games 0
-    obs, screens = games.reset(seed, "play"), [colour.reset(seed, "play")[0, -1]]
-    returns, step = {}, 0
+    no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
+    (RGB, the first 2,000)."""
+    games, colour = AtariGames(args, number), None
+    obs, returns, step = games.reset(seed, "play"), {}, 0
+    if screens is not None:  # one more environment plays game 0 again, in colour
+        colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
+        screens.append(colour.reset(seed, "play")[0, -1])
     while len(returns) < number:
         actions = policy(obs)
         obs, *_, ended = games.step(actions)
-        screen = colour.step(actions[:1])[0]
-        if 0 not in returns and step % 4 == 0:
-            screens.append(screen[0, -1])
+        if colour is not None and 0 not in returns and len(screens) < 2_000:
+            screen, step = colour.step(actions[:1])[0][0, -1], step + 1
+            screens += [screen] if step % 4 == 0 else []
         returns = {i: total for i, total, _ in ended} | returns
-        step += 1
-    return [returns[i] for i in range(number)], screens
+    return [returns[i] for i in range(number)]
 
 
 # ---- network ---------------------------------------------------------------------------------------------------------
 
 
 class Agent(nn.Module):
-    """Nature CNN (Mnih et al. 2015): observations (n, 4, 84, 84) uint8 -> action logits (n, num_actions), values (n,)."""
+    """Nature CNN (Mnih et al. 2015): observations (n, 4, 84, 84) uint8 -> logits (n, num_actions), values (n,)."""
 
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
-        encoder = args.encoder_activation
-        first, second, third = encoder * 3 if len(encoder) == 1 else encoder
+        first, second, third = args.encoder_activation * (3 // len(args.encoder_activation))
         seed = functools.partial(runlog.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
         options = {"rational": args.rational, "shared": shared}  # orthogonal initialisation with gain sqrt(2)
@@ -181,13 +179,11 @@ def recycle_dormant(network: Agent, optimizer, obs: torch.Tensor, args: Args, ge
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
     with metrics.record_layers(network) as records:
         network(obs)
-    outputs = {id(network.get_submodule(name)): record.output for name, record in records.items()}
-    recycled = 0
-    for layer, reader in zip(layers, [*layers[1:], None]):
-        dormant, _ = metrics.dormant_neurons(metrics.channel_samples(outputs[id(layer)]), args.redo_tau)
-        readers = [branch.linear for branch in reader.branches] if reader else [network.actor, network.critic]
-        recycled += activations.recycle_neurons(layer, readers, dormant, optimizer, activations.orthogonal(), generator)
-    return recycled / sum(len(layer.branches[0].linear.bias) for layer in layers)
+    outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
+    dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
+    return activations.recycle_layers(
+        layers, [network.actor, network.critic], dormant, optimizer, activations.orthogonal(), generator
+    )
 
 
 def compute_gae(rewards, terminations, truncations, values, next_values, gamma: float, gae_lambda: float):
@@ -265,7 +261,7 @@ def train(args: Args, run: runlog.Run) -> None:
 
     @torch.no_grad()
     def act(obs: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Actions, their log-probabilities and values; Gumbel noise makes the greatest logit a sample of the softmax."""
+        """Actions, their log-probabilities and values; Gumbel noise makes the argmax a sample of the softmax."""
         logits, values = agent(obs)
         actions = (logits - (-uniform.log()).log()).argmax(-1)
         return actions, logits.log_softmax(-1).gather(1, actions.unsqueeze(1)).squeeze(1), values
@@ -373,7 +369,12 @@ def train(args: Args, run: runlog.Run) -> None:
             sample, paused = tuple(x[chosen] for x in batch), time.monotonic()
             names, trained = zip(*((n, p) for n, p in agent.named_parameters() if p.requires_grad))
             grads = dict(zip(names, torch.autograd.grad(ppo_loss(*sample)[0], trained)))
-            runlog.log_report(run, step, "network/agent", metrics.network_report(agent, sample[:1], grads, 0))
+            runlog.log_report(
+                run,
+                step,
+                "network/agent",
+                metrics.network_report(agent, sample[:1], grads, 0, max_samples=args.metrics_samples),
+            )
             clock += time.monotonic() - paused
         # save
         if crossed(args.checkpoint_frequency):
@@ -386,15 +387,6 @@ def train(args: Args, run: runlog.Run) -> None:
     else:
         run.finish()
     progress.close()
-
-
-def print_network(args: Args) -> None:
-    """--print-network: the layers and their trainable parameters."""
-    agent = Agent(AtariGames(args, 1).num_actions, args)
-    print(agent)
-    for name, layer in agent.named_children():
-        print(f"{name:8}{sum(p.numel() for p in layer.parameters() if p.requires_grad):>12,}")
-    print(f"{'total':8}{sum(p.numel() for p in agent.parameters() if p.requires_grad):>12,}")
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
@@ -410,7 +402,8 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
         probabilities = F.softmax(agent(torch.from_numpy(obs))[0], -1)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).numpy()
 
-    returns, screens = play_games(args, policy, args.num_eval_episodes, args.seed)
+    screens = []
+    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens)
     path = run.folder / "videos" / f"evaluation-{step}.mp4"
     runlog.write_video(path, screens, fps=15)
     values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
@@ -421,12 +414,10 @@ def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
-        print_network(args)
-        return
+        return runlog.print_network(Agent(AtariGames(args, 1).num_actions, args))
     runs = runlog.make_runs(args, "ppo_atari")
     if args.evaluate:
-        evaluate_finished(args, runs[args.seed])
-        return
+        return evaluate_finished(args, runs[args.seed])
     with runlog.opened(runs, args, "ppo_atari") as groups:
         for _, _, (run,) in groups:
             train(args, run)

@@ -123,42 +123,26 @@ class AtariGames:
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
-def play_games(args: Args, policy, number: int, seed: int) -> tuple[list[float], list[np.ndarray]]:
+def play_games(args: Args, policy, number: int, seed: int, screens: list | None = None) -> list[float]:
     """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
-    no more than long ones; and every fourth screen of game 0, RGB. policy: observations -> actions, both numpy."""
-    games = AtariGames(args, number)
-    colour = AtariGames(
-        args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False
-    )  # the same game as games 0
-    obs, screens = games.reset(seed, "play"), [colour.reset(seed, "play")[0, -1]]
-    returns, step = {}, 0
+    no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
+    (RGB, the first 2,000)."""
+    games, colour = AtariGames(args, number), None
+    obs, returns, step = games.reset(seed, "play"), {}, 0
+    if screens is not None:  # one more environment plays game 0 again, in colour
+        colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
+        screens.append(colour.reset(seed, "play")[0, -1])
     while len(returns) < number:
         actions = policy(obs)
         obs, *_, ended = games.step(actions)
-        screen = colour.step(actions[:1])[0]
-        if 0 not in returns and step % 4 == 0:
-            screens.append(screen[0, -1])
+        if colour is not None and 0 not in returns and len(screens) < 2_000:
+            screen, step = colour.step(actions[:1])[0][0, -1], step + 1
+            screens += [screen] if step % 4 == 0 else []
         returns = {i: total for i, total, _ in ended} | returns
-        step += 1
-    return [returns[i] for i in range(number)], screens
+    return [returns[i] for i in range(number)]
 
 
 # ---- network ---------------------------------------------------------------------------------------------------------
-
-
-def he_normal(weight: torch.Tensor, generator: torch.Generator) -> None:
-    """Normal with variance 2 / fan_in, cut off at 2 standard deviations (jax's he_normal)."""
-    _truncated_normal(weight, math.sqrt(2 / weight[0].numel()), generator)
-
-
-def lecun_normal(weight: torch.Tensor, generator: torch.Generator) -> None:
-    """Normal with variance 1 / fan_in, cut off at 2 standard deviations (jax's lecun_normal)."""
-    _truncated_normal(weight, math.sqrt(1 / weight[0].numel()), generator)
-
-
-def _truncated_normal(weight: torch.Tensor, std: float, generator: torch.Generator) -> None:
-    std /= 0.87962566103423978  # the standard deviation of a standard normal that is cut off at -2 and 2
-    nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
 class QNetwork(nn.Module):
@@ -170,7 +154,7 @@ class QNetwork(nn.Module):
         first, second, third = encoder * 3 if len(encoder) == 1 else encoder
         seed = functools.partial(runlog.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
-        options = {"rational": args.rational, "shared": shared, "init": he_normal}
+        options = {"rational": args.rational, "shared": shared, "init": activations.he_normal}
         conv = functools.partial(activations.conv, layer_norm=args.layer_norm, **options)
         self.conv1 = conv(4, 32, 8, first, stride=4, out_size=(20, 20), seeds=seed("conv1"))
         self.conv2 = conv(self.conv1.width, 64, 4, second, stride=2, out_size=(9, 9), seeds=seed("conv2"))
@@ -178,7 +162,7 @@ class QNetwork(nn.Module):
         norm = args.layer_norm != "none"
         inputs = self.conv3.width * 7 * 7
         self.fc = activations.dense(inputs, args.width, args.activation, layer_norm=norm, seeds=seed("fc"), **options)
-        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), init=lecun_normal)
+        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), init=activations.lecun_normal)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         x = self.conv3(self.conv2(self.conv1(obs / 255.0)))
@@ -191,13 +175,9 @@ def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args,
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
     with metrics.record_layers(network) as records:
         network(obs)
-    outputs = {id(network.get_submodule(name)): record.output for name, record in records.items()}
-    recycled = 0
-    for layer, reader in zip(layers, [*layers[1:], network.q]):
-        dormant, _ = metrics.dormant_neurons(metrics.channel_samples(outputs[id(layer)]), args.redo_tau)
-        readers = [branch.linear for branch in reader.branches] if reader is not network.q else [reader]
-        recycled += activations.recycle_neurons(layer, readers, dormant, optimizer, he_normal, generator)
-    return recycled / sum(len(layer.branches[0].linear.bias) for layer in layers)
+    outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
+    dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
+    return activations.recycle_layers(layers, [network.q], dormant, optimizer, activations.he_normal, generator)
 
 
 def q_lambda_returns(rewards, terminations, truncations, next_values, gamma: float, q_lambda: float) -> torch.Tensor:
@@ -359,7 +339,12 @@ def train(args: Args, run: runlog.Run) -> None:
             sample, paused = tuple(x[chosen] for x in batch), time.monotonic()
             names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
             grads = dict(zip(names, torch.autograd.grad(td_loss(*sample)[0], trained)))
-            runlog.log_report(run, step, "network/q", metrics.network_report(q_network, sample[:1], grads, 0))
+            runlog.log_report(
+                run,
+                step,
+                "network/q",
+                metrics.network_report(q_network, sample[:1], grads, 0, max_samples=args.metrics_samples),
+            )
             clock += time.monotonic() - paused
         # save
         if crossed(args.checkpoint_frequency):
@@ -374,15 +359,6 @@ def train(args: Args, run: runlog.Run) -> None:
     progress.close()
 
 
-def print_network(args: Args) -> None:
-    """--print-network: the layers and their trainable parameters."""
-    network = QNetwork(AtariGames(args, 1).num_actions, args)
-    print(network)
-    for name, layer in network.named_children():
-        print(f"{name:8}{sum(p.numel() for p in layer.parameters() if p.requires_grad):>12,}")
-    print(f"{'total':8}{sum(p.numel() for p in network.parameters() if p.requires_grad):>12,}")
-
-
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, and films the first."""
     if run.status() not in runlog.ENDED:
@@ -395,7 +371,8 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     def policy(obs: np.ndarray) -> np.ndarray:
         return q_network(torch.from_numpy(obs)).argmax(-1).numpy()
 
-    returns, screens = play_games(args, policy, args.num_eval_episodes, args.seed)
+    screens = []
+    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens)
     path = run.folder / "videos" / f"evaluation-{step}.mp4"
     runlog.write_video(path, screens, fps=15)
     values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
@@ -406,12 +383,10 @@ def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
-        print_network(args)
-        return
+        return runlog.print_network(QNetwork(AtariGames(args, 1).num_actions, args))
     runs = runlog.make_runs(args, "pqn_atari")
     if args.evaluate:
-        evaluate_finished(args, runs[args.seed])
-        return
+        return evaluate_finished(args, runs[args.seed])
     with runlog.opened(runs, args, "pqn_atari") as groups:
         for _, _, (run,) in groups:
             train(args, run)

@@ -240,7 +240,7 @@ def graphed(block):
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Failure to write (full disk, quota, file-size limit, permission) is the user's to mend."""
     try:
         yield
@@ -252,7 +252,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _write_atomic(path: Path, data: bytes | memoryview, previous: Path | None = None) -> None:
     """Whoever looks at `path`, also after a kill, sees the old or the new content; `previous` receives the old."""
     temp = path.with_name(path.name + ".tmp")
-    with _writing(path):
+    with writing(path):
         try:
             path.parent.mkdir(exist_ok=True)
             with open(temp, "wb") as file:
@@ -374,7 +374,7 @@ class Run:
         """
         self._acquire_lock()
         try:
-            with _writing(self.folder):
+            with writing(self.folder):
                 for path in sorted(self.folder.iterdir()) if self._fresh else ():  # checkpoints first
                     if path.name != ".lock":
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -399,7 +399,7 @@ class Run:
         return self
 
     def _acquire_lock(self) -> None:
-        with _writing(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
         try:
@@ -542,7 +542,7 @@ class Run:
         """Write all buffered rows to the disk. Raises UserError if they cannot be written (no half rows are left)."""
         for name, rows in self._rows.items():
             data = memoryview("".join(rows).encode())
-            with _writing(self.folder / name), open(self.folder / name, "ab", buffering=0) as file:
+            with writing(self.folder / name), open(self.folder / name, "ab", buffering=0) as file:
                 size = file.tell()
                 try:
                     while data:
@@ -554,7 +554,7 @@ class Run:
             rows.clear()
         self._flushed = time.monotonic()
         if self._tensorboard_calls:
-            with _writing(self.folder / "events.out.tfevents"):
+            with writing(self.folder / "events.out.tfevents"):
                 if self._tensorboard is None:
                     self._tensorboard = _summary_writer(self.folder, self._purge_step)
                 for call in self._tensorboard_calls:
@@ -618,7 +618,7 @@ class Run:
             raise UserError(f"{self.folder} has no good checkpoint at step {step}; {FRESH}")
         transitions = self._read_transitions(content)
         if self._lock is not None:
-            with _writing(path):  # a newer checkpoint describes a future that will be run again
+            with writing(path):  # a newer checkpoint describes a future that will be run again
                 os.replace(path, self.folder / CHECKPOINT)
             self._cut(content["offsets"])
             self._chunks, self._num_rows = content["chunks"], content["num_rows"]
@@ -682,7 +682,7 @@ class Run:
 
     def _cut(self, sizes: dict[str, int]) -> None:
         for name, size in sizes.items():
-            with _writing(self.folder / name), open(self.folder / name, "ab") as file:
+            with writing(self.folder / name), open(self.folder / name, "ab") as file:
                 file.truncate(size)
 
     def _require_ready(self) -> None:
@@ -811,7 +811,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     """An mp4 of RGB frames (height, width, 3) uint8. Raises UserError if it cannot be written."""
     import imageio.v2 as imageio
 
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         imageio.mimsave(path, frames, fps=fps, macro_block_size=1)
 
@@ -845,6 +845,13 @@ def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report) -> Non
             for key, (x, y, _) in curves.items():
                 extra = {name: value[(*i, *k)].item() for name, value in extras[key].items()}
                 run.log_curve(step, name + key, x if x.ndim == 1 else x[(*i, *k)], y[(*i, *k)], **extra)
+
+
+def print_network(network: torch.nn.Module) -> None:
+    """Print the modules of a network and how many trainable parameters each of its layers has."""
+    print(network)
+    for name, layer in [*network.named_children(), ("total", network)]:
+        print(f"{name:8}{sum(p.numel() for p in layer.parameters() if p.requires_grad):>12,}", flush=True)
 
 
 class Progress:
