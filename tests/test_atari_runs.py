@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # torch.compile imports it: here once for all processes
 from ale_py import vector_env
 
 import dqn_atari
