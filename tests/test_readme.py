@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 import activations
+import dqn_atari
 import figures
+import ppo_atari
+import pqn_atari
 import runlog
 import sac_continuous
 
@@ -74,8 +77,10 @@ def test_commands_parse(page, words, monkeypatch):
         monkeypatch.setitem(activations.ACTIVATIONS, "snake", snake)
     else:
         assert (ROOT / file).exists(), f"{page}: {file}"
-    if file in ("sac_continuous.py", "my_activation.py"):
-        args = runlog.parse_args(sac_continuous.Args, argv)
+    scripts = {"sac_continuous.py": sac_continuous, "my_activation.py": sac_continuous}
+    scripts |= {f"{module.__name__}.py": module for module in (dqn_atari, ppo_atari, pqn_atari)}
+    if file in scripts:
+        args = runlog.parse_args(scripts[file].Args, argv)
         activations.parse(args.activation)
     elif file == "figures.py":
         runlog.parse_args(figures.Command, argv)

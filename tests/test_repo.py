@@ -11,32 +11,37 @@ import numpy as np
 import pytest
 
 import activations
+import dqn_atari
+import ppo_atari
+import pqn_atari
 import runlog
+import sac_continuous
 from sac_continuous import Args, make_env
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ["sac_continuous"]
+SCRIPTS = {module.__name__: module for module in (sac_continuous, dqn_atari, ppo_atari, pqn_atari)}
 SHARED = ["activations", "metrics", "runlog", "figures"]
 FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
 
 
-def test_every_flag_is_used_and_explained(capsys):
-    source = (ROOT / "sac_continuous.py").read_text()
-    body = source[source.index("def make_env") :] + (ROOT / "runlog.py").read_text()
-    for field in dataclasses.fields(Args):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_is_used_and_explained(script, capsys):
+    source, args = (ROOT / f"{script}.py").read_text(), SCRIPTS[script].Args
+    body = source[source.index("rational: activations.RationalConfig") :] + (ROOT / "runlog.py").read_text()
+    for field in dataclasses.fields(args):
         # run bookkeeping is used by runlog; check_range only looks at a flag
-        assert re.search(rf"\bargs\.{field.name}\b", body), f"--{field.name} does nothing"
+        assert re.search(rf"\bargs(\.|, \"){field.name}\b", body), f"--{field.name} does nothing"
     with pytest.raises(SystemExit):
-        runlog.parse_args(Args, ["--help"])
-    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    for line in (ROOT / "sac_continuous.py").read_text().splitlines():
-        if field := re.match(r"    (\w+): [\w\[\], .|]+ = .*$", line.split("  #")[0]):
-            if field[1] not in {f.name for f in dataclasses.fields(Args)} - {"rational"}:
-                continue
+        runlog.parse_args(args, ["--help"])
+    shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
+    names, found = {field.name for field in dataclasses.fields(args)} - {"rational"}, set()
+    for line in source.splitlines():
+        if (field := re.match(r"    (\w+): [^=]+ = .*$", line.split("  #")[0])) and field[1] in names - found:
             words = line.partition("  # ")[2]
             assert len(words) > 8, f"--{field[1]} has no help"
-            shown = re.sub(r"[\s│]+", " ", text)
             assert words[:20] in shown, (field[1], words)
+            found.add(field[1])
+    assert found == names
 
 
 def test_help_tells_a_flags_own_words(capsys):
@@ -55,9 +60,9 @@ def test_help_tells_a_flags_own_words(capsys):
         assert words in shown[start : start + 130], (flag, shown[start : start + 130])
 
 
-@pytest.mark.parametrize(("file", "budget"), [("sac_continuous.py", 450)])
-def test_the_algorithm_stays_within_its_budget(file, budget):
-    assert len((ROOT / file).read_text().splitlines()) <= budget
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_algorithm_stays_within_its_budget(script):
+    assert len((ROOT / f"{script}.py").read_text().splitlines()) <= 450
 
 
 @pytest.mark.parametrize("module", SHARED)
@@ -72,26 +77,25 @@ def test_shared_modules_import_no_algorithm(module):
 
 
 def fenced_commands() -> list[str]:
-    """Commands `python sac_continuous.py ...` in the code blocks of README.md, docs/ and in the script's own header."""
-    found = []
+    """Commands `python SCRIPT.py ...` in the code blocks of README.md, docs/ and in the scripts' own headers."""
+    blocks = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text() if path.exists() else "", re.M | re.S)
-        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-        found += [line.strip().removeprefix("$ ") for line in lines if "python sac_continuous.py" in line]
-    header = ast.get_docstring(ast.parse((ROOT / "sac_continuous.py").read_text()))
-    return found + [line.strip() for line in header.splitlines() if line.strip().startswith("python sac_continuous.py")]
+        blocks += re.findall(r"^```\w*\n(.*?)^```", path.read_text() if path.exists() else "", re.M | re.S)
+    blocks += [ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text())) for script in SCRIPTS]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if re.search(rf"python ({'|'.join(SCRIPTS)})\.py", line)]
 
 
 @pytest.mark.parametrize("line", fenced_commands())
 def test_commands_in_the_docs_parse(line):
-    line = re.split(r"\s[|&;<>]|\s#|;", line[line.index("python sac_continuous.py") :])[0]
-    argv = [re.sub(r"\$\{?\w+\}?", "1", word) for word in shlex.split(line)[2:]]
+    line = re.split(r"\s[|&;<>]|\s#|;", line[line.index("python ") :])[0]
+    argv = [re.sub(r"\$\{?\w+\}?", "1", word) for word in shlex.split(line)[1:]]
     if "--help" not in argv:
-        activations.parse(runlog.parse_args(Args, argv).activation)
+        activations.parse(runlog.parse_args(SCRIPTS[argv[0].removesuffix(".py")].Args, argv[1:]).activation)
 
 
 def test_there_are_commands_to_check():
-    assert len(fenced_commands()) >= (2 if (ROOT / "README.md").exists() else 1)
+    assert all(any(f"{script}.py" in line for line in fenced_commands()) for script in SCRIPTS)
 
 
 def dm_control_tasks() -> list[str]:
