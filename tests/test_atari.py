@@ -1,4 +1,4 @@
-"""Games against a plain ALE interface, and the replay against what happened. `pytest -q tests/test_atari.py`."""
+"""Games against a plain ALE interface, and the replay against what happened. `pytest -q tests/test_atari.py` (about 20 s)."""
 
 import functools
 import resource
@@ -62,7 +62,7 @@ class ScalarGame:
         return np.stack(self.stack), reward, lost, self.ale.game_over()
 
 
-@pytest.mark.parametrize(("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 400)])
+@pytest.mark.parametrize(("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)])
 def test_games_are_those_of_a_plain_interface(env_id, limit):
     args, rng, seen = Args(env_id=env_id, env_threads=1), np.random.default_rng(0), {"life": 0, "over": 0, "cut": 0}
     games = AtariGames(args, 2, max_num_frames_per_episode=limit)
@@ -88,7 +88,7 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
                 truth = game.reset(int(games.frames[i]))
             assert np.abs(truth - obs[i]).max() <= 0.51
             seen = {"life": seen["life"] + lost, "over": seen["over"] + over, "cut": seen["cut"] + cut}
-    assert seen["life"] >= 2 and (seen["cut"] > 2 if limit < 108_000 else seen["over"] >= 2), seen
+    assert seen["life"] >= 2 and (seen["cut"] >= 2 if limit < 108_000 else seen["over"] >= 2), seen
 
 
 def test_sticky_actions_and_seeds():

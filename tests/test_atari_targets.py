@@ -1,6 +1,6 @@
 """Targets against slow loops, parameter counts, recycled neurons, dead neurons' part of Q, and the copies.
 
-`pytest -q tests/test_atari_targets.py`
+`pytest -q tests/test_atari_targets.py` (about 10 s).
 """
 
 import ast
