@@ -1,4 +1,4 @@
-"""Games against a plain ALE interface, and the replay against what happened. `pytest -q tests/test_atari.py` (about 20 s)."""
+"""Games against a plain ALE interface, replay against what happened. `pytest -q tests/test_atari.py` (about 20 s)."""
 
 import functools
 import resource
