@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch._functorch.config
 import torch.nn as nn
 import torch.nn.functional as F
 from scipy.optimize import least_squares
@@ -106,6 +107,11 @@ def _rational_parts(x, numerator, denominator, weight, form: str, first: int, po
         weight = weight.reshape(weight.shape + ones)
         q = q + weight * (x * x) ** (power // 2) * (x.abs() if power % 2 else 1)
     return p, q, s, a, b, weight
+
+
+# Compiled code with this function may come from the cache (a warm start is seconds faster): its derivatives are traced
+# into the graph whose hash is the key, so that code edited since is compiled anew.
+torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
 
 
 class _RationalFunction(torch.autograd.Function):
@@ -342,6 +348,23 @@ def orthogonal(gain: float = math.sqrt(2)) -> Callable:
     return lambda weight, generator: nn.init.orthogonal_(weight, gain, generator=generator)
 
 
+def fan_in_uniform(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Uniform in +-1 / sqrt(fan_in), torch's default for weights."""
+    bound = 1 / math.sqrt(weight[0].numel())
+    nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+
+def he_normal(weight: torch.Tensor, generator: torch.Generator, variance: float = 2.0) -> None:
+    """Normal with variance 2 / fan_in, cut off at 2 standard deviations of what is cut (jax's he_normal)."""
+    std = math.sqrt(variance / weight[0].numel()) / 0.87962566103423978  # std of a normal cut off at -2 and 2
+    nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+def lecun_normal(weight: torch.Tensor, generator: torch.Generator) -> None:
+    """Normal with variance 1 / fan_in, cut off likewise (jax's lecun_normal)."""
+    he_normal(weight, generator, variance=1.0)
+
+
 def _initialise(shape: tuple[int, ...], seeds, branch: int, init: Callable) -> nn.Parameter:
     """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed and branch."""
     seeds = np.asarray(seeds)
@@ -362,6 +385,9 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(weight.transpose(-1, -2).contiguous())
         self.bias = nn.Parameter(torch.zeros(*np.shape(seeds), out_features))
 
+    def extra_repr(self) -> str:
+        return f"weight {tuple(self.weight.shape)}"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # matmul and a separate sum: the sum fuses into the activation, which baddbmm would not allow
         return torch.matmul(x, self.weight) + self.bias.unsqueeze(-2)
@@ -376,6 +402,9 @@ class Conv2d(nn.Module):
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(_initialise(shape, seeds, branch, init or orthogonal()))
         self.bias = nn.Parameter(torch.zeros(*np.shape(seeds), out_channels))
+
+    def extra_repr(self) -> str:
+        return f"weight {tuple(self.weight.shape)}, stride {self.stride}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         convolve = functools.partial(F.conv2d, stride=self.stride, padding=self.padding)
@@ -525,6 +554,82 @@ def coefficient_names(network: nn.Module) -> set[str]:
     found = [m for name, m in modules if name.split(".")[-1] == "activation" or isinstance(m, Rational)]
     coefficients = {id(parameter) for module in found for parameter in module.parameters()}
     return {name for name, parameter in network.named_parameters() if id(parameter) in coefficients}
+
+
+def parameter_groups(network: nn.Module, learning_rate: float, rational: RationalConfig) -> list[dict]:
+    """Groups for a torch optimiser with decoupled weight decay: weights, a and b of rationals, log c.
+
+    As `Adam` below does for stacked seeds: coefficients have rational.learning_rate (None: learning_rate), a and b
+    decay by rational.coefficient_weight_decay. Each group keeps its first step size as "initial_lr", for schedules.
+    """
+    coefficients, own = coefficient_names(network), rational.learning_rate
+    own = learning_rate if own is None else own
+    groups = {"weights": (learning_rate, 0.0), "a, b": (own, rational.coefficient_weight_decay), "log c": (own, 0.0)}
+    members = {name: [] for name in groups}
+    for name, parameter in network.named_parameters():
+        kind = "weights" if name not in coefficients else "log c" if name.endswith("log_scale") else "a, b"
+        members[kind] += [parameter] if parameter.requires_grad else []
+    return [
+        {"params": members[kind], "lr": lr, "initial_lr": lr, "weight_decay": decay}
+        for kind, (lr, decay) in groups.items()
+        if members[kind]
+    ]
+
+
+@torch.no_grad()
+def recycle_neurons(
+    layer: HiddenLayer,
+    readers: list[nn.Module],
+    dormant: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    init: Callable,
+    generator: torch.Generator,
+) -> int:
+    """Recycles the dormant neurons of a layer (ReDo, Sokar et al. 2023), in place; returns how many.
+
+    In every branch: incoming weights drawn again by `init`, bias 0, norm scale 1 and bias 0. Weights that read these
+    neurons become 0, so that the outputs change only by what the neurons gave. The optimiser's moments of all these
+    entries become 0; its step counts and the coefficients of rationals stay.
+
+    readers: the Linear and Conv2d that read the layer; a Linear may read it flattened (channel by channel). dormant:
+    (layer.width,) bool, on feature maps for convolutions; a neuron with several outputs (crelu) needs all of them.
+    For layers without leading batch axes.
+    """
+    neurons = dormant.view(-1, layer.branches[0].linear.bias.shape[0]).all(0)
+    outputs = neurons.repeat(layer.width // len(neurons))
+
+    def put(parameter, index, values):
+        parameter[index] = values
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in optimizer.state.get(parameter, {}):
+                optimizer.state[parameter][moment][index] = 0.0
+
+    for branch in layer.branches:
+        weight = branch.linear.weight
+        is_dense = isinstance(branch.linear, Linear)
+        fresh = torch.empty(weight.mT.shape if is_dense else weight.shape)
+        init(fresh, generator)
+        fresh, index = (fresh.mT, (slice(None), neurons)) if is_dense else (fresh, neurons)
+        put(weight, index, fresh[index].to(weight))
+        put(branch.linear.bias, neurons, 0.0)
+        if isinstance(branch.norm, LayerNorm):
+            put(branch.norm.weight, neurons, 1.0)
+            put(branch.norm.bias, neurons, 0.0)
+    for reader in readers:
+        if isinstance(reader, Conv2d):
+            put(reader.weight, (slice(None), outputs), 0.0)
+        else:  # (in_features, out_features); a flattened feature map has height * width features in a row
+            put(reader.weight, outputs.repeat_interleave(reader.weight.shape[0] // layer.width), 0.0)
+    return int(neurons.sum())
+
+
+def recycle_layers(layers: list, heads: list, dormant: list, optimizer, init: Callable, generator) -> float:
+    """recycle_neurons for a chain of hidden layers, each read by the next and the last by `heads`; returns the share of
+    neurons that were recycled. dormant: a mask for each layer."""
+    following = [[branch.linear for branch in layer.branches] for layer in layers[1:]]
+    chain = zip(layers, [*following, heads], dormant)
+    recycled = sum(recycle_neurons(*each, optimizer, init, generator) for each in chain)
+    return recycled / sum(len(layer.branches[0].linear.bias) for layer in layers)
 
 
 class Adam(nn.Module):

@@ -101,10 +101,15 @@ def read_rows(folder: Path, file: str, name: str, every: bool = False) -> dict[t
     return found
 
 
+def _depth(layer: str) -> tuple:
+    """Sorts conv1, conv2, ..., fc1, fc2, ..., fc10."""
+    return layer.startswith("fc"), len(layer), layer
+
+
 def _panels(found: dict, size: tuple[float, float], ylabel: str, right: float = 0.0) -> tuple[Figure, dict]:
     """A figure with a row per layer and a column per network, and (layer, network) -> axes."""
-    layers, networks = (sorted(set(names), key=lambda name: (len(name), name)) for names in zip(*found))
-    networks.sort()
+    layers, networks = (sorted(set(names)) for names in zip(*found))
+    layers.sort(key=_depth)
     figure = Figure((size[0] * len(networks) + right + 0.3, size[1] * len(layers) + 0.7), layout="constrained")
     axes = {}
     for i, row in enumerate(figure.subplots(len(layers), len(networks), squeeze=False)):
@@ -151,7 +156,8 @@ def activations_figure(folder: Path) -> Figure | None:
             panel.axvspan(*(np.clip(q[-1, 1], -10, 10) for q in quantiles), **BAND, linewidth=0)
         _limit(panel, np.concatenate(seen))
         panel.set_xlim(-10, 10)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2)))  # else they are wider than one network's panels
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     if len(steps) > 1:
         mappable, options = ScalarMappable(norm, maps[-1 if most > 1 else 0]), {"format": EngFormatter(sep="")}
         bar = figure.colorbar(mappable, ax=list(axes.values()), pad=0.02, label="environment steps", **options)
@@ -177,40 +183,78 @@ def _limit(panel, values: np.ndarray) -> None:
 
 @matplotlib.rc_context(RC)
 def kde_figure(folder: Path) -> Figure | None:
-    """Densities of 16 neurons of each network's last hidden layer, newest step, dead ones outlined (HR Figs. 3, 6)."""
-    found = read_rows(folder, "curves.jsonl", "kde")
-    last = {network: layer for layer, network in sorted(found, key=lambda key: (len(key[0]), key))}
+    """Densities of 16 neurons of each network's last hidden layer, newest step, dead ones outlined (HR Figs. 3, 6); of
+    a layer with several branches also those of each branch (HR Figs. 10, 11), a network in a row then."""
+    found = read_rows(folder, "curves.jsonl", r"(?:branch\d+_)?kde")
+    last = {network: layer for layer, network in sorted(found, key=lambda key: (_depth(key[0]), key))}
     if not found:
         return None
-    figure = Figure((3.3 * len(last) + 0.2, 4.2), layout="constrained")
-    for part, network in zip(figure.subfigures(1, len(last), squeeze=False, wspace=0.06)[0], sorted(last)):
-        rows = [rows[-1] for rows in found[last[network], network].values()][:16]
-        num_dead = sum(bool(row.get("dead")) for row in rows)
-        part.suptitle(f"{network}, {last[network]}: {num_dead} of {len(rows)} dead", fontsize=9)
-        side = int(np.ceil(np.sqrt(len(rows))))
-        grid = part.subplots(side, side, squeeze=False).ravel()
-        for panel in grid[len(rows) :]:
-            panel.set_axis_off()
-        for panel, row in zip(grid, rows):
-            panel.grid(False)
-            panel.set_yticks([])
-            panel.tick_params(labelsize=6, length=2, pad=1)
-            x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
-            dead = bool(row.get("dead"))
-            for spine in panel.spines.values():
-                spine.set(visible=True, color=RED if dead else "0.7", linewidth=2 if dead else 0.5)
-            if not np.isfinite([x, y]).all():
-                _tell(panel, "not\nfinite", fontsize=6)
-                panel.set_xticks([])
-                continue
-            panel.fill_between(x, y, color=BLUE, alpha=0.35, linewidth=0)
-            panel.plot(x, y, color=BLUE, linewidth=0.9)
-            panel.set(xlim=(x[0], x[-1]), ylim=(0, 1.12 * y.max()))
-            panel.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
-            if dead:
-                _tell(panel, "dead", 0.95, 0.9, ha="right", va="top", fontsize=6)
-        part.supxlabel("activation (each neuron's own scale)", fontsize=8)
-    _title(figure, folder, f"Activation densities, step {rows[0]['step']:,}; outlined: dead, peak density above 20")
+    grids = defaultdict(dict)  # network: {part: rows}
+    for network in sorted(last):
+        for key, rows in found[last[network], network].items():
+            branch = re.match(r"branch(\d+)_", key)
+            grids[network].setdefault(f", branch {int(branch[1]) + 1}" if branch else "", []).append(rows[-1])
+        if len(grids[network]) > 1:
+            grids[network][", output"] = grids[network].pop("")
+    panels = [[(network, *part) for part in parts.items()] for network, parts in grids.items()]
+    if max(map(len, panels)) == 1:
+        panels = [[each for line in panels for each in line]]
+    shape = len(panels), max(map(len, panels))
+    figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + 0.4), layout="constrained")
+    places = figure.subfigures(*shape, squeeze=False, wspace=0.06)
+    for line, drawn in zip(places, panels):
+        for place, (network, part, rows) in zip(line, drawn):
+            _kde_grid(place, f"{network}, {last[network]}{part}", rows[:16])
+    step = panels[0][0][2][0]["step"]
+    _title(figure, folder, f"Activation densities, step {step:,}; outlined: dead, peak density above 20")
+    return figure
+
+
+def _kde_grid(part, title: str, rows: list[dict]) -> None:
+    num_dead = sum(bool(row.get("dead")) for row in rows)
+    part.suptitle(f"{title}: {num_dead} of {len(rows)} dead", fontsize=9)
+    side = int(np.ceil(np.sqrt(len(rows))))
+    grid = part.subplots(side, side, squeeze=False).ravel()
+    for panel in grid[len(rows) :]:
+        panel.set_axis_off()
+    for panel, row in zip(grid, rows):
+        panel.grid(False)
+        panel.set_yticks([])
+        panel.tick_params(labelsize=6, length=2, pad=1)
+        x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
+        dead = bool(row.get("dead"))
+        for spine in panel.spines.values():
+            spine.set(visible=True, color=RED if dead else "0.7", linewidth=2 if dead else 0.5)
+        if not np.isfinite([x, y]).all():
+            _tell(panel, "not\nfinite", fontsize=6)
+            panel.set_xticks([])
+            continue
+        panel.fill_between(x, y, color=BLUE, alpha=0.35, linewidth=0)
+        panel.plot(x, y, color=BLUE, linewidth=0.9)
+        panel.set(xlim=(x[0], x[-1]), ylim=(0, 1.12 * y.max()))
+        panel.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
+        if dead:
+            _tell(panel, "dead", 0.95, 0.9, ha="right", va="top", fontsize=6)
+    part.supxlabel("activation (each neuron's own scale)", fontsize=8)
+
+
+@matplotlib.rc_context(RC)
+def q_split_figure(folder: Path) -> Figure | None:
+    """What live neurons, dead neurons and the bias give to Q over training (HR Fig. 4). None without --analyse."""
+    scalars, total = read_scalars(folder), 0.0
+    if "q_split/dead" not in scalars:
+        return None
+    figure = Figure((5, 3.2), layout="constrained")
+    panel = figure.subplots()
+    for key, look in {"live": (GREEN, "-"), "dead": (RED, "--"), "bias": (GREY, ":")}.items():
+        steps, values, _ = scalars[f"q_split/{key}"].T
+        total = total + values
+        panel.plot(steps, values, color=look[0], linestyle=look[1], marker=".", label=key)
+    panel.plot(steps, total, color=BLACK, linewidth=1, label="Q")
+    panel.set(xlabel="environment steps", ylabel="mean over observations and actions")
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.legend()
+    _title(figure, folder, "What live and dead neurons of the last hidden layer give to Q")
     return figure
 
 
@@ -247,10 +291,12 @@ def preactivations_figure(folder: Path) -> Figure | None:
 
 
 def draw_run(folder: str | Path) -> list[Path]:
-    """Draw activations.png, kde.png and preactivations.png into `<folder>/plots/`, as far as there is data; paths."""
+    """Draw activations.png, kde.png, preactivations.png, q_split.png into `<folder>/plots/`, as far as there is data;
+    their paths."""
     folder = Path(folder)
     read_config(folder)
     makers = {"activations": activations_figure, "kde": kde_figure, "preactivations": preactivations_figure}
+    makers["q_split"] = q_split_figure
     figures = {folder / "plots" / f"{name}.png": make(folder) for name, make in makers.items()}
     return [_save(figure, path) for path, figure in figures.items() if figure is not None]
 

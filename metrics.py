@@ -106,6 +106,17 @@ def dead_neurons_kde(z: Tensor, omega: float = 20.0, noise_variance: float = 1e-
     return peaks >= omega, peaks.to(z.dtype)
 
 
+def dead_neurons_std(z: Tensor, threshold: float = 0.02) -> Pair:
+    """Neurons that hardly vary: dead iff std(z) < threshold (ddof 1). For a Gaussian neuron 0.02 is what omega = 20 of
+    dead_neurons_kde says, since its density peaks at 1 / (sqrt(2 pi) std); but outliers count here. z: (*batch, samples
+    >= 2, neurons). Returns dead (bool) and std (unit of z), (*batch, neurons). NaN: not dead. Wrong shape: ValueError.
+    >>> dead_neurons_std(torch.tensor([[1.0, 0.0], [1.01, 1.0]]))[0]
+    tensor([ True, False])
+    """
+    std = _samples(z, 2).std(-2)
+    return std < threshold, std
+
+
 def kde_curves(
     z: Tensor, num_points: int = 256, noise_variance: float = 1e-5, limits: Limits = None, generator: Generator = None
 ) -> Pair:
@@ -235,6 +246,21 @@ def weight_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
     if min((x.ndim for x in tensors), default=-1) < batch_dims:
         raise ValueError(f"expected at least one tensor, each with {batch_dims} leading batch axes")
     return torch.stack([x.reshape(*x.shape[:batch_dims], -1).norm(dim=-1) for x in tensors]).norm(dim=0)
+
+
+def mean_gradients(loss, batch: dict[str, Tensor], parameters: list, size: int, dim: int = 0) -> list[Tensor]:
+    """Gradients of a loss that is a mean over samples, added up from pieces of at most `size` samples, which bounds the
+    memory. loss: dict like `batch` -> scalar; samples are axis `dim` of every tensor in batch.
+    >>> w = nn.Parameter(torch.tensor(2.0))
+    >>> mean_gradients(lambda part: (w * part["x"]).square().mean(), {"x": torch.arange(3.0)}, [w], size=2)
+    [tensor(6.6667)]
+    """
+    samples, grads = next(iter(batch.values())).shape[dim], [torch.zeros_like(p) for p in parameters]
+    for start in range(0, samples, size):
+        part = {name: x.narrow(dim, start, min(size, samples - start)) for name, x in batch.items()}
+        share = min(size, samples - start) / samples
+        grads = [total + new for total, new in zip(grads, torch.autograd.grad(loss(part) * share, parameters))]
+    return grads
 
 
 def gradient_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
@@ -452,9 +478,10 @@ def layer_metrics(
     record: LayerRecord, batch_dims: int = 0, generator: Generator = None, max_samples: int = 2_048
 ) -> dict[str, Tensor]:
     """Metrics of one recorded layer, name -> (*batch), with the default omega, tau and delta.
-    dead_share (KDE), dormant_share, dormant_share_centred, srank, feature_norm, preact_q01 .. preact_q99 (branches
-    pooled) and, of several branches, branch0_dead_share ... Tensors (*batch, samples, neurons) or (*batch, samples, C,
-    H, W), where neurons are channels (channel_samples). Beyond max_samples: a random subset, shared by the batch.
+    dead_share (KDE), dead_share_std, dormant_share, dormant_share_centred, srank, feature_norm, preact_q01 ..
+    preact_q99 (branches pooled) and, of several branches, branch0_dead_share ... Tensors (*batch, samples, neurons) or
+    (*batch, samples, C, H, W), where neurons are channels (channel_samples). Beyond max_samples: a random subset,
+    shared by the batch.
     >>> z = torch.linspace(-3, 3, 100).unsqueeze(-1)
     >>> layer_metrics(LayerRecord([z], [z.tanh()], z.tanh()))["dead_share"]
     tensor(0.)
@@ -465,6 +492,7 @@ def layer_metrics(
     quantiles = preactivation_quantiles(torch.cat([subset(x) for x in record.pre_activations], dim=-1))
     masks = {
         "dead_share": dead_neurons_kde(output, generator=generator)[0],
+        "dead_share_std": dead_neurons_std(output)[0],
         "dormant_share": dormant_neurons(output)[0],
         "dormant_share_centred": dormant_neurons(output, subtract_mean=True)[0],
     }
@@ -477,7 +505,8 @@ def layer_metrics(
 
 @dataclass
 class NetworkReport:
-    """What network_report found. Keys are `fc1/<name>`, ... for the hidden layers in order, or a bare name."""
+    """What network_report found. Keys are `conv1/<name>`, ..., `fc1/<name>`, ... for the hidden layers in order, or a
+    bare name."""
 
     scalars: dict[str, Tensor] = field(default_factory=dict)  # (*batch)
     histograms: dict[str, Pair] = field(default_factory=dict)  # counts (*batch, bins), edges (*batch, bins + 1)
@@ -487,7 +516,12 @@ class NetworkReport:
 
 @torch.no_grad()
 def network_report(
-    network: nn.Module, inputs: tuple, grads: dict[str, Tensor], batch_dims: int, generator: Generator = None
+    network: nn.Module,
+    inputs: tuple,
+    grads: dict[str, Tensor],
+    batch_dims: int,
+    generator: Generator = None,
+    max_samples: int = 2_048,
 ) -> NetworkReport:
     """Everything that is worth plotting about a network, from one forward pass `network(*inputs)`; no side effects.
 
@@ -497,7 +531,8 @@ def network_report(
     norms included; coefficient_gradient_norm of the activation's own parameters; for rationals numerator_norm = ||a||,
     denominator_norm = ||b|| and rational_health (of several branches: branch0_a_max, ...). Histogram preactivations
     (branches pooled). Curves: activation, f on [-10, 10] (activation0, ... of several branches or outputs, as crelu);
-    kde00 .. kde15, density of the first neurons' outputs, with `dead`. Of the whole network, without a layer's name:
+    kde00 .. kde15, density of the first neurons' outputs, with `dead`; of several branches also
+    branch0_kde00, ... Layers whose output is feature maps are conv1, ..., the others fc1, ... Of the whole network:
     weight_norm, gradient_norm, coefficient_gradient_norm. A set that layers share counts in each, once in the whole.
     """
     device = next(network.parameters()).device
@@ -517,12 +552,16 @@ def network_report(
             if group:
                 report.scalars[prefix + name] = weight_norm(group, batch_dims)
 
-    for number, (layer, record) in enumerate(layers, start=1):
-        prefix, curves = f"fc{number}/", []
-        values = layer_metrics(record, batch_dims, generator)
+    subset = functools.partial(_subset, batch_dims=batch_dims, generator=generator, max_samples=max_samples)
+    numbers = {"conv": 0, "fc": 0}
+    for layer, record in layers:
+        kind = "conv" if record.output.ndim - batch_dims == 4 else "fc"
+        numbers[kind] += 1
+        prefix, curves = f"{kind}{numbers[kind]}/", []
+        values = layer_metrics(record, batch_dims, generator, max_samples)
         report.scalars |= {prefix + name: value for name, value in values.items()}
         add_norms(prefix, layer.parameters())
-        z = [_subset(x, batch_dims, generator, 2_048) for x in record.pre_activations]
+        z = [subset(x) for x in record.pre_activations]
         report.histograms[prefix + "preactivations"] = histogram(torch.cat(z, dim=-1))
         grid = torch.linspace(-10, 10, 201, dtype=z[0].dtype, device=device)
         for i, branch in enumerate(layer.branches):
@@ -538,9 +577,12 @@ def network_report(
                 report.scalars |= {start + name: value for name, value in values.items()}
         for i, curve in enumerate(curves):
             report.curves[prefix + "activation" + (str(i) if len(curves) > 1 else "")] = (grid, curve, {})
-        output = _subset(record.output, batch_dims, generator, 2_048)[..., :KDE_NEURONS]
-        dead, (x, y) = dead_neurons_kde(output)[0], kde_curves(output, KDE_POINTS)
-        for i in range(output.shape[-1]):
-            report.curves[f"{prefix}kde{i:02d}"] = (x[..., i, :], y[..., i, :], {"dead": dead[..., i]})
+        outputs = {"": record.output}
+        outputs |= {f"branch{i}_": x for i, x in enumerate(record.branch_outputs)} if len(layer.branches) > 1 else {}
+        for part, output in outputs.items():
+            output = subset(output)[..., :KDE_NEURONS]
+            dead, (x, y) = dead_neurons_kde(output)[0], kde_curves(output, KDE_POINTS)
+            for i in range(output.shape[-1]):
+                report.curves[f"{prefix}{part}kde{i:02d}"] = (x[..., i, :], y[..., i, :], {"dead": dead[..., i]})
     add_norms("", network.parameters())
     return report

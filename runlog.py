@@ -41,8 +41,9 @@ FLUSH_SECONDS, FLUSH_ROWS = 10.0, 5_000
 ENDED = ("finished", "diverged")
 # Flags that do not change what a run computes, so they are no part of its identity.
 NOT_IDENTITY = (
-    *("num_seeds", "device", "threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh", "keep_replay"),
-    *("checkpoint_frequency", "evaluate", "capture_video", "tensorboard", "track", "wandb_project", "wandb_entity"),
+    *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh"),
+    *("keep_replay", "checkpoint_frequency", "evaluate", "print_network", "capture_video", "tensorboard", "track"),
+    *("wandb_project", "wandb_entity"),
 )
 FRESH = "use --fresh to start the run anew"
 
@@ -270,7 +271,7 @@ def graphed(block):
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Failure to write (full disk, quota, file-size limit, permission) is the user's to mend."""
     try:
         yield
@@ -282,7 +283,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _write_atomic(path: Path, data: bytes | memoryview, previous: Path | None = None) -> None:
     """Whoever looks at `path`, also after a kill, sees the old or the new content; `previous` receives the old."""
     temp = path.with_name(path.name + ".tmp")
-    with _writing(path):
+    with writing(path):
         try:
             path.parent.mkdir(exist_ok=True)
             with open(temp, "wb") as file:
@@ -403,7 +404,7 @@ class Run:
         """
         self._acquire_lock()
         try:
-            with _writing(self.folder):
+            with writing(self.folder):
                 for path in sorted(self.folder.iterdir()) if self._fresh else ():  # checkpoints first
                     if path.name != ".lock":
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -432,7 +433,7 @@ class Run:
         return self
 
     def _acquire_lock(self) -> None:
-        with _writing(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
         try:
@@ -577,7 +578,7 @@ class Run:
         """Write all buffered rows to the disk. Raises UserError if they cannot be written (no half rows are left)."""
         for name, rows in self._rows.items():
             data = memoryview("".join(rows).encode())
-            with _writing(self.folder / name), open(self.folder / name, "ab", buffering=0) as file:
+            with writing(self.folder / name), open(self.folder / name, "ab", buffering=0) as file:
                 size = file.tell()
                 try:
                     while data:
@@ -589,7 +590,7 @@ class Run:
             rows.clear()
         self._flushed = time.monotonic()
         if self._tensorboard_calls:
-            with _writing(self.folder / "events.out.tfevents"):
+            with writing(self.folder / "events.out.tfevents"):
                 if self._tensorboard is None:
                     self._tensorboard = _summary_writer(self.folder, self._purge_step)
                 for call in self._tensorboard_calls:
@@ -653,7 +654,7 @@ class Run:
             raise UserError(f"{self.folder} has no good checkpoint at step {step}; {FRESH}")
         transitions = self._read_transitions(content)
         if self._lock is not None:
-            with _writing(path):  # a newer checkpoint describes a future that will be run again
+            with writing(path):  # a newer checkpoint describes a future that will be run again
                 os.replace(path, self.folder / CHECKPOINT)
             self._cut(content["offsets"])
             self._chunks, self._num_rows = content["chunks"], content["num_rows"]
@@ -715,7 +716,7 @@ class Run:
 
     def _cut(self, sizes: dict[str, int]) -> None:
         for name, size in sizes.items():
-            with _writing(self.folder / name), open(self.folder / name, "ab") as file:
+            with writing(self.folder / name), open(self.folder / name, "ab") as file:
                 file.truncate(size)
 
     def _require_ready(self) -> None:
@@ -795,7 +796,7 @@ def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
 def make_runs(args, script: str) -> dict[int, Run]:
     """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; alone, a seed is the same run."""
     runs = {}
-    for seed in range(args.seed, args.seed + args.num_seeds):
+    for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):  # Atari scripts train one seed
         config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
         name = run_name(args.env_id, script, args.activation, seed, config_hash(config, NOT_IDENTITY))
         runs[seed] = Run(args.runs_dir, name, config, exclude=NOT_IDENTITY, fresh=args.fresh)
@@ -832,8 +833,6 @@ def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callab
     make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) -> action (action_dim,).
     Training does not depend on it: without graphics the reason is one line on stderr, and the return is nan.
     """
-    import imageio.v2 as imageio
-
     total, steps, done, frames = 0.0, 0, False, []
     try:
         env = make_env()
@@ -844,24 +843,34 @@ def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callab
             obs, reward, terminated, truncated, _ = env.step(policy(obs))
             total, steps, done = total + float(reward), steps + 1, terminated or truncated
         env.close()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        imageio.mimsave(path, frames, fps=25, macro_block_size=1)
+        write_video(path, frames, fps=25)
     except Exception as error:
         _warn(f"no video {path} ({_reason(error)})")
         return float("nan")
     return total
 
 
-def log_report(runs: Sequence[Run], step: int, prefix: str, report) -> None:
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+    """An mp4 of RGB frames (height, width, 3) uint8. Raises UserError if it cannot be written."""
+    import imageio.v2 as imageio
+
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imageio.mimsave(path, frames, fps=fps, macro_block_size=1)
+
+
+def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report) -> None:
     """Log a metrics.NetworkReport into the runs of its batch, scalars, histograms and curves, as `<prefix>/<key>`.
 
-    The first batch axis is the runs, in their order. A second axis (twin critics) is spelled out: with the prefix
-    "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of non-finite values are left out.
+    The first batch axis is the runs, in their order; a Run alone takes a report without that axis. A second axis (twin
+    critics) is spelled out: with the prefix "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of
+    non-finite values are left out.
     """
     shape = next(iter(report.scalars.values())).shape
-    if len(runs) != shape[0]:
+    indexed = {(): runs} if isinstance(runs, Run) else {(i,): run for i, run in enumerate(runs)}
+    if not isinstance(runs, Run) and len(runs) != shape[0]:
         raise ValueError(f"a report on {shape[0]} seeds for {len(runs)} runs")
-    names = {k: f"{prefix}{''.join(str(i + 1) for i in k)}/" for k in np.ndindex(shape[1:])}
+    names = {k: f"{prefix}{''.join(str(i + 1) for i in k)}/" for k in np.ndindex(shape[not isinstance(runs, Run) :])}
 
     def on_host(x):
         return x.detach().cpu().numpy()
@@ -870,15 +879,22 @@ def log_report(runs: Sequence[Run], step: int, prefix: str, report) -> None:
     histograms = {key: tuple(map(on_host, pair)) for key, pair in report.histograms.items()}
     curves = {key: (on_host(x), on_host(y), extra) for key, (x, y, extra) in report.curves.items()}
     extras = {key: {name: on_host(value) for name, value in extra.items()} for key, (_, _, extra) in curves.items()}
-    for i, run in enumerate(runs):
-        run.log(step, {name + key: value[(i, *k)] for k, name in names.items() for key, value in scalars.items()})
+    for i, run in indexed.items():
+        run.log(step, {name + key: value[(*i, *k)] for k, name in names.items() for key, value in scalars.items()})
         for k, name in names.items():
             for key, (counts, edges) in histograms.items():
-                if np.isfinite(edges[(i, *k)]).all():
-                    run.log_histogram(step, name + key, counts[(i, *k)], edges[(i, *k)])
+                if np.isfinite(edges[(*i, *k)]).all():
+                    run.log_histogram(step, name + key, counts[(*i, *k)], edges[(*i, *k)])
             for key, (x, y, _) in curves.items():
-                extra = {name: value[(i, *k)].item() for name, value in extras[key].items()}
-                run.log_curve(step, name + key, x if x.ndim == 1 else x[(i, *k)], y[(i, *k)], **extra)
+                extra = {name: value[(*i, *k)].item() for name, value in extras[key].items()}
+                run.log_curve(step, name + key, x if x.ndim == 1 else x[(*i, *k)], y[(*i, *k)], **extra)
+
+
+def print_network(network: torch.nn.Module) -> None:
+    """Print the modules of a network and how many trainable parameters each of its layers has."""
+    print(network)
+    for name, layer in [*network.named_children(), ("total", network)]:
+        print(f"{name:8}{sum(p.numel() for p in layer.parameters() if p.requires_grad):>12,}", flush=True)
 
 
 def carry_forward(runs: Sequence[Run], values: Sequence[dict], step: int, every: int, end: int) -> None:

@@ -222,9 +222,9 @@ class ReplayBuffer:
         """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]); each seed's by its own generator."""
         size = min(self.num_added, self.rows.shape[1])
         index = torch.stack([torch.randint(size, shape, generator=g, device=g.device) for g in generators], -2)
-        obs, actions, rewards, terminations, next_obs = self.rows[self.seed_index, index].split(self.columns, -1)
-        ends = {"rewards": rewards.squeeze(-1), "terminations": terminations.squeeze(-1)}
-        return {"obs": obs, "actions": actions, **ends, "next_obs": next_obs}
+        parts = self.rows[self.seed_index, index].split(self.columns, -1)
+        named = zip(("obs", "actions", "rewards", "terminations", "next_obs"), parts)
+        return {name: x.squeeze(-1) if name in ("rewards", "terminations") else x for name, x in named}
 
     def newest(self, count: int) -> torch.Tensor:
         """The newest rows of each seed in order, (seeds, count, row), as many as the ring still has."""
@@ -282,12 +282,12 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
     """Health of every layer on replay transitions, with the gradients of the losses there, into each seed's run."""
     generators = [runlog.make_generator(seed, "metrics", step, device=buffer.rows.device) for seed in seeds]
     batch = buffer.sample(agent.args.metrics_samples, generators=generators)
-    noise = runlog.normals(generators, *batch["actions"].shape[1:])
+    batch["noise"] = runlog.normals(generators, *batch["actions"].shape[1:])
     for name, loss, inputs in (("actor", agent.actor_loss, ["obs"]), ("qf", agent.qf_loss, ["obs", "actions"])):
-        network, optimizer = getattr(agent, name), getattr(agent, f"{name}_optimizer")
-        grads = torch.autograd.grad(loss(batch, noise)[0].sum(), optimizer.parameters_)
-        inputs, grads = tuple(batch[x] for x in inputs), dict(zip(optimizer.names, grads))
-        report = metrics.network_report(network, inputs, grads, batch_dims=1 + (name == "qf"))
+        network, adam = getattr(agent, name), getattr(agent, f"{name}_optimizer")
+        grads = metrics.mean_gradients(lambda x, f=loss: f(x, x["noise"])[0].sum(), batch, adam.parameters_, 256, 1)
+        inputs, grads = tuple(batch[x] for x in inputs), dict(zip(adam.names, grads))
+        report = metrics.network_report(network, inputs, grads, 1 + (name == "qf"), max_samples=batch["noise"].shape[1])
         runlog.log_report(runs, step, f"network/{name}", report)
 
 

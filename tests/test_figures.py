@@ -216,3 +216,32 @@ def test_command_line(tmp_path, capsys):
             figures.main([*map(str, args)])
         err = capsys.readouterr().err
         assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and told in err, err
+
+
+def test_branches_have_grids_of_their_own_and_q_is_split(tmp_path):
+    run = runlog.Run(tmp_path, "hr", {"env_id": "Breakout", "activation": "tanh*tanh", "seed": 1}).open(
+        tensorboard=False
+    )
+    x = np.linspace(-1, 1, 64)
+    for layer in ("conv3", "fc1"):
+        for i in range(16):
+            for part, dead in (("", ()), ("branch0_", (2, 5, 9)), ("branch1_", (4,))):
+                run.log_curve(7, f"network/q/{layer}/{part}kde{i:02d}", x, np.exp(-x * x), dead=i in dead)
+    for step in (100, 200):
+        run.log(step, {"q_split/dead": 0.5 * step, "q_split/live": 2.0, "q_split/bias": -1.0})
+    run.finish()
+    figure = figures.kde_figure(run.folder)
+    told = [part.get_suptitle() for part in figure.subfigs]
+    assert told == [
+        f"q, fc1, {part}" for part in ("branch 1: 3 of 16 dead", "branch 2: 1 of 16 dead", "output: 0 of 16 dead")
+    ]
+    outlined = [
+        [i for i, panel in enumerate(part.axes) if to_hex(panel.spines["left"].get_edgecolor()) == RED.lower()]
+        for part in figure.subfigs
+    ]
+    assert outlined == [[2, 5, 9], [4], []]
+    lines = {
+        line.get_label(): line.get_ydata().tolist() for line in figures.q_split_figure(run.folder).axes[0].get_lines()
+    }
+    assert lines == {"live": [2, 2], "dead": [50, 100], "bias": [-1, -1], "Q": [51, 101]}
+    assert [path.name for path in figures.draw_run(run.folder)] == ["kde.png", "q_split.png"]

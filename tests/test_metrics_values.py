@@ -204,3 +204,17 @@ def test_wrong_input_raises():
     ):
         with pytest.raises(ValueError):
             call()
+
+
+def test_mean_gradients_in_pieces_are_those_of_the_whole():
+    for case in range(100):
+        generator = torch.Generator().manual_seed(case)
+        samples, size = int(torch.randint(1, 30, (), generator=generator)), 1 + case % 9
+        w = [torch.randn(2, 3, 1, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        batch = {k: torch.randn(2, samples, 3, generator=generator, dtype=torch.float64) for k in "xy"}
+
+        def loss(part, w=w):
+            return ((part["x"] @ w[0]).tanh() * (part["y"] @ w[1])).square().mean((1, 2)).sum()
+
+        whole = torch.autograd.grad(loss(batch), w)
+        torch.testing.assert_close(metrics.mean_gradients(loss, batch, w, size, dim=1), list(whole))

@@ -88,12 +88,12 @@ def test_numbers_equal_a_direct_computation():
 def test_crelu_maps_and_frozen_parameters():
     network = nn.Sequential(activations.conv(4, 3, 4, "crelu", stride=2, seeds=[1, 2]))
     report = metrics.network_report(network, (torch.randn(2, 8, 4, 10, 10),), {}, 1)
-    grid, positive, _ = report.curves["fc1/activation0"]
+    grid, positive, _ = report.curves["conv1/activation0"]
     torch.testing.assert_close(positive, grid.relu().expand(2, 201))
-    torch.testing.assert_close(report.curves["fc1/activation1"][1], (-grid).relu().expand(2, 201))
-    assert "gradient_norm" not in report.scalars and "fc1/weight_norm" in report.scalars
+    torch.testing.assert_close(report.curves["conv1/activation1"][1], (-grid).relu().expand(2, 201))
+    assert "gradient_norm" not in report.scalars and "conv1/weight_norm" in report.scalars
     assert sum("kde" in name for name in report.curves) == 6
-    assert report.histograms["fc1/preactivations"][0].sum(-1).tolist() == [8 * 16 * 3] * 2
+    assert report.histograms["conv1/preactivations"][0].sum(-1).tolist() == [8 * 16 * 3] * 2
 
 
 def test_shared_coefficients_count_in_each_layer_and_once_in_the_network():

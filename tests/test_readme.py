@@ -13,7 +13,10 @@ import gymnasium as gym
 import pytest
 
 import activations
+import dqn_atari
 import figures
+import ppo_atari
+import pqn_atari
 import runlog
 import sac_continuous
 
@@ -35,7 +38,7 @@ def commands() -> list[tuple[str, list[str]]]:
                 match = re.match(r"\s*(?:[A-Z_]+=\S+ )*(?:\S*/)?python ([^-<].*)", line)
                 if match:
                     found.append((page.name, shlex.split(match[1], comments=True)))
-    for script in ("sac_continuous.py",):
+    for script in ("sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"):
         header = re.search(r'"""(.*?)"""', (ROOT / script).read_text(), re.DOTALL)[1]
         found += [(script, shlex.split(line)) for line in re.findall(r"^ +python (.*)$", header, re.MULTILINE)]
     return found
@@ -78,9 +81,11 @@ def test_commands_parse(page, words, monkeypatch):
         monkeypatch.setitem(activations.ACTIVATIONS, "snake", snake)
     else:
         assert (ROOT / file).exists(), f"{page}: {file}"
-    if file in ("sac_continuous.py", "my_activation.py"):
+    scripts = {"sac_continuous.py": sac_continuous, "my_activation.py": sac_continuous}
+    scripts |= {f"{module.__name__}.py": module for module in (dqn_atari, ppo_atari, pqn_atari)}
+    if file in scripts:
         monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
-        sac_continuous.validate(runlog.parse_args(sac_continuous.Args, argv))
+        scripts[file].validate(runlog.parse_args(scripts[file].Args, argv))
     elif file == "figures.py":
         runlog.parse_args(figures.Command, argv)
     else:
@@ -92,7 +97,8 @@ def test_commands_are_found():
     found = [words for _, words in commands()]
     assert ["sac_continuous.py", "--activation", "crational", "--utd", "10"] in found
     assert {"sac_continuous.py", "figures.py", "my_activation.py"} <= {words[0] for words in found}
-    assert sum(page == "sac_continuous.py" for page, _ in commands()) == 1  # its header
+    headers = [page for page, _ in commands() if page.endswith(".py")]
+    assert headers == ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"]
     for target in re.findall(r"^make ([a-z-]+)", "\n".join(fenced(README)), re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 

@@ -10,30 +10,43 @@ import numpy as np
 import pytest
 
 import activations
+import dqn_atari
+import ppo_atari
+import pqn_atari
 import runlog
+import sac_continuous
 from sac_continuous import Args, make_env
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ["sac_continuous"]
+SCRIPTS = {module.__name__: module for module in (sac_continuous, dqn_atari, ppo_atari, pqn_atari)}
 SHARED = ["activations", "metrics", "runlog", "figures"]
 FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
 
 
-def test_every_flag_is_used_and_explained(capsys):
-    source = (ROOT / "sac_continuous.py").read_text()
-    body = source[source.index("def make_env") :] + (ROOT / "runlog.py").read_text()
-    for field in dataclasses.fields(Args):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_is_used_and_explained(script, capsys):
+    source, args = (ROOT / f"{script}.py").read_text(), SCRIPTS[script].Args
+    body = source[source.index("rational: activations.RationalConfig") :] + (ROOT / "runlog.py").read_text()
+    for field in dataclasses.fields(args):
         # run bookkeeping is used by runlog; check_range only looks at a flag
-        assert re.search(rf"\bargs\.{field.name}\b", body), f"--{field.name} does nothing"
+        assert re.search(rf"\bargs(\.|, \"){field.name}\b", body), f"--{field.name} does nothing"
     with pytest.raises(SystemExit):
-        runlog.parse_args(Args, ["--help"])
-    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    shown, lines = re.sub(r"[\s│]+", " ", text), (ROOT / "sac_continuous.py").read_text().splitlines()
-    for field in dataclasses.fields(Args):
-        if field.name != "rational":
-            (line,) = (line for line in lines if re.match(rf"    {field.name}: [^=]+ = ", line))
+        runlog.parse_args(args, ["--help"])
+    shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
+    names, found = {field.name for field in dataclasses.fields(args)} - {"rational"}, set()
+    for line in source.splitlines():
+        if (field := re.match(r"    (\w+): [^=]+ = .*$", line.split("  #")[0])) and field[1] in names - found:
             words = line.partition("  # ")[2]
-            assert len(words) > 8 and words[:20] in shown, field.name
+            assert len(words) > 8, f"--{field[1]} has no help"
+            assert words[:20] in shown, (field[1], words)
+            found.add(field[1])
+    assert found == names
+
+
+def test_every_rational_flag_is_used_and_explained(capsys):
+    with pytest.raises(SystemExit):
+        runlog.parse_args(SCRIPTS["sac_continuous"].Args, ["--help"])
+    shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
     source = ast.parse((ROOT / "activations.py").read_text())
     (config,) = (node for node in ast.walk(source) if isinstance(node, ast.ClassDef) and node.name == "RationalConfig")
     helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][1:]  # the first is the class's own
@@ -61,9 +74,9 @@ def test_help_tells_a_flags_own_words(capsys):
         assert words in shown[start : start + 130], (flag, shown[start : start + 130])
 
 
-@pytest.mark.parametrize(("file", "budget"), [("sac_continuous.py", 450)])
-def test_the_algorithm_stays_within_its_budget(file, budget):
-    assert len((ROOT / file).read_text().splitlines()) <= budget
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_algorithm_stays_within_its_budget(script):
+    assert len((ROOT / f"{script}.py").read_text().splitlines()) <= 450
 
 
 @pytest.mark.parametrize("module", SHARED)

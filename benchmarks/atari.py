@@ -1,0 +1,314 @@
+"""Speed of the Atari scripts, part by part, on one game: environment steps per second.
+
+    python benchmarks/atari.py --env-id Breakout --out results/2026-atari-speed/speed.json
+
+Each part runs in a process of its own, one after the other:
+  env      the games alone, random actions
+  learner  the whole script on games that cost nothing: acting, storing, learning
+  script   the whole script, metrics and evaluations off; share = script x (1 / env + 1 / learner): 1 if nothing
+           overlaps and nothing else takes time
+  metrics  the script with metrics every --metrics-frequency steps, metrics' time included; `metrics_share` is theirs
+  floor    the same number of convolutions and matrix products, forward and backward, channels-last, and nothing else
+  sb3      Stable-Baselines3's DQN and PPO on the same games (through an adapter: its own wrappers need OpenCV), with
+           the same network and hyper-parameters; DQN with a replay of --sb3-buffer-size: 1M stacks would take 28 GB
+Peak memory is that of the process, pages of the mapped replay included.
+"""
+
+import csv
+import dataclasses
+import importlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import runlog
+
+PARTS = ("env", "learner", "script", "metrics", "floor", "sb3")
+
+
+@dataclasses.dataclass
+class Args:
+    env_id: str = "Breakout"
+    algorithms: tuple[str, ...] = ("pqn", "ppo", "dqn")
+    parts: tuple[str, ...] = PARTS
+    activation: str = "relu"
+    steps: int = 40_000  # environment steps of pqn and ppo; dqn plays a quarter, after its learning starts
+    seconds: float = 20.0  # of env and of each batch size of floor
+    num_envs: int | None = None  # training games; None = the script's default
+    metrics_frequency: int = 100_000
+    buffer_size: int = 1_000_000  # dqn's replay
+    sb3_buffer_size: int = 50_000
+    device: str = "auto"
+    threads: int = 0
+    env_threads: int = 0
+    compile: bool = True
+    out: Path | None = None
+    child: bool = False  # internal
+
+
+class FreeGames:
+    """Games that cost nothing: the same few random observations again and again; a game ends every 200 steps."""
+
+    def __init__(self, args, num_envs: int, **kwargs):
+        self.num_envs, self.num_actions, self.t = num_envs, 4, 0
+        self.obs = np.random.default_rng(0).integers(0, 256, (4, num_envs, 4, 84, 84), dtype=np.uint8)
+
+    def reset(self, seed, *keys):
+        return self.obs[0]
+
+    def step(self, actions):
+        self.t += 1
+        ends, obs = np.full(self.num_envs, self.t % 200 == 0), self.obs[self.t % 4]
+        games = [(int(i), 1.0, 200) for i in np.flatnonzero(ends)]
+        return obs, (actions == 1).astype(np.float32), ends, np.zeros_like(ends), obs, games
+
+
+def script_args(args: Args, module, **flags):
+    num_envs = {} if args.num_envs is None else {"num_envs": args.num_envs}
+    common = {"env_id": args.env_id, "activation": args.activation, "device": args.device, "threads": args.threads}
+    common |= {"env_threads": args.env_threads, "compile": args.compile, "tensorboard": False, "fresh": True}
+    script = module.Args(**common, **num_envs, metrics_frequency=0, runs_dir=tempfile.mkdtemp())
+    if hasattr(script, "eval_frequency"):
+        script = dataclasses.replace(script, eval_frequency=10**9)
+    if hasattr(script, "train_frequency"):  # dqn
+        starts, steps = 2_000, args.steps // 4
+        flags |= {"learning_starts": starts, "total_timesteps": starts + steps, "log_frequency": max(steps // 10, 1)}
+        # exploring costs no forward pass: at the end's epsilon, as in most of a run; the replay has its full size
+        flags |= {"start_epsilon": 0.1, "buffer_size": args.buffer_size}
+    else:
+        batch = script.num_envs * script.num_steps
+        flags |= {"total_timesteps": max(args.steps, 3 * batch), "log_frequency": batch}
+    return dataclasses.replace(script, checkpoint_frequency=10**9, **flags)
+
+
+def run_script(args: Args, module, name: str, **flags) -> dict:
+    """perf/sps of the script, without what comes before its updates and the first third after (compilation)."""
+    script = script_args(args, module, **flags)
+    if hasattr(script, "train_frequency"):  # the ring on disk has room for two checkpoint intervals
+        script = dataclasses.replace(script, checkpoint_frequency=25_000)
+        make, capacity = module.ReplayBuffer, args.buffer_size
+        module.ReplayBuffer = lambda path, _, *rest: make(path, capacity, *rest)
+    start = time.perf_counter()
+    module.main(script)
+    (file,) = Path(script.runs_dir).glob("*/perf.csv")
+    rows = [(int(r["step"]), float(r["value"])) for r in csv.DictReader(file.open()) if r["key"] == "perf/sps"]
+    first = getattr(script, "learning_starts", 0)
+    kept = [speed for step, speed in rows if step > first + (script.total_timesteps - first) / 3][1:] or [rows[-1][1]]
+    speeds = {"steps_per_second": len(kept) / sum(1 / speed for speed in kept), "slowest": min(kept)}
+    return speeds | {"fastest": max(kept), "seconds": time.perf_counter() - start}
+
+
+def env_alone(args: Args, module, name: str) -> dict:
+    script = script_args(args, module)
+    num_test = getattr(script, "num_test_envs", 0)
+    games, rng = module.AtariGames(script, script.num_envs + num_test), np.random.default_rng(0)
+    games.reset(1, "games", 0)
+    steps, start = 0, None
+    while start is None or time.perf_counter() - start < args.seconds:
+        for _ in range(max(1, 256 // games.num_envs)):
+            games.step(rng.integers(games.num_actions, size=games.num_envs))
+            steps += script.num_envs
+        if start is None:
+            steps, start = 0, time.perf_counter()
+    return {"steps_per_second": steps / (time.perf_counter() - start), "num_envs": script.num_envs}
+
+
+def metrics_share(args: Args, module, name: str) -> dict:
+    """Seconds of one round of network metrics, and their share of a run that has one every --metrics-frequency."""
+    seconds, report = [], module.metrics.network_report
+
+    def timed(*positional, **named):
+        start = time.perf_counter()
+        result = report(*positional, **named)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    module.metrics.network_report = timed
+    speed = run_script(args, module, name, metrics_frequency=max(args.steps // 8, 1))["steps_per_second"]
+    each = sum(seconds) / len(seconds)
+    return {"seconds_each": each, "metrics_share": each / (each + args.metrics_frequency / speed)}
+
+
+def floor(args: Args, module, name: str) -> dict:
+    """Environment steps per second if only the convolutions and matrix products of the learner took time."""
+    script, device = script_args(args, module), runlog.find_device(args.device)
+    network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)
+    layers = [network.conv1, network.conv2, network.conv3, network.fc]
+    weights = [[b.linear.weight.detach().requires_grad_() for b in layer.branches] for layer in layers]
+    sizes, strides = (84, 20, 9), (4, 2, 1)
+
+    def products(batch: int, backward: bool) -> float:
+        """Seconds of one pass over all layers."""
+        inputs = []
+        for group, size in zip(weights[:3], sizes):
+            x = torch.randn(batch, group[0].shape[1], size, size, device=device)
+            inputs.append(x.to(memory_format=torch.channels_last))
+        inputs.append(torch.randn(batch, weights[3][0].shape[0], device=device))
+
+        def one_pass():
+            for k, (group, x) in enumerate(zip(weights, inputs)):
+                x.requires_grad_(backward and k > 0)
+                for w in group:
+                    w = w.to(memory_format=torch.channels_last) if k < 3 else w
+                    with torch.set_grad_enabled(backward):
+                        y = F.conv2d(x, w, stride=strides[k]) if k < 3 else x @ w
+                    if backward:
+                        torch.autograd.grad(y, [w, x] if k else [w], torch.ones_like(y))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        one_pass()
+        number, start = 0, time.perf_counter()
+        while number < 3 or time.perf_counter() - start < args.seconds:
+            one_pass()
+            number += 1
+        return (time.perf_counter() - start) / number
+
+    if name == "dqn":
+        batch = script.batch_size
+        learn = products(batch, True) + (1 + script.double_q) * products(batch, False)
+        per_step = products(script.num_envs, False) / script.num_envs + learn / script.train_frequency
+    else:
+        batch = script.num_envs * script.num_steps
+        acting = products(script.num_envs + getattr(script, "num_test_envs", 0), False) * (script.num_steps + 1)
+        learn = products(batch // script.num_minibatches, True) * script.num_minibatches * script.update_epochs
+        per_step = (acting + learn) / batch
+    return {"steps_per_second": 1 / per_step}
+
+
+def sb3(args: Args, module, name: str) -> dict:
+    import gymnasium as gym
+    from stable_baselines3 import DQN, PPO
+    from stable_baselines3.common.vec_env import VecEnv
+
+    script = script_args(args, module)
+
+    class Adapter(VecEnv):
+        """AtariGames as Stable-Baselines3 wants it, as far as `learn` asks."""
+
+        def __init__(self):
+            self.games = module.AtariGames(script, script.num_envs)
+            space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+            super().__init__(script.num_envs, space, gym.spaces.Discrete(self.games.num_actions))
+
+        def get_attr(self, attr_name, indices=None):
+            return [None] * self.num_envs
+
+        def env_is_wrapped(self, wrapper_class, indices=None):
+            return [False] * self.num_envs
+
+        def set_attr(self, *_):
+            raise NotImplementedError
+
+        env_method = set_attr
+
+        def close(self):
+            pass
+
+        def reset(self):
+            return self.games.reset(1, "games", 0)
+
+        def step_async(self, actions):
+            self.actions = actions
+
+        def step_wait(self):
+            obs, rewards, terminations, truncations, real_next_obs, _ = self.games.step(self.actions)
+            cut = truncations & ~terminations
+            infos = [{"terminal_observation": x, "TimeLimit.truncated": bool(c)} for x, c in zip(real_next_obs, cut)]
+            return obs, np.sign(rewards).astype(np.float32), terminations | truncations, infos
+
+    device = runlog.find_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    common = {"policy": "CnnPolicy", "env": Adapter(), "gamma": script.gamma, "device": device, "seed": 1}
+    if name == "dqn":
+        model = DQN(
+            **common,
+            learning_rate=script.learning_rate,
+            buffer_size=args.sb3_buffer_size,
+            learning_starts=1_000,
+            batch_size=script.batch_size,
+            train_freq=max(script.train_frequency // script.num_envs, 1),
+            target_update_interval=script.target_frequency,
+            exploration_initial_eps=0.1,
+            exploration_final_eps=0.1,
+            policy_kwargs={"optimizer_kwargs": {"eps": script.adam_eps}},
+        )
+        warm_up, steps = 2_000, args.steps // 4
+    else:
+        model = PPO(
+            **common,
+            learning_rate=script.learning_rate,
+            n_steps=script.num_steps,
+            batch_size=script.num_envs * script.num_steps // script.num_minibatches,
+            n_epochs=script.update_epochs,
+            gae_lambda=script.gae_lambda,
+            clip_range=script.clip_coefficient,
+            clip_range_vf=script.clip_coefficient,
+            ent_coef=script.entropy_coefficient,
+            vf_coef=script.value_coefficient,
+            max_grad_norm=script.max_grad_norm,
+        )
+        warm_up, steps = script.num_envs * script.num_steps, args.steps
+    model.learn(warm_up)
+    before, start = model.num_timesteps, time.perf_counter()
+    model.learn(steps, reset_num_timesteps=False)
+    return {"steps_per_second": (model.num_timesteps - before) / (time.perf_counter() - start)}
+
+
+def child(args: Args) -> dict:
+    (name,), (part,) = args.algorithms, args.parts
+    module = importlib.import_module(f"{name}_atari")
+    if part == "learner":
+        module.AtariGames = FreeGames
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    makers = {"env": env_alone, "learner": run_script, "script": run_script, "metrics": metrics_share}
+    result = (makers | {"floor": floor, "sb3": sb3})[part](args, module, name)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"algorithm": name, "part": part} | result | {"peak_memory_mb": round(peak)}
+
+
+def main(args: Args) -> None:
+    if args.child:
+        print(json.dumps(child(args)))
+        return
+    results, summary = [], {}
+    for name in args.algorithms:
+        for part in args.parts:
+            if (name, part) == ("pqn", "sb3"):  # it has none
+                continue
+            passed = dataclasses.asdict(args) | {"algorithms": name, "parts": part, "compile": None, "out": None}
+            flags = [x for key, value in passed.items() if value not in (None, False) for x in (f"--{key}", str(value))]
+            flags += ["--child", "--compile" if args.compile else "--no-compile"]
+            command = [sys.executable, __file__, *flags]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results.append(json.loads(output.stdout.splitlines()[-1]))
+            print(json.dumps(results[-1]), flush=True)
+        speed = {r["part"]: r.get("steps_per_second") for r in results if r["algorithm"] == name}
+        told = summary[name] = {}
+        if {"env", "learner", "script"} <= speed.keys():
+            told["share"] = speed["script"] * (1 / speed["env"] + 1 / speed["learner"])
+        if {"learner", "floor"} <= speed.keys():
+            told["learner_over_floor"] = speed["learner"] / speed["floor"]
+        if {"script", "sb3"} <= speed.keys():
+            told["script_over_sb3"] = speed["script"] / speed["sb3"]
+        print(name, {key: round(value, 3) for key, value in told.items()}, flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        content = runlog.machine() | {"argv": sys.argv, "summary": summary, "results": results}
+        args.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

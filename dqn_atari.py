@@ -1,0 +1,449 @@
+"""Deep Q-Network on Atari (DQN, Mnih et al. 2015), for the Hadamard representations of HR (2406.09079, Table 4).
+
+One game, a replay of single frames, a Double-DQN target (HR, eq. 5). The last hidden layer carries --activation, the
+convolutions --encoder-activation. The same command again resumes or says "finished".
+
+    python dqn_atari.py --env-id Breakout --activation tanh_hr --analyse
+
+Results, implementation details, differences from CleanRL: docs/dqn_atari.md.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import time
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+
+import activations
+import metrics
+import runlog
+
+
+@dataclasses.dataclass
+class Args:
+    seed: int = 1  # of weights, exploration, replay and games
+    total_timesteps: int = 10_000_000  # environment steps of all training games together; frames are 4 times as many
+    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = 0  # CPU threads of torch; 0 = torch's choice
+    env_threads: int = 0  # threads that step the games; 0 = as many as cores
+    compile: bool = True  # torch.compile the network; --no-compile runs it eagerly
+    runs_dir: str = "runs"  # where the run folders are
+    fresh: bool = False  # delete an existing run of this configuration and start anew
+    checkpoint_frequency: int = 25_000  # environment steps between checkpoints
+    keep_replay: bool = False  # keep the replay on disk once the run has finished
+    evaluate: bool = False  # load the finished run of these flags, play whole games, print returns, save a video
+    print_network: bool = False  # print the layers and their parameter counts, and stop
+    tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
+    track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
+    wandb_project: str = "activations-rl"  # W&B project
+    wandb_entity: str | None = None  # W&B team; None = the account's default
+    env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
+    repeat_action_probability: float = 0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
+    # algorithm; the defaults are HR's Table 4
+    num_envs: int = 1  # training games side by side; must divide --train-frequency or be a multiple of it
+    buffer_size: int = 1_000_000  # replay capacity in transitions, of all games together; 7.4 GB of disk
+    learning_starts: int = 80_000  # environment steps before the first update
+    train_frequency: int = 4  # environment steps between gradient steps
+    batch_size: int = 32  # transitions per gradient step
+    target_frequency: int = 1_000  # environment steps between copies to the target network
+    double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: the greatest target value (CleanRL)
+    gamma: float = 0.99  # discount factor
+    learning_rate: float = 1e-4  # Adam step size
+    adam_eps: float = 1e-5  # epsilon of Adam (CleanRL: 1e-8)
+    start_epsilon: float = 1.0  # share of random actions at the start
+    final_epsilon: float = 0.1  # share of random actions in the end (CleanRL: 0.01)
+    exploration_steps: int = 1_000_000  # environment steps in which epsilon falls linearly
+    clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
+    # network
+    activation: str = "relu"  # name or expression of the last hidden layer: relu, crational, tanh_hr, identity*silu
+    encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
+    width: int = 512  # units of the last hidden layer
+    layer_norm: Literal["channel", "chw", "none"] = "none"  # before each activation; over channels or C, H, W
+    redo: bool = False  # recycle dormant neurons (ReDo)
+    redo_tau: float = 0.025  # score up to which a neuron is dormant
+    redo_period: int = 1_000  # gradient steps between recyclings
+    rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
+    # evaluation and metrics
+    eval_frequency: int = 250_000  # environment steps between evaluations
+    num_eval_episodes: int = 8  # whole games of an evaluation, side by side
+    eval_epsilon: float = 0.01  # share of random actions in evaluations
+    log_frequency: int = 10_000  # environment steps between rows of losses
+    metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
+    metrics_samples: int = 2_048  # observations that the network metrics look at
+    analyse: bool = False  # with the metrics also the parts of Q that live and dead neurons give (HR, Fig. 4)
+
+
+# ---- games: this part is the same in dqn_atari.py, ppo_atari.py and pqn_atari.py -------------------------------------
+
+
+def atari_game(env_id: str) -> tuple[str, str]:
+    """(name, rom) of a game: ("Breakout", "breakout") for Breakout and ALE/Breakout-v5. Raises UserError: unknown."""
+    import ale_py  # noqa: F401  (registers the ids)
+
+    specs = {name: spec for name, spec in gym.registry.items() if name.startswith("ALE/") and name.endswith("-v5")}
+    roms = {name[4:-3]: spec.kwargs["game"] for name, spec in specs.items()}
+    name = env_id.removeprefix("ALE/").removesuffix("-v5")
+    runlog.check_choice("--env-id", name, roms)
+    return name, roms[name]
+
+
+class AtariGames:
+    """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey, 84x84, 4 stacked.
+
+    A lost life is a termination for the learner, and the game goes on. Rewards are raw; `step` tells each whole game.
+    """
+
+    def __init__(self, args: Args, num_envs: int, **kwargs):
+        from ale_py.vector_env import AtariVectorEnv
+
+        kwargs = {"repeat_action_probability": args.repeat_action_probability, "num_threads": args.env_threads} | kwargs
+        kwargs |= {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP, "reward_clipping": False}
+        self.envs = AtariVectorEnv(atari_game(args.env_id)[1], num_envs, life_loss_info=True, **kwargs)
+        self.num_envs, self.num_actions = num_envs, int(self.envs.single_action_space.n)
+
+    def reset(self, seed: int, *keys: str | int) -> np.ndarray:
+        """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
+        seeds = np.array([runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)])
+        obs, info = self.envs.reset(seed=seeds)
+        self.frames, self.returns, self.lengths = info["episode_frame_number"], *np.zeros((2, self.num_envs))
+        return obs
+
+    def step(self, actions: np.ndarray) -> tuple:
+        """(obs, rewards, terminations, truncations, real_next_obs, games); games: (env, return, length) of each one
+        that ended. Where one did, obs is the first of the next, and real_next_obs the last of the one that ended."""
+        obs, rewards, terminations, truncations, info = self.envs.step(actions)
+        over = info["episode_frame_number"] < self.frames  # ale_py's final_obs is right only where a game ended
+        self.frames, self.returns, self.lengths = info["episode_frame_number"], self.returns + rewards, self.lengths + 1
+        real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs) if over.any() else obs
+        games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
+        self.returns[over], self.lengths[over] = 0, 0
+        return obs, rewards, terminations, truncations, real_next_obs, games
+
+
+def play_games(args: Args, policy, number: int, seed: int, screens: list | None = None) -> list[float]:
+    """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
+    no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
+    (RGB, the first 2,000)."""
+    games, colour = AtariGames(args, number), None
+    obs, returns, step = games.reset(seed, "play"), {}, 0
+    if screens is not None:  # one more environment plays game 0 again, in colour
+        colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
+        screens.append(colour.reset(seed, "play")[0, -1])
+    while len(returns) < number:
+        actions = policy(obs)
+        obs, *_, ended = games.step(actions)
+        if colour is not None and 0 not in returns and len(screens) < 2_000:
+            screen, step = colour.step(actions[:1])[0][0, -1], step + 1
+            screens += [screen] if step % 4 == 0 else []
+        returns = {i: total for i, total, _ in ended} | returns
+    return [returns[i] for i in range(number)]
+
+
+# ---- network ---------------------------------------------------------------------------------------------------------
+
+
+class QNetwork(nn.Module):
+    """Nature CNN (Mnih et al. 2015): observations (n, 4, 84, 84) uint8 -> Q-values (n, num_actions)."""
+
+    def __init__(self, num_actions: int, args: Args):
+        super().__init__()
+        first, second, third = args.encoder_activation * (3 // len(args.encoder_activation))
+        seed = functools.partial(runlog.derive_seed, args.seed)
+        shared = {} if args.rational.share_across_layers else None
+        options = {"rational": args.rational, "shared": shared, "init": activations.fan_in_uniform}
+        conv = functools.partial(activations.conv, layer_norm=args.layer_norm, **options)
+        self.conv1 = conv(4, 32, 8, first, stride=4, out_size=(20, 20), seeds=seed("conv1"))
+        self.conv2 = conv(self.conv1.width, 64, 4, second, stride=2, out_size=(9, 9), seeds=seed("conv2"))
+        self.conv3 = conv(self.conv2.width, 64, 3, third, stride=1, out_size=(7, 7), seeds=seed("conv3"))
+        norm = args.layer_norm != "none"
+        inputs = self.conv3.width * 7 * 7
+        self.fc = activations.dense(inputs, args.width, args.activation, layer_norm=norm, seeds=seed("fc"), **options)
+        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), init=activations.fan_in_uniform)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        x = self.conv3(self.conv2(self.conv1(obs / 255.0)))
+        return self.q(self.fc(x.flatten(1)))
+
+
+@torch.no_grad()
+def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args, generator: torch.Generator) -> float:
+    """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their share."""
+    layers = [network.conv1, network.conv2, network.conv3, network.fc]
+    with metrics.record_layers(network) as records:
+        network(obs)
+    outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
+    dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
+    return activations.recycle_layers(layers, [network.q], dormant, optimizer, activations.fan_in_uniform, generator)
+
+
+def dqn_target(rewards, terminations, next_q_online, next_q_target, gamma: float, double_q: bool) -> torch.Tensor:
+    """r + gamma (1 - termination) Q'(s', a*), all (batch,) but the Q-values (batch, num_actions).
+
+    a* is the greedy action of the online network (Double DQN, van Hasselt et al. 2016; HR eq. 5) or, without double_q,
+    of the target network Q' itself (Mnih et al. 2015).
+    """
+    best = (next_q_online if double_q else next_q_target).argmax(-1, keepdim=True)
+    return rewards + gamma * (1 - terminations) * next_q_target.gather(-1, best).squeeze(-1)
+
+
+class ReplayBuffer:
+    """Single frames on disk, (rows, num_envs, 84, 84) uint8, mapped into memory; stacks of 4 are made when sampled.
+
+    Row t of a game: the newest frame of the observation at t, the action taken there, its reward (sign or raw), whether
+    it terminated for the learner, and whether the game ended with it. A stack has zeros before a game's first frame, as
+    ale_py's has. A transition cut off by a time limit or by a resumption is never sampled: its successor is not stored.
+    `spare` further transitions stay, so that a checkpoint of num_added rows finds what it counted. Raises UserError:
+    the disk is too small, or rows are missing.
+    """
+
+    def __init__(self, path, capacity: int, spare: int, num_envs: int, num_added: int = 0):
+        self.num_added, self.capacity = num_added, -(-capacity // num_envs)
+        self.num_rows = self.capacity + -(-spare // num_envs) + 8  # a stack reaches back by 3 rows
+        row = [("frame", np.uint8, (84, 84)), ("action", np.uint8), ("reward", np.float32)]
+        row = np.dtype([*row, ("termination", np.bool_), ("over", np.bool_), ("cut", np.bool_)])
+        size = self.num_rows * num_envs * row.itemsize
+        if num_added and not (path.exists() and path.stat().st_size >= size):
+            raise runlog.UserError(f"{path} is missing or too short for the checkpoint; {runlog.FRESH}")
+        with runlog.writing(path), open(path, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would be a bus error
+        self.rows = np.memmap(path, row, "r+", shape=(self.num_rows, num_envs))
+        if num_added:  # the games that were under way are lost
+            self.rows["cut"][(num_added - 1) % self.num_rows] = True
+            self.rows["over"][(num_added - 1) % self.num_rows] = True
+
+    def add(self, obs, actions, rewards, terminations, truncations, overs) -> None:
+        columns = (obs[:, -1], actions, rewards, terminations, overs, truncations & ~terminations)
+        for name, values in zip(self.rows.dtype.names, columns):
+            self.rows[self.num_added % self.num_rows][name] = values
+        self.num_added += 1
+
+    def stacks(self, times: np.ndarray, envs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The observations at these times and one later, (n, 4, 84, 84) uint8 each."""
+        times, envs = times[:, None] + np.arange(-3, 2), envs[:, None]
+        frames = self.rows["frame"][times % self.num_rows, envs]
+        ends = self.rows["over"][times[:, :-1] % self.num_rows, envs] | (times[:, :-1] < 0)
+        stacks = []
+        for first in (0, 1):  # a frame counts if no game ended between it and the newest one
+            lost = np.logical_or.accumulate(ends[:, first : first + 3][:, ::-1], axis=1)[:, ::-1]
+            stacks.append(frames[:, first : first + 4].copy())
+            stacks[first][:, :3][lost] = 0
+        return tuple(stacks)
+
+    def sample(self, size: int, generator: torch.Generator, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Uniform transitions: obs, next_obs (size, 4, 84, 84) uint8, actions, rewards, terminations (size,)."""
+        oldest, num_envs = max(self.num_added - self.capacity, 0), self.rows.shape[1]
+        chosen = np.empty(0, np.int64)
+        while len(chosen) < size:  # the newest row has no successor yet
+            low, high = oldest * num_envs, (self.num_added - 1) * num_envs
+            drawn = torch.randint(low, high, (size - len(chosen),), generator=generator).numpy()
+            cut = self.rows["cut"][drawn // num_envs % self.num_rows, drawn % num_envs]
+            chosen = np.append(chosen, drawn[~cut])
+        times, envs = chosen // num_envs, chosen % num_envs
+        row, kinds = (
+            (times % self.num_rows, envs),
+            {"action": np.int64, "reward": np.float32, "termination": np.float32},
+        )
+        columns = [self.rows[name][row].astype(kind) for name, kind in kinds.items()]
+        return tuple(torch.from_numpy(x).to(device) for x in (*self.stacks(times, envs), *columns))
+
+
+@torch.no_grad()
+def q_split(network: QNetwork, obs: torch.Tensor) -> dict[str, float]:
+    """What dead neurons, live neurons and the bias of the last layer give to Q (HR, Theorem 4.1 and Fig. 4), as means
+    over observations and actions. Dead neurons are constant, so their part is a hidden bias."""
+    with metrics.record_layers(network) as records:
+        network(obs)
+    hidden = records["fc"].output
+    parts = metrics.hidden_bias(hidden, metrics.dead_neurons_kde(hidden)[0], network.q.weight.mT)
+    return {f"q_split/{key}": x.mean().item() for key, x in zip(("dead", "live", "bias"), (*parts, network.q.bias))}
+
+
+def linear_schedule(start: float, end: float, fraction: float) -> float:
+    """From start to end as fraction goes from 0 to 1, and end from then on."""
+    return start + (end - start) * min(fraction, 1.0)
+
+
+def has_crossed(before: int, step: int, period: int) -> bool:
+    """Whether a multiple of period lies in (before, step]; never for period 0."""
+    return period > 0 and step // period > before // period
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
+    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency redo_tau")
+    runlog.check_range(args, "[1, inf)", "num_envs train_frequency batch_size target_frequency exploration_steps width")
+    runlog.check_range(args, "[1, inf)", "redo_period checkpoint_frequency eval_frequency num_eval_episodes")
+    runlog.check_range(args, "[1, inf)", "log_frequency")
+    runlog.check_range(args, f"[{args.num_envs}, inf)", "total_timesteps")
+    runlog.check_range(args, f"[{2 * args.num_envs}, inf)", "buffer_size learning_starts")
+    runlog.check_range(args, "[2, inf)", "metrics_samples")
+    runlog.check_range(args, "(0, inf)", "learning_rate adam_eps")
+    runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
+    if (period := args.train_frequency) % args.num_envs and args.num_envs % period:
+        raise runlog.UserError(f"--num-envs {args.num_envs}: must divide --train-frequency {period} or be its multiple")
+    if len(args.encoder_activation) not in (1, 3):
+        raise runlog.UserError(f"--encoder-activation {' '.join(args.encoder_activation)}: give one name, or three")
+    runlog.find_device(args.device)
+    with runlog.value_errors_are_user_errors():
+        activations.check(args.activation, args.rational)
+        for name in args.encoder_activation:
+            activations.check(name, args.rational, "--encoder-activation")
+    return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
+
+
+@torch.no_grad()
+def act(q_network: QNetwork, epsilon: float, generator: torch.Generator, obs: np.ndarray) -> np.ndarray:
+    """Epsilon-greedy actions (n,) for observations (n, 4, 84, 84)."""
+    head, draws = q_network.q.bias, torch.rand(2, len(obs), generator=generator)
+    explores, actions = draws[0] < epsilon, (draws[1] * len(head)).long()
+    if not explores.all():
+        actions = torch.where(explores, actions, q_network(torch.from_numpy(obs).to(head.device)).argmax(-1).cpu())
+    return actions.numpy()
+
+
+def train(args: Args, run: runlog.Run) -> None:
+    """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way start anew."""
+    device, games = runlog.find_device(args.device), AtariGames(args, args.num_envs)
+    networks = (QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last) for _ in range(2))
+    q_network, target_network = networks  # equal at first
+    groups = activations.parameter_groups(q_network, args.learning_rate, args.rational)
+    optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
+    generators = {use: runlog.make_generator(args.seed, use) for use in ("act", "update", "metrics", "redo")}
+    num_updates, logged_updates, totals, last_eval = 0, 0, torch.zeros(2, device=device), {}
+    start, state, _ = run.load_checkpoint()
+    ring, num_added = args.checkpoint_frequency, 0  # the replay is made for checkpoints at least as often as `ring`
+    if state:
+        q_network.load_state_dict(state["q_network"])
+        target_network.load_state_dict(state["target_network"])
+        optimizer.load_state_dict(state["optimizer"])
+        num_updates, logged_updates, last_eval = state["num_updates"], state["logged_updates"], state["last_eval"]
+        totals, num_added, ring = state["totals"].to(device), state["num_added"], state["ring"]
+        runlog.set_states(generators, state["generators"])
+    capacity = min(args.buffer_size, args.total_timesteps)
+    buffer = ReplayBuffer(run.folder / "replay.dat", capacity, 2 * ring, args.num_envs, num_added)
+
+    def td_loss(obs, next_obs, actions, rewards, terminations) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            next_q = target_network(next_obs)
+            next_q_online = q_network(next_obs) if args.double_q else next_q
+            td_target = dqn_target(rewards, terminations, next_q_online, next_q, args.gamma, args.double_q)
+        q_values = q_network(obs).gather(1, actions.unsqueeze(1)).squeeze(1)
+        return (q_values - td_target).square().mean(), q_values.detach().mean()
+
+    compiled_td_loss = torch.compile(td_loss, dynamic=False, disable=not args.compile)
+    acting_network = torch.compile(q_network, dynamic=False, disable=not args.compile)
+    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    obs, clock, clock_step, postfix = games.reset(args.seed, "games", start), time.monotonic(), start, {}
+    for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):
+        before, at_end = step - args.num_envs, step + args.num_envs > args.total_timesteps
+        crossed = functools.partial(has_crossed, before, args.total_timesteps if at_end else step)
+        # act and store
+        epsilon = linear_schedule(args.start_epsilon, args.final_epsilon, before / args.exploration_steps)
+        actions = act(acting_network, epsilon, generators["act"], obs)
+        next_obs, rewards, terminations, truncations, _, ended = games.step(actions)
+        overs = np.isin(np.arange(args.num_envs), [i for i, *_ in ended])
+        for _, total, length in ended:
+            run.log(step, {"charts/episodic_return": total, "charts/episodic_length": length})
+        rewards = np.sign(rewards) if args.clip_rewards else rewards
+        buffer.add(obs, actions, rewards, terminations, truncations, overs)
+        obs = next_obs
+        if crossed(args.metrics_frequency) and step >= args.learning_starts:  # before the updates
+            paused = time.monotonic()
+            batch = buffer.sample(args.metrics_samples, generators["metrics"], device)
+            names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
+            grads = dict(zip(names, torch.autograd.grad(td_loss(*batch)[0], trained)))
+            report = metrics.network_report(q_network, batch[:1], grads, 0, max_samples=args.metrics_samples)
+            runlog.log_report(run, step, "network/q", report)
+            run.log(step, q_split(q_network, batch[0]) if args.analyse else {})
+            clock += time.monotonic() - paused
+        # learn
+        for _ in range(step // args.train_frequency - max(before, args.learning_starts) // args.train_frequency):
+            optimizer.zero_grad()
+            loss, q_mean = compiled_td_loss(*buffer.sample(args.batch_size, generators["update"], device))
+            loss.backward()
+            optimizer.step()
+            num_updates += 1
+            totals += torch.stack([loss.detach(), q_mean])
+            if args.redo and num_updates % args.redo_period == 0:
+                obs_sample = buffer.sample(args.metrics_samples, generators["redo"], device)[0]
+                share = recycle_dormant(q_network, optimizer, obs_sample, args, generators["redo"])
+                run.log(step, {"redo/recycled_share": share})
+        if has_crossed(before, step, args.target_frequency) and step > args.learning_starts:
+            target_network.load_state_dict(q_network.state_dict())
+        # measure
+        if crossed(args.log_frequency):
+            speed = (step - clock_step) / (time.monotonic() - clock)
+            row = {"charts/epsilon": epsilon, "perf/sps": speed}
+            if num_updates > logged_updates:
+                loss, q_mean = (totals / (num_updates - logged_updates)).tolist()
+                if not math.isfinite(loss):
+                    run.log(args.total_timesteps, last_eval)  # carried forward
+                    run.finish("diverged", step=step)
+                    break
+                row |= {"losses/td_loss": loss, "losses/q_mean": q_mean}
+                logged_updates, totals = num_updates, torch.zeros_like(totals)
+            run.log(step, row)
+            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
+        if crossed(args.eval_frequency):
+            paused, index = time.monotonic(), math.ceil(step / args.eval_frequency)
+            seed = runlog.derive_seed(args.seed, "eval", index)
+            policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(seed, "act"))
+            last_eval = {"eval/episodic_return": float(np.mean(play_games(args, policy, args.num_eval_episodes, seed)))}
+            run.log(step, last_eval)
+            postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
+            progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
+            clock += time.monotonic() - paused
+        # save
+        if crossed(min(ring, args.checkpoint_frequency)) or at_end:
+            buffer.rows.flush()
+            state = {"q_network": q_network.state_dict(), "target_network": target_network.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "totals": totals, "num_updates": num_updates}
+            state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
+            state |= {"num_added": buffer.num_added, "ring": ring}
+            run.save_checkpoint(step, state | {"logged_updates": logged_updates, "last_eval": last_eval})
+            run.draw(step)
+        progress.update(step, **postfix)
+    else:
+        run.finish()
+    if not args.keep_replay:
+        (run.folder / "replay.dat").unlink()
+    progress.close()
+
+
+def evaluate_finished(args: Args, run: runlog.Run) -> None:
+    """--evaluate: plays num_eval_episodes whole games with the last checkpoint, and films the first."""
+    if run.status() not in runlog.ENDED:
+        raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
+    step, state, _ = run.load_checkpoint()
+    q_network = QNetwork(AtariGames(args, 1).num_actions, args)
+    q_network.load_state_dict(state["q_network"])
+    policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(args.seed, "play"))
+    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
+    path = run.folder / "videos" / f"evaluation-{step}.mp4"
+    runlog.write_video(path, screens, fps=15)
+    values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
+    print(f"seed {args.seed}: return {values}; {path} shows a game of {returns[0]:.0f}", flush=True)
+
+
+def main(args: Args) -> None:
+    args = validate(args)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    if args.print_network:
+        return runlog.print_network(QNetwork(AtariGames(args, 1).num_actions, args))
+    runs = runlog.make_runs(args, "dqn_atari")
+    if args.evaluate:
+        return evaluate_finished(args, runs[args.seed])
+    with runlog.opened(runs, args, "dqn_atari") as groups:
+        for _, _, (run,) in groups:
+            train(args, run)
+
+
+if __name__ == "__main__":
+    with runlog.exit_on_user_error():
+        main(runlog.parse_args(Args))

@@ -1,0 +1,224 @@
+"""Games against a plain ALE interface, replay against what happened. `pytest -q tests/test_atari.py` (about 20 s)."""
+
+import functools
+import resource
+
+import ale_py
+import numpy as np
+import pytest
+import torch
+from ale_py import vector_env
+
+import runlog
+from dqn_atari import Args, AtariGames, ReplayBuffer, atari_game, play_games
+
+CPU = torch.device("cpu")
+ARGS = Args(env_threads=1)
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+
+def area_weights(size: int) -> np.ndarray:
+    """(84, size): how much of each of `size` pixels lies in each of 84."""
+    starts, pixels = np.arange(84)[:, None] * size / 84, np.arange(size)
+    overlap = np.minimum(starts + size / 84, pixels + 1) - np.maximum(starts, pixels)
+    return np.clip(overlap, 0, None) * 84 / size
+
+
+class ScalarGame:
+    """One game on ale_py's plain interface: 4 frames per action, the greatest of the last two, resized in numpy."""
+
+    rows, columns = area_weights(210), area_weights(160)
+
+    def __init__(self, rom: str, seed: int):
+        self.ale = ale_py.ALEInterface()
+        self.ale.setInt("random_seed", seed)
+        self.ale.setFloat("repeat_action_probability", 0.0)
+        self.ale.loadROM(ale_py.roms.get_rom_path(rom))
+        self.actions = self.ale.getMinimalActionSet()
+
+    def small(self, screen: np.ndarray) -> np.ndarray:
+        return self.rows @ screen.astype(float) @ self.columns.T
+
+    def reset(self, first_frame: int) -> np.ndarray:
+        """A new game at this frame: the fire button once (where there is one), then no-ops."""
+        self.ale.reset_game()
+        for frame in range(first_frame):
+            fires = frame == 0 and ale_py.Action.FIRE in self.actions
+            self.ale.act(ale_py.Action.FIRE if fires else ale_py.Action.NOOP)
+        self.lives, self.total, self.length = self.ale.lives(), 0.0, 0
+        self.stack = [np.zeros((84, 84))] * 3 + [self.small(self.ale.getScreenGrayscale())]
+        return np.stack(self.stack)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """(observation, raw reward, life lost, game over)"""
+        reward, screens = 0.0, []
+        for _ in range(4):
+            if not self.ale.game_over():
+                reward += self.ale.act(self.actions[action])
+                screens.append(self.ale.getScreenGrayscale())
+        self.stack = [*self.stack[1:], self.small(np.maximum(*screens[-2:]) if len(screens) > 1 else screens[0])]
+        lost, self.lives = self.ale.lives() < self.lives, self.ale.lives()
+        self.total, self.length = self.total + reward, self.length + 1
+        return np.stack(self.stack), reward, lost, self.ale.game_over()
+
+
+@pytest.mark.parametrize(("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)])
+def test_games_are_those_of_a_plain_interface(env_id, limit):
+    args, rng, seen = Args(env_id=env_id, env_threads=1), np.random.default_rng(0), {"life": 0, "over": 0, "cut": 0}
+    games = AtariGames(args, 2, max_num_frames_per_episode=limit)
+    obs = games.reset(5, "games", 0)
+    rom = atari_game(env_id)[1]
+    plain = [ScalarGame(rom, runlog.derive_seed(5, "games", 0, i) % 2**31) for i in range(2)]
+    assert len(plain[0].actions) == games.num_actions
+    started = [int(frame) for frame in games.frames]
+    for game, frame, each in zip(plain, started, obs):
+        assert np.abs(game.reset(frame) - each).max() <= 0.51  # rounded to whole grey values
+    for _ in range(400):
+        actions = rng.integers(games.num_actions, size=2)
+        obs, rewards, terminations, truncations, real_next_obs, ended = games.step(actions)
+        told = {i: (total, length) for i, total, length in ended}
+        for i, game in enumerate(plain):
+            truth, reward, lost, over = game.step(actions[i])
+            cut = not over and game.length * 4 >= limit
+            compared = slice(0, 3 if over or cut else 4)  # ale_py mixes older frames into the last one of a game
+            assert np.abs(truth - real_next_obs[i])[compared].max() <= 0.51
+            assert (rewards[i], terminations[i], truncations[i]) == (reward, lost or over, cut)
+            assert told.get(i) == ((game.total, game.length) if over or cut else None)
+            if over or cut:
+                truth = game.reset(int(games.frames[i]))
+            assert np.abs(truth - obs[i]).max() <= 0.51
+            seen = {"life": seen["life"] + lost, "over": seen["over"] + over, "cut": seen["cut"] + cut}
+    assert seen["life"] >= 2 and (seen["cut"] >= 2 if limit < 108_000 else seen["over"] >= 2), seen
+
+
+def test_sticky_actions_and_seeds():
+    def play(seed, **flags):
+        games = AtariGames(Args(env_threads=1, **flags), 2)
+        first = games.reset(seed, "games", 0)
+        return [first, *(games.step(np.full(2, 2 + t % 2))[0] for t in range(20))]
+
+    plain, same = play(1), play(1)
+    sticky, again, other = (play(s, repeat_action_probability=0.25) for s in (1, 1, 2))
+    assert all(map(np.array_equal, plain, same)) and all(map(np.array_equal, sticky, again))
+    assert not all(map(np.array_equal, plain, sticky)) and not all(map(np.array_equal, other, sticky))
+
+
+@pytest.fixture
+def short_games(monkeypatch):
+    short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=600)
+    monkeypatch.setattr(vector_env, "AtariVectorEnv", short)
+
+
+def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
+    times, screens = iter(range(10_000)), []
+
+    def policy(obs):
+        assert obs.shape == (3, 4, 84, 84) and obs.dtype == np.uint8
+        return np.full(3, [1, 2, 2, 3, 0][next(times) % 5])
+
+    returns = play_games(ARGS, policy, 3, 11, screens)
+    games = AtariGames(ARGS, 3)
+    games.reset(11, "play")
+    for i, frame in enumerate(games.frames):
+        game, over, t = ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31), False, 0
+        game.reset(int(frame))
+        start = game.ale.getScreenRGB()
+        while not over and game.length < 150:
+            over, t = game.step([1, 2, 2, 3, 0][t % 5])[3], t + 1
+        assert returns[i] == game.total
+        if i == 0:
+            assert np.array_equal(screens[0], start) and len(screens) == 1 + game.length // 4
+            assert all(screen.shape == (210, 160, 3) for screen in screens)
+    times = iter(range(10_000))
+    assert play_games(ARGS, policy, 3, 11) == returns and max(returns) > 0
+
+
+def collect(buffer, games, obs, steps, rng, truth):
+    """Random steps into the buffer and the list; the reward stored is the row's number, by which it is known again."""
+    for _ in range(steps):
+        actions, number = rng.integers(games.num_actions, size=games.num_envs), len(truth)
+        next_obs, _, terminations, truncations, real_next_obs, ended = games.step(actions)
+        overs = np.isin(np.arange(games.num_envs), [i for i, *_ in ended])
+        ids = (number * games.num_envs + np.arange(games.num_envs)).astype(np.float32)
+        buffer.add(obs, actions, ids, terminations, truncations, overs)
+        truth.append((obs, actions, terminations, truncations & ~terminations, overs, real_next_obs))
+        obs = next_obs
+
+
+def check_samples(buffer, truth, oldest: int, lost=()):
+    """Every transition that may be sampled is, none else, and each is what happened."""
+    batches = [buffer.sample(400, torch.Generator().manual_seed(k), CPU) for k in range(12)]
+    obs, next_obs, actions, rewards, terminations = (torch.cat(x).numpy() for x in zip(*batches))
+    seen = {}
+    for k, number in enumerate(rewards.astype(int)):
+        seen[int(number)] = k
+    num_envs = len(truth[0][1])
+    rows = {n: (*(column[n % num_envs] for column in truth[n // num_envs]),) for n in range(num_envs * len(truth))}
+    may = {n for n, row in rows.items() if oldest <= n // num_envs < len(truth) - 1 and not row[3]}
+    assert {*seen} == may - {t * num_envs + i for t in lost for i in range(num_envs)}
+    counts = {"over": 0, "life": 0}
+    for number, k in seen.items():
+        true_obs, action, termination, _, over, real_next_obs = rows[number]
+        assert np.array_equal(obs[k], true_obs) and actions[k] == action and terminations[k] == termination
+        if not over:  # else it terminated, and its successor does not count
+            assert np.array_equal(next_obs[k], real_next_obs)
+        else:
+            assert terminations[k] == 1
+        counts["over"] += over
+        counts["life"] += termination and not over
+    return counts
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
+    rng, truth, path = np.random.default_rng(1), [], tmp_path / "replay.dat"
+    games = AtariGames(ARGS, num_envs, max_num_frames_per_episode=500)
+    buffer = ReplayBuffer(path, 200 * num_envs, 20 * num_envs, num_envs)
+    collect(buffer, games, games.reset(1, "games", 0), 190, rng, truth)
+    counts = check_samples(buffer, truth, 0)
+    assert counts["life"] > 0 and any(row[3].any() for row in truth)
+    collect(buffer, games, games.reset(1, "games", 1), 0, rng, truth)
+    size = path.stat().st_size
+    assert size == buffer.rows.nbytes and buffer.num_rows == 200 + 20 + 8
+    # a run that goes back to 180 rows: the last of them has lost its successor; new games begin; the ring wraps
+    buffer.rows.flush()
+    buffer = ReplayBuffer(path, 200 * num_envs, 20 * num_envs, num_envs, num_added=180)
+    del truth[180:]
+    collect(buffer, games, games.reset(1, "games", 180), 150, rng, truth)
+    counts = check_samples(buffer, truth, 130, lost=[179])
+    assert counts["life"] + counts["over"] > 0
+    assert path.stat().st_size == size
+
+
+def test_the_replay_of_a_checkpoint_survives_until_there_are_two_newer_ones(tmp_path):
+    rng, truth, path = np.random.default_rng(2), [], tmp_path / "replay.dat"
+    games = AtariGames(ARGS, 2, max_num_frames_per_episode=300)
+    buffer = ReplayBuffer(path, 100, 2 * 30, 2)  # a checkpoint every 30 transitions, 15 rows
+    collect(buffer, games, games.reset(3, "games", 0), 90, rng, truth)
+    kept = truth[:90]
+    collect(buffer, games, games.reset(3, "games", 0), 2 * 15 + 1, rng, truth)  # two checkpoints on: the previous one
+    buffer.rows.flush()
+    again = ReplayBuffer(path, 100, 2 * 30, 2, num_added=90)
+    check_samples(again, kept, 40)
+
+
+def test_a_replay_that_does_not_fit_or_is_missing_is_told(tmp_path):
+    path, (soft, hard) = tmp_path / "replay.dat", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        with pytest.raises(runlog.UserError, match=r"cannot write .*replay.dat.*free some space"):
+            ReplayBuffer(path, 1_000, 20, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for content in (None, b"short"):
+        path.unlink(missing_ok=True)
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(runlog.UserError, match=r"missing or too short.*--fresh"):
+            ReplayBuffer(path, 100, 20, 1, num_added=50)
+
+
+def test_a_million_transitions_take_less_than_seven_and_a_half_gigabytes():
+    args = Args()
+    assert args.buffer_size == 1_000_000  # a row: frame, action, reward, 3 flags
+    assert (args.buffer_size + 2 * args.checkpoint_frequency + 8) * (84 * 84 + 1 + 4 + 3) < 7.5e9

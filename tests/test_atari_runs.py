@@ -1,0 +1,249 @@
+"""Tiny runs of the Atari scripts: what they write, that they repeat, resume after a kill, and refuse wrong commands.
+
+`pytest -q tests/test_atari_runs.py` (about 60 s).
+"""
+
+import functools
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo  # torch.compile imports it: here once for all processes
+from ale_py import vector_env
+
+import dqn_atari
+import figures
+import ppo_atari
+import pqn_atari
+import runlog
+
+MODULES = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
+ALL = "--no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 --width 8 --metrics-samples 16 --seed 3"
+ROLLOUTS = "--num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 2 --total-timesteps 320 --log-frequency 32"
+ROLLOUTS += " --metrics-frequency 200 --checkpoint-frequency 32 --redo --redo-period 30 --num-eval-episodes 1"
+DQN = "--num-envs 2 --total-timesteps 320 --learning-starts 40 --batch-size 4 --target-frequency 20 --log-frequency 40"
+DQN += " --metrics-frequency 200 --checkpoint-frequency 20 --redo --redo-period 20 --num-eval-episodes 1 --analyse"
+DQN += " --eval-frequency 160 --buffer-size 100 --exploration-steps 200"
+TINY = {"dqn_atari": DQN, "ppo_atari": ROLLOUTS, "pqn_atari": f"{ROLLOUTS} --num-test-envs 1 --eval-frequency 160"}
+
+
+def command(script, folder, flags: str = "") -> list[str]:
+    return [*ALL.split(), *TINY[script].split(), "--runs-dir", str(folder), *flags.split()]
+
+
+def run(script, folder, flags: str = "") -> list[str]:
+    """Runs the command in this process; rows of scalars.csv without the time column."""
+    MODULES[script].main(runlog.parse_args(MODULES[script].Args, command(script, folder, flags)))
+    return scalars(folder)
+
+
+def scalars(folder) -> list[str]:
+    (file,) = folder.glob("*/scalars.csv")
+    return [line.rsplit(",", 1)[0] for line in file.read_text().splitlines()[1:]]
+
+
+def steps_of(rows: list[str]) -> dict[str, list[int]]:
+    found = {}
+    for step, key, value in (row.split(",") for row in rows):
+        assert math.isfinite(float(value)) or key.startswith("network/"), (key, value)
+        found.setdefault(key, []).append(int(step))
+    return found
+
+
+@pytest.fixture
+def short_games(monkeypatch):
+    short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
+    monkeypatch.setattr(vector_env, "AtariVectorEnv", short)
+
+
+LOSSES = {
+    "dqn_atari": ["td_loss", "q_mean"],
+    "pqn_atari": ["td_loss", "q_mean", "gradient_norm"],
+    "ppo_atari": ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_share", "value_mean", "gradient_norm"],
+}
+LOSSES["ppo_atari"] += ["explained_variance"]
+
+
+@pytest.mark.parametrize("script", TINY)
+def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, capfd):
+    flags = "--activation tanh_hr --env-id ALE/SpaceInvaders-v5"
+    rows = run(script, tmp_path / "a", flags)
+    (folder,), found = (tmp_path / "a").iterdir(), steps_of(rows)
+    assert folder.name.startswith(f"SpaceInvaders__{script}__tanh_hr__s3__")
+    period, network = (40, "q") if script == "dqn_atari" else (32, "agent" if script == "ppo_atari" else "q")
+    measured = 200 if script == "dqn_atari" else 208  # the first end of an iteration from 200 on
+    for name in LOSSES[script]:
+        first = 80 if script == "dqn_atari" else 32
+        assert found[f"losses/{name}"] == list(range(first, 321, period))
+    if script != "ppo_atari":
+        assert len(found["charts/epsilon"]) == 320 // period and found["eval/episodic_return"][-1] == 320
+    ends = [30 * 2, 60 * 2, 90 * 2, 120 * 2, 150 * 2]  # games of 30 steps, in two environments
+    assert sorted({*found["charts/episodic_length"]}) == ends and len(found["charts/episodic_return"]) == 10
+    for layer in ("conv1", "conv2", "conv3", "fc1"):
+        for name in ("dead_share", "dead_share_std", "dormant_share", "srank", "weight_norm", "gradient_norm"):
+            assert found[f"network/{network}/{layer}/{name}"] == [measured]
+    assert found[f"network/{network}/fc1/branch1_dead_share"] == [measured]
+    assert ("q_split/dead" in found) == (script == "dqn_atari") and found["redo/recycled_share"]
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["status"] == "finished" and not (folder / "replay.dat").exists()
+    plots = {path.name for path in (folder / "plots").iterdir()}
+    assert plots >= {"kde.png", "activations.png"} and ("q_split.png" in plots) == (script == "dqn_atari")
+    # without metrics: bit for bit the same
+    others = run(script, tmp_path / "b", f"{flags} --metrics-frequency 0")
+    assert others == [row for row in rows if ",network/" not in row and ",q_split/" not in row]
+    # again, and played
+    capfd.readouterr()
+    run(script, tmp_path / "a", flags)
+    assert "finished already (--fresh starts it anew)" in capfd.readouterr().out
+    run(script, tmp_path / "a", f"{flags} --evaluate")
+    told = capfd.readouterr().out
+    (video,) = (folder / "videos").glob("*.mp4")
+    assert told.count("\n") == 1 and "seed 3: return" in told and str(video) in told and video.stat().st_size > 500
+    run(script, tmp_path / "a", f"{flags} --print-network")
+    assert "total" in capfd.readouterr().out and scalars(tmp_path / "a") == rows
+
+
+OPTIONS = {
+    "dqn_atari": ["--no-double-q --no-clip-rewards --num-envs 4 --train-frequency 2 --layer-norm chw --keep-replay"],
+    "ppo_atari": ["--no-clip-value-loss --target-kl 1e-9 --no-normalize-advantages --activation rational+tanh"],
+    "pqn_atari": ["--activation crational --rational.share-across-layers --encoder-activation relu relu crelu"],
+}
+
+
+class FakeGames:
+    """What is seen at a time depends on nothing but the time, so that a resumed run sees what it would have seen."""
+
+    def __init__(self, args, num_envs, **kwargs):
+        self.args, self.num_envs, self.num_actions = args, num_envs, 4
+
+    def frame(self, t: int) -> np.ndarray:
+        return np.random.default_rng(t).integers(0, 256, (self.num_envs, 84, 84), dtype=np.uint8) * np.uint8(t > 0)
+
+    def observe(self) -> np.ndarray:
+        return np.stack([self.frame(max(t, 0)) for t in range(self.t - 3, self.t + 1)], 1)
+
+    def reset(self, seed, *keys):
+        self.t = keys[1] // self.args.num_envs if keys[0] == "games" else 0
+        return self.observe()
+
+    def step(self, actions):
+        self.t, which = self.t + 1, np.arange(self.num_envs)
+        terminations, truncations = (self.t + which) % 7 == 0, (self.t + which) % 9 == 0
+        games = [(int(i), float(self.t + i), self.t + int(i)) for i in which] if self.t % 20 == 0 else []
+        obs = self.observe()
+        return obs, 1.0 * (actions == self.t % 4), terminations, truncations & ~terminations, obs // 2, games
+
+
+class UnmarkedReplay(dqn_atari.ReplayBuffer):
+    """Resumes as if no game had been lost, which is true for the fake ones."""
+
+    def __init__(self, path, capacity, spare, num_envs, num_added):
+        super().__init__(path, capacity, spare, num_envs)
+        self.num_added = num_added
+
+
+def fake(monkeypatch):
+    for module in MODULES.values():
+        monkeypatch.setattr(module, "AtariGames", FakeGames)
+    monkeypatch.setattr(dqn_atari, "ReplayBuffer", UnmarkedReplay)
+    monkeypatch.setattr(figures, "draw_run", lambda folder: [])  # other tests draw
+
+
+def child(script, argv, log):
+    """What a process of its own does: the script's main, on fake games."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    fake(pytest.MonkeyPatch())
+    with runlog.exit_on_user_error():
+        MODULES[script].main(runlog.parse_args(MODULES[script].Args, argv))
+
+
+@pytest.mark.parametrize("script", TINY)
+def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, monkeypatch):
+    fake(monkeypatch)
+    undisturbed = run(script, tmp_path / "a")
+    assert len({*undisturbed}) == len(undisturbed)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
+    context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    context.set_forkserver_preload(["test_atari_runs"])
+    for kill in range(4):
+        process = context.Process(target=child, args=(script, command(script, tmp_path / "b"), str(tmp_path / "log")))
+        files = functools.partial(lambda: [p.stat().st_mtime_ns for p in (tmp_path / "b").glob("*/checkpoint.pt")])
+        before = files()
+        process.start()
+        while kill < 3 and files() == before and process.is_alive():
+            time.sleep(0.002)
+        if kill < 3:
+            time.sleep(rng.uniform(0, 0.2))
+            process.kill()
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if kill < 3 else 0), (tmp_path / "log").read_text()
+    assert scalars(tmp_path / "b") == undisturbed
+    (meta,) = (tmp_path / "b").glob("*/meta.json")
+    sessions = json.loads(meta.read_text())["sessions"]
+    assert len(sessions) == 4 and all(session["from_step"] > 0 for session in sessions[1:])
+    first, last = (runlog._load_pt(next(tmp_path.glob(f"{x}/*/checkpoint.pt")))["state"] for x in "ab")
+    assert first.keys() == last.keys() and first["num_updates"] == last["num_updates"] > 20
+    torch.testing.assert_close(first, last, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("script", "flags"), [(script, flags) for script in OPTIONS for flags in OPTIONS[script]])
+def test_options_run_and_a_diverged_run_says_so(script, flags, tmp_path, monkeypatch):
+    fake(monkeypatch)
+    found = steps_of(run(script, tmp_path / "a", flags))
+    assert found[f"losses/{LOSSES[script][0]}"][-1] == 320
+    assert bool([*(tmp_path / "a").glob("*/replay.dat")]) == ("--keep-replay" in flags)
+    run(script, tmp_path / "b", "--learning-rate 1e30 --metrics-frequency 0 --no-redo")
+    (meta,) = (tmp_path / "b").glob("*/meta.json")
+    meta = json.loads(meta.read_text())
+    assert meta["status"] == "diverged" and 0 < meta["step"] <= 320
+    assert not [*(tmp_path / "b").glob("*/replay.dat")]
+
+
+BAD = {
+    "--env-id Brekout": ["--env-id Brekout", "Breakout"],
+    "--env-id ALE/Pongg-v5": ["Pongg", "Pong"],
+    "--activation tahn_hr": ["--activation 'tahn_hr'", "tanh_hr"],
+    "--encoder-activation relu relu": ["--encoder-activation relu relu", "give one name, or three"],
+    "--encoder-activation rellu": ["--encoder-activation 'rellu'", "relu"],
+    "--width 0": ["--width 0", "[1, inf)"],
+    "--gamma 1.1": ["--gamma 1.1", "[0, 1]"],
+    "--repeat-action-probability 2": ["--repeat-action-probability 2", "[0, 1]"],
+    "--layer-norm yes": ["--layer-norm", "yes"],
+    "--learning-rate 0": ["--learning-rate 0", "(0, inf)"],
+    "--metrics-samples 1": ["--metrics-samples 1", "[2, inf)"],
+    "--device cuda:99": ["--device cuda:99", "use cpu or auto"],
+    "--evaluate": ["--evaluate", "is new", "train it to the end first"],
+    "--redo-period 0": ["--redo-period 0", "[1, inf)"],
+}
+OWN_BAD = {
+    "dqn_atari --num-envs 3": ["--num-envs 3", "must divide --train-frequency 4"],
+    "dqn_atari --learning-starts 1": ["--learning-starts 1", "[4, inf)"],
+    "dqn_atari --buffer-size 3": ["--buffer-size 3", "[4, inf)"],
+    "dqn_atari --final-epsilon 2": ["--final-epsilon 2", "[0, 1]"],
+    "ppo_atari --num-minibatches 5": ["--num-minibatches 5", "must divide", "= 16"],
+    "ppo_atari --num-minibatches 16": ["--num-minibatches 16", "--no-normalize-advantages"],
+    "ppo_atari --target-kl 0": ["--target-kl 0", "(0, inf)"],
+    "ppo_atari --total-timesteps 8": ["--total-timesteps 8", "[16, inf)"],
+    "pqn_atari --num-minibatches 3": ["--num-minibatches 3", "must divide", "= 16"],
+    "pqn_atari --q-lambda -1": ["--q-lambda -1", "[0, 1]"],
+    "pqn_atari --exploration-fraction 0": ["--exploration-fraction 0", "(0, inf)"],
+}
+WRONG = {f"{script} {flags}": told for script in TINY for flags, told in BAD.items()} | OWN_BAD
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_command_ends_in_one_line_and_creates_nothing(line, tmp_path, capfd):
+    script, _, flags = line.partition(" ")
+    with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
+        run(script, tmp_path / "runs", flags)
+    out, err = capfd.readouterr()
+    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in WRONG[line]), err
+    assert os.listdir(tmp_path) == []
