@@ -38,7 +38,7 @@ demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a tabl
 	@PYTHON=$(BIN)/python scripts/demo.sh
 
 test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
 
 test-slow: .venv/dev.stamp  ## the slow tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
