@@ -390,7 +390,7 @@ def train(args: Args, run: runlog.Run) -> None:
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games with the last policy, sampled, and films the first."""
-    if run.status() not in runlog.ENDED:
+    if run.status() not in runlog.ENDED or not run.checkpoint_steps():  # diverged before the first
         raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
     step, state, _ = run.load_checkpoint()
     agent, generator = Agent(AtariGames(args, 1).num_actions, args), runlog.make_generator(args.seed, "play")

@@ -360,7 +360,7 @@ def train(args: Args, run: runlog.Run) -> None:
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, and films the first."""
-    if run.status() not in runlog.ENDED:
+    if run.status() not in runlog.ENDED or not run.checkpoint_steps():  # diverged before the first
         raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
     step, state, _ = run.load_checkpoint()
     q_network = QNetwork(AtariGames(args, 1).num_actions, args)

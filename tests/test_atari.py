@@ -1,5 +1,6 @@
 """Games against a plain ALE interface, replay against what happened. `pytest -q tests/test_atari.py` (about 20 s)."""
 
+import dataclasses
 import functools
 import resource
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 from ale_py import vector_env
 
+import dqn_atari
+import ppo_atari
+import pqn_atari
 import runlog
 from dqn_atari import Args, AtariGames, ReplayBuffer, atari_game, play_games
 
@@ -222,3 +226,12 @@ def test_a_million_transitions_take_less_than_seven_and_a_half_gigabytes():
     args = Args()
     assert args.buffer_size == 1_000_000  # a row: frame, action, reward, 3 flags
     assert (args.buffer_size + 2 * args.checkpoint_frequency + 8) * (84 * 84 + 1 + 4 + 3) < 7.5e9
+
+
+@pytest.mark.parametrize("script", [dqn_atari, ppo_atari, pqn_atari])
+def test_a_run_that_diverged_before_its_first_checkpoint_is_not_evaluated(script, tmp_path):
+    args = script.Args(runs_dir=str(tmp_path), device="cpu")
+    run = runlog.make_runs(script.validate(args), script.__name__)[1].open(tensorboard=False)
+    run.finish("diverged", step=5)
+    with pytest.raises(runlog.UserError, match="is diverged; train it to the end first"):
+        script.main(dataclasses.replace(args, evaluate=True))
