@@ -45,6 +45,7 @@ class Args:
     wandb_entity: str | None = None  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
     repeat_action_probability: float = 0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
+    fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
     # algorithm; the defaults are HR's Table 4
     num_envs: int = 1  # training games side by side; must divide --train-frequency or be a multiple of it
     buffer_size: int = 1_000_000  # replay capacity in transitions, of all games together; 7.4 GB of disk
@@ -96,7 +97,8 @@ def atari_game(env_id: str) -> tuple[str, str]:
 class AtariGames:
     """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey, 84x84, 4 stacked.
 
-    A lost life is a termination for the learner, and the game goes on. Rewards are raw; `step` tells each whole game.
+    A lost life is a termination for the learner, and the game goes on: with --fire-on-life-loss its next step presses
+    fire, whatever was chosen, in games that have that button. Rewards are raw; `step` tells each whole game.
     """
 
     def __init__(self, args: Args, num_envs: int, **kwargs):
@@ -105,24 +107,28 @@ class AtariGames:
         kwargs = {"repeat_action_probability": args.repeat_action_probability, "num_threads": args.env_threads} | kwargs
         kwargs |= {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP, "reward_clipping": False}
         self.envs = AtariVectorEnv(atari_game(args.env_id)[1], num_envs, life_loss_info=True, **kwargs)
-        self.num_envs, self.num_actions = num_envs, int(self.envs.single_action_space.n)
+        buttons = [action.name for action in self.envs.ale.get_action_set()]
+        self.fire = buttons.index("FIRE") if args.fire_on_life_loss and "FIRE" in buttons else None
+        self.num_envs, self.num_actions = num_envs, len(buttons)
 
     def reset(self, seed: int, *keys: str | int) -> np.ndarray:
         """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
         seeds = np.array([runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)])
         obs, info = self.envs.reset(seed=seeds)
         self.frames, self.returns, self.lengths = info["episode_frame_number"], *np.zeros((2, self.num_envs))
+        self.lost_life = np.zeros(self.num_envs, bool)
         return obs
 
     def step(self, actions: np.ndarray) -> tuple:
         """(obs, rewards, terminations, truncations, real_next_obs, games); games: (env, return, length) of each one
         that ended. Where one did, obs is the first of the next, and real_next_obs the last of the one that ended."""
+        actions = actions if self.fire is None else np.where(self.lost_life, self.fire, actions)
         obs, rewards, terminations, truncations, info = self.envs.step(actions)
         over = info["episode_frame_number"] < self.frames  # ale_py's final_obs is right only where a game ended
         self.frames, self.returns, self.lengths = info["episode_frame_number"], self.returns + rewards, self.lengths + 1
         real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs) if over.any() else obs
         games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
-        self.returns[over], self.lengths[over] = 0, 0
+        self.returns[over], self.lengths[over], self.lost_life = 0, 0, terminations & ~over
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
@@ -245,10 +251,8 @@ class ReplayBuffer:
             cut = self.rows["cut"][drawn // num_envs % self.num_rows, drawn % num_envs]
             chosen = np.append(chosen, drawn[~cut])
         times, envs = chosen // num_envs, chosen % num_envs
-        row, kinds = (
-            (times % self.num_rows, envs),
-            {"action": np.int64, "reward": np.float32, "termination": np.float32},
-        )
+        row = times % self.num_rows, envs
+        kinds = {"action": np.int64, "reward": np.float32, "termination": np.float32}
         columns = [self.rows[name][row].astype(kind) for name, kind in kinds.items()]
         return tuple(torch.from_numpy(x).to(device) for x in (*self.stacks(times, envs), *columns))
 
@@ -277,13 +281,12 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
     runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency redo_tau")
-    runlog.check_range(args, "[1, inf)", "num_envs train_frequency batch_size target_frequency exploration_steps width")
-    runlog.check_range(args, "[1, inf)", "redo_period checkpoint_frequency eval_frequency num_eval_episodes")
-    runlog.check_range(args, "[1, inf)", "log_frequency")
+    runlog.check_range(args, "[1, inf)", "num_envs train_frequency batch_size target_frequency width redo_period")
+    runlog.check_range(args, "[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
     runlog.check_range(args, f"[{args.num_envs}, inf)", "total_timesteps")
     runlog.check_range(args, f"[{2 * args.num_envs}, inf)", "buffer_size learning_starts")
     runlog.check_range(args, "[2, inf)", "metrics_samples")
-    runlog.check_range(args, "(0, inf)", "learning_rate adam_eps")
+    runlog.check_range(args, "(0, inf)", "learning_rate adam_eps exploration_steps")
     runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
     if (period := args.train_frequency) % args.num_envs and args.num_envs % period:
         raise runlog.UserError(f"--num-envs {args.num_envs}: must divide --train-frequency {period} or be its multiple")
@@ -378,8 +381,7 @@ def train(args: Args, run: runlog.Run) -> None:
             target_network.load_state_dict(q_network.state_dict())
         # measure
         if crossed(args.log_frequency):
-            speed = (step - clock_step) / (time.monotonic() - clock)
-            row = {"charts/epsilon": epsilon, "perf/sps": speed}
+            row = {"charts/epsilon": epsilon, "perf/sps": (step - clock_step) / (time.monotonic() - clock)}
             if num_updates > logged_updates:
                 loss, q_mean = (totals / (num_updates - logged_updates)).tolist()
                 if not math.isfinite(loss):
@@ -389,7 +391,7 @@ def train(args: Args, run: runlog.Run) -> None:
                 row |= {"losses/td_loss": loss, "losses/q_mean": q_mean}
                 logged_updates, totals = num_updates, torch.zeros_like(totals)
             run.log(step, row)
-            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
+            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{row['perf/sps']:.0f}"
         if crossed(args.eval_frequency):
             paused, index = time.monotonic(), math.ceil(step / args.eval_frequency)
             seed = runlog.derive_seed(args.seed, "eval", index)
@@ -425,8 +427,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     q_network.load_state_dict(state["q_network"])
     policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(args.seed, "play"))
     returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
-    path = run.folder / "videos" / f"evaluation-{step}.mp4"
-    runlog.write_video(path, screens, fps=15)
+    runlog.write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
     values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
     print(f"seed {args.seed}: return {values}; {path} shows a game of {returns[0]:.0f}", flush=True)
 

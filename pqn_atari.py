@@ -43,6 +43,7 @@ class Args:
     wandb_entity: str | None = None  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
     repeat_action_probability: float = 0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
+    fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
     # algorithm; the defaults are HR's Table 6
     num_envs: int = 128  # training games
     num_steps: int = 32  # steps of each training game between updates
@@ -93,7 +94,8 @@ def atari_game(env_id: str) -> tuple[str, str]:
 class AtariGames:
     """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey, 84x84, 4 stacked.
 
-    A lost life is a termination for the learner, and the game goes on. Rewards are raw; `step` tells each whole game.
+    A lost life is a termination for the learner, and the game goes on: with --fire-on-life-loss its next step presses
+    fire, whatever was chosen, in games that have that button. Rewards are raw; `step` tells each whole game.
     """
 
     def __init__(self, args: Args, num_envs: int, **kwargs):
@@ -102,24 +104,28 @@ class AtariGames:
         kwargs = {"repeat_action_probability": args.repeat_action_probability, "num_threads": args.env_threads} | kwargs
         kwargs |= {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP, "reward_clipping": False}
         self.envs = AtariVectorEnv(atari_game(args.env_id)[1], num_envs, life_loss_info=True, **kwargs)
-        self.num_envs, self.num_actions = num_envs, int(self.envs.single_action_space.n)
+        buttons = [action.name for action in self.envs.ale.get_action_set()]
+        self.fire = buttons.index("FIRE") if args.fire_on_life_loss and "FIRE" in buttons else None
+        self.num_envs, self.num_actions = num_envs, len(buttons)
 
     def reset(self, seed: int, *keys: str | int) -> np.ndarray:
         """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
         seeds = np.array([runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)])
         obs, info = self.envs.reset(seed=seeds)
         self.frames, self.returns, self.lengths = info["episode_frame_number"], *np.zeros((2, self.num_envs))
+        self.lost_life = np.zeros(self.num_envs, bool)
         return obs
 
     def step(self, actions: np.ndarray) -> tuple:
         """(obs, rewards, terminations, truncations, real_next_obs, games); games: (env, return, length) of each one
         that ended. Where one did, obs is the first of the next, and real_next_obs the last of the one that ended."""
+        actions = actions if self.fire is None else np.where(self.lost_life, self.fire, actions)
         obs, rewards, terminations, truncations, info = self.envs.step(actions)
         over = info["episode_frame_number"] < self.frames  # ale_py's final_obs is right only where a game ended
         self.frames, self.returns, self.lengths = info["episode_frame_number"], self.returns + rewards, self.lengths + 1
         real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs) if over.any() else obs
         games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
-        self.returns[over], self.lengths[over] = 0, 0
+        self.returns[over], self.lengths[over], self.lost_life = 0, 0, terminations & ~over
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
@@ -372,8 +378,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
 
     screens = []
     returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens)
-    path = run.folder / "videos" / f"evaluation-{step}.mp4"
-    runlog.write_video(path, screens, fps=15)
+    runlog.write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
     values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
     print(f"seed {args.seed}: return {values}; {path} shows a game of {returns[0]:.0f}", flush=True)
 

@@ -69,6 +69,7 @@ class ScalarGame:
 @pytest.mark.parametrize(("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)])
 def test_games_are_those_of_a_plain_interface(env_id, limit):
     args, rng, seen = Args(env_id=env_id, env_threads=1), np.random.default_rng(0), {"life": 0, "over": 0, "cut": 0}
+    fires = [False, False]
     games = AtariGames(args, 2, max_num_frames_per_episode=limit)
     obs = games.reset(5, "games", 0)
     rom = atari_game(env_id)[1]
@@ -82,7 +83,8 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
         obs, rewards, terminations, truncations, real_next_obs, ended = games.step(actions)
         told = {i: (total, length) for i, total, length in ended}
         for i, game in enumerate(plain):
-            truth, reward, lost, over = game.step(actions[i])
+            truth, reward, lost, over = game.step(1 if fires[i] else actions[i])  # 1 is fire in both games
+            fires[i] = lost and not over
             cut = not over and game.length * 4 >= limit
             compared = slice(0, 3 if over or cut else 4)  # ale_py mixes older frames into the last one of a game
             assert np.abs(truth - real_next_obs[i])[compared].max() <= 0.51
@@ -93,6 +95,16 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
             assert np.abs(truth - obs[i]).max() <= 0.51
             seen = {"life": seen["life"] + lost, "over": seen["over"] + over, "cut": seen["cut"] + cut}
     assert seen["life"] >= 2 and (seen["cut"] >= 2 if limit < 108_000 else seen["over"] >= 2), seen
+
+
+def test_breakout_goes_on_after_a_lost_life_only_if_fire_is_pressed():
+    lost = {}
+    for fires in (True, False):
+        games = AtariGames(Args(env_threads=1, fire_on_life_loss=fires), 1)
+        games.reset(1, "games", 0)
+        lost[fires] = sum(games.step(np.zeros(1, int))[2][0] for _ in range(300))
+    assert lost[True] > 5 and lost[False] == 1
+    assert AtariGames(Args(env_id="Freeway"), 1).fire is None  # no such button
 
 
 def test_sticky_actions_and_seeds():
