@@ -220,8 +220,7 @@ class ReplayBuffer:
             os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would be a bus error
         self.rows = np.memmap(path, row, "r+", shape=(self.num_rows, num_envs))
         if num_added:  # the games that were under way are lost
-            self.rows["cut"][(num_added - 1) % self.num_rows] = True
-            self.rows["over"][(num_added - 1) % self.num_rows] = True
+            self.rows[["over", "cut"]][(num_added - 1) % self.num_rows] = True
 
     def add(self, obs, actions, rewards, terminations, truncations, overs) -> None:
         columns = (obs[:, -1], actions, rewards, terminations, overs, truncations & ~terminations)
@@ -234,12 +233,11 @@ class ReplayBuffer:
         times, envs = times[:, None] + np.arange(-3, 2), envs[:, None]
         frames = self.rows["frame"][times % self.num_rows, envs]
         ends = self.rows["over"][times[:, :-1] % self.num_rows, envs] | (times[:, :-1] < 0)
-        stacks = []
-        for first in (0, 1):  # a frame counts if no game ended between it and the newest one
+        stacks = frames[:, :4].copy(), frames[:, 1:].copy()
+        for first, stack in enumerate(stacks):  # a frame counts if no game ended between it and the newest one
             lost = np.logical_or.accumulate(ends[:, first : first + 3][:, ::-1], axis=1)[:, ::-1]
-            stacks.append(frames[:, first : first + 4].copy())
-            stacks[first][:, :3][lost] = 0
-        return tuple(stacks)
+            stack[:, :3][lost] = 0
+        return stacks
 
     def sample(self, size: int, generator: torch.Generator, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Uniform transitions: obs, next_obs (size, 4, 84, 84) uint8, actions, rewards, terminations (size,)."""
@@ -419,17 +417,19 @@ def train(args: Args, run: runlog.Run) -> None:
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
-    """--evaluate: plays num_eval_episodes whole games with the last checkpoint, and films the first."""
-    if run.status() not in runlog.ENDED or not run.checkpoint_steps():  # diverged before the first
-        raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
-    step, state, _ = run.load_checkpoint()
+    """--evaluate: plays whole games with the last checkpoint, films the first, measures the network on what it saw."""
+    step, state = runlog.load_finished(run)
     q_network = QNetwork(AtariGames(args, 1).num_actions, args)
     q_network.load_state_dict(state["q_network"])
-    policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(args.seed, "play"))
+    seen, generator = metrics.Reservoir(args.metrics_samples, args.seed), runlog.make_generator(args.seed, "play")
+
+    def policy(obs: np.ndarray) -> np.ndarray:
+        seen.add(torch.from_numpy(obs))
+        return act(q_network, args.eval_epsilon, generator, obs)
+
     returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
-    runlog.write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
-    values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
-    print(f"seed {args.seed}: return {values}; {path} shows a game of {returns[0]:.0f}", flush=True)
+    report = metrics.network_report(q_network, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
+    runlog.record_evaluation(run, step, returns, screens, "network/q", report, **q_split(q_network, seen.sample()))
 
 
 def main(args: Args) -> None:

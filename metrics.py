@@ -514,6 +514,27 @@ class NetworkReport:
     curves: dict[str, tuple[Tensor, Tensor, dict[str, Tensor]]] = field(default_factory=dict)
 
 
+class Reservoir:
+    """A uniform sample without repetition of at most `size` rows of a stream, however long (Vitter 1985, R)."""
+
+    def __init__(self, size: int, seed: int):
+        self._size, self._seen, self._rows = size, 0, []
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, batch: Tensor) -> None:
+        """batch: (n, ...), the next n rows of the stream."""
+        for row in batch:
+            self._seen += 1
+            if len(self._rows) < self._size:
+                self._rows.append(row.clone())
+            elif (slot := int(torch.randint(self._seen, (), generator=self._generator))) < self._size:
+                self._rows[slot] = row.clone()
+
+    def sample(self) -> Tensor:
+        """(rows, ...)"""
+        return torch.stack(self._rows)
+
+
 @torch.no_grad()
 def network_report(
     network: nn.Module,

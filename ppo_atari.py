@@ -395,23 +395,21 @@ def train(args: Args, run: runlog.Run) -> None:
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
-    """--evaluate: plays num_eval_episodes whole games with the last policy, sampled, and films the first."""
-    if run.status() not in runlog.ENDED or not run.checkpoint_steps():  # diverged before the first
-        raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
-    step, state, _ = run.load_checkpoint()
+    """--evaluate: plays num_eval_episodes whole games with the last policy, sampled, films the first, and measures the
+    network on what it saw."""
+    step, state = runlog.load_finished(run)
     agent, generator = Agent(AtariGames(args, 1).num_actions, args), runlog.make_generator(args.seed, "play")
     agent.load_state_dict(state["agent"])
+    seen = metrics.Reservoir(args.metrics_samples, args.seed)
 
     @torch.no_grad()
     def policy(obs: np.ndarray) -> np.ndarray:
-        probabilities = F.softmax(agent(torch.from_numpy(obs))[0], -1)
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).numpy()
+        seen.add(obs := torch.from_numpy(obs))
+        return torch.multinomial(F.softmax(agent(obs)[0], -1), 1, generator=generator).squeeze(1).numpy()
 
-    screens = []
-    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens)
-    runlog.write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
-    values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
-    print(f"seed {args.seed}: return {values}; {path} shows a game of {returns[0]:.0f}", flush=True)
+    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
+    report = metrics.network_report(agent, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
+    runlog.record_evaluation(run, step, returns, screens, "network/agent", report)
 
 
 def main(args: Args) -> None:

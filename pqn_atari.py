@@ -365,22 +365,21 @@ def train(args: Args, run: runlog.Run) -> None:
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
-    """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, and films the first."""
-    if run.status() not in runlog.ENDED or not run.checkpoint_steps():  # diverged before the first
-        raise runlog.UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
-    step, state, _ = run.load_checkpoint()
+    """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, films the first, and measures
+    the network on what it saw."""
+    step, state = runlog.load_finished(run)
     q_network = QNetwork(AtariGames(args, 1).num_actions, args)
     q_network.load_state_dict(state["q_network"])
+    seen = metrics.Reservoir(args.metrics_samples, args.seed)
 
     @torch.no_grad()
     def policy(obs: np.ndarray) -> np.ndarray:
-        return q_network(torch.from_numpy(obs)).argmax(-1).numpy()
+        seen.add(obs := torch.from_numpy(obs))
+        return q_network(obs).argmax(-1).numpy()
 
-    screens = []
-    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens)
-    runlog.write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
-    values = f"{np.mean(returns):.1f} +- {np.std(returns):.1f} (standard deviation, {len(returns)} games)"
-    print(f"seed {args.seed}: return {values}; {path} shows a game of {returns[0]:.0f}", flush=True)
+    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
+    report = metrics.network_report(q_network, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
+    runlog.record_evaluation(run, step, returns, screens, "network/q", report)
 
 
 def main(args: Args) -> None:

@@ -5,6 +5,7 @@ of every figure. A run killed at any moment resumes from its newest good checkpo
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import difflib
 import fcntl
@@ -42,7 +43,16 @@ ENDED = ("finished", "diverged")
 # Flags that do not change what a run computes, so they are no part of its identity.
 NOT_IDENTITY = (
     *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh"),
-    *("keep_replay", "checkpoint_frequency", "evaluate", "print_network", "capture_video", "tensorboard", "track"),
+    *(
+        "analyse",
+        "keep_replay",
+        "checkpoint_frequency",
+        "evaluate",
+        "print_network",
+        "capture_video",
+        "tensorboard",
+        "track",
+    ),
     *("wandb_project", "wandb_entity"),
 )
 FRESH = "use --fresh to start the run anew"
@@ -803,6 +813,15 @@ def make_runs(args, script: str) -> dict[int, Run]:
     return runs
 
 
+def keep_freed_memory() -> None:
+    """Tells glibc to keep large buffers that were freed for the next ones. By default each goes back to the kernel, and
+    page faults of the next take a tenth to a fifth of an Atari update on the CPU (docs/log.md). Elsewhere: no-op."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc, trim_threshold, mmap_max = ctypes.CDLL("libc.so.6"), -1, -4  # names and numbers of malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 @contextlib.contextmanager
 def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int, list[int], list[Run]]]]:
     """Opens the unfinished runs, says so of the others, and yields what to train: [(from step, seeds, runs), ...].
@@ -810,6 +829,7 @@ def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int
     Leaving by an exception marks what is open "failed" (by Ctrl-C: "interrupted"); both resume. Raises UserError as
     `Run.open` does.
     """
+    keep_freed_memory()
     for run in runs.values():
         if run.status() in ENDED:
             print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
@@ -857,6 +877,30 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         imageio.mimsave(path, frames, fps=fps, macro_block_size=1)
+
+
+def load_finished(run: Run) -> tuple[int, dict]:
+    """Step and state of the last checkpoint, for --evaluate. Raises UserError: not at its end, or none was saved."""
+    if run.status() not in ENDED or not run.checkpoint_steps():  # diverged before the first
+        raise UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
+    return run.load_checkpoint()[:2]
+
+
+def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, prefix: str, report, **scalars) -> None:
+    """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's `videos/`; mean and
+    standard deviation of the returns, further scalars and a metrics.NetworkReport in its `evaluation-<step>/`, which is
+    made anew and has the files and plots of a run's folder. Prints one line. Raises UserError: not writable."""
+    write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
+    again = Run(run.folder, f"evaluation-{step}", run.config, exclude=NOT_IDENTITY, fresh=True).open(tensorboard=False)
+    mean, std = float(np.mean(returns)), float(np.std(returns))
+    again.log(step, {"eval/episodic_return": mean, "eval/episodic_return_std": std, "eval/num_games": len(returns)})
+    again.log(step, scalars)
+    log_report(again, step, prefix, report)
+    again.flush()
+    again.draw(step)
+    again.finish()
+    told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f} (standard deviation, {len(returns)} games)"
+    print(f"{told}; {path} shows a game of {returns[0]:.0f}; measures: {again.folder}", flush=True)
 
 
 def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report) -> None:

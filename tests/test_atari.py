@@ -136,11 +136,11 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
     games = AtariGames(ARGS, 3)
     games.reset(11, "play")
     for i, frame in enumerate(games.frames):
-        game, over, t = ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31), False, 0
+        game, lost, over, t = ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31), False, False, 0
         game.reset(int(frame))
         start = game.ale.getScreenRGB()
         while not over and game.length < 150:
-            over, t = game.step([1, 2, 2, 3, 0][t % 5])[3], t + 1
+            (_, _, lost, over), t = game.step(1 if lost else [1, 2, 2, 3, 0][t % 5]), t + 1
         assert returns[i] == game.total
         if i == 0:
             assert np.array_equal(screens[0], start) and len(screens) == 1 + game.length // 4

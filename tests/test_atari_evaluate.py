@@ -1,0 +1,72 @@
+"""What --evaluate of the Atari scripts measures. `pytest -q tests/test_atari_evaluate.py` (about 15 s)."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+from test_atari_runs import ALL, MODULES, TINY, short_games  # noqa: F401  (a fixture)
+
+import metrics
+import runlog
+
+
+@pytest.mark.parametrize("script", TINY)
+def test_a_finished_run_is_measured_again_on_what_it_sees(script, short_games, tmp_path, monkeypatch):  # noqa: F811
+    module, flags = MODULES[script], f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}"
+    args = runlog.parse_args(module.Args, flags.replace("--analyse", "").split())  # its flag may be given afterwards
+    args = dataclasses.replace(args, metrics_samples=4_096)  # all that is seen
+    module.main(args)
+    (folder,) = tmp_path.iterdir()
+    trained, seen, play = (folder / "scalars.csv").read_text(), [], module.play_games
+
+    def watched(args, policy, *rest):
+        return play(args, lambda obs: seen.append(obs.copy()) or policy(obs), *rest)
+
+    monkeypatch.setattr(module, "play_games", watched)
+    files = []
+    for _ in range(2):
+        module.main(dataclasses.replace(args, evaluate=True))
+        again = folder / f"evaluation-{args.total_timesteps}"
+        files.append([line.rsplit(",", 1)[0] for line in (again / "scalars.csv").read_text().splitlines()])
+    assert files[0] == files[1] and (folder / "scalars.csv").read_text() == trained
+    assert json.loads((again / "meta.json").read_text())["status"] == "finished"
+    assert (again / "plots" / "kde.png").stat().st_size > 10_000
+    rows = {key: float(value) for _, key, value in (line.split(",") for line in files[0][1:])}
+    network = (module.Agent if script == "ppo_atari" else module.QNetwork)(4, args)
+    name = "agent" if script == "ppo_atari" else "q"
+    network.load_state_dict(torch.load(folder / "checkpoint.pt")["state"]["agent" if name == "agent" else "q_network"])
+    obs = torch.from_numpy(np.concatenate(seen[: len(seen) // 2]))
+    with torch.no_grad():
+        x = network.conv3(network.conv2(network.conv1(obs / 255.0))).flatten(1)
+        z = [branch(x) for branch in network.fc.branches]
+        hidden = network.fc(x).numpy().astype(np.float64)
+    assert np.allclose(hidden, (z[0] * z[1]).numpy(), atol=1e-6) and len(hidden) <= args.metrics_samples
+    singular = np.cumsum(np.linalg.svd(hidden, compute_uv=False))
+    assert rows[f"network/{name}/fc1/srank"] == 1 + np.argmax(singular >= 0.99 * singular[-1])
+    weights = np.concatenate([p.detach().numpy().ravel() for p in network.fc.parameters()])
+    assert rows[f"network/{name}/fc1/weight_norm"] == pytest.approx(np.linalg.norm(weights), rel=1e-5)
+    assert {f"network/{name}/fc1/branch{k}_dead_share" for k in (0, 1)} <= rows.keys()
+    if script == "dqn_atari":  # dead, live and the bias make up Q
+        with torch.no_grad():
+            mean = network(obs).mean().item()
+        assert sum(rows[f"q_split/{part}"] for part in ("dead", "live", "bias")) == pytest.approx(mean, abs=1e-5)
+
+
+def test_a_reservoir_holds_every_row_with_the_same_probability():
+    counts, stream = np.zeros(40), torch.arange(40).unsqueeze(1)
+    for seed in range(3_000):
+        reservoir = metrics.Reservoir(10, seed)
+        for first in range(0, 40, 8):
+            reservoir.add(stream[first : first + 8])
+        sample = reservoir.sample().flatten().tolist()
+        assert len(sample) == len({*sample}) == 10
+        counts[sample] += 1
+    statistic = ((counts - 750) ** 2 / 750).sum()
+    assert statistic < chi2.ppf(0.9999, 39)  # rows of one draw repel each other: less than that of independent ones
+    few = metrics.Reservoir(10, 0)
+    few.add(batch := stream[:3].clone())
+    batch.zero_()
+    assert few.sample().flatten().tolist() == [0, 1, 2]
