@@ -238,8 +238,11 @@ def train(args: Args, run: runlog.Run) -> None:
     device, batch_size = runlog.find_device(args.device), args.num_envs * args.num_steps
     games = AtariGames(args, args.num_envs + args.num_test_envs)
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
+    torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn of that
     optimizer = torch.optim.RAdam(
-        activations.parameter_groups(q_network, args.learning_rate, args.rational), decoupled_weight_decay=True
+        activations.parameter_groups(q_network, args.learning_rate, args.rational),
+        decoupled_weight_decay=True,
+        capturable=args.compile,  # no branch on the number of steps
     )
     generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
     generators["redo"] = runlog.make_generator(args.seed, "redo")
@@ -248,6 +251,8 @@ def train(args: Args, run: runlog.Run) -> None:
     if state:
         q_network.load_state_dict(state["q_network"])
         optimizer.load_state_dict(state["optimizer"])
+        for group in optimizer.param_groups:
+            group["capturable"] = args.compile
         num_updates, test_returns, last_eval = state["num_updates"], state["test_returns"], state["last_eval"]
         runlog.set_states(generators, state["generators"])
 
@@ -255,12 +260,17 @@ def train(args: Args, run: runlog.Run) -> None:
         q_values = q_network(obs).gather(1, actions.unsqueeze(1)).squeeze(1)
         return args.loss_coefficient * (q_values - returns).square().mean(), q_values.detach().mean()
 
+    def update() -> torch.Tensor:
+        norm = nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
+        optimizer.step()
+        return norm
+
     @torch.no_grad()
     def greedy(obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return q_network(obs).max(-1)
 
     compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
-    compiled_td_loss, compiled_greedy = compiled(td_loss), compiled(greedy)
+    compiled_td_loss, compiled_update, compiled_greedy = compiled(td_loss), compiled(update), compiled(greedy)
     shape, train_games = (args.num_steps, args.num_envs), slice(0, args.num_envs)
     b_obs = torch.empty(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
     b_actions = torch.empty(shape, dtype=torch.int64, device=device)
@@ -306,16 +316,16 @@ def train(args: Args, run: runlog.Run) -> None:
         returns = q_lambda_returns(rewards, terminations, truncations, next_values, args.gamma, args.q_lambda)
         batch = b_obs.flatten(0, 1), b_actions.flatten(), returns.flatten()
         for group in optimizer.param_groups:
-            group["lr"] = linear_schedule(group["initial_lr"], 0.0, fraction if args.anneal_lr else 0.0)
+            rate = linear_schedule(group["initial_lr"], 0.0, fraction if args.anneal_lr else 0.0)
+            group["lr"] = torch.tensor(rate, device=device) if args.compile else rate  # a number would be compiled in
         totals = torch.zeros(3, device=device)
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=generators["update"], device=device)
             for index in order.chunk(args.num_minibatches):
                 optimizer.zero_grad()
-                loss, q_mean = compiled_td_loss(*(x[index] for x in batch))
+                loss, q_mean = compiled_td_loss(*(x.index_select(0, index) for x in batch))
                 loss.backward()
-                norm = nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
-                optimizer.step()
+                norm = compiled_update()
                 num_updates += 1
                 totals += torch.stack([loss.detach(), q_mean, norm])
                 if args.redo and num_updates % args.redo_period == 0:
@@ -331,7 +341,7 @@ def train(args: Args, run: runlog.Run) -> None:
         if crossed(args.log_frequency):
             speed = (step - clock_step) / (time.monotonic() - clock)
             row = {"losses/td_loss": loss, "losses/q_mean": q_mean, "losses/gradient_norm": norm}
-            row |= {"charts/epsilon": epsilon, "charts/learning_rate": optimizer.param_groups[0]["lr"]}
+            row |= {"charts/epsilon": epsilon, "charts/learning_rate": float(optimizer.param_groups[0]["lr"])}
             run.log(step, row | {"perf/sps": speed})
             clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
         if crossed(args.eval_frequency) and test_returns:

@@ -141,6 +141,7 @@ def metrics_share(args: Args, module, name: str) -> dict:
 
 def floor(args: Args, module, name: str) -> dict:
     """Environment steps per second if only the convolutions and matrix products of the learner took time."""
+    runlog.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
     script, device = script_args(args, module), runlog.find_device(args.device)
     network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
