@@ -21,13 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import figures
 import runlog
 
-METRICS = {  # key: axis label; layers are those of the first critic
-    "eval/episodic_return": "evaluation return (deterministic)",
+METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of the first critic
+    "charts/window_return": "return of training games",  # made here: means over windows of a fortieth of the run
+    "eval/episodic_return": "evaluation return",
     "eval/success": "success rate (any step)",
     "overestimation/mean": "overestimation Q - G",
     "network/qf1/fc2/dead_share": "dead share, critic 1, layer 2",
     "network/qf1/fc2/srank": "srank, critic 1, layer 2",
     "network/qf1/coefficient_gradient_norm": "coefficient gradient, critic 1",
+    "network/q/fc1/dead_share": "dead share (KDE), last hidden layer",
+    "network/q/fc1/dead_share_std": "",
+    "network/q/fc1/branch0_dead_share": "",
+    "network/q/fc1/branch1_dead_share": "",
+    "network/q/fc1/dormant_share": "dormant share, last hidden layer",
+    "network/q/fc1/srank": "srank, last hidden layer",
+    "network/q/fc1/feature_norm": "feature norm, last hidden layer",
+    "network/q/conv1/dead_share": "",
+    "network/q/conv2/dead_share": "",
+    "network/q/conv3/dead_share": "dead share (KDE), last convolution",
+    "network/q/weight_norm": "",
+    "q_split/dead": "Q from dead neurons",
+    "q_split/live": "Q from live neurons",
+    "q_split/bias": "",
     "losses/q_mean": "mean Q on the batch",
 }
 
@@ -45,8 +60,8 @@ def main(args: Args) -> None:
         for run in group:
             meta, config = json.loads((run.folder / "meta.json").read_text()), run.config
             for metric in METRICS:
-                series = run.series(metric)
-                for step, value, _ in thinned(series):
+                series = windows(run) if metric == "charts/window_return" else run.series(metric)
+                for step, value, *_ in thinned(series):
                     row = ("ours", config["env_id"], activation, config["seed"], metric, int(step), float(value))
                     curves.append(row)
             row = {"run": meta["name"], "activation": activation, "seed": config["seed"], "status": meta["status"]}
@@ -76,6 +91,15 @@ def main(args: Args) -> None:
         print(f"{activation}: last return {np.mean(values):.1f} +- {np.std(values):.1f} (std over {len(values)} seeds)")
 
 
+def windows(run: figures.Loaded, number: int = 40) -> np.ndarray:
+    """(windows, 2): end of each window of the run, and mean return of the games that ended in it; Atari runs only."""
+    total, rows = run.config["total_timesteps"], run.series("charts/episodic_return")
+    if "repeat_action_probability" not in run.config or not len(rows):
+        return np.zeros((0, 2))
+    index = np.minimum((rows[:, 0] - 1) * number // total, number - 1).astype(int)
+    return np.array([((i + 1) * total / number, rows[index == i, 1].mean()) for i in np.unique(index)])
+
+
 def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
     """At most `most` rows, evenly spread; the first and the last are kept."""
     return series[np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))]
@@ -83,7 +107,7 @@ def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
 
 def draw(rows: list[tuple], out: Path) -> None:
     """One panel per metric that has values: mean over seeds, thin lines for the seeds, band from worst to best."""
-    metrics = [m for m in METRICS if any(row[4] == m for row in rows)]
+    metrics = [m for m in METRICS if METRICS[m] and any(row[4] == m for row in rows)]
     figure = Figure(figsize=(10, 2.9 * ((len(metrics) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(metrics) + 1) // 2, 2, squeeze=False).ravel()
     for panel, metric in zip(panels, metrics):
