@@ -340,7 +340,7 @@ def train(args: Args, run: runlog.Run) -> None:
             order = torch.randperm(batch_size, generator=generators["update"], device=device)
             for index in order.chunk(args.num_minibatches):
                 optimizer.zero_grad()
-                loss, told = compiled_loss(*(x[index] for x in batch))
+                loss, told = compiled_loss(*(x.index_select(0, index) for x in batch))
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()

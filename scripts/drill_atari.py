@@ -3,9 +3,9 @@
     python scripts/drill_atari.py                 # 5 kills each; about 10 minutes on one core of an AMD EPYC, 1 GB
 
 The games are real, and begin anew at each start, so returns differ from those of a run that nobody disturbed. All else
-must agree with it: which rows there are of losses, schedules and network metrics, at which steps and in which order, none
-lost and none twice; the values of the schedules; the number of updates. (tests/test_atari_runs.py compares every weight,
-on games that depend on time alone.) Exits with 1 on any difference.
+must agree with it: which rows there are of losses, schedules and network metrics, at which steps and in which order,
+none lost and none twice; the values of the schedules; the number of updates. (tests/test_atari_runs.py compares every
+weight, on games that depend on time alone.) Exits with 1 on any difference.
 """
 
 import csv

@@ -93,9 +93,10 @@ def main(args: Args) -> None:
 
 def windows(run: figures.Loaded, number: int = 40) -> np.ndarray:
     """(windows, 2): end of each window of the run, and mean return of the games that ended in it; Atari runs only."""
-    total, rows = run.config["total_timesteps"], run.series("charts/episodic_return")
+    rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
         return np.zeros((0, 2))
+    total = run.config["total_timesteps"]
     index = np.minimum((rows[:, 0] - 1) * number // total, number - 1).astype(int)
     return np.array([((i + 1) * total / number, rows[index == i, 1].mean()) for i in np.unique(index)])
 

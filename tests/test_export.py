@@ -1,0 +1,44 @@
+"""scripts/export_results.py on Atari runs: returns in windows. `pytest -q tests/test_export.py` (about 3 s)."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import pqn_atari
+import runlog
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import export_results
+
+
+def test_returns_of_games_are_means_over_windows(tmp_path):
+    rng, rows = np.random.default_rng(0), {}
+    for seed in (1, 2):
+        args = pqn_atari.Args(seed=seed, runs_dir=str(tmp_path), activation="tanh_hr", total_timesteps=10_000)
+        run = runlog.make_runs(args, "pqn_atari")[seed].open(tensorboard=False)
+        rows[seed] = [(step, float(rng.integers(100))) for step in sorted(rng.integers(1, 8_000, size=150))]
+        rows[seed].append((10_000, 7.0))
+        for step, value in rows[seed]:
+            run.log(int(step), {"charts/episodic_return": value})
+        for step in (5_000, 10_000):
+            run.log(step, {"eval/episodic_return": step / 1_000, "network/q/fc1/branch1_dead_share": 0.25})
+        run.finish()
+    folders = sorted(tmp_path.glob("Breakout*"))
+    export_results.main(export_results.Args(tuple(folders), tmp_path / "out"))
+    with open(tmp_path / "out" / "curves.csv") as file:
+        found = list(csv.DictReader(file))
+    for seed in (1, 2):
+        ours = [r for r in found if r["metric"] == "charts/window_return" and int(r["seed"]) == seed]
+        told = {int(r["env_step"]): float(r["value"]) for r in ours}
+        truth = {}
+        for end in range(250, 10_001, 250):
+            inside = [value for step, value in rows[seed] if end - 250 < step <= end]
+            if inside:
+                truth[end] = sum(inside) / len(inside)
+        assert told.keys() == truth.keys() and np.allclose([told[k] for k in truth], [*truth.values()], rtol=1e-12)
+    assert {float(r["value"]) for r in found if r["metric"] == "network/q/fc1/branch1_dead_share"} == {0.25}
+    with open(tmp_path / "out" / "runs.csv") as file:
+        assert [row["last_return"] for row in csv.DictReader(file)] == ["10.0", "10.0"]
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
