@@ -9,6 +9,7 @@ Each part runs in a process of its own, one after the other:
            overlaps and nothing else takes time
   metrics  the script with metrics every --metrics-frequency steps, metrics' time included; `metrics_share` is theirs
   floor    the same number of convolutions and matrix products, forward and backward, channels-last, and nothing else
+  memory   dqn only: the script with a replay that is full, every page of it written, and its peak memory
   sb3      Stable-Baselines3's DQN and PPO on the same games (through an adapter: its own wrappers need OpenCV), with
            the same network and hyper-parameters; DQN with a replay of --sb3-buffer-size: 1M stacks would take 28 GB
 Peak memory is that of the process, pages of the mapped replay included.
@@ -33,7 +34,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
 
-PARTS = ("env", "learner", "script", "metrics", "floor", "sb3")
+PARTS = ("env", "learner", "script", "metrics", "floor", "memory", "sb3")
 
 
 @dataclasses.dataclass
@@ -96,8 +97,8 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
     script = script_args(args, module, **flags)
     if hasattr(script, "train_frequency"):  # the ring on disk has room for two checkpoint intervals
         script = dataclasses.replace(script, checkpoint_frequency=25_000)
-        make, capacity = module.ReplayBuffer, args.buffer_size
-        module.ReplayBuffer = lambda path, _, *rest: make(path, capacity, *rest)
+        make, capacity, full = module.ReplayBuffer, args.buffer_size, args.parts == ("memory",)
+        module.ReplayBuffer = lambda path, _, *rest: filled(make(path, capacity, *rest), full)
     start = time.perf_counter()
     module.main(script)
     (file,) = Path(script.runs_dir).glob("*/perf.csv")
@@ -106,6 +107,17 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
     kept = [speed for step, speed in rows if step > first + (script.total_timesteps - first) / 3][1:] or [rows[-1][1]]
     speeds = {"steps_per_second": len(kept) / sum(1 / speed for speed in kept), "slowest": min(kept)}
     return speeds | {"fastest": max(kept), "seconds": time.perf_counter() - start}
+
+
+def filled(buffer, full: bool):
+    """The replay, with random frames in every row if full."""
+    if full:
+        frames = np.random.default_rng(0).integers(0, 256, (1_000, *buffer.rows["frame"].shape[1:]), dtype=np.uint8)
+        for first in range(0, buffer.num_rows, 1_000):
+            rows = buffer.rows["frame"][first : first + 1_000]
+            rows[...] = frames[: len(rows)]
+        buffer.num_added = buffer.capacity
+    return buffer
 
 
 def env_alone(args: Args, module, name: str) -> dict:
@@ -274,8 +286,8 @@ def child(args: Args) -> dict:
         module.AtariGames = FreeGames
     if args.threads:
         torch.set_num_threads(args.threads)
-    makers = {"env": env_alone, "learner": run_script, "script": run_script, "metrics": metrics_share}
-    result = (makers | {"floor": floor, "sb3": sb3})[part](args, module, name)
+    makers = {"env": env_alone, "learner": run_script, "script": run_script, "memory": run_script}
+    result = (makers | {"metrics": metrics_share, "floor": floor, "sb3": sb3})[part](args, module, name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"algorithm": name, "part": part} | result | {"peak_memory_mb": round(peak)}
 
@@ -287,7 +299,7 @@ def main(args: Args) -> None:
     results, summary = [], {}
     for name in args.algorithms:
         for part in args.parts:
-            if (name, part) == ("pqn", "sb3"):  # it has none
+            if (name, part) == ("pqn", "sb3") or (part == "memory" and name != "dqn"):  # there is none
                 continue
             passed = dataclasses.asdict(args) | {"algorithms": name, "parts": part, "compile": None, "out": None}
             flags = [x for key, value in passed.items() if value not in (None, False) for x in (f"--{key}", str(value))]
