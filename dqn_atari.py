@@ -355,11 +355,11 @@ def train(args: Args, run: runlog.Run) -> None:
         buffer.add(obs, actions, rewards, terminations, truncations, overs)
         obs = next_obs
         if crossed(args.metrics_frequency) and step >= args.learning_starts:  # before the updates
-            paused = time.monotonic()
-            batch = buffer.sample(args.metrics_samples, generators["metrics"], device)
+            paused, batch = time.monotonic(), buffer.sample(args.metrics_samples, generators["metrics"], device)
             names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
-            grads = dict(zip(names, torch.autograd.grad(td_loss(*batch)[0], trained)))
-            report = metrics.network_report(q_network, batch[:1], grads, 0, max_samples=args.metrics_samples)
+            pieces, limit = dict(enumerate(batch)), args.metrics_samples  # pieces: bounded memory
+            grads = metrics.mean_gradients(lambda x: td_loss(*x.values())[0], pieces, trained, 256)
+            report = metrics.network_report(q_network, batch[:1], dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/q", report)
             run.log(step, q_split(q_network, batch[0]) if args.analyse else {})
             clock += time.monotonic() - paused

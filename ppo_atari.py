@@ -374,12 +374,8 @@ def train(args: Args, run: runlog.Run) -> None:
             sample, paused = tuple(x[chosen] for x in batch), time.monotonic()
             names, trained = zip(*((n, p) for n, p in agent.named_parameters() if p.requires_grad))
             grads = dict(zip(names, torch.autograd.grad(ppo_loss(*sample)[0], trained)))
-            runlog.log_report(
-                run,
-                step,
-                "network/agent",
-                metrics.network_report(agent, sample[:1], grads, 0, max_samples=args.metrics_samples),
-            )
+            report = metrics.network_report(agent, sample[:1], grads, 0, max_samples=args.metrics_samples)
+            runlog.log_report(run, step, "network/agent", report)
             clock += time.monotonic() - paused
         # save
         if crossed(args.checkpoint_frequency):

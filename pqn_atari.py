@@ -353,13 +353,10 @@ def train(args: Args, run: runlog.Run) -> None:
             chosen = torch.randperm(batch_size, generator=generators["metrics"], device=device)[: args.metrics_samples]
             sample, paused = tuple(x[chosen] for x in batch), time.monotonic()
             names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
-            grads = dict(zip(names, torch.autograd.grad(td_loss(*sample)[0], trained)))
-            runlog.log_report(
-                run,
-                step,
-                "network/q",
-                metrics.network_report(q_network, sample[:1], grads, 0, max_samples=args.metrics_samples),
-            )
+            pieces, limit = dict(enumerate(sample)), args.metrics_samples  # pieces: bounded memory
+            grads = metrics.mean_gradients(lambda x: td_loss(*x.values())[0], pieces, trained, 256)
+            report = metrics.network_report(q_network, sample[:1], dict(zip(names, grads)), 0, max_samples=limit)
+            runlog.log_report(run, step, "network/q", report)
             clock += time.monotonic() - paused
         # save
         if crossed(args.checkpoint_frequency):

@@ -814,11 +814,11 @@ def make_runs(args, script: str) -> dict[int, Run]:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep large buffers that were freed for the next ones. By default each goes back to the kernel, and
+    """Tells glibc to keep freed buffers of up to 32 MB for the next ones. By default each goes back to the kernel, and
     page faults of the next take a tenth to a fifth of an Atari update on the CPU (docs/log.md). Elsewhere: no-op."""
     with contextlib.suppress(OSError, AttributeError):
-        libc, trim_threshold, mmap_max = ctypes.CDLL("libc.so.6"), -1, -4  # names and numbers of malloc.h
-        libc.mallopt(mmap_max, 0)
+        libc, trim_threshold, mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3  # numbers of malloc.h
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the greatest that there is
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
