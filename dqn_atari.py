@@ -37,7 +37,7 @@ class Args:
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 25_000  # environment steps between checkpoints
     keep_replay: bool = False  # keep the replay on disk once the run has finished
-    evaluate: bool = False  # load the finished run of these flags, play whole games, print returns, save a video
+    evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
     track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)

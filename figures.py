@@ -240,7 +240,7 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
 
 @matplotlib.rc_context(RC)
 def q_split_figure(folder: Path) -> Figure | None:
-    """What live neurons, dead neurons and the bias give to Q over training (HR Fig. 4). None without --analyse."""
+    """What live neurons, dead neurons and the bias give to Q (HR Fig. 4). None without data (--analyse, --evaluate)."""
     scalars, total = read_scalars(folder), 0.0
     if "q_split/dead" not in scalars:
         return None

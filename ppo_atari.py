@@ -36,7 +36,7 @@ class Args:
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 250_000  # environment steps between checkpoints
-    evaluate: bool = False  # load the finished run of these flags, play whole games, print returns, save a video
+    evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
     track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
@@ -257,11 +257,13 @@ def train(args: Args, run: runlog.Run) -> None:
     generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
     generators["redo"] = runlog.make_generator(args.seed, "redo")
     num_updates, last_return = 0, {}
+    earlier_obs = torch.empty(0, 4, 84, 84, dtype=torch.uint8, device=device)  # an iteration is too few for the metrics
     start, state, _ = run.load_checkpoint()
     if state:
         agent.load_state_dict(state["agent"])
         optimizer.load_state_dict(state["optimizer"])
         num_updates, last_return = state["num_updates"], state["last_return"]
+        earlier_obs = state["earlier_obs"].to(device)
         runlog.set_states(generators, state["generators"])
 
     @torch.no_grad()
@@ -370,18 +372,21 @@ def train(args: Args, run: runlog.Run) -> None:
                 postfix["return"], recent = f"{np.mean(recent):.4g}", []
             progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
         if crossed(args.metrics_frequency):
-            chosen = torch.randperm(batch_size, generator=generators["metrics"], device=device)[: args.metrics_samples]
-            sample, paused = tuple(x[chosen] for x in batch), time.monotonic()
+            paused, seen = time.monotonic(), torch.cat([earlier_obs, batch[0]])
+            chosen = torch.randperm(len(seen), generator=generators["metrics"], device=device)[: args.metrics_samples]
             names, trained = zip(*((n, p) for n, p in agent.named_parameters() if p.requires_grad))
-            grads = dict(zip(names, torch.autograd.grad(ppo_loss(*sample)[0], trained)))
-            report = metrics.network_report(agent, sample[:1], grads, 0, max_samples=args.metrics_samples)
+            columns, limit = dict(enumerate(batch)), args.metrics_samples
+            grads = metrics.mean_gradients(lambda x: ppo_loss(*x.values())[0], columns, trained, batch_size)
+            report = metrics.network_report(agent, (seen[chosen],), dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/agent", report)
             clock += time.monotonic() - paused
+        if args.metrics_samples > batch_size:
+            earlier_obs = torch.cat([earlier_obs, batch[0]])[batch_size - args.metrics_samples :]
         # save
         if crossed(args.checkpoint_frequency):
             state = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
-            state |= {"num_updates": num_updates, "last_return": last_return}
+            state |= {"num_updates": num_updates, "last_return": last_return, "earlier_obs": earlier_obs}
             run.save_checkpoint(step, state)
             run.draw(step)
         progress.update(step, **postfix)

@@ -35,7 +35,7 @@ class Args:
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 250_000  # environment steps between checkpoints
-    evaluate: bool = False  # load the finished run of these flags, play whole games, print returns, save a video
+    evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
     track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
@@ -242,7 +242,7 @@ def train(args: Args, run: runlog.Run) -> None:
     optimizer = torch.optim.RAdam(
         activations.parameter_groups(q_network, args.learning_rate, args.rational),
         decoupled_weight_decay=True,
-        capturable=args.compile,  # no branch on the number of steps
+        capturable=args.compile and device.type == "cuda",
     )
     generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
     generators["redo"] = runlog.make_generator(args.seed, "redo")
@@ -252,7 +252,7 @@ def train(args: Args, run: runlog.Run) -> None:
         q_network.load_state_dict(state["q_network"])
         optimizer.load_state_dict(state["optimizer"])
         for group in optimizer.param_groups:
-            group["capturable"] = args.compile
+            group["capturable"] = args.compile and device.type == "cuda"
         num_updates, test_returns, last_eval = state["num_updates"], state["test_returns"], state["last_eval"]
         runlog.set_states(generators, state["generators"])
 
@@ -315,8 +315,9 @@ def train(args: Args, run: runlog.Run) -> None:
         rewards = rewards.sign() if args.clip_rewards else rewards
         returns = q_lambda_returns(rewards, terminations, truncations, next_values, args.gamma, args.q_lambda)
         batch = b_obs.flatten(0, 1), b_actions.flatten(), returns.flatten()
-        for group in optimizer.param_groups:
-            rate = linear_schedule(group["initial_lr"], 0.0, fraction if args.anneal_lr else 0.0)
+        groups, elapsed = optimizer.param_groups, fraction if args.anneal_lr else 0.0
+        rates = [linear_schedule(group["initial_lr"], 0.0, elapsed) for group in groups]
+        for group, rate in zip(groups, rates):
             group["lr"] = torch.tensor(rate, device=device) if args.compile else rate  # a number would be compiled in
         totals = torch.zeros(3, device=device)
         for _ in range(args.update_epochs):
@@ -341,7 +342,7 @@ def train(args: Args, run: runlog.Run) -> None:
         if crossed(args.log_frequency):
             speed = (step - clock_step) / (time.monotonic() - clock)
             row = {"losses/td_loss": loss, "losses/q_mean": q_mean, "losses/gradient_norm": norm}
-            row |= {"charts/epsilon": epsilon, "charts/learning_rate": float(optimizer.param_groups[0]["lr"])}
+            row |= {"charts/epsilon": epsilon, "charts/learning_rate": rates[0]}
             run.log(step, row | {"perf/sps": speed})
             clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
         if crossed(args.eval_frequency) and test_returns:

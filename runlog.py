@@ -814,7 +814,7 @@ def make_runs(args, script: str) -> dict[int, Run]:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed buffers of up to 32 MB for the next ones. By default each goes back to the kernel, and
+    """Tells glibc to keep freed buffers of up to 32 MB for the next ones. By default many go back to the kernel, and
     page faults of the next take a tenth to a fifth of an Atari update on the CPU (docs/log.md). Elsewhere: no-op."""
     with contextlib.suppress(OSError, AttributeError):
         libc, trim_threshold, mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3  # numbers of malloc.h
@@ -829,7 +829,8 @@ def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int
     Leaving by an exception marks what is open "failed" (by Ctrl-C: "interrupted"); both resume. Raises UserError as
     `Run.open` does.
     """
-    keep_freed_memory()
+    if job_type.endswith("_atari"):  # SAC's matrices are too small to gain from it
+        keep_freed_memory()
     for run in runs.values():
         if run.status() in ENDED:
             print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
@@ -890,7 +891,6 @@ def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, pr
     """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's `videos/`; mean and
     standard deviation of the returns, further scalars and a metrics.NetworkReport in its `evaluation-<step>/`, which is
     made anew and has the files and plots of a run's folder. Prints one line. Raises UserError: not writable."""
-    write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
     again = Run(run.folder, f"evaluation-{step}", run.config, exclude=NOT_IDENTITY, fresh=True).open(tensorboard=False)
     mean, std = float(np.mean(returns)), float(np.std(returns))
     again.log(step, {"eval/episodic_return": mean, "eval/episodic_return_std": std, "eval/num_games": len(returns)})
@@ -899,6 +899,7 @@ def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, pr
     again.flush()
     again.draw(step)
     again.finish()
+    write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
     told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f} (standard deviation, {len(returns)} games)"
     print(f"{told}; {path} shows a game of {returns[0]:.0f}; measures: {again.folder}", flush=True)
 

@@ -136,18 +136,25 @@ def env_alone(args: Args, module, name: str) -> dict:
 
 
 def metrics_share(args: Args, module, name: str) -> dict:
-    """Seconds of one round of network metrics, and their share of a run that has one every --metrics-frequency."""
-    seconds, report = [], module.metrics.network_report
+    """Seconds of one round of network metrics (gradients, measures, writing), and their share of a run that has one
+    every --metrics-frequency."""
+    seconds = {"mean_gradients": [], "network_report": [], "log_report": []}
 
-    def timed(*positional, **named):
-        start = time.perf_counter()
-        result = report(*positional, **named)
-        seconds.append(time.perf_counter() - start)
-        return result
+    def timed(owner, function):
+        original = getattr(owner, function)
 
-    module.metrics.network_report = timed
+        def call(*positional, **named):
+            start = time.perf_counter()
+            result = original(*positional, **named)
+            seconds[function].append(time.perf_counter() - start)
+            return result
+
+        setattr(owner, function, call)
+
+    for function in seconds:
+        timed(runlog if function == "log_report" else module.metrics, function)
     speed = run_script(args, module, name, metrics_frequency=max(args.steps // 8, 1))["steps_per_second"]
-    each = sum(seconds) / len(seconds)
+    each = sum(map(sum, seconds.values())) / len(seconds["network_report"])
     return {"seconds_each": each, "metrics_share": each / (each + args.metrics_frequency / speed)}
 
 

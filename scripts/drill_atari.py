@@ -99,7 +99,9 @@ def compare(whole: Path, killed: Path) -> list[str]:
 
     steps = [int(row[0]) for row in rows(killed) if row[1] == "charts/episodic_return"]
     (meta,) = killed.glob("*/meta.json")
+    starts = [session.get("from_step", 0) for session in json.loads(meta.read_text())["sessions"]]
     checks = {
+        "sessions that went on from a checkpoint": max(starts) > 0,
         "rows of losses, schedules and metrics": places(whole) == places(killed),
         "values of the schedules": schedules(whole) == schedules(killed),
         "steps of games are in order": steps == sorted(steps) and len(steps) > 0,

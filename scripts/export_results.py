@@ -40,6 +40,11 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
     "network/q/conv2/dead_share": "",
     "network/q/conv3/dead_share": "dead share (KDE), last convolution",
     "network/q/weight_norm": "",
+    "network/agent/fc1/dead_share": "dead share (KDE), last hidden layer",
+    "network/agent/fc1/dead_share_std": "",
+    "network/agent/fc1/dormant_share": "dormant share, last hidden layer",
+    "network/agent/fc1/srank": "srank, last hidden layer",
+    "network/agent/fc1/feature_norm": "feature norm, last hidden layer",
     "q_split/dead": "Q from dead neurons",
     "q_split/live": "Q from live neurons",
     "q_split/bias": "",
@@ -66,6 +71,7 @@ def main(args: Args) -> None:
                     curves.append(row)
             row = {"run": meta["name"], "activation": activation, "seed": config["seed"], "status": meta["status"]}
             final = run.series("eval/episodic_return")
+            final = final if len(final) else windows(run)  # PPO on Atari has no evaluations
             row |= {"last_step": "", "last_return": "", "best_return": ""}  # before the first evaluation
             if len(final):
                 row |= {"last_step": int(final[-1, 0]), "last_return": round(float(final[-1, 1]), 2)}
@@ -88,7 +94,9 @@ def main(args: Args) -> None:
     draw(curves, args.out)
     for activation in groups:
         values = [row["last_return"] for row in runs if row["activation"] == activation and row["last_return"] != ""]
-        print(f"{activation}: last return {np.mean(values):.1f} +- {np.std(values):.1f} (std over {len(values)} seeds)")
+        if values:
+            mean, std = np.mean(values), np.std(values)
+            print(f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)} seeds)")
 
 
 def windows(run: figures.Loaded, number: int = 40) -> np.ndarray:
@@ -130,8 +138,10 @@ def draw(rows: list[tuple], out: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(metrics) :]:
         panel.remove()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    handles = {}
+    for panel in panels[: len(metrics)]:
+        handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"{rows[-1][1]}: mean over seeds, thin lines = seeds, band from worst to best seed", fontsize=10)
     figure.savefig(out / "curves.png", dpi=130)
 

@@ -1,6 +1,10 @@
 """PQN compiled, eager, and resumed across the two. `pytest -q tests/test_atari_compile.py` (about 30 s, compiling)."""
 
+import contextlib
+import json
+
 import numpy as np
+import pytest
 import torch
 from test_atari_runs import ALL, TINY
 
@@ -11,23 +15,25 @@ import runlog
 def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypatch):
     """80 steps of RAdam: the rectification, which is a branch in the eager one, begins with the sixth."""
     weights = {}
-    # a compiled run that stops half-way, and one eager resumption of it; and an eager run that is never interrupted
-    for name, flags, stops in (("both", "--compile", True), ("both", "--no-compile", False), ("eager", "", False)):
+    # runs that stop half-way and resume otherwise, and one that is never interrupted
+    sessions = [("compiled-first", "--compile", True), ("compiled-first", "--no-compile", False)]
+    sessions += [("eager-first", "--no-compile", True), ("eager-first", "--compile", False), ("eager", "", False)]
+    for name, flags, stops in sessions:
         argv = f"{ALL} {TINY['pqn_atari']} --no-redo --activation tanh --runs-dir {tmp_path / name} {flags}"
         args = runlog.parse_args(pqn_atari.Args, argv.split())
         monkeypatch.setattr(pqn_atari, "AtariGames", SameGames)
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(runlog.Run, "draw", stop_at(160))
-            try:
+            with pytest.raises(KeyboardInterrupt) if stops else contextlib.nullcontext():
                 pqn_atari.main(args)
-            except KeyboardInterrupt:
-                assert stops
         (folder,) = (tmp_path / name).iterdir()
         weights[name] = torch.load(folder / "checkpoint.pt")["state"]["q_network"]
-    assert weights["both"].keys() == weights["eager"].keys()
-    for key, value in weights["eager"].items():
-        torch.testing.assert_close(weights["both"][key], value, rtol=1e-3, atol=2e-5)
+        told = json.loads((folder / "meta.json").read_text())["sessions"]
+        assert [session.get("from_step", 0) for session in told] == ([0, 160] if not stops and name != "eager" else [0])
+    for name in ("compiled-first", "eager-first"):
+        for key, value in weights["eager"].items():
+            torch.testing.assert_close(weights[name][key], value, rtol=1e-3, atol=2e-5)
 
 
 def stop_at(last: int):
