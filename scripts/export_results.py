@@ -134,7 +134,8 @@ def draw(rows: list[tuple], out: Path) -> None:
             panel.plot(steps, values.mean(0), linewidth=2, label=f"{name}, n = {len(values)}", **look)
             panel.plot(steps, values.T, linewidth=0.5, alpha=0.6, color=look["color"])
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=look["color"], linewidth=0)
-        panel.set(xlabel="environment steps", ylabel=METRICS[metric])
+        panel.set_xlabel("environment steps", fontsize=8)
+        panel.set_ylabel(METRICS[metric], fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(metrics) :]:
         panel.remove()
