@@ -206,7 +206,7 @@ def kde_figure(folder: Path) -> Figure | None:
         for place, (network, part, rows) in zip(line, drawn):
             _kde_grid(place, f"{network}, {last[network]}{part}", rows[:16])
     step = panels[0][0][2][0]["step"]
-    _title(figure, folder, f"Activation densities, step {step:,}; outlined: dead, peak density above 20")
+    _title(figure, folder, f"Activation densities, step {step:,}\noutlined: dead (peak above 20)")
     return figure
 
 
