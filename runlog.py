@@ -43,17 +43,8 @@ ENDED = ("finished", "diverged")
 # Flags that do not change what a run computes, so they are no part of its identity.
 NOT_IDENTITY = (
     *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh"),
-    *(
-        "analyse",
-        "keep_replay",
-        "checkpoint_frequency",
-        "evaluate",
-        "print_network",
-        "capture_video",
-        "tensorboard",
-        "track",
-    ),
-    *("wandb_project", "wandb_entity"),
+    *("analyse", "keep_replay", "checkpoint_frequency", "evaluate", "print_network", "capture_video", "tensorboard"),
+    *("track", "wandb_project", "wandb_entity"),
 )
 FRESH = "use --fresh to start the run anew"
 

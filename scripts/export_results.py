@@ -36,6 +36,8 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
     "network/q/fc1/dormant_share": "dormant share, last hidden layer",
     "network/q/fc1/srank": "srank, last hidden layer",
     "network/q/fc1/feature_norm": "feature norm, last hidden layer",
+    "network/q/fc1/preact_q01": "",
+    "network/q/fc1/preact_q99": "",
     "network/q/conv1/dead_share": "",
     "network/q/conv2/dead_share": "",
     "network/q/conv3/dead_share": "dead share (KDE), last convolution",
@@ -48,6 +50,7 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
     "q_split/dead": "Q from dead neurons",
     "q_split/live": "Q from live neurons",
     "q_split/bias": "",
+    "losses/td_loss": "",
     "losses/q_mean": "mean Q on the batch",
 }
 
