@@ -70,3 +70,35 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
     few.add(batch := stream[:3].clone())
     batch.zero_()
     assert few.sample().flatten().tolist() == [0, 1, 2]
+
+
+def test_ppo_measures_on_more_observations_than_an_iteration_has(short_games, tmp_path, monkeypatch):  # noqa: F811
+    """16 observations per iteration, 40 wanted: this iteration's and those of the two or three before it, also resumed."""
+    module, argv = MODULES["ppo_atari"], f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48"
+    stored, measured, step, report = [], [], module.AtariGames.step, metrics.network_report
+
+    def reset_and_store(games, actions):
+        result = step(games, actions)
+        stored.append(result[0].copy())
+        return result
+
+    def watched(network, inputs, *rest, **named):
+        measured.append((len(stored), inputs[0].numpy()))
+        return report(network, inputs, *rest, **named)
+
+    monkeypatch.setattr(module.AtariGames, "step", reset_and_store)
+    monkeypatch.setattr(metrics, "network_report", watched)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog.Run, "draw", interrupt)  # at the first checkpoint, step 32
+        module.main(runlog.parse_args(module.Args, f"{argv} --runs-dir {tmp_path}".split()))
+    module.main(runlog.parse_args(module.Args, f"{argv} --runs-dir {tmp_path}".split()))
+    sizes = [len(obs) for _, obs in measured]
+    assert sizes == [40] * 6  # steps 48, 96, ...; the first has the checkpoint's 24 and its own 16
+    for end, obs in measured[1:]:  # 8 steps of 2 games per iteration; the last observation of a step is not acted on
+        recent = {x.tobytes() for x in np.concatenate(stored[max(end - 26, 0) : end])}
+        newest = {x.tobytes() for x in np.concatenate(stored[end - 9 : end])}
+        assert all(x.tobytes() in recent for x in obs) and not all(x.tobytes() in newest for x in obs)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
