@@ -7,7 +7,7 @@ sources and traps. CR = arXiv 2507.14736, HR = arXiv 2406.09079, ReDo = arXiv 23
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -20,6 +20,8 @@ Limits = tuple[float, float] | None
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 KDE_CELLS = 16  # grid cells per bandwidth; the error bound in dead_neurons_kde needs 16
 KDE_NEURONS, KDE_POINTS = 16, 64  # density curves of a network_report
+NTK_OUTPUTS = ("sum", "true_class", "loss")
+NTK_COLUMNS = 2**14  # parameters whose gradients are float64 at a time
 KDE_CHUNK = 2**17  # elements per working array: fits the L2 cache, and bounds the memory
 
 
@@ -226,6 +228,85 @@ def entropy_rank(features: Tensor) -> Tensor:
     sigma = singular_values(features)
     p = sigma / sigma.sum(-1, keepdim=True).clamp_min(1e-300)
     return (torch.exp(-torch.xlogy(p, p).sum(-1)) * (sigma[..., 0] != 0)).to(features.dtype)
+
+
+def ntk_gram(
+    network: nn.Module,
+    inputs: tuple,
+    batch_dims: int = 0,
+    sample_dim: int | None = None,
+    output: str | Callable[[Tensor], Tensor] = "sum",
+    targets: Tensor | None = None,
+    coefficients: bool = True,
+) -> Tensor:
+    """Empirical neural tangent kernel K_ij = sum_theta dy_i/dtheta dy_j/dtheta of a scalar output y (arXiv 1806.07572).
+
+    network(*inputs) is (*batch, n) or (*batch, n, outputs); each input has its n samples at axis sample_dim (None:
+    batch_dims), parameters have batch_dims leading axes. output names y: "sum" of the outputs, "true_class" (the logit
+    of targets (*batch, n), int64), "loss" (cross-entropy of targets: K is then the gradients' second moment), or any
+    function of the outputs. theta: the trainable parameters, with the activations' own only if coefficients. Returns
+    (*batch, n, n), float64. Samples must not interact (no batch norm). n times the parameters' memory, at once.
+    Raises ValueError for another name, missing targets, or without parameters.
+    >>> ntk_gram(nn.Linear(2, 1, bias=False), (torch.tensor([[1.0, 2.0], [3.0, 4.0]]),))
+    tensor([[ 5., 11.],
+            [11., 25.]], dtype=torch.float64)
+    """
+    if isinstance(output, str) and (output not in NTK_OUTPUTS or (output != "sum" and targets is None)):
+        raise ValueError(f"output {output!r}: must be one of {', '.join(NTK_OUTPUTS)}, and all but sum need targets")
+    dim = batch_dims if sample_dim is None else sample_dim
+    branches = [branch for module in network.modules() for branch in getattr(module, "branches", ())]
+    own = {id(p) for branch in branches for p in branch.activation.parameters()}
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    theta = {name: p.detach() for name, p in named.items() if coefficients or id(p) not in own}
+    if not theta:
+        raise ValueError(f"{type(network).__name__} has no such parameters")
+
+    def scalar(theta, target, *sample):  # the batch entries are independent: the gradient of their sum is each one's
+        y = torch.func.functional_call(network, theta, tuple(x.unsqueeze(dim) for x in sample))
+        if callable(output):
+            y = output(y)
+        elif output == "true_class":
+            y = y.gather(-1, target[..., None, None])
+        elif output == "loss":
+            y = -y.log_softmax(-1).gather(-1, target[..., None, None])
+        return y.sum()
+
+    in_dims = (None, None if targets is None else -1, *[dim] * len(inputs))
+    gradients = torch.func.vmap(torch.func.grad(scalar), in_dims)(theta, targets, *inputs)
+    gram = 0.0
+    for gradient in gradients.values():  # (n, *batch, ...)
+        rows = gradient.flatten(1 + batch_dims) if gradient.ndim > 1 + batch_dims else gradient.unsqueeze(-1)
+        for part in rows.movedim(0, -2).split(NTK_COLUMNS, -1):  # float64 for a part at a time
+            gram = gram + part.double() @ part.double().mT
+    return gram
+
+
+def ntk_rank(network: nn.Module, inputs: tuple, batch_dims: int = 0, *args, **kwargs) -> dict[str, Tensor]:
+    """Ranks of the empirical NTK; arguments of ntk_gram. Values are (*batch), float64, of its eigenvalues l:
+
+    srank, smallest k whose k largest l are >= 99 % of their sum; entropy_rank = exp(-sum p log p), p = l / sum l (both
+    as C-CHAIN reports them, Tang et al. 2025); trace = sum l; condition = max l / min l (inf if K is singular to float64,
+    as where the samples outnumber the parameters). Non-finite gradients give NaN; where all are zero the ranks are 0. srank and
+    entropy_rank do not change with the scale of y.
+    >>> ntk_rank(nn.Linear(2, 1, bias=False), (torch.eye(2),))["entropy_rank"]
+    tensor(2., dtype=torch.float64)
+    """
+    gram = ntk_gram(network, inputs, batch_dims, *args, **kwargs)
+    usable = gram.isfinite().flatten(-2).all(-1)
+    gram = torch.where(usable[..., None, None], gram, 0.0)
+    values = torch.linalg.eigvalsh((gram + gram.mT) / 2).flip(-1)
+    noise = values[..., :1] * values.shape[-1] * torch.finfo(values.dtype).eps  # as in numpy's matrix_rank
+    values = torch.where(values > noise, values, 0.0)
+    total = values.sum(-1)
+    p = values / total.clamp_min(1e-300).unsqueeze(-1)
+    ranks = {
+        "srank": (values.cumsum(-1) < 0.99 * total.unsqueeze(-1)).sum(-1) + 1.0,
+        "entropy_rank": torch.exp(-torch.xlogy(p, p).sum(-1)),
+    }
+    found = {name: torch.where(total > 0, rank, 0.0) for name, rank in ranks.items()}
+    condition = torch.where(values[..., -1] > 0, values[..., 0] / values[..., -1], math.inf)
+    found |= {"trace": total, "condition": condition}
+    return {name: torch.where(usable, value, math.nan) for name, value in found.items()}
 
 
 def feature_norm(features: Tensor) -> Tensor:
