@@ -284,9 +284,9 @@ def ntk_gram(
 def ntk_rank(network: nn.Module, inputs: tuple, batch_dims: int = 0, *args, **kwargs) -> dict[str, Tensor]:
     """Ranks of the empirical NTK; arguments of ntk_gram. Values are (*batch), float64, of its eigenvalues l:
 
-    srank, smallest k whose k largest l are >= 99 % of their sum; entropy_rank = exp(-sum p log p), p = l / sum l (both
-    as C-CHAIN reports them, Tang et al. 2025); trace = sum l; condition = max l / min l (inf if K is singular to float64,
-    as where the samples outnumber the parameters). Non-finite gradients give NaN; where all are zero the ranks are 0. srank and
+    srank, smallest k whose k largest l are >= 99 % of their sum; entropy_rank = exp(-sum p log p), p = l / sum l (as
+    C-CHAIN reports them, Tang et al. 2025); trace = sum l; condition = max l / min l (inf if K is singular in float64,
+    as where samples outnumber parameters). Non-finite gradients: NaN; all zero: the ranks are 0. srank and
     entropy_rank do not change with the scale of y.
     >>> ntk_rank(nn.Linear(2, 1, bias=False), (torch.eye(2),))["entropy_rank"]
     tensor(2., dtype=torch.float64)

@@ -73,7 +73,7 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
 
 
 def test_ppo_measures_on_more_observations_than_an_iteration_has(short_games, tmp_path, monkeypatch):  # noqa: F811
-    """16 observations per iteration, 40 wanted: this iteration's and those of the two or three before it, also resumed."""
+    """16 observations per iteration, 40 wanted: those of this iteration and of those before it, also when resumed."""
     module, argv = MODULES["ppo_atari"], f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48"
     stored, measured, step, report = [], [], module.AtariGames.step, metrics.network_report
 
