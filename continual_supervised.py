@@ -33,8 +33,8 @@ MNIST_MD5 = {  # of the file, and of the compressed file that the URL gives
     "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", "9fb629c4189551a2d022fa330f9573f3"),
     "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", "ec29112dd5afa0611ce80d1b7f02629c"),
 }
-CIFAR100_URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
-CIFAR100_MD5 = "03b5dce01913d631647c71ecec9e9cb8"
+CIFAR100 = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"
+Tasks = Literal["random_labels", "permuted_labels", "permuted_pixels", "split_classes"]
 REDO_IMAGES = 1_200  # of the task, at which neurons are judged dormant
 
 
@@ -56,7 +56,7 @@ class Args:
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
     dataset: Literal["digits", "mnist", "cifar100"] = "digits"  # digits comes with scikit-learn, the others are fetched
     data_dir: str = "data"  # where mnist and cifar100 are, or are downloaded to
-    tasks: Literal["random_labels", "permuted_labels", "permuted_pixels", "split_classes"] = "random_labels"  # changes
+    tasks: Tasks = "random_labels"  # what changes from task to task (docs/continual_supervised.md)
     num_tasks: int = 50  # tasks, one after the other
     epochs: int = 400  # passes through the images in each task
     num_train: int = 1_200  # images of a task; 0 = all there are
@@ -96,15 +96,8 @@ def fetch(url: str, md5: str, folder: Path) -> Path:
         return Path(pooch.retrieve(url, f"md5:{md5}", fname=url.rpartition("/")[2], path=folder))
 
 
-def read_idx(content: bytes) -> np.ndarray:
-    """An array of bytes in MNIST's format. Raises ValueError for anything else."""
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError("not an IDX file of bytes")
-    shape = np.frombuffer(content, ">i4", content[3], 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
-
-
 def read_mnist(name: str, folder: Path) -> np.ndarray:
+    """An array of bytes in the IDX format: 0, 0, type, number of axes, their lengths (big-endian), the values."""
     file, (md5, md5_compressed) = folder / name, MNIST_MD5[name]
     if file.exists():
         content = file.read_bytes()
@@ -112,16 +105,17 @@ def read_mnist(name: str, folder: Path) -> np.ndarray:
         content = gzip.decompress(fetch(f"{MNIST_URL}{name}.gz", md5_compressed, folder).read_bytes())
     if hashlib.md5(content).hexdigest() != md5:
         raise runlog.UserError(f"--data-dir {folder}: {name} is damaged (its MD5 is not {md5}); delete it")
-    return read_idx(content)
+    shape = np.frombuffer(content, ">i4", content[3], 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
 def load_data(dataset: str, folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int, float]:
     """({"train": (images, labels), "test": ...}, number of classes, largest value of a pixel)."""
-    if dataset == "digits":  # 1,797 images of 8 x 8; the last third is by other writers
+    if dataset == "digits":  # 1,797 images of 8 x 8
         from sklearn.datasets import load_digits
 
-        images, labels = load_digits(return_X_y=True)
-        images, labels = images.astype(np.uint8).reshape(-1, 1, 8, 8), labels.astype(np.int64)
+        pixels, labels = load_digits(return_X_y=True)
+        images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)
         return {"train": (images[:1200], labels[:1200]), "test": (images[1200:], labels[1200:])}, 10, 16.0
     data = {}
     for split, mnist in {"train": "train", "test": "t10k"}.items():
@@ -129,7 +123,7 @@ def load_data(dataset: str, folder: Path) -> tuple[dict[str, tuple[np.ndarray, n
             images = read_mnist(f"{mnist}-images-idx3-ubyte", folder)[:, None]
             data[split] = images, read_mnist(f"{mnist}-labels-idx1-ubyte", folder).astype(np.int64)
             continue
-        with tarfile.open(fetch(CIFAR100_URL, CIFAR100_MD5, folder)) as archive:  # rows: coarse label, label, pixels
+        with tarfile.open(fetch(*CIFAR100, folder)) as archive:  # rows: coarse label, label, pixels
             content = archive.extractfile(f"cifar-100-binary/{split}.bin").read()
         rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * 32 * 32)
         data[split] = rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1].astype(np.int64)
@@ -172,6 +166,10 @@ def make_task(args: Args, data: dict, num_classes: int, seed: int, task: int) ->
     return found
 
 
+def uses_cnn(args: Args) -> bool:
+    return args.network == "cnn" or (args.network == "auto" and args.dataset == "cifar100")
+
+
 # ---- network: tensors are (seeds, batch, ...) ------------------------------------------------------------------------
 
 
@@ -208,10 +206,6 @@ class Classifier(nn.Module):
         return self.head(self.hidden(x))
 
 
-def uses_cnn(args: Args) -> bool:
-    return args.network == "cnn" or (args.network == "auto" and args.dataset == "cifar100")
-
-
 class Learner(nn.Module):
     """All that an update changes: the network and its optimiser."""
 
@@ -221,7 +215,7 @@ class Learner(nn.Module):
         self.network = Classifier(args, image_shape, outputs, seeds)
         self.optimizer = activations.Adam(self.network, args.learning_rate, args.rational)
         coefficients = activations.coefficient_names(self.network)
-        self.penalised = [name not in coefficients for name in self.optimizer.names]
+        self.penalties = [0.0 if name in coefficients else 2 * args.l2 for name in self.optimizer.names]
         self.to(device)
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
         self.update = torch.compile(self.one_update, fullgraph=True, dynamic=False, disable=not args.compile)
@@ -238,10 +232,8 @@ class Learner(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1)
         grads = torch.autograd.grad(loss.sum(), self.optimizer.parameters_)
         with torch.no_grad():
-            if self.args.l2:
-                decayed = zip(grads, self.optimizer.parameters_, self.penalised)
-                grads = [g + 2 * self.args.l2 * p if penalised else g for g, p, penalised in decayed]
-            self.optimizer.step(grads)
+            penalised = zip(grads, self.optimizer.parameters_, self.penalties)
+            self.optimizer.step([grad + penalty * p if penalty else grad for grad, p, penalty in penalised])
         return loss.detach(), (logits.detach().argmax(-1) == labels).float().mean(-1)
 
     @torch.no_grad()
@@ -277,10 +269,9 @@ class Learner(nn.Module):
 @torch.no_grad()
 def accuracy(learner: Learner, images, rows, labels, order) -> torch.Tensor:
     """Share of right answers, (seeds,); rows, labels (seeds, n)."""
-    right = 0.0
-    for part, wanted in zip(rows.split(1_000, 1), labels.split(1_000, 1)):
-        right = right + (learner.network(learner.pixels(images, part, order)).argmax(-1) == wanted).sum(-1)
-    return right / rows.shape[1]
+    parts = zip(rows.split(1_000, 1), labels.split(1_000, 1))
+    right = [learner.network(learner.pixels(images, x, order)).argmax(-1) == wanted for x, wanted in parts]
+    return torch.cat(right, 1).float().mean(-1)
 
 
 def ntk(learner: Learner, x: torch.Tensor, prefix: str) -> dict[str, torch.Tensor]:
@@ -300,16 +291,15 @@ def log_network_metrics(learner: Learner, runs: list[runlog.Run], x: torch.Tenso
 def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
     """Every coefficient of the activations, (seeds,): coefficients/fc1/numerator1 is a_1 of a rational, log_scale is
     log c; the places of other activations' parameters count from 0."""
-    named, found = {"conv": network.convolutions, "fc": network.hidden}, {}
-    for kind, i, layer in ((kind, i, layer) for kind, layers in named.items() for i, layer in enumerate(layers)):
+    found, named = {}, {f"conv{i}": layer for i, layer in enumerate(network.convolutions, 1)}
+    for place, layer in (named | {f"fc{i}": layer for i, layer in enumerate(network.hidden, 1)}).items():
         for b, branch in enumerate(layer.branches):
-            prefix = f"coefficients/{kind}{i + 1}/" + (f"branch{b}_" if len(layer.branches) > 1 else "")
+            prefix = f"coefficients/{place}/" + (f"branch{b}_" if len(layer.branches) > 1 else "")
             first = {"denominator": 1, "numerator": int(getattr(branch.activation, "constrained", False))}
             for name, value in branch.activation.named_parameters():
                 places = [""] if value.dim() == 1 else [str(k + first.get(name, 0)) for k in range(value[0].numel())]
-                found |= {
-                    prefix + name + k: x for k, x in zip(places, value.detach().reshape(len(value), -1).unbind(1))
-                }
+                columns = value.detach().reshape(len(value), -1).unbind(1)
+                found |= {prefix + name + place: column for place, column in zip(places, columns)}
     return found
 
 
@@ -323,29 +313,25 @@ def validate(args: Args) -> tuple[dict, int, float]:
     runlog.check_range(args, "[1, inf)", "redo_period widths channels log_frequency")
     runlog.check_range(args, "(0, inf)", "learning_rate")
     runlog.check_range(args, "(0, 1]", "threshold")
-    for flag in ("metrics_samples", "ntk_samples"):
-        if getattr(args, flag):
-            runlog.check_range(args, "[2, inf)", flag)
+    runlog.check_range(args, "[2, inf)", " ".join(x for x in ("metrics_samples", "ntk_samples") if getattr(args, x)))
     runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
     data, num_classes, scale = load_data(args.dataset, Path(args.data_dir))
-    size, depth = data["train"][0].shape[-1], len(args.channels)
-    if uses_cnn(args) and size < (smallest := 5 * 2**depth - 4):  # 5x5, then halved, again and again
-        told = f"{depth} convolutions need {smallest} x {smallest} pixels, {args.dataset} has {size} x {size}"
-        raise runlog.UserError(f"--channels {args.channels}: {told}; use --network mlp")
-    if args.tasks == "split_classes" and args.num_tasks * args.classes_per_task > num_classes:
-        remedy = f"--num-tasks {num_classes // args.classes_per_task} is the most"
-        raise runlog.UserError(
-            f"--classes-per-task {args.classes_per_task}: {args.dataset} has {num_classes}; {remedy}"
-        )
+    size, depth, available = data["train"][0].shape[-1], len(args.channels), num_images(args, data, num_classes)
+    smallest = 5 * 2**depth - 4  # 5x5, then halved, again and again
     most = num_images(dataclasses.replace(args, num_train=0), data, num_classes)
-    if args.num_train > most:
-        raise runlog.UserError(f"--num-train {args.num_train}: a task of {args.dataset} has {most} images")
-    if args.batch_size > num_images(args, data, num_classes):
-        raise runlog.UserError(
-            f"--batch-size {args.batch_size}: a task has {num_images(args, data, num_classes)} images"
-        )
+    most_tasks = num_classes // args.classes_per_task if args.tasks == "split_classes" else args.num_tasks
+    problems = {
+        f"channels {args.channels}: {args.dataset} has {size} pixels a side, {depth} convolutions need {smallest}; "
+        "use --network mlp": uses_cnn(args) and size < smallest,
+        f"num-tasks {args.num_tasks}: {num_classes} classes make {most_tasks}": args.num_tasks > most_tasks,
+        f"num-train {args.num_train}: must lie in 0 (all)..{most}": args.num_train > most,
+        f"batch-size {args.batch_size}: must lie in 1..{available}": args.batch_size > available,
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise runlog.UserError(f"--{problem}")
     return data, num_classes, scale
 
 
@@ -353,9 +339,7 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
     """Trains these seeds together from update `start`, at which each has a checkpoint (0: from the beginning)."""
     (data, num_classes, scale), device = loaded, runlog.find_device(args.device)
     outputs = args.classes_per_task if args.tasks == "split_classes" else num_classes
-    images, test_images = (
-        torch.from_numpy(data[s][0].reshape(len(data[s][0]), -1)).to(device) for s in ("train", "test")
-    )
+    images, test_images = (torch.tensor(data[s][0]).flatten(1).to(device) for s in ("train", "test"))
     learner = Learner(args, data["train"][0].shape[1:], outputs, scale, seeds, device)
     generators = {use: [runlog.make_generator(seed, use) for seed in seeds] for use in ("order", "redo")}
     online = torch.zeros(len(seeds), device=device)  # sum over the task's epochs of the share of right answers
@@ -369,18 +353,13 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
             online[i], fitted[i], diverged[i], last[i] = (state[k] for k in ("online", "fitted", "diverged", "last"))
             runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
 
-    def log(step: int, values: dict[str, torch.Tensor]) -> list[dict[str, float]]:
+    def log(step: int, values: dict[str, torch.Tensor]) -> None:
         columns = {key: value.tolist() for key, value in values.items()}
-        rows = [{key: column[i] for key, column in columns.items()} for i in range(len(seeds))]
         for i, run in enumerate(runs):
-            run.log(step, {} if diverged[i] else rows[i])
-        return rows
+            run.log(step, {} if diverged[i] else {key: column[i] for key, column in columns.items()})
 
-    num_train = num_images(args, data, num_classes)
-    steps_per_epoch, num_epochs = (
-        num_train // args.batch_size,
-        args.num_tasks * args.epochs,
-    )  # an incomplete batch is left
+    num_train, num_epochs = num_images(args, data, num_classes), args.num_tasks * args.epochs
+    steps_per_epoch = num_train // args.batch_size  # an epoch leaves out an incomplete batch
     steps_per_task, end = steps_per_epoch * args.epochs, steps_per_epoch * num_epochs
     progress = runlog.Progress(start, end, f"{args.dataset} {args.tasks} {args.activation}")
     task, clock, clock_step = {}, time.monotonic(), start
@@ -415,18 +394,15 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
         diverged = torch.where((diverged == 0) & bad.any(0), step - steps_per_epoch + 1 + bad.int().argmax(0), diverged)
         # measure
         if step // args.log_frequency > (step - steps_per_epoch) // args.log_frequency or step == end:
-            log(step, {"losses/loss": losses.mean(0), "charts/epoch_accuracy": share} | coefficients(learner.network))
             speed = (step - clock_step) / (time.monotonic() - clock) * len(seeds)
-            for run in runs:
-                run.log(step, {"perf/updates_per_second": speed})
+            values = {"losses/loss": losses.mean(0), "charts/epoch_accuracy": share}
+            values |= {"perf/updates_per_second": torch.full_like(online, speed)}
+            log(step, values | coefficients(learner.network))
             clock, clock_step = time.monotonic(), step
             progress.update(step, task=number + 1, accuracy=f"{share.mean():.3f}", ups=f"{speed:.0f}")
         if step % steps_per_task == 0:
-            values = {
-                "charts/task": torch.full_like(online, number + 1),
-                "charts/online_accuracy": online / args.epochs,
-            }
-            values |= {"charts/steps_to_threshold": fitted}
+            values = {"charts/task": torch.full_like(online, number + 1), "charts/steps_to_threshold": fitted}
+            values |= {"charts/online_accuracy": online / args.epochs}
             values |= {"charts/end_accuracy": accuracy(learner, images, rows, labels, order)}
             if "test_rows" in task:
                 test = task["test_rows"], task["test_labels"]
@@ -436,15 +412,14 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
             for i, run in enumerate(runs):  # a diverged seed carries its last task forward
                 last[i] = last[i] if diverged[i] else {key: column[i] for key, column in columns.items()}
                 run.log(step, last[i])
-            if args.metrics_samples:
-                sample = learner.pixels(images, rows[:, : args.metrics_samples], order)
-                log_network_metrics(learner, runs, sample, labels[:, : args.metrics_samples], step)
-            told = "online_accuracy", "end_accuracy", *(["test_accuracy"] if "test_rows" in task else [])
-            told = ", ".join(f"{key} {np.mean([x.get(f'charts/{key}', np.nan) for x in last]):.3f}" for key in told)
+            if num := args.metrics_samples:
+                sample = learner.pixels(images, rows[:, :num], order), labels[:, :num]
+                log_network_metrics(learner, runs, *sample, step)
+            told = {key[7:]: np.mean([x.get(key, np.nan) for x in last]) for key in values if "accuracy" in key}
+            told = ", ".join(f"{key} {value:.3f}" for key, value in told.items())
             progress.note(f"task {number + 1}: {told}")
         # save
-        checkpoint = step // args.checkpoint_frequency > (step - steps_per_epoch) // args.checkpoint_frequency
-        if checkpoint or step == end:
+        if step // args.checkpoint_frequency > (step - steps_per_epoch) // args.checkpoint_frequency or step == end:
             tensors = learner.state_dict()
             for i, run in enumerate(runs):
                 state = {"learner": {name: t[i] if t.dim() else t for name, t in tensors.items()}, "last": last[i]}
