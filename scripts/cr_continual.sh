@@ -13,10 +13,10 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python} RUNS_DIR=${RUNS_DIR:-runs} DATA_DIR=${DATA_DIR:-data} OUT=${OUT:-figures}
 DATASETS=${DATASETS:-digits mnist} SCALE=${SCALE:-laptop} JOBS=${JOBS:-1} DRY_RUN=${DRY_RUN:-}
-case $SCALE in
-  smoke) seeds=2 tasks=2 digits=2 mnist=2 ;;
-  laptop) seeds=10 tasks=15 digits=100 mnist=40 ;;
-  paper) seeds=10 tasks=50 digits=400 mnist=400 ;;
+case $SCALE in  # tasks, and epochs of 75 updates in each
+  smoke) seeds=2 digits="--num-tasks 2 --epochs 2" mnist="--num-tasks 2 --epochs 2" ;;
+  laptop) seeds=10 digits="--num-tasks 15 --epochs 100" mnist="--num-tasks 10 --epochs 40" ;;
+  paper) seeds=10 digits="--num-tasks 50 --epochs 400" mnist="--num-tasks 50 --epochs 400" ;;
   *) echo "error: SCALE=$SCALE: must be smoke, laptop or paper" >&2; exit 2 ;;
 esac
 
@@ -30,7 +30,7 @@ commands() {
   for dataset in $DATASETS; do
     for cell in "${cells[@]}"; do
       echo "$PYTHON continual_supervised.py --dataset $dataset --data-dir $DATA_DIR --runs-dir $RUNS_DIR" \
-        "--num-seeds $seeds --num-tasks $tasks --epochs ${!dataset} --threads 1 --activation $cell"
+        "--num-seeds $seeds ${!dataset} --threads 1 --activation $cell"
     done
   done
   echo "$PYTHON figures.py continual --runs $RUNS_DIR --out $OUT"
