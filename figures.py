@@ -8,6 +8,7 @@ Colours are Okabe and Ito's, safe for the colour-blind, and one activation has o
 """
 
 import csv
+import dataclasses
 import json
 import re
 import zlib
@@ -28,6 +29,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+import activations
 import runlog
 
 BLACK, ORANGE, SKY, GREEN, GREY = "#000000", "#E69F00", "#56B4E9", "#009E73", "#999999"
@@ -535,10 +537,10 @@ def _cells(runs: list[Loaded]) -> list[Cell]:
     for key in varied:
         if key not in VARIED and not key.startswith("rational."):
             raise runlog.UserError(f"the runs differ in {key} ({', '.join(sorted({*values[key]}))}); move some away")
-    usual = {key: max(sorted({*each}), key=each.count) for key, each in values.items()}
+    usual = {f"rational.{k}": v for k, v in dataclasses.asdict(activations.RationalConfig()).items()}
     cells = {}
-    for i, (run, config) in enumerate(zip(runs, flat)):
-        own = [key for key in varied if key != "activation" and values[key][i] != usual[key]]
+    for run, config in zip(runs, flat):
+        own = [key for key in varied if key != "activation" and config[key] != usual.get(key, 0)]  # others: 0 or False
         settings = {SHORT.get(key, key): config[key] for key in own}
         name = config["activation"], tuple(settings.items())
         cells.setdefault(name, Cell(config["activation"], settings, [])).runs.append(run)
