@@ -27,7 +27,7 @@ import runlog
 # Number of trained parameters that the paper tells (captions of Figs. 2 and 12)
 PAPER_COUNTS = {("relu", (200,)): 601, ("tanh", (200,)): 601, ("tanh_hr", (100,)): 501}
 PAPER_COUNTS |= {("relu", (200, 200, 200)): 81_001, ("tanh", (200, 200, 200)): 81_001}
-DENSE_POINTS = 1_000  # even points of the interval that the fit is stored at and the network metrics look at
+DENSE_POINTS = 256  # even points of the interval that the fit is stored at and the network metrics look at
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import difflib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -351,6 +352,12 @@ def _plain(value, where: str):
 
 
 def machine() -> dict:
+    """Command line, git commit, versions and hardware, as meta.json has them."""
+    return {"argv": sys.argv, **_code_and_hardware()}
+
+
+@functools.cache  # a process runs the code that it has loaded; git takes 30 ms, and there may be 100 runs to open
+def _code_and_hardware() -> dict:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -364,7 +371,7 @@ def machine() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     git = {"commit": commit.removesuffix("-dirty") or None, "dirty": commit.endswith("-dirty") if commit else None}
     hardware = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
-    return {"argv": sys.argv, "git": git, "versions": versions, "hardware": hardware}
+    return {"git": git, "versions": versions, "hardware": hardware}
 
 
 def _now() -> str:
