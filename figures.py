@@ -47,6 +47,7 @@ RC = {"font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3,
 RC |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 150}
 SHADES, LAYER_MARKERS = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}, {"fc1": "o", "fc2": "s"}  # in panel (c) of the demo
 FIRST, BAND = {"color": BLACK, "linestyle": "--", "linewidth": 1}, {"color": "0.5", "alpha": 0.15}
+TRUTH = {"color": "0.8", "linewidth": 6, "solid_capstyle": "butt"}
 FILLED, LINE = {"fill": True, "color": SKY, "alpha": 0.8}, {"color": BLACK, "linewidth": 1.1}
 
 
@@ -574,15 +575,14 @@ def regression_figure(networks: list[Fitted], title: str) -> Figure:
     for panel, network in zip(panels, networks):
         x, y = _fit(_middle(network, network.best))
         truth = 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
+        panel.plot(x, truth, **TRUTH)
         for run in network.runs[network.best]:
             panel.plot(*_fit(run), color=style(network.activation)["color"], linewidth=0.5, alpha=0.5)
-        panel.plot(x, y, color=style(network.activation)["color"], linewidth=2)
-        panel.plot(x, truth, **FIRST)
+        panel.plot(x, y, color=style(network.activation)["color"], linewidth=1.5)
         panel.set_ylim(1.3 * truth.min(), 1.3 * truth.max())
         error = np.median(network.errors(network.best))
-        panel.set_title(
-            f"{network.label}, {network.num_parameters:,} parameters\nlr {network.best:g}, error {error:.3g}"
-        )
+        told = f"{network.label}, {network.num_parameters:,} parameters"
+        panel.set_title(f"{told}\nlearning rate {network.best:g}, error {error:.3g}")
         panel.set(xlabel="x", ylabel="y" if panel in panels[::columns] else "")
     for panel in panels[len(networks) :]:
         panel.set_axis_off()
@@ -606,7 +606,8 @@ def regression_figure(networks: list[Fitted], title: str) -> Figure:
         by_rate.errorbar(kept, points[1], [points[1] - points[0], points[2] - points[1]], **look, capsize=3)
         low, mid, high = _range(errors[network.best])
         options = {**look, "linestyle": "", "capsize": 3, "markersize": 7, "label": network.label}
-        by_count.errorbar(network.num_parameters, mid, [[mid - low], [high - mid]], **options)
+        if np.isfinite(high):
+            by_count.errorbar(network.num_parameters, mid, [[mid - low], [high - mid]], **options)
     counts = sorted({network.num_parameters for network in networks})
     by_rate.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="last error")
     by_count.set(xscale="log", yscale="log", xlabel="parameters (each network at its best learning rate)")
@@ -614,12 +615,13 @@ def regression_figure(networks: list[Fitted], title: str) -> Figure:
     by_count.set_xticks([], minor=True)
     by_count.set_xlim(0.8 * counts[0], 1.25 * counts[-1])
     handles = [Line2D([], [], **style(network.activation), label=network.label) for network in networks]
-    handles.append(Line2D([], [], **FIRST, label="the function"))
+    handles.append(Line2D([], [], **TRUTH, label="the function"))
     bottom.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3.5)
-    number = {len(runs) for network in networks for runs in network.runs.values()}
+    counts = sorted({len(runs) for network in networks for runs in network.runs.values()})
     data = f"{config['num_points']} points in [{config['interval'][0]:g}, {config['interval'][1]:g}]"
-    seeds = f"median of n = {' or '.join(map(str, sorted(number)))} seeds, band and bars from best to worst"
-    what = f"{data}, {config['total_steps']:,} steps of Adam; error: mean squared, between the points; {seeds}"
+    seeds = f"median of n = {' or '.join(map(str, counts))} seeds, bands and bars from best to worst"
+    what = f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x, {data}, {config['total_steps']:,} steps of Adam"
+    what += f"\nerror: mean squared, between the points; last: median of the last tenth; {seeds}"
     figure.suptitle(f"{title}\n{what}", fontsize=10)
     return figure
 

@@ -273,6 +273,9 @@ def validate(args: Args) -> None:
 def main(args: Args) -> None:
     validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
+    out = Path(args.out or Path(args.runs_dir) / "function_approximation")
+    with runlog.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     folders, counts = [], {}
     for activation, widths in architectures(args):
         count = Networks(activation, widths, [args.seed], [1.0], args, torch.device("cpu")).count()
@@ -289,9 +292,6 @@ def main(args: Args) -> None:
             for step, keys, together in groups:
                 train(args, activation, widths, keys, together, step)
         folders += [run.folder for run in cells.values()]
-    out = Path(args.out or Path(args.runs_dir) / "function_approximation")
-    with runlog.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     if args.table1_neurons:
         save_table1(args, out)
     runlog.draw_function_approximation(folders, out)
