@@ -15,6 +15,7 @@ import pytest
 import activations
 import dqn_atari
 import figures
+import function_approximation
 import ppo_atari
 import pqn_atari
 import runlog
@@ -22,6 +23,7 @@ import sac_continuous
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+HEADERS = ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py", "function_approximation.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -38,7 +40,7 @@ def commands() -> list[tuple[str, list[str]]]:
                 match = re.match(r"\s*(?:[A-Z_]+=\S+ )*(?:\S*/)?python ([^-<].*)", line)
                 if match:
                     found.append((page.name, shlex.split(match[1], comments=True)))
-    for script in ("sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"):
+    for script in HEADERS:
         header = re.search(r'"""(.*?)"""', (ROOT / script).read_text(), re.DOTALL)[1]
         found += [(script, shlex.split(line)) for line in re.findall(r"^ +python (.*)$", header, re.MULTILINE)]
     return found
@@ -82,7 +84,7 @@ def test_commands_parse(page, words, monkeypatch):
     else:
         assert (ROOT / file).exists(), f"{page}: {file}"
     scripts = {"sac_continuous.py": sac_continuous, "my_activation.py": sac_continuous}
-    scripts |= {f"{module.__name__}.py": module for module in (dqn_atari, ppo_atari, pqn_atari)}
+    scripts |= {f"{module.__name__}.py": module for module in (dqn_atari, ppo_atari, pqn_atari, function_approximation)}
     if file in scripts:
         monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
         scripts[file].validate(runlog.parse_args(scripts[file].Args, argv))
@@ -98,7 +100,7 @@ def test_commands_are_found():
     assert ["sac_continuous.py", "--activation", "crational", "--utd", "10"] in found
     assert {"sac_continuous.py", "figures.py", "my_activation.py"} <= {words[0] for words in found}
     headers = [page for page, _ in commands() if page.endswith(".py")]
-    assert headers == ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"]
+    assert {*headers} == {*HEADERS}
     for target in re.findall(r"^make ([a-z-]+)", "\n".join(fenced(README)), re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 

@@ -11,6 +11,7 @@ import pytest
 
 import activations
 import dqn_atari
+import function_approximation
 import ppo_atari
 import pqn_atari
 import runlog
@@ -19,6 +20,7 @@ from sac_continuous import Args, make_env
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {module.__name__: module for module in (sac_continuous, dqn_atari, ppo_atari, pqn_atari)}
+SCRIPTS["function_approximation"] = function_approximation
 SHARED = ["activations", "metrics", "runlog", "figures"]
 FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
 
