@@ -54,7 +54,7 @@ class Args:
     deep_widths: tuple[int, ...] = (200, 200, 200)  # hidden units of the deep networks, layer by layer
     learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)  # Adam step sizes, constant over training
     # data
-    interval: tuple[float, float] = (-1.0, 1.0)  # of x
+    interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
     num_points: int = 64  # even training points; the error is also measured half-way between them
     # measuring
     log_frequency: int = 20  # updates between rows of losses
