@@ -653,6 +653,11 @@ class Adam(nn.Module):
             self.register_buffer("exp_avg_" + name.replace(".", "_"), torch.zeros_like(parameter))
             self.register_buffer("exp_avg_sq_" + name.replace(".", "_"), torch.zeros_like(parameter))
 
+    def reset(self) -> None:
+        """Moments and step count as before the first step."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
     def step(self, grads) -> None:
         """One step; grads in the order of parameters_. Call it under torch.no_grad()."""
         self.count += 1

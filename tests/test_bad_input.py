@@ -96,7 +96,7 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--cudagraphs --device cpu": ["--cudagraphs", "--device cpu", "--no-cudagraphs"],
     "--utdd 2": ["--utdd", "--utd"],
     "--compile False": ["--compile", "False", "--no-compile"],
-    "--evaluate": ["--evaluate", "(new)", "train it to the end first"],
+    "--evaluate": ["--evaluate", "is new", "train it to the end first"],
 }
 
 
