@@ -280,7 +280,7 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
 
 
 def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int):
-    """Ranks of the neural tangent kernel, of either critic and of the sum of the mean actions, on replay transitions."""
+    """Ranks of the neural tangent kernel, of either critic and of the sum of mean actions, on replay transitions."""
     generators = [runlog.make_generator(seed, "ntk", step, device=buffer.rows.device) for seed in seeds]
     batch = buffer.sample(agent.args.ntk_samples, generators=generators)
     of_actor = metrics.ntk_rank(agent.actor, (batch["obs"],), 1, output=lambda mean_and_log_std: mean_and_log_std[0])
