@@ -320,6 +320,14 @@ def check(expression: str, rational: RationalConfig, flag: str = "--activation")
         make_activation(name, rational)
 
 
+def check_encoder(names: tuple[str, ...], rational: RationalConfig) -> None:
+    """`check` for the activations of three convolutions: one for all, or three. Raises ValueError."""
+    if len(names) not in (1, 3):
+        raise ValueError(f"--encoder-activation {' '.join(names)}: give one name, or three")
+    for name in names:
+        check(name, rational, "--encoder-activation")
+
+
 class Elementwise(nn.Module):
     """A parameter-free activation as a module, so that hooks see its input and its output."""
 

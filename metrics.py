@@ -344,6 +344,13 @@ def mean_gradients(loss, batch: dict[str, Tensor], parameters: list, size: int, 
     return grads
 
 
+def named_gradients(network: nn.Module, loss, batch: Sequence[Tensor], size: int) -> dict[str, Tensor]:
+    """mean_gradients of loss(*batch) for the trained parameters of a network, by their names."""
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    columns = dict(enumerate(batch))
+    return dict(zip(trained, mean_gradients(lambda x: loss(*x.values()), columns, list(trained.values()), size)))
+
+
 def gradient_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
     """Global L2 norm of the `.grad` of parameters (*batch, ...): (*batch). Call it before clipping.
     Parameters without a gradient are left out; ValueError if none has one (gradient tensors: use weight_norm).

@@ -1107,6 +1107,10 @@ class Progress:
         self._clock, self._clock_step, self.postfix["sps"] = now, step, f"{speed:.0f}"
         return speed
 
+    def skip(self, seconds: float) -> None:
+        """Leave this time out of the next speed: evaluations, metrics."""
+        self._clock += seconds
+
     def note_means(self, step: int, rows: Sequence[dict[str, float]], keys: Sequence[str]) -> None:
         """Print the means over the runs' rows of those keys that the first row has, and show them behind the bar."""
         means = {key: np.mean([row.get(key, np.nan) for row in rows]) for key in keys if key in rows[0]}

@@ -70,8 +70,8 @@ class Args:
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions that the network metrics look at
-    ntk_frequency: int = 0  # environment steps between ranks of the neural tangent kernel; 0 = off
-    ntk_samples: int = 128  # replay transitions that the kernel is taken on
+    ntk_frequency: int = 50_000  # environment steps between ranks of the neural tangent kernel; 0 = off
+    ntk_samples: int = 64  # replay transitions that the kernel is taken on
 
 
 def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str | None = None) -> gym.Env:

@@ -20,7 +20,7 @@ import sac_continuous
 CARTPOLE = "dm_control/cartpole-swingup-v0"
 TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 --learning-starts 20"
 TINY += " --total-timesteps 60 --checkpoint-frequency 60 --eval-frequency 40 --num-eval-episodes 1 --log-frequency 10"
-TINY += " --metrics-frequency 30 --metrics-samples 32"
+TINY += " --metrics-frequency 30 --metrics-samples 32 --ntk-frequency 0"
 
 
 def command(folder, flags: str) -> list[str]:
