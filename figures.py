@@ -526,11 +526,13 @@ def preactivation_history_figure(run_folders: Sequence[str | Path]) -> Figure:
     env_id = read_config(Path(run_folders[0]))["env_id"]
     figure = Figure((4.2 * len(groups) + 1, 2.1 * len(rows) + 1), layout="constrained")
     grid = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
-    norm, mesh = LogNorm(1e-4, 1.0), None
+    norm, mesh = LogNorm(1e-3, 3.0), None
     for line, key in zip(grid, rows):
         shown = [group[key] for group in groups.values() if key in group]
         ends = np.concatenate([e[[0, -1]] for each in shown for h in each for e in h.edges])
-        x = np.sinh(np.linspace(np.arcsinh(ends.min()), np.arcsinh(ends.max()), 161))  # fine near 0, coarse far out
+        x = np.sinh(
+            np.linspace(*(1.03 * np.arcsinh(end) for end in (ends.min(), ends.max())), 161)
+        )  # fine near 0, coarse far out
         for panel, (name, group) in zip(line, groups.items()):
             panel.grid(False)
             panel.set_title(
@@ -559,7 +561,7 @@ def preactivation_history_figure(run_folders: Sequence[str | Path]) -> Figure:
     handles.append(Line2D([], [], color=BLACK, linewidth=0.8, label="smallest and largest of all runs"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     if mesh is not None:
-        figure.colorbar(mesh, ax=list(grid.ravel()), label="density (1 / unit of x)", extend="min", pad=0.02)
+        figure.colorbar(mesh, ax=list(grid.ravel()), label="density (1 / unit of x)", extend="both", pad=0.02)
     figure.suptitle(f"Pre-activations over training, {env_id}", fontsize=10)
     return figure
 
