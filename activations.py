@@ -589,55 +589,67 @@ def recycle_neurons(
     layer: HiddenLayer,
     readers: list[nn.Module],
     dormant: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
+    optimizer: "torch.optim.Optimizer | Adam",
     init: Callable,
-    generator: torch.Generator,
-) -> int:
-    """Recycles the dormant neurons of a layer (ReDo, Sokar et al. 2023), in place; returns how many.
+    generators: torch.Generator | list[torch.Generator],
+) -> torch.Tensor:
+    """Recycles the dormant neurons of a layer (ReDo, Sokar et al. 2023), in place; returns how many, (*batch).
 
     In every branch: incoming weights drawn again by `init`, bias 0, norm scale 1 and bias 0. Weights that read these
     neurons become 0, so that the outputs change only by what the neurons gave. The optimiser's moments of all these
     entries become 0; its step counts and the coefficients of rationals stay.
 
     readers: the Linear and Conv2d that read the layer; a Linear may read it flattened (channel by channel). dormant:
-    (layer.width,) bool, on feature maps for convolutions; a neuron with several outputs (crelu) needs all of them.
-    For layers without leading batch axes.
+    (*batch, layer.width) bool, on feature maps for convolutions; a neuron with several outputs (crelu) needs all of
+    them. generators: one, or a list with one for each batch entry, in order.
     """
-    neurons = dormant.view(-1, layer.branches[0].linear.bias.shape[0]).all(0)
-    outputs = neurons.repeat(layer.width // len(neurons))
+    neurons = dormant.unflatten(-1, (-1, layer.branches[0].linear.bias.shape[-1])).all(-2)
+    generators = [generators] if isinstance(generators, torch.Generator) else generators
+    num_batch = neurons.dim() - 1
+    outputs = neurons.repeat(*(1,) * num_batch, layer.width // neurons.shape[-1])
 
-    def put(parameter, index, values):
-        parameter[index] = values
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if moment in optimizer.state.get(parameter, {}):
-                optimizer.state[parameter][moment][index] = 0.0
+    def put(parameter, mask, axis, values):  # where mask, along an axis counted behind those of the batch
+        shape = (*mask.shape[:-1], *(1,) * axis, mask.shape[-1], *(1,) * (parameter.dim() - num_batch - axis - 1))
+        mask = mask.view(shape)
+        parameter.copy_(torch.where(mask, values, parameter))
+        for moment in _moments(optimizer, parameter):
+            moment.masked_fill_(mask, 0.0)
 
     for branch in layer.branches:
-        weight = branch.linear.weight
-        is_dense = isinstance(branch.linear, Linear)
-        fresh = torch.empty(weight.mT.shape if is_dense else weight.shape)
-        init(fresh, generator)
-        fresh, index = (fresh.mT, (slice(None), neurons)) if is_dense else (fresh, neurons)
-        put(weight, index, fresh[index].to(weight))
-        put(branch.linear.bias, neurons, 0.0)
+        weight, is_dense = branch.linear.weight, isinstance(branch.linear, Linear)
+        entries = weight.flatten(0, num_batch - 1) if num_batch else [weight]
+        fresh = [torch.empty((w.mT if is_dense else w).shape) for w in entries]
+        for each, generator in zip(fresh, generators, strict=True):
+            init(each, generator)
+        fresh = torch.stack([x.mT if is_dense else x for x in fresh]).view(weight.shape).to(weight)
+        put(weight, neurons, 1 if is_dense else 0, fresh)
+        put(branch.linear.bias, neurons, 0, 0.0)
         if isinstance(branch.norm, LayerNorm):
-            put(branch.norm.weight, neurons, 1.0)
-            put(branch.norm.bias, neurons, 0.0)
+            put(branch.norm.weight, neurons, 0, 1.0)
+            put(branch.norm.bias, neurons, 0, 0.0)
     for reader in readers:
         if isinstance(reader, Conv2d):
-            put(reader.weight, (slice(None), outputs), 0.0)
+            put(reader.weight, outputs, 1, 0.0)
         else:  # (in_features, out_features); a flattened feature map has height * width features in a row
-            put(reader.weight, outputs.repeat_interleave(reader.weight.shape[0] // layer.width), 0.0)
-    return int(neurons.sum())
+            features = outputs.repeat_interleave(reader.weight.shape[-2] // layer.width, -1)
+            put(reader.weight, features, 0, 0.0)
+    return neurons.sum(-1)
 
 
-def recycle_layers(layers: list, heads: list, dormant: list, optimizer, init: Callable, generator) -> float:
+def _moments(optimizer, parameter: nn.Parameter) -> list[torch.Tensor]:
+    if isinstance(optimizer, Adam):
+        return optimizer.moments(parameter)
+    state = optimizer.state.get(parameter, {})
+    return [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
+
+
+def recycle_layers(layers: list, heads: list, dormant: list, optimizer, init: Callable, generators) -> torch.Tensor:
     """recycle_neurons for a chain of hidden layers, each read by the next and the last by `heads`; returns the share of
-    neurons that were recycled. dormant: a mask for each layer."""
+    neurons that were recycled, (*batch). dormant: a mask for each layer."""
     following = [[branch.linear for branch in layer.branches] for layer in layers[1:]]
     chain = zip(layers, [*following, heads], dormant)
-    recycled = sum(recycle_neurons(*each, optimizer, init, generator) for each in chain)
-    return recycled / sum(len(layer.branches[0].linear.bias) for layer in layers)
+    recycled = sum(recycle_neurons(*each, optimizer, init, generators) for each in chain)
+    return recycled.double() / sum(layer.branches[0].linear.bias.shape[-1] for layer in layers)
 
 
 class Adam(nn.Module):
@@ -665,6 +677,11 @@ class Adam(nn.Module):
         """Moments and step count as before the first step."""
         for buffer in self.buffers():
             buffer.zero_()
+
+    def moments(self, parameter: nn.Parameter) -> list[torch.Tensor]:
+        """The running means of its gradient and of its square; [] if it is not trained."""
+        names = [name.replace(".", "_") for name, p in zip(self.names, self.parameters_) if p is parameter]
+        return [self.get_buffer(key + name) for name in names for key in ("exp_avg_", "exp_avg_sq_")]
 
     def step(self, grads) -> None:
         """One step; grads in the order of parameters_. Call it under torch.no_grad()."""

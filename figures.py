@@ -4,10 +4,13 @@
     python figures.py demo runs/*cartpole* --out runs/demo.png
     python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
+    python figures.py continual --runs runs --out figures
 
 Colours are Okabe and Ito's, safe for the colour-blind, and one activation has one colour and line style everywhere.
 """
 
+import csv
+import dataclasses
 import json
 import re
 import zlib
@@ -19,6 +22,7 @@ from typing import Annotated
 
 import matplotlib
 import numpy as np
+import scipy.stats
 import tyro
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
@@ -27,6 +31,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+import activations
 import runlog
 
 BLACK, ORANGE, SKY, GREEN, GREY = "#000000", "#E69F00", "#56B4E9", "#009E73", "#999999"
@@ -659,6 +664,218 @@ def compare_table(run_folders: Sequence[str | Path], by: str) -> list[list[str]]
     return rows
 
 
+# ---- continual_supervised.py -----------------------------------------------------------------------------------------
+
+VARIED = ("activation", "layer_norm", "l2", "redo", "reset_head")  # and rational.*: what cells of a study may differ in
+SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
+LATE = 5  # tasks at the end that "late" means
+MEASURES = {  # name: (key, first or late tasks)
+    "online accuracy, first task": ("charts/online_accuracy", "first"),
+    "online accuracy, late tasks": ("charts/online_accuracy", "late"),
+    "change of online accuracy, late - first": ("charts/online_accuracy", "change"),
+    "NTK srank, start": ("task_start/ntk_srank", "first"),
+    "NTK srank, late task ends": ("task_end/ntk_srank", "late"),
+    "NTK entropy rank, late task ends": ("task_end/ntk_entropy_rank", "late"),
+}
+
+
+@dataclass
+class Cell:
+    """The seeds of one setting of continual_supervised.py. settings: what it has of its own, as "init" -> 0.25."""
+
+    activation: str
+    settings: dict[str, object]
+    runs: list[Loaded]
+
+    @property
+    def label(self) -> str:
+        return ", ".join([self.activation, *(f"{name} {value}" for name, value in self.settings.items())])
+
+    def per_task(self, key: str) -> np.ndarray:
+        """(seeds, tasks) of a measure that is logged once a task; a diverged seed carries its last forward."""
+        return aligned(self.runs, key)[1]
+
+    def measure(self, name: str) -> np.ndarray:
+        """One of MEASURES for each seed."""
+        key, when = MEASURES[name]
+        values = self.per_task(key)
+        first, late = values[:, 0], values[:, -LATE:].mean(1)
+        return {"first": first, "late": late, "change": late - first}[when]
+
+
+def continual_cells(folder: Path) -> dict[str, list[Cell]]:
+    """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a folder. Raises
+    UserError: none there, or studies of different lengths or settings mixed."""
+    paths = sorted(Path(folder).glob("*__continual_supervised__*"))
+    runs = [Loaded(path, read_config(path), read_scalars(path)) for path in paths]
+    studies, unfinished = defaultdict(list), [run for run in runs if run.config["status"] not in runlog.ENDED]
+    for run in unfinished:
+        print(f"{run.folder}: {run.config['status']}, left out")
+    for run in runs:
+        if run not in unfinished:
+            studies[f"{run.config['dataset']} {run.config['tasks']}"].append(run)
+    if not studies:
+        raise runlog.UserError(f"--runs {folder}: no finished run of continual_supervised.py; train some first")
+    return {name: _cells(study) for name, study in studies.items()}
+
+
+def _cells(runs: list[Loaded]) -> list[Cell]:
+    flat = [
+        {k: v for k, v in run.config.items() if k not in ("rational", "seed", "status", *runlog.NOT_IDENTITY)}
+        | {f"rational.{k}": v for k, v in run.config["rational"].items()}
+        for run in runs
+    ]
+    values = {key: [json.dumps(config.get(key)) for config in flat] for key in flat[0]}
+    varied = [key for key, each in values.items() if len({*each}) > 1]
+    for key in varied:
+        if key not in VARIED and not key.startswith("rational."):
+            raise runlog.UserError(f"the runs differ in {key} ({', '.join(sorted({*values[key]}))}); move some away")
+    usual = {f"rational.{k}": v for k, v in dataclasses.asdict(activations.RationalConfig()).items()}
+    cells = {}
+    for run, config in zip(runs, flat):
+        own = [key for key in varied if key != "activation" and config[key] != usual.get(key, 0)]  # others: 0 or False
+        settings = {SHORT.get(key, key): config[key] for key in own}
+        name = config["activation"], tuple(settings.items())
+        cells.setdefault(name, Cell(config["activation"], settings, [])).runs.append(run)
+    for cell in cells.values():
+        cell.runs.sort(key=lambda run: run.config["seed"])
+    order = [*STYLES, *sorted({cell.activation for cell in cells.values()} - {*STYLES})]
+    return sorted(cells.values(), key=lambda c: (order.index(c.activation), len(c.settings), c.label))
+
+
+def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the first axis and the ends of its 95 % interval by Student's t; NaN ends for one value."""
+    mean, n = values.mean(0), len(values)
+    half = scipy.stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.nan * mean
+    return mean, mean - half, mean + half
+
+
+@matplotlib.rc_context(RC)
+def continual_figure(name: str, cells: list[Cell]) -> Figure:
+    """Rows: online accuracy, NTK srank at the tasks' ends, dead share; columns: activations as they come, then the
+    settings of each activation that has some."""
+    groups = {"activations": [cell for cell in cells if not cell.settings]}
+    for activation in dict.fromkeys(cell.activation for cell in cells if cell.settings):
+        groups[activation] = [cell for cell in cells if cell.activation == activation]
+    rows = {
+        "online accuracy": "charts/online_accuracy",
+        "NTK srank, task end": "task_end/ntk_srank",
+        "dead share (KDE), last layer": f"network/classifier/{_last_layer(cells)}/dead_share",
+    }
+    figure = Figure((max(3.6 * len(groups) + 0.6, 7), 7.6), layout="constrained")
+    panels = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
+    looks = [("-", "o"), ("--", "v"), (":", "^"), ("-.", "s"), ("-", "D"), ("--", "P"), (":", "X"), ("-.", "h")]
+    for column, (group, members) in zip(panels.T, groups.items()):
+        for panel, key in zip(column, rows.values()):
+            for k, cell in enumerate(members):
+                look = style(cell.activation)
+                if group != "activations":
+                    look |= dict(zip(("linestyle", "marker"), looks[k % len(looks)]))
+                    look["markerfacecolor"] = "white" if "decay" in cell.settings else look["color"]
+                mean, low, high = mean_interval(cell.per_task(key))
+                tasks = np.arange(1, len(mean) + 1)
+                panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)
+                panel.plot(tasks, mean, **look, label=cell.label, linewidth=1.3, markersize=3.5)
+        column[0].set_title(group, loc="left", fontweight="bold")
+        column[-1].set_xlabel("task")
+        column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        column[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), handlelength=3, fontsize=8)
+    for panel, ylabel in zip(panels[:, 0], rows):
+        panel.set_ylabel(ylabel)
+    counts = sorted({len(cell.runs) for cell in cells})
+    diverged = sum(run.config["status"] == "diverged" for cell in cells for run in cell.runs)
+    told = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" + (
+        f", {diverged} diverged (last task carried forward)" if diverged else ""
+    )
+    figure.suptitle(f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, {told}", fontsize=10)
+    return figure
+
+
+def _last_layer(cells: list[Cell]) -> str:
+    found = {re.sub(".*/(fc[0-9]+)/.*", r"\1", key) for key in cells[0].runs[0].scalars if "/fc" in key}
+    return max(found, key=lambda layer: int(layer[2:]), default="fc1")
+
+
+def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
+    """Differences a - b of every measure between cells that differ in one thing, paired by seed, with a 95 % interval:
+    crational and rational, each HR with its base, each setting with and without, the lowest and the highest init."""
+    by_name = {(cell.activation, frozenset(cell.settings.items())): cell for cell in cells}
+    inits = sorted({cell.settings["init"] for cell in cells if "init" in cell.settings})
+    pairs = []
+    for (activation, settings), cell in by_name.items():
+        others = [("rational", settings)] if activation == "crational" else []
+        others += [(activation.removesuffix("_hr"), settings)] if activation.endswith("_hr") else []
+        others += [(activation, settings - {item}) for item in settings if item[0] != "init"]
+        if len(inits) > 1 and ("init", inits[0]) in settings:
+            others.append((activation, settings - {("init", inits[0])} | {("init", inits[-1])}))
+        pairs += [(cell, by_name[other]) for other in others if other in by_name]
+    found = []
+    for a, b in pairs:
+        seeds = [[run.config["seed"] for run in cell.runs] for cell in (a, b)]
+        shared = sorted({*seeds[0]} & {*seeds[1]})
+        for name in MEASURES:
+            x, y = (cell.measure(name)[[each.index(s) for s in shared]] for cell, each in zip((a, b), seeds))
+            mean, low, high = mean_interval(x - y)
+            row = {
+                "a": a.label,
+                "b": b.label,
+                "measure": name,
+                "n": len(shared),
+                "mean_a": x.mean(),
+                "mean_b": y.mean(),
+            }
+            found.append(row | {"difference": mean, "low": low, "high": high})
+    return found
+
+
+def draw_continual(folder: Path, out: Path) -> list[Path]:
+    """continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per task: mean and interval), continual_cells.csv
+    (per cell) and continual_comparisons.csv into `out`; their paths. Prints the comparisons."""
+    paths, curves, summary, comparisons = [], [], [], []
+    for name, cells in continual_cells(folder).items():
+        file = f"continual-{name.replace(' ', '-')}"
+        figure = continual_figure(name, cells)
+        paths += [_save(figure, Path(out) / f"{file}.{kind}") for kind in ("png", "pdf")]
+        for cell in cells:
+            keys = {key for run in cell.runs for key in run.scalars if re.match("charts|task_|network", key)}
+            keys = sorted(
+                k for k in keys if re.search("accuracy|threshold|srank|entropy|dead_share$|dormant_share$|norm", k)
+            )
+            for key in (k for k in keys if k != "charts/epoch_accuracy"):
+                mean, low, high = mean_interval(cell.per_task(key))
+                curves += [
+                    {"study": name, "cell": cell.label, "n": len(cell.runs), "metric": key, "task": task}
+                    | {"mean": m, "low": lo, "high": hi}
+                    for task, m, lo, hi in zip(range(1, len(mean) + 1), mean, low, high)
+                ]
+            row = {"study": name, "cell": cell.label, "n": len(cell.runs)}
+            row["diverged"] = sum(run.config["status"] == "diverged" for run in cell.runs)
+            for measure in MEASURES:
+                row |= dict(zip((measure, f"{measure}: low", f"{measure}: high"), mean_interval(cell.measure(measure))))
+            summary.append(row)
+        comparisons += [{"study": name} | row for row in continual_comparisons(cells)]
+    for row in comparisons:
+        sign = "" if row["low"] * row["high"] > 0 else "  (undecided)"
+        told = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] n = {row['n']}{sign}"
+        print(f"{row['study']}: {row['a']} against {row['b']}, {row['measure']}: {told}")
+    tables = {"curves": curves, "cells": summary, "comparisons": comparisons}
+    return paths + [write_csv(Path(out) / f"continual_{name}.csv", rows) for name, rows in tables.items() if rows]
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    """The rows' keys as header, numbers with six significant digits."""
+    with runlog.writing(path), open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in rows:
+            numbers = (float, np.floating, np.ndarray)
+            writer.writerow({k: f"{float(v):.6g}" if isinstance(v, numbers) else v for k, v in row.items()})
+    return path
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class RunCommand:
     """Draw the plots of one run into its folder."""
@@ -691,11 +908,20 @@ class CompareCommand:
     out: Path = Path("runs/compare.png")  # the figure
 
 
+@dataclass
+class ContinualCommand:
+    """CR continual: accuracy and NTK rank per task, and comparisons paired by seed."""
+
+    runs: Path = Path("runs")  # folder of the runs
+    out: Path = Path("figures")  # folder of the figures and tables
+
+
 Command = (
     Annotated[RunCommand, tyro.conf.subcommand("run")]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
     | Annotated[PreactivationsCommand, tyro.conf.subcommand("preactivations")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
+    | Annotated[ContinualCommand, tyro.conf.subcommand("continual")]
 )
 
 
@@ -704,6 +930,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = runlog.parse_args(Command, argv)
     if isinstance(command, RunCommand):
         print(*draw_run(command.folder) or ["nothing to draw yet"], sep="\n")
+    elif isinstance(command, ContinualCommand):
+        print(*draw_continual(command.runs, command.out), sep="\n")
     elif isinstance(command, DemoCommand):
         print_table(command.folders)
         print(draw_demo(command.folders, command.out))

@@ -47,7 +47,7 @@ ENDED = ("finished", "diverged")
 NOT_IDENTITY = (
     *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh"),
     *("analyse", "keep_replay", "checkpoint_frequency", "evaluate", "print_network", "capture_video", "tensorboard"),
-    *("track", "wandb_project", "wandb_entity"),
+    *("data_dir", "plots", "track", "wandb_project", "wandb_entity"),
 )
 FRESH = "use --fresh to start the run anew"
 
@@ -910,14 +910,16 @@ def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
     return groups
 
 
-def make_runs(args, script: str) -> dict[int, Run]:
-    """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; alone, a seed is the same run."""
+def make_runs(args, script: str, env: str | None = None) -> dict[int, Run]:
+    """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; alone, a seed is the same run. env:
+    first part of the folders' names (None: args.env_id)."""
     runs = {}
     for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):  # Atari scripts train one seed
         config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
-        if not isinstance(args.env_id, str) and len(args.env_id) == 1:
-            (config["env_id"],) = args.env_id  # a sequence of one task is that task
-        name = run_name(env_name(args.env_id), script, args.activation, seed, config_hash(config, NOT_IDENTITY))
+        env_id = getattr(args, "env_id", "")
+        if not isinstance(env_id, str) and len(env_id) == 1:
+            (config["env_id"],) = env_id  # a sequence of one task is that task
+        name = run_name(env or env_name(env_id), script, args.activation, seed, config_hash(config, NOT_IDENTITY))
         runs[seed] = Run(args.runs_dir, name, config, exclude=NOT_IDENTITY, fresh=args.fresh)
     return runs
 
@@ -946,7 +948,7 @@ def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int
     seeds = {run: seed for seed, run in runs.items() if run.status() not in ENDED}
     kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
     setting = config_hash(dataclasses.asdict(args), (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
-    kwargs |= {"group": f"{env_name(args.env_id)} {args.activation} {setting}"}
+    kwargs |= {"group": f"{next(iter(runs.values())).name.partition('__')[0]} {args.activation} {setting}"}
     try:
         for run in seeds:
             run.open(tensorboard=args.tensorboard, wandb_kwargs=kwargs if args.track else None)

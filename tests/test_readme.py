@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 import activations
+import continual_supervised
 import dqn_atari
 import figures
 import ppo_atari
@@ -38,7 +40,7 @@ def commands() -> list[tuple[str, list[str]]]:
                 match = re.match(r"\s*(?:[A-Z_]+=\S+ )*(?:\S*/)?python ([^-<].*)", line)
                 if match:
                     found.append((page.name, shlex.split(match[1], comments=True)))
-    for script in ("sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"):
+    for script in ("sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py", "continual_supervised.py"):
         header = re.search(r'"""(.*?)"""', (ROOT / script).read_text(), re.DOTALL)[1]
         found += [(script, shlex.split(line)) for line in re.findall(r"^ +python (.*)$", header, re.MULTILINE)]
     return found
@@ -82,9 +84,10 @@ def test_commands_parse(page, words, monkeypatch):
     else:
         assert (ROOT / file).exists(), f"{page}: {file}"
     scripts = {"sac_continuous.py": sac_continuous, "my_activation.py": sac_continuous}
-    scripts |= {f"{module.__name__}.py": module for module in (dqn_atari, ppo_atari, pqn_atari)}
+    scripts |= {f"{module.__name__}.py": module for module in (dqn_atari, ppo_atari, pqn_atari, continual_supervised)}
     if file in scripts:
         monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
+        monkeypatch.setattr(continual_supervised, "load_data", some_data)  # nothing is downloaded
         scripts[file].validate(runlog.parse_args(scripts[file].Args, argv))
     elif file == "figures.py":
         runlog.parse_args(figures.Command, argv)
@@ -93,12 +96,21 @@ def test_commands_parse(page, words, monkeypatch):
         assert subprocess.run(help_of, capture_output=True, timeout=120).returncode == 0
 
 
+def some_data(dataset: str, folder: Path) -> tuple[dict, int, float]:
+    """As continual_supervised.load_data: noughts of the data set's shape, every class equally often."""
+    shape, num, classes = {"digits": ((1, 8, 8), 1_200, 10), "mnist": ((1, 28, 28), 60_000, 10)}.get(
+        dataset, ((3, 32, 32), 50_000, 100)
+    )
+    split = np.broadcast_to(np.uint8(0), (num, *shape)), np.arange(num) % classes
+    return {"train": split, "test": split}, classes, 1.0
+
+
 def test_commands_are_found():
     found = [words for _, words in commands()]
     assert ["sac_continuous.py", "--activation", "crational", "--utd", "10"] in found
     assert {"sac_continuous.py", "figures.py", "my_activation.py"} <= {words[0] for words in found}
     headers = [page for page, _ in commands() if page.endswith(".py")]
-    assert headers == ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"]
+    assert headers == ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py", "continual_supervised.py"]
     for target in re.findall(r"^make ([a-z-]+)", "\n".join(fenced(README)), re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 

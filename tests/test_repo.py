@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import activations
+import continual_supervised
 import dqn_atari
 import ppo_atari
 import pqn_atari
@@ -18,7 +19,9 @@ import sac_continuous
 from sac_continuous import Args, make_env
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {module.__name__: module for module in (sac_continuous, dqn_atari, ppo_atari, pqn_atari)}
+SCRIPTS = {
+    module.__name__: module for module in (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised)
+}
 SHARED = ["activations", "metrics", "runlog", "figures"]
 FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
 

@@ -1,0 +1,220 @@
+"""continual_supervised.py: tasks, the update against torch's own layers and optimiser, runs that repeat and resume.
+
+`pytest -q tests/test_continual.py` (about 40 s).
+"""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import activations
+import continual_supervised as script
+import metrics
+import runlog
+
+TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 6 --num-train 64 --epochs 2 --num-tasks 3"
+TINY += " --batch-size 10 --log-frequency 6 --metrics-samples 32 --ntk-samples 12"  # 6 updates per epoch, 12 per task
+
+
+def parse(flags: str) -> script.Args:
+    return runlog.parse_args(script.Args, [*TINY.split(), *flags.split()])
+
+
+def run(folder, flags: str = "") -> dict[str, dict[tuple[int, str], str]]:
+    """Runs the command in this process; run folder -> (step, key) -> value as written."""
+    script.main(parse(f"--runs-dir {folder} {flags}"))
+    return scalars(folder)
+
+
+def scalars(folder) -> dict[str, dict[tuple[int, str], str]]:
+    found = {}
+    for file in sorted(Path(folder).glob("*/scalars.csv")):
+        rows = [line.split(",") for line in file.read_text().splitlines()[1:]]
+        found[file.parent.name] = {(int(step), key): value for step, key, value, _ in rows}
+        assert len(rows) == len(found[file.parent.name])
+    return found
+
+
+def some_data(num_classes=10, num=300, size=8, channels=1):
+    rng = np.random.default_rng(0)
+    images = rng.integers(17, size=(num, channels, size, size)).astype(np.uint8)
+    labels = np.arange(num) % num_classes
+    return {"train": (images, labels), "test": (images[::2], labels[::2])}
+
+
+@pytest.mark.parametrize(
+    "flags", ["--activation relu", "--activation tanh --l2 0.01", "--activation relu --layer-norm"]
+)
+def test_updates_equal_torch_in_float64(flags):
+    """The middle one of three seeds against nn.Linear, nn.CrossEntropyLoss and torch.optim.Adam."""
+    args, data = parse(flags), some_data()
+    learner = script.Learner(args, (1, 8, 8), 10, 16.0, [1, 2, 3], torch.device("cpu"))
+    act, sizes, reference = {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation], (64, 8, 6), nn.Sequential()
+    for i, layer in enumerate(learner.network.hidden):
+        reference.append(nn.Linear(sizes[i], sizes[i + 1]))
+        reference[-1].weight.data = layer.branches[0].linear.weight[1].detach().T.clone()
+        reference[-1].bias.data.zero_()
+        reference.extend([nn.LayerNorm(sizes[i + 1])] if args.layer_norm else []).append(act())
+    reference.append(nn.Linear(6, 10))
+    reference[-1].weight.data, reference[-1].bias.data = (
+        learner.network.head.weight[1].detach().T.clone(),
+        torch.zeros(10),
+    )
+    reference.double()
+    adam, loss_of = torch.optim.Adam(reference.parameters(), 1e-3), nn.CrossEntropyLoss()
+    images, generator = torch.from_numpy(data["train"][0].reshape(300, -1)), torch.Generator().manual_seed(0)
+    for _ in range(30):
+        rows = torch.randint(300, (3, 10), generator=generator)
+        labels = torch.randint(10, (3, 10), generator=generator)
+        loss, share = learner.update(images, rows, labels, None)
+        logits = reference(images[rows[1]].double() / 16)
+        expected = loss_of(logits, labels[1])
+        penalty = args.l2 * sum(p.square().sum() for p in reference.parameters())
+        adam.zero_grad(), (expected + penalty).backward(), adam.step()
+        assert loss[1].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert share[1].item() == pytest.approx((logits.argmax(-1) == labels[1]).double().mean().item())
+    for mine, theirs in zip(learner.network.hidden, [m for m in reference if isinstance(m, nn.Linear)]):
+        torch.testing.assert_close(mine.branches[0].linear.weight[1].double(), theirs.weight.T, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_path, monkeypatch):
+    shares, update = [], script.Learner.one_update
+
+    def watched(self, *inputs):
+        out = update(self, *inputs)
+        shares.append(out[1].clone())
+        return out
+
+    monkeypatch.setattr(script.Learner, "one_update", watched)
+    flags = "--num-seeds 2 --activation crational --tasks permuted_labels --threshold 0.2 --learning-rate 0.02"
+    found = run(tmp_path, flags)
+    epochs = torch.stack(shares).view(3, 2, 6, 2).mean(2)  # task, epoch, seed
+    for i, rows in enumerate(found.values()):
+        keys = {key for _, key in rows}
+        assert {step for step, key in rows if key == "charts/online_accuracy"} == {12, 24, 36}
+        assert {step for step, key in rows if key == "task_start/ntk_srank"} == {0, 12, 24}
+        assert {step for step, key in rows if key == "losses/loss"} == {6, 12, 18, 24, 30, 36}
+        layers = {
+            f"network/classifier/fc{k}/{name}" for k in (1, 2) for name in ("srank", "dead_share", "dormant_share")
+        }
+        own = {f"coefficients/fc1/{name}" for name in ("numerator1", "numerator3", "denominator2", "log_scale")}
+        assert layers | own | {"charts/test_accuracy", "task_end/ntk_trace"} <= keys
+        for task in range(3):
+            end, each = 12 * (task + 1), epochs[task, :, i]
+            assert float(rows[end, "charts/online_accuracy"]) == pytest.approx(each.mean().item(), rel=1e-6)
+            fitted = [6.0 * (k + 1) for k in range(2) if each[k] >= 0.2]
+            written = float(rows[end, "charts/steps_to_threshold"])
+            assert written == fitted[0] if fitted else math.isnan(written)
+    assert any(
+        not math.isnan(float(v)) for rows in found.values() for (_, k), v in rows.items() if k.endswith("threshold")
+    )
+
+
+def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
+    flags = "--seed 5 --activation tanh_hr --tasks permuted_labels --dataset digits"
+    (rows,) = run(tmp_path, flags).values()
+    args = parse(flags)
+    (data, classes, scale), state = script.validate(args), torch.load(next(tmp_path.glob("*/checkpoint.pt")))["state"]
+    learner = script.Learner(args, (1, 8, 8), classes, scale, [5], torch.device("cpu"))
+    learner.restore(0, state["learner"])
+    task = script.make_task(args, data, classes, 5, 2)
+    for split, prefix, key in (("train", "", "end"), ("test", "test_", "test")):
+        x = torch.from_numpy(data[split][0][task[f"{prefix}rows"]].reshape(1, -1, 64)) / 16.0
+        right = learner.network(x)[0].argmax(-1).numpy() == task[f"{prefix}labels"]
+        assert float(rows[36, f"charts/{key}_accuracy"]) == pytest.approx(right.mean(), rel=1e-6)
+    x = torch.from_numpy(data["train"][0][task["rows"][:12]].reshape(1, -1, 64)) / 16.0
+    assert float(rows[36, "task_end/ntk_trace"]) == metrics.ntk_rank(learner.network, (x,), 1)["trace"].item()
+
+
+def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_path):
+    flags = "--activation rational --redo --redo-period 5 --redo-tau 0.9"
+    batch, alone = run(tmp_path / "a", f"--num-seeds 3 {flags}"), run(tmp_path / "b", f"--seed 2 {flags}")
+    (name,) = alone
+    assert batch[name].keys() == alone[name].keys()
+    for (step, key), value in alone[name].items():
+        if "condition" not in key:  # of a kernel whose smallest eigenvalues are rounding
+            assert float(batch[name][step, key]) == pytest.approx(float(value), rel=2e-2, abs=1e-3, nan_ok=True), key
+    assert max(float(v) for (_, k), v in alone[name].items() if k == "redo/recycled_share") > 0
+    (bare,) = run(tmp_path / "c", f"--seed 2 {flags} --metrics-samples 0 --ntk-samples 0").values()
+    assert bare and all(alone[name][key] == value for key, value in bare.items())
+
+
+@pytest.mark.parametrize("stop", [6, 12, 18, 30])
+def test_a_killed_run_ends_like_one_never_killed(stop, tmp_path, monkeypatch):
+    flags = "--num-seeds 2 --activation crational --checkpoint-frequency 6 --reset-head --redo --redo-period 7"
+    whole = run(tmp_path / "a", flags)
+    save, saved = runlog.Run.save_checkpoint, []
+
+    def killed(self, step, state):
+        save(self, step, state)
+        saved.append(step)
+        if saved.count(stop) == (2 if stop == 6 else 1):  # after the first seed's: the second is one behind
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog.Run, "save_checkpoint", killed)
+        run(tmp_path / "b", flags)
+    assert run(tmp_path / "b", flags) == whole
+    status = [json.loads(file.read_text())["status"] for file in (tmp_path / "b").glob("*/meta.json")]
+    assert status == ["finished", "finished"]
+
+
+def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, monkeypatch):
+    whole, update, calls = run(tmp_path / "a", "--num-seeds 2"), script.Learner.one_update, []
+
+    def breaks(self, *inputs):
+        calls.append(1)
+        if len(calls) == 15 and len(self.network.head.bias) == 2:
+            self.network.head.bias.data[0] = math.nan
+        return update(self, *inputs)
+
+    monkeypatch.setattr(script.Learner, "one_update", breaks)
+    found = run(tmp_path / "b", "--num-seeds 2")
+    (first, second), metas = found, [json.loads(f.read_text()) for f in sorted((tmp_path / "b").glob("*/meta.json"))]
+    assert [(meta["status"], meta.get("step")) for meta in metas] == [("diverged", 15), ("finished", None)]
+    assert found[second] == whole[second]
+    for key in ("charts/online_accuracy", "charts/end_accuracy", "task_end/ntk_srank"):
+        assert found[first][24, key] == found[first][36, key] == whole[first][12, key]
+
+
+def test_reset_head_draws_anew_and_forgets_moments():
+    learner = script.Learner(parse(""), (1, 8, 8), 10, 16.0, [1, 2], torch.device("cpu"))
+    images = torch.from_numpy(some_data()["train"][0].reshape(300, -1))
+    learner.update(images, torch.arange(20).view(2, 10), torch.arange(20).view(2, 10) % 10, None)
+    before = copy.deepcopy(learner)
+    learner.reset_head([1, 2], 1)
+    assert (learner.network.head.weight != before.network.head.weight).all() and (learner.network.head.bias == 0).all()
+    alone = copy.deepcopy(before)
+    alone.reset_head([1, 2], 1)
+    assert torch.equal(alone.network.head.weight, learner.network.head.weight)
+    for parameter in learner.network.parameters():
+        zero = [bool((m == 0).all()) for m in learner.optimizer.moments(parameter)]
+        assert zero == [any(parameter is p for p in learner.network.head.parameters())] * 2
+    hidden = zip(learner.network.hidden.parameters(), before.network.hidden.parameters())
+    assert all(torch.equal(a, b) for a, b in hidden)
+
+
+def test_batched_recycling_equals_that_of_each_seed():
+    networks = [
+        script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
+        for seeds in ([1, 2], [1], [2])
+    ]
+    share = []
+    for network, seeds in zip(networks, ([1, 2], [1], [2])):
+        optimizer = activations.Adam(network, 1e-3, activations.RationalConfig())
+        dormant = [torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden]
+        for i, seed in enumerate(seeds):
+            dormant[0][i, seed::3] = dormant[1][i, seed :: 4 - seed] = True
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        arguments = [*network.hidden], [network.head], dormant, optimizer, activations.orthogonal(), generators
+        share += activations.recycle_layers(*arguments).tolist()
+    assert share[:2] == share[2:] and 0 < share[0] < 1
+    for name, p in networks[0].named_parameters():
+        for i in range(2):
+            assert torch.equal(p[i], networks[1 + i].get_parameter(name)[0]), name

@@ -1,0 +1,126 @@
+"""figures.py continual: cells, means and intervals against scipy, on run folders whose numbers are known.
+
+`pytest -q tests/test_continual_figures.py` (about 15 s).
+"""
+
+import csv
+
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+
+import continual_supervised
+import figures
+import runlog
+from activations import RationalConfig
+
+TASKS = 7
+
+
+def make_cell(folder, seeds, activation, dataset="digits", diverged=(), num_tasks=TASKS, **rational):
+    """Run folders with random measures; (seeds, tasks) of online accuracy."""
+    rng = np.random.default_rng([len(activation), int(10 * rational.get("init_scale", 1)), len(dataset)])
+    accuracy = rng.uniform(0.1, 1, size=(len(seeds), num_tasks))
+    for i, seed in enumerate(seeds):
+        options = {"dataset": dataset, "num_tasks": num_tasks, "runs_dir": str(folder), "seed": seed}
+        args = continual_supervised.Args(activation=activation, rational=RationalConfig(**rational), **options)
+        ((_, run),) = runlog.make_runs(args, "continual_supervised", f"{dataset}-random_labels").items()
+        run.open(tensorboard=False)
+        for task in range(num_tasks if seed not in diverged else 2):
+            run.log(100 * task, {"task_start/ntk_srank": 50 + seed})
+            values = {"charts/online_accuracy": accuracy[i, task], "task_end/ntk_srank": 20.0 * seed + task}
+            values |= {"task_end/ntk_entropy_rank": rng.uniform(1, 100)}
+            run.log(100 * (task + 1), values | {"network/classifier/fc2/dead_share": rng.uniform()})
+        run.finish(*(["diverged"] if seed in diverged else []), **({"step": 250} if seed in diverged else {}))
+    return accuracy
+
+
+def test_cells_are_told_apart_by_what_differs(tmp_path):
+    make_cell(tmp_path, [2, 1], "relu")
+    make_cell(tmp_path, [1], "rational")
+    make_cell(tmp_path, [1], "rational", init_scale=0.25)
+    make_cell(tmp_path, [1], "rational", init_scale=0.25, coefficient_weight_decay=0.1)
+    found = figures.continual_cells(tmp_path)
+    assert list(found) == ["digits random_labels"]
+    labels = ["relu", "rational", "rational, init 0.25", "rational, init 0.25, decay 0.1"]
+    assert [cell.label for cell in found["digits random_labels"]] == labels
+    assert [run.config["seed"] for run in found["digits random_labels"][0].runs] == [1, 2]
+    make_cell(tmp_path, [1], "tanh", num_tasks=3)
+    with pytest.raises(runlog.UserError, match="differ in num_tasks"):
+        figures.continual_cells(tmp_path)
+    with pytest.raises(runlog.UserError, match="no finished run"):
+        figures.continual_cells(tmp_path / "nothing")
+
+
+def test_comparisons_are_scipys_paired_intervals(tmp_path):
+    seeds = [1, 2, 3, 4, 5]
+    base, other = make_cell(tmp_path, seeds, "tanh"), make_cell(tmp_path, seeds[1:], "tanh_hr")  # seed 1 has no partner
+    make_cell(tmp_path, seeds, "relu")
+    (cells,) = figures.continual_cells(tmp_path).values()
+    rows = {row["measure"]: row for row in figures.continual_comparisons(cells)}
+    assert {(row["a"], row["b"], row["n"]) for row in rows.values()} == {("tanh_hr", "tanh", 4)}
+    base, late = base[1:], lambda x: x[:, -figures.LATE :].mean(1)
+    expected = {
+        "online accuracy, first task": (other[:, 0], base[:, 0]),
+        "online accuracy, late tasks": (late(other), late(base)),
+        "change of online accuracy, late - first": (late(other) - other[:, 0], late(base) - base[:, 0]),
+    }
+    for measure, (a, b) in expected.items():
+        interval, row = scipy.stats.ttest_rel(a, b).confidence_interval(0.95), rows[measure]
+        assert row["difference"] == pytest.approx((a - b).mean()) and row["mean_a"] == pytest.approx(a.mean())
+        assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+    assert rows["NTK srank, start"]["difference"] == 0.0
+
+
+def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
+    settings = [{}, {"init_scale": 0.25}, {"init_scale": 4.0}]
+    settings += [{"init_scale": scale, "coefficient_weight_decay": 0.1} for scale in (0.25, 4.0)]
+    for activation in ("rational", "crational"):
+        for each in settings:
+            make_cell(tmp_path, [1, 2], activation, **each)
+    (cells,) = figures.continual_cells(tmp_path).values()
+    pairs = {(row["a"], row["b"]) for row in figures.continual_comparisons(cells)}
+    ends = ["", ", init 0.25", ", init 4.0", ", init 0.25, decay 0.1", ", init 4.0, decay 0.1"]
+    expected = {(f"crational{end}", f"rational{end}") for end in ends}
+    for activation in ("rational", "crational"):
+        expected |= {(f"{activation}, init {s}, decay 0.1", f"{activation}, init {s}") for s in ("0.25", "4.0")}
+        expected.add((f"{activation}, init 0.25", f"{activation}, init 4.0"))
+        expected.add((f"{activation}, init 0.25, decay 0.1", f"{activation}, init 4.0, decay 0.1"))
+    assert pairs == expected
+
+
+def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    accuracy = {
+        (d, a): make_cell(runs, [1, 2, 3], a, d, diverged=[3])
+        for d in ("digits", "mnist")
+        for a in ("relu", "tanh_hr", "tanh")
+    }
+    figures.main(["continual", "--runs", str(runs), "--out", str(out)])
+    told = capsys.readouterr().out
+    assert "tanh_hr against tanh" in told and told.count(".png") == 2
+    for name in ("digits", "mnist"):
+        with Image.open(out / f"continual-{name}-random_labels.png") as image:
+            assert min(image.size) > 500
+        assert (out / f"continual-{name}-random_labels.pdf").read_bytes().startswith(b"%PDF")
+    rows = list(csv.DictReader((out / "continual_curves.csv").open()))
+    for (dataset, activation), values in accuracy.items():
+        values = values.copy()
+        values[2, 2:] = values[2, 1]  # diverged in the third task: the second is carried forward
+        mine = [
+            r
+            for r in rows
+            if (r["study"].split()[0], r["cell"], r["metric"]) == (dataset, activation, "charts/online_accuracy")
+        ]
+        assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)] and {row["n"] for row in mine} == {"3"}
+        np.testing.assert_allclose([float(row["mean"]) for row in mine], values.mean(0), rtol=1e-5)
+        half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, 2)
+        np.testing.assert_allclose([float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-4)
+    cells = list(csv.DictReader((out / "continual_cells.csv").open()))
+    assert {(row["cell"], row["diverged"]) for row in cells} == {(a, "1") for _, a in accuracy}
+
+
+def test_intervals_of_one_value_are_unknown():
+    mean, low, high = figures.mean_interval(np.array([[1.0, 2.0]]))
+    assert mean.tolist() == [1.0, 2.0] and np.isnan(low).all() and np.isnan(high).all()
