@@ -320,6 +320,14 @@ def check(expression: str, rational: RationalConfig, flag: str = "--activation")
         make_activation(name, rational)
 
 
+def check_encoder(names: tuple[str, ...], rational: RationalConfig) -> None:
+    """`check` for the activations of three convolutions: one for all, or three. Raises ValueError."""
+    if len(names) not in (1, 3):
+        raise ValueError(f"--encoder-activation {' '.join(names)}: give one name, or three")
+    for name in names:
+        check(name, rational, "--encoder-activation")
+
+
 class Elementwise(nn.Module):
     """A parameter-free activation as a module, so that hooks see its input and its output."""
 
@@ -667,6 +675,11 @@ class Adam(nn.Module):
         for name, parameter in trained.items():
             self.register_buffer("exp_avg_" + name.replace(".", "_"), torch.zeros_like(parameter))
             self.register_buffer("exp_avg_sq_" + name.replace(".", "_"), torch.zeros_like(parameter))
+
+    def reset(self) -> None:
+        """Moments and step count as before the first step."""
+        for buffer in self.buffers():
+            buffer.zero_()
 
     def moments(self, parameter: nn.Parameter) -> list[torch.Tensor]:
         """The running means of its gradient and of its square; [] if it is not trained."""

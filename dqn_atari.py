@@ -77,6 +77,8 @@ class Args:
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
+    ntk_frequency: int = 250_000  # environment steps between ranks of the neural tangent kernel; 0 = off
+    ntk_samples: int = 64  # observations that the kernel is taken on; each needs the memory of the network
     analyse: bool = False  # with the metrics also the parts of Q that live and dead neurons give (HR, Fig. 4)
 
 
@@ -278,23 +280,20 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
-    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency redo_tau")
+    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency redo_tau")
     runlog.check_range(args, "[1, inf)", "num_envs train_frequency batch_size target_frequency width redo_period")
     runlog.check_range(args, "[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
     runlog.check_range(args, f"[{args.num_envs}, inf)", "total_timesteps")
     runlog.check_range(args, f"[{2 * args.num_envs}, inf)", "buffer_size learning_starts")
-    runlog.check_range(args, "[2, inf)", "metrics_samples")
+    runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
     runlog.check_range(args, "(0, inf)", "learning_rate adam_eps exploration_steps")
     runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
     if (period := args.train_frequency) % args.num_envs and args.num_envs % period:
         raise runlog.UserError(f"--num-envs {args.num_envs}: must divide --train-frequency {period} or be its multiple")
-    if len(args.encoder_activation) not in (1, 3):
-        raise runlog.UserError(f"--encoder-activation {' '.join(args.encoder_activation)}: give one name, or three")
     runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-        for name in args.encoder_activation:
-            activations.check(name, args.rational, "--encoder-activation")
+        activations.check_encoder(args.encoder_activation, args.rational)
     return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
 
 
@@ -340,7 +339,7 @@ def train(args: Args, run: runlog.Run) -> None:
     compiled_td_loss = torch.compile(td_loss, dynamic=False, disable=not args.compile)
     acting_network = torch.compile(q_network, dynamic=False, disable=not args.compile)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
-    obs, clock, clock_step, postfix = games.reset(args.seed, "games", start), time.monotonic(), start, {}
+    obs = games.reset(args.seed, "games", start)
     for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):
         before, at_end = step - args.num_envs, step + args.num_envs > args.total_timesteps
         crossed = functools.partial(has_crossed, before, args.total_timesteps if at_end else step)
@@ -354,15 +353,17 @@ def train(args: Args, run: runlog.Run) -> None:
         rewards = np.sign(rewards) if args.clip_rewards else rewards
         buffer.add(obs, actions, rewards, terminations, truncations, overs)
         obs = next_obs
+        paused = time.monotonic()
         if crossed(args.metrics_frequency) and step >= args.learning_starts:  # before the updates
-            paused, batch = time.monotonic(), buffer.sample(args.metrics_samples, generators["metrics"], device)
-            names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
-            pieces, limit = dict(enumerate(batch)), args.metrics_samples  # pieces: bounded memory
-            grads = metrics.mean_gradients(lambda x: td_loss(*x.values())[0], pieces, trained, 256)
-            report = metrics.network_report(q_network, batch[:1], dict(zip(names, grads)), 0, max_samples=limit)
+            batch = buffer.sample(args.metrics_samples, generators["metrics"], device)
+            grads = metrics.named_gradients(q_network, lambda *x: td_loss(*x)[0], batch, 256)
+            report = metrics.network_report(q_network, batch[:1], grads, 0, max_samples=args.metrics_samples)
             runlog.log_report(run, step, "network/q", report)
             run.log(step, q_split(q_network, batch[0]) if args.analyse else {})
-            clock += time.monotonic() - paused
+        if crossed(args.ntk_frequency) and step >= args.learning_starts:
+            batch = buffer.sample(args.ntk_samples, runlog.make_generator(args.seed, "ntk", step), device)
+            runlog.log_ntk(run, step, "network/q", metrics.ntk_rank(q_network, batch[:1]))
+        progress.skip(time.monotonic() - paused)
         # learn
         for _ in range(step // args.train_frequency - max(before, args.learning_starts) // args.train_frequency):
             optimizer.zero_grad()
@@ -379,7 +380,7 @@ def train(args: Args, run: runlog.Run) -> None:
             target_network.load_state_dict(q_network.state_dict())
         # measure
         if crossed(args.log_frequency):
-            row = {"charts/epsilon": epsilon, "perf/sps": (step - clock_step) / (time.monotonic() - clock)}
+            row = {"charts/epsilon": epsilon, "perf/sps": progress.speed(step)}
             if num_updates > logged_updates:
                 loss, q_mean = (totals / (num_updates - logged_updates)).tolist()
                 if not math.isfinite(loss):
@@ -389,16 +390,14 @@ def train(args: Args, run: runlog.Run) -> None:
                 row |= {"losses/td_loss": loss, "losses/q_mean": q_mean}
                 logged_updates, totals = num_updates, torch.zeros_like(totals)
             run.log(step, row)
-            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{row['perf/sps']:.0f}"
         if crossed(args.eval_frequency):
             paused, index = time.monotonic(), math.ceil(step / args.eval_frequency)
             seed = runlog.derive_seed(args.seed, "eval", index)
             policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(seed, "act"))
             last_eval = {"eval/episodic_return": float(np.mean(play_games(args, policy, args.num_eval_episodes, seed)))}
             run.log(step, last_eval)
-            postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
-            progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
-            clock += time.monotonic() - paused
+            progress.note_means(step, [last_eval], list(last_eval))
+            progress.skip(time.monotonic() - paused)
         # save
         if crossed(min(ring, args.checkpoint_frequency)) or at_end:
             buffer.rows.flush()
@@ -408,7 +407,7 @@ def train(args: Args, run: runlog.Run) -> None:
             state |= {"num_added": buffer.num_added, "ring": ring}
             run.save_checkpoint(step, state | {"logged_updates": logged_updates, "last_eval": last_eval})
             run.draw(step)
-        progress.update(step, **postfix)
+        progress.update(step)
     else:
         run.finish()
     if not args.keep_replay:

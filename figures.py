@@ -2,6 +2,8 @@
 
     python figures.py run runs/dm_control-cheetah-run-v0__sac_continuous__crational__s1__0123456789
     python figures.py demo runs/*cartpole* --out runs/demo.png
+    python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
+    python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
     python figures.py continual --runs runs --out figures
     python figures.py function_approximation --runs runs/regression* --out runs/function_approximation
 
@@ -23,7 +25,7 @@ import matplotlib
 import numpy as np
 import tyro
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize, to_rgb
+from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -67,7 +69,8 @@ def read_config(folder: Path) -> dict:
     """config.json of a run folder, with its `status`. Raises UserError if it is none."""
     try:
         config, meta = (json.loads((folder / name).read_text()) for name in ("config.json", "meta.json"))
-        return {"activation": "?", "env_id": "?", "seed": 0, **config, "status": meta.get("status", "?")}
+        config = {"activation": "?", "env_id": "?", "seed": 0, **config, "status": meta.get("status", "?")}
+        return config | {"env_id": runlog.env_name(config["env_id"])}  # a sequence of tasks is a list there
     except (OSError, ValueError):
         raise runlog.UserError(f"{folder}: is no run folder; give one that holds config.json and meta.json") from None
 
@@ -366,14 +369,15 @@ def aligned(runs: list[Loaded], key: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def _draw_curves(panel, groups: dict[str, list[Loaded]], key: str, title: str, ylabel: str) -> None:
-    """Mean over seeds where all have a value, with the min-max band, and each seed as a thin line."""
+def _draw_curves(panel, groups: dict[str, list[Loaded]], key: str, title: str, ylabel: str, looks=None) -> None:
+    """Mean over seeds where all have a value, with the min-max band; each seed as a thin line. looks: group -> look,
+    if its name is no activation."""
     largest = 0.0
     for activation, runs in groups.items():
         steps, values = aligned(runs, key)
         if not steps.size:
             continue
-        look, everywhere = style(activation), ~np.isnan(values).any(0)
+        look, everywhere = (looks or {}).get(activation) or style(activation), ~np.isnan(values).any(0)
         largest = max(largest, np.nanmax(np.abs(values)))
         for row in values:
             panel.plot(steps, row, color=look["color"], linewidth=0.5, alpha=0.45)
@@ -466,11 +470,199 @@ def table(run_folders: Sequence[str | Path]) -> list[list[str]]:
 
 def print_table(run_folders: Sequence[str | Path]) -> None:
     """Print `table`, aligned."""
-    rows = table(run_folders)
+    _print(table(run_folders))
+    print("last values; mean +- standard deviation over n seeds; rank and dead share: mean over the critics' layers")
+
+
+def _print(rows: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:])), sep="  ")
-    print("last values; mean +- standard deviation over n seeds; rank and dead share: mean over the critics' layers")
+
+
+@dataclass
+class History:
+    """Histograms of one layer's pre-activations over training, of one run and network; distribution functions."""
+
+    steps: np.ndarray  # (steps,)
+    edges: list[np.ndarray]  # for each step (bins + 1,)
+    shares: list[np.ndarray]  # for each step the share of values below each edge, (bins + 1,)
+
+    def below(self, x: np.ndarray) -> np.ndarray:
+        """Share of the values below x (n,), linear within a bin: (steps, n)."""
+        return np.array([np.interp(x, e, share) for e, share in zip(self.edges, self.shares)])
+
+    def largest(self) -> np.ndarray:
+        """Largest absolute pre-activation on the batch, (steps,)."""
+        return np.array([np.abs(edges).max() for edges in self.edges])
+
+
+def histories(folder: Path) -> dict[tuple[str, str], History]:
+    """(layer, network) -> History from histograms.jsonl."""
+    found = {}
+    for key, rows in read_rows(folder, "histograms.jsonl", "preactivations", every=True).items():
+        rows = [row for row in rows["preactivations"] if sum(row["counts"])]
+        shares = [np.append(0.0, np.cumsum(row["counts"])) / sum(row["counts"]) for row in rows]
+        found[key] = History(np.array([r["step"] for r in rows]), [np.array(r["edges"]) for r in rows], shares)
+    return found
+
+
+def pooled(runs: list[Loaded]) -> dict[tuple[str, str], list[History]]:
+    """(network, layer) -> histories of the runs, at the steps that all have; twin critics are both "critics"."""
+    found = defaultdict(list)
+    for run in runs:
+        for (layer, network), history in histories(run.folder).items():
+            found["critics" if re.fullmatch(r"qf\d", network) else network, layer].append(history)
+    for each in found.values():
+        common = set.intersection(*(set(h.steps.tolist()) for h in each))
+        for k, h in enumerate(each):
+            kept = [i for i, step in enumerate(h.steps) if step in common]
+            each[k] = History(h.steps[kept], [h.edges[i] for i in kept], [h.shares[i] for i in kept])
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], _depth(item[0][1]))))
+
+
+@matplotlib.rc_context(RC)
+def preactivation_history_figure(run_folders: Sequence[str | Path]) -> Figure:
+    """Density of the pre-activations over training as a heat map, a row per layer, a column per activation; seeds and
+    twin critics weigh the same. Lines: quantiles (1, 50, 99 %), and the smallest and largest value that any run saw."""
+    groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
+    rows = list(next(iter(groups.values())))
+    if not rows:
+        raise runlog.UserError("the runs have no histograms yet; train with --metrics-frequency above 0")
+    env_id = read_config(Path(run_folders[0]))["env_id"]
+    figure = Figure((4.2 * len(groups) + 1, 2.1 * len(rows) + 1), layout="constrained")
+    grid = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
+    norm, mesh = LogNorm(1e-3, 3.0), None
+    for line, key in zip(grid, rows):
+        shown = [group[key] for group in groups.values() if key in group]
+        ends = np.concatenate([e[[0, -1]] for each in shown for h in each for e in h.edges])
+        x = np.sinh(
+            np.linspace(*(1.03 * np.arcsinh(end) for end in (ends.min(), ends.max())), 161)
+        )  # fine near 0, coarse far out
+        for panel, (name, group) in zip(line, groups.items()):
+            panel.grid(False)
+            panel.set_title(
+                f"{name} (n = {len(group.get(key, ())) // (2 if key[0] == 'critics' else 1)}), {', '.join(key)}"
+            )
+            if key not in group or not len(group[key][0].steps):
+                _tell(panel, "no data")
+                continue
+            steps, share = group[key][0].steps, np.mean([h.below(x) for h in group[key]], axis=0)
+            density = np.maximum(np.diff(share, axis=1) / np.diff(x), 1e-12)
+            middles = (steps[1:] + steps[:-1]) / 2
+            borders = np.concatenate([[steps[0]], middles, [steps[-1]]]) if len(steps) > 1 else steps[0] + [-0.5, 0.5]
+            mesh = panel.pcolormesh(borders, x, density.T, norm=norm, cmap="Blues", rasterized=True)
+            for level, look in ((0.01, ":"), (0.5, "-"), (0.99, ":")):
+                panel.plot(steps, [np.interp(level, s, x) for s in share], color=RED, linestyle=look, linewidth=1.2)
+            for pick, index in ((min, 0), (max, -1)):
+                extreme = [pick(h.edges[t][index] for h in group[key]) for t in range(len(steps))]
+                panel.plot(steps, extreme, color=BLACK, linewidth=0.8)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        line[0].set_ylabel("pre-activation x")
+        if max(abs(ends.min()), abs(ends.max())) > 100:
+            line[0].set_yscale("symlog", linthresh=1.0)
+    for panel in grid[-1]:
+        panel.set_xlabel("environment steps")
+    handles = [Line2D([], [], color=RED, label="median"), Line2D([], [], color=RED, linestyle=":", label="1 and 99 %")]
+    handles.append(Line2D([], [], color=BLACK, linewidth=0.8, label="smallest and largest of all runs"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    if mesh is not None:
+        figure.colorbar(mesh, ax=list(grid.ravel()), label="density (1 / unit of x)", extend="both", pad=0.02)
+    figure.suptitle(f"Pre-activations over training, {env_id}", fontsize=10)
+    return figure
+
+
+def preactivation_table(run_folders: Sequence[str | Path], limit: float = 5.0) -> list[list[str]]:
+    """Header and a row per activation and layer: runs' histories (seeds, twice for twin critics), then means over them:
+    largest |x| at the first and newest measure and of all, newest share of |x| > limit (5: end of the fitted range)."""
+    rows = [["activation", "layer", "n", "max |x| first", "max |x| newest", "max |x| ever", f"newest |x| > {limit:g}"]]
+    for name, runs in load(run_folders).items():
+        for (network, layer), each in pooled(runs).items():
+            values = [(h.largest(), np.diff(h.below(np.array([-limit, limit]))[-1])) for h in each if len(h.steps)]
+            if values:
+                cells = [
+                    f"{np.mean([pick(m) for m, _ in values]):.1f}" for pick in (lambda m: m[0], lambda m: m[-1], max)
+                ]
+                outside = f"{100 * (1 - np.mean([inside for _, inside in values])):.2f} %"
+                rows.append([name, f"{network} {layer}", f"{len(values)}", *cells, outside])
+    return rows
+
+
+COMPARED = {  # title: (key pattern, reduction over the keys that match, format); critics and their layers
+    "overestimation": (r"overestimation/mean", np.mean, "{:.1f}"),
+    "max |f(x)|": (r"network/qf\d?/fc\d+/(branch\d+_)?f_max", np.max, "{:.2f}"),
+    "coefficient gradient": (r"network/qf\d?/coefficient_gradient_norm", np.mean, "{:.3g}"),
+    "critic gradient": (r"network/qf\d?/gradient_norm", np.mean, "{:.3g}"),
+}
+
+
+def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loaded]]:
+    """ "activation, by value" -> its runs, where the runs differ in the setting `by` too. Each run's scalars gain the
+    titles of COMPARED. Raises UserError: no such setting."""
+    groups = defaultdict(list)
+    for name, runs in load(run_folders, varied=(by,)).items():
+        for run in runs:
+            if by not in run.config:
+                raise runlog.UserError(f"--by {by}: no setting of these runs; config.json lists them")
+            groups[f"{name}, {by} {run.config[by]}"].append(run)
+            for title, (pattern, reduce, _) in COMPARED.items():
+                series = [run.series(key) for key in run.scalars if re.fullmatch(pattern, key)]
+                steps = sorted(set.intersection(*(set(each[:, 0]) for each in series))) if series else []
+                if steps:
+                    values = reduce([each[np.isin(each[:, 0], steps), 1] for each in series], axis=0)
+                    run.scalars[title] = np.stack([steps, values, np.zeros(len(steps))], -1)
+    return {name: groups[name] for name in sorted(groups)}
+
+
+@matplotlib.rc_context(RC)
+def compare_figure(run_folders: Sequence[str | Path], by: str) -> Figure:
+    """Success (where there is one, else return), overestimation, largest |f| and gradients of the critics over
+    training, for every activation (colour) and value of the setting `by` (line style)."""
+    groups = compared(run_folders, by)
+    runs = [run for group in groups.values() for run in group]
+    values = sorted({str(run.config[by]) for run in runs})
+    looks = {}
+    for name, group in groups.items():
+        k = values.index(str(group[0].config[by]))
+        look = {"linestyle": ("-", "--", ":", "-.")[k % 4], "marker": "osD^v"[k % 5]}
+        looks[name] = style(group[0].config["activation"]) | look
+    titles = {"eval/episodic_return": "return", **{title: title for title in COMPARED}}
+    titles = {"eval/success": "success rate", **titles} if any("eval/success" in r.scalars for r in runs) else titles
+    titles = {key: title for key, title in titles.items() if any(key in run.scalars for run in runs)}
+    figure = Figure((10, 2.8 * ((len(titles) + 1) // 2) + 0.8), layout="constrained")
+    panels = figure.subplots((len(titles) + 1) // 2, 2, squeeze=False).ravel()
+    for panel, (key, title) in zip(panels, titles.items()):
+        _draw_curves(panel, groups, key, title, "", looks)
+        if "gradient" in title or title.startswith("max"):
+            panel.set_yscale("log")
+    for panel in panels[len(titles) :]:
+        panel.remove()
+    options = {"loc": "outside lower center", "ncols": min(len(groups), 4), "handlelength": 3.5}
+    figure.legend(handles=panels[0].get_legend_handles_labels()[0], **options)
+    env_id = runs[0].config["env_id"]
+    figure.suptitle(
+        f"{env_id}: mean over seeds, band from worst to best seed; gradients and |f| of the critics", fontsize=10
+    )
+    return figure
+
+
+def compare_table(run_folders: Sequence[str | Path], by: str) -> list[list[str]]:
+    """Header and a row per group of `compared`: n, then mean +- std (ddof 1) over seeds of the last values."""
+    columns = {
+        "eval/success": "{:.2f}",
+        "eval/episodic_return": "{:.1f}",
+        **{k: text for k, (*_, text) in COMPARED.items()},
+    }
+    rows = [["", "n", "success", "return", *COMPARED]]
+    for name, runs in compared(run_folders, by).items():
+        diverged = sum(run.config["status"] == "diverged" for run in runs)
+        rows.append([name, f"{len(runs)}" + (f" ({diverged} diverged)" if diverged else "")])
+        for key, text in columns.items():
+            values = [run.last(re.escape(key)) for run in runs]
+            values = [value for value in values if np.isfinite(value)]
+            shown = text.format(np.mean(values)) if values else "-"
+            rows[-1].append(f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown)
+    return rows
 
 
 # ---- continual_supervised.py -----------------------------------------------------------------------------------------
@@ -942,6 +1134,23 @@ class DemoCommand:
 
 
 @dataclass
+class PreactivationsCommand:
+    """Pre-activations of every layer over training, activations side by side: a figure and a table."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
+    out: Path = Path("runs/preactivations.png")  # the figure
+
+
+@dataclass
+class CompareCommand:
+    """Compare the values of one setting, for each activation: a figure and a table."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
+    by: str  # the setting, as config.json names it, for example layer_norm
+    out: Path = Path("runs/compare.png")  # the figure
+
+
+@dataclass
 class ContinualCommand:
     """CR continual: accuracy and NTK rank per task, and comparisons paired by seed."""
 
@@ -960,6 +1169,8 @@ class FunctionApproximationCommand:
 Command = (
     Annotated[RunCommand, tyro.conf.subcommand("run")]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
+    | Annotated[PreactivationsCommand, tyro.conf.subcommand("preactivations")]
+    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[ContinualCommand, tyro.conf.subcommand("continual")]
     | Annotated[FunctionApproximationCommand, tyro.conf.subcommand("function_approximation")]
 )
@@ -974,9 +1185,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(*draw_continual(command.runs, command.out), sep="\n")
     elif isinstance(command, FunctionApproximationCommand):
         function_approximation(command.runs, command.out)
-    else:
+    elif isinstance(command, DemoCommand):
         print_table(command.folders)
         print(draw_demo(command.folders, command.out))
+    elif isinstance(command, PreactivationsCommand):
+        _print(preactivation_table(command.folders))
+        print("of the measured batches; means over n histories: seeds, and two critics of each")
+        print(_save(preactivation_history_figure(command.folders), command.out))
+    else:
+        _print(compare_table(command.folders, command.by))
+        print("last values; mean +- standard deviation over n seeds; of the critics: largest or mean of the two")
+        print(_save(compare_figure(command.folders, command.by), command.out))
 
 
 if __name__ == "__main__":

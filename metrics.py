@@ -7,7 +7,7 @@ sources and traps. CR = arXiv 2507.14736, HR = arXiv 2406.09079, ReDo = arXiv 23
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -344,6 +344,13 @@ def mean_gradients(loss, batch: dict[str, Tensor], parameters: list, size: int, 
     return grads
 
 
+def named_gradients(network: nn.Module, loss, batch: Sequence[Tensor], size: int) -> dict[str, Tensor]:
+    """mean_gradients of loss(*batch) for the trained parameters of a network, by their names."""
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    columns = dict(enumerate(batch))
+    return dict(zip(trained, mean_gradients(lambda x: loss(*x.values()), columns, list(trained.values()), size)))
+
+
 def gradient_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
     """Global L2 norm of the `.grad` of parameters (*batch, ...): (*batch). Call it before clipping.
     Parameters without a gradient are left out; ValueError if none has one (gradient tensors: use weight_norm).
@@ -454,6 +461,58 @@ def q_overestimation(
     std = (torch.where(kept, errors - mean.unsqueeze(-1), 0.0).square().sum(-1) / num_kept).sqrt()
     values = {"errors": errors, "returns": returns, "kept": kept, "mean": mean, "std": std, "normalised": normalised}
     return values | {"num_kept": num_kept, "bootstrapped": bootstrapped}
+
+
+def overestimation_of_first(
+    lengths: Sequence[int],
+    gamma: float,
+    alpha: Tensor,
+    q,
+    rewards,
+    terminations,
+    truncations,
+    log_probs,
+    fallback_values,
+) -> list[dict[str, float]]:
+    """q_overestimation of batch entries of unequal length: tensors (batch, time), entry i of which has lengths[i]
+    steps; alpha (batch, 1). Returns for each entry overestimation/mean, std and normalised."""
+    found = []
+    for i, length in enumerate(lengths):
+        columns = (q, rewards, terminations, truncations, log_probs, fallback_values)
+        *episode, log_prob, fallback = (x[i, :length] for x in columns)
+        bias = q_overestimation(*episode, gamma, log_probs=log_prob, alpha=alpha[i], fallback_values=fallback)
+        found.append({f"overestimation/{key}": bias[key].item() for key in ("mean", "std", "normalised")})
+    return found
+
+
+def sequence_scores(history: Sequence[Sequence[float]], task_steps: int) -> dict[str, float]:
+    """Plasticity and forgetting over tasks learnt one after the other, as of the newest evaluation.
+
+    history: a row (step, score of task 1, ..., score of task n) for each evaluation so far, of a score where more is
+    better. Task k is trained in the steps ((k - 1) T, k T], T = task_steps, and evaluated at its end k T too.
+    Returns sequence/average, the mean score over all n tasks now; and, where task k ends at this step,
+    sequence/task<k>/end_score, its score now, sequence/task<k>/mean_score, the mean over the evaluations in its steps
+    (the area under its learning curve over T, as in Continual World, 2105.10919; learnt alone: the mean over the run),
+    and sequence/plasticity, the mean of the mean scores of the tasks that have ended. Of each task that ended before:
+    sequence/task<k>/forgetting = end score - score now; sequence/forgetting, their mean, is the negative of the
+    backward transfer of Lopez-Paz and Ranzato 2017 (1706.08840): below 0 if old tasks have become better.
+    >>> sequence_scores([(10, 0.2, 0.0), (20, 0.6, 0.1), (30, 0.5, 0.3)], task_steps=20)["sequence/forgetting"]
+    0.09999999999999998
+    """
+    rows = torch.tensor(history, dtype=torch.float64)
+    (step, *now), (steps, scores) = rows[-1].tolist(), (rows[:, 0], rows[:, 1:])
+    values, forgetting, plasticity = {"sequence/average": sum(now) / len(now)}, [], []
+    for k, score in enumerate(now):
+        phase = scores[(steps > k * task_steps) & (steps <= (k + 1) * task_steps), k]
+        if step >= (k + 1) * task_steps:
+            plasticity.append(phase.mean().item())
+        if step > (k + 1) * task_steps:
+            forgetting.append(phase[-1].item() - score)
+            values[f"sequence/task{k + 1}/forgetting"] = forgetting[-1]
+        if step == (k + 1) * task_steps:
+            values |= {f"sequence/task{k + 1}/end_score": score, f"sequence/task{k + 1}/mean_score": plasticity[-1]}
+            values["sequence/plasticity"] = sum(plasticity) / len(plasticity)
+    return values | ({"sequence/forgetting": sum(forgetting) / len(forgetting)} if forgetting else {})
 
 
 def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tensor:

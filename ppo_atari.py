@@ -77,6 +77,8 @@ class Args:
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
+    ntk_frequency: int = 250_000  # environment steps between ranks of the neural tangent kernel; 0 = off
+    ntk_samples: int = 64  # observations that the kernel is taken on; each needs the memory of the network
 
 
 # ---- games: this part is the same in dqn_atari.py, ppo_atari.py and pqn_atari.py -------------------------------------
@@ -218,11 +220,11 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
-    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency redo_tau")
+    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency redo_tau")
     runlog.check_range(args, "[0, inf)", "entropy_coefficient value_coefficient")
     runlog.check_range(args, "[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
     runlog.check_range(args, "[1, inf)", "checkpoint_frequency num_eval_episodes log_frequency")
-    runlog.check_range(args, "[2, inf)", "metrics_samples")
+    runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
     runlog.check_range(args, "(0, inf)", "learning_rate adam_eps clip_coefficient max_grad_norm")
     runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma gae_lambda")
     batch_size = args.num_envs * args.num_steps
@@ -236,13 +238,10 @@ def validate(args: Args) -> Args:
         )
     if args.target_kl is not None:
         runlog.check_range(args, "(0, inf)", "target_kl")
-    if len(args.encoder_activation) not in (1, 3):
-        raise runlog.UserError(f"--encoder-activation {' '.join(args.encoder_activation)}: give one name, or three")
     runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-        for name in args.encoder_activation:
-            activations.check(name, args.rational, "--encoder-activation")
+        activations.check_encoder(args.encoder_activation, args.rational)
     return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
 
 
@@ -379,6 +378,12 @@ def train(args: Args, run: runlog.Run) -> None:
             grads = metrics.mean_gradients(lambda x: ppo_loss(*x.values())[0], columns, trained, batch_size)
             report = metrics.network_report(agent, (seen[chosen],), dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/agent", report)
+            clock += time.monotonic() - paused
+        if crossed(args.ntk_frequency):
+            paused, generator = time.monotonic(), runlog.make_generator(args.seed, "ntk", step, device=device)
+            chosen = torch.randperm(batch_size, generator=generator, device=device)[: args.ntk_samples]
+            ranks = metrics.ntk_rank(agent, (batch[0][chosen],), output=lambda logits_and_values: logits_and_values[1])
+            runlog.log_ntk(run, step, "network/agent", ranks)
             clock += time.monotonic() - paused
         if args.metrics_samples > batch_size:
             earlier_obs = torch.cat([earlier_obs, batch[0]])[batch_size - args.metrics_samples :]

@@ -75,6 +75,8 @@ class Args:
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
+    ntk_frequency: int = 500_000  # environment steps between ranks of the neural tangent kernel; 0 = off
+    ntk_samples: int = 64  # observations that the kernel is taken on; each needs the memory of the network
 
 
 # ---- games: this part is the same in dqn_atari.py, ppo_atari.py and pqn_atari.py -------------------------------------
@@ -212,10 +214,12 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
-    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency num_test_envs redo_tau")
+    runlog.check_range(
+        args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency num_test_envs redo_tau"
+    )
     runlog.check_range(args, "[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
     runlog.check_range(args, "[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
-    runlog.check_range(args, "[2, inf)", "metrics_samples")
+    runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
     runlog.check_range(args, "(0, inf)", "learning_rate max_grad_norm loss_coefficient exploration_fraction")
     runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma q_lambda start_epsilon final_epsilon")
     batch_size = args.num_envs * args.num_steps
@@ -358,6 +362,12 @@ def train(args: Args, run: runlog.Run) -> None:
             grads = metrics.mean_gradients(lambda x: td_loss(*x.values())[0], pieces, trained, 256)
             report = metrics.network_report(q_network, sample[:1], dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/q", report)
+            clock += time.monotonic() - paused
+        if crossed(args.ntk_frequency):
+            paused, generator = time.monotonic(), runlog.make_generator(args.seed, "ntk", step, device=device)
+            chosen = torch.randperm(batch_size, generator=generator, device=device)[: args.ntk_samples]
+            ranks = metrics.ntk_rank(q_network, (batch[0][chosen],))
+            runlog.log_ntk(run, step, "network/q", ranks)
             clock += time.monotonic() - paused
         # save
         if crossed(args.checkpoint_frequency):

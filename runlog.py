@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,6 +35,8 @@ import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
+
+import metrics
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 APPEND_ONLY = {"scalars.csv": "step,key,value,wall_time\n", "perf.csv": "step,key,value,wall_time\n"}  # file: header
@@ -125,6 +128,16 @@ def run_name(env_id: str, script: str, activation: str, seed: int, digest: str) 
     return "__".join([*parts, f"s{int(seed)}", digest])
 
 
+def env_name(env_id: str | Sequence[str]) -> str:
+    """One environment id as it is; several in a row, a suite named once where it repeats.
+
+    Example: `env_name(["metaworld/reach-v3", "metaworld/push-v3"])` is `metaworld/reach-v3,push-v3`.
+    """
+    ids = [env_id] if isinstance(env_id, str) else list(env_id)
+    suites = [""] + [each.rpartition("/")[0] for each in ids]
+    return ",".join(each.removeprefix(f"{before}/") if before else each for each, before in zip(ids, suites))
+
+
 def derive_seed(seed: int, *keys: str | int) -> int:
     """A 63-bit seed for the purpose that `keys` name, e.g. `derive_seed(args.seed, "episode", 12)`.
 
@@ -177,6 +190,39 @@ def check_range(args, interval: str, flags: str) -> None:
                 raise UserError(f"--{flag.replace('_', '-')} {value}: must lie in {interval}")
 
 
+def sequence_length(args):
+    """args with the total_timesteps of its tasks env_id in a row: their number times steps_per_task; args as it is with
+    one task. Raises UserError: without steps_per_task, or with it for one task; with another total_timesteps; if there
+    is no step of a task after learning_starts."""
+    number, each, total = len(args.env_id), args.steps_per_task, args.total_timesteps
+    if number <= 1 and each is not None:
+        raise UserError(f"--steps-per-task {each}: needs several --env-id; use --total-timesteps {each}")
+    if number == 1:
+        check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
+        return args
+    if not number:
+        raise UserError("--env-id: is empty; give one id, or several to learn one after the other")
+    if each is None:
+        raise UserError(f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task, for example 100000")
+    check_range(args, f"({args.learning_starts}, inf)", "steps_per_task")
+    if total not in (type(args).total_timesteps, number * each):  # the default, or right
+        told = f"--total-timesteps {total}: {number} tasks of --steps-per-task {each} make {number * each}"
+        raise UserError(f"{told}; leave it out")
+    return dataclasses.replace(args, total_timesteps=number * each)
+
+
+def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
+    """Closes the environments. Raises UserError, naming the first that differs, unless all have spaces of one shape."""
+    (first, *_), shapes = envs, {}
+    for env_id, env in envs.items():
+        env.close()
+        shapes[env_id] = {"observations": env.observation_space.shape, "actions": env.action_space.shape}
+        for what, shape in shapes[env_id].items():
+            if shape != (there := shapes[first][what]):
+                told = f"--env-id {first} and {env_id} have {what} of shape {there} and {shape}"
+                raise UserError(f"{told}; tasks in a row need equal ones, as those of one dm_control domain have")
+
+
 @contextlib.contextmanager
 def value_errors_are_user_errors() -> Iterator[None]:
     """For calls whose ValueError names a flag already."""
@@ -203,6 +249,17 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0].strip()
 
 
+def import_suites():
+    """Imports shimmy, which registers the dm_control ids, and returns metaworld. Without a display EGL draws."""
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
+    with warnings.catch_warnings():  # shimmy would switch all DeprecationWarnings on
+        import metaworld
+        import shimmy  # noqa: F401
+    return metaworld
+
+
 def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode that ended."""
     nothing = np.full(len(dones), np.nan)
@@ -211,6 +268,65 @@ def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tup
         real_next_obs[dones] = np.stack(infos["final_obs"][dones])
         success[dones] = infos["final_info"].get("success", nothing)[dones]
     return real_next_obs, success
+
+
+def play_episodes(envs, policy: Callable, first: int, number: int) -> list[np.ndarray]:
+    """Plays the episodes first, first + 1, ... of each environment (EpisodeSeeds) until each has ended `number`.
+
+    policy: observations (envs, obs_dim) -> actions (envs, action_dim), log-probs (envs,). Returns, as float32 arrays
+    (envs, time, ...): obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones.
+    """
+    obs, _ = envs.reset(options={"number": [first] * envs.num_envs})
+    history, ended = [], np.zeros(envs.num_envs, dtype=int)
+    while (ended < number).any():
+        actions, log_probs = policy(obs)
+        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        dones = terminations | truncations
+        real_next_obs, success = true_successors(next_obs, infos, dones)
+        history.append((obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones))
+        obs, ended = next_obs, ended + dones
+    return [np.stack(x, 1).astype(np.float32) for x in zip(*history)]
+
+
+def log_evaluations(runs: Sequence["Run"], step: int, last: list[dict], task_steps: int) -> list[dict[str, float]]:
+    """Logs each run's newest evaluation: the current task's values and, of several tasks, each one's, with plasticity
+    and forgetting of the success rate or, without one, of the return (metrics.sequence_scores). Returns the rows.
+
+    last: for each run "tasks", the `eval/` values of every task ([] before the first evaluation: nothing is logged);
+    "bias", further values of the current task; "history", rows (step, score of each task), which this evaluation joins.
+    """
+    rows = [each["tasks"][(step - 1) // task_steps] | each["bias"] if each["tasks"] else {} for each in last]
+    for run, row, each in zip(runs, rows, last):
+        if len(each["tasks"]) > 1:
+            for k, values in enumerate(each["tasks"], 1):
+                row |= {f"eval/task{k}/{key.removeprefix('eval/')}": value for key, value in values.items()}
+            scores = [values.get("eval/success", values["eval/episodic_return"]) for values in each["tasks"]]
+            each["history"].append([step, *scores])
+            row |= metrics.sequence_scores(each["history"], task_steps)
+        run.log(step, row)
+    return rows
+
+
+def new_episode(number: int = 0) -> dict:
+    """A training episode before its first step. A checkpoint holds it: EpisodeSeeds goes back to where it was."""
+    return {"number": number, "return": 0.0, "success": 0.0, "actions": []}
+
+
+def log_episodes(
+    runs: Sequence["Run"], step: int, episodes: list[dict], actions, rewards, success, dones, muted
+) -> None:
+    """Adds one step of each run's environment to its episode, in place; one that ends is logged, unless the run is in
+    `muted`, and the next takes its place. success: as of `true_successors`; all arrays (runs, ...)."""
+    for i, episode in enumerate(episodes):
+        episode["actions"].append(actions[i].tolist())
+        episode["return"] += float(rewards[i])
+        episode["success"] = max(episode["success"], float(success[i]))
+        if dones[i] and not muted[i]:
+            row = {} if np.isnan(success[i]) else {"charts/success": episode["success"]}
+            row |= {"charts/episodic_return": episode["return"], "charts/episodic_length": len(episode["actions"])}
+            runs[i].log(step, row)
+        if dones[i]:
+            episodes[i] = new_episode(episode["number"] + 1)
 
 
 class EpisodeSeeds(gymnasium.Wrapper):
@@ -811,8 +927,10 @@ def make_runs(args, script: str, **own) -> dict[int, Run]:
     runs = {}
     for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):  # Atari scripts train one seed
         config = {**dataclasses.asdict(dataclasses.replace(args, seed=seed)), **own}
-        digest = config_hash(config, NOT_IDENTITY)
-        name = run_name(config["env_id"], script, config["activation"], seed, digest)
+        if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
+            (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
+        name, digest = env_name(config["env_id"]), config_hash(config, NOT_IDENTITY)
+        name = run_name(name, script, config["activation"], seed, digest)
         runs[seed] = Run(args.runs_dir, name, config, exclude=NOT_IDENTITY, fresh=args.fresh)
     return runs
 
@@ -847,7 +965,7 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
     try:
         for run in seeds:
             setting = config_hash(run.config, (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
-            group = f"{run.config['env_id']} {run.config['activation']} {setting}"
+            group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
             run.open(tensorboard=args.tensorboard, wandb_kwargs={**kwargs, "group": group} if args.track else None)
         yield [(step, [seeds[run] for run in each], each) for step, each in group_by_step(list(seeds))]
     except BaseException as error:
@@ -950,6 +1068,28 @@ def draw_function_approximation(folders: Sequence[Path], out: Path) -> None:
     figures.function_approximation(folders, out)
 
 
+def log_ntk(runs: Run | Sequence[Run], step: int, prefix: str, ranks: dict[str, torch.Tensor]) -> None:
+    """Log what metrics.ntk_rank found as `<prefix>/ntk_<name>`; batch axes as in log_report."""
+    log_report(runs, step, prefix, metrics.NetworkReport({f"ntk_{name}": value for name, value in ranks.items()}))
+
+
+def log_losses(runs: Sequence[Run], step: int, info: dict[str, torch.Tensor], muted, sps: float, updates: int) -> None:
+    """Log `losses/<key>` of info (key -> (runs,)), unless the run is in `muted`, and the speed: environment steps and,
+    with `updates` for each of these, updates per second."""
+    values = {f"losses/{key}": value.tolist() for key, value in info.items()}
+    for i, run in enumerate(runs):
+        row = {} if muted[i] else {key: value[i] for key, value in values.items()}
+        run.log(step, row | {"perf/sps": sps, "perf/updates_per_second": sps * updates})
+
+
+def finish(runs: Sequence[Run], diverged: Sequence[int], keep_replay: bool) -> None:
+    """End the runs of a batch; diverged: for each the step at which it did, or 0."""
+    for run, at in zip(runs, diverged):
+        run.finish("diverged", step=at) if at else run.finish()
+        if not keep_replay:
+            run.drop_transitions()
+
+
 def print_network(network: torch.nn.Module) -> None:
     """Print the modules of a network and how many trainable parameters each of its layers has."""
     print(network)
@@ -957,28 +1097,49 @@ def print_network(network: torch.nn.Module) -> None:
         print(f"{name:8}{sum(p.numel() for p in layer.parameters() if p.requires_grad):>12,}", flush=True)
 
 
-def carry_forward(runs: Sequence[Run], values: Sequence[dict], step: int, every: int, end: int) -> None:
-    """Logs each run's last evaluation again at every later multiple of `every` and at `end`, when all have diverged."""
-    for later in range(step // every * every + every, end + every, every):
-        for run, last in zip(runs, values):
-            run.log(min(later, end), last)
+def multiples(step: int, end: int, *periods: int) -> list[int]:
+    """Every multiple of one of the periods in (step, end], in order.
+    >>> multiples(10, 40, 15, 20)
+    [15, 20, 30, 40]
+    """
+    return sorted({each for p in periods for each in range((step // p + 1) * p, end + 1, p)})
 
 
 class Progress:
     """A tqdm bar on a terminal; elsewhere no bar, one flushed line per `note`. initial, total: environment steps."""
 
     def __init__(self, initial: int, total: int, desc: str = ""):
+        self.postfix = {}  # what is shown behind the bar
+        self._clock, self._clock_step = time.monotonic(), initial
         self._bar = tqdm(initial=initial, total=total, desc=desc, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def update(self, step: int, **postfix) -> None:
-        """Move the bar to `step` and show `postfix` behind it."""
+        """Move the bar to `step` and show `postfix`, and what was shown before, behind it."""
+        self.postfix |= postfix
         if not self._bar.disable:
-            self._bar.set_postfix(postfix, refresh=False)
+            self._bar.set_postfix(self.postfix, refresh=False)
             self._bar.update(step - self._bar.n)
 
     def note(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
         print(text, flush=True) if self._bar.disable else self._bar.write(text)
+
+    def speed(self, step: int) -> float:
+        """Environment steps per second since the last call (or the start); shows it behind the bar."""
+        now = time.monotonic()
+        speed = (step - self._clock_step) / (now - self._clock)
+        self._clock, self._clock_step, self.postfix["sps"] = now, step, f"{speed:.0f}"
+        return speed
+
+    def skip(self, seconds: float) -> None:
+        """Leave this time out of the next speed: evaluations, metrics."""
+        self._clock += seconds
+
+    def note_means(self, step: int, rows: Sequence[dict[str, float]], keys: Sequence[str]) -> None:
+        """Print the means over the runs' rows of those keys that the first row has, and show them behind the bar."""
+        means = {key: np.mean([row.get(key, np.nan) for row in rows]) for key in keys if key in rows[0]}
+        self.postfix |= {key: f"{mean:.4g}" for key, mean in means.items()}
+        self.note(f"step {step}: " + ", ".join(f"{key} {text}" for key, text in sorted(self.postfix.items())))
 
     def close(self) -> None:
         """Leave the bar as it stands."""

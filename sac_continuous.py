@@ -2,6 +2,7 @@
 
 All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading seed axis, and the
 losses below read as for one seed. One seed is one run folder; the same command again resumes it or says "finished".
+Several --env-id are tasks that the same networks learn one after the other.
 
     python sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --activation crational --utd 2 --num-seeds 3
 
@@ -11,9 +12,6 @@ Results, implementation details and every difference from CleanRL's SAC: docs/sa
 import dataclasses
 import functools
 import math
-import os
-import time
-import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -30,7 +28,7 @@ import runlog
 class Args:
     seed: int = 1  # first seed
     num_seeds: int = 1  # seeds trained together in this process: seed, seed + 1, ...
-    total_timesteps: int = 1_000_000  # environment steps of each seed
+    total_timesteps: int = 1_000_000  # environment steps of each seed; several tasks: tasks x --steps-per-task
     device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int = 0  # CPU threads; 0 = torch's choice
     compile: bool = True  # torch.compile the update; --no-compile runs it eagerly
@@ -45,7 +43,10 @@ class Args:
     track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
-    env_id: str = "dm_control/cheetah-run-v0"  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or a Gymnasium id
+    env_id: tuple[str, ...] = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or others
+    steps_per_task: int | None = None  # environment steps of each task, if --env-id names several
+    reset_replay: bool = True  # begin each further task with an empty replay and --learning-starts random steps
+    reset_optimizer: bool = True  # begin each further task with Adam's moments and step counts at 0
     async_envs: bool = False  # step the seeds' environments in worker processes (pays for slow ones: Meta-World)
     # algorithm; the defaults are those of CR's group
     utd: int = 1  # gradient updates per environment step (update-to-data ratio)
@@ -69,16 +70,13 @@ class Args:
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions that the network metrics look at
+    ntk_frequency: int = 50_000  # environment steps between ranks of the neural tangent kernel; 0 = off
+    ntk_samples: int = 64  # replay transitions that the kernel is taken on
 
 
 def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str | None = None) -> gym.Env:
     """One environment with flat observations and actions in [-1, 1]. Raises UserError: unknown id, no Box actions."""
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
-    with warnings.catch_warnings():  # shimmy would switch all DeprecationWarnings on
-        import metaworld
-        import shimmy  # noqa: F401  (registers the dm_control ids)
+    metaworld = runlog.import_suites()
     (suite, _, task), tasks = env_id.partition("/"), [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
     others = [x for x in gym.registry if not x.startswith("Meta-World/") and (suite != "dm_control" or suite in x)]
     runlog.check_choice("--env-id", env_id, tasks if suite == "metaworld" else others)
@@ -94,9 +92,10 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     return runlog.EpisodeSeeds(env, index, seed, stream)
 
 
-def make_envs(args: Args, seeds: list[int], stream: str) -> gym.vector.VectorEnv:
+def make_envs(args: Args, seeds: list[int], stream: str, task: int = 0) -> gym.vector.VectorEnv:
     """One environment per seed. SAME_STEP: the observation after an end is the first of the next episode."""
-    thunks = [functools.partial(make_env, args.env_id, i, seed, stream) for i, seed in enumerate(seeds)]
+    stream += str(task + 1) if task and stream == "train" else ""  # training episodes differ from task to task
+    thunks = [functools.partial(make_env, args.env_id[task], i, seed, stream) for i, seed in enumerate(seeds)]
     vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
     return vector(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
@@ -158,10 +157,11 @@ class Agent(nn.Module):
         self.sample, self.update = compiled(self.actor.sample), compiled(self.one_update)
 
     @torch.no_grad()
-    def act(self, obs: np.ndarray, noise: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without noise the mode."""
+    def act(self, obs: np.ndarray, generators: list | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without generators the mode."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.log_alpha.device).unsqueeze(1)
-        noise = obs.new_zeros(*obs.shape[:2], self.actor.mean.bias.shape[-1]) if noise is None else noise
+        shape = 1, self.actor.mean.bias.shape[-1]
+        noise = obs.new_zeros(len(obs), *shape) if generators is None else runlog.normals(generators, *shape)
         actions, log_probs = (x.squeeze(1).cpu().numpy() for x in self.sample(obs, noise))
         return np.nan_to_num(actions), log_probs  # a diverged seed stands still
 
@@ -206,12 +206,13 @@ class Agent(nn.Module):
 
 
 class ReplayBuffer:
-    """A ring of transitions for each seed; a row is obs, actions, rewards, terminations, next_obs."""
+    """A ring of transitions for each seed; a row is obs, actions, rewards, terminations, next_obs. What was added
+    before number `first` counts as cleared."""
 
     def __init__(self, num_seeds: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.columns = [obs_dim, action_dim, 1, 1, obs_dim]
         self.rows = torch.empty(num_seeds, capacity, sum(self.columns), device=device)
-        self.seed_index, self.num_added = torch.arange(num_seeds, device=device)[:, None], 0
+        self.seed_index, self.num_added, self.first = torch.arange(num_seeds, device=device)[:, None], 0, 0
 
     def add(self, obs, actions, rewards, terminations, next_obs) -> None:
         row = np.concatenate([obs, actions, rewards[:, None], terminations[:, None], next_obs], -1, dtype=np.float32)
@@ -220,9 +221,10 @@ class ReplayBuffer:
 
     def sample(self, *shape: int, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
         """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]); each seed's by its own generator."""
-        size = min(self.num_added, self.rows.shape[1])
+        capacity = self.rows.shape[1]
+        size = min(self.num_added - self.first, capacity)
         index = torch.stack([torch.randint(size, shape, generator=g, device=g.device) for g in generators], -2)
-        parts = self.rows[self.seed_index, index].split(self.columns, -1)
+        parts = self.rows[self.seed_index, (self.first + index) % capacity].split(self.columns, -1)
         named = zip(("obs", "actions", "rewards", "terminations", "next_obs"), parts)
         return {name: x.squeeze(-1) if name in ("rewards", "terminations") else x for name, x in named}
 
@@ -246,36 +248,22 @@ def evaluate(agent: Agent, envs, seeds: list[int], index: int, stochastic: bool)
     Stochastic: also Q - G, the mean of the critics minus the soft Monte-Carlo return (metrics.q_overestimation)."""
     number, device = agent.args.num_eval_episodes, agent.log_alpha.device
     generators = [runlog.make_generator(seed, "eval", index, device=device) for seed in seeds]
-    obs, _ = envs.reset(options={"number": [(2 * index + stochastic) * number] * len(seeds)})
-    history, ended = [], np.zeros(len(seeds), dtype=int)
-    while (ended < number).any():
-        noise = runlog.normals(generators, 1, envs.single_action_space.shape[0]) if stochastic else None
-        actions, log_probs = agent.act(obs, noise)
-        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        dones = terminations | truncations
-        real_next_obs, success = runlog.true_successors(next_obs, infos, dones)
-        history.append((obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones))
-        obs, ended = next_obs, ended + dones
-    columns = [torch.as_tensor(np.stack(x, 1), dtype=torch.float32) for x in zip(*history)]  # (seeds, time, ...)
-    *spaces, rewards, terminations, truncations, log_probs, success, dones = columns
+    act = functools.partial(agent.act, generators=generators if stochastic else None)
+    columns = runlog.play_episodes(envs, act, (2 * index + stochastic) * number, number)  # (seeds, time, ...)
+    *spaces, rewards, terminations, truncations, log_probs, success, dones = map(torch.from_numpy, columns)
     returns, lengths = metrics.first_episodes(rewards, dones, number)
     if not stochastic:
         successes = metrics.first_episodes(success, dones, number, torch.amax)[0].mean(-1).tolist()
         results = [{"eval/episodic_return": r, "eval/success": s} for r, s in zip(returns.mean(-1).tolist(), successes)]
         return [{key: value for key, value in row.items() if not math.isnan(value)} for row in results]
-    q, next_values, results = [], [], []
+    q, next_values = [], []
     for part in zip(*(x.to(device).split(1_000, 1) for x in spaces)):
         q.append(agent.qf(*part[:2]).mean(-2))
         next_actions, next_log_probs = agent.actor.sample(part[2], runlog.normals(generators, *part[1].shape[1:]))
         next_values.append(agent.qf(part[2], next_actions).mean(-2) - agent.log_alpha.exp() * next_log_probs)
     columns = [torch.cat(q, 1).cpu(), rewards, terminations, truncations, log_probs, torch.cat(next_values, 1).cpu()]
-    for i, length in enumerate(lengths):
-        *episode, log_prob, fallback = (x[i, :length] for x in columns)
-        soft = {"log_probs": log_prob, "alpha": agent.log_alpha[i].exp().cpu(), "fallback_values": fallback}
-        bias = metrics.q_overestimation(*episode, agent.args.gamma, **soft)
-        results.append({f"overestimation/{key}": bias[key].item() for key in ("mean", "std", "normalised")})
-        results[-1]["eval/stochastic_return"] = returns[i].mean().item()
-    return results
+    bias = metrics.overestimation_of_first(lengths, agent.args.gamma, agent.log_alpha.exp().cpu(), *columns)
+    return [row | {"eval/stochastic_return": r} for row, r in zip(bias, returns.mean(-1).tolist())]
 
 
 def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int):
@@ -291,17 +279,26 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
         runlog.log_report(runs, step, f"network/{name}", report)
 
 
-def validate(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) before anything is created."""
-    runlog.check_range(args, "[0, inf)", "seed threads learning_starts metrics_frequency")
+def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int):
+    """Ranks of the neural tangent kernel, of either critic and of the sum of mean actions, on replay transitions."""
+    generators = [runlog.make_generator(seed, "ntk", step, device=buffer.rows.device) for seed in seeds]
+    batch = buffer.sample(agent.args.ntk_samples, generators=generators)
+    of_actor = metrics.ntk_rank(agent.actor, (batch["obs"],), 1, output=lambda mean_and_log_std: mean_and_log_std[0])
+    runlog.log_ntk(runs, step, "network/actor", of_actor)
+    runlog.log_ntk(runs, step, "network/qf", metrics.ntk_rank(agent.qf, (batch["obs"], batch["actions"]), 2, 1))
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with a sequence's length."""
+    runlog.check_range(args, "[0, inf)", "seed threads learning_starts metrics_frequency ntk_frequency")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size policy_frequency")
     runlog.check_range(args, "[1, inf)", "widths eval_frequency num_eval_episodes log_frequency")
-    runlog.check_range(args, "[2, inf)", "metrics_samples")
+    runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
     runlog.check_range(args, f"[{args.batch_size}, inf)", "buffer_size")
     runlog.check_range(args, "(0, inf)", "learning_rate init_temperature")
     runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
     runlog.check_range(args, "[0, 1)", "gamma"), runlog.check_range(args, "(0, 1]", "tau")
-    runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
+    args = runlog.sequence_length(args)
     if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
         remedy = "divide --utd" if args.cudagraphs else "divide --utd or be a multiple of it"
         raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must {remedy}")
@@ -309,19 +306,25 @@ def validate(args: Args) -> None:
         raise runlog.UserError(f"--cudagraphs with --device {args.device}: needs a CUDA device; use --no-cudagraphs")
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-    make_env(args.env_id, 0, args.seed, "train").close()
+    runlog.check_equal_spaces({env_id: make_env(env_id, 0, args.seed, "train") for env_id in args.env_id})
+    return args
 
 
 def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> None:
     """Trains these seeds together from step `start`, at which each has a checkpoint (0: from the beginning)."""
     device, num_seeds = runlog.find_device(args.device), len(seeds)
-    envs, eval_envs = make_envs(args, seeds, "train"), make_envs(args, seeds, "eval")
+    task_steps = args.total_timesteps // len(args.env_id)
+    task = min(start, args.total_timesteps - 1) // task_steps
+    envs = make_envs(args, seeds, "train", task)
+    eval_envs = {name: make_envs(args, seeds, "eval", args.env_id.index(name)) for name in dict.fromkeys(args.env_id)}
     (obs_dim,), (action_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
     agent = Agent(obs_dim, action_dim, args, seeds, device)
-    buffer = ReplayBuffer(num_seeds, min(args.buffer_size, args.total_timesteps), obs_dim, action_dim, device)
+    capacity = min(args.buffer_size, task_steps if args.reset_replay else args.total_timesteps)
+    buffer = ReplayBuffer(num_seeds, capacity, obs_dim, action_dim, device)
+    buffer.first = task * task_steps if args.reset_replay else 0
     generators = {use: [runlog.make_generator(s, use, device=device) for s in seeds] for use in ("act", "update")}
-    new_episode = {"number": 0, "return": 0.0, "success": 0.0}
-    episodes, last_eval = [dict(new_episode, actions=[]) for _ in seeds], [{} for _ in seeds]
+    episodes = [runlog.new_episode() for _ in seeds]
+    last_eval = [{"tasks": [], "bias": {}, "history": []} for _ in seeds]
     diverged = torch.zeros(num_seeds, dtype=torch.int64, device=device)  # step of the first non-finite loss
     for i, run in enumerate(runs):
         _, state, transitions = run.load_checkpoint(start)
@@ -340,35 +343,27 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
         return info
 
     update_block = runlog.graphed(update_block) if args.cudagraphs else update_block
-    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
-    clock, clock_step, saved_step, info, postfix = time.monotonic(), start, start, {}, {}
+    progress = runlog.Progress(start, args.total_timesteps, f"{runlog.env_name(args.env_id)} {args.activation}")
+    saved_step, info = start, {}
     for step in range(start + 1, args.total_timesteps + 1):
-        at_end = step == args.total_timesteps
+        at_end, filled = step == args.total_timesteps, step - buffer.first
         # act and store
-        if step <= args.learning_starts:
+        if filled <= args.learning_starts:
             uniform = torch.stack([torch.rand(action_dim, generator=g, device=device) for g in generators["act"]])
             actions = (2 * uniform - 1).cpu().numpy()
         else:
-            actions, _ = agent.act(obs, runlog.normals(generators["act"], 1, action_dim))
+            actions, _ = agent.act(obs, generators["act"])
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         dones = terminations | truncations
         real_next_obs, success = runlog.true_successors(next_obs, infos, dones)
         buffer.add(obs, actions, rewards, terminations, real_next_obs)
         obs = next_obs
-        for i, episode in enumerate(episodes):
-            episode["actions"].append(actions[i].tolist())
-            episode["return"] += float(rewards[i])
-            episode["success"] = max(episode["success"], float(success[i]))
-            if dones[i] and not diverged[i]:
-                row = {} if np.isnan(success[i]) else {"charts/success": episode["success"]}
-                row |= {"charts/episodic_return": episode["return"], "charts/episodic_length": len(episode["actions"])}
-                runs[i].log(step, row)
-            if dones[i]:
-                episodes[i] = dict(new_episode, number=episode["number"] + 1, actions=[])
-        if args.metrics_frequency and (step % args.metrics_frequency == 0 or step == args.learning_starts or at_end):
-            log_network_metrics(agent, buffer, runs, seeds, step)  # before the updates: the first are of new networks
+        runlog.log_episodes(runs, step, episodes, actions, rewards, success, dones, diverged)
+        for frequency, measure in ((args.metrics_frequency, log_network_metrics), (args.ntk_frequency, log_ntk_ranks)):
+            if frequency and (step % frequency == 0 or filled == args.learning_starts or at_end):
+                measure(agent, buffer, runs, seeds, step)  # before the updates: the first are of new networks
         # learn
-        if step >= args.learning_starts:
+        if filled >= args.learning_starts:
             batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             noise = runlog.normals(generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2)
             info = info | update_block(batches, noise)
@@ -376,21 +371,26 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             diverged = torch.where((diverged == 0) & ~finite, step, diverged)
         # measure
         if info and (step % args.log_frequency == 0 or at_end):
-            speed = (step - clock_step) / (time.monotonic() - clock)
-            values = {f"losses/{key}": value.tolist() for key, value in info.items()}
-            for i, run in enumerate(runs):
-                row = {} if diverged[i] else {key: value[i] for key, value in values.items()}
-                run.log(step, row | {"perf/sps": speed, "perf/updates_per_second": speed * args.utd * num_seeds})
-            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
-        if step % args.eval_frequency == 0 or at_end:
+            runlog.log_losses(runs, step, info, diverged, progress.speed(step), args.utd * num_seeds)
+        if step % args.eval_frequency == 0 or step % task_steps == 0:
             index = math.ceil(step / args.eval_frequency)
-            results = [evaluate(agent, eval_envs, seeds, index, stochastic) for stochastic in (False, True)]
-            for i, run in enumerate(runs):  # a diverged seed carries its last evaluation forward
-                last_eval[i] = last_eval[i] if diverged[i] else results[0][i] | results[1][i]
-                run.log(step, last_eval[i])
-            for key in {"eval/episodic_return", "eval/success", "overestimation/mean"} & {*last_eval[0]}:
-                postfix[key] = f"{np.mean([values.get(key, math.nan) for values in last_eval]):.4g}"
-            progress.note(f"step {step}: " + ", ".join(f"{key} {postfix[key]}" for key in sorted(postfix)))
+            results = {name: evaluate(agent, each, seeds, index, False) for name, each in eval_envs.items()}
+            biases = evaluate(agent, eval_envs[args.env_id[task]], seeds, index, True)
+            for i, last in enumerate(last_eval):
+                if not diverged[i]:  # a diverged seed carries its last evaluation forward
+                    last |= {"tasks": [results[name][i] for name in args.env_id], "bias": biases[i]}
+            rows = runlog.log_evaluations(runs, step, last_eval, task_steps)
+            progress.note_means(step, rows, ("eval/episodic_return", "eval/success", "overestimation/mean"))
+        # begin the next task
+        if step % task_steps == 0 and not at_end:
+            task, episodes = task + 1, [runlog.new_episode() for _ in seeds]
+            if args.reset_replay:
+                buffer.first, info = buffer.num_added, {}
+            for optimizer in (agent.actor_optimizer, agent.qf_optimizer, agent.alpha_optimizer) * args.reset_optimizer:
+                optimizer.reset()
+            envs.close()
+            envs = make_envs(args, seeds, "train", task)
+            obs, _ = envs.reset()
         # save
         if step % args.checkpoint_frequency == 0 or at_end:
             tensors, rows, saved_step = agent.state_dict(), buffer.newest(step - saved_step), step
@@ -401,39 +401,39 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
                 run.save_checkpoint(step, state, {"rows": rows[i]}, keep_transitions=buffer.rows.shape[1])
                 run.draw(step)
                 if args.capture_video:
-                    film(agent, i, seeds[i], run.folder / "videos" / f"step-{step}.mp4")
-        progress.update(step, **postfix)
+                    film(agent, i, seeds[i], args.env_id[task], run.folder / "videos" / f"step-{step}.mp4")
+        progress.update(step)
         if step % args.log_frequency == 0 and not at_end and diverged.all():
-            runlog.carry_forward(runs, last_eval, step, args.eval_frequency, args.total_timesteps)
+            for later in runlog.multiples(step, args.total_timesteps, args.eval_frequency, task_steps):
+                runlog.log_evaluations(runs, later, last_eval, task_steps)
             break
-    for run, at in zip(runs, diverged.tolist()):
-        run.finish("diverged", step=at) if at else run.finish()
-        if not args.keep_replay:
-            run.drop_transitions()
-    envs.close(), eval_envs.close(), progress.close()
+    runlog.finish(runs, diverged.tolist(), args.keep_replay)
+    envs.close(), progress.close(), [each.close() for each in eval_envs.values()]
 
 
-def film(agent: Agent, i: int, seed: int, path) -> float:
+def film(agent: Agent, i: int, seed: int, env_id: str, path) -> float:
     """Saves a video of one deterministic episode of the i-th seed; returns the episode's return (nan: could not)."""
-    make, num_seeds = functools.partial(make_env, agent.args.env_id, 0, seed, "film", "rgb_array"), len(agent.log_alpha)
+    make, num_seeds = functools.partial(make_env, env_id, 0, seed, "film", "rgb_array"), len(agent.log_alpha)
     return runlog.save_video(path, make, lambda obs: agent.act(np.stack([obs] * num_seeds))[0][i])
 
 
 def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
-    """--evaluate: plays num_eval_episodes with the last checkpoint, prints the returns, saves a video of one more."""
-    if run.status() not in runlog.ENDED or not run.checkpoint_steps():
-        raise runlog.UserError(f"--evaluate: {run.folder} ({run.status()}) has no end; train it to the end first")
-    (step, state, _), envs = run.load_checkpoint(), make_envs(args, [seed], "play")
-    sizes = *envs.single_observation_space.shape, *envs.single_action_space.shape
-    agent = Agent(*sizes, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))
-    agent.restore(0, state["agent"])
-    values, path = evaluate(agent, envs, [seed], 0, False)[0], run.folder / "videos" / f"evaluation-{step}.mp4"
-    values["return of the video"] = film(agent, 0, seed, path)
-    print(f"seed {seed}: {', '.join(f'{key} {value:.1f}' for key, value in values.items())}; {path}", flush=True)
+    """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the returns, films one more."""
+    step, state = runlog.load_finished(run)
+    for task, env_id in enumerate(args.env_id):
+        envs, several = make_envs(args, [seed], "play", task), len(args.env_id) > 1
+        sizes = *envs.single_observation_space.shape, *envs.single_action_space.shape
+        agent = Agent(*sizes, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))
+        agent.restore(0, state["agent"])
+        path = run.folder / "videos" / f"evaluation-{step}{f'-task{task + 1}' * several}.mp4"
+        values = evaluate(agent, envs, [seed], 0, False)[0]
+        values["return of the video"] = film(agent, 0, seed, env_id, path)
+        told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
+        print(f"seed {seed}{f', task {task + 1}' * several}: {told}; {path}", flush=True)
 
 
 def main(args: Args) -> None:
-    validate(args)
+    args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     runs = runlog.make_runs(args, "sac_continuous")
     if args.evaluate:

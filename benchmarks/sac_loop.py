@@ -56,7 +56,7 @@ def child(args: Args) -> dict:
 
     starts = 1_000
     sac_args = sac.Args(
-        env_id=args.env_id,
+        env_id=(args.env_id,),
         activation=args.activation,
         utd=args.utd,
         num_seeds=args.num_seeds[0],

@@ -15,7 +15,8 @@ import sac_continuous
 
 TINY = "--no-compile --no-tensorboard --widths 8 --batch-size 8 --buffer-size 500 --learning-starts 20"
 TINY += " --total-timesteps 60 --checkpoint-frequency 30 --eval-frequency 60 --num-eval-episodes 1"
-TINY += " --log-frequency 20 --metrics-frequency 0 --env-id Pendulum-v1 --threads 1"
+TINY += " --log-frequency 20 --metrics-frequency 0 --ntk-frequency 0 --env-id Pendulum-v1 --threads 1"
+SEVERAL = "--env-id Pendulum-v1 Pendulum-v1"
 TINY_FIT = "--rational.fit-range -1e-3 1e-3 --rational.numerator-degree 7 --rational.constraint-power 8"
 CUDA_INDEX = torch.cuda.device_count() + 9
 
@@ -89,6 +90,17 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--log-frequency 0": ["--log-frequency 0", "[1, inf)"],
     "--metrics-frequency -1": ["--metrics-frequency -1", "[0, inf)"],
     "--metrics-samples 1": ["--metrics-samples 1", "[2, inf)"],
+    "--ntk-samples 1": ["--ntk-samples 1", "[2, inf)"],
+    "--ntk-frequency -1": ["--ntk-frequency -1", "[0, inf)"],
+    "--env-id": ["--env-id", "is empty", "give one id"],
+    "--steps-per-task 30": ["--steps-per-task 30", "several --env-id", "--total-timesteps 30"],
+    "--env-id Pendulum-v1 Pendulum-v1": ["--env-id Pendulum-v1 Pendulum-v1", "--steps-per-task"],
+    f"{SEVERAL} Pendulum-v1 --steps-per-task 30": ["--total-timesteps 60", "3 tasks", "make 90", "leave it out"],
+    f"{SEVERAL} --steps-per-task 20": ["--steps-per-task 20", "(20, inf)"],
+    f"{SEVERAL} --steps-per-task 0": ["--steps-per-task 0", "(20, inf)"],
+    f"{SEVERAL} Hopper-v5 --steps-per-task 20": ["--steps-per-task 20", "(20, inf)"],
+    f"{SEVERAL} Hopper-v5 --steps-per-task 21 --total-timesteps 63": ["Pendulum-v1 and Hopper-v5", "(3,) and (11,)"],
+    f"{SEVERAL} --steps-per-task 30 --env-id Pendulum-v1 Hoper-v5": ["--env-id Hoper-v5", "Hopper-v5"],
     f"--device cuda:{CUDA_INDEX}": [f"--device cuda:{CUDA_INDEX}", "use cpu or auto"],
     "--device gpu": ["--device gpu", "use cpu or auto"],
     "--device auto:1": ["--device auto:1", "use cpu or auto"],
@@ -96,7 +108,7 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--cudagraphs --device cpu": ["--cudagraphs", "--device cpu", "--no-cudagraphs"],
     "--utdd 2": ["--utdd", "--utd"],
     "--compile False": ["--compile", "False", "--no-compile"],
-    "--evaluate": ["--evaluate", "(new)", "train it to the end first"],
+    "--evaluate": ["--evaluate", "is new", "train it to the end first"],
 }
 
 
