@@ -670,6 +670,10 @@ def compare_table(run_folders: Sequence[str | Path], by: str) -> list[list[str]]
 VARIED = ("activation", "layer_norm", "l2", "redo", "reset_head")  # and rational.*: what cells of a study may differ in
 SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
 LATE = 5  # tasks at the end that "late" means
+PER_TASK = (  # keys of continual_curves.csv
+    r"charts/((online|end|test)_accuracy|steps_to_threshold)|task_(start|end)/ntk_(srank|entropy_rank)"
+    r"|network/classifier/(weight_norm|\w+/(dead_share|dormant_share|srank|numerator_norm|denominator_norm))"
+)
 MEASURES = {  # name: (key, first or late tasks)
     "online accuracy, first task": ("charts/online_accuracy", "first"),
     "online accuracy, late tasks": ("charts/online_accuracy", "late"),
@@ -829,20 +833,22 @@ def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
     return found
 
 
+def _provenance(run: Loaded) -> dict[str, object]:
+    meta = json.loads((run.folder / "meta.json").read_text())
+    code = {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"], "folder": run.folder.name}
+    return {"elapsed_s": meta["elapsed_s"], "peak_memory_mb": meta["peak_memory_mb"]} | code
+
+
 def draw_continual(folder: Path, out: Path) -> list[Path]:
-    """continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per task: mean and interval), continual_cells.csv
-    (per cell) and continual_comparisons.csv into `out`; their paths. Prints the comparisons."""
-    paths, curves, summary, comparisons = [], [], [], []
+    """Writes continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per task: mean and interval), _cells.csv (per
+    cell), _runs.csv (per run) and _comparisons.csv into `out`, and prints the comparisons; returns the paths."""
+    paths, curves, summary, per_run, comparisons = [], [], [], [], []
     for name, cells in continual_cells(folder).items():
         file = f"continual-{name.replace(' ', '-')}"
         figure = continual_figure(name, cells)
         paths += [_save(figure, Path(out) / f"{file}.{kind}") for kind in ("png", "pdf")]
         for cell in cells:
-            keys = {key for run in cell.runs for key in run.scalars if re.match("charts|task_|network", key)}
-            keys = sorted(
-                k for k in keys if re.search("accuracy|threshold|srank|entropy|dead_share$|dormant_share$|norm", k)
-            )
-            for key in (k for k in keys if k != "charts/epoch_accuracy"):
+            for key in sorted({key for run in cell.runs for key in run.scalars if re.fullmatch(PER_TASK, key)}):
                 mean, low, high = mean_interval(cell.per_task(key))
                 curves += [
                     {"study": name, "cell": cell.label, "n": len(cell.runs), "metric": key, "task": task}
@@ -854,12 +860,16 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
             for measure in MEASURES:
                 row |= dict(zip((measure, f"{measure}: low", f"{measure}: high"), mean_interval(cell.measure(measure))))
             summary.append(row)
+            measures = {measure: cell.measure(measure) for measure in MEASURES}
+            for i, run in enumerate(cell.runs):
+                row = {"study": name, "cell": cell.label, "seed": run.config["seed"], "status": run.config["status"]}
+                per_run.append(row | {measure: values[i] for measure, values in measures.items()} | _provenance(run))
         comparisons += [{"study": name} | row for row in continual_comparisons(cells)]
     for row in comparisons:
         sign = "" if row["low"] * row["high"] > 0 else "  (undecided)"
         told = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] n = {row['n']}{sign}"
         print(f"{row['study']}: {row['a']} against {row['b']}, {row['measure']}: {told}")
-    tables = {"curves": curves, "cells": summary, "comparisons": comparisons}
+    tables = {"curves": curves, "cells": summary, "runs": per_run, "comparisons": comparisons}
     return paths + [_write_csv(Path(out) / f"continual_{name}.csv", rows) for name, rows in tables.items() if rows]
 
 

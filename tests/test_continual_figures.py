@@ -117,6 +117,15 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         np.testing.assert_allclose([float(row["mean"]) for row in mine], values.mean(0), rtol=1e-5)
         half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, 2)
         np.testing.assert_allclose([float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-4)
+    each = {
+        (r["study"].split()[0], r["cell"], int(r["seed"])): r
+        for r in csv.DictReader((out / "continual_runs.csv").open())
+    }
+    assert len(each) == 18
+    for (dataset, activation), values in accuracy.items():
+        row = each[dataset, activation, 2]
+        assert float(row["online accuracy, late tasks"]) == pytest.approx(values[1, -5:].mean(), rel=1e-5)
+        assert row["status"] == "finished" and "s2" in row["folder"] and float(row["elapsed_s"]) >= 0
     cells = list(csv.DictReader((out / "continual_cells.csv").open()))
     assert {(row["cell"], row["diverged"]) for row in cells} == {(a, "1") for _, a in accuracy}
 
