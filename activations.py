@@ -658,14 +658,17 @@ class Adam(nn.Module):
 
     Activation coefficients are a group of their own: step size rational.learning_rate, decoupled weight decay
     rational.coefficient_weight_decay (Loshchilov & Hutter 2019; not on log c). parameters_: what is trained, in order.
+    learning_rate: a number, or a tensor on the network's device that has (the first of) its leading axes: one for each.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float, rational: RationalConfig, eps: float = 1e-8):
+    def __init__(self, network: nn.Module, learning_rate, rational: RationalConfig, eps: float = 1e-8):
         super().__init__()
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         coefficients, own = coefficient_names(network), rational.learning_rate
         self.names, self.parameters_, self.eps = list(trained), list(trained.values()), eps
         self.lr = [own if name in coefficients and own is not None else learning_rate for name in trained]
+        pairs = zip(self.lr, self.parameters_)
+        self.lr = [lr.view(*lr.shape, *[1] * (p.dim() - lr.dim())) if torch.is_tensor(lr) else lr for lr, p in pairs]
         decayed = [name in coefficients and not name.endswith("log_scale") for name in trained]
         self.decay = [rational.coefficient_weight_decay if is_decayed else 0.0 for is_decayed in decayed]
         self.register_buffer("count", torch.zeros(()))

@@ -439,7 +439,7 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
 def main(args: Args) -> None:
     loaded = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    runs = runlog.make_runs(args, "continual_supervised", f"{args.dataset}-{args.tasks}")
+    runs = runlog.make_runs(args, "continual_supervised", env_id=f"{args.dataset}-{args.tasks}")
     with runlog.opened(runs, args, "continual_supervised") as groups:
         for step, seeds, together in groups:
             train(args, loaded, seeds, together, step)

@@ -5,6 +5,7 @@
     python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
     python figures.py continual --runs runs --out figures
+    python figures.py function_approximation --runs runs/regression* --out runs/function_approximation
 
 Colours are Okabe and Ito's, safe for the colour-blind, and one activation has one colour and line style everywhere.
 """
@@ -22,7 +23,6 @@ from typing import Annotated
 
 import matplotlib
 import numpy as np
-import scipy.stats
 import tyro
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from scipy import stats
 
 import activations
 import runlog
@@ -51,6 +52,7 @@ RC = {"font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3,
 RC |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 150}
 SHADES, LAYER_MARKERS = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}, {"fc1": "o", "fc2": "s"}  # in panel (c) of the demo
 FIRST, BAND = {"color": BLACK, "linestyle": "--", "linewidth": 1}, {"color": "0.5", "alpha": 0.15}
+TRUTH = {"color": "0.8", "linewidth": 6, "solid_capstyle": "butt"}
 FILLED, LINE = {"fill": True, "color": SKY, "alpha": 0.8}, {"color": BLACK, "linewidth": 1.1}
 
 
@@ -339,13 +341,12 @@ class Loaded:
         return float(np.mean(values)) if values else np.nan
 
 
-def load(run_folders: Sequence[str | Path], but: str = "") -> dict[str, list[Loaded]]:
-    """activation -> its runs in the order of their seeds. Raises UserError if runs differ in anything else, except for
-    the setting `but`."""
+def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[str, list[Loaded]]:
+    """activation -> its runs in the order of their seeds. Raises UserError if runs differ in anything but `varied`."""
     runs = [Loaded(Path(f), read_config(Path(f)), read_scalars(Path(f))) for f in run_folders]
     if not runs:
         raise runlog.UserError("no run folders: give at least one")
-    ours = {"activation", "seed", "status", but, *runlog.NOT_IDENTITY}
+    ours = {"activation", "seed", "status", *runlog.NOT_IDENTITY, *varied}
     for key in sorted({key for run in runs for key in run.config} - ours):
         values = sorted({json.dumps(run.config.get(key), sort_keys=True) for run in runs})
         if len(values) > 1:
@@ -599,7 +600,7 @@ def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loade
     """ "activation, by value" -> its runs, where the runs differ in the setting `by` too. Each run's scalars gain the
     titles of COMPARED. Raises UserError: no such setting."""
     groups = defaultdict(list)
-    for name, runs in load(run_folders, but=by).items():
+    for name, runs in load(run_folders, varied=(by,)).items():
         for run in runs:
             if by not in run.config:
                 raise runlog.UserError(f"--by {by}: no setting of these runs; config.json lists them")
@@ -746,7 +747,7 @@ def _cells(runs: list[Loaded]) -> list[Cell]:
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over the first axis and the ends of its 95 % interval by Student's t; NaN ends for one value."""
     mean, n = values.mean(0), len(values)
-    half = scipy.stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.nan * mean
+    half = stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.nan * mean
     return mean, mean - half, mean + half
 
 
@@ -859,21 +860,262 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
         told = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] n = {row['n']}{sign}"
         print(f"{row['study']}: {row['a']} against {row['b']}, {row['measure']}: {told}")
     tables = {"curves": curves, "cells": summary, "comparisons": comparisons}
-    return paths + [write_csv(Path(out) / f"continual_{name}.csv", rows) for name, rows in tables.items() if rows]
-
-
-def write_csv(path: Path, rows: list[dict]) -> Path:
-    """The rows' keys as header, numbers with six significant digits."""
-    with runlog.writing(path), open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        for row in rows:
-            numbers = (float, np.floating, np.ndarray)
-            writer.writerow({k: f"{float(v):.6g}" if isinstance(v, numbers) else v for k, v in row.items()})
-    return path
+    return paths + [_write_csv(Path(out) / f"continual_{name}.csv", rows) for name, rows in tables.items() if rows]
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Fitted:
+    """One network of function_approximation.py: its runs, by learning rate, in the order of their seeds."""
+
+    activation: str
+    widths: tuple[int, ...]
+    num_parameters: int
+    runs: dict[float, list[Loaded]]
+
+    @property
+    def label(self) -> str:
+        width, depth = self.widths[0], len(self.widths)
+        return f"{self.activation} {f'{depth} x {width}' if {*self.widths} == {width} else list(self.widths)}"
+
+    def errors(self, rate: float) -> np.ndarray:
+        """Last error of each seed, mean squared, between the training points: median over the last tenth of the steps,
+        since with a constant step size it goes up and down. inf: diverged."""
+        values = []
+        for run in self.runs[rate]:
+            steps, errors, _ = run.series("eval/mse").T
+            last = np.median(errors[steps >= 0.9 * run.config["total_steps"]])
+            values.append(np.inf if run.config["status"] == "diverged" else last)
+        return np.array(values)
+
+    @property
+    def best(self) -> float:
+        """The learning rate with the lowest median of the last errors."""
+        return min(self.runs, key=lambda rate: np.median(self.errors(rate)))
+
+
+def fitted(run_folders: Sequence[str | Path]) -> list[Fitted]:
+    """The networks of these runs. Raises UserError if a run is of another script, not at its end, or of other data."""
+    cells = defaultdict(lambda: defaultdict(list))
+    for group in load(run_folders, ("widths", "learning_rate", "env_id")).values():
+        for run in group:
+            if "learning_rate" not in run.config or "num_points" not in run.config:
+                raise runlog.UserError(f"{run.folder}: is no run of function_approximation.py; give only such runs")
+            if run.config["status"] not in runlog.ENDED:
+                raise runlog.UserError(f"{run.folder}: is {run.config['status']}; give the training command again")
+            cells[run.config["activation"], tuple(run.config["widths"])][run.config["learning_rate"]].append(run)
+    networks = []
+    for (activation, widths), runs in cells.items():
+        meta = json.loads((next(iter(runs.values()))[0].folder / "meta.json").read_text())
+        networks.append(Fitted(activation, widths, meta["num_parameters"], dict(sorted(runs.items()))))
+    return sorted(networks, key=lambda network: len(network.widths))
+
+
+def ratios(reference: Fitted, other: Fitted) -> list[dict]:
+    """Last error of `other` over that of `reference`, paired by seed, at each learning rate that both have and at the
+    best of each: geometric mean with a 95 % interval (Student's t on the logarithms), in how many seeds it is above 1.
+    """
+    pairs = {f"{rate:g}": (rate, rate) for rate in reference.runs if rate in other.runs}
+    pairs["best of each"] = reference.best, other.best
+    rows = []
+    for name, (rate, others) in pairs.items():
+        mine, theirs = (
+            {run.config["seed"]: error for run, error in zip(network.runs[at], network.errors(at))}
+            for network, at in ((reference, rate), (other, others))
+        )
+        logs = np.array([np.log(theirs[seed]) - np.log(mine[seed]) for seed in mine if seed in theirs])
+        row = {"network": other.label, "reference": reference.label, "learning_rate": name, "n": len(logs)}
+        row |= dict.fromkeys(("ratio", "low", "high"), np.nan)
+        if len(logs) > 1 and np.isfinite(logs).all():
+            half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+            row |= dict(zip(("ratio", "low", "high"), np.exp(logs.mean() + np.array([0, -half, half]))))
+        rows.append(row | {"seeds_above_1": int((logs > 0).sum())})
+    return rows
+
+
+def _write_csv(path: Path, rows: list[dict]) -> Path:
+    """Rows of one set of columns; numbers with six significant digits."""
+    with runlog.writing(path), open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return path
+
+
+def _fit(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of a run's fit at its end."""
+    (line,) = (line for line in _whole_lines(run.folder / "curves.jsonl") if '"key": "fit"' in line)
+    row = json.loads(line)
+    return np.linspace(row["x"][0], row["x"][-1], len(row["y"])), np.array(row["y"], dtype=float)
+
+
+def _middle(network: Fitted, rate: float) -> Loaded:
+    """The run of the seed with the (lower) median error."""
+    errors = network.errors(rate)
+    return network.runs[rate][np.argsort(errors, kind="stable")[(len(errors) - 1) // 2]]
+
+
+@matplotlib.rc_context(RC)
+def regression_figure(networks: list[Fitted], title: str) -> Figure:
+    """Top: every network's fit at its best learning rate. Middle: error over the steps, a panel per learning rate.
+    Bottom: last error against the learning rate and against the number of parameters."""
+    rates = sorted({rate for network in networks for rate in network.runs})
+    config = next(iter(networks[0].runs.values()))[0].config
+    columns = min(4, max(len(networks), 2))
+    rows = -(-len(networks) // columns)
+    figure = Figure((max(9.5, 2.6 * len(rates)), 2.3 * rows + 5.6), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(2.3 * rows, 2.7, 2.9))
+    panels = top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for panel, network in zip(panels, networks):
+        x, y = _fit(_middle(network, network.best))
+        truth = 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
+        panel.plot(x, truth, **TRUTH)
+        for run in network.runs[network.best]:
+            panel.plot(*_fit(run), color=style(network.activation)["color"], linewidth=0.5, alpha=0.5)
+        panel.plot(x, y, color=style(network.activation)["color"], linewidth=1.5)
+        panel.set_ylim(1.3 * truth.min(), 1.3 * truth.max())
+        error = np.median(network.errors(network.best))
+        told = f"{network.label}, {network.num_parameters:,} parameters"
+        panel.set_title(f"{told}\nlearning rate {network.best:g}, error {error:.3g}")
+        panel.set(xlabel="x", ylabel="y" if panel in panels[::columns] else "")
+    for panel in panels[len(networks) :]:
+        panel.set_axis_off()
+    axes = middle.subplots(1, len(rates), squeeze=False, sharey=True)[0]
+    for panel, rate in zip(axes, rates):
+        for network in (network for network in networks if rate in network.runs):
+            steps, low, mid, high = _spread(network.runs[rate])
+            look, kept = style(network.activation), low > 0
+            panel.fill_between(steps[kept], low[kept], high[kept], color=look["color"], alpha=0.15, linewidth=0)
+            every = (networks.index(network), max(1, len(steps) // 5))
+            panel.plot(steps[kept], mid[kept], **look, linewidth=1.5, markersize=4, markevery=every)
+        panel.set(yscale="log", xlabel="steps (updates)", ylabel="error" if panel is axes[0] else "", xlim=(0, None))
+        panel.set_title(f"learning rate {rate:g}")
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    by_rate, by_count = bottom.subplots(1, 2, sharey=True)
+    for network in networks:
+        look = style(network.activation)
+        errors = {rate: network.errors(rate) for rate in network.runs}
+        kept = [rate for rate, values in errors.items() if np.isfinite(values).all()]
+        points = np.array([_range(errors[rate]) for rate in kept]).reshape(-1, 3).T
+        by_rate.errorbar(kept, points[1], [points[1] - points[0], points[2] - points[1]], **look, capsize=3)
+        low, mid, high = _range(errors[network.best])
+        options = {**look, "linestyle": "", "capsize": 3, "markersize": 7, "label": network.label}
+        if np.isfinite(high):
+            by_count.errorbar(network.num_parameters, mid, [[mid - low], [high - mid]], **options)
+    counts = sorted({network.num_parameters for network in networks})
+    by_rate.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="last error")
+    by_count.set(xscale="log", yscale="log", xlabel="parameters (each network at its best learning rate)")
+    by_count.set_xticks(counts, [f"{count:,}" for count in counts])
+    by_count.set_xticks([], minor=True)
+    by_count.set_xlim(0.8 * counts[0], 1.25 * counts[-1])
+    handles = [Line2D([], [], **style(network.activation), label=network.label) for network in networks]
+    handles.append(Line2D([], [], **TRUTH, label="the function"))
+    bottom.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3.5)
+    counts = sorted({len(runs) for network in networks for runs in network.runs.values()})
+    data = f"{config['num_points']} points in [{config['interval'][0]:g}, {config['interval'][1]:g}]"
+    seeds = f"median of n = {' or '.join(map(str, counts))} seeds, bands and bars from best to worst"
+    what = f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x, {data}, {config['total_steps']:,} steps of Adam"
+    what += f"\nerror: mean squared, between the points; last: median of the last tenth; {seeds}"
+    figure.suptitle(f"{title}\n{what}", fontsize=10)
+    return figure
+
+
+def _range(values: np.ndarray) -> tuple[float, float, float]:
+    return values.min(), float(np.median(values)), values.max()
+
+
+def _spread(runs: list[Loaded]) -> tuple[np.ndarray, ...]:
+    """Steps, and lowest, median and highest error of the seeds; a diverged one carries its last value forward."""
+    steps, values = aligned(runs, "eval/mse")
+    return steps, np.nanmin(values, 0), np.nanmedian(values, 0), np.nanmax(values, 0)
+
+
+@matplotlib.rc_context(RC)
+def table1_figure(rows: list[dict]) -> Figure:
+    """HR's Table 1: dead share of simulated layers, with intervals, and the closed forms as lines."""
+    figure, p = Figure((9.5, 3.2), layout="constrained"), np.linspace(0, 1, 101)
+    formulas = {"tanh": ("p^2", p**2), "sigmoid": ("p", p), "relu": ("2p - p^2", 2 * p - p**2)}
+    for panel, (name, (formula, y)) in zip(figure.subplots(1, 3, sharey=True), formulas.items()):
+        panel.plot(p, p, color="0.6", linewidth=1, linestyle=":", label="p")
+        panel.plot(p, y, color=style(f"{name}_hr")["color"], linewidth=1, label=formula)
+        for activation in (name, f"{name}_hr"):
+            own = [{k: float(v) for k, v in row.items() if k != "activation"} for row in rows]
+            own = [row for row, each in zip(own, rows) if each["activation"] == activation]
+            x, middle, low, high = ([row[k] for row in own] for k in ("p", "dead_share", "low", "high"))
+            bars = np.array([np.subtract(middle, low), np.subtract(high, middle)])
+            look = {**style(activation), "linestyle": "", "capsize": 3, "label": f"{activation}, simulated"}
+            panel.errorbar(x, middle, bars, **look)
+        panel.set(xlabel="p: a branch is saturated", title=name, xlim=(0, 1), ylim=(0, 1))
+        panel.legend(fontsize=7)
+    figure.axes[0].set_ylabel("share of dead neurons")
+    count = int(rows[0]["neurons"])
+    figure.suptitle(f"Dead neurons with and without a product (HR Table 1): {count:,} neurons a point, 95 % intervals")
+    return figure
+
+
+def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -> None:
+    """HR Figs. 2 and 12 from the runs of function_approximation.py: shallow.png and deep.png, and what they show as
+    runs.csv, curves.csv, fits.csv and ratios.csv; table1.png if `out` has a table1.csv. Prints the last errors."""
+    networks, out, table, curves = fitted(run_folders), Path(out), [], []
+    shallow = [network for network in networks if len(network.widths) == 1]
+    products = [network for network in shallow if re.search(r"_\d?hr|[*]", network.activation)]
+    deep = [network for network in networks if len(network.widths) > 1]
+    with runlog.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for network in networks:
+        for rate, runs in network.runs.items():
+            cell = {"activation": network.activation, "widths": " ".join(map(str, network.widths))}
+            cell |= {"parameters": network.num_parameters, "learning_rate": rate}
+            for run, error in zip(runs, network.errors(rate).tolist()):
+                meta = json.loads((run.folder / "meta.json").read_text())
+                row = {"run": run.folder.name, **cell, "seed": run.config["seed"], "status": run.config["status"]}
+                row |= {"last_error": error, "last_training_loss": run.last("losses/mse")}
+                layer = f"network/mlp/fc{len(network.widths)}/"
+                row |= {name: run.last(layer + name) for name in ("srank", "dead_share", "dormant_share")}
+                row |= {"elapsed_s": meta.get("elapsed_s", ""), "git": meta["git"]["commit"]}
+                row |= {"dirty": meta["git"]["dirty"], "cpu": meta["hardware"]["cpu"]}
+                table.append(row | {"torch": meta["versions"]["torch"]})
+            for step, low, middle, high in zip(*(values.tolist() for values in _spread(runs))):
+                curves.append({**cell, "step": int(step), "n": len(runs), "median": middle, "min": low, "max": high})
+    fits = {"x": _fit(_middle(networks[0], networks[0].best))[0]}
+    fits |= {f"{n.label}, lr {n.best:g}": _fit(_middle(n, n.best))[1] for n in networks}
+    rows = [
+        row
+        for reference in products
+        for other in networks
+        if other is not reference
+        for row in ratios(reference, other)
+    ]
+    print_errors(networks)
+    paths = [_write_csv(out / "runs.csv", table), _write_csv(out / "curves.csv", curves)]
+    paths.append(_write_csv(out / "fits.csv", [dict(zip(fits, map(float, row))) for row in zip(*fits.values())]))
+    paths += [_write_csv(out / "ratios.csv", rows)] if rows else []
+    paths += [_save(regression_figure(shallow, "Shallow networks (HR Figs. 2, 12a)"), out / "shallow.png")] * bool(
+        shallow
+    )
+    if deep:
+        paths.append(_save(regression_figure([*products, *deep], "Deep networks (HR Fig. 12b)"), out / "deep.png"))
+    if (out / "table1.csv").exists():
+        with open(out / "table1.csv") as file:
+            paths.append(_save(table1_figure(list(csv.DictReader(file))), out / "table1.png"))
+    print(*paths, sep="\n", flush=True)
+
+
+def print_errors(networks: list[Fitted]) -> None:
+    """Table of the last errors: a row per network, a column per learning rate."""
+    rates = sorted({rate for network in networks for rate in network.runs})
+    rows = [["network", "parameters", *(f"lr {rate:g}" for rate in rates)]]
+    for network in networks:
+        rows.append([network.label, f"{network.num_parameters:,}"])
+        for rate in rates:
+            low, middle, high = _range(network.errors(rate)) if rate in network.runs else [np.nan] * 3
+            rows[-1].append(f"{middle:.3g} ({low:.3g} to {high:.3g})")
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:])), sep="  ")
+    print("last error, mean squared, between the training points: median over seeds (best to worst)")
 
 
 @dataclass
@@ -916,12 +1158,21 @@ class ContinualCommand:
     out: Path = Path("figures")  # folder of the figures and tables
 
 
+@dataclass
+class FunctionApproximationCommand:
+    """Draw the comparison of function_approximation.py again: figures and tables."""
+
+    runs: tuple[Path, ...]  # run folders
+    out: Path = Path("runs/function_approximation")  # folder of the figures and tables
+
+
 Command = (
     Annotated[RunCommand, tyro.conf.subcommand("run")]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
     | Annotated[PreactivationsCommand, tyro.conf.subcommand("preactivations")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[ContinualCommand, tyro.conf.subcommand("continual")]
+    | Annotated[FunctionApproximationCommand, tyro.conf.subcommand("function_approximation")]
 )
 
 
@@ -932,6 +1183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(*draw_run(command.folder) or ["nothing to draw yet"], sep="\n")
     elif isinstance(command, ContinualCommand):
         print(*draw_continual(command.runs, command.out), sep="\n")
+    elif isinstance(command, FunctionApproximationCommand):
+        function_approximation(command.runs, command.out)
     elif isinstance(command, DemoCommand):
         print_table(command.folders)
         print(draw_demo(command.folders, command.out))

@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import difflib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -48,6 +49,8 @@ NOT_IDENTITY = (
     *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh"),
     *("analyse", "keep_replay", "checkpoint_frequency", "evaluate", "print_network", "capture_video", "tensorboard"),
     *("data_dir", "plots", "track", "wandb_project", "wandb_entity"),
+    # function_approximation.py: what it compares (each run holds its own activation, widths, learning_rate), drawings
+    *("activations", "shallow_units", "deep_activations", "deep_widths", "learning_rates", "out", "table1_neurons"),
 )
 FRESH = "use --fresh to start the run anew"
 
@@ -465,6 +468,12 @@ def _plain(value, where: str):
 
 
 def machine() -> dict:
+    """Command line, git commit, versions and hardware, as meta.json has them."""
+    return {"argv": sys.argv, **_code_and_hardware()}
+
+
+@functools.cache  # a process runs the code that it has loaded; git takes 30 ms, and there may be 100 runs to open
+def _code_and_hardware() -> dict:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -478,7 +487,7 @@ def machine() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     git = {"commit": commit.removesuffix("-dirty") or None, "dirty": commit.endswith("-dirty") if commit else None}
     hardware = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
-    return {"argv": sys.argv, "git": git, "versions": versions, "hardware": hardware}
+    return {"git": git, "versions": versions, "hardware": hardware}
 
 
 def _now() -> str:
@@ -910,16 +919,18 @@ def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
     return groups
 
 
-def make_runs(args, script: str, env: str | None = None) -> dict[int, Run]:
-    """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; alone, a seed is the same run. env:
-    first part of the folders' names (None: args.env_id)."""
+def make_runs(args, script: str, **own) -> dict[int, Run]:
+    """seed -> Run for every seed of the batch `args.seed`, `args.seed + 1`, ...; alone, a seed is the same run.
+
+    own: settings that `args` does not have, such as an env_id, or that differ from it.
+    """
     runs = {}
     for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):  # Atari scripts train one seed
-        config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
-        env_id = getattr(args, "env_id", "")
-        if not isinstance(env_id, str) and len(env_id) == 1:
-            (config["env_id"],) = env_id  # a sequence of one task is that task
-        name = run_name(env or env_name(env_id), script, args.activation, seed, config_hash(config, NOT_IDENTITY))
+        config = {**dataclasses.asdict(dataclasses.replace(args, seed=seed)), **own}
+        if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
+            (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
+        name, digest = env_name(config["env_id"]), config_hash(config, NOT_IDENTITY)
+        name = run_name(name, script, config["activation"], seed, digest)
         runs[seed] = Run(args.runs_dir, name, config, exclude=NOT_IDENTITY, fresh=args.fresh)
     return runs
 
@@ -934,24 +945,28 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def opened(runs: dict[int, Run], args, job_type: str) -> Iterator[list[tuple[int, list[int], list[Run]]]]:
+def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, list[Run]]]]:
     """Opens the unfinished runs, says so of the others, and yields what to train: [(from step, seeds, runs), ...].
 
-    Leaving by an exception marks what is open "failed" (by Ctrl-C: "interrupted"); both resume. Raises UserError as
-    `Run.open` does.
+    The keys of `runs` are seeds, or whatever else tells the runs of a batch apart. Leaving by an exception marks what
+    is open "failed" (by Ctrl-C: "interrupted"); both resume. Raises UserError as `Run.open` does.
     """
     if job_type.endswith("_atari"):  # SAC's matrices are too small to gain from it
         keep_freed_memory()
-    for run in runs.values():
-        if run.status() in ENDED:
-            print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
+    ended = [(run, run.status()) for run in runs.values() if run.status() in ENDED]
+    for run, status in ended if len(ended) <= 10 else ():
+        print(f"{run.folder}: {status} already (--fresh starts it anew)", flush=True)
+    if len(ended) > 10:
+        print(
+            f"{len(ended)} runs such as {ended[0][0].folder}: finished or diverged already (--fresh starts them anew)"
+        )
     seeds = {run: seed for seed, run in runs.items() if run.status() not in ENDED}
     kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
-    setting = config_hash(dataclasses.asdict(args), (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
-    kwargs |= {"group": f"{next(iter(runs.values())).name.partition('__')[0]} {args.activation} {setting}"}
     try:
         for run in seeds:
-            run.open(tensorboard=args.tensorboard, wandb_kwargs=kwargs if args.track else None)
+            setting = config_hash(run.config, (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
+            group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
+            run.open(tensorboard=args.tensorboard, wandb_kwargs={**kwargs, "group": group} if args.track else None)
         yield [(step, [seeds[run] for run in each], each) for step, each in group_by_step(list(seeds))]
     except BaseException as error:
         for run in seeds:
@@ -1044,6 +1059,13 @@ def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report) -> Non
             for key, (x, y, _) in curves.items():
                 extra = {name: value[(*i, *k)].item() for name, value in extras[key].items()}
                 run.log_curve(step, name + key, x if x.ndim == 1 else x[(*i, *k)], y[(*i, *k)], **extra)
+
+
+def draw_function_approximation(folders: Sequence[Path], out: Path) -> None:
+    """figures.function_approximation: draws and prints the comparison of function_approximation.py."""
+    import figures
+
+    figures.function_approximation(folders, out)
 
 
 def log_ntk(runs: Run | Sequence[Run], step: int, prefix: str, ranks: dict[str, torch.Tensor]) -> None:

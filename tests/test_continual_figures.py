@@ -25,7 +25,7 @@ def make_cell(folder, seeds, activation, dataset="digits", diverged=(), num_task
     for i, seed in enumerate(seeds):
         options = {"dataset": dataset, "num_tasks": num_tasks, "runs_dir": str(folder), "seed": seed}
         args = continual_supervised.Args(activation=activation, rational=RationalConfig(**rational), **options)
-        ((_, run),) = runlog.make_runs(args, "continual_supervised", f"{dataset}-random_labels").items()
+        ((_, run),) = runlog.make_runs(args, "continual_supervised", env_id=f"{dataset}-random_labels").items()
         run.open(tensorboard=False)
         for task in range(num_tasks if seed not in diverged else 2):
             run.log(100 * task, {"task_start/ntk_srank": 50 + seed})

@@ -17,6 +17,7 @@ import activations
 import continual_supervised
 import dqn_atari
 import figures
+import function_approximation
 import ppo_atari
 import pqn_atari
 import runlog
@@ -24,6 +25,8 @@ import sac_continuous
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+HEADERS = ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"]
+HEADERS += ["continual_supervised.py", "function_approximation.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -40,7 +43,7 @@ def commands() -> list[tuple[str, list[str]]]:
                 match = re.match(r"\s*(?:[A-Z_]+=\S+ )*(?:\S*/)?python ([^-<].*)", line)
                 if match:
                     found.append((page.name, shlex.split(match[1], comments=True)))
-    for script in ("sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py", "continual_supervised.py"):
+    for script in HEADERS:
         header = re.search(r'"""(.*?)"""', (ROOT / script).read_text(), re.DOTALL)[1]
         found += [(script, shlex.split(line)) for line in re.findall(r"^ +python (.*)$", header, re.MULTILINE)]
     return found
@@ -84,7 +87,8 @@ def test_commands_parse(page, words, monkeypatch):
     else:
         assert (ROOT / file).exists(), f"{page}: {file}"
     scripts = {"sac_continuous.py": sac_continuous, "my_activation.py": sac_continuous}
-    scripts |= {f"{module.__name__}.py": module for module in (dqn_atari, ppo_atari, pqn_atari, continual_supervised)}
+    modules = (dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
+    scripts |= {f"{module.__name__}.py": module for module in modules}
     if file in scripts:
         monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
         monkeypatch.setattr(continual_supervised, "load_data", some_data)  # nothing is downloaded
@@ -110,7 +114,7 @@ def test_commands_are_found():
     assert ["sac_continuous.py", "--activation", "crational", "--utd", "10"] in found
     assert {"sac_continuous.py", "figures.py", "my_activation.py"} <= {words[0] for words in found}
     headers = [page for page, _ in commands() if page.endswith(".py")]
-    assert headers == ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py", "continual_supervised.py"]
+    assert {*headers} == {*HEADERS}
     for target in re.findall(r"^make ([a-z-]+)", "\n".join(fenced(README)), re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 

@@ -12,6 +12,7 @@ import pytest
 import activations
 import continual_supervised
 import dqn_atari
+import function_approximation
 import ppo_atari
 import pqn_atari
 import runlog
@@ -19,9 +20,8 @@ import sac_continuous
 from sac_continuous import Args, make_env
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {
-    module.__name__: module for module in (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised)
-}
+SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
+SCRIPTS = {module.__name__: module for module in SCRIPTS}
 SHARED = ["activations", "metrics", "runlog", "figures"]
 FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
 

@@ -1,0 +1,93 @@
+"""Kills the supervised scripts with SIGKILL at random moments, --kills times, and starts the same command again.
+
+    python scripts/drill_supervised.py            # 5 kills each; minutes on one core
+
+scalars.csv of every seed must be, byte for byte and wall times apart, that of a run which nobody disturbed. Each start
+lives a little longer than the last, so that slow machines come through too. Exits with 1 on any difference.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMON = "--num-seeds 2 --no-compile --no-tensorboard --device cpu --threads 1"
+SCRIPTS = {
+    "continual_supervised": "--num-tasks 4 --epochs 30 --tasks permuted_labels --activation crational --redo"
+    " --checkpoint-frequency 150 --log-frequency 150 --metrics-samples 64 --ntk-samples 32",
+    "function_approximation": "--total-steps 3000 --deep-activations --activations tanh_hr crational --log-frequency 10"
+    " --checkpoint-frequency 100 --learning-rates 1e-3 1e-2 --table1-neurons 0",
+}
+
+
+@dataclasses.dataclass
+class Args:
+    kills: int = 5
+    seed: int = 1  # of the moments at which it kills
+    scripts: tuple[str, ...] = tuple(SCRIPTS)
+
+
+def start(script: str, folder: Path) -> subprocess.Popen:
+    command = [sys.executable, f"{script}.py", *COMMON.split(), *SCRIPTS[script].split(), "--runs-dir", str(folder)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    errors = process.communicate()[1]
+    if process.returncode:
+        sys.exit(f"FAILED: exit code {process.returncode}: {errors[-800:]}")
+
+
+def rows(folder: Path) -> dict[str, list[str]]:
+    """run folder -> lines of scalars.csv without the wall time."""
+    files = sorted(folder.glob("*/scalars.csv"))
+    return {file.parent.name: [line.rpartition(",")[0] for line in file.read_text().splitlines()] for file in files}
+
+
+def main(args: Args) -> None:
+    problems, moments = [], random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as temp:
+        for script in args.scripts:
+            whole, killed = (Path(temp) / f"{script}-{name}" for name in ("undisturbed", "killed"))
+            begin = time.monotonic()
+            finish(start(script, whole))
+            seconds, kills = time.monotonic() - begin, 0
+            print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
+            pause = 0.25 * seconds
+            while kills < args.kills:
+                process = start(script, killed)
+                try:
+                    process.wait(pause * moments.uniform(0.8, 1.2))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.communicate()
+                else:
+                    finish(process)
+                    problems.append(f"{script}: only {kills} kills came before its end")
+                    break
+                kills, pause = kills + 1, 1.05 * pause
+                lines = sum(map(len, rows(killed).values()))
+                print(f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on disk", flush=True)
+            else:
+                finish(start(script, killed))
+            sessions = [json.loads(file.read_text())["sessions"] for file in killed.glob("*/meta.json")]
+            if not any(session.get("from_step", 0) > 0 for each in sessions for session in each):
+                problems.append(f"{script}: no session went on from a checkpoint")
+            if rows(whole) != rows(killed):
+                problems.append(f"{script}: the rows differ")
+    if problems:
+        sys.exit("FAILED: " + "; ".join(problems))
+    print("passed: scalars.csv of the killed runs are those of undisturbed ones")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,37 @@
+"""Wrong commands of function_approximation.py: exit code 2, one line with flag, value and remedy, nothing created."""
+
+import os
+
+import pytest
+from test_function_approximation import parse
+
+import function_approximation as script
+import runlog
+
+COMMANDS = {  # command: what its line must tell (flag, value, remedy)
+    "--activations rellu": ["--activations 'rellu'", "relu"],
+    "--activations": ["--activations", "at least one"],
+    "--activations tanh_hr tanh*tanh": ["--activations tanh_hr", "twice"],
+    "--deep-activations tanhh": ["--deep-activations 'tanhh'", "tanh"],
+    "--deep-widths 6 0": ["--deep-widths (6, 0)", "[1, inf)"],
+    "--shallow-units 1 --activations tanh_hr": ["--shallow-units 1", "tanh_hr"],
+    "--learning-rates 0": ["--learning-rates (0.0,)", "(0, inf)"],
+    "--learning-rates 1e-3 0.001": ["--learning-rates", "once"],
+    "--interval 1 -1": ["--interval (1.0, -1.0)", "smaller"],
+    "--interval nan 1": ["--interval", "(-inf, inf)"],
+    "--num-points 2": ["--num-points 2", "[3, inf)"],
+    "--total-steps 0": ["--total-steps 0", "[1, inf)"],
+    "--rational.constraint-power 3": ["--rational.constraint-power 3", "must exceed"],
+    "--device gpu": ["--device gpu", "use cpu or auto"],
+    "--out /proc/1/x": ["/proc/1/x", "choose a writable folder"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path, capfd):
+    with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
+        script.main(parse(tmp_path / "runs", command))
+    told = capfd.readouterr()
+    assert stop.value.code == 2 and told.err.startswith("error: ") and told.err.count("\n") == 1 and told.out == ""
+    assert all(word in told.err for word in COMMANDS[command]), told.err
+    assert os.listdir(tmp_path) == []
