@@ -840,8 +840,8 @@ def _provenance(run: Loaded) -> dict[str, object]:
 
 
 def draw_continual(folder: Path, out: Path) -> list[Path]:
-    """Writes continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per task: mean and interval), _cells.csv (per
-    cell), _runs.csv (per run) and _comparisons.csv into `out`, and prints the comparisons; returns the paths."""
+    """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per
+    task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv. Prints the comparisons."""
     paths, curves, summary, per_run, comparisons = [], [], [], [], []
     for name, cells in continual_cells(folder).items():
         file = f"continual-{name.replace(' ', '-')}"
