@@ -672,7 +672,7 @@ SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "de
 LATE = 5  # tasks at the end that "late" means
 PER_TASK = (  # keys of continual_curves.csv
     r"charts/((online|end|test)_accuracy|steps_to_threshold)|task_(start|end)/ntk_(srank|entropy_rank)"
-    r"|network/classifier/(weight_norm|\w+/(dead_share|dormant_share|srank|numerator_norm|denominator_norm))"
+    r"|network/classifier/(weight_norm|\w+/(dead_share|dormant_share|srank|numerator_norm|denominator_norm|f_max))"
 )
 MEASURES = {  # name: (key, first or late tasks)
     "online accuracy, first task": ("charts/online_accuracy", "first"),
