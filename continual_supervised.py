@@ -13,7 +13,6 @@ import dataclasses
 import gzip
 import hashlib
 import tarfile
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,6 @@ MNIST_MD5 = {  # of the file, and of the compressed file that the URL gives
 }
 CIFAR100 = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"
 Tasks = Literal["random_labels", "permuted_labels", "permuted_pixels", "split_classes"]
-REDO_IMAGES = 1_200  # of the task, at which neurons are judged dormant
 
 
 @dataclasses.dataclass
@@ -91,9 +89,12 @@ def fetch(url: str, md5: str, folder: Path) -> Path:
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
+    name = url.rpartition("/")[2]
+    if not (folder / name).exists():
+        print(f"downloading {url}", flush=True)
     remedy = f"download {url} into {folder} yourself, or use --dataset digits"
-    with runlog.errors_are_user_errors(f"--data-dir {folder}: no {url.rpartition('/')[2]}", remedy):
-        return Path(pooch.retrieve(url, f"md5:{md5}", fname=url.rpartition("/")[2], path=folder))
+    with runlog.errors_are_user_errors(f"--data-dir {folder}: no {name}", remedy):
+        return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder))
 
 
 def read_mnist(name: str, folder: Path) -> np.ndarray:
@@ -280,12 +281,12 @@ def ntk(learner: Learner, x: torch.Tensor, prefix: str) -> dict[str, torch.Tenso
     return {f"{prefix}/ntk_{name}": value for name, value in found.items()}
 
 
-def log_network_metrics(learner: Learner, runs: list[runlog.Run], x: torch.Tensor, labels: torch.Tensor, step: int):
+def log_network_metrics(learner: Learner, runs: list[runlog.Run], x, labels, step: int, muted) -> None:
     """Health of every layer on images of the task, with the gradients of the loss there, into each seed's run."""
     logits = learner.network(x)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1)
     grads = dict(zip(learner.optimizer.names, torch.autograd.grad(loss.sum(), learner.optimizer.parameters_)))
-    runlog.log_report(runs, step, "network/classifier", metrics.network_report(learner.network, (x,), grads, 1))
+    runlog.log_report(runs, step, "network/classifier", metrics.network_report(learner.network, (x,), grads, 1), muted)
 
 
 def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
@@ -311,8 +312,7 @@ def validate(args: Args) -> tuple[dict, int, float]:
     runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency num_tasks epochs classes_per_task batch_size")
     runlog.check_range(args, "[1, inf)", "redo_period widths channels log_frequency")
-    runlog.check_range(args, "(0, inf)", "learning_rate")
-    runlog.check_range(args, "(0, 1]", "threshold")
+    runlog.check_range(args, "(0, inf)", "learning_rate"), runlog.check_range(args, "(0, 1]", "threshold")
     runlog.check_range(args, "[2, inf)", " ".join(x for x in ("metrics_samples", "ntk_samples") if getattr(args, x)))
     runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
@@ -326,7 +326,7 @@ def validate(args: Args) -> tuple[dict, int, float]:
         f"channels {args.channels}: {args.dataset} has {size} pixels a side, {depth} convolutions need {smallest}; "
         "use --network mlp": uses_cnn(args) and size < smallest,
         f"num-tasks {args.num_tasks}: {num_classes} classes make {most_tasks}": args.num_tasks > most_tasks,
-        f"num-train {args.num_train}: must lie in 0 (all)..{most}": args.num_train > most,
+        f"num-train {args.num_train}: must be 0 (all) or lie in 2..{most}": not 2 <= available <= most,
         f"batch-size {args.batch_size}: must lie in 1..{available}": args.batch_size > available,
     }
     for problem, is_so in problems.items():
@@ -362,9 +362,12 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
     steps_per_epoch = num_train // args.batch_size  # an epoch leaves out an incomplete batch
     steps_per_task, end = steps_per_epoch * args.epochs, steps_per_epoch * num_epochs
     progress = runlog.Progress(start, end, f"{args.dataset} {args.tasks} {args.activation}")
-    task, clock, clock_step = {}, time.monotonic(), start
+    task = {}
     for epoch in range(start // steps_per_epoch, num_epochs):
         step, number = epoch * steps_per_epoch, epoch // args.epochs
+        if diverged.all() and epoch % args.epochs == 0:
+            runlog.carry_forward(runs, last, runlog.multiples(step, end, steps_per_task))
+            break
         # begin a task
         if epoch % args.epochs == 0 or not task:
             each = [make_task(args, data, num_classes, seed, number) for seed in seeds]
@@ -385,7 +388,7 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
             losses.append(loss), right.append(share)
             step += 1
             if args.redo and step % args.redo_period == 0:
-                x = learner.pixels(images, rows[:, :REDO_IMAGES], order)
+                x = learner.pixels(images, rows[:, :1_200], order)
                 log(step, {"redo/recycled_share": learner.recycle(x, generators["redo"])})
         losses, share = torch.stack(losses), torch.stack(right).mean(0)
         online += share
@@ -394,16 +397,15 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
         diverged = torch.where((diverged == 0) & bad.any(0), step - steps_per_epoch + 1 + bad.int().argmax(0), diverged)
         # measure
         if step // args.log_frequency > (step - steps_per_epoch) // args.log_frequency or step == end:
-            speed = (step - clock_step) / (time.monotonic() - clock) * len(seeds)
+            speed = progress.speed(step) * len(seeds)
             values = {"losses/loss": losses.mean(0), "charts/epoch_accuracy": share}
             values |= {"perf/updates_per_second": torch.full_like(online, speed)}
             log(step, values | coefficients(learner.network))
-            clock, clock_step = time.monotonic(), step
             progress.update(step, task=number + 1, accuracy=f"{share.mean():.3f}", ups=f"{speed:.0f}")
         if step % steps_per_task == 0:
             values = {"charts/task": torch.full_like(online, number + 1), "charts/steps_to_threshold": fitted}
-            values |= {"charts/online_accuracy": online / args.epochs}
-            values |= {"charts/end_accuracy": accuracy(learner, images, rows, labels, order)}
+            values["charts/online_accuracy"] = online / args.epochs
+            values["charts/end_accuracy"] = accuracy(learner, images, rows, labels, order)
             if "test_rows" in task:
                 test = task["test_rows"], task["test_labels"]
                 values |= {"charts/test_accuracy": accuracy(learner, test_images, *test, order)}
@@ -414,7 +416,7 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
                 run.log(step, last[i])
             if num := args.metrics_samples:
                 sample = learner.pixels(images, rows[:, :num], order), labels[:, :num]
-                log_network_metrics(learner, runs, *sample, step)
+                log_network_metrics(learner, runs, *sample, step, diverged)
             told = {key[7:]: np.mean([x.get(key, np.nan) for x in last]) for key in values if "accuracy" in key}
             told = ", ".join(f"{key} {value:.3f}" for key, value in told.items())
             progress.note(f"task {number + 1}: {told}")
@@ -426,9 +428,6 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
                 state |= {"online": online[i], "fitted": fitted[i], "diverged": int(diverged[i])}
                 state["generators"] = {use: each[i].get_state() for use, each in generators.items()}
                 run.save_checkpoint(step, state)
-        if diverged.all() and step % steps_per_task == 0 and step < end:
-            runlog.carry_forward(runs, last, step, steps_per_task, end)
-            break
     for run, at in zip(runs, diverged.tolist()):
         if args.plots:
             run.draw(end)

@@ -671,7 +671,7 @@ VARIED = ("activation", "layer_norm", "l2", "redo", "reset_head")  # and rationa
 SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
 LATE = 5  # tasks at the end that "late" means
 PER_TASK = (  # keys of continual_curves.csv
-    r"charts/((online|end|test)_accuracy|steps_to_threshold)|task_(start|end)/ntk_(srank|entropy_rank)"
+    r"charts/(online|end|test)_accuracy|task_(start|end)/ntk_(srank|entropy_rank)"
     r"|network/classifier/(weight_norm|\w+/(dead_share|dormant_share|srank|numerator_norm|denominator_norm|f_max))"
 )
 MEASURES = {  # name: (key, first or late tasks)
@@ -697,14 +697,24 @@ class Cell:
         return ", ".join([self.activation, *(f"{name} {value}" for name, value in self.settings.items())])
 
     def per_task(self, key: str) -> np.ndarray:
-        """(seeds, tasks) of a measure that is logged once a task; a diverged seed carries its last forward."""
-        return aligned(self.runs, key)[1]
+        """(seeds, tasks) of a measure that is logged once a task. NaN: not logged, or logged as such; a diverged seed
+        carries its last value forward."""
+        ends = [row[0] / row[1] for run in self.runs for row in run.scalars.get("charts/task", ())]  # updates per task
+        values = np.full((len(self.runs), self.runs[0].config["num_tasks"]), np.nan)
+        for row, run in zip(values, self.runs):
+            for step, value, _ in run.scalars.get(key, ()) if ends else ():
+                row[round(step / min(ends)) - (not key.startswith("task_start/"))] = value
+            known = np.flatnonzero(np.isfinite(row))
+            if run.config["status"] == "diverged" and len(known):
+                row[known[-1] :] = row[known[-1]]
+        return values
 
     def measure(self, name: str) -> np.ndarray:
-        """One of MEASURES for each seed."""
+        """One of MEASURES for each seed; the first task is never a late one."""
         key, when = MEASURES[name]
         values = self.per_task(key)
-        first, late = values[:, 0], values[:, -LATE:].mean(1)
+        first, late = values[:, 0], values[:, max(1, values.shape[1] - LATE) :]
+        late = late.mean(1) if late.shape[1] else np.full_like(first, np.nan)
         return {"first": first, "late": late, "change": late - first}[when]
 
 
@@ -749,9 +759,14 @@ def _cells(runs: list[Loaded]) -> list[Cell]:
 
 
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the first axis and the ends of its 95 % interval by Student's t; NaN ends for one value."""
-    mean, n = values.mean(0), len(values)
-    half = stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n) if n > 1 else np.nan * mean
+    """Mean over the first axis and the ends of its 95 % interval by Student's t, of what is finite: NaN where nothing
+    is; NaN ends for one value."""
+    finite = np.isfinite(values)
+    n = finite.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(finite, values, 0.0).sum(0) / n
+        variance = np.where(finite, (values - mean) ** 2, 0.0).sum(0) / (n - 1)
+        half = np.where(n > 1, stats.t.ppf(0.975, np.maximum(n - 1, 1)) * np.sqrt(variance / n), np.nan)
     return mean, mean - half, mean + half
 
 
@@ -803,7 +818,8 @@ def _last_layer(cells: list[Cell]) -> str:
 
 def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
     """Differences a - b of every measure between cells that differ in one thing, paired by seed, with a 95 % interval:
-    crational and rational, each HR with its base, each setting with and without, the lowest and the highest init."""
+    crational and rational, each HR with its base, each setting with and without, the lowest and the highest init. n:
+    seeds of which both are known."""
     by_name = {(cell.activation, frozenset(cell.settings.items())): cell for cell in cells}
     inits = sorted({cell.settings["init"] for cell in cells if "init" in cell.settings})
     pairs = []
@@ -813,6 +829,7 @@ def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
         others += [(activation, settings - {item}) for item in settings if item[0] != "init"]
         if len(inits) > 1 and ("init", inits[0]) in settings:
             others.append((activation, settings - {("init", inits[0])} | {("init", inits[-1])}))
+        others += [(activation, settings - {item}) for item in settings if item[0] == "init"]
         pairs += [(cell, by_name[other]) for other in others if other in by_name]
     found = []
     for a, b in pairs:
@@ -820,16 +837,11 @@ def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
         shared = sorted({*seeds[0]} & {*seeds[1]})
         for name in MEASURES:
             x, y = (cell.measure(name)[[each.index(s) for s in shared]] for cell, each in zip((a, b), seeds))
-            mean, low, high = mean_interval(x - y)
-            row = {
-                "a": a.label,
-                "b": b.label,
-                "measure": name,
-                "n": len(shared),
-                "mean_a": x.mean(),
-                "mean_b": y.mean(),
-            }
-            found.append(row | {"difference": mean, "low": low, "high": high})
+            x, y = x[known := np.isfinite(x - y)], y[known]
+            if not len(x):
+                continue  # not measured, such as the NTK with --ntk-samples 0
+            row = {"a": a.label, "b": b.label, "measure": name, "n": len(x), "mean_a": x.mean(), "mean_b": y.mean()}
+            found.append(row | dict(zip(("difference", "low", "high"), mean_interval(x - y))))
     return found
 
 
@@ -857,6 +869,18 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
                 ]
             row = {"study": name, "cell": cell.label, "n": len(cell.runs)}
             row["diverged"] = sum(run.config["status"] == "diverged" for run in cell.runs)
+            steps = cell.per_task("charts/steps_to_threshold")
+            for task, column in enumerate(np.where(np.isfinite(steps), steps, np.inf).T, start=1):  # never: inf
+                own = {
+                    "study": name,
+                    "cell": cell.label,
+                    "n": len(cell.runs),
+                    "task": task,
+                    "low": np.nan,
+                    "high": np.nan,
+                }
+                curves.append(own | {"metric": "median of steps_to_threshold", "mean": np.median(column)})
+                curves.append(own | {"metric": "share of seeds that fit", "mean": np.isfinite(column).mean()})
             for measure in MEASURES:
                 row |= dict(zip((measure, f"{measure}: low", f"{measure}: high"), mean_interval(cell.measure(measure))))
             summary.append(row)

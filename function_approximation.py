@@ -158,7 +158,7 @@ def train(args: Args, activation: str, widths, cells: list[tuple[float, int]], r
     def measure() -> None:
         rows = torch.stack([networks.errors(x), networks.errors(between)], -1).tolist()
         for i, run in enumerate(runs):
-            if not diverged[i]:  # a diverged one carries its last row forward
+            if not diverged[i] and np.isfinite(rows[i]).all():  # a diverged one carries its last row forward
                 last[i] = dict(zip(("losses/mse", "eval/mse"), rows[i]))
             run.log(step, last[i])
 

@@ -192,13 +192,16 @@ def check_range(args, interval: str, flags: str) -> None:
 
 def sequence_length(args):
     """args with the total_timesteps of its tasks env_id in a row: their number times steps_per_task; args as it is with
-    one task. Raises UserError: without steps_per_task, or with it for one task; with another total_timesteps; if there
-    is no step of a task after learning_starts."""
+    one task. Raises UserError: without steps_per_task, or with it for one task; with another total_timesteps; not a
+    multiple of eval_frequency; if there is no step of a task after learning_starts."""
     number, each, total = len(args.env_id), args.steps_per_task, args.total_timesteps
     if number <= 1 and each is not None:
         raise UserError(f"--steps-per-task {each}: needs several --env-id; use --total-timesteps {each}")
     if number == 1:
         check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
+        for flag in ("reset_replay", "reset_optimizer"):
+            if not getattr(args, flag):
+                raise UserError(f"--no-{flag.replace('_', '-')}: needs several --env-id; leave it out")
         return args
     if not number:
         raise UserError("--env-id: is empty; give one id, or several to learn one after the other")
@@ -208,6 +211,8 @@ def sequence_length(args):
     if total not in (type(args).total_timesteps, number * each):  # the default, or right
         told = f"--total-timesteps {total}: {number} tasks of --steps-per-task {each} make {number * each}"
         raise UserError(f"{told}; leave it out")
+    if each % args.eval_frequency:  # two evaluations would share their episodes
+        raise UserError(f"--steps-per-task {each}: must be a multiple of --eval-frequency {args.eval_frequency}")
     return dataclasses.replace(args, total_timesteps=number * each)
 
 
@@ -1030,12 +1035,12 @@ def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, pr
     print(f"{told}; {path} shows a game of {returns[0]:.0f}; measures: {again.folder}", flush=True)
 
 
-def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report) -> None:
+def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report, muted: Sequence = ()) -> None:
     """Log a metrics.NetworkReport into the runs of its batch, scalars, histograms and curves, as `<prefix>/<key>`.
 
     The first batch axis is the runs, in their order; a Run alone takes a report without that axis. A second axis (twin
     critics) is spelled out: with the prefix "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of
-    non-finite values are left out.
+    non-finite values are left out. muted: for each run, whether it is left out (diverged).
     """
     shape = next(iter(report.scalars.values())).shape
     indexed = {(): runs} if isinstance(runs, Run) else {(i,): run for i, run in enumerate(runs)}
@@ -1051,6 +1056,8 @@ def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report) -> Non
     curves = {key: (on_host(x), on_host(y), extra) for key, (x, y, extra) in report.curves.items()}
     extras = {key: {name: on_host(value) for name, value in extra.items()} for key, (_, _, extra) in curves.items()}
     for i, run in indexed.items():
+        if len(muted) and muted[i[0]]:
+            continue
         run.log(step, {name + key: value[(*i, *k)] for k, name in names.items() for key, value in scalars.items()})
         for k, name in names.items():
             for key, (counts, edges) in histograms.items():
@@ -1095,6 +1102,13 @@ def print_network(network: torch.nn.Module) -> None:
     print(network)
     for name, layer in [*network.named_children(), ("total", network)]:
         print(f"{name:8}{sum(p.numel() for p in layer.parameters() if p.requires_grad):>12,}", flush=True)
+
+
+def carry_forward(runs: Sequence[Run], rows: Sequence[dict], steps: Sequence[int]) -> None:
+    """Logs each run's row again at each of these steps, when all have diverged."""
+    for step in steps:
+        for run, row in zip(runs, rows):
+            run.log(step, row)
 
 
 def multiples(step: int, end: int, *periods: int) -> list[int]:

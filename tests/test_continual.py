@@ -183,6 +183,46 @@ def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, mo
         assert found[first][24, key] == found[first][36, key] == whole[first][12, key]
 
 
+def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(tmp_path, monkeypatch):
+    update, calls = script.Learner.one_update, []
+
+    def breaks(self, *inputs):
+        calls.append(1)
+        if len(calls) == 15:
+            self.network.head.bias.data[:] = math.nan
+        return update(self, *inputs)
+
+    monkeypatch.setattr(script.Learner, "one_update", breaks)
+    whole = run(tmp_path / "a", "--num-tasks 5")
+    (rows,), trained = whole.values(), len(calls)
+    assert trained == 24  # the second task to its end
+    assert [rows[step, "charts/online_accuracy"] for step in (24, 36, 48, 60)] == [
+        rows[12, "charts/online_accuracy"]
+    ] * 4
+    assert not any(step > 12 for step, key in rows if "network/" in key or "losses/" in key or "task_start/" in key)
+    calls.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog.Run, "finish", interrupt)
+        run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12")
+    assert run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12") == whole and len(calls) == trained
+    assert json.loads(next((tmp_path / "b").glob("*/meta.json")).read_text())["status"] == "diverged"
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
+    """A new head, recycled neurons and a resumed checkpoint must reach the compiled update."""
+    flags = "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 --learning-rate 0.01"
+    eager, compiled = run(tmp_path / "a", flags), run(tmp_path / "b", f"{flags} --compile")
+    for name, rows in eager.items():
+        assert max(float(value) for (_, key), value in rows.items() if key == "redo/recycled_share") > 0
+        for (step, key), value in rows.items():
+            if key in ("losses/loss", "charts/end_accuracy", "redo/recycled_share", "task_end/ntk_trace"):
+                assert float(compiled[name][step, key]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), (step, key)
+
+
 def test_reset_head_draws_anew_and_forgets_moments():
     learner = script.Learner(parse(""), (1, 8, 8), 10, 16.0, [1, 2], torch.device("cpu"))
     images = torch.from_numpy(some_data()["train"][0].reshape(300, -1))
@@ -201,20 +241,25 @@ def test_reset_head_draws_anew_and_forgets_moments():
 
 
 def test_batched_recycling_equals_that_of_each_seed():
-    networks = [
-        script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
-        for seeds in ([1, 2], [1], [2])
-    ]
-    share = []
-    for network, seeds in zip(networks, ([1, 2], [1], [2])):
+    results = []
+    for seeds in ([1, 2], [1], [2]):
+        network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
         optimizer = activations.Adam(network, 1e-3, activations.RationalConfig())
+        with torch.no_grad():
+            optimizer.step([torch.ones_like(p) for p in optimizer.parameters_])  # moments that are not 0
         dormant = [torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden]
         for i, seed in enumerate(seeds):
-            dormant[0][i, seed::3] = dormant[1][i, seed :: 4 - seed] = True
+            dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = True  # crelu: k and k + units
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         arguments = [*network.hidden], [network.head], dormant, optimizer, activations.orthogonal(), generators
-        share += activations.recycle_layers(*arguments).tolist()
-    assert share[:2] == share[2:] and 0 < share[0] < 1
-    for name, p in networks[0].named_parameters():
-        for i in range(2):
-            assert torch.equal(p[i], networks[1 + i].get_parameter(name)[0]), name
+        results.append((network, optimizer, activations.recycle_layers(*arguments)))
+    (network, optimizer, share), *alone = results
+    assert share.tolist() == [each[2].item() for each in alone] and 0 < share.min() < 1
+    for name, p in network.named_parameters():
+        for i, (single, adam, _) in enumerate(alone):
+            other = single.get_parameter(name)
+            assert torch.equal(p[i], other[0]), name
+            for mine, theirs in zip(optimizer.moments(p), adam.moments(other), strict=True):
+                assert torch.equal(mine[i], theirs[0]), name
+    cleared = [(m == 0).float().mean().item() for p in network.parameters() for m in optimizer.moments(p)]
+    assert min(cleared[:2]) > 0 and max(cleared) < 1

@@ -29,8 +29,13 @@ def make_cell(folder, seeds, activation, dataset="digits", diverged=(), num_task
         run.open(tensorboard=False)
         for task in range(num_tasks if seed not in diverged else 2):
             run.log(100 * task, {"task_start/ntk_srank": 50 + seed})
-            values = {"charts/online_accuracy": accuracy[i, task], "task_end/ntk_srank": 20.0 * seed + task}
+            values = {
+                "charts/task": task + 1,
+                "charts/online_accuracy": accuracy[i, task],
+                "task_end/ntk_srank": 20.0 * seed + task,
+            }
             values |= {"task_end/ntk_entropy_rank": rng.uniform(1, 100)}
+            values |= {"charts/steps_to_threshold": 10.0 * seed if (task + seed) % 3 else np.nan}
             run.log(100 * (task + 1), values | {"network/classifier/fc2/dead_share": rng.uniform()})
         run.finish(*(["diverged"] if seed in diverged else []), **({"step": 250} if seed in diverged else {}))
     return accuracy
@@ -85,6 +90,7 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
     expected = {(f"crational{end}", f"rational{end}") for end in ends}
     for activation in ("rational", "crational"):
         expected |= {(f"{activation}, init {s}, decay 0.1", f"{activation}, init {s}") for s in ("0.25", "4.0")}
+        expected |= {(f"{activation}, init {s}", activation) for s in ("0.25", "4.0")}
         expected.add((f"{activation}, init 0.25", f"{activation}, init 4.0"))
         expected.add((f"{activation}, init 0.25, decay 0.1", f"{activation}, init 4.0, decay 0.1"))
     assert pairs == expected
@@ -133,3 +139,28 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
 def test_intervals_of_one_value_are_unknown():
     mean, low, high = figures.mean_interval(np.array([[1.0, 2.0]]))
     assert mean.tolist() == [1.0, 2.0] and np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
+    make_cell(tmp_path, [3], "relu")  # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
+    figures.draw_continual(tmp_path, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "continual_curves.csv").open()))
+    steps = [row["mean"] for row in rows if row["metric"] == "median of steps_to_threshold"]
+    assert steps == ["inf", "30", "30", "inf", "30", "30", "inf"]
+    assert [float(r["mean"]) for r in rows if r["metric"] == "share of seeds that fit"] == [0, 1, 1, 0, 1, 1, 0]
+
+
+def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
+    """A seed that diverged in its first task, and a study without NTK ranks."""
+    base, other = make_cell(tmp_path, [1, 2, 3, 4], "tanh"), make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")
+    (bad,) = tmp_path.glob("*tanh__s4__*")
+    (bad / "scalars.csv").write_text("step,key,value,wall_time\n")
+    for file in tmp_path.glob("*/scalars.csv"):
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if "ntk" not in line))
+    (cells,) = figures.continual_cells(tmp_path).values()
+    rows = {row["measure"]: row for row in figures.continual_comparisons(cells)}
+    assert len(rows) == 3 and {row["n"] for row in rows.values()} == {3}
+    expected = (other - base)[:3, 0].mean()
+    assert rows["online accuracy, first task"]["difference"] == pytest.approx(expected)
+    assert figures.draw_continual(tmp_path, tmp_path / "out")

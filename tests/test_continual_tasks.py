@@ -125,7 +125,8 @@ def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeyp
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
             script.main(parse(flags))
         out, err = capfd.readouterr()
-        assert stop.value.code == 2 and out == "" and err.startswith("error: --data-dir") and err.count("\n") == 1
+        assert out == f"downloading {url}train-images-idx3-ubyte.gz\n"
+        assert stop.value.code == 2 and err.startswith("error: --data-dir") and err.count("\n") == 1
         assert f"download {url}train-images-idx3-ubyte.gz into" in err and "--dataset digits" in err
     assert not (tmp_path / "runs").exists()
 
@@ -192,6 +193,7 @@ WRONG = {
     "--dataset digit": ["--dataset", "digits"],
     "--activation rellu": ["--activation 'rellu'", "relu"],
     "--num-train 1201": ["--num-train 1201", "1200"],
+    "--num-train 1 --batch-size 1": ["--num-train 1", "2..1200"],
     "--batch-size 65": ["--batch-size 65", "64"],
     "--batch-size 0": ["--batch-size 0", "[1, inf)"],
     "--network cnn": ["--channels (16, 16)", "8 pixels", "need 16", "--network mlp"],
