@@ -1,0 +1,94 @@
+"""The continual study's shell script, MNIST from a package, and the drill's commands, without training anything.
+
+`pytest -q tests/test_continual_scripts.py` (about 10 s).
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+import continual_supervised
+import figures
+import function_approximation
+import runlog
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import drill_supervised  # noqa: E402
+import mnist_from_wheel  # noqa: E402
+
+
+def dry_run(**variables) -> list[list[str]]:
+    environment = os.environ | {"DRY_RUN": "1"} | variables
+    done = subprocess.run(["scripts/cr_continual.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+def test_the_studys_commands_parse_and_are_distinct(scale):
+    *training, drawing = dry_run(SCALE=scale)
+    cells = [runlog.parse_args(continual_supervised.Args, argv[2:]) for argv in training]
+    assert all(argv[:2] == ["python", "continual_supervised.py"] for argv in training) and len(cells) == 28
+    runs = [next(iter(runlog.make_runs(args, "x", env_id=args.dataset).values())) for args in cells]
+    assert len({run.name for run in runs}) == 28
+    if scale != "smoke":
+        assert {args.num_seeds for args in cells} == {10} and min(args.num_tasks for args in cells) >= 10
+    decays = {(a.activation, a.rational.init_scale) for a in cells if a.rational.coefficient_weight_decay}
+    assert decays == {(name, scale) for name in ("rational", "crational") for scale in (0.25, 4.0)}
+    assert drawing[:2] == ["python", "figures.py"] and tyro.cli(figures.Command, args=drawing[2:])
+
+
+def test_the_studys_script_refuses_another_scale():
+    done = subprocess.run(
+        ["scripts/cr_continual.sh"], cwd=ROOT, env=os.environ | {"SCALE": "big"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "SCALE=big: must be smoke, laptop or paper" in done.stderr
+
+
+def test_the_drills_commands_parse():
+    for script, module in {
+        "continual_supervised": continual_supervised,
+        "function_approximation": function_approximation,
+    }.items():
+        flags = f"{drill_supervised.COMMON} {drill_supervised.SCRIPTS[script]}"
+        module.validate(runlog.parse_args(module.Args, flags.split()))
+
+
+def test_idx_files_are_read_as_they_were_written(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(256, size=(7, 28, 28)).astype(np.uint8)
+    mnist_from_wheel.write_idx(tmp_path / "t10k-images-idx3-ubyte", images)
+    content = (tmp_path / "t10k-images-idx3-ubyte").read_bytes()
+    assert (
+        content[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28]) and len(content) == 16 + images.size
+    )
+    with pytest.raises(runlog.UserError, match="damaged"):  # these are not MNIST's
+        continual_supervised.read_mnist("t10k-images-idx3-ubyte", tmp_path)
+    sums = {"t10k-images-idx3-ubyte": (hashlib.md5(content).hexdigest(), "")}
+    monkeypatch.setattr(continual_supervised, "MNIST_MD5", sums)
+    assert (continual_supervised.read_mnist("t10k-images-idx3-ubyte", tmp_path) == images).all()
+
+
+def test_the_unpickler_makes_arrays_and_nothing_else():
+    arrays = (np.arange(6.0, dtype=np.float32).reshape(2, 3), np.arange(2))
+    loaded = mnist_from_wheel.ArraysOnly(io.BytesIO(gzip.decompress(gzip.compress(pickle.dumps(arrays, 3))))).load()
+    assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(loaded, arrays, strict=True))
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("exit 1",)
+
+    for evil in (Evil(), np.load):
+        with pytest.raises(pickle.UnpicklingError, match="is not part of an array"):
+            mnist_from_wheel.ArraysOnly(io.BytesIO(pickle.dumps(evil))).load()
