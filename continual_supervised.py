@@ -437,6 +437,7 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
 
 def main(args: Args) -> None:
     loaded = validate(args)
+    torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
     runs = runlog.make_runs(args, "continual_supervised", env_id=f"{args.dataset}-{args.tasks}")
     with runlog.opened(runs, args, "continual_supervised") as groups:

@@ -894,7 +894,9 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
         told = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] n = {row['n']}{sign}"
         print(f"{row['study']}: {row['a']} against {row['b']}, {row['measure']}: {told}")
     tables = {"curves": curves, "cells": summary, "runs": per_run, "comparisons": comparisons}
-    return paths + [_write_csv(Path(out) / f"continual_{name}.csv", rows) for name, rows in tables.items() if rows]
+    for name, rows in ((name, rows) for name, rows in tables.items() if rows):
+        paths.append(_write_csv(Path(out) / f"continual_{name}.csv", rows, digits=4 if name == "curves" else 6))
+    return paths
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
@@ -969,12 +971,12 @@ def ratios(reference: Fitted, other: Fitted) -> list[dict]:
     return rows
 
 
-def _write_csv(path: Path, rows: list[dict]) -> Path:
-    """Rows of one set of columns; numbers with six significant digits."""
+def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
+    """Rows of one set of columns; numbers with so many significant digits."""
     with runlog.writing(path), open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return path
 
 

@@ -120,9 +120,9 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
             if (r["study"].split()[0], r["cell"], r["metric"]) == (dataset, activation, "charts/online_accuracy")
         ]
         assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)] and {row["n"] for row in mine} == {"3"}
-        np.testing.assert_allclose([float(row["mean"]) for row in mine], values.mean(0), rtol=1e-5)
+        np.testing.assert_allclose([float(row["mean"]) for row in mine], values.mean(0), rtol=1e-3)
         half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, 2)
-        np.testing.assert_allclose([float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-4)
+        np.testing.assert_allclose([float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-3)
     each = {
         (r["study"].split()[0], r["cell"], int(r["seed"])): r
         for r in csv.DictReader((out / "continual_runs.csv").open())
