@@ -1148,9 +1148,7 @@ def print_errors(networks: list[Fitted]) -> None:
         for rate in rates:
             low, middle, high = _range(network.errors(rate)) if rate in network.runs else [np.nan] * 3
             rows[-1].append(f"{middle:.3g} ({low:.3g} to {high:.3g})")
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:])), sep="  ")
+    _print(rows)
     print("last error, mean squared, between the training points: median over seeds (best to worst)")
 
 

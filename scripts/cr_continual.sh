@@ -6,7 +6,7 @@
 #   DRY_RUN=1 scripts/cr_continual.sh                    # print the commands only
 #
 # SCALE=smoke: minutes. laptop (default): 1 to 2 hours on 2 CPU cores (JOBS=2, one thread each). paper: 50 tasks of
-# 30,000 updates as in Kumar et al. 2023 (2308.11958); about a day on the same machine. MNIST must be in $DATA_DIR.
+# 30,000 updates as in Kumar et al. 2023 (2308.11958); extrapolated, a day on the same machine. MNIST must be in $DATA_DIR.
 # The same command again skips what is finished and resumes what was interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."

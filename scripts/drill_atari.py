@@ -42,8 +42,9 @@ class Args:
     scripts: tuple[str, ...] = tuple(SCRIPTS)
 
 
-def start(script: str, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, f"{script}.py", *COMMON.split(), *SCRIPTS[script].split(), "--runs-dir", str(folder)]
+def start(script: str, folder: Path, flags: str = COMMON, own: dict[str, str] = SCRIPTS) -> subprocess.Popen:
+    """The script with the common flags and its own."""
+    command = [sys.executable, f"{script}.py", *flags.split(), *own[script].split(), "--runs-dir", str(folder)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 

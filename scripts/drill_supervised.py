@@ -8,7 +8,6 @@ lives a little longer than the last, so that slow machines come through too. Exi
 
 import dataclasses
 import json
-import os
 import random
 import subprocess
 import sys
@@ -17,8 +16,8 @@ import time
 from pathlib import Path
 
 import tyro
+from drill_atari import finish, start
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMON = "--num-seeds 2 --no-compile --no-tensorboard --device cpu --threads 1"
 SCRIPTS = {
     "continual_supervised": "--num-tasks 4 --epochs 30 --tasks permuted_labels --activation crational --redo"
@@ -35,18 +34,6 @@ class Args:
     scripts: tuple[str, ...] = tuple(SCRIPTS)
 
 
-def start(script: str, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, f"{script}.py", *COMMON.split(), *SCRIPTS[script].split(), "--runs-dir", str(folder)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> None:
-    errors = process.communicate()[1]
-    if process.returncode:
-        sys.exit(f"FAILED: exit code {process.returncode}: {errors[-800:]}")
-
-
 def rows(folder: Path) -> dict[str, list[str]]:
     """run folder -> lines of scalars.csv without the wall time."""
     files = sorted(folder.glob("*/scalars.csv"))
@@ -59,12 +46,12 @@ def main(args: Args) -> None:
         for script in args.scripts:
             whole, killed = (Path(temp) / f"{script}-{name}" for name in ("undisturbed", "killed"))
             begin = time.monotonic()
-            finish(start(script, whole))
+            finish(start(script, whole, COMMON, SCRIPTS))
             seconds, kills = time.monotonic() - begin, 0
             print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
             pause = 0.25 * seconds
             while kills < args.kills:
-                process = start(script, killed)
+                process = start(script, killed, COMMON, SCRIPTS)
                 try:
                     process.wait(pause * moments.uniform(0.8, 1.2))
                 except subprocess.TimeoutExpired:
@@ -78,7 +65,7 @@ def main(args: Args) -> None:
                 lines = sum(map(len, rows(killed).values()))
                 print(f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on disk", flush=True)
             else:
-                finish(start(script, killed))
+                finish(start(script, killed, COMMON, SCRIPTS))
             sessions = [json.loads(file.read_text())["sessions"] for file in killed.glob("*/meta.json")]
             if not any(session.get("from_step", 0) > 0 for each in sessions for session in each):
                 problems.append(f"{script}: no session went on from a checkpoint")

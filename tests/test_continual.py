@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-import activations
 import continual_supervised as script
 import metrics
 import runlog
@@ -238,28 +237,3 @@ def test_reset_head_draws_anew_and_forgets_moments():
         assert zero == [any(parameter is p for p in learner.network.head.parameters())] * 2
     hidden = zip(learner.network.hidden.parameters(), before.network.hidden.parameters())
     assert all(torch.equal(a, b) for a, b in hidden)
-
-
-def test_batched_recycling_equals_that_of_each_seed():
-    results = []
-    for seeds in ([1, 2], [1], [2]):
-        network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
-        optimizer = activations.Adam(network, 1e-3, activations.RationalConfig())
-        with torch.no_grad():
-            optimizer.step([torch.ones_like(p) for p in optimizer.parameters_])  # moments that are not 0
-        dormant = [torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden]
-        for i, seed in enumerate(seeds):
-            dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = True  # crelu: k and k + units
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        arguments = [*network.hidden], [network.head], dormant, optimizer, activations.orthogonal(), generators
-        results.append((network, optimizer, activations.recycle_layers(*arguments)))
-    (network, optimizer, share), *alone = results
-    assert share.tolist() == [each[2].item() for each in alone] and 0 < share.min() < 1
-    for name, p in network.named_parameters():
-        for i, (single, adam, _) in enumerate(alone):
-            other = single.get_parameter(name)
-            assert torch.equal(p[i], other[0]), name
-            for mine, theirs in zip(optimizer.moments(p), adam.moments(other), strict=True):
-                assert torch.equal(mine[i], theirs[0]), name
-    cleared = [(m == 0).float().mean().item() for p in network.parameters() for m in optimizer.moments(p)]
-    assert min(cleared[:2]) > 0 and max(cleared) < 1

@@ -57,13 +57,17 @@ def test_the_studys_script_refuses_another_scale():
     assert done.returncode == 2 and "SCALE=big: must be smoke, laptop or paper" in done.stderr
 
 
-def test_the_drills_commands_parse():
-    for script, module in {
-        "continual_supervised": continual_supervised,
-        "function_approximation": function_approximation,
-    }.items():
-        flags = f"{drill_supervised.COMMON} {drill_supervised.SCRIPTS[script]}"
-        module.validate(runlog.parse_args(module.Args, flags.split()))
+def test_the_drills_commands_parse_and_save_often_enough_to_resume():
+    lengths = {
+        continual_supervised: lambda args: args.num_tasks * args.epochs * 75,
+        function_approximation: lambda args: args.total_steps,
+    }
+    assert {module.__name__ for module in lengths} == {*drill_supervised.SCRIPTS}
+    for module, length in lengths.items():
+        flags = f"{drill_supervised.COMMON} {drill_supervised.SCRIPTS[module.__name__]}"
+        args = runlog.parse_args(module.Args, flags.split())
+        module.validate(args)
+        assert args.num_seeds == 2 and length(args) >= 20 * args.checkpoint_frequency
 
 
 def test_idx_files_are_read_as_they_were_written(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Data sets and tasks of continual_supervised.py: files in their own formats, a server, what each kind of task changes.
+"""Data sets and tasks of continual_supervised.py: formats, a server, what a task changes; ReDo.
 
 `pytest -q tests/test_continual_tasks.py` (about 20 s).
 """
@@ -16,6 +16,7 @@ import pytest
 import torch
 from test_continual import TINY, parse, some_data
 
+import activations
 import continual_supervised as script
 import runlog
 
@@ -217,3 +218,28 @@ def test_wrong_values_end_in_one_line(flags, tmp_path, capfd):
     assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
     assert all(word in err for word in WRONG[flags]), err
     assert not (tmp_path / "runs").exists()
+
+
+def test_batched_recycling_equals_that_of_each_seed():
+    results = []
+    for seeds in ([1, 2], [1], [2]):
+        network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
+        optimizer = activations.Adam(network, 1e-3, activations.RationalConfig())
+        with torch.no_grad():
+            optimizer.step([torch.ones_like(p) for p in optimizer.parameters_])  # moments that are not 0
+        dormant = [torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden]
+        for i, seed in enumerate(seeds):
+            dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = True  # crelu: k and k + units
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        arguments = [*network.hidden], [network.head], dormant, optimizer, activations.orthogonal(), generators
+        results.append((network, optimizer, activations.recycle_layers(*arguments)))
+    (network, optimizer, share), *alone = results
+    assert share.tolist() == [each[2].item() for each in alone] and 0 < share.min() < 1
+    for name, p in network.named_parameters():
+        for i, (single, adam, _) in enumerate(alone):
+            other = single.get_parameter(name)
+            assert torch.equal(p[i], other[0]), name
+            for mine, theirs in zip(optimizer.moments(p), adam.moments(other), strict=True):
+                assert torch.equal(mine[i], theirs[0]), name
+    cleared = [(m == 0).float().mean().item() for p in network.parameters() for m in optimizer.moments(p)]
+    assert min(cleared[:2]) > 0 and max(cleared) < 1
