@@ -38,10 +38,15 @@ class Args:
     rounds: int = 7  # alternating rounds
     updates: int = 300  # per round
     threads: int = 2  # CPU threads of every variant
+    parts: tuple[str, ...] = (
+        "updates",
+        "commands",
+        "measures",
+    )  # measures: the batch's command without any of them too
     out: Path | None = None  # a JSON file with all numbers
 
 
-def command(args: Args, activation: str, seeds: int, tasks: int, eager: bool) -> dict[str, float]:
+def command(args: Args, activation: str, seeds: int, tasks: int, *more: str) -> dict[str, float]:
     """Wall-clock and peak memory of one real command in an empty folder, its start and compilation included."""
     with tempfile.TemporaryDirectory() as temp:
         argv = [
@@ -53,7 +58,7 @@ def command(args: Args, activation: str, seeds: int, tasks: int, eager: bool) ->
             activation,
         ]
         argv += ["--num-seeds", seeds, "--num-tasks", tasks, "--epochs", args.epochs, "--runs-dir", temp]
-        argv += ["--threads", args.threads, *(["--no-compile"] if eager else [])]
+        argv += ["--threads", args.threads, *more]
         start = time.perf_counter()
         subprocess.run([*map(str, argv)], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
         seconds = time.perf_counter() - start
@@ -113,12 +118,18 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     results = {"args": dataclasses.asdict(args), "machine": runlog.machine(), "load_at_start": os.getloadavg()}
     for activation in args.activations:
-        found = {"updates_ms": updates(args, activation)}
-        found["batch"] = command(args, activation, args.seeds, args.tasks, eager=False)
-        one, two = (command(args, activation, 1, tasks, eager=True)["seconds"] for tasks in (1, 2))
-        found["one_seed_eager_seconds"] = {"first task": one, "first two tasks": two}
-        found["one_after_the_other_seconds"] = args.seeds * (one + (args.tasks - 1) * (two - one))
-        found["speed-up"] = found["one_after_the_other_seconds"] / found["batch"]["seconds"]
+        found = {"updates_ms": updates(args, activation)} if "updates" in args.parts else {}
+        if {"commands", "measures"} & {*args.parts}:
+            found["batch"] = command(args, activation, args.seeds, args.tasks)
+        if "measures" in args.parts:
+            without = command(args, activation, args.seeds, args.tasks, "--metrics-samples", "0", "--ntk-samples", "0")
+            found["batch_without_measures"] = without
+            found["share_of_measures"] = 1 - without["seconds"] / found["batch"]["seconds"]
+        if "commands" in args.parts:
+            one, two = (command(args, activation, 1, tasks, "--no-compile")["seconds"] for tasks in (1, 2))
+            found["one_seed_eager_seconds"] = {"first task": one, "first two tasks": two}
+            found["one_after_the_other_seconds"] = args.seeds * (one + (args.tasks - 1) * (two - one))
+            found["speed-up"] = found["one_after_the_other_seconds"] / found["batch"]["seconds"]
         results[activation] = found
         print(activation, json.dumps(found, indent=2), flush=True)
     if args.out:
