@@ -14,6 +14,8 @@ import csv
 import dataclasses
 import json
 import re
+import sys
+import textwrap
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,6 +35,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 import activations
+import metrics
 import runlog
 
 BLACK, ORANGE, SKY, GREEN, GREY = "#000000", "#E69F00", "#56B4E9", "#009E73", "#999999"
@@ -75,18 +78,22 @@ def read_config(folder: Path) -> dict:
         raise runlog.UserError(f"{folder}: is no run folder; give one that holds config.json and meta.json") from None
 
 
-def read_scalars(folder: Path) -> dict[str, np.ndarray]:
-    """key -> array (rows, 3) of step, value, wall time in seconds; {} before the first row."""
-    rows = defaultdict(list)
-    for line in _whole_lines(folder / "scalars.csv")[1:]:
-        step, key, value, wall_time = line.split(",")
-        rows[key].append((float(step), float(value), float(wall_time)))
-    return {key: np.array(values) for key, values in rows.items()}
+def read_scalars(folder: Path, keys: str = "[^,]+") -> dict[str, np.ndarray]:
+    """key -> array (rows, 3) of step, value, wall time in seconds, of the keys that match; {} before the first row.
+    Half a last line of a run under way is left out."""
+    path, rows, keys = folder / "scalars.csv", defaultdict(list), re.sub(r"\((?!\?)", "(?:", keys)
+    for key, *row in re.findall(rf"^(?=[0-9]+,({keys}),)([0-9]+),[^,]+,([^,]+),([^,]+)\n", _text(path), re.M):
+        rows[key].append(row)
+    return {key: np.array(values).astype(float) for key, values in rows.items()}
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _whole_lines(path: Path) -> list[str]:
     """The lines of an append-only file, without half a last line of a run under way; [] if there is no file."""
-    return re.findall(r".*\n", path.read_text()) if path.exists() else []
+    return re.findall(r".*\n", _text(path))
 
 
 def read_rows(folder: Path, file: str, name: str, every: bool = False) -> dict[tuple[str, str], dict[str, list[dict]]]:
@@ -174,6 +181,20 @@ def activations_figure(folder: Path) -> Figure | None:
         bar.outline.set_visible(False)
     _title(figure, folder, "Activation functions over training" if len(steps) > 1 else "Activation functions")
     return figure
+
+
+def _legend(figure: Figure, handles: list, **options) -> None:
+    """Below the figure, in as many columns as its width allows."""
+    widest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = max(1, min(len(handles), 5, int(figure.bbox.width / 72 / (0.072 * widest + 0.75))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5, **options)
+
+
+def _caption(figure: Figure, *lines: str) -> None:
+    """The figure's title: lines, broken where they are wider than it."""
+    width = int(13 * figure.get_figwidth())
+    told = [part for line in "\n".join(lines).split("\n") for part in textwrap.wrap(line, width)]
+    figure.suptitle("\n".join(told), fontsize=9)
 
 
 def _tell(panel, text: str, x: float = 0.5, y: float = 0.5, **options) -> None:
@@ -899,7 +920,7 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
     return paths
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
+# ---- function_approximation.py ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -1152,6 +1173,962 @@ def print_errors(networks: list[Fitted]) -> None:
     print("last error, mean squared, between the training points: median over seeds (best to worst)")
 
 
+# ---- the papers' figures of reinforcement learning -------------------------------------------------------------------
+
+SETTINGS = {  # settings that variants of one figure may differ in: what is usual, and how another is called
+    "layer_norm": ((False, "none", None), "LayerNorm"),
+    "rational.remove_constraint": ((False, None), "no |x/c|^d"),
+    "rational.coefficient_weight_decay": ((0.0, None), "decay {}"),
+    "rational.init_scale": ((1.0, None), "init {}"),
+    "width": ((512, None), "width {}"),
+    "redo": ((False, None), "ReDo"),
+    "encoder_activation": (("relu", None), "encoder {}"),
+}
+PAIRED = ("learning_rate", "utd")  # these too, but no value is usual: told where they differ
+SAC, DQN, PPO, PQN = "sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari"
+GRID = 50  # steps of a curve at most
+
+
+@dataclass
+class Panel:
+    """What a panel shows of each run: a number at every step, then a statistic over runs and environments."""
+
+    title: str
+    unit: str
+    key: str  # pattern of keys, a full match
+    reduce: str = "mean"  # over the keys that match: mean, max
+    score: str = ""  # "suite": success in Meta-World, return / 1,000 in DMC; "human", "baseline": HR eq. 9, 8
+    statistic: str = "iqm"  # iqm, mean, median: with 95 % bootstrap intervals; std: mean of means, std over seeds
+    suite: str = ""  # only environments whose id begins so
+    scale: str = "linear"  # of the y axis
+
+
+RETURN = r"eval/episodic_return"
+CRITICS, HIDDEN = r"network/qf\d", r"network/(q|agent)/fc1"
+IQM = Panel("IQM, normalised", "return / 1,000 or success", RETURN, score="suite")
+SUCCESS = Panel("success, Meta-World", "share (any step)", "eval/success", suite="metaworld/")
+BIAS = Panel("overestimation", "(Q - G) / max(|G|, 10)", "overestimation/normalised", statistic="mean", scale="symlog")
+COEFFICIENTS = Panel(
+    "coefficients' gradient, critics", "L2 norm", rf"{CRITICS}/coefficient_gradient_norm", statistic="mean", scale="log"
+)
+NUMERATOR, DENOMINATOR = (
+    Panel(f"{name}, critics", "L2 norm of the coefficients", rf"{CRITICS}/fc\d+/(branch\d+_)?{name}_norm", scale="log")
+    for name in ("numerator", "denominator")
+)
+DEAD = Panel("dead neurons, last hidden layer", "share", rf"{HIDDEN}/dead_share", statistic="std")
+SRANK = Panel("effective rank, last hidden layer", "srank", rf"{HIDDEN}/srank", statistic="std")
+BASELINE = Panel("baseline-normalised score", "HR eq. 8", r"charts/episodic_return", score="baseline", statistic="std")
+HUMAN = Panel("human-normalised score", "HR eq. 9", r"charts/episodic_return", score="human", statistic="std")
+MEDIAN = Panel("median human-normalised score", "HR eq. 9", RETURN, score="human", statistic="median")
+STATISTICS = {
+    "iqm": metrics.interquartile_mean,
+    "mean": metrics.mean_of_means,
+    "median": metrics.median_of_means,
+    "std": metrics.mean_of_means,
+}
+
+
+@dataclass
+class Study:
+    """Finished runs of one script: (variant, environment) -> runs in the order of their seeds."""
+
+    script: str
+    cells: dict[tuple[str, str], list[Loaded]]
+    missing: list[str]  # what the grid of variants, environments and seeds lacks
+    settings: dict[str, dict[str, object]]  # variant: its settings that SETTINGS and PAIRED name, and "activation"
+
+    @property
+    def variants(self) -> list[str]:
+        return list(self.settings)
+
+    @property
+    def environments(self) -> list[str]:
+        return sorted({environment for _, environment in self.cells})
+
+    def only(self, variants: Sequence[str]) -> "Study":
+        """These variants, in this order, as far as they are there. What others lack is not told."""
+        settings = {name: self.settings[name] for name in variants if name in self.settings}
+        cells = {key: runs for key, runs in self.cells.items() if key[0] in settings}
+        return Study(self.script, cells, [m for m in self.missing if m.split(" on ")[0] in settings], settings)
+
+    def complete(self, prefix: str = "") -> list[str]:
+        """Environments whose id begins so and that every variant has."""
+        have = {e: sum((v, e) in self.cells for v in self.variants) for e in self.environments}
+        return [e for e, count in have.items() if count == len(self.variants) and e.startswith(prefix)]
+
+    @property
+    def counts(self) -> str:
+        """What a caption tells: n, environments, diverged runs, what is missing."""
+        seeds = sorted({len(runs) for runs in self.cells.values()})
+        diverged = sum(run.config["status"] == "diverged" for runs in self.cells.values() for run in runs)
+        told = f"n = {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' * (seeds[-1] > 1)} in each "
+        told += f"of {len(self.environments)} environment{'s' * (len(self.environments) > 1)}"
+        told += f", {diverged} diverged (last value carried forward)" if diverged else ""
+        if len(self.complete()) < len(self.environments):
+            told += f"; statistics over the {len(self.complete())} that every variant has"
+        if self.missing:
+            more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
+            told += f"\nmissing: {'; '.join(self.missing[:3])}{more}"
+        return told
+
+
+def canonical(activation: str) -> str:
+    """`tanh*tanh` is tanh_hr, as the aliases of activations.py have it."""
+    names = re.split(r"[*]", activation)
+    hr = {1: "", 2: "_hr", 3: "_2hr"}.get(len(names))
+    return names[0] + hr if len({*names}) == 1 and hr is not None else activation
+
+
+def _flat(config: dict) -> dict[str, object]:
+    """A configuration without what no run's results depend on, `rational.*` at the top level."""
+    kept = {k: v for k, v in config.items() if k not in ("rational", "seed", "status", *runlog.NOT_IDENTITY)}
+    return kept | {f"rational.{k}": v for k, v in config.get("rational", {}).items()}
+
+
+def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) -> Study:
+    """The finished runs of a script in a folder, of which scalars.csv is read for keys that match a pattern.
+
+    where: settings like "utd=10" that a run must have. Raises UserError: no run, or runs that differ in a setting which
+    is no variant's own (SETTINGS, PAIRED), such as their length.
+    """
+    wanted = dict(item.partition("=")[::2] for item in where)
+    folders = sorted(Path(folder).glob(f"*__{script}__*"))
+    configs = [read_config(path) for path in folders]
+    flat = [_flat(config) for config in configs]
+    for key in wanted:
+        if not any(key in config for config in flat):
+            raise runlog.UserError(f"--where {key}: no setting of the runs of {script}.py in {folder}")
+    kept = [i for i, c in enumerate(flat) if all(_same(c.get(key), value) for key, value in wanted.items())]
+    if not kept:
+        raise runlog.UserError(f"--runs {folder}: no run of {script}.py" + (f" with {', '.join(where)}" * bool(where)))
+    for key in sorted({*flat[kept[0]]} - {*SETTINGS, *PAIRED, "activation", "env_id"}):
+        values = sorted({json.dumps(flat[i].get(key)) for i in kept})
+        if len(values) > 1:
+            raise runlog.UserError(
+                f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
+                f"choose by --where {key}={values[0]}"
+            )
+    varied = [key for key in PAIRED if len({flat[i].get(key) for i in kept}) > 1]
+    cells, settings, unfinished = defaultdict(dict), {}, []
+    for i in kept:
+        own = _own(flat[i], [*SETTINGS, *varied], script)
+        name = canonical(flat[i]["activation"])
+        label = ", ".join([name, *(_told(key, value) for key, value in own.items())])
+        settings[label] = {"activation": name, **own}
+        if configs[i]["status"] in runlog.ENDED:
+            run = Loaded(folders[i], configs[i], read_scalars(folders[i], keys))
+            cells[label, configs[i]["env_id"]][configs[i]["seed"]] = run
+        else:
+            unfinished.append((label, configs[i]["env_id"], configs[i]["seed"], configs[i]["status"]))
+    order = [*STYLES, *sorted({s["activation"] for s in settings.values()} - {*STYLES})]
+    ranks = {label: (order.index(own["activation"]), len(own), label) for label, own in settings.items()}
+    settings = dict(sorted(settings.items(), key=lambda item: ranks[item[0]]))
+    missing = defaultdict(list)
+    for label, env, seed, status in unfinished:
+        missing[label, env, status].append(f"s{seed}")
+    missing = [f"{label} on {env} {' '.join(names)} ({status})" for (label, env, status), names in missing.items()]
+    seeds = sorted({configs[i]["seed"] for i in kept})
+    for label in settings:
+        for env in sorted({configs[i]["env_id"] for i in kept}):
+            known = {*cells.get((label, env), ()), *(seed for *cell, seed, _ in unfinished if cell == [label, env])}
+            lacking = [f"s{seed}" for seed in seeds if seed not in known]
+            if lacking:
+                missing.append(f"{label} on {env}" + (f" {' '.join(lacking)}" if len(lacking) < len(seeds) else ""))
+    for line in missing:
+        print(f"missing: {line}")
+    if not cells:
+        raise runlog.UserError(f"--runs {folder}: no run of {script}.py has finished; give the training command again")
+    runs = {key: [by_seed[seed] for seed in sorted(by_seed)] for key, by_seed in cells.items()}
+    return Study(script, runs, missing, {name: settings[name] for name in settings if any(name == v for v, _ in runs)})
+
+
+def _own(config: dict, keys: Sequence[str], script: str) -> dict[str, object]:
+    """The settings among `keys` in which a run is not as usual, or, of those without a usual value, all."""
+    own = {key: config.get(key) for key in keys if key not in SETTINGS or config.get(key) not in SETTINGS[key][0]}
+    if script == PQN and "layer_norm" in keys:  # there it is usual that every layer is normalised
+        own.pop("layer_norm", None)
+        own |= {"layer_norm": config["layer_norm"]} if config["layer_norm"] != "channel" else {}
+    return own
+
+
+def _same(value, text: str) -> bool:
+    """Whether a setting is what the command line says."""
+    try:
+        return value == json.loads(text)
+    except ValueError:
+        return str(value) == text
+
+
+def _told(key: str, value) -> str:
+    if key == "layer_norm" and value not in (True, "channel"):
+        return f"layer norm {value}"  # chw, or PQN's none
+    named = f"{key.removeprefix('rational.').replace('_', ' ')} {{}}"
+    return SETTINGS.get(key, ("", named))[1].format(f"{value:g}" if isinstance(value, float) else value)
+
+
+def combined(run: Loaded, pattern: str, reduce: str = "mean") -> np.ndarray:
+    """(rows, 2) of step and the mean or maximum over the keys that match, where all of them have a finite value."""
+    series = [run.series(key) for key in sorted(run.scalars) if re.fullmatch(pattern, key)]
+    if not series:
+        return np.zeros((0, 2))
+    if len(series) == 1:
+        return series[0][:, :2]
+    steps = sorted(set.intersection(*({*each[:, 0]} for each in series)))
+    values = [each[np.isin(each[:, 0], steps), 1] for each in series]
+    return np.stack([steps, getattr(np, reduce)(values, axis=0)], -1)
+
+
+def on_grid(rows: np.ndarray, grid: np.ndarray, window: float = 0.0) -> np.ndarray:
+    """Values of (rows, 2) of step and value at the steps of a grid, from rows at or before each: the last one, or with
+    a window the mean of those in (g - window, g], else the last one. NaN before the first row. Never looks ahead."""
+    if not len(rows):
+        return np.full(len(grid), np.nan)
+    steps, values = rows.T
+    end = np.searchsorted(steps, grid, side="right")
+    last = np.where(end > 0, values[np.maximum(end - 1, 0)], np.nan)
+    if not window:
+        return last
+    start = np.searchsorted(steps, grid - window, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return np.where(end > start, (sums[end] - sums[start]) / np.maximum(end - start, 1), last)
+
+
+def grid_of(runs: Sequence[Loaded], pattern: str) -> np.ndarray:
+    """A step grid for the curves of all these runs: their own steps if these are few, else GRID even ones."""
+    steps = np.unique(np.concatenate([combined(run, pattern)[:, 0] for run in runs]))
+    return steps if len(steps) <= GRID else np.linspace(0, steps[-1], GRID + 1)[1:]
+
+
+def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
+    """The grid, and (variant, environment) -> values (steps, runs) of a panel, normalised as it says. Returns of
+    training games are means over windows of a fortieth of the longest run (HR's curves are smoothed)."""
+    runs = {key: each for key, each in study.cells.items() if key[1].startswith(panel.suite)}
+    success = panel.score == "suite"
+    pattern = "eval/(success|episodic_return)" if success else panel.key
+    grid = grid_of([run for each in runs.values() for run in each], pattern) if runs else np.zeros(0)
+    window = grid[-1] / 40 if panel.key.startswith("charts/") and len(grid) else 0.0
+    found = {}
+    for (variant, env), each in runs.items():
+        key = "eval/success" if success and env.startswith("metaworld/") else panel.key
+        rows = [on_grid(combined(run, key, panel.reduce), grid, window) for run in each]
+        if any(np.isfinite(row).any() for row in rows):
+            found[variant, env] = np.stack(rows, -1)
+            if success and not env.startswith("metaworld/"):
+                found[variant, env] /= 1_000
+            if panel.score == "human":
+                found[variant, env] = metrics.human_normalised(found[variant, env], env)
+    if panel.score == "baseline":
+        for env in {env for _, env in found}:
+            reference = found.get(("relu", env), np.full(1, np.nan))
+            low, high = (pick(reference) if np.isfinite(reference).any() else np.nan for pick in (np.nanmin, np.nanmax))
+            for key in (key for key in found if key[1] == env):
+                found[key] = metrics.baseline_normalised(found[key], low, high)
+    return grid, found
+
+
+def aggregate(study: Study, panel: Panel) -> dict[str, dict[str, np.ndarray | int]]:
+    """variant -> step, value, low, high (steps,), environments and runs behind them: statistic over the environments
+    that every variant with this quantity has, at the steps where all its runs have a value."""
+    grid, found = curves(study, panel)
+    having = {variant for variant, _ in found}
+    shared = [env for env in study.complete(panel.suite) if all((variant, env) in found for variant in having)]
+    shared = [env for env in shared if all(np.isfinite(found[v, env]).any() for v in having)]
+    result = {}
+    for variant in (variant for variant in study.variants if variant in having and shared):
+        strata = [found[variant, env] for env in shared]
+        known = np.all([np.isfinite(each).all(-1) for each in strata], axis=0)
+        strata = [each[known] for each in strata]
+        if not known.any():
+            continue
+        value = STATISTICS[panel.statistic](strata)
+        if panel.statistic == "std":  # over seeds, of the mean over environments; nothing if seeds differ in number
+            equal = len({each.shape[-1] for each in strata}) == 1 and strata[0].shape[-1] > 1
+            half = np.mean(strata, axis=0).std(-1) if equal else np.full(len(value), np.nan)
+            low, high = value - half, value + half
+        else:
+            low, high = metrics.stratified_bootstrap(strata, STATISTICS[panel.statistic], repetitions=1_000)
+        number = sum(each.shape[-1] for each in strata)
+        result[variant] = {"step": grid[known], "value": value, "low": low, "high": high}
+        result[variant] |= {"environments": len(shared), "runs": number}
+    return result
+
+
+def _curve(panel, name: str, look: dict, step, value, low, high) -> None:
+    panel.fill_between(step, low, high, color=look["color"], alpha=0.13, linewidth=0)
+    every = max(1, len(step) // 6)
+    panel.plot(step, value, **look, label=name, linewidth=1.6, markersize=4.5, markevery=every)
+
+
+def _scale(panel, kind: str, values: np.ndarray) -> None:
+    """A logarithmic axis where it is asked for and possible; symlog beyond 10."""
+    values = values[np.isfinite(values)]
+    if kind == "log" and (values > 0).all() and values.size:
+        panel.set_yscale("log")
+    if kind == "symlog" and values.size and np.abs(values).max() > 10:
+        panel.set_yscale("symlog", linthresh=1.0)
+
+
+BANDS = {
+    "iqm": "IQM over runs, 95 % stratified bootstrap",
+    "mean": "mean over environments, 95 % stratified bootstrap",
+    "median": "median over games of means over seeds, 95 % stratified bootstrap",
+    "std": "mean over environments, band: std over seeds of it",
+}
+
+
+def looks(variants: Sequence[str]) -> dict[str, dict]:
+    """variant -> style: its activation's colour; further variants of one activation have other lines and markers."""
+    found, seen = {}, defaultdict(int)
+    for name in variants:
+        activation = name.split(", ")[0]
+        k = seen[activation]
+        found[name] = style(activation)
+        if k:
+            look = {"linestyle": (":", "--", "-.", "-")[k % 4], "marker": "*>phdX"[k % 7 - 1]}
+            found[name] |= look | {"markerfacecolor": "white"}
+        seen[activation] += 1
+    return found
+
+
+def curve_rows(study: Study, panels: Sequence[Panel]) -> list[dict]:
+    """Points of `draw_curves`: one curve per variant in every panel that some run has data for."""
+    rows = []
+    for panel in panels:
+        for name, curve in aggregate(study, panel).items():
+            own = {"panel": panel.title, "unit": panel.unit, "statistic": panel.statistic, "variant": name}
+            own |= {"environments": curve["environments"], "runs": curve["runs"]}
+            points = zip(*(curve[key].tolist() for key in ("step", "value", "low", "high")))
+            rows += [own | dict(zip(("step", "value", "low", "high"), point)) for point in points]
+    return rows
+
+
+def draw_curves(rows: list[dict], spec: dict) -> Figure:
+    """Rows of curve_rows; spec: variants in their order, caption, scales of panels (title -> log, symlog)."""
+    titles, own = list(dict.fromkeys(row["panel"] for row in rows)), looks(spec["variants"])
+    columns = min(3, len(titles))
+    lines = -(-len(titles) // columns)
+    figure = Figure((max(3.5 * columns, 6.5), 2.9 * lines + 1.1), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for each, title in zip(axes, titles):
+        mine = [row for row in rows if row["panel"] == title]
+        for name in (name for name in own if any(row["variant"] == name for row in mine)):
+            _curve(each, name, own[name], *_columns(mine, ("variant", name), "step", "value", "low", "high"))
+        _scale(each, spec["scales"].get(title, "linear"), np.array([row["value"] for row in mine]))
+        each.set_title(title, loc="left", fontweight="bold")
+        each.set(xlabel="environment steps", ylabel=mine[0]["unit"], xlim=(0, None))
+        each.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for each in axes[len(titles) :]:
+        each.remove()
+    drawn = {row["variant"] for row in rows}
+    _legend(figure, [Line2D([], [], **look, label=name) for name, look in own.items() if name in drawn])
+    _caption(figure, *spec["caption"], "; ".join(dict.fromkeys(BANDS[row["statistic"]] for row in rows)))
+    return figure
+
+
+def _columns(rows: list[dict], where: tuple[str, str], *names: str) -> list[np.ndarray]:
+    return [np.array([row[name] for row in rows if row[where[0]] == where[1]], dtype=float) for name in names]
+
+
+def environment_rows(study: Study, panels: Sequence[Panel], environments: Sequence[str]) -> list[dict]:
+    """Points of `draw_environments`: mean over seeds, its standard deviation (ddof 0; NaN for one seed)."""
+    rows = []
+    for panel in panels:
+        grid, found = curves(study, panel)
+        for env in environments:
+            for name in (name for name in study.variants if (name, env) in found):
+                values = found[name, env]
+                known = np.isfinite(values).all(-1)
+                std = values[known].std(-1) if values.shape[-1] > 1 else np.full(known.sum(), np.nan)
+                own = {"environment": env, "panel": panel.title, "unit": panel.unit, "variant": name}
+                points = zip(grid[known].tolist(), values[known].mean(-1).tolist(), std.tolist())
+                rows += [own | {"n": values.shape[-1], "step": x, "mean": m, "std": s} for x, m, s in points]
+    return rows
+
+
+def draw_environments(rows: list[dict], spec: dict) -> Figure:
+    """Rows of environment_rows: a panel per environment of one quantity, or a row of panels each of several."""
+    titles, own = list(dict.fromkeys(row["panel"] for row in rows)), looks(spec["variants"])
+    cells = [(env, title) for env in sorted({row["environment"] for row in rows}) for title in titles]
+    columns = len(titles) if len(titles) > 1 else min(4, len(cells))
+    lines = -(-len(cells) // columns)
+    figure = Figure((max(3.1 * columns, 6.5), 2.3 * lines + 1.2), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for each, (env, title) in zip(axes, cells):
+        mine = [row for row in rows if (row["environment"], row["panel"]) == (env, title)]
+        for name in (name for name in own if any(row["variant"] == name for row in mine)):
+            step, mean, std = _columns(mine, ("variant", name), "step", "mean", "std")
+            _curve(each, name, own[name], step, mean, mean - std, mean + std)
+        short = env.rpartition("/")[2].removesuffix("-v0")
+        each.set_title(short if len(titles) == 1 else f"{short}: {title}")
+        each.set(xlabel="environment steps", xlim=(0, None))
+        each.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if mine:
+            _scale(each, spec["scales"].get(title, "linear"), np.array([row["mean"] for row in mine]))
+            each.set_ylabel(mine[0]["unit"] if each in axes[::columns] or len(titles) > 1 else "")
+        else:
+            _tell(each, "no data")
+    for each in axes[len(cells) :]:
+        each.remove()
+    _legend(figure, [Line2D([], [], **look, label=name) for name, look in own.items()])
+    _caption(figure, *spec["caption"], "mean over seeds, band: standard deviation")
+    return figure
+
+
+def draw_intervals(rows: list[dict], spec: dict) -> Figure:
+    """Values with their intervals: a panel per group, a line per variant."""
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    own = looks(spec["variants"])
+    figure = Figure((max(3.0 * len(groups), 6.5), 0.35 * len(own) + 2), layout="constrained")
+    for panel, name in zip(figure.subplots(1, len(groups), squeeze=False, sharey=True)[0], groups):
+        mine = [row for row in rows if row["group"] == name]
+        for y, row in enumerate(mine):
+            value, low, high = (float(row[key]) for key in ("value", "low", "high"))
+            bar, look = np.nan_to_num([[value - low], [high - value]]), own[row["variant"]] | {"linestyle": ""}
+            panel.errorbar(value, y, xerr=bar, **look, capsize=3, markersize=7)
+        panel.set_yticks(range(len(mine)), [row["variant"] for row in mine])
+        panel.set_ylim(len(mine) - 0.5, -0.5)
+        panel.set_title(f"{name}\n(environments: {mine[0]['environments']}, runs: {mine[0]['runs']} each)", fontsize=8)
+        panel.set_xlabel(spec["unit"])
+    _caption(figure, *spec["caption"])
+    return figure
+
+
+def draw_parts(rows: list[dict], spec: dict) -> Figure:
+    """HR Fig. 4: parts of Q, a panel per game and variant."""
+    cells = list(dict.fromkeys((row["environment"], row["variant"]) for row in rows))
+    columns = min(4, len(cells))
+    lines = -(-len(cells) // columns)
+    figure = Figure((max(3.2 * columns, 6.5), 2.6 * lines + 1.1), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, cell in zip(axes, cells):
+        mine = [row for row in rows if (row["environment"], row["variant"]) == cell]
+        for part, look in PARTS.items():
+            step, mean, std = _columns(mine, ("part", part), "step", "mean", "std")
+            _curve(panel, part, look, step, mean, mean - std, mean + std)
+        panel.set_title(f"{cell[0]}, {cell[1]} (n = {mine[0]['n']})")
+        panel.set(xlabel="environment steps", ylabel="mean part of Q" if panel in axes[::columns] else "")
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for panel in axes[len(cells) :]:
+        panel.remove()
+    _legend(figure, axes[0].get_legend_handles_labels()[0])
+    _caption(figure, *spec["caption"])
+    return figure
+
+
+NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
+
+
+def write_figure(out: Path, name: str, kind: str, rows: list[dict], **spec) -> list[Path]:
+    """name.csv in `out`, and name.png and name.pdf drawn from it; figures.json there learns how. Without rows: nothing,
+    and a line that says so."""
+    if not rows:
+        print(f"{name}: no data for it in these runs, not drawn")
+        return []
+    index = Path(out) / "figures.json"
+    with runlog.writing(index):
+        index.parent.mkdir(parents=True, exist_ok=True)
+    csv_path = _write_csv(Path(out) / f"{name}.csv", rows)
+    known = json.loads(index.read_text()) if index.exists() else {}
+    known[name] = {"kind": kind, **spec}
+    with runlog.writing(index):
+        index.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    return [csv_path, *redraw(Path(out), name, ("png", "pdf"))]
+
+
+def redraw(folder: Path, name: str, kinds: Sequence[str] = ("png",)) -> list[Path]:
+    """Draw a figure of a folder from its CSV and its entry in figures.json."""
+    spec = json.loads((folder / "figures.json").read_text())[name]
+    with open(folder / f"{name}.csv", newline="") as file:
+        rows = [{k: float(v) if k in NUMBERS else v for k, v in row.items()} for row in csv.DictReader(file)]
+    with matplotlib.rc_context(RC):
+        figure = DRAWERS[spec["kind"]](rows, spec)
+    return [_save(figure, folder / f"{name}.{kind}") for kind in kinds]
+
+
+def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str) -> list[Path]:
+    spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
+    return write_figure(out, name, "curves", curve_rows(study, panels), caption=[title, study.counts], **spec)
+
+
+def _environments(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str, environments) -> list[Path]:
+    rows = environment_rows(study, panels, environments)
+    spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
+    return write_figure(out, name, "environments", rows, caption=[title, study.counts], **spec)
+
+
+def _keys(*panels: Panel) -> str:
+    return "|".join(dict.fromkeys(f"(?:{p.key})" + ("|eval/success" if p.score == "suite" else "") for p in panels))
+
+
+def _plain(study: Study) -> list[str]:
+    """Variants without a setting of their own."""
+    return [name for name, own in study.settings.items() if not {*own} - {"activation"}]
+
+
+def cr1(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """CR Fig. 1: IQM at the end of training, over Meta-World (success), DMC (return / 1,000) and both."""
+    study = read_study(runs, SAC, _keys(IQM), where)
+    study, rows = study.only(_plain(study)), []
+    suites = {"Meta-World": "metaworld/", "DMC": "dm_control/", "all": ""}
+    for title, prefix in suites.items():
+        for name, curve in aggregate(study, dataclasses.replace(IQM, suite=prefix)).items():
+            ends = {key: float(curve[key][-1]) for key in ("value", "low", "high", "step")}
+            own = {"environments": curve["environments"], "runs": curve["runs"]}
+            rows.append({"group": title, "variant": name, **ends, **own})
+    return _final(study, rows, out, "cr1", "CR Fig. 1: IQM at the end of training", IQM.unit)
+
+
+def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, unit: str) -> list[Path]:
+    told = f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap" if rows else ""
+    spec = {"variants": study.variants, "unit": unit, "caption": [title + told, study.counts]}
+    return write_figure(out, name, "intervals", rows, **spec)
+
+
+def cr_curves(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """CR's curves: IQM, success, overestimation, gradients of the coefficients, their growth; and per environment."""
+    panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, NUMERATOR, DENOMINATOR]
+    study = read_study(runs, SAC, _keys(*panels), where)
+    study = study.only(_plain(study))
+    paths = _curves(study, panels, out, "cr_curves", "CR: SAC over training")
+    own = [Panel("return", "evaluation return", RETURN), BIAS, COEFFICIENTS]
+    for k in range(-(-len(study.environments) // 5)):
+        part = study.environments[5 * k : 5 * k + 5]
+        name = "cr_curves_environments" + (f"_{k + 1}" if len(study.environments) > 5 else "")
+        paths += _environments(study, own, out, name, "CR: SAC, each environment", part)
+    return paths
+
+
+def cr_ablations(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD; pre-activations."""
+    panels = [IQM, SUCCESS, BIAS, COEFFICIENTS]
+    study, paths = read_study(runs, SAC, _keys(*panels), where), []
+    utds = defaultdict(list)
+    for name, own in study.settings.items():
+        utds[own.get("utd")].append(name)
+    reference = max(utds, key=lambda utd: len(utds[utd]))  # the UTD of the other ablations: that of most variants
+    groups = {
+        "layer_norm": "layer_norm",
+        "weight_decay": "rational.coefficient_weight_decay",
+        "init": "rational.init_scale",
+        "constraint": "rational.remove_constraint",
+    }
+    for name, setting in groups.items():
+        allowed = {"activation", "utd", setting}
+        members = [v for v in utds[reference] if not {*study.settings[v]} - allowed]
+        varied = {study.settings[v]["activation"] for v in members if setting in study.settings[v]}
+        if name == "constraint":
+            varied |= {"rational"}
+        members = [v for v in members if study.settings[v]["activation"] in varied]
+        chosen = study.only(members if varied else ())
+        title = f"CR ablation: {name.replace('_', ' ')}"
+        paths += _curves(chosen, panels, out, f"cr_ablations_{name}", title) if varied else _none(name)
+    if len(utds) > 1:
+        plain = study.only([v for v, own in study.settings.items() if not {*own} - {"activation", "utd"}])
+        paths += _curves(plain, panels, out, "cr_ablations_utd", "CR ablation: updates per step")
+    else:
+        print("cr_ablations_utd: all runs have one UTD, not drawn")
+    for env in study.environments:
+        cells = [study.cells[v, env] for v in utds[reference] if v in _settled(study) and (v, env) in study.cells]
+        folders = [run.folder for each in cells for run in each]
+        name = f"cr_ablations_preactivations-{env.rpartition('/')[2]}"
+        if folders and any((folder / "histograms.jsonl").exists() for folder in folders):
+            paths.append(_save(preactivation_history_figure(folders), Path(out) / f"{name}.png"))
+    return paths
+
+
+def _none(name: str) -> list[Path]:
+    print(f"cr_ablations_{name}: no runs vary it, not drawn")
+    return []
+
+
+def _settled(study: Study) -> list[str]:
+    """Variants that differ in nothing but activation and UTD."""
+    return [name for name, own in study.settings.items() if not {*own} - {"activation", "utd"}]
+
+
+def cr_atari(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """CR, Atari: score, mean Q and the coefficients' gradient of DQN and PQN; is anything unstable?"""
+    panels = [
+        dataclasses.replace(HUMAN, statistic="mean"),
+        Panel("mean Q on the batch", "clipped return", "losses/q_mean", statistic="mean", scale="symlog"),
+        Panel("gradient of Q's coefficients", "L2 norm", "network/q/coefficient_gradient_norm", statistic="mean"),
+    ]
+    paths = []
+    for script in (DQN, PQN):
+        if any(Path(runs).glob(f"*__{script}__*")):
+            study = read_study(runs, script, _keys(*panels), where)
+            own = {v: {*s} - {"activation", "encoder_activation"} for v, s in study.settings.items()}
+            study = study.only([v for v in own if not own[v] and v.split(", ")[0] in ("relu", "rational", "crational")])
+            title = f"CR, Atari: {script.removesuffix('_atari').upper()}"
+            paths += _curves(study, panels, out, f"cr_atari_{script[:3]}", title)
+        else:
+            print(f"missing: {script}: no run in {runs}")
+    if not paths:
+        raise runlog.UserError(f"--runs {runs}: no finished runs of {DQN}.py or {PQN}.py with relu or a rational")
+    return paths
+
+
+def hr1(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """HR Figs. 1 and 9: median over games of the human-normalised score, PQN's evaluation games (greedy)."""
+    study = read_study(runs, PQN, _keys(MEDIAN), where)
+    title = "HR Figs. 1, 9: PQN, median human-normalised score"
+    ends = {row["variant"]: row | {"group": "at the end"} for row in curve_rows(study, [MEDIAN])}
+    paths = _curves(study, [MEDIAN], out, "hr1", title)
+    return paths + _final(study, list(ends.values()), out, "hr1_final", title, MEDIAN.unit)
+
+
+HR_DQN = {  # figure: (variants, panels)
+    "hr7": (["relu", "rational", "crational", "tanh", "sigmoid", "tanh_hr"], [DEAD, SRANK, BASELINE]),
+    "hr8a": (["relu", "rational", "selu", "tanh", "tanh_hr"], [BASELINE]),
+    "hr8b": (
+        ["tanh_hr", "tanh+tanh", "tanh_add", "tanh_2hr", "tanh, LayerNorm", "tanh, width 1024", "tanh"],
+        [BASELINE],
+    ),
+    "hr13": (["tanh", "tanh, width 1024", "tanh_hr"], [BASELINE, DEAD, SRANK]),
+    "hr14": (["tanh", "tanh_hr", "sigmoid", "sigmoid_hr", "relu", "relu_hr"], [DEAD]),
+    "hr15": (["relu", "relu_hr"], [BASELINE, DEAD, SRANK]),
+}
+
+
+def hr7(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """HR Figs. 7, 8a-b, 13 to 15 and Table 2: DQN's dead neurons, effective rank and baseline-normalised score."""
+    study, paths = read_study(runs, DQN, _keys(DEAD, SRANK, BASELINE), where), []
+    short = {re.sub(r", learning rate \S+", "", name): name for name in study.variants}  # width 1024 has its own
+    for name, (variants, panels) in HR_DQN.items():
+        there = [short[variant] for variant in variants if variant in short]
+        if len(there) < 2:
+            print(f"{name}: fewer than two of {', '.join(variants)} in these runs, not drawn")
+            continue
+        title = f"HR {name[2:]}: DQN"
+        paths += _curves(study.only(there), panels, out, name, title)
+    rows = dead_table(study)
+    if rows:
+        paths.append(_write_csv(Path(out) / "hr_table2.csv", rows))
+        _print(
+            [list(rows[0]), *([f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
+        )
+    return paths
+
+
+def dead_table(study: Study) -> list[dict]:
+    """HR Table 2: dead share averaged over training, seeds and games, of an activation without and with its product,
+    over the games that both have."""
+    _, found = curves(study, DEAD)
+    rows = []
+    for base in ("tanh", "sigmoid", "relu"):
+        games = [env for env in study.environments if all((v, env) in found for v in (base, f"{base}_hr"))]
+        if games:
+            without, with_hr = (np.mean([np.nanmean(found[v, env]) for env in games]) for v in (base, f"{base}_hr"))
+            row = {"activation": base, "games": len(games), "without HR": float(without), "with HR": float(with_hr)}
+            row["seeds"] = min(found[v, env].shape[-1] for env in games for v in (base, f"{base}_hr"))
+            rows.append(row | {"change": float(with_hr / without - 1) if without else float("nan")})
+    return rows
+
+
+def hr8(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised; DQN and PPO game by game."""
+    paths, raw = [], Panel("return of training games", "raw score", "charts/episodic_return")
+    for script, game_by_game in ((PPO, "hr18"), (DQN, "hr17")):
+        name = script.removesuffix("_atari").upper()
+        if not any(Path(runs).glob(f"*__{script}__*")):
+            print(f"missing: {script}: no run in {runs}")
+            continue
+        study = read_study(runs, script, _keys(BASELINE, SRANK), where)
+        plain = study.only(_plain(study))
+        if script == PPO:
+            paths += _curves(plain, [BASELINE, SRANK], out, "hr8cd", "HR Fig. 8c-d: PPO")
+        paths += _curves(plain, [HUMAN], out, f"hr16_{script[:3]}", f"HR Fig. 16: {name}")
+        title = f"HR Fig. {game_by_game[2:]}: {name}, each game"
+        paths += _environments(plain, [raw], out, game_by_game, title, plain.environments)
+    if not paths:
+        raise runlog.UserError(f"--runs {runs}: no finished runs of {PPO}.py or {DQN}.py with something to draw")
+    return paths
+
+
+def hr19(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """HR Figs. 19 to 25: PQN's curves game by game, eight games to a page (51 games are seven pages)."""
+    panel, paths = Panel("return", "evaluation return", RETURN), []
+    study = read_study(runs, PQN, _keys(panel), where)
+    for k in range(-(-len(study.environments) // 8)):
+        games = study.environments[8 * k : 8 * k + 8]
+        paths += _environments(study, [panel], out, f"hr{19 + k}", f"HR Fig. {19 + k}: PQN, each game", games)
+    return paths
+
+
+def hr3(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones outlined, branches and
+    product; of the lowest seed of each game and activation."""
+    study, paths = read_study(runs, DQN, "-", where), []
+    for (variant, env), (run, *_) in study.cells.items():
+        rows, found = [], read_rows(run.folder, "curves.jsonl", r"(?:branch\d+_)?kde")
+        last = max((layer for layer, _ in found), key=_depth, default="")
+        for key, lines in (
+            (key, lines) for (layer, _), parts in found.items() for key, lines in parts.items() if layer == last
+        ):
+            part, _, neuron = key.rpartition("kde")
+            own = {"step": lines[-1]["step"], "part": part.rstrip("_") or "output", "neuron": neuron.strip("_")}
+            own |= {"dead": int(bool(lines[-1].get("dead")))}
+            rows += [own | {"x": float(x), "density": float(y)} for x, y in zip(lines[-1]["x"], lines[-1]["y"])]
+        name = f"hr3-{env}-{re.sub('[^A-Za-z0-9_.]+', '-', variant)}"
+        told = [f"Densities of 16 neurons of {last}: {env}, {variant}, seed {run.config['seed']}"]
+        paths += write_figure(out, name, "densities", rows, caption=told)
+    return paths
+
+
+def draw_densities(rows: list[dict], spec: dict) -> Figure:
+    """Rows of hr3: a grid of neurons for every part (branches, output)."""
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    parts.sort(key=lambda part: (part == "output", part))
+    figure = Figure((3.3 * len(parts) + 0.2, 4.3), layout="constrained")
+    for place, part in zip(figure.subfigures(1, len(parts), squeeze=False, wspace=0.06)[0], parts):
+        neurons = defaultdict(lambda: defaultdict(list))
+        for row in (row for row in rows if row["part"] == part):
+            neuron = neurons[row["neuron"]]
+            neuron["x"].append(float(row["x"]))
+            neuron["y"].append(float(row["density"]))
+            neuron["dead"] = row["dead"] in (1, "1")
+        _kde_grid(place, part, list(neurons.values())[:16])
+    _caption(figure, *spec["caption"], f"step {float(rows[0]['step']):,.0f}; outlined: dead (peak above 20)")
+    return figure
+
+
+PARTS = {  # of Q
+    "live": {"color": GREEN, "linestyle": "-", "marker": "."},
+    "dead": {"color": RED, "linestyle": "--", "marker": "."},
+    "bias": {"color": GREY, "linestyle": ":", "marker": "."},
+}
+
+
+def hr4(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """HR Fig. 4: what live neurons, dead neurons and the bias give to DQN's Q, over training (runs with --analyse)."""
+    study, rows = read_study(runs, DQN, "q_split/(live|dead|bias)", where), []
+    for (variant, env), each in study.cells.items():
+        each = [run for run in each if run.scalars]  # trained with --analyse
+        for part in PARTS if each else ():
+            grid = grid_of(each, "q_split/(live|dead|bias)")
+            values = np.stack([on_grid(combined(run, f"q_split/{part}"), grid) for run in each], -1)
+            std = values.std(-1) if len(each) > 1 else np.full(len(grid), np.nan)
+            own = {"environment": env, "variant": variant, "part": part, "n": len(each)}
+            points = zip(*(column.tolist() for column in (grid, values.mean(-1), std)))
+            rows += [own | dict(zip(("step", "mean", "std"), point)) for point in points]
+    told = "mean over observations and actions, then seeds; band: std over seeds"
+    return write_figure(out, "hr4", "parts", rows, caption=["HR Fig. 4: parts of Q, DQN's last hidden layer", told])
+
+
+def hr2(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """HR Figs. 2 and 12: function approximation, from the runs of function_approximation.py in a folder."""
+    if where:
+        raise runlog.UserError("--where: hr2 draws all runs of function_approximation.py; leave it away")
+    folders = sorted(Path(runs).glob("*__function_approximation__*"))
+    if not folders:
+        raise runlog.UserError(f"--runs {runs}: no run of function_approximation.py; train some first")
+    function_approximation(folders, out)
+    return []
+
+
+def continual(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+    """CR continual: accuracy and NTK rank per task, and comparisons paired by seed."""
+    if where:
+        raise runlog.UserError("--where: continual draws all runs of continual_supervised.py; leave it away")
+    return draw_continual(runs, out)
+
+
+DRAWERS = {  # kind of a figure: function of the rows of its CSV and of its entry in figures.json
+    "curves": draw_curves,
+    "environments": draw_environments,
+    "intervals": draw_intervals,
+    "parts": draw_parts,
+    "densities": draw_densities,
+}
+# ---- any folder of runs ----------------------------------------------------------------------------------------------
+
+LAYERS = r"network/(qf\d|q|agent|classifier|mlp)/fc\d+"  # critics, or the one network; actors are left out
+SHOWN = {  # title: (key pattern, format); the first that a script logs is its score
+    "return": (RETURN, "{:.1f}"),
+    "success": ("eval/success", "{:.2f}"),
+    "online accuracy": ("charts/online_accuracy", "{:.3f}"),
+    "error": ("eval/mse", "{:.3g}"),
+    "overestimation": ("overestimation/mean", "{:.2f}"),
+    "dead share": (rf"{LAYERS}/dead_share", "{:.3f}"),
+    "srank": (rf"{LAYERS}/srank", "{:.1f}"),
+}
+MOST = 8  # environments on the page of overview
+
+
+def groups_of(folder: Path) -> dict[tuple[str, str], dict[str, list[Loaded]]]:
+    """(script, environment) -> label -> runs by seed, of all run folders in a folder, ended or under way. A label tells
+    the activation and every setting in which runs of one script and environment differ."""
+    keys = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values()) + "|.*numerator_norm"
+    found = defaultdict(list)
+    for path in sorted(Path(folder).glob("*__*__*__s*__*")):
+        if (path / "config.json").exists() and (path / "meta.json").exists():
+            config = read_config(path)
+            found[path.name.split("__")[1], config["env_id"]].append(Loaded(path, config, read_scalars(path, keys)))
+    if not found:
+        raise runlog.UserError(f"--runs {folder}: no run folder in it; train something first")
+    groups = {}
+    for name, runs in sorted(found.items()):
+        flat = [_flat(run.config) for run in runs]
+        names = sorted({key for config in flat for key in config} - {"activation"})
+        varied = [key for key in names if len({json.dumps(config.get(key)) for config in flat}) > 1]
+        labels = defaultdict(list)
+        for run, config in zip(runs, flat):
+            own = _own(config, varied, name[0])
+            told = [_told(key, value) for key, value in own.items()]
+            labels[", ".join([canonical(config["activation"]), *told])].append(run)
+        order = [*STYLES, *sorted({label.split(", ")[0] for label in labels} - {*STYLES})]
+        ranked = sorted(labels, key=lambda label: (order.index(label.split(", ")[0]), label))
+        groups[name] = {label: sorted(labels[label], key=lambda run: run.config["seed"]) for label in ranked}
+    return groups
+
+
+def summary(folder: Path) -> list[dict[str, str]]:
+    """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean +- std (ddof 1)
+    over seeds of the last values. "-": not logged."""
+    rows = []
+    for (script, env), labels in groups_of(folder).items():
+        for label, runs in labels.items():
+            ended = [run.config["status"] in runlog.ENDED for run in runs]
+            diverged = sum(run.config["status"] == "diverged" for run in runs)
+            steps = [max((rows[-1, 0] for rows in run.scalars.values()), default=0) for run in runs]
+            row = {"script": script, "environment": env, "setting": label, "n": f"{len(runs)}"}
+            row["state"] = "finished" if all(ended) and not diverged else f"{sum(ended)} ended, {diverged} diverged"
+            row["steps"] = f"{min(steps):,.0f}"
+            for title, (pattern, text) in SHOWN.items():
+                ends = [run.last(pattern) for run in runs]
+                values = [value for value in ends if np.isfinite(value)]
+                shown = text.format(np.mean(values)) if values else "-"
+                row[title] = f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown
+            rows.append(row)
+    empty = [title for title in SHOWN if all(row[title] == "-" for row in rows)]
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+
+
+def write_tables(runs: Path, out: Path) -> list[Path]:
+    """table.md, table.csv and table.tex in `out`; the Markdown is printed too."""
+    rows = summary(runs)
+    header, lines = list(rows[0]), [list(row.values()) for row in rows]
+    markdown = [[cell.replace("|", r"\|") for cell in each] for each in (header, ["---"] * len(header), *lines)]
+    markdown = ["| " + " | ".join(each) + " |" for each in markdown]
+    escape = str.maketrans({c: "\\" + c for c in "_%&#"} | {"^": r"\^{}", "|": r"\textbar{}"})
+    latex = [
+        " & ".join(cell.translate(escape).replace("+-", r"$\pm$") for cell in each) + r" \\"
+        for each in [header, *lines]
+    ]
+    latex = [rf"\begin{{tabular}}{{{'l' * 3}{'r' * (len(header) - 3)}}}", r"\hline", latex[0], r"\hline", *latex[1:]]
+    latex += [r"\hline", r"\end{tabular}"]
+    told = "last values: mean +- standard deviation over n seeds; layers' values: mean over the critics' hidden layers"
+    paths = [_write_csv(Path(out) / "table.csv", rows)]
+    for name, text in (("md", [*markdown, "", told]), ("tex", [f"% {told}", *latex])):
+        paths.append(Path(out) / f"table.{name}")
+        with runlog.writing(paths[-1]):
+            paths[-1].write_text("\n".join(text) + "\n")
+    print(*markdown, told, sep="\n")
+    return paths
+
+
+@matplotlib.rc_context(RC)
+def overview_figure(folder: Path) -> Figure:
+    """One page of any folder of runs, ended or under way: a row per script and environment with score, overestimation,
+    dead share and srank (means over seeds, thin lines: seeds), and the learned activations below."""
+    groups = groups_of(folder)
+    kept = sorted(sorted(groups, key=lambda name: -sum(map(len, groups[name].values())))[:MOST])
+    titles = ("score", "overestimation", "dead share", "srank")
+    learned = {}  # label: a run with trainable activations
+    for name in kept:
+        for label, runs in groups[name].items():
+            if any(key.endswith("numerator_norm") for key in runs[0].scalars):
+                learned.setdefault(label, runs[0])
+    learned = dict(list(learned.items())[:4])
+    figure = Figure((13, 2.5 * len(kept) + (2.6 if learned else 0) + 0.9), layout="constrained")
+    parts = figure.subfigures(
+        1 + bool(learned), 1, squeeze=False, height_ratios=[2.5 * len(kept), *[2.6] * bool(learned)]
+    )
+    grid = parts[0, 0].subplots(len(kept), len(titles), squeeze=False)
+    handles = {}
+    for line, name in zip(grid, kept):
+        seen = defaultdict(int)
+        scores = [
+            title
+            for title in list(SHOWN)[:4]
+            if any(r.scalars.keys() & {SHOWN[title][0]} for g in groups[name].values() for r in g)
+        ]
+        score = "success" if "success" in scores else (scores or ["return"])[0]
+        for panel, title in zip(line, titles):
+            pattern = SHOWN[score if title == "score" else title][0]
+            panel.set_title(f"{name[0]}, {name[1]}" if panel is line[0] else title, fontsize=8)
+            panel.set_ylabel(score if title == "score" else "", fontsize=8)
+        for label, runs in groups[name].items():
+            activation = label.split(",")[0]
+            k = seen[activation]
+            look = style(activation) | (
+                {"linestyle": (":", "--", "-.")[k % 3], "markerfacecolor": "white"} if k else {}
+            )
+            seen[activation] += 1
+            for panel, title in zip(line, titles):
+                pattern = SHOWN[score if title == "score" else title][0]
+                series = [rows for rows in (combined(run, pattern) for run in runs) if len(rows)]
+                if not series:
+                    continue
+                for rows in series:
+                    panel.plot(*rows.T, color=look["color"], linewidth=0.5, alpha=0.4)
+                steps = np.unique(np.concatenate([rows[:, 0] for rows in series]))
+                values = np.mean([on_grid(rows, steps) for rows in series], axis=0)
+                values[steps > min(rows[-1, 0] for rows in series)] = np.nan  # not past the run that is furthest behind
+                (handles[label],) = panel.plot(
+                    steps, values, **look, linewidth=1.5, markersize=4, markevery=max(1, len(steps) // 5), label=label
+                )
+        for panel in line:
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            largest = max((np.nanmax(np.abs(x.get_ydata()), initial=0) for x in panel.lines), default=0)
+            if not panel.lines:
+                _tell(panel, "not logged", color="0.4")
+            elif largest > 1e4:
+                panel.set_yscale("symlog", linthresh=10)
+    for panel in grid[-1]:
+        panel.set_xlabel("steps (environment steps, or updates)", fontsize=8)
+    _legend(parts[0, 0], list(handles.values()), fontsize=8)
+    if learned:
+        for panel, (label, run) in zip(parts[1, 0].subplots(1, 4)[: len(learned)], learned.items()):
+            _draw_functions(panel, run.config["activation"], run)
+            panel.set_title(f"{label}, {run.config['env_id'].rpartition('/')[2]} s{run.config['seed']}", fontsize=8)
+        for panel in parts[1, 0].axes[len(learned) :]:
+            panel.remove()
+        parts[1, 0].suptitle("learned activations, one curve per layer; dashed: before training", fontsize=8)
+    count = sum(len(runs) for labels in groups.values() for runs in labels.values())
+    under_way = sum(
+        r.config["status"] not in runlog.ENDED for g in groups.values() for runs in g.values() for r in runs
+    )
+    told = f"{count} runs ({under_way} not ended): mean over seeds, thin lines: seeds"
+    left_out = [f"{script} on {env}" for script, env in groups if (script, env) not in kept]
+    if left_out:
+        print(*(f"not on the page: {name}" for name in left_out), sep="\n")
+        told += f"; {len(left_out)} further environments are not on this page"
+    figure.suptitle(told, fontsize=10)
+    return figure
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+ROWS = {  # subcommand: function; each is a row of the papers' figures
+    "cr1": cr1,
+    "cr_curves": cr_curves,
+    "cr_ablations": cr_ablations,
+    "continual": continual,
+    "cr_atari": cr_atari,
+    "hr1": hr1,
+    "hr2": hr2,
+    "hr3": hr3,
+    "hr4": hr4,
+    "hr7": hr7,
+    "hr8": hr8,
+    "hr19": hr19,
+}
+ALSO = {"cr_continual": "continual", "hr9": "hr1", "hr12": "hr2", "hr6": "hr3", "hr10": "hr3", "hr11": "hr3"}
+ALSO |= {f"hr{k}": "hr7" for k in (13, 14, 15)} | {"hr8a": "hr7", "hr8b": "hr7", "hr8c": "hr8", "hr8d": "hr8"}
+ALSO |= {f"hr{k}": "hr8" for k in (16, 17, 18)} | {f"hr{k}": "hr19" for k in range(20, 26)}  # a figure: its row
+
+
 @dataclass
 class RunCommand:
     """Draw the plots of one run into its folder."""
@@ -1185,11 +2162,29 @@ class CompareCommand:
 
 
 @dataclass
-class ContinualCommand:
-    """CR continual: accuracy and NTK rank per task, and comparisons paired by seed."""
+class RowCommand:
+    """A row of the papers' figures."""
 
+    row: tyro.conf.Suppress[str] = ""  # the subcommand's name
     runs: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of the figures and tables
+    where: tuple[str, ...] = ()  # only runs with these settings: total_timesteps=6000 utd=10 rational.init_scale=4
+
+
+@dataclass
+class TableCommand:
+    """Summary table of all runs in a folder: table.md, table.csv, table.tex."""
+
+    runs: Path = Path("runs")  # folder of the runs
+    out: Path = Path("figures")  # folder of the tables
+
+
+@dataclass
+class OverviewCommand:
+    """One page of all runs in a folder: scores, overestimation, dead share, srank, learned activations."""
+
+    runs: Path = Path("runs")  # folder of the runs
+    out: Path = Path("figures")  # folder of overview.png and .pdf
 
 
 @dataclass
@@ -1205,18 +2200,29 @@ Command = (
     | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
     | Annotated[PreactivationsCommand, tyro.conf.subcommand("preactivations")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
-    | Annotated[ContinualCommand, tyro.conf.subcommand("continual")]
     | Annotated[FunctionApproximationCommand, tyro.conf.subcommand("function_approximation")]
+    | Annotated[TableCommand, tyro.conf.subcommand("table")]
+    | Annotated[OverviewCommand, tyro.conf.subcommand("overview")]
 )
+for name, function in ROWS.items():
+    told = " ".join(function.__doc__.split())
+    Command |= Annotated[RowCommand, tyro.conf.subcommand(name, default=RowCommand(name), description=told)]
 
 
 @runlog.exit_on_user_error()
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv[:1] = [ALSO.get(name, name) for name in argv[:1]]
     command = runlog.parse_args(Command, argv)
-    if isinstance(command, RunCommand):
+    if isinstance(command, RowCommand):
+        print(*ROWS[command.row](command.runs, command.out, command.where), sep="\n")
+    elif isinstance(command, TableCommand):
+        print(*write_tables(command.runs, command.out), sep="\n")
+    elif isinstance(command, OverviewCommand):
+        figure = overview_figure(command.runs)
+        print(*(_save(figure, command.out / f"overview.{kind}") for kind in ("png", "pdf")), sep="\n")
+    elif isinstance(command, RunCommand):
         print(*draw_run(command.folder) or ["nothing to draw yet"], sep="\n")
-    elif isinstance(command, ContinualCommand):
-        print(*draw_continual(command.runs, command.out), sep="\n")
     elif isinstance(command, FunctionApproximationCommand):
         function_approximation(command.runs, command.out)
     elif isinstance(command, DemoCommand):
