@@ -1259,7 +1259,7 @@ class Study:
     @property
     def counts(self) -> str:
         """What a caption tells: n, environments, diverged runs, what is missing."""
-        seeds = sorted({len(runs) for runs in self.cells.values()})
+        seeds = sorted({len(runs) for runs in self.cells.values()}) or [0]
         diverged = sum(run.config["status"] == "diverged" for runs in self.cells.values() for run in runs)
         told = f"n = {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' * (seeds[-1] > 1)} in each "
         told += f"of {len(self.environments)} environment{'s' * (len(self.environments) > 1)}"
@@ -1282,6 +1282,8 @@ def canonical(activation: str) -> str:
 def _flat(config: dict) -> dict[str, object]:
     """A configuration without what no run's results depend on, `rational.*` at the top level."""
     kept = {k: v for k, v in config.items() if k not in ("rational", "seed", "status", *runlog.NOT_IDENTITY)}
+    if isinstance(encoder := kept.get("encoder_activation"), list):
+        kept["encoder_activation"] = " ".join(encoder) or None  # none: as the last hidden layer (PQN)
     return kept | {f"rational.{k}": v for k, v in config.get("rational", {}).items()}
 
 
