@@ -53,7 +53,9 @@ def make_workspace(args: Args):
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
             what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
             spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}  # over the seeds of a group
-            panels.append(wr.LinePlot(title=title, x="global_step", title_x="environment steps", **what, **spread))
+            panels.append(
+                wr.LinePlot(title=title, x="global_step", title_x="environment steps or updates", **what, **spread)
+            )
         grid = ws.SectionLayoutSettings(columns=3, rows=math.ceil(len(panels) / 3))  # no second page
         sections.append(ws.Section(name=section, panels=panels, is_open=True, layout_settings=grid))
     groups = [expr.Config("env_id"), expr.Config("activation"), expr.Metric("Group")]
