@@ -53,6 +53,50 @@ NOT_IDENTITY = (
     *("activations", "shallow_units", "deep_activations", "deep_widths", "learning_rates", "out", "table1_neurons"),
 )
 FRESH = "use --fresh to start the run anew"
+# The dashboards, TensorBoard's custom scalars and W&B's workspace: section -> panel -> regular expression of whole keys
+SECTIONS = {
+    "Returns": {
+        "evaluation return": "eval/(task[0-9]+/)?episodic_return",
+        "evaluation success rate": "eval/(task[0-9]+/)?success",
+        "training return": "charts/episodic_return",
+        "tasks in a row: average, forgetting, plasticity": "sequence/(average|forgetting|plasticity)",
+        "accuracy on a task: online, end, test": "charts/(online|end|test)_accuracy",
+        "regression error": "(eval|losses)/mse",
+    },
+    "Value bias": {
+        "overestimation: Q minus return": "overestimation/mean",
+        "overestimation over max(|return|, 10)": "overestimation/normalised",
+        "overestimation: standard deviation over states": "overestimation/std",
+        "mean value on the batch": "losses/(q|value)_mean",
+        "loss of the values": "losses/(qf|td|value)_loss",
+        "Q from dead neurons, live neurons, bias": "q_split/(dead|live|bias)",
+    },
+    "Network health": {
+        "dead share (KDE)": "network/.+/dead_share",
+        "dead share of the branches": "network/.+/branch[0-9]+_dead_share",
+        "dormant share (ReDo)": "network/.+/dormant_share",
+        "dormant share, mean taken off": "network/.+/dormant_share_centred",
+        "effective rank (srank)": "network/.+/srank",
+        "rank of the tangent kernel": "(network/.+|task_start|task_end)/ntk_srank",
+        "feature norm": "network/.+/feature_norm",
+        "weight norm, whole network": "network/[^/]+/weight_norm",
+        "gradient norm, whole network": "network/[^/]+/gradient_norm",
+        "neurons recycled by ReDo": "redo/recycled_share",
+    },
+    "Activation shapes": {
+        "gradient norm of the coefficients": "network/[^/]+/coefficient_gradient_norm",
+        "numerator norm": "network/.+/(branch[0-9]+_)?numerator_norm",
+        "denominator norm": "network/.+/(branch[0-9]+_)?denominator_norm",
+        "constraint scale c": "network/.+/(branch[0-9]+_)?c_min",
+        "smallest denominator": "network/.+/(branch[0-9]+_)?q_min",
+        "largest output": "network/.+/(branch[0-9]+_)?f_max",
+        "pre-activations: 1 % and 99 % quantile": "network/.+/preact_q(01|99)",
+    },
+    "Throughput": {
+        "environment steps per second": "perf/sps",
+        "updates per second": "perf/updates_per_second",
+    },
+}
 
 
 class UserError(ValueError):
@@ -512,7 +556,7 @@ class Run:
         self._fresh, self._lock, self._ready = fresh, None, False
         self._told, self._verified = set(), set()  # warnings; replay files whose checksums are right
         self._rows = {file: [] for file in APPEND_ONLY}
-        self._tensorboard, self._tensorboard_calls, self._purge_step, self._wandb = None, [], None, None
+        self._tensorboard, self._tensorboard_calls, self._purge_step, self._wandb = None, [], 0, None
         self._chunks, self._num_rows = [], 0  # replay files of the newest checkpoint: [name, first row, last row + 1]
         self._drawn_size = 0  # of curves.jsonl
         self._before, self._clock, self._flushed = 0.0, time.monotonic(), time.monotonic()
@@ -553,7 +597,7 @@ class Run:
             _write_json(self.folder / "meta.json", self._meta)
             self._use_tensorboard, self._tensorboard = tensorboard, None
             self._before, self._clock = 0.0, time.monotonic()
-            self._purge_step = 0 if any(self.folder.glob("events.out.tfevents.*")) else None
+            self._purge_step = 0  # in the first session too: to TensorBoard's slow loader a first purge is no restart
             self._ready = not ((self.folder / CHECKPOINT).exists() or (self.folder / PREVIOUS).exists())
             if self._ready:
                 self._cut(dict.fromkeys(APPEND_ONLY, 0))
@@ -900,13 +944,19 @@ class Run:
             _write_json(self.folder / "meta.json", self._meta)
 
 
-def _summary_writer(folder: Path, purge_step: int | None):
+def _summary_writer(folder: Path, purge_step: int):
     from torch.utils.tensorboard import SummaryWriter
 
     # Its thread prints a traceback for a full disk, which reaches us as well and is told in one line.
     before = threading.excepthook
     threading.excepthook = lambda args: None if "_AsyncWriter" in type(args.thread).__name__ else before(args)
-    return SummaryWriter(str(folder), purge_step=purge_step)
+    writer = SummaryWriter(str(folder), purge_step=purge_step)
+    panels = {
+        section: {title: ["Multiline", [f"^({keys})$"]] for title, keys in charts.items()}
+        for section, charts in SECTIONS.items()
+    }
+    writer.add_custom_scalars(panels)
+    return writer
 
 
 def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from runlog import Run, UserError, config_hash, exit_on_user_error
 
@@ -30,7 +31,9 @@ def session(root, steps, checkpoint=None, seed=1, **kwargs):
     return run
 
 
-def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path):
+def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch):
+    # The name of an event file ends with a count of this process, and TensorBoard reads 10 before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = session(tmp_path, range(10, 51, 10), checkpoint=30)
     run.close()
     run = session(tmp_path, [40, 50, 60])  # goes on from 30: the first session's 40 and 50 are purged
