@@ -1,6 +1,6 @@
 # What the scripts of the figures share; sourced by them, not to be run. Variables that all of them know:
 #   SCALE     smoke: minutes on 2 cores, a test of the path; laptop (default): an hour or two on 2 cores; paper: the paper's own
-#   DRY_RUN   1: print every command, run none
+#   DRY_RUN   1: print the commands that are left and the figure's, run none
 #   RUNS_DIR  the runs' folder, runs/$SCALE by default: a figure takes all runs that it finds, so scales stay apart; figures
 #             of one scale share their runs
 #   OUT       the figures' folder, figures/$SCALE
