@@ -1,4 +1,4 @@
-"""The continual study's shell script, MNIST from a package, and the drill's commands, without training anything.
+"""MNIST from a package, and the drill's commands, without training anything (cr_continual.sh: test_scripts.py).
 
 `pytest -q tests/test_continual_scripts.py` (about 10 s).
 """
@@ -8,17 +8,13 @@ import hashlib
 import io
 import os
 import pickle
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 import continual_supervised
-import figures
 import function_approximation
 import runlog
 
@@ -27,34 +23,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import drill_supervised  # noqa: E402
 import mnist_from_wheel  # noqa: E402
-
-
-def dry_run(**variables) -> list[list[str]]:
-    environment = os.environ | {"DRY_RUN": "1"} | variables
-    done = subprocess.run(["scripts/cr_continual.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
-
-
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
-def test_the_studys_commands_parse_and_are_distinct(scale):
-    *training, drawing = dry_run(SCALE=scale)
-    cells = [runlog.parse_args(continual_supervised.Args, argv[2:]) for argv in training]
-    assert all(argv[:2] == ["python", "continual_supervised.py"] for argv in training) and len(cells) == 28
-    runs = [next(iter(runlog.make_runs(args, "x", env_id=args.dataset).values())) for args in cells]
-    assert len({run.name for run in runs}) == 28
-    if scale != "smoke":
-        assert {args.num_seeds for args in cells} == {10} and min(args.num_tasks for args in cells) >= 10
-    decays = {(a.activation, a.rational.init_scale) for a in cells if a.rational.coefficient_weight_decay}
-    assert decays == {(name, scale) for name in ("rational", "crational") for scale in (0.25, 4.0)}
-    assert drawing[:2] == ["python", "figures.py"] and tyro.cli(figures.Command, args=drawing[2:])
-
-
-def test_the_studys_script_refuses_another_scale():
-    done = subprocess.run(
-        ["scripts/cr_continual.sh"], cwd=ROOT, env=os.environ | {"SCALE": "big"}, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "SCALE=big: must be smoke, laptop or paper" in done.stderr
 
 
 def test_the_drills_commands_parse_and_save_often_enough_to_resume():

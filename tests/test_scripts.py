@@ -1,0 +1,249 @@
+"""The shell scripts of the figures: what each would train and draw, at each scale, without training anything.
+
+`pytest -q tests/test_scripts.py` (about 20 s). An interpreter that only writes down its arguments takes the place of
+python: the grids are what sweep.py would get, and are expanded here.
+"""
+
+import csv
+import functools
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+
+import continual_supervised
+import dqn_atari
+import figures
+import function_approximation
+import ppo_atari
+import pqn_atari
+import runlog
+import sac_continuous
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import sweep_plan  # noqa: E402
+
+MODULES = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
+MODULES = {f"{module.__name__}.py": module for module in MODULES}
+SCALES = ("smoke", "laptop", "paper")
+# script -> (figures.py's subcommand, runs at the paper's scale: environments x variants x seeds)
+FIGURES = {
+    "cr_fig1": ("cr1", 30 * 3 * 10),
+    "cr_curves": ("cr_curves", 30 * 3 * 10),
+    "cr_ablations": ("cr_ablations", 4 * 26 * 10),
+    "cr_continual": ("continual", 2 * 14 * 10),
+    "cr_atari": ("cr_atari", 8 * 2 * 3 * 5),
+    "hr_fig1": ("hr1", 51 * 7 * 5),
+    "hr_fig2": ("hr2", 6 * 5 * 10),
+    "hr_fig3": ("hr3", 4),
+    "hr_fig4": ("hr4", 1),
+    "hr_fig7": ("hr7", 8 * 13 * 5),
+    "hr_fig8": ("hr8", 8 * (4 + 4) * 5),
+    "hr_fig19": ("hr19", 51 * 7 * 5),
+}
+# What was run for results/: the scripts must go on naming these runs.
+SAC = "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 --batch-size 128 "
+SAC += "--eval-frequency 1000 --metrics-frequency 1000 --log-frequency 500 --checkpoint-frequency 2000 --threads 1 "
+SAC = "sac_continuous.py --env-id {} --activation {} " + SAC + "--no-tensorboard"
+PQN = (
+    "pqn_atari.py --env-id {} --activation {} --total-timesteps 60000 --eval-frequency 15000 --metrics-frequency 15000 "
+)
+PQN += "--checkpoint-frequency 30000 --threads 1 --env-threads 1 --no-tensorboard"
+DQN = "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 --buffer-size 25000 "
+DQN += "--exploration-steps 12500 --metrics-frequency 2500 --eval-frequency 12500 --checkpoint-frequency 12500 "
+DQN += "--threads 1 --env-threads 1 --no-tensorboard"
+CONTROL = ("dm_control/cartpole-swingup-v0", "dm_control/cheetah-run-v0", "metaworld/reach-v3")
+GAMES = ("Breakout", "SpaceInvaders")
+THREE = ("relu", "rational", "crational")
+FIVE = (*THREE, "crational --rational.remove-constraint", "rational --layer-norm")
+SIX = ("relu", "tanh", "tanh_hr", "sigmoid", "relu_hr", "crelu")
+LAPTOP = {
+    "cr_fig1": [SAC.format(env, cell) for env in CONTROL for cell in THREE],
+    "cr_curves": [SAC.format(env, cell) for env in CONTROL for cell in THREE],
+    "cr_ablations": [SAC.format(env, cell) for env in CONTROL for cell in FIVE],
+    "hr_fig1": [PQN.format(game, cell) for game in GAMES for cell in SIX],
+    "hr_fig19": [PQN.format(game, cell) for game in GAMES for cell in SIX],
+    "hr_fig7": [DQN.format(game, cell) for game in GAMES for cell in ("relu", "tanh", "tanh_hr")],
+}
+
+
+@functools.cache
+def echo_of(folder: Path) -> str:
+    path = folder / "echo"
+    path.write_text("#!/bin/sh\nprintf '%s\\037' \"$@\"; echo\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@functools.cache
+def calls(folder: Path, script: str, scale: str, **variables) -> list[list[str]]:
+    """The arguments of each call of python. Without DRY_RUN: a figure's command is called rather than printed."""
+    own = ("DRY_RUN", "RUNS_DIR", "OUT", "SWEEP", "ENVS", "JOBS", "DATASETS", "DATA_DIR")
+    environment = {key: value for key, value in os.environ.items() if key not in own}
+    environment |= {"SCALE": scale, "PYTHON": echo_of(folder)} | variables
+    done = subprocess.run([f"scripts/{script}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\x1f")[:-1] for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("scripts")
+
+
+def commands(folder: Path, script: str, scale: str, **variables) -> list[str]:
+    (_, *words), _ = calls(folder, script, scale, **variables)
+    grids = words[: words.index("--name")]
+    return [" ".join(command.split()) for grid in grids for command in sweep_plan.expand(grid)]
+
+
+@functools.cache
+def runs_of(command: str) -> dict[str, object]:
+    """Names of the runs of a command -> its flags."""
+    script, *words = shlex.split(command)
+    args = runlog.parse_args(MODULES[script].Args, words)
+    return dict.fromkeys((run.name for run in sweep_plan.planned_runs(MODULES[script], args)), args)
+
+
+def names(found: list[str]) -> set[str]:
+    return {name for command in found for name in runs_of(command)}
+
+
+def environment_of(command: str) -> str | None:
+    words = command.split()
+    return words[words.index("--env-id") + 1] if "--env-id" in words else None
+
+
+def first_seeds(found: list[str]) -> list[str]:
+    return [command for command in found if "--seed" not in command or " --seed 1 " in f"{command} "]
+
+
+def one_task(found: list[str]) -> list[str]:
+    """The first seeds on the first environment of each suite: the other commands differ in the two alone."""
+    first = {}
+    for command in found:
+        first.setdefault((environment_of(command) or "").rpartition("/")[0], environment_of(command))
+    return [command for command in first_seeds(found) if environment_of(command) in first.values()]
+
+
+def lists() -> dict[str, list[str]]:
+    shown = 'source scripts/environments.sh; for n in ${!CR_*} ${!HR_*} ${!LAPTOP_*} ${!SMOKE_*}; do l="$n[@]"; '
+    shown = subprocess.run(["bash", "-c", shown + 'echo $n "${!l}"; done'], cwd=ROOT, capture_output=True, text=True)
+    return {name: each for name, *each in map(str.split, shown.stdout.splitlines())}
+
+
+def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
+    found = lists()
+    told = {"CR_DMC": 15, "CR_METAWORLD": 15, "CR_CONTROL": 30, "HR_GAMES_51": 51, "HR_GAMES_8": 8}
+    assert {name: len(found[name]) for name in told} == told
+    assert all(len({*each}) == len(each) > 0 for each in found.values())
+    runlog.import_suites()
+    import metaworld
+    from dm_control import suite
+
+    known = {f"dm_control/{domain}-{task}-v0" for domain, task in suite.ALL_TASKS}
+    known |= {f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS}
+    with open(ROOT / "data" / "atari_scores.csv") as file:
+        scores = {row["game"] for row in csv.DictReader(file)}
+    unexplored = {"Gravitar", "MontezumaRevenge", "Pitfall", "PrivateEye", "Solaris", "Venture"}
+    assert {*found["HR_GAMES_51"]} == scores - unexplored
+    for name, each in found.items():
+        if "GAMES" in name or name == "CR_ATARI":
+            assert {*each} <= scores and [dqn_atari.atari_game(game)[0] for game in each] == each
+        else:
+            assert {*each} <= known, name
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("script", FIGURES)
+def test_every_command_would_start(folder, script, scale, monkeypatch):
+    (launcher, *_), (file, *drawing) = calls(folder, script, scale)
+    base = ("runs", "figures") if script == "cr_continual" else (f"runs/{scale}", f"figures/{scale}")
+    base = ("runs/laptop-kde", base[1]) if scale == "laptop" and script in ("hr_fig3", "hr_fig4") else base
+    assert launcher == "scripts/sweep.py" and file == "figures.py"
+    assert drawing == [FIGURES[script][0], "--runs", base[0], "--out", base[1]]
+    found = commands(folder, script, scale)
+    assert len({*found}) == len(found) == len({(name, environment_of(name)) for name in found})
+    monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
+    for command in (some := one_task(found)):
+        module, args = MODULES[command.split()[0]], next(iter(runs_of(command).values()))
+        if module is not continual_supervised:  # whose validation loads MNIST
+            module.validate(args)
+    assert len(names(some)) == sum(len(runs_of(command)) for command in some), "two commands train one run"
+    if scale == "paper":
+        total = [getattr(args, "total_timesteps", None) for command in some for args in runs_of(command).values()]
+        assert {*total} == {None if script in ("cr_continual", "hr_fig2") else 10**6 if "sac" in found[0] else 10**7}
+        per_command = {len(runs_of(command)) for command in some}
+        assert len(per_command) == 1 and len(found) * per_command.pop() == FIGURES[script][1]
+    else:
+        assert all(getattr(args, "total_timesteps", 0) <= 75_000 for c in some for args in runs_of(c).values())
+
+
+@pytest.mark.parametrize("script", LAPTOP)
+def test_laptop_runs_are_those_of_the_results(folder, script):
+    found = commands(folder, script, "laptop")
+    assert sorted(map(sorted, map(str.split, found))) == sorted(map(sorted, map(str.split, LAPTOP[script])))
+    assert names(found[:2] + found[-1:]) <= names(LAPTOP[script])
+
+
+def test_the_continual_studys_cells_are_those_of_its_results(folder):
+    with open(ROOT / "results" / "2026-continual" / "continual_runs.csv") as file:
+        rows = {(row["study"].split()[0], row["cell"]) for row in csv.DictReader(file)}
+    cells = set()
+    for command in commands(folder, "cr_continual", "laptop"):
+        args = next(iter(runs_of(command).values()))
+        shape = (args.num_seeds, args.num_tasks, args.epochs, args.threads, args.data_dir)
+        assert shape == ((10, 15, 100, 1, "data") if args.dataset == "digits" else (10, 10, 40, 1, "data"))
+        scale, decay = args.rational.init_scale, args.rational.coefficient_weight_decay
+        told = [args.activation, f"init {scale}" * (scale != 1), f"decay {decay}" * (decay != 0)]
+        cells.add((args.dataset, ", ".join(filter(None, told))))
+    assert cells == rows and len(rows) == 28
+    variables = {"DATASETS": "digits", "DATA_DIR": "elsewhere", "OUT": "there", "JOBS": "3"}
+    found = commands(folder, "cr_continual", "smoke", **variables)
+    assert len(found) == 14 and all("--dataset digits --data-dir elsewhere" in command for command in found)
+    launch, draw = calls(folder, "cr_continual", "smoke", **variables)
+    assert launch[-2:] == ["--slots", "3"] and runlog.parse_args(figures.Command, draw[1:]).out == Path("there")
+
+
+def test_figures_share_their_runs(folder):
+    every = {script: {*commands(folder, script, "paper")} for script in FIGURES}
+    assert every["cr_curves"] == every["cr_fig1"] and every["hr_fig19"] == every["hr_fig1"]
+    found = {script: first_seeds(sorted(each)) for script, each in every.items()}
+    share = {script: names(found[script]) for script in ("hr_fig3", "hr_fig4")}
+    breakout, seaquest = ([c for c in found["hr_fig7"] if f" {game} " in c] for game in ("Breakout", "Seaquest"))
+    assert share["hr_fig3"] <= names(breakout) and share["hr_fig4"] <= names(seaquest)
+    assert all("--analyse" in command for command in found["hr_fig7"]), "Fig. 4 would find no parts of Q"
+    dqn = [command for command in found["hr_fig8"] if command.startswith("dqn") and " Breakout " in command]
+    assert len(names(dqn)) == 4 and names(dqn) <= names(breakout)
+    fig1, ablations = ([c for c in found[s] if "/sweep-v3 " in c] for s in ("cr_fig1", "cr_ablations"))
+    assert len(fig1) == 3 and names(fig1) <= names(ablations)
+    atari = [command for command in found["cr_atari"] if " Breakout " in command and "--activation relu" in command]
+    assert names(atari) <= names(breakout) | names([c for c in found["hr_fig1"] if " Breakout " in c])
+
+
+def test_variables_and_a_wrong_scale(folder):
+    found = commands(folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray")
+    assert {environment_of(command) for command in found} == {"metaworld/sweep-v3"} and len(found) == 26
+    launch, draw = calls(folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray")
+    assert launch[-5:] == ["--name", "cr_ablations-paper", "--runs-dir", "r", "--ray"] and draw[3] == "r"
+    for script in FIGURES:
+        environment = os.environ | {"SCALE": "big"}
+        done = subprocess.run([f"scripts/{script}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: SCALE=big: must be smoke, laptop or paper\n"
+
+
+def test_a_dry_run_prints_the_commands_and_the_figures(tmp_path):
+    variables = {"DRY_RUN": "1", "SCALE": "smoke", "PYTHON": sys.executable, "OUT": "o"}
+    variables = os.environ | variables | {"RUNS_DIR": str(tmp_path / "runs")}
+    done = subprocess.run(["scripts/hr_fig4.sh"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *training, drawing = done.stdout.splitlines()
+    assert sum("dqn_atari.py --env-id Seaquest --activation tanh" in line for line in training) == 1
+    assert drawing == f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o" and not [*tmp_path.iterdir()]
