@@ -61,8 +61,7 @@ FILLED, LINE = {"fill": True, "color": SKY, "alpha": 0.8}, {"color": BLACK, "lin
 
 def style(activation: str) -> dict:
     """colour, linestyle and marker of an activation expression; the same in every figure and process."""
-    names = activation.split("*")
-    name = f"{names[0]}_hr" if len(names) == 2 and names[0] == names[1] else activation
+    name = canonical(activation)
     k = zlib.crc32(name.encode())
     other = ((RED, SKY, PURPLE, GREEN)[k % 4], ("--", "-.", ":")[k % 3], "*>phd"[k % 5])
     return dict(zip(("color", "linestyle", "marker"), STYLES.get(name, other)))
@@ -1184,7 +1183,7 @@ SETTINGS = {  # settings that variants of one figure may differ in: what is usua
     "redo": ((False, None), "ReDo"),
     "encoder_activation": (("relu", None), "encoder {}"),
 }
-PAIRED = ("learning_rate", "utd")  # these too, but no value is usual: told where they differ
+PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have
 SAC, DQN, PPO, PQN = "sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari"
 GRID = 50  # steps of a curve at most
 
@@ -1235,7 +1234,8 @@ class Study:
     script: str
     cells: dict[tuple[str, str], list[Loaded]]
     missing: list[str]  # what the grid of variants, environments and seeds lacks
-    settings: dict[str, dict[str, object]]  # variant: its settings that SETTINGS and PAIRED name, and "activation"
+    settings: dict[str, dict[str, object]]  # variant: "activation", and its settings of SETTINGS, PAIRED if not usual
+    usual: dict[str, float]  # values of PAIRED that variants have unless told, if runs differ
 
     @property
     def variants(self) -> list[str]:
@@ -1249,7 +1249,8 @@ class Study:
         """These variants, in this order, as far as they are there. What others lack is not told."""
         settings = {name: self.settings[name] for name in variants if name in self.settings}
         cells = {key: runs for key, runs in self.cells.items() if key[0] in settings}
-        return Study(self.script, cells, [m for m in self.missing if m.split(" on ")[0] in settings], settings)
+        missing = [line for line in self.missing if line.split(" on ")[0] in settings]
+        return Study(self.script, cells, missing, settings, self.usual)
 
     def complete(self, prefix: str = "") -> list[str]:
         """Environments whose id begins so and that every variant has."""
@@ -1266,6 +1267,7 @@ class Study:
         told += f", {diverged} diverged (last value carried forward)" if diverged else ""
         if len(self.complete()) < len(self.environments):
             told += f"; statistics over the {len(self.complete())} that every variant has"
+        told += "".join(f"; {key.replace('_', ' ')} {value:g} if not told" for key, value in self.usual.items())
         if self.missing:
             more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
             told += f"\nmissing: {'; '.join(self.missing[:3])}{more}"
@@ -1273,10 +1275,10 @@ class Study:
 
 
 def canonical(activation: str) -> str:
-    """`tanh*tanh` is tanh_hr, as the aliases of activations.py have it."""
-    names = re.split(r"[*]", activation)
-    hr = {1: "", 2: "_hr", 3: "_2hr"}.get(len(names))
-    return names[0] + hr if len({*names}) == 1 and hr is not None else activation
+    """An expression by its alias, if it has one: `tanh*tanh` is tanh_hr, `tanh+tanh` tanh_add."""
+    names = activation.split("*")
+    known = {expression: alias for alias, expression in activations.ALIASES.items()}
+    return f"{names[0]}_hr" if len(names) == 2 and names[0] == names[1] else known.get(activation, activation)
 
 
 def _flat(config: dict) -> dict[str, object]:
@@ -1310,10 +1312,11 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
                 f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
                 f"choose by --where {key}={values[0]}"
             )
-    varied = [key for key in PAIRED if len({flat[i].get(key) for i in kept}) > 1]
+    values = {key: sorted(flat[i][key] for i in kept) for key in PAIRED if key in flat[kept[0]]}
+    usual = {key: max(each, key=each.count) for key, each in values.items() if each[0] != each[-1]}
     cells, settings, unfinished = defaultdict(dict), {}, []
     for i in kept:
-        own = _own(flat[i], [*SETTINGS, *varied], script)
+        own = _own(flat[i], [*SETTINGS, *(key for key in usual if flat[i][key] != usual[key])], script)
         name = canonical(flat[i]["activation"])
         label = ", ".join([name, *(_told(key, value) for key, value in own.items())])
         settings[label] = {"activation": name, **own}
@@ -1341,7 +1344,8 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
     if not cells:
         raise runlog.UserError(f"--runs {folder}: no run of {script}.py has finished; give the training command again")
     runs = {key: [by_seed[seed] for seed in sorted(by_seed)] for key, by_seed in cells.items()}
-    return Study(script, runs, missing, {name: settings[name] for name in settings if any(name == v for v, _ in runs)})
+    settings = {name: own for name, own in settings.items() if any(name == variant for variant, _ in runs)}
+    return Study(script, runs, missing, settings, usual)
 
 
 def _own(config: dict, keys: Sequence[str], script: str) -> dict[str, object]:
@@ -1704,10 +1708,6 @@ def cr_ablations(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]
     """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD; pre-activations."""
     panels = [IQM, SUCCESS, BIAS, COEFFICIENTS]
     study, paths = read_study(runs, SAC, _keys(*panels), where), []
-    utds = defaultdict(list)
-    for name, own in study.settings.items():
-        utds[own.get("utd")].append(name)
-    reference = max(utds, key=lambda utd: len(utds[utd]))  # the UTD of the other ablations: that of most variants
     groups = {
         "layer_norm": "layer_norm",
         "weight_decay": "rational.coefficient_weight_decay",
@@ -1715,22 +1715,17 @@ def cr_ablations(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]
         "constraint": "rational.remove_constraint",
     }
     for name, setting in groups.items():
-        allowed = {"activation", "utd", setting}
-        members = [v for v in utds[reference] if not {*study.settings[v]} - allowed]
+        members = [v for v, own in study.settings.items() if not {*own} - {"activation", setting}]
         varied = {study.settings[v]["activation"] for v in members if setting in study.settings[v]}
-        if name == "constraint":
-            varied |= {"rational"}
+        varied |= {"rational"} if name == "constraint" and varied else set()
         members = [v for v in members if study.settings[v]["activation"] in varied]
-        chosen = study.only(members if varied else ())
         title = f"CR ablation: {name.replace('_', ' ')}"
-        paths += _curves(chosen, panels, out, f"cr_ablations_{name}", title) if varied else _none(name)
-    if len(utds) > 1:
-        plain = study.only([v for v, own in study.settings.items() if not {*own} - {"activation", "utd"}])
-        paths += _curves(plain, panels, out, "cr_ablations_utd", "CR ablation: updates per step")
-    else:
-        print("cr_ablations_utd: all runs have one UTD, not drawn")
+        paths += _curves(study.only(members), panels, out, f"cr_ablations_{name}", title) if varied else _none(name)
+    plain = study.only([v for v, own in study.settings.items() if not {*own} - {"activation", "utd"}])
+    varied = "utd" in study.usual
+    paths += _curves(plain, panels, out, "cr_ablations_utd", "CR ablation: UTD") if varied else _none("utd")
     for env in study.environments:
-        cells = [study.cells[v, env] for v in utds[reference] if v in _settled(study) and (v, env) in study.cells]
+        cells = [study.cells[v, env] for v in _plain(study) if (v, env) in study.cells]
         folders = [run.folder for each in cells for run in each]
         name = f"cr_ablations_preactivations-{env.rpartition('/')[2]}"
         if folders and any((folder / "histograms.jsonl").exists() for folder in folders):
@@ -1741,11 +1736,6 @@ def cr_ablations(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]
 def _none(name: str) -> list[Path]:
     print(f"cr_ablations_{name}: no runs vary it, not drawn")
     return []
-
-
-def _settled(study: Study) -> list[str]:
-    """Variants that differ in nothing but activation and UTD."""
-    return [name for name, own in study.settings.items() if not {*own} - {"activation", "utd"}]
 
 
 def cr_atari(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
@@ -1783,10 +1773,13 @@ HR_DQN = {  # figure: (variants, panels)
     "hr7": (["relu", "rational", "crational", "tanh", "sigmoid", "tanh_hr"], [DEAD, SRANK, BASELINE]),
     "hr8a": (["relu", "rational", "selu", "tanh", "tanh_hr"], [BASELINE]),
     "hr8b": (
-        ["tanh_hr", "tanh+tanh", "tanh_add", "tanh_2hr", "tanh, LayerNorm", "tanh, width 1024", "tanh"],
+        ["tanh_hr", "tanh_add", "tanh_2hr", "tanh, LayerNorm", "tanh, width 1024, learning rate 5e-05", "tanh"],
         [BASELINE],
     ),
-    "hr13": (["tanh", "tanh, width 1024", "tanh_hr"], [BASELINE, DEAD, SRANK]),
+    "hr13": (
+        ["tanh", "tanh, width 1024", "tanh, width 1024, learning rate 5e-05", "tanh_hr"],
+        [BASELINE, DEAD, SRANK],
+    ),
     "hr14": (["tanh", "tanh_hr", "sigmoid", "sigmoid_hr", "relu", "relu_hr"], [DEAD]),
     "hr15": (["relu", "relu_hr"], [BASELINE, DEAD, SRANK]),
 }
@@ -1795,11 +1788,10 @@ HR_DQN = {  # figure: (variants, panels)
 def hr7(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 7, 8a-b, 13 to 15 and Table 2: DQN's dead neurons, effective rank and baseline-normalised score."""
     study, paths = read_study(runs, DQN, _keys(DEAD, SRANK, BASELINE), where), []
-    short = {re.sub(r", learning rate \S+", "", name): name for name in study.variants}  # width 1024 has its own
     for name, (variants, panels) in HR_DQN.items():
-        there = [short[variant] for variant in variants if variant in short]
+        there = [variant for variant in variants if variant in study.variants]
         if len(there) < 2:
-            print(f"{name}: fewer than two of {', '.join(variants)} in these runs, not drawn")
+            print(f"{name}: fewer than two of {'; '.join(variants)} in these runs, not drawn")
             continue
         title = f"HR {name[2:]}: DQN"
         paths += _curves(study.only(there), panels, out, name, title)
