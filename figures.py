@@ -81,8 +81,8 @@ def read_scalars(folder: Path, keys: str = "[^,]+") -> dict[str, np.ndarray]:
     """key -> array (rows, 3) of step, value, wall time in seconds, of the keys that match; {} before the first row.
     Half a last line of a run under way is left out."""
     path, rows, keys = folder / "scalars.csv", defaultdict(list), re.sub(r"\((?!\?)", "(?:", keys)
-    for key, *row in re.findall(rf"^(?=[0-9]+,({keys}),)([0-9]+),[^,]+,([^,]+),([^,]+)\n", _text(path), re.M):
-        rows[key].append(row)
+    for step, key, *row in re.findall(rf"^([0-9]+),({keys}),([^,\n]+),([^,\n]+)\n", _text(path), re.M):
+        rows[key].append((step, *row))
     return {key: np.array(values).astype(float) for key, values in rows.items()}
 
 
@@ -993,10 +993,13 @@ def ratios(reference: Fitted, other: Fitted) -> list[dict]:
 
 def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
     """Rows of one set of columns; numbers with so many significant digits."""
-    with runlog.writing(path), open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    rounded = ({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    with runlog.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rounded)
     return path
 
 
@@ -1631,8 +1634,6 @@ def write_figure(out: Path, name: str, kind: str, rows: list[dict], **spec) -> l
         print(f"{name}: no data for it in these runs, not drawn")
         return []
     index = Path(out) / "figures.json"
-    with runlog.writing(index):
-        index.parent.mkdir(parents=True, exist_ok=True)
     csv_path = _write_csv(Path(out) / f"{name}.csv", rows)
     known = json.loads(index.read_text()) if index.exists() else {}
     known[name] = {"kind": kind, **spec}

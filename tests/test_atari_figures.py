@@ -1,0 +1,164 @@
+"""HR's figures, the table and the overview from synthetic runs. `pytest -q tests/test_atari_figures.py` (about 30 s)."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from test_paper_figures import DMC, STEPS, read_csv, sac_runs, write_run
+
+import figures
+import metrics
+import runlog
+
+GAMES = ("Breakout", "Pong", "SpaceInvaders")
+
+
+def pqn_runs(root, games=GAMES, activations=("relu", "tanh_hr"), seeds=2) -> dict:
+    """(activation, game, seed) -> evaluation returns at STEPS."""
+    rng, truth = np.random.default_rng(1), {}
+    for activation in activations:
+        for game in games:
+            for seed in range(1, seeds + 1):
+                truth[activation, game, seed] = score = rng.normal(100, 50, size=3)
+                rows = {"eval/episodic_return": (STEPS, score), "charts/episodic_return": (STEPS, score / 2)}
+                rows |= {"network/q/fc1/dead_share": (STEPS, rng.random(3)), "network/q/fc1/srank": (STEPS, [3, 2, 1])}
+                config = {"layer_norm": "channel", "encoder_activation": [], "learning_rate": 1e-4}
+                write_run(root, "pqn_atari", game, activation, seed, rows, **config)
+    return truth
+
+
+def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
+    truth = pqn_runs(tmp_path / "runs")
+    figures.main(["hr9", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])  # Fig. 9 is of this row
+    rows = read_csv(tmp_path / "out" / "hr1.csv")
+    assert len(rows) == 6
+    for row in rows:
+        index, means = STEPS.tolist().index(float(row["step"])), []
+        for game in GAMES:
+            random, human = metrics.atari_scores()[game]
+            scores = [(truth[row["variant"], game, seed][index] - random) / (human - random) for seed in (1, 2)]
+            means.append(sum(scores) / 2)
+        assert float(row["value"]) == pytest.approx(sorted(means)[1], rel=1e-5)
+    final = read_csv(tmp_path / "out" / "hr1_final.csv")
+    assert [(row["variant"], row["step"]) for row in final] == [("relu", "30"), ("tanh_hr", "30")]
+
+
+def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
+    games = sorted(metrics.atari_scores())[:10]
+    pqn_runs(tmp_path, games, activations=("relu",), seeds=1)
+    monkeypatch.setattr(figures, "_save", lambda figure, path: path)
+    paths = figures.hr19(tmp_path, tmp_path / "out")
+    assert {path.name for path in paths if path.suffix == ".png"} == {"hr19.png", "hr20.png"}
+    pages = [read_csv(tmp_path / "out" / f"hr{k}.csv") for k in (19, 20)]
+    assert [sorted({row["environment"] for row in page}) for page in pages] == [games[:8], games[8:]]
+    assert all(row["std"] == "nan" for page in pages for row in page)  # one seed
+
+
+def dqn_runs(root) -> dict:
+    """(activation, game, seed) -> training returns at steps 1 to 40, dead share at STEPS."""
+    rng, truth = np.random.default_rng(2), {}
+    for activation in ("relu", "tanh", "tanh_hr"):
+        for game in GAMES[:2]:
+            for seed in (1, 2):
+                returns, dead = rng.normal(10, 5, size=40), rng.random(3)
+                truth[activation, game, seed] = returns, dead
+                rows = {"charts/episodic_return": (np.arange(1, 41), returns)}
+                rows |= {"network/q/fc1/dead_share": (STEPS, dead), "network/q/fc1/srank": (STEPS, 100 * dead)}
+                config = {"layer_norm": "none", "encoder_activation": ["relu"], "width": 512, "redo": False}
+                write_run(root, "dqn_atari", game, activation, seed, rows, **config)
+    return truth
+
+
+def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys):
+    truth = dqn_runs(tmp_path / "runs")
+    figures.main(["hr7", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    assert "hr15: fewer than two of relu; relu_hr" in capsys.readouterr().out
+    rows = read_csv(tmp_path / "out" / "hr7.csv")
+    for row in (row for row in rows if row["panel"].startswith("baseline")):
+        step, window, means = float(row["step"]), 1.0, []  # 40 rows on the grid: a fortieth of them is one
+        for seed in (1, 2):
+            normalised = []
+            for game in GAMES[:2]:
+                relu = np.concatenate([truth["relu", game, s][0] for s in (1, 2)])
+                value = truth[row["variant"], game, seed][0][int(step - window)]
+                normalised.append((value - relu.min()) / (relu.max() - relu.min()))
+            means.append(np.mean(normalised))
+        assert float(row["value"]) == pytest.approx(np.mean(means), rel=1e-4)
+        assert float(row["high"]) - float(row["value"]) == pytest.approx(np.std(means), rel=1e-3, abs=1e-5)
+    (table,) = read_csv(tmp_path / "out" / "hr_table2.csv")
+    dead = {v: np.mean([truth[v, game, s][1] for game in GAMES[:2] for s in (1, 2)]) for v in ("tanh", "tanh_hr")}
+    assert table["activation"] == "tanh" and table["games"] == table["seeds"] == "2"
+    assert float(table["without HR"]) == pytest.approx(dead["tanh"], rel=1e-5)
+    assert float(table["change"]) == pytest.approx(dead["tanh_hr"] / dead["tanh"] - 1, rel=1e-4)
+
+
+def test_hr8_and_cr_atari_name_the_algorithm_without_runs(tmp_path, capsys):
+    dqn_runs(tmp_path / "runs")
+    paths = figures.hr8(tmp_path / "runs", tmp_path / "out")
+    assert "missing: ppo_atari" in capsys.readouterr().out
+    assert {path.name for path in paths if path.suffix == ".png"} == {"hr16_dqn.png", "hr17.png"}
+    paths = figures.cr_atari(tmp_path / "runs", tmp_path / "out")
+    rows = read_csv(tmp_path / "out" / "cr_atari_dqn.csv")
+    assert {row["variant"] for row in rows} == {"relu"} and "missing: pqn_atari" in capsys.readouterr().out
+    for name in ("hr4", "hr3"):
+        assert figures.ROWS[name](tmp_path / "runs", tmp_path / "out") == []
+    assert "hr4: no data for it" in capsys.readouterr().out
+
+
+def test_figures_of_an_empty_folder_end_in_one_line(tmp_path, capsys):
+    for name in [*figures.ROWS, "table", "overview"]:
+        with pytest.raises(SystemExit) as ended:
+            figures.main([name, "--runs", str(tmp_path), "--out", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.startswith("error: --runs") and error.count("\n") == 1, (name, error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
+    truth = sac_runs(tmp_path / "runs")
+    write_run(
+        tmp_path / "runs", "pqn_atari", "Pong", "tanh*tanh", 1, {"eval/episodic_return": (STEPS, [1, 2, 4])}, "running"
+    )
+    figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    rows = read_csv(tmp_path / "out" / "table.csv")
+    assert len(rows) == 7 and rows[0]["setting"] == "tanh_hr" and rows[0]["return"] == "4.0"
+    assert rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]  # nobody logs it
+    for row in rows[1:]:
+        last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
+        key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
+        assert row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}" and row["n"] == "4"
+    markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert len(markdown) == 11 and len({line.count(" | ") for line in markdown[:9]}) == 1
+    assert markdown[0] in capsys.readouterr().out
+    latex = (tmp_path / "out" / "table.tex").read_text()
+    assert latex.count(r"\\") == 8 and r"sac\_continuous" in latex and r"$\pm$" in latex
+
+
+def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys):
+    sac_runs(tmp_path / "runs")
+    pqn_runs(tmp_path / "runs", games=sorted(metrics.atari_scores())[:8], activations=("relu",), seeds=1)
+    figure = figures.overview_figure(tmp_path / "runs")
+    titles = [axes.get_title() for part in figure.subfigs for axes in part.axes]
+    named = [title for title in titles if ", " in title]
+    assert len(named) == figures.MOST and "sac_continuous, metaworld/sweep-v3" in named
+    told = capsys.readouterr().out
+    assert told.count("not on the page: pqn_atari on") == 2 and "2 further environments" in figure.get_suptitle()
+
+
+def test_figures_json_is_enough_to_draw_again(tmp_path):
+    pqn_runs(tmp_path / "runs")
+    (csv_path, png, _) = figures.hr1(tmp_path / "runs", tmp_path / "out")[:3]
+    before = png.read_bytes()
+    png.unlink()
+    assert figures.redraw(tmp_path / "out", "hr1") == [png] and png.read_bytes() == before
+    with open(csv_path) as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert set(json.loads((tmp_path / "out" / "figures.json").read_text())) == {"hr1", "hr1_final"}
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
+    pqn_runs(tmp_path / "runs", activations=("relu",))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(runlog.UserError, match="file"):
+        figures.hr1(tmp_path / "runs", tmp_path / "file" / "out")

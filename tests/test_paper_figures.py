@@ -1,0 +1,202 @@
+"""The papers' figures from synthetic run folders: what is drawn against slow loops, and what is missing is told.
+
+`pytest -q tests/test_paper_figures.py` (about 40 s).
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import activations
+import figures
+import metrics
+import runlog
+
+RATIONAL = {name: getattr(activations.RationalConfig(), name) for name in ("init_scale", "remove_constraint")}
+RATIONAL |= {"coefficient_weight_decay": 0.0}
+
+
+def write_run(root: Path, script: str, env: str, activation: str, seed: int, rows: dict, status="finished", **config):
+    """A run folder as runlog writes it. rows: key -> (steps, values)."""
+    config = {"env_id": env, "activation": activation, "seed": seed, "rational": RATIONAL, **config}
+    digest = runlog.config_hash(config, ("seed",))
+    folder = root / runlog.run_name(env, script, activation, seed, digest)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    meta = {"status": status, "git": {"commit": "0", "dirty": False}, "elapsed_s": 1.0, "peak_memory_mb": 1.0}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    lines = [f"{step},{key},{value!r},1.5\n" for key, (x, y) in rows.items() for step, value in zip(x, map(float, y))]
+    (folder / "scalars.csv").write_text("step,key,value,wall_time\n" + "".join(lines))
+    return folder
+
+
+def read_csv(path: Path) -> list[dict]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+STEPS = np.array([10, 20, 30])
+DMC, SWEEP = "dm_control/cheetah-run-v0", "metaworld/sweep-v3"
+
+
+def sac_runs(root: Path, seed: int = 0, **options) -> dict:
+    """3 activations x 2 suites x 4 seeds; (activation, env, seed) -> (return or success, normalised overestimation)."""
+    rng, truth = np.random.default_rng(seed), {}
+    for activation in ("relu", "rational", "crational"):
+        for env in (DMC, SWEEP):
+            for s in range(1, 5):
+                score = rng.random(3) * (1_000 if env == DMC else 1)
+                bias = rng.normal(size=3)
+                rows = {"eval/episodic_return": (STEPS, score if env == DMC else 7 * score)}
+                rows |= {"eval/success": (STEPS, score)} if env == SWEEP else {}
+                rows |= {"overestimation/normalised": (STEPS, bias)}
+                write_run(root, "sac_continuous", env, activation, s, rows, utd=10, **options)
+                truth[activation, env, s] = score, bias
+    return truth
+
+
+def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
+    truth = sac_runs(tmp_path / "runs")
+    figures.main(["cr1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    rows = {(row["group"], row["variant"]): row for row in read_csv(tmp_path / "out" / "cr1.csv")}
+    assert len(rows) == 9
+    for (group, variant), row in rows.items():
+        envs = {"Meta-World": [SWEEP], "DMC": [DMC], "all": [DMC, SWEEP]}[group]
+        last = [truth[variant, env, s][0][-1] / (1_000 if env == DMC else 1) for env in envs for s in range(1, 5)]
+        cut = len(last) // 4
+        expected = np.mean(sorted(last)[cut : len(last) - cut])
+        assert float(row["value"]) == pytest.approx(expected, rel=1e-5)
+        assert float(row["low"]) <= expected <= float(row["high"]) and int(row["runs"]) == len(last)
+    assert (tmp_path / "out" / "cr1.png").stat().st_size > 10_000 and (tmp_path / "out" / "cr1.pdf").exists()
+
+
+def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
+    truth, kept = sac_runs(tmp_path / "runs"), {}
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.update({path.name: figure}) or path)
+    figures.cr_curves(tmp_path / "runs", tmp_path / "out")
+    rows = [row for row in read_csv(tmp_path / "out" / "cr_curves.csv") if row["panel"] == "overestimation"]
+    for row in rows:
+        index = STEPS.tolist().index(float(row["step"]))
+        values = [truth[row["variant"], env, s][1][index] for env in (DMC, SWEEP) for s in range(1, 5)]
+        assert float(row["value"]) == pytest.approx(np.mean(values), rel=1e-5)
+    (panel,) = (axes for axes in kept["cr_curves.png"].axes if axes.get_title(loc="left") == "overestimation")
+    lines = {line.get_label(): line for line in panel.lines}
+    assert set(lines) == {"relu", "rational", "crational"}
+    for name, line in lines.items():
+        assert line.get_color() == figures.style(name)["color"]
+        mine = [(float(r["step"]), float(r["value"])) for r in rows if r["variant"] == name]
+        np.testing.assert_allclose(line.get_xydata(), mine)
+    assert "n = 4 seeds in each of 2 environments" in kept["cr_curves.png"].get_suptitle()
+
+
+def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_path, capsys):
+    truth = sac_runs(tmp_path)
+    for folder in tmp_path.glob("*sweep*__crational__*"):
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    (folder,) = tmp_path.glob("*cheetah*__relu__s3__*")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"status": "running"}))
+    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
+    told = capsys.readouterr().out
+    assert "missing: crational on metaworld/sweep-v3" in told
+    assert "missing: relu on dm_control/cheetah-run-v0 s3 (running)" in told
+    found = figures.aggregate(study, figures.IQM)
+    assert {name: (each["environments"], each["runs"]) for name, each in found.items()} == {
+        "relu": (1, 3),
+        "rational": (1, 4),
+        "crational": (1, 4),
+    }
+    relu = [truth["relu", DMC, s][0] / 1_000 for s in (1, 2, 4)]
+    np.testing.assert_allclose(found["relu"]["value"], np.mean(relu, axis=0))  # floor(3 / 4) = 0 are cut
+    assert "missing: relu on" in study.counts and "1 that every variant has" in study.counts
+
+
+def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
+    for s, (steps, status) in enumerate([(STEPS, "finished"), (STEPS[:1], "diverged")], start=1):
+        rows = {"eval/episodic_return": (steps, 100.0 * s * np.ones(len(steps)))}
+        write_run(tmp_path, "sac_continuous", DMC, "relu", s, rows, status)
+    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
+    found = figures.aggregate(study, figures.IQM)
+    np.testing.assert_allclose(found["relu"]["value"], [0.15] * 3)
+    assert "1 diverged (last value carried forward)" in study.counts
+
+
+def test_on_grid_never_looks_ahead():
+    rows = np.array([[3.0, 30.0], [5.0, 50.0], [5.5, 56.0], [9.0, 90.0]])
+    np.testing.assert_allclose(
+        figures.on_grid(rows, np.array([2.0, 3, 4, 5, 8, 9, 12])), [np.nan, 30, 30, 50, 56, 90, 90]
+    )
+    windowed = figures.on_grid(rows, np.array([2.0, 5, 6, 8, 12]), window=2.0)
+    for at, value in zip((2.0, 5, 6, 8, 12), windowed):  # slow: mean of (g - 2, g], else the last one before
+        inside = [v for x, v in rows if at - 2 < x <= at]
+        before = [v for x, v in rows if x <= at]
+        expected = np.mean(inside) if inside else (before[-1] if before else np.nan)
+        np.testing.assert_allclose(value, expected)
+    changed = rows.copy()
+    changed[-1, 1] = -1e9  # what comes later changes nothing before
+    np.testing.assert_array_equal(
+        figures.on_grid(changed, np.array([4.0, 8])), figures.on_grid(rows, np.array([4.0, 8]))
+    )
+
+
+def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
+    for length in (30, 60):
+        rows = {"eval/episodic_return": (STEPS, STEPS)}
+        write_run(tmp_path, "sac_continuous", DMC, "relu", 1, rows, total_timesteps=length)
+    with pytest.raises(SystemExit) as ended:
+        figures.main(["cr1", "--runs", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "differ in total_timesteps (30, 60); choose by --where total_timesteps=30" in error
+    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*", ["total_timesteps=60"])
+    assert len(study.cells) == 1
+    for where, words in (("lenght=3", "--where lenght: no setting"), ("total_timesteps=31", "no run of sac")):
+        with pytest.raises(runlog.UserError, match=words):
+            figures.read_study(tmp_path, "sac_continuous", "eval/.*", [where])
+
+
+def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
+    rows = {"eval/episodic_return": (STEPS, STEPS)}
+    for s in (1, 2):
+        write_run(tmp_path, "sac_continuous", DMC, "rational", s, rows, utd=10, layer_norm=False)
+        write_run(tmp_path, "sac_continuous", DMC, "crational", s, rows, utd=10, layer_norm=False)
+    write_run(tmp_path, "sac_continuous", DMC, "crational", 1, rows, utd=1, layer_norm=False)
+    write_run(tmp_path, "sac_continuous", DMC, "rational", 1, rows, utd=10, layer_norm=True)
+    removed = RATIONAL | {"remove_constraint": True}
+    write_run(tmp_path, "sac_continuous", DMC, "crational", 1, rows, utd=10, layer_norm=False, rational=removed)
+    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
+    assert study.variants == [
+        "rational",
+        "rational, LayerNorm",
+        "crational",
+        "crational, no |x/c|^d",
+        "crational, utd 1",
+    ]
+    assert "utd 10 if not told" in study.counts
+    styles = figures.looks(study.variants)
+    assert styles["crational"]["color"] == styles["crational, utd 1"]["color"] != styles["rational"]["color"]
+    assert len({json.dumps(each) for each in styles.values()}) == 5
+
+
+def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
+    folder = write_run(
+        tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, [1.0, float("nan"), -2.5e-7]), "eval/ab": ([1], [2])}
+    )
+    with open(folder / "scalars.csv", "a") as file:
+        file.write("40,eval/a,3.")
+    found = figures.read_scalars(folder, "eval/(a|b)")
+    assert list(found) == ["eval/a"]
+    np.testing.assert_array_equal(found["eval/a"], [[10, 1, 1.5], [20, np.nan, 1.5], [30, -2.5e-7, 1.5]])
+    assert set(figures.read_scalars(folder)) == {"eval/a", "eval/ab"}
+
+
+def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
+    assert set(figures.ALSO.values()) <= set(figures.ROWS)
+    named = {*figures.ROWS, *figures.ALSO}
+    assert {f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]} - {"hr5"} <= named  # 5 is a drawing of the idea
+    assert {"cr1", "cr_curves", "cr_ablations", "cr_continual", "cr_atari"} <= named
+    assert metrics.interquartile_mean is figures.STATISTICS["iqm"]
