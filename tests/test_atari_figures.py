@@ -1,4 +1,4 @@
-"""HR's figures, the table and the overview from synthetic runs. `pytest -q tests/test_atari_figures.py` (about 30 s)."""
+"""HR figures, table and overview from synthetic runs. `pytest -q tests/test_atari_figures.py` (about 40 s)."""
 
 import csv
 import json
