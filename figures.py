@@ -1928,13 +1928,6 @@ def continual(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
     return draw_continual(runs, out)
 
 
-DRAWERS = {  # kind of a figure: function of the rows of its CSV and of its entry in figures.json
-    "curves": draw_curves,
-    "environments": draw_environments,
-    "intervals": draw_intervals,
-    "parts": draw_parts,
-    "densities": draw_densities,
-}
 # ---- any folder of runs ----------------------------------------------------------------------------------------------
 
 LAYERS = r"network/(qf\d|q|agent|classifier|mlp)/fc\d+"  # critics, or the one network; actors are left out
@@ -2022,87 +2015,109 @@ def write_tables(runs: Path, out: Path) -> list[Path]:
     return paths
 
 
-@matplotlib.rc_context(RC)
-def overview_figure(folder: Path) -> Figure:
+def overview(folder: Path, out: Path) -> list[Path]:
     """One page of any folder of runs, ended or under way: a row per script and environment with score, overestimation,
-    dead share and srank (means over seeds, thin lines: seeds), and the learned activations below."""
-    groups = groups_of(folder)
+    dead share and srank of every seed, and the learned activations below. Prints what does not fit on the page."""
+    groups, rows, learned = groups_of(folder), [], {}
     kept = sorted(sorted(groups, key=lambda name: -sum(map(len, groups[name].values())))[:MOST])
-    titles = ("score", "overestimation", "dead share", "srank")
-    learned = {}  # label: a run with trainable activations
     for name in kept:
+        keys = {key for runs in groups[name].values() for run in runs for key in run.scalars}
+        logged = [title for title in list(SHOWN)[:4] if SHOWN[title][0] in keys] or ["return"]
+        score = "success" if "success" in logged else logged[0]
         for label, runs in groups[name].items():
             if any(key.endswith("numerator_norm") for key in runs[0].scalars):
                 learned.setdefault(label, runs[0])
-    learned = dict(list(learned.items())[:4])
-    figure = Figure((13, 2.5 * len(kept) + (2.6 if learned else 0) + 0.9), layout="constrained")
-    parts = figure.subfigures(
-        1 + bool(learned), 1, squeeze=False, height_ratios=[2.5 * len(kept), *[2.6] * bool(learned)]
-    )
-    grid = parts[0, 0].subplots(len(kept), len(titles), squeeze=False)
-    handles = {}
-    for line, name in zip(grid, kept):
-        seen = defaultdict(int)
-        scores = [
-            title
-            for title in list(SHOWN)[:4]
-            if any(r.scalars.keys() & {SHOWN[title][0]} for g in groups[name].values() for r in g)
-        ]
-        score = "success" if "success" in scores else (scores or ["return"])[0]
-        for panel, title in zip(line, titles):
-            pattern = SHOWN[score if title == "score" else title][0]
-            panel.set_title(f"{name[0]}, {name[1]}" if panel is line[0] else title, fontsize=8)
-            panel.set_ylabel(score if title == "score" else "", fontsize=8)
-        for label, runs in groups[name].items():
-            activation = label.split(",")[0]
-            k = seen[activation]
-            look = style(activation) | (
-                {"linestyle": (":", "--", "-.")[k % 3], "markerfacecolor": "white"} if k else {}
-            )
-            seen[activation] += 1
-            for panel, title in zip(line, titles):
-                pattern = SHOWN[score if title == "score" else title][0]
-                series = [rows for rows in (combined(run, pattern) for run in runs) if len(rows)]
-                if not series:
-                    continue
-                for rows in series:
-                    panel.plot(*rows.T, color=look["color"], linewidth=0.5, alpha=0.4)
-                steps = np.unique(np.concatenate([rows[:, 0] for rows in series]))
-                values = np.mean([on_grid(rows, steps) for rows in series], axis=0)
-                values[steps > min(rows[-1, 0] for rows in series)] = np.nan  # not past the run that is furthest behind
-                (handles[label],) = panel.plot(
-                    steps, values, **look, linewidth=1.5, markersize=4, markevery=max(1, len(steps) // 5), label=label
-                )
-        for panel in line:
-            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            largest = max((np.nanmax(np.abs(x.get_ydata()), initial=0) for x in panel.lines), default=0)
-            if not panel.lines:
-                _tell(panel, "not logged", color="0.4")
-            elif largest > 1e4:
-                panel.set_yscale("symlog", linthresh=10)
-    for panel in grid[-1]:
-        panel.set_xlabel("steps (environment steps, or updates)", fontsize=8)
-    _legend(parts[0, 0], list(handles.values()), fontsize=8)
-    if learned:
-        for panel, (label, run) in zip(parts[1, 0].subplots(1, 4)[: len(learned)], learned.items()):
-            _draw_functions(panel, run.config["activation"], run)
-            panel.set_title(f"{label}, {run.config['env_id'].rpartition('/')[2]} s{run.config['seed']}", fontsize=8)
-        for panel in parts[1, 0].axes[len(learned) :]:
-            panel.remove()
-        parts[1, 0].suptitle("learned activations, one curve per layer; dashed: before training", fontsize=8)
-    count = sum(len(runs) for labels in groups.values() for runs in labels.values())
-    under_way = sum(
-        r.config["status"] not in runlog.ENDED for g in groups.values() for runs in g.values() for r in runs
-    )
-    told = f"{count} runs ({under_way} not ended): mean over seeds, thin lines: seeds"
-    left_out = [f"{script} on {env}" for script, env in groups if (script, env) not in kept]
+            for title in (score, "overestimation", "dead share", "srank"):
+                own = {"row": ", ".join(name), "column": "score" if title == score else title, "unit": title}
+                for run in runs:
+                    own |= {"variant": label, "seed": run.config["seed"]}
+                    points = combined(run, SHOWN[title][0]).tolist()
+                    rows += [own | {"step": step, "value": value} for step, value in points]
+    for label, run in list(learned.items())[:4]:
+        for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
+            own = {"row": "learned", "column": f"{label}: {run.config['env_id']} s{run.config['seed']}"}
+            own |= {"variant": label, "seed": run.config["seed"]}
+            for part, lines in parts.items():
+                for when, line in (("before", lines[0]), ("after", lines[-1])):
+                    points = np.array([line["x"], line["y"]], dtype=float)
+                    points = points[:, np.abs(points[0]) <= 5][:, ::2].T.tolist()
+                    name = {"unit": f"{when} {network}/{layer}/{part}"}
+                    rows += [own | name | {"step": x, "value": y} for x, y in points]
+    every = [run for labels in groups.values() for runs in labels.values() for run in runs]
+    under_way = sum(run.config["status"] not in runlog.ENDED for run in every)
+    told = f"{len(every)} runs ({under_way} not ended): mean over seeds, thin lines: seeds"
+    left_out = [", ".join(name) for name in groups if name not in kept]
     if left_out:
         print(*(f"not on the page: {name}" for name in left_out), sep="\n")
         told += f"; {len(left_out)} further environments are not on this page"
-    figure.suptitle(told, fontsize=10)
+    return write_figure(out, "overview", "overview", rows, lines=[", ".join(name) for name in kept], caption=[told])
+
+
+def draw_overview(rows: list[dict], spec: dict) -> Figure:
+    """Rows of `overview`."""
+    titles = ("score", "overestimation", "dead share", "srank")
+    cells, learned = defaultdict(lambda: defaultdict(list)), defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["row"] == "learned":
+            learned[row["column"], row["variant"]][row["unit"]].append((row["step"], row["value"]))
+        else:
+            cells[row["row"], row["column"], row["unit"]][row["variant"], row["seed"]].append(
+                (row["step"], row["value"])
+            )
+    heights = [2.5 * len(spec["lines"]), *[2.6] * bool(learned)]
+    figure = Figure((13, sum(heights) + 0.9), layout="constrained")
+    top, *bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    grid, handles = top.subplots(len(spec["lines"]), len(titles), squeeze=False), {}
+    for line, name in zip(grid, spec["lines"]):
+        variants = list(dict.fromkeys(v for (row, *_), found in cells.items() if row == name for v, _ in found))
+        own = looks(variants)
+        for panel, title in zip(line, titles):
+            unit, found = next(((u, x) for (row, c, u), x in cells.items() if (row, c) == (name, title)), ("", {}))
+            panel.set_title(name if title == "score" else title, fontsize=8)
+            panel.set_ylabel(unit if title == "score" else "", fontsize=8)
+            for variant in variants:
+                series = [np.array(points) for (v, _), points in found.items() if v == variant]
+                if not series:
+                    continue
+                for points in series:
+                    panel.plot(*points.T, color=own[variant]["color"], linewidth=0.5, alpha=0.4)
+                steps = np.unique(np.concatenate([points[:, 0] for points in series]))
+                steps = steps[steps <= min(points[-1, 0] for points in series)]  # not past the seed furthest behind
+                mean, every = np.mean([on_grid(points, steps) for points in series], axis=0), max(1, len(steps) // 5)
+                options = {**own[variant], "linewidth": 1.5, "markersize": 4, "markevery": every, "label": variant}
+                (handles[variant],) = panel.plot(steps, mean, **options)
+            if found:
+                _scale(panel, "symlog", np.concatenate([np.array(points)[:, 1] for points in found.values()]) / 1e3)
+            else:
+                _tell(panel, "not logged", color="0.4")
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for panel in grid[-1]:
+        panel.set_xlabel("steps (environment steps, or updates)", fontsize=8)
+    _legend(top, list(handles.values()), fontsize=8)
+    for part in bottom:
+        panels = part.subplots(1, 4)
+        for panel, ((title, variant), found) in zip(panels, learned.items()):
+            for unit, points in found.items():
+                look = FIRST if unit.startswith("before") else {"color": style(variant.split(", ")[0])["color"]}
+                panel.plot(*np.array(points).T, **look, alpha=0.8)
+            _limit(panel, np.concatenate([np.array(points)[:, 1] for points in found.values()]))
+            panel.set_title(title, fontsize=8)
+            panel.set_xlabel("pre-activation x")
+        for panel in panels[len(learned) :]:
+            panel.remove()
+        part.suptitle("learned activations, one curve per layer; dashed: before training", fontsize=8)
+    _caption(figure, *spec["caption"])
     return figure
 
 
+DRAWERS = {  # kind of a figure: function of the rows of its CSV and of its entry in figures.json
+    "curves": draw_curves,
+    "environments": draw_environments,
+    "intervals": draw_intervals,
+    "parts": draw_parts,
+    "densities": draw_densities,
+    "overview": draw_overview,
+}
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 ROWS = {  # subcommand: function; each is a row of the papers' figures
@@ -2214,8 +2229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif isinstance(command, TableCommand):
         print(*write_tables(command.runs, command.out), sep="\n")
     elif isinstance(command, OverviewCommand):
-        figure = overview_figure(command.runs)
-        print(*(_save(figure, command.out / f"overview.{kind}") for kind in ("png", "pdf")), sep="\n")
+        print(*overview(command.runs, command.out), sep="\n")
     elif isinstance(command, RunCommand):
         print(*draw_run(command.folder) or ["nothing to draw yet"], sep="\n")
     elif isinstance(command, FunctionApproximationCommand):

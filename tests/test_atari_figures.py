@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from test_paper_figures import DMC, STEPS, read_csv, sac_runs, write_run
+from test_paper_figures import DMC, STEPS, SWEEP, read_csv, sac_runs, write_run
 
 import figures
 import metrics
@@ -135,15 +135,21 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     assert latex.count(r"\\") == 8 and r"sac\_continuous" in latex and r"$\pm$" in latex
 
 
-def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys):
-    sac_runs(tmp_path / "runs")
+def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
+    truth, kept = sac_runs(tmp_path / "runs"), []
     pqn_runs(tmp_path / "runs", games=sorted(metrics.atari_scores())[:8], activations=("relu",), seeds=1)
-    figure = figures.overview_figure(tmp_path / "runs")
-    titles = [axes.get_title() for part in figure.subfigs for axes in part.axes]
-    named = [title for title in titles if ", " in title]
-    assert len(named) == figures.MOST and "sac_continuous, metaworld/sweep-v3" in named
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or path)
+    figures.overview(tmp_path / "runs", tmp_path / "out")
     told = capsys.readouterr().out
-    assert told.count("not on the page: pqn_atari on") == 2 and "2 further environments" in figure.get_suptitle()
+    assert told.count("not on the page: pqn_atari, ") == 2 and "2 further environments" in kept[0].get_suptitle()
+    panels = [axes for part in kept[0].subfigs for axes in part.axes]
+    named = {axes.get_title(): axes for axes in panels if ", " in axes.get_title()}
+    assert len(named) == figures.MOST
+    lines = [line for line in named["sac_continuous, metaworld/sweep-v3"].lines if line.get_label() == "crational"]
+    mean = np.mean([truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0)  # its score is the success rate
+    np.testing.assert_allclose(lines[0].get_xydata(), np.stack([STEPS, mean], -1), rtol=1e-5)
+    empty = sum(text.get_text() == "not logged" for axes in panels for text in axes.texts)
+    assert empty == 2 * 3 + 6  # SAC: overestimation, dead share, srank; PQN: overestimation
 
 
 def test_figures_json_is_enough_to_draw_again(tmp_path):
