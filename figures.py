@@ -2090,6 +2090,8 @@ def draw_overview(rows: list[dict], spec: dict) -> Figure:
                 _scale(panel, "symlog", np.concatenate([np.array(points)[:, 1] for points in found.values()]) / 1e3)
             else:
                 _tell(panel, "not logged", color="0.4")
+                panel.set(xticks=[], yticks=[])
+                continue
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     for panel in grid[-1]:
         panel.set_xlabel("steps (environment steps, or updates)", fontsize=8)
