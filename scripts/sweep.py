@@ -165,7 +165,14 @@ class RayTasks:
         with runlog.errors_are_user_errors(f"--ray {address}: Ray does not start", "check the address"):
             ray.init(address, logging_level="error", log_to_driver=False, **local)
         ray.cloudpickle.register_pickle_by_value(sweep_task)  # workers elsewhere need not find it
-        per_gpu = slots_per_gpu or ("GPU" in ray.cluster_resources() and 1)
+        resources = ray.cluster_resources()
+        for flag, amount, kind in (("--slots-per-gpu", slots_per_gpu, "GPU"), ("--threads", threads, "CPU")):
+            most = max((node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
+            if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait for ever
+                ray.shutdown()
+                told = "the cluster has no GPU; leave it out" if kind == "GPU" else f"no machine has more than {most:g}"
+                raise runlog.UserError(f"{flag} {amount}: {told}")
+        per_gpu = slots_per_gpu or ("GPU" in resources and 1)
         options = {"num_cpus": threads, "num_gpus": 1 / per_gpu if per_gpu else 0, "max_retries": LOST_NODES}
         self.task = ray.remote(**options)(sweep_task.run)
         prefixes = ("MUJOCO_", "WANDB_", "TORCH")  # workers have the environment of their node, not ours

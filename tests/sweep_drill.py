@@ -16,6 +16,8 @@ TOY = Path(__file__).resolve().parent / "toy_training.py"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import sweep as launcher  # noqa: E402
+import sweep_plan  # noqa: E402, F401
+import sweep_task  # noqa: E402, F401
 
 
 def environment(**variables) -> dict[str, str]:

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-import sweep_task
 from sweep_drill import (
     TOY,
     alive,
@@ -21,9 +20,15 @@ from sweep_drill import (
     launch,
     steps,
     sweep,
+    sweep_task,
     wait_for,
     wait_until_all_run,
 )
+
+
+def said(folder) -> list[str]:
+    log = folder / "launcher.log"
+    return log.read_text().splitlines() if log.exists() else []
 
 
 def test_all_runs_end_and_then_are_skipped(tmp_path):
@@ -112,7 +117,7 @@ def test_waits_for_a_run_that_somebody_else_has(tmp_path):
     )
     wait_until_all_run(tmp_path, 1, 1)
     launcher = fork(tmp_path, grid(2, 60, 0.1), "--slots", "2")
-    told = wait_for(lambda: [x for x in (tmp_path / "launcher.log").read_text().splitlines() if "waiting:" in x])
+    told = wait_for(lambda: [x for x in said(tmp_path) if "waiting:" in x])
     assert f"is in use by process {orphan}" in told[0] and "__s1__" in told[0]
     assert launcher.is_alive()
     kill(orphan)
