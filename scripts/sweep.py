@@ -19,6 +19,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -152,6 +153,12 @@ class RayTasks:
     """Ray tasks, all submitted at once; each runs its process as a child. Ray starts those of a lost machine again."""
 
     def __init__(self, sweep: Path, address: str | None, threads: int, slots_per_gpu: int | None):
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        host, _, port = address.rpartition(":")
+        own_machine = address == "local" or host in ("127.0.0.1", "localhost")
+        if own_machine:  # read when Ray is imported; says "no cluster", upon which it listens on loopback only
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
         try:
             import ray
         except ImportError:
@@ -159,10 +166,10 @@ class RayTasks:
             raise runlog.UserError(told) from None
         self.ray, self.sweep, self.tasks = ray, sweep.resolve(), {}
         self.began, self.looked, self.under_way = time.time(), 0.0, []
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
         with runlog.errors_are_user_errors(f"--ray {address}: Ray does not start", "check the address"):
+            if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
+            local = {"include_dashboard": False} if address == "local" else {}
             ray.init(address, logging_level="error", log_to_driver=False, **local)
         ray.cloudpickle.register_pickle_by_value(sweep_task)  # workers elsewhere need not find it
         resources = ray.cluster_resources()

@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 from sweep_drill import ROOT, TOY, environment, grid, launcher, sweep_plan, sweep_task
@@ -181,7 +181,7 @@ def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
 def test_dry_run_prints_what_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [str(TOY), "--seed", "2", "--total", "1", "--pause", "0.0"]
-    subprocess.run([os.sys.executable, *words], cwd=tmp_path, env=environment(), check=True)
+    subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment(), check=True)
     monkeypatch.setattr("sys.stdin", io.StringIO("# a comment\n\n" + grid(3, 1, 0.0) + "\n"))
     args = runlog.parse_args(launcher.Args, ["-", grid(3, 2, 0.0), "--dry-run", "--ray"])
     assert launcher.main(args) == 0
@@ -221,3 +221,12 @@ def test_slurm_file(tmp_path, monkeypatch, capsys):
     assert seen == [1, 2, 3, 4, 5, 6]
     assert not list(ROOT.glob("*.sbatch"))
     assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0  # nothing is left
+
+
+def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
+        launcher.main(runlog.parse_args(launcher.Args, [grid(1, 1, 0.0), "--ray"]))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: --ray: Ray is not installed; pip install -r requirements-sweep.txt\n"
