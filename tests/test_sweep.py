@@ -230,3 +230,15 @@ def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
         launcher.main(runlog.parse_args(launcher.Args, [grid(1, 1, 0.0), "--ray"]))
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: --ray: Ray is not installed; pip install -r requirements-sweep.txt\n"
+
+
+def test_the_commands_of_the_docs_are_planned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    text = (ROOT / "docs" / "sweeps.md").read_text() + (ROOT / "scripts" / "sweep.py").read_text()
+    commands = re.findall(r"^ *python scripts/sweep.py (.*)$", text, re.MULTILINE)
+    assert len(commands) >= 8
+    for command in commands:
+        words = [word for word in shlex.split(command) if word != "--dry-run"]
+        assert launcher.main(runlog.parse_args(launcher.Args, [*words, "--dry-run"])) == 0
+        assert capsys.readouterr().out.count("python ") >= 2

@@ -57,6 +57,12 @@ def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
     assert check_exactly_once(tmp_path, 2, 80) == {one: 3, other: 3}
 
 
+def test_half_a_gpu_where_there_is_none_would_wait_for_ever(cluster, tmp_path):
+    launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray", cluster.address, "--slots-per-gpu", "2")
+    assert launcher.wait(240) == 2
+    assert "error: --slots-per-gpu 2: the cluster has no GPU" in (tmp_path / "launcher.log").read_text()
+
+
 def test_a_node_is_lost(cluster, tmp_path):
     launcher = launch(tmp_path, grid(6, 60, 0.1), "--ray", cluster.address)
     under_way = wait_until_all_run(tmp_path, 4, 3)
@@ -71,9 +77,6 @@ def test_a_node_is_lost(cluster, tmp_path):
 
 
 def test_a_cluster_of_its_own(tmp_path):
-    launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray", "--slots-per-gpu", "2")  # half a GPU: it would wait for ever
-    assert launcher.wait(240) == 2
-    assert "error: --slots-per-gpu 2: the cluster has no GPU" in (tmp_path / "launcher.log").read_text()
     launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray")
     assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
     assert set(check_exactly_once(tmp_path, 2, 2).values()) == {1}
