@@ -1,0 +1,244 @@
+"""Grids, cells, run folders and wrong input of scripts/sweep.py. `pytest -q tests/test_sweep.py` (about 15 s)."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from sweep_drill import ROOT, TOY, environment, grid, launcher, sweep_plan, sweep_task
+
+import continual_supervised
+import dqn_atari
+import function_approximation
+import ppo_atari
+import pqn_atari
+import runlog
+import sac_continuous
+
+SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
+SCRIPTS = {script.__name__: script for script in SCRIPTS}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.py",
+        "a.py{,-x}",
+        "{a,b}{1..3}c{d,e}",
+        "x{a,b{1,2},{c,d}e}y",
+        "{3..1}{-1..1}",
+        "--f={relu,tanh*tanh,identity+silu}",
+        "{{1..2},{7..8}}/{,}",
+    ],
+)
+def test_braces_are_those_of_bash(text):
+    done = subprocess.run(["bash", "-fc", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True)
+    assert sweep_plan.expand(text) == done.stdout.splitlines()
+
+
+def test_alternatives_may_hold_spaces_and_be_alone():
+    assert sweep_plan.expand("x {--a 1,--b 2 --c {3,4}} {relu}") == [
+        "x --a 1 relu",
+        "x --b 2 --c 3 relu",
+        "x --b 2 --c 4 relu",
+    ]
+    for wrong in ("a {b", "a b}", "{a}}", "}{a,b}", "{a,{b}"):
+        with pytest.raises(runlog.UserError, match="balance the braces"):
+            sweep_plan.expand(wrong)
+
+
+def test_seeds_in_groups():
+    assert sweep_plan.group_seeds([3, 1, 2, 9, 2], 10) == [[1, 2, 3], [9]]
+    assert sweep_plan.group_seeds(range(1, 6), 2) == [[1, 2], [3, 4], [5]]
+    assert sweep_plan.group_seeds([4, 5], 1) == [[4], [5]] and sweep_plan.group_seeds([], 1) == []
+    assert sweep_plan.split_seed(["--a", "--seed", "4", "b"]) == (["--a", "b"], 4)
+    assert sweep_plan.split_seed(["--a", "--seed=4", "b"]) == (["--a", "b"], 4)
+    for kept in (["--seed", "4", "--num-seeds", "2"], ["--num_seeds=2", "--seed", "4"], ["--seed"], ["--seed", "x"]):
+        assert sweep_plan.split_seed(kept) == (kept, None)
+
+
+def plan(*grids: str, runs_dir=None, most=0) -> list[dict]:
+    return sweep_plan.plan([each for text in grids for each in sweep_plan.expand(text)], runs_dir, most, 3)
+
+
+def test_cells_of_seeds_and_of_scripts():
+    sac = "sac_continuous.py --activation {relu,crational --utd 10} --seed {1..3}"
+    atari = "pqn_atari.py --env-id ALE/Pong-v5 --seed {1..2}"
+    processes = plan(
+        sac, "sac_continuous.py --num-seeds 4 --seed 7", atari, "sac_continuous.py --activation relu --seed {2,5}"
+    )
+    told = [shlex.join(["x.py", *process["argv"][1:]]) for process in processes]
+    assert told == [
+        "x.py --activation relu --seed 1 --num-seeds 3",
+        "x.py --activation relu --seed 5",
+        "x.py --activation crational --utd 10 --seed 1 --num-seeds 3",
+        "x.py --num-seeds 4 --seed 7",
+        "x.py --env-id ALE/Pong-v5 --seed 1 --env-threads 3",
+        "x.py --env-id ALE/Pong-v5 --seed 2 --env-threads 3",
+    ]
+    assert [len(process["runs"]) for process in processes] == [3, 1, 3, 4, 1, 1]
+    assert len({run for process in processes for run in process["runs"]}) == 13
+    assert re.fullmatch(r"dm_control-cheetah-run-v0__sac_continuous__relu__s1-3__\w{10}", processes[0]["id"])
+    assert processes[0]["env"]["OMP_NUM_THREADS"] == "3"
+    assert plan(sac, sac) == plan(sac)  # overlapping grids
+    halves = [process["argv"][-1] for process in plan(sac, most=2)]
+    assert halves == ["2", "3", "2", "3"]
+    (process,) = plan("sac_continuous.py", runs_dir="there")
+    assert process["runs"][0].startswith("there/dm_control") and process["argv"][-2:] == ["--runs-dir", "there"]
+    assert plan("sac_continuous.py --runs-dir here", runs_dir="there")[0]["runs"][0].startswith("here/dm_control")
+
+
+MAINS = {
+    "sac_continuous": "--env-id Pendulum-v1 --activation tanh_hr --seed 3 --num-seeds 2 --rational.init-scale 2",
+    "dqn_atari": "--env-id ALE/Pong-v5 --activation crelu --seed 2",
+    "ppo_atari": "--env-id Pong --width 64",
+    "pqn_atari": "--env-id Breakout --encoder-activation relu",
+    "continual_supervised": "--activation rational --seed 4 --num-seeds 3 --tasks permuted_labels",
+    "function_approximation": "--activations relu tanh_hr --learning-rates 1e-3 1e-2 --seed 2 --num-seeds 2",
+}
+
+
+@pytest.mark.parametrize("script", MAINS)
+def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monkeypatch):
+    opened = []
+
+    @contextlib.contextmanager
+    def record(runs, args, job_type):
+        opened.extend(str(run.folder) for run in runs.values())
+        yield []
+
+    module = SCRIPTS[script]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runlog, "opened", record)
+    monkeypatch.setattr(runlog, "draw_function_approximation", lambda *_: None)
+    monkeypatch.setattr(function_approximation, "save_table1", lambda *_: None)
+    flags = [*MAINS[script].split(), "--device", "cpu", "--threads", "1"]
+    args = runlog.parse_args(module.Args, flags)
+    module.main(args)
+    (process,) = plan(shlex.join([f"{script}.py", *flags]))
+    assert sorted(process["runs"]) == sorted(opened) and len(opened) == len({*opened}) > 0
+    assert opened[0].startswith("runs/") and f"__{script}__" in opened[0]
+
+
+def test_a_sequence_of_tasks_is_planned_at_its_length():
+    (process,) = plan(
+        "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} --steps-per-task 10000"
+    )
+    args = runlog.parse_args(sac_continuous.Args, process["argv"][1:])
+    (run,) = runlog.make_runs(dataclasses.replace(args, total_timesteps=20_000), "sac_continuous").values()
+    assert process["runs"] == [str(run.folder)]
+
+
+def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import activations\nimport sac_continuous\nraise RuntimeError('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    (process,) = plan("mine.py --activation snake --seed {1..2}")
+    assert process["argv"] == ["mine.py", "--activation", "snake", "--seed", "1", "--num-seeds", "2"]
+    assert "__sac_continuous__snake__s2__" in process["runs"][1]
+
+
+@pytest.mark.parametrize(
+    ("grids", "told"),
+    [
+        ("", "give a grid"),
+        ("sac_continuous.py --utd {1,2", "balance the braces"),
+        ("sac_continuous.py --activation 'x", "balance the quotes"),
+        ("python sac_continuous.py", "leave the interpreter out"),
+        ("sac_continous.py", "sac_continous.py: is no script here"),
+        ("runlog.py", "has no class Args"),
+        ("sac_continuous.py --utd {1,x}", "sac_continuous.py --utd x: "),
+        ("sac_continuous.py --fresh", "--fresh has no place in a sweep"),
+        ("sac_continuous.py --help", "trains nothing"),
+        ("function_approximation.py --seed {1,2}", "share runs, such as "),
+        ("sac_continuous.py --env-id a b", "--steps-per-task"),
+        ("sac_continuous.py --slots 0", "--slots 0: must lie in [1, inf)"),
+        ("sac_continuous.py --limit -1", "--limit -1: must lie in [0, inf)"),
+        ("sac_continuous.py --slots-per-gpu 2", "--slots-per-gpu 2: no GPU here; use --slots"),
+        ("sac_continuous.py --name ../x", "--name ../x: is a folder's name"),
+        ("sac_continuous.py --ray --slurm x", "does not go with --ray"),
+        ("sac_continuous.py --ray --slots 3", "Ray counts CPUs and GPUs itself"),
+        ("sac_continuous.py --slurm x --slots-per-gpu 2", "with --slurm give 1"),
+    ],
+)
+def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    flags = re.search(r" (--(slots|limit|name|ray|slots-per-gpu|slurm) .*)$", grids)
+    command = grids[: flags.start()] if flags else grids
+    argv = [command] * bool(command) + (flags[1].split() if flags else [])
+    with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
+        launcher.main(runlog.parse_args(launcher.Args, argv))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ") and told in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_prints_what_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [str(TOY), "--seed", "2", "--total", "1", "--pause", "0.0"]
+    subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment(), check=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("# a comment\n\n" + grid(3, 1, 0.0) + "\n"))
+    args = runlog.parse_args(launcher.Args, ["-", grid(3, 2, 0.0), "--dry-run", "--ray"])
+    assert launcher.main(args) == 0
+    printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    left = [("1", "1"), ("1", "3"), ("2", "1"), ("2", "2"), ("2", "3")]
+    assert [tuple(line[i] for i in (line.index("--total") + 1, line.index("--seed") + 1)) for line in printed] == left
+    assert all(line[:2] == ["python", str(TOY)] for line in printed) and not (tmp_path / "runs/sweeps").exists()
+
+
+def test_the_address_behind_ray_is_told_from_a_grid():
+    for words, address in (
+        (["--ray", "g.py --x"], ()),
+        (["--ray", "h:1", "g.py --x"], ("h:1",)),
+        (["g.py --x", "--ray"], ()),
+    ):
+        args = launcher.validate(runlog.parse_args(launcher.Args, words))
+        assert (args.ray, args.grids) == (address, ("g.py --x",))
+
+
+def test_slurm_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher, "MAX_ARRAY", 4)
+    words = [grid(6, 1, 0.0), "--slurm", "s p.sbatch", "--slots", "2", "--threads", "3", "--name", "n"]
+    assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0
+    assert capsys.readouterr().out == "sbatch 's p.sbatch'\nsbatch 's p.sbatch-2'\n"
+    manifest = [json.loads(line) for line in (tmp_path / "runs/sweeps/n/manifest.jsonl").read_text().splitlines()]
+    assert list(sweep_task.read_manifest(tmp_path / "runs/sweeps/n")) == [line["id"] for line in manifest]
+    seen = []
+    for name, last in (("s p.sbatch", 3), ("s p.sbatch-2", 1)):
+        text = (tmp_path / name).read_text()
+        assert f"#SBATCH --array=0-{last}%2\n" in text and "--cpus-per-task=3\n" in text and "--gres" not in text
+        assert subprocess.run(["bash", "-n", name], cwd=tmp_path).returncode == 0
+        for task in range(last + 1):  # as a task of the array would
+            env = environment(SLURM_ARRAY_TASK_ID=str(task))
+            assert subprocess.run(["bash", str(tmp_path / name)], cwd="/", env=env).returncode == 0
+            seen.append(len(list(tmp_path.glob("runs/*/finished.txt"))))
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert not list(ROOT.glob("*.sbatch"))
+    assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0  # nothing is left
+
+
+def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
+        launcher.main(runlog.parse_args(launcher.Args, [grid(1, 1, 0.0), "--ray"]))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: --ray: Ray is not installed; pip install -r requirements-sweep.txt\n"
+
+
+def test_the_commands_of_the_docs_are_planned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    text = (ROOT / "docs" / "sweeps.md").read_text() + (ROOT / "scripts" / "sweep.py").read_text()
+    commands = re.findall(r"^ *python scripts/sweep.py (.*)$", text, re.MULTILINE)
+    assert len(commands) >= 8
+    for command in commands:
+        words = [word for word in shlex.split(command) if word != "--dry-run"]
+        assert launcher.main(runlog.parse_args(launcher.Args, [*words, "--dry-run"])) == 0
+        assert capsys.readouterr().out.count("python ") >= 2

@@ -1,0 +1,91 @@
+"""Sweeps on Ray: failures, and two drills. On loopback, without a dashboard. `pytest -q tests/test_sweep_ray.py`."""
+
+import os
+import subprocess
+
+import pytest
+from sweep_drill import alive, check_exactly_once, grid, kill, launch, steps, wait_for, wait_until_all_run
+
+# Read when ray is imported: loopback only; no token (it would be written into the home folder); no reports.
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+NODE = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of two CPUs each; the first is the head."""
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.second = cluster.add_node(**NODE)
+    yield cluster
+    cluster.shutdown()
+
+
+def workers_of(node) -> set[int]:
+    """Processes whose ancestor is the node's raylet."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in listed.splitlines())
+    found = {raylet}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
+    """One after the other; also a run that fails, whose code and log the launcher tells."""
+    words = [grid(2, 80, 0.1), grid(1, 2, 0, "--env-id bad --fail 3"), "--ray", cluster.address]
+    first = launch(tmp_path, *words)
+    under_way = wait_until_all_run(tmp_path, 2, 3)
+    kill(first.pid)
+    first.wait()
+    wait_for(lambda: not any(alive(rows[-1][1]) for rows in under_way.values()), 60)
+    again = launch(tmp_path, *words)
+    before = {name: len(rows) for name, rows in steps(tmp_path).items()}
+    wait_for(lambda: all(len(rows) > before[name] + 3 for name, rows in steps(tmp_path).items() if name in under_way))
+    one, other = sorted(under_way)
+    kill(pid := steps(tmp_path)[one][-1][1])  # the training process
+    kill(worker := int(os.popen(f"ps -o ppid= -p {steps(tmp_path)[other][-1][1]}").read()))  # Ray's
+    assert again.wait(240) == 1 and not alive(pid) and not alive(worker)
+    told = (tmp_path / "launcher.log").read_text()
+    assert "ended with exit code -9, goes on later: toy__" in told and "| this is the end" in told
+    assert "2 of 3 processes done, 1 failed, 0 left" in told
+    for file in tmp_path.glob("runs/bad__*/steps.txt"):
+        file.unlink()
+    assert check_exactly_once(tmp_path, 2, 80) == {one: 3, other: 3}
+
+
+def test_half_a_gpu_where_there_is_none_would_wait_for_ever(cluster, tmp_path):
+    launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray", cluster.address, "--slots-per-gpu", "2")
+    assert launcher.wait(240) == 2
+    assert "error: --slots-per-gpu 2: the cluster has no GPU" in (tmp_path / "launcher.log").read_text()
+
+
+def test_a_node_is_lost(cluster, tmp_path):
+    launcher = launch(tmp_path, grid(6, 60, 0.1), "--ray", cluster.address)
+    under_way = wait_until_all_run(tmp_path, 4, 3)
+    there = workers_of(cluster.second)
+    lost = {name for name, rows in under_way.items() if rows[-1][1] in there}
+    assert len(lost) == 2 and len(under_way) == 4  # as many as CPUs
+    cluster.remove_node(cluster.second, allow_graceful=False)
+    wait_for(lambda: not any(alive(under_way[name][-1][1]) for name in lost), 20)
+    assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
+    sessions = check_exactly_once(tmp_path, 6, 60)
+    assert {name for name, number in sessions.items() if number == 2} == lost and sum(sessions.values()) == 8
+
+
+def test_a_cluster_of_its_own(tmp_path):
+    launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray")
+    assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
+    assert set(check_exactly_once(tmp_path, 2, 2).values()) == {1}
+
+
+def test_nobody_at_the_address(tmp_path):
+    assert launch(tmp_path, grid(1, 1, 0), "--ray", "127.0.0.1:9").wait(240) == 2
+    told = (tmp_path / "launcher.log").read_text()
+    assert (
+        told.startswith("error: --ray 127.0.0.1:9: Ray does not start (ConnectionRefusedError")
+        and told.count("\n") == 1
+    )
