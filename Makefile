@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo figures test test-slow lint format bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -36,6 +36,9 @@ setup: .venv/runtime.stamp  ## create .venv with what the scripts need
 
 demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a table, draw runs/demo.png
 	@PYTHON=$(BIN)/python scripts/demo.sh
+
+figures: .venv/runtime.stamp  ## draw every figure under results/ again, from the CSV files beside it
+	@$(BIN)/python figures.py redraw results
 
 test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"

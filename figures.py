@@ -6,6 +6,7 @@
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
     python figures.py continual --runs runs --out figures
     python figures.py function_approximation --runs runs/regression* --out runs/function_approximation
+    python figures.py redraw results
 
 Colours are Okabe and Ito's, safe for the colour-blind, and one activation has one colour and line style everywhere.
 """
@@ -32,6 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 from scipy import stats
 
 import activations
@@ -389,12 +391,16 @@ def aligned(runs: list[Loaded], key: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def _draw_curves(panel, groups: dict[str, list[Loaded]], key: str, title: str, ylabel: str, looks=None) -> None:
-    """Mean over seeds where all have a value, with the min-max band; each seed as a thin line. looks: group -> look,
-    if its name is no activation."""
+def _draw_curves(panel, groups: dict[str, list[Loaded]], key: str, title: str, ylabel: str) -> None:
+    """_draw_seeds of a key of these runs."""
+    _draw_seeds(panel, {name: aligned(runs, key) for name, runs in groups.items()}, title, ylabel)
+
+
+def _draw_seeds(panel, curves: dict[str, tuple], title: str, ylabel: str, looks: dict | None = None) -> None:
+    """Mean over seeds where all have a value, with the min-max band; each seed as a thin line. curves: group -> steps
+    and values (seeds, steps); looks: group -> look, if its name is no activation."""
     largest = 0.0
-    for activation, runs in groups.items():
-        steps, values = aligned(runs, key)
+    for activation, (steps, values) in curves.items():
         if not steps.size:
             continue
         look, everywhere = (looks or {}).get(activation) or style(activation), ~np.isnan(values).any(0)
@@ -403,7 +409,7 @@ def _draw_curves(panel, groups: dict[str, list[Loaded]], key: str, title: str, y
             panel.plot(steps, row, color=look["color"], linewidth=0.5, alpha=0.45)
         x, y = steps[everywhere], values[:, everywhere]
         panel.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.13, linewidth=0)
-        label, every = f"{activation} (n = {len(runs)})", max(1, len(x) // 6)
+        label, every = f"{activation} (n = {len(values)})", max(1, len(x) // 6)
         panel.plot(x, y.mean(0), **look, label=label, linewidth=1.8, markersize=4.5, markevery=every)
     if largest > 1e4:
         panel.set_yscale("symlog", linthresh=10)
@@ -541,55 +547,90 @@ def pooled(runs: list[Loaded]) -> dict[tuple[str, str], list[History]]:
     return dict(sorted(found.items(), key=lambda item: (item[0][0], _depth(item[0][1]))))
 
 
-@matplotlib.rc_context(RC)
-def preactivation_history_figure(run_folders: Sequence[str | Path]) -> Figure:
-    """Density of the pre-activations over training as a heat map, a row per layer, a column per activation; seeds and
-    twin critics weigh the same. Lines: quantiles (1, 50, 99 %), and the smallest and largest value that any run saw."""
+BINS, MEASURES_SHOWN = 80, 40  # of a heat map: of the pre-activation; steps at most
+
+
+def preactivation_rows(run_folders: Sequence[str | Path]) -> list[dict]:
+    """Points of `draw_preactivations`, a row per layer, activation and step: quantiles, smallest and largest value that
+    any run saw (since the row before), and the densities d00, d01, ... in bins between first_edge and last_edge whose
+    edges are evenly spaced in arcsinh (fine near 0, coarse far out). Seeds and twin critics weigh the same."""
     groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
-    rows = list(next(iter(groups.values())))
-    if not rows:
+    keys = sorted({key for group in groups.values() for key in group}, key=lambda key: (key[0], _depth(key[1])))
+    if not keys:
         raise runlog.UserError("the runs have no histograms yet; train with --metrics-frequency above 0")
-    env_id = read_config(Path(run_folders[0]))["env_id"]
-    figure = Figure((4.2 * len(groups) + 1, 2.1 * len(rows) + 1), layout="constrained")
-    grid = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
+    rows = []
+    for key in keys:
+        shown = {name: group[key] for name, group in groups.items() if key in group and len(group[key][0].steps)}
+        ends = np.array([e[[0, -1]] for each in shown.values() for h in each for e in h.edges]).reshape(-1, 2)
+        for name, each in shown.items():
+            first, last = np.arcsinh([ends.min(), ends.max()]) * 1.03
+            x = np.sinh(np.linspace(first, last, 2 * BINS + 1))
+            share = np.mean([h.below(x) for h in each], axis=0)
+            density = np.diff(share[:, ::2], axis=1) / np.diff(x[::2])
+            low, high = (np.array([[e[i] for e in h.edges] for h in each]) for i in (0, -1))
+            steps = each[0].steps
+            kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MEASURES_SHOWN)).round().astype(int))
+            since = np.append(0, kept[:-1] + 1)
+            low, high = np.minimum.reduceat(low.min(0), since), np.maximum.reduceat(high.max(0), since)
+            own = {"network": key[0], "layer": key[1], "activation": name}
+            own |= {"n": len(each) // (2 if key[0] == "critics" else 1)}
+            for k, i in enumerate(kept):
+                row = own | {"step": int(steps[i]), "smallest": float(low[k])}
+                row |= {q: float(np.interp(level, share[i], x)) for q, level in QUANTILES.items()}
+                row |= {"largest": float(high[k]), "first_edge": float(x[0]), "last_edge": float(x[-1])}
+                rows.append(row | {f"d{b:02d}": float(f"{d:.3g}") if d > 1e-5 else 0 for b, d in enumerate(density[i])})
+    return rows
+
+
+QUANTILES = {"q01": 0.01, "median": 0.5, "q99": 0.99}
+
+
+def draw_preactivations(rows: list[dict], spec: dict) -> Figure:
+    """Rows of preactivation_rows: density of the pre-activations over training as a heat map, a row per layer, a column
+    per activation; lines: quantiles (1, 50, 99 %), smallest and largest value. spec: activations in their order."""
+    layers = list(dict.fromkeys((row["network"], row["layer"]) for row in rows))
+    names = spec["activations"]
+    figure = Figure((4.2 * len(names) + 1, 2.1 * len(layers) + 1), layout="constrained")
+    grid = figure.subplots(len(layers), len(names), squeeze=False, sharex=True, sharey="row")
     norm, mesh = LogNorm(1e-3, 3.0), None
-    for line, key in zip(grid, rows):
-        shown = [group[key] for group in groups.values() if key in group]
-        ends = np.concatenate([e[[0, -1]] for each in shown for h in each for e in h.edges])
-        x = np.sinh(
-            np.linspace(*(1.03 * np.arcsinh(end) for end in (ends.min(), ends.max())), 161)
-        )  # fine near 0, coarse far out
-        for panel, (name, group) in zip(line, groups.items()):
+    for line, layer in zip(grid, layers):
+        for panel, name in zip(line, names):
+            mine = [r for r in rows if (r["network"], r["layer"], r["activation"]) == (*layer, name)]
             panel.grid(False)
-            panel.set_title(
-                f"{name} (n = {len(group.get(key, ())) // (2 if key[0] == 'critics' else 1)}), {', '.join(key)}"
-            )
-            if key not in group or not len(group[key][0].steps):
+            panel.set_title(f"{name} (n = {mine[0]['n'] if mine else 0}), {', '.join(layer)}")
+            if not mine:
                 _tell(panel, "no data")
                 continue
-            steps, share = group[key][0].steps, np.mean([h.below(x) for h in group[key]], axis=0)
-            density = np.maximum(np.diff(share, axis=1) / np.diff(x), 1e-12)
-            middles = (steps[1:] + steps[:-1]) / 2
+            shown = ("step", *QUANTILES, "smallest", "largest", *(f"d{b:02d}" for b in range(BINS)))
+            steps, low, median, high, smallest, largest, *density = _columns(mine, ("activation", name), *shown)
+            first, last = np.arcsinh([float(mine[0][end]) for end in ("first_edge", "last_edge")])
+            x, middles = np.sinh(np.linspace(first, last, BINS + 1)), (steps[1:] + steps[:-1]) / 2
             borders = np.concatenate([[steps[0]], middles, [steps[-1]]]) if len(steps) > 1 else steps[0] + [-0.5, 0.5]
-            mesh = panel.pcolormesh(borders, x, density.T, norm=norm, cmap="Blues", rasterized=True)
-            for level, look in ((0.01, ":"), (0.5, "-"), (0.99, ":")):
-                panel.plot(steps, [np.interp(level, s, x) for s in share], color=RED, linestyle=look, linewidth=1.2)
-            for pick, index in ((min, 0), (max, -1)):
-                extreme = [pick(h.edges[t][index] for h in group[key]) for t in range(len(steps))]
-                panel.plot(steps, extreme, color=BLACK, linewidth=0.8)
+            values = np.maximum(density, 1e-12)
+            mesh = panel.pcolormesh(borders, x, values, norm=norm, cmap="Blues", rasterized=True)
+            for values, look in ((low, ":"), (median, "-"), (high, ":")):
+                panel.plot(steps, values, color=RED, linestyle=look, linewidth=1.2)
+            for values in (smallest, largest):
+                panel.plot(steps, values, color=BLACK, linewidth=0.8)
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            if np.abs(x).max() > 100:
+                panel.set_yscale("symlog", linthresh=1.0)
         line[0].set_ylabel("pre-activation x")
-        if max(abs(ends.min()), abs(ends.max())) > 100:
-            line[0].set_yscale("symlog", linthresh=1.0)
     for panel in grid[-1]:
         panel.set_xlabel("environment steps")
     handles = [Line2D([], [], color=RED, label="median"), Line2D([], [], color=RED, linestyle=":", label="1 and 99 %")]
     handles.append(Line2D([], [], color=BLACK, linewidth=0.8, label="smallest and largest of all runs"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    if mesh is not None:
-        figure.colorbar(mesh, ax=list(grid.ravel()), label="density (1 / unit of x)", extend="both", pad=0.02)
-    figure.suptitle(f"Pre-activations over training, {env_id}", fontsize=10)
+    figure.colorbar(mesh, ax=list(grid.ravel()), label="density (1 / unit of x)", extend="both", pad=0.02)
+    _caption(figure, *spec["caption"])
     return figure
+
+
+def write_preactivations(run_folders: Sequence[str | Path], out: Path, name: str, kinds=("png", "pdf")) -> list[Path]:
+    """write_figure of the runs' pre-activations over training."""
+    rows, configs = preactivation_rows(run_folders), [read_config(Path(folder)) for folder in run_folders]
+    told = [f"Pre-activations over training, {configs[0]['env_id']}"]
+    return write_figure(out, name, "preactivations", rows, kinds, caption=told, activations=[*load(run_folders)])
 
 
 def preactivation_table(run_folders: Sequence[str | Path], limit: float = 5.0) -> list[list[str]]:
@@ -634,35 +675,90 @@ def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loade
     return {name: groups[name] for name in sorted(groups)}
 
 
-@matplotlib.rc_context(RC)
-def compare_figure(run_folders: Sequence[str | Path], by: str) -> Figure:
-    """Success (where there is one, else return), overestimation, largest |f| and gradients of the critics over
-    training, for every activation (colour) and value of the setting `by` (line style)."""
-    groups = compared(run_folders, by)
-    runs = [run for group in groups.values() for run in group]
-    values = sorted({str(run.config[by]) for run in runs})
-    looks = {}
-    for name, group in groups.items():
-        k = values.index(str(group[0].config[by]))
+def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
+    """Points of `draw_compared`: success (where there is one) and return, overestimation, largest |f| and gradients of
+    the critics, of every seed (NaN where it has no row and others of its group do)."""
+    groups, rows = compared(run_folders, by), []
+    titles = {"eval/success": "success rate", "eval/episodic_return": "return", **{title: title for title in COMPARED}}
+    for key, title in titles.items():
+        for name, runs in groups.items():
+            steps, values = aligned(runs, key)
+            for run, points in zip(runs, values):
+                own = {"panel": title, "group": name, "activation": run.config["activation"]}
+                own |= {"setting": str(run.config[by]), "seed": run.config["seed"]}
+                rows += [own | {"step": x, "value": y} for x, y in zip(steps.tolist(), points.tolist())]
+    return rows
+
+
+def draw_compared(rows: list[dict], spec: dict) -> Figure:
+    """Rows of compare_rows: a panel per quantity, the activation is the colour, the setting the line style."""
+    values, looks = sorted({row["setting"] for row in rows}), {}
+    for row in rows:
+        k = values.index(row["setting"])
         look = {"linestyle": ("-", "--", ":", "-.")[k % 4], "marker": "osD^v"[k % 5]}
-        looks[name] = style(group[0].config["activation"]) | look
-    titles = {"eval/episodic_return": "return", **{title: title for title in COMPARED}}
-    titles = {"eval/success": "success rate", **titles} if any("eval/success" in r.scalars for r in runs) else titles
-    titles = {key: title for key, title in titles.items() if any(key in run.scalars for run in runs)}
+        looks[row["group"]] = style(row["activation"]) | look
+    titles = list(dict.fromkeys(row["panel"] for row in rows))
     figure = Figure((10, 2.8 * ((len(titles) + 1) // 2) + 0.8), layout="constrained")
     panels = figure.subplots((len(titles) + 1) // 2, 2, squeeze=False).ravel()
-    for panel, (key, title) in zip(panels, titles.items()):
-        _draw_curves(panel, groups, key, title, "", looks)
+    for panel, title in zip(panels, titles):
+        mine, curves = [row for row in rows if row["panel"] == title], {}
+        for name in dict.fromkeys(row["group"] for row in mine):
+            seeds = defaultdict(list)
+            for row in (row for row in mine if row["group"] == name):
+                seeds[row["seed"]].append((row["step"], row["value"]))
+            points = np.array(list(seeds.values()), dtype=float)
+            curves[name] = points[0, :, 0], points[:, :, 1]
+        _draw_seeds(panel, curves, title, "", looks)
         if "gradient" in title or title.startswith("max"):
             panel.set_yscale("log")
     for panel in panels[len(titles) :]:
         panel.remove()
-    options = {"loc": "outside lower center", "ncols": min(len(groups), 4), "handlelength": 3.5}
-    figure.legend(handles=panels[0].get_legend_handles_labels()[0], **options)
-    env_id = runs[0].config["env_id"]
-    figure.suptitle(
-        f"{env_id}: mean over seeds, band from worst to best seed; gradients and |f| of the critics", fontsize=10
-    )
+    handles = {label: h for panel in panels[: len(titles)] for h, label in zip(*panel.get_legend_handles_labels())}
+    options = {"loc": "outside lower center", "ncols": min(len(handles), 4), "handlelength": 3.5}
+    figure.legend(handles=list(handles.values()), **options)
+    _caption(figure, *spec["caption"])
+    return figure
+
+
+def write_compared(
+    run_folders: Sequence[str | Path], by: str, out: Path, name: str, kinds=("png", "pdf")
+) -> list[Path]:
+    """write_figure of compare_rows."""
+    rows, told = compare_rows(run_folders, by), read_config(Path(run_folders[0]))["env_id"]
+    told += ": mean over seeds, band from worst to best seed; gradients and |f| of the critics"
+    return write_figure(out, name, "compared", rows, kinds, caption=[told])
+
+
+def draw_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
+    """scripts/export_results.py's curves.csv and references: a panel per metric (spec's panels: metric -> label) with
+    mean over seeds, thin lines for the seeds, band from worst to best. Grey: not an activation, or one without a style.
+    """
+    rows = [row for table in tables.values() for row in table]
+    labels = spec["panels"]
+    figure = Figure((10, 2.9 * ((len(labels) + 1) // 2) + 0.6), layout="constrained")
+    panels, handles = figure.subplots((len(labels) + 1) // 2, 2, squeeze=False).ravel(), {}
+    for panel, (metric, label) in zip(panels, labels.items()):
+        for name in dict.fromkeys(row["activation"] for row in rows):
+            curves = defaultdict(dict)
+            for row in rows:
+                if (row["activation"], row["metric"]) == (name, metric):
+                    curves[row["seed"]][int(row["env_step"])] = row["value"]
+            if not curves:
+                continue
+            steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+            values = np.array([[curve[step] for step in steps] for curve in curves.values()])
+            look = style(name) if name in STYLES else {"color": "0.45", "linestyle": ":"}
+            look = {key: value for key, value in look.items() if key in ("color", "linestyle")}
+            panel.plot(steps, values.mean(0), linewidth=2, label=f"{name}, n = {len(values)}", **look)
+            panel.plot(steps, values.T, linewidth=0.5, alpha=0.6, color=look["color"])
+            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=look["color"], linewidth=0)
+        panel.set(xlabel="environment steps", ylabel=label)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
+    for panel in panels[len(labels) :]:
+        panel.remove()
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, handlelength=3.5)
+    _caption(figure, *spec["caption"])
     return figure
 
 
@@ -790,50 +886,54 @@ def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return mean, mean - half, mean + half
 
 
-@matplotlib.rc_context(RC)
-def continual_figure(name: str, cells: list[Cell]) -> Figure:
-    """Rows: online accuracy, NTK srank at the tasks' ends, dead share; columns: activations as they come, then the
-    settings of each activation that has some."""
-    groups = {"activations": [cell for cell in cells if not cell.settings]}
-    for activation in dict.fromkeys(cell.activation for cell in cells if cell.settings):
-        groups[activation] = [cell for cell in cells if cell.activation == activation]
+def draw_continual_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
+    """Rows of continual_curves.csv of the study that spec names. Rows of panels: online accuracy, NTK srank at the
+    tasks' ends, dead share; columns: activations as they come, then the settings of each activation that has some."""
+    curves = defaultdict(lambda: defaultdict(list))  # cell's label: metric: task, mean, low, high
+    for row in tables["continual_curves.csv"]:
+        if row["study"] == spec["study"]:
+            points = (float(row[name]) for name in ("task", "mean", "low", "high"))
+            curves[row["cell"]][row["metric"]].append(tuple(points))
+    names = {label: label.split(", ")[0] for label in curves}
+    groups = {"activations": [label for label, name in names.items() if label == name]}
+    for activation in dict.fromkeys(name for label, name in names.items() if label != name):
+        groups[activation] = [label for label, name in names.items() if name == activation]
+    metrics_there = {metric for cell in curves.values() for metric in cell}
+    layers = {int(found[1]) for metric in metrics_there if (found := re.search(r"/fc(\d+)/", metric))}
     rows = {
         "online accuracy": "charts/online_accuracy",
         "NTK srank, task end": "task_end/ntk_srank",
-        "dead share (KDE), last layer": f"network/classifier/{_last_layer(cells)}/dead_share",
+        "dead share (KDE), last layer": f"network/classifier/fc{max(layers, default=1)}/dead_share",
     }
     figure = Figure((max(3.6 * len(groups) + 0.6, 7), 7.6), layout="constrained")
     panels = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
     looks = [("-", "o"), ("--", "v"), (":", "^"), ("-.", "s"), ("-", "D"), ("--", "P"), (":", "X"), ("-.", "h")]
     for column, (group, members) in zip(panels.T, groups.items()):
         for panel, key in zip(column, rows.values()):
-            for k, cell in enumerate(members):
-                look = style(cell.activation)
+            for k, label in enumerate(members):
+                look = style(names[label])
                 if group != "activations":
                     look |= dict(zip(("linestyle", "marker"), looks[k % len(looks)]))
-                    look["markerfacecolor"] = "white" if "decay" in cell.settings else look["color"]
-                mean, low, high = mean_interval(cell.per_task(key))
-                tasks = np.arange(1, len(mean) + 1)
+                    look["markerfacecolor"] = "white" if ", decay " in label else look["color"]
+                tasks, mean, low, high = np.array(curves[label].get(key, [])).reshape(-1, 4).T
                 panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)
-                panel.plot(tasks, mean, **look, label=cell.label, linewidth=1.3, markersize=3.5)
+                panel.plot(tasks, mean, **look, label=label, linewidth=1.3, markersize=3.5)
         column[0].set_title(group, loc="left", fontweight="bold")
         column[-1].set_xlabel("task")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         column[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), handlelength=3, fontsize=8)
     for panel, ylabel in zip(panels[:, 0], rows):
         panel.set_ylabel(ylabel)
-    counts = sorted({len(cell.runs) for cell in cells})
-    diverged = sum(run.config["status"] == "diverged" for cell in cells for run in cell.runs)
-    told = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" + (
-        f", {diverged} diverged (last task carried forward)" if diverged else ""
-    )
-    figure.suptitle(f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, {told}", fontsize=10)
+    _caption(figure, *spec["caption"])
     return figure
 
 
-def _last_layer(cells: list[Cell]) -> str:
-    found = {re.sub(".*/(fc[0-9]+)/.*", r"\1", key) for key in cells[0].runs[0].scalars if "/fc" in key}
-    return max(found, key=lambda layer: int(layer[2:]), default="fc1")
+def _continual_caption(name: str, cells: list[Cell]) -> str:
+    counts = sorted({len(cell.runs) for cell in cells})
+    diverged = sum(run.config["status"] == "diverged" for cell in cells for run in cell.runs)
+    told = f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, "
+    told += f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
+    return told + (f", {diverged} diverged (last task carried forward)" if diverged else "")
 
 
 def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
@@ -874,11 +974,9 @@ def _provenance(run: Loaded) -> dict[str, object]:
 def draw_continual(folder: Path, out: Path) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per
     task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv. Prints the comparisons."""
-    paths, curves, summary, per_run, comparisons = [], [], [], [], []
+    paths, curves, summary, per_run, comparisons, captions = [], [], [], [], [], {}
     for name, cells in continual_cells(folder).items():
-        file = f"continual-{name.replace(' ', '-')}"
-        figure = continual_figure(name, cells)
-        paths += [_save(figure, Path(out) / f"{file}.{kind}") for kind in ("png", "pdf")]
+        captions[name] = _continual_caption(name, cells)
         for cell in cells:
             for key in sorted({key for run in cell.runs for key in run.scalars if re.fullmatch(PER_TASK, key)}):
                 mean, low, high = mean_interval(cell.per_task(key))
@@ -916,10 +1014,18 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
     tables = {"curves": curves, "cells": summary, "runs": per_run, "comparisons": comparisons}
     for name, rows in ((name, rows) for name, rows in tables.items() if rows):
         paths.append(_write_csv(Path(out) / f"continual_{name}.csv", rows, digits=4 if name == "curves" else 6))
+    for name, told in captions.items():
+        spec = {"csv": ["continual_curves.csv"], "study": name, "caption": [told]}
+        paths += record_figure(out, f"continual-{name.replace(' ', '-')}", "continual", **spec)
     return paths
 
 
 # ---- function_approximation.py ---------------------------------------------------------------------------------------
+
+
+def _network(activation: str, widths: Sequence[int]) -> str:
+    width, depth = widths[0], len(widths)
+    return f"{activation} {f'{depth} x {width}' if {*widths} == {width} else list(widths)}"
 
 
 @dataclass
@@ -933,8 +1039,7 @@ class Fitted:
 
     @property
     def label(self) -> str:
-        width, depth = self.widths[0], len(self.widths)
-        return f"{self.activation} {f'{depth} x {width}' if {*self.widths} == {width} else list(self.widths)}"
+        return _network(self.activation, self.widths)
 
     def errors(self, rate: float) -> np.ndarray:
         """Last error of each seed, mean squared, between the training points: median over the last tenth of the steps,
@@ -1016,69 +1121,84 @@ def _middle(network: Fitted, rate: float) -> Loaded:
     return network.runs[rate][np.argsort(errors, kind="stable")[(len(errors) - 1) // 2]]
 
 
-@matplotlib.rc_context(RC)
-def regression_figure(networks: list[Fitted], title: str) -> Figure:
-    """Top: every network's fit at its best learning rate. Middle: error over the steps, a panel per learning rate.
-    Bottom: last error against the learning rate and against the number of parameters."""
-    rates = sorted({rate for network in networks for rate in network.runs})
-    config = next(iter(networks[0].runs.values()))[0].config
-    columns = min(4, max(len(networks), 2))
-    rows = -(-len(networks) // columns)
+def draw_regression(tables: dict[str, list[dict]], spec: dict) -> Figure:
+    """runs.csv, curves.csv and fits.csv, of the networks that spec names. Top: every network's fit at its best learning
+    rate. Middle: error over the steps, a panel per learning rate. Bottom: last error against the learning rate and
+    against the number of parameters."""
+    runs, curves = (defaultdict(lambda: defaultdict(list)) for _ in range(2))  # network: learning rate: rows
+    for file, found in (("runs.csv", runs), ("curves.csv", curves)):
+        for row in tables[file]:
+            name = _network(row["activation"], [*map(int, row["widths"].split())])
+            found[name][float(row["learning_rate"])].append(row)
+    names, fits = spec["networks"], {}
+    for column in tables["fits.csv"][0]:
+        name, _, rate = column.rpartition(", lr ")
+        if name in names:
+            fits[name] = float(rate), np.array([float(row[column]) for row in tables["fits.csv"]])
+    looks = {name: style(next(iter(runs[name].values()))[0]["activation"]) for name in names}
+    counts = {name: int(next(iter(runs[name].values()))[0]["parameters"]) for name in names}
+    errors = {
+        n: {rate: np.array([float(r["last_error"]) for r in own]) for rate, own in runs[n].items()} for n in names
+    }
+    rates = sorted({rate for name in names for rate in runs[name]})
+    columns = min(4, max(len(names), 2))
+    rows = -(-len(names) // columns)
     figure = Figure((max(9.5, 2.6 * len(rates)), 2.3 * rows + 5.6), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(2.3 * rows, 2.7, 2.9))
     panels = top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for panel, network in zip(panels, networks):
-        x, y = _fit(_middle(network, network.best))
-        truth = 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
+    x = np.array([float(row["x"]) for row in tables["fits.csv"]])
+    truth = 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
+    for panel, name in zip(panels, names):
+        best, y = fits[name]
         panel.plot(x, truth, **TRUTH)
-        for run in network.runs[network.best]:
-            panel.plot(*_fit(run), color=style(network.activation)["color"], linewidth=0.5, alpha=0.5)
-        panel.plot(x, y, color=style(network.activation)["color"], linewidth=1.5)
+        panel.plot(x, y, color=looks[name]["color"], linewidth=1.5)
         panel.set_ylim(1.3 * truth.min(), 1.3 * truth.max())
-        error = np.median(network.errors(network.best))
-        told = f"{network.label}, {network.num_parameters:,} parameters"
-        panel.set_title(f"{told}\nlearning rate {network.best:g}, error {error:.3g}")
+        told = f"learning rate {best:g}, error {np.median(errors[name][best]):.3g}"
+        panel.set_title(f"{name}, {counts[name]:,} parameters\n{told}")
         panel.set(xlabel="x", ylabel="y" if panel in panels[::columns] else "")
-    for panel in panels[len(networks) :]:
+    for panel in panels[len(names) :]:
         panel.set_axis_off()
     axes = middle.subplots(1, len(rates), squeeze=False, sharey=True)[0]
     for panel, rate in zip(axes, rates):
-        for network in (network for network in networks if rate in network.runs):
-            steps, low, mid, high = _spread(network.runs[rate])
-            look, kept = style(network.activation), low > 0
+        for k, name in enumerate(names):
+            points = [[float(row[key]) for key in ("step", "min", "median", "max")] for row in curves[name][rate]]
+            steps, low, mid, high = np.array(points).reshape(-1, 4).T
+            look, kept = looks[name], low > 0
             panel.fill_between(steps[kept], low[kept], high[kept], color=look["color"], alpha=0.15, linewidth=0)
-            every = (networks.index(network), max(1, len(steps) // 5))
+            every = (k, max(1, len(steps) // 5))
             panel.plot(steps[kept], mid[kept], **look, linewidth=1.5, markersize=4, markevery=every)
         panel.set(yscale="log", xlabel="steps (updates)", ylabel="error" if panel is axes[0] else "", xlim=(0, None))
         panel.set_title(f"learning rate {rate:g}")
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     by_rate, by_count = bottom.subplots(1, 2, sharey=True)
-    for network in networks:
-        look = style(network.activation)
-        errors = {rate: network.errors(rate) for rate in network.runs}
-        kept = [rate for rate, values in errors.items() if np.isfinite(values).all()]
-        points = np.array([_range(errors[rate]) for rate in kept]).reshape(-1, 3).T
-        by_rate.errorbar(kept, points[1], [points[1] - points[0], points[2] - points[1]], **look, capsize=3)
-        low, mid, high = _range(errors[network.best])
-        options = {**look, "linestyle": "", "capsize": 3, "markersize": 7, "label": network.label}
+    for name in names:
+        kept = [rate for rate in sorted(errors[name]) if np.isfinite(errors[name][rate]).all()]
+        points = np.array([_range(errors[name][rate]) for rate in kept]).reshape(-1, 3).T
+        by_rate.errorbar(kept, points[1], [points[1] - points[0], points[2] - points[1]], **looks[name], capsize=3)
+        low, mid, high = _range(errors[name][fits[name][0]])
+        options = {**looks[name], "linestyle": "", "capsize": 3, "markersize": 7, "label": name}
         if np.isfinite(high):
-            by_count.errorbar(network.num_parameters, mid, [[mid - low], [high - mid]], **options)
-    counts = sorted({network.num_parameters for network in networks})
+            by_count.errorbar(counts[name], mid, [[mid - low], [high - mid]], **options)
+    ticks = sorted({*counts.values()})
     by_rate.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="last error")
     by_count.set(xscale="log", yscale="log", xlabel="parameters (each network at its best learning rate)")
-    by_count.set_xticks(counts, [f"{count:,}" for count in counts])
+    by_count.set_xticks(ticks, [f"{count:,}" for count in ticks])
     by_count.set_xticks([], minor=True)
-    by_count.set_xlim(0.8 * counts[0], 1.25 * counts[-1])
-    handles = [Line2D([], [], **style(network.activation), label=network.label) for network in networks]
+    by_count.set_xlim(0.8 * ticks[0], 1.25 * ticks[-1])
+    handles = [Line2D([], [], **looks[name], label=name) for name in names]
     handles.append(Line2D([], [], **TRUTH, label="the function"))
     bottom.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3.5)
+    _caption(figure, *spec["caption"])
+    return figure
+
+
+def _regression_caption(networks: list[Fitted], title: str) -> list[str]:
+    config = next(iter(networks[0].runs.values()))[0].config
     counts = sorted({len(runs) for network in networks for runs in network.runs.values()})
     data = f"{config['num_points']} points in [{config['interval'][0]:g}, {config['interval'][1]:g}]"
-    seeds = f"median of n = {' or '.join(map(str, counts))} seeds, bands and bars from best to worst"
+    seeds = f"median of n = {' or '.join(map(str, counts))} seeds (fits too), bands and bars from best to worst"
     what = f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x, {data}, {config['total_steps']:,} steps of Adam"
-    what += f"\nerror: mean squared, between the points; last: median of the last tenth; {seeds}"
-    figure.suptitle(f"{title}\n{what}", fontsize=10)
-    return figure
+    return [title, what, "error: mean squared, between the points; last: median of the last tenth of the steps", seeds]
 
 
 def _range(values: np.ndarray) -> tuple[float, float, float]:
@@ -1091,8 +1211,7 @@ def _spread(runs: list[Loaded]) -> tuple[np.ndarray, ...]:
     return steps, np.nanmin(values, 0), np.nanmedian(values, 0), np.nanmax(values, 0)
 
 
-@matplotlib.rc_context(RC)
-def table1_figure(rows: list[dict]) -> Figure:
+def draw_table1(rows: list[dict], spec: dict) -> Figure:
     """HR's Table 1: dead share of simulated layers, with intervals, and the closed forms as lines."""
     figure, p = Figure((9.5, 3.2), layout="constrained"), np.linspace(0, 1, 101)
     formulas = {"tanh": ("p^2", p**2), "sigmoid": ("p", p), "relu": ("2p - p^2", 2 * p - p**2)}
@@ -1109,8 +1228,7 @@ def table1_figure(rows: list[dict]) -> Figure:
         panel.set(xlabel="p: a branch is saturated", title=name, xlim=(0, 1), ylim=(0, 1))
         panel.legend(fontsize=7)
     figure.axes[0].set_ylabel("share of dead neurons")
-    count = int(rows[0]["neurons"])
-    figure.suptitle(f"Dead neurons with and without a product (HR Table 1): {count:,} neurons a point, 95 % intervals")
+    _caption(figure, *spec["caption"])
     return figure
 
 
@@ -1151,14 +1269,16 @@ def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -
     paths = [_write_csv(out / "runs.csv", table), _write_csv(out / "curves.csv", curves)]
     paths.append(_write_csv(out / "fits.csv", [dict(zip(fits, map(float, row))) for row in zip(*fits.values())]))
     paths += [_write_csv(out / "ratios.csv", rows)] if rows else []
-    paths += [_save(regression_figure(shallow, "Shallow networks (HR Figs. 2, 12a)"), out / "shallow.png")] * bool(
-        shallow
-    )
-    if deep:
-        paths.append(_save(regression_figure([*products, *deep], "Deep networks (HR Fig. 12b)"), out / "deep.png"))
+    drawn = {"shallow": (shallow, "Shallow networks (HR Figs. 2, 12a)")}
+    drawn["deep"] = [*products, *deep] if deep else [], "Deep networks (HR Fig. 12b)"
+    for name, (members, title) in drawn.items():
+        spec = {"csv": ["runs.csv", "curves.csv", "fits.csv"], "networks": [network.label for network in members]}
+        told = _regression_caption(members, title) if members else []
+        paths += record_figure(out, name, "regression", ("png",), caption=told, **spec) if members else []
     if (out / "table1.csv").exists():
-        with open(out / "table1.csv") as file:
-            paths.append(_save(table1_figure(list(csv.DictReader(file))), out / "table1.png"))
+        count = int(read_csv(out / "table1.csv")[0]["neurons"])
+        told = f"Dead neurons with and without a product (HR Table 1): {count:,} neurons a point, 95 % intervals"
+        paths += record_figure(out, "table1", "table1", ("png",), caption=[told])
     print(*paths, sep="\n", flush=True)
 
 
@@ -1627,29 +1747,95 @@ def draw_parts(rows: list[dict], spec: dict) -> Figure:
 NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
 
 
-def write_figure(out: Path, name: str, kind: str, rows: list[dict], **spec) -> list[Path]:
-    """name.csv in `out`, and name.png and name.pdf drawn from it; figures.json there learns how. Without rows: nothing,
-    and a line that says so."""
+def write_figure(out: Path, name: str, kind: str, rows: list[dict], kinds=("png", "pdf"), **spec) -> list[Path]:
+    """name.csv in `out`, and name.png and name.pdf (`kinds`) drawn from it; figures.json there learns how. Without
+    rows: nothing, and a line that says so."""
     if not rows:
         print(f"{name}: no data for it in these runs, not drawn")
         return []
-    index = Path(out) / "figures.json"
     csv_path = _write_csv(Path(out) / f"{name}.csv", rows)
-    known = json.loads(index.read_text()) if index.exists() else {}
+    return [csv_path, *record_figure(out, name, kind, kinds, **spec)]
+
+
+def record_figure(out: Path, name: str, kind: str, kinds: Sequence[str] = ("png", "pdf"), **spec) -> list[Path]:
+    """Tell figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from these files there; and
+    draw it."""
+    index = Path(out) / "figures.json"
+    known = read_index(index.parent) if index.exists() else {}
     known[name] = {"kind": kind, **spec}
     with runlog.writing(index):
         index.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
-    return [csv_path, *redraw(Path(out), name, ("png", "pdf"))]
+    return redraw(Path(out), name, kinds)
+
+
+def read_index(folder: Path) -> dict[str, dict]:
+    """figures.json of a folder: figure -> its kind and what it is drawn with. Raises UserError: none, or broken."""
+    try:
+        index = json.loads((folder / "figures.json").read_text())
+        unknown = [f"{name} is of an unknown kind" for name, spec in index.items() if spec["kind"] not in DRAWERS]
+    except OSError as error:
+        raise runlog.UserError(f"{folder / 'figures.json'}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        unknown = ["is no index of figures"]
+    if unknown:
+        raise runlog.UserError(f"{folder / 'figures.json'}: {unknown[0]}; write it anew by the figure's own command")
+    return index
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Rows of a figure's CSV, the columns NUMBERS as floats. Raises UserError: missing, empty or broken."""
+    remedy = "restore it, or write it anew by the figure's own command"
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        for row in rows:
+            if None in row or None in row.values():
+                raise ValueError("a row is longer or shorter than the header")
+            row.update({name: float(row[name]) for name in NUMBERS & {*row}})
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror}; {remedy}") from None
+    except (ValueError, csv.Error) as error:
+        raise runlog.UserError(f"{path}: is broken ({error}); {remedy}") from None
+    if not rows:
+        raise runlog.UserError(f"{path}: has no rows; {remedy}")
+    return rows
+
+
+def figure_of(folder: Path, name: str) -> Figure:
+    """A figure of a folder from its CSV and its entry in figures.json. An entry with "csv": [...] is drawn from these
+    files, as a dict of their rows. Raises UserError: a file is missing or broken, or lacks what is drawn."""
+    spec = read_index(folder)[name]
+    files = spec.get("csv", [f"{name}.csv"])
+    tables = {file: read_csv(folder / file) for file in files}
+    try:
+        with matplotlib.rc_context(RC):
+            return DRAWERS[spec["kind"]](tables if "csv" in spec else tables[files[0]], spec)
+    except (KeyError, ValueError) as error:
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be drawn ({error})"
+        told = f"{name} {lacks}; write it anew by the figure's own command"
+        raise runlog.UserError(f"{', '.join(str(folder / file) for file in files)}: {told}") from error
 
 
 def redraw(folder: Path, name: str, kinds: Sequence[str] = ("png",)) -> list[Path]:
-    """Draw a figure of a folder from its CSV and its entry in figures.json."""
-    spec = json.loads((folder / "figures.json").read_text())[name]
-    with open(folder / f"{name}.csv", newline="") as file:
-        rows = [{k: float(v) if k in NUMBERS else v for k, v in row.items()} for row in csv.DictReader(file)]
-    with matplotlib.rc_context(RC):
-        figure = DRAWERS[spec["kind"]](rows, spec)
-    return [_save(figure, folder / f"{name}.{kind}") for kind in kinds]
+    """Write figure_of as files of these kinds beside its CSV."""
+    figure = figure_of(folder, name)
+    paths = [_save(figure, folder / f"{name}.{kind}") for kind in kinds]
+    for path in paths:
+        if path.suffix == ".png":  # pictures are committed: 256 colours take a third of the bytes and look the same
+            with Image.open(path) as image:
+                image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    return paths
+
+
+def redraw_all(folders: Sequence[Path]) -> list[Path]:
+    """Draw as PNG every figure that a figures.json in these folders, or below, knows. Raises UserError: none there."""
+    paths = []
+    for folder in folders:
+        found = sorted(Path(folder).rglob("figures.json"))
+        if not found:
+            raise runlog.UserError(f"{folder}: no figures.json in it or below; give folders of drawn figures")
+        paths += [path for index in found for name in read_index(index.parent) for path in redraw(index.parent, name)]
+    return paths
 
 
 def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str) -> list[Path]:
@@ -1730,7 +1916,7 @@ def cr_ablations(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]
         folders = [run.folder for each in cells for run in each]
         name = f"cr_ablations_preactivations-{env.rpartition('/')[2]}"
         if folders and any((folder / "histograms.jsonl").exists() for folder in folders):
-            paths.append(_save(preactivation_history_figure(folders), Path(out) / f"{name}.png"))
+            paths += write_preactivations(folders, Path(out), name)
     return paths
 
 
@@ -2119,6 +2305,12 @@ DRAWERS = {  # kind of a figure: function of the rows of its CSV and of its entr
     "parts": draw_parts,
     "densities": draw_densities,
     "overview": draw_overview,
+    "preactivations": draw_preactivations,
+    "compared": draw_compared,
+    "study": draw_study,
+    "continual": draw_continual_study,
+    "regression": draw_regression,
+    "table1": draw_table1,
 }
 # ---- the command line ------------------------------------------------------------------------------------------------
 
@@ -2207,6 +2399,21 @@ class FunctionApproximationCommand:
     out: Path = Path("runs/function_approximation")  # folder of the figures and tables
 
 
+@dataclass
+class RedrawCommand:
+    """Draw figures again from their CSV files (PNG), as the figures.json beside them says."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = (Path("results"),)  # folders of figures, with all below
+
+
+def _figure_path(out: Path) -> tuple[Path, str, tuple[str]]:
+    """Folder, name and kind of the file that --out tells; png without an ending."""
+    kind = out.suffix[1:] or "png"
+    if kind not in ("png", "pdf", "svg"):
+        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
+    return out.parent, out.stem, (kind,)
+
+
 Command = (
     Annotated[RunCommand, tyro.conf.subcommand("run")]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
@@ -2215,6 +2422,7 @@ Command = (
     | Annotated[FunctionApproximationCommand, tyro.conf.subcommand("function_approximation")]
     | Annotated[TableCommand, tyro.conf.subcommand("table")]
     | Annotated[OverviewCommand, tyro.conf.subcommand("overview")]
+    | Annotated[RedrawCommand, tyro.conf.subcommand("redraw")]
 )
 for name, function in ROWS.items():
     told = " ".join(function.__doc__.split())
@@ -2232,6 +2440,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(*write_tables(command.runs, command.out), sep="\n")
     elif isinstance(command, OverviewCommand):
         print(*overview(command.runs, command.out), sep="\n")
+    elif isinstance(command, RedrawCommand):
+        print(*redraw_all(command.folders), sep="\n")
     elif isinstance(command, RunCommand):
         print(*draw_run(command.folder) or ["nothing to draw yet"], sep="\n")
     elif isinstance(command, FunctionApproximationCommand):
@@ -2242,11 +2452,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif isinstance(command, PreactivationsCommand):
         _print(preactivation_table(command.folders))
         print("of the measured batches; means over n histories: seeds, and two critics of each")
-        print(_save(preactivation_history_figure(command.folders), command.out))
+        print(*write_preactivations(command.folders, *_figure_path(command.out)), sep="\n")
     else:
         _print(compare_table(command.folders, command.by))
         print("last values; mean +- standard deviation over n seeds; of the critics: largest or mean of the two")
-        print(_save(compare_figure(command.folders, command.by), command.out))
+        print(*write_compared(command.folders, command.by, *_figure_path(command.out)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
     python scripts/export_results.py runs/*cartpole* --out results/2026-sac-cartpole
 
 runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation, seed, metric, env_step,
-value). Curves of other programs, in files of that form given by --reference, are drawn along.
+value). Curves of other programs, in files of that form given by --reference, are drawn along; they are copied into the
+folder. `python figures.py redraw FOLDER` draws it again.
 """
 
 import csv
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import figures
@@ -59,10 +60,13 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 class Args:
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders of one setting
     out: Path  # folder of the study
-    reference: tuple[Path, ...] = ()  # CSV files of the form of curves.csv, drawn along
+    reference: tuple[Path, ...] = ()  # CSV files of the form of curves.csv, drawn along, copied into the folder
 
 
 def main(args: Args) -> None:
+    for path in args.reference:
+        if path.name in ("runs.csv", "curves.csv") or not path.is_file():
+            raise runlog.UserError(f"--reference {path}: give a file of another name than runs.csv and curves.csv")
     groups, curves, runs = figures.load(args.folders), [], []
     for activation, group in groups.items():
         for run in group:
@@ -91,10 +95,10 @@ def main(args: Args) -> None:
         writer = csv.writer(file)
         writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
         writer.writerows(curves)
-    lines = [line for path in args.reference for line in path.read_text().splitlines()[1:]]
-    for exp, env, name, seed, metric, step, value in csv.reader(lines):
-        curves.append((exp, env, name, int(seed), metric, int(step), float(value)))
-    draw(curves, args.out)
+    for path in args.reference:
+        if path.resolve().parent != args.out.resolve():
+            shutil.copy(path, args.out)
+    draw(args.out, [path.name for path in args.reference])
     for activation in groups:
         values = [row["last_return"] for row in runs if row["activation"] == activation and row["last_return"] != ""]
         if values:
@@ -117,37 +121,13 @@ def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
     return series[np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))]
 
 
-def draw(rows: list[tuple], out: Path) -> None:
-    """One panel per metric that has values: mean over seeds, thin lines for the seeds, band from worst to best."""
-    metrics = [m for m in METRICS if METRICS[m] and any(row[4] == m for row in rows)]
-    figure = Figure(figsize=(10, 2.9 * ((len(metrics) + 1) // 2)), layout="constrained")
-    panels = figure.subplots((len(metrics) + 1) // 2, 2, squeeze=False).ravel()
-    for panel, metric in zip(panels, metrics):
-        for name in dict.fromkeys(row[2] for row in rows):
-            curves = {}
-            for row in rows:
-                if row[2] == name and row[4] == metric:
-                    curves.setdefault(row[3], {})[row[5]] = row[6]
-            if not curves:
-                continue
-            steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
-            values = np.array([[curve[step] for step in steps] for curve in curves.values()])
-            look = figures.style(name) if name in figures.STYLES else {"color": "0.45", "linestyle": ":"}
-            look = {key: value for key, value in look.items() if key in ("color", "linestyle")}
-            panel.plot(steps, values.mean(0), linewidth=2, label=f"{name}, n = {len(values)}", **look)
-            panel.plot(steps, values.T, linewidth=0.5, alpha=0.6, color=look["color"])
-            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=look["color"], linewidth=0)
-        panel.set_xlabel("environment steps", fontsize=8)
-        panel.set_ylabel(METRICS[metric], fontsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(metrics) :]:
-        panel.remove()
-    handles = {}
-    for panel in panels[: len(metrics)]:
-        handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(f"{rows[-1][1]}: mean over seeds, thin lines = seeds, band from worst to best seed", fontsize=10)
-    figure.savefig(out / "curves.png", dpi=130)
+def draw(out: Path, references: list[str]) -> None:
+    """Record curves.png of this folder's curves.csv and references in its figures.json, and draw it."""
+    files = ["curves.csv", *references]
+    rows = [row for file in files for row in figures.read_csv(out / file)]
+    panels = {m: label for m, label in METRICS.items() if label and any(row["metric"] == m for row in rows)}
+    told = f"{rows[0]['env']}: mean over seeds, thin lines = seeds, band from worst to best seed"
+    figures.record_figure(out, "curves", "study", ("png",), csv=files, panels=panels, caption=[told])
 
 
 if __name__ == "__main__":

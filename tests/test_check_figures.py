@@ -53,7 +53,9 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
 
 def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     folders = [make_run(tmp_path, name) for name in ("rational", "crational")]
-    figure = figures.preactivation_history_figure(folders)
+    paths = figures.write_preactivations(folders, tmp_path / "out", "history", ("png",))
+    figure = figures.figure_of(tmp_path / "out", "history")  # from the CSV
+    assert "toy/walk-v0" in figure.get_suptitle()
     drawn = panels(figure)
     assert list(drawn)[:2] == ["rational (n = 1), actor, fc1", "crational (n = 1), actor, fc1"] and len(drawn) == 8
     panel = drawn["crational (n = 1), critics, fc2"]
@@ -68,7 +70,21 @@ def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
             assert value == pytest.approx(expected, abs=0.03)
     density = panel.collections[0].get_array()
     assert density.shape[1] == 3 and density.max() == pytest.approx(203 / 204 / 2, rel=1e-3)
-    assert is_drawn(figures._save(figure, tmp_path / "history.png"))
+    assert [path.name for path in paths] == ["history.csv", "history.png"] and is_drawn(paths[1])
+
+
+def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch):
+    run = runlog.Run(tmp_path, "spike", {"env_id": "toy", "activation": "relu", "seed": 1}).open(tensorboard=False)
+    for step in range(7):
+        run.log_histogram(step, "network/q/fc1/preactivations", [1, 1], [-1.0 - step, 0.0, 50.0 if step == 2 else 1.0])
+    run.finish()
+    monkeypatch.setattr(figures, "MEASURES_SHOWN", 3)
+    rows = figures.preactivation_rows([run.folder])
+    assert [row["step"] for row in rows] == [0, 3, 6]
+    assert [row["largest"] for row in rows] == [1, 50, 1] and [row["smallest"] for row in rows] == [-1, -4, -7]
+    densities = np.array([[row[f"d{i:02d}"] for i in range(figures.BINS)] for row in rows])
+    x = np.sinh(np.linspace(*np.arcsinh([rows[0]["first_edge"], rows[0]["last_edge"]]), figures.BINS + 1))
+    np.testing.assert_allclose(densities @ np.diff(x), 1, rtol=0.01)
 
 
 def test_compare_groups_by_a_setting(tmp_path, capsys):
@@ -83,7 +99,8 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
                 run.series("max |f(x)|")[:, :2], [[10, 2 + run.config["seed"]], [20, 2 + run.config["seed"]]]
             )
             np.testing.assert_array_equal(run.series("coefficient gradient")[:, :2], [[10, 15], [20, 30]])
-    figure = figures.compare_figure(folders, "layer_norm")
+    figures.write_compared(folders, "layer_norm", tmp_path / "out", "by", ("png",))
+    figure = figures.figure_of(tmp_path / "out", "by")  # from the CSV
     titles = [panel.get_title("left") for panel in figure.axes]
     assert titles == ["return", "overestimation", "max |f(x)|", "coefficient gradient"]  # no critic gradient logged
     panel = figure.axes[0]
