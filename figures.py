@@ -629,8 +629,10 @@ def draw_preactivations(rows: list[dict], spec: dict) -> Figure:
 def write_preactivations(run_folders: Sequence[str | Path], out: Path, name: str, kinds=("png", "pdf")) -> list[Path]:
     """write_figure of the runs' pre-activations over training."""
     rows, configs = preactivation_rows(run_folders), [read_config(Path(folder)) for folder in run_folders]
+    found = {config["activation"] for config in configs}
+    names = [each for each in (*STYLES, *sorted(found - {*STYLES})) if each in found]
     told = [f"Pre-activations over training, {configs[0]['env_id']}"]
-    return write_figure(out, name, "preactivations", rows, kinds, caption=told, activations=[*load(run_folders)])
+    return write_figure(out, name, "preactivations", rows, kinds, caption=told, activations=names)
 
 
 def preactivation_table(run_folders: Sequence[str | Path], limit: float = 5.0) -> list[list[str]]:
@@ -1130,7 +1132,7 @@ def draw_regression(tables: dict[str, list[dict]], spec: dict) -> Figure:
         for row in tables[file]:
             name = _network(row["activation"], [*map(int, row["widths"].split())])
             found[name][float(row["learning_rate"])].append(row)
-    names, fits = spec["networks"], {}
+    names, fits, runs = spec["networks"], {}, dict(runs)
     for column in tables["fits.csv"][0]:
         name, _, rate = column.rpartition(", lr ")
         if name in names:
