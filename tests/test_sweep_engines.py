@@ -126,7 +126,8 @@ def test_waits_for_a_run_that_somebody_else_has(tmp_path):
     assert sorted(check_exactly_once(tmp_path, 2, 60).values()) == [1, 2]
 
 
-def test_an_array_task_waits_runs_and_tells_its_code(tmp_path):
+def test_an_array_task_tells_its_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it is a process of its own otherwise
     command = grid(2, 3, 0, "--fail 3")
     assert sweep(tmp_path, command, "--limit", "0")[0] == 0
     folder = tmp_path / "runs" / "sweeps" / "drill"

@@ -8,6 +8,7 @@ from sweep_drill import alive, check_exactly_once, grid, kill, launch, steps, wa
 
 # Read when ray is imported: loopback only; no token (it would be written into the home folder); no reports.
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # on a machine with much else to do
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
