@@ -968,9 +968,12 @@ def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
 
 
 def _provenance(run: Loaded) -> dict[str, object]:
+    """Seconds, memory, commit, machine of a run; "" where it has not ended or says nothing."""
     meta = json.loads((run.folder / "meta.json").read_text())
-    code = {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"], "folder": run.folder.name}
-    return {"elapsed_s": meta["elapsed_s"], "peak_memory_mb": meta["peak_memory_mb"]} | code
+    own = {name: meta.get(name, "") for name in ("elapsed_s", "peak_memory_mb")}
+    own |= {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"]}
+    own |= {"cpu": meta.get("hardware", {}).get("cpu", ""), "torch": meta.get("versions", {}).get("torch", "")}
+    return own | {"folder": run.folder.name}
 
 
 def draw_continual(folder: Path, out: Path) -> list[Path]:
@@ -1823,10 +1826,15 @@ def redraw(folder: Path, name: str, kinds: Sequence[str] = ("png",)) -> list[Pat
     figure = figure_of(folder, name)
     paths = [_save(figure, folder / f"{name}.{kind}") for kind in kinds]
     for path in paths:
-        if path.suffix == ".png":  # pictures are committed: 256 colours take a third of the bytes and look the same
-            with Image.open(path) as image:
-                image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        _fewer_colours(path)
     return paths
+
+
+def _fewer_colours(path: Path) -> None:
+    """Pictures are committed: 256 colours take a third of the bytes and look the same."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def redraw_all(folders: Sequence[Path]) -> list[Path]:
@@ -2158,11 +2166,11 @@ def groups_of(folder: Path) -> dict[tuple[str, str], dict[str, list[Loaded]]]:
     return groups
 
 
-def summary(folder: Path) -> list[dict[str, str]]:
+def summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> list[dict[str, str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean +- std (ddof 1)
     over seeds of the last values. "-": not logged."""
     rows = []
-    for (script, env), labels in groups_of(folder).items():
+    for (script, env), labels in groups.items():
         for label, runs in labels.items():
             ended = [run.config["status"] in runlog.ENDED for run in runs]
             diverged = sum(run.config["status"] == "diverged" for run in runs)
@@ -2181,8 +2189,15 @@ def summary(folder: Path) -> list[dict[str, str]]:
 
 
 def write_tables(runs: Path, out: Path) -> list[Path]:
-    """table.md, table.csv and table.tex in `out`; the Markdown is printed too."""
-    rows = summary(runs)
+    """table.md, table.csv and table.tex in `out`, and runs.csv, a row for each run; the Markdown is printed too."""
+    groups, each = groups_of(runs), []
+    rows = summary(groups)
+    for (script, env), labels in groups.items():
+        for label, group in labels.items():
+            own = {"script": script, "environment": env, "setting": label}
+            for run in group:
+                status = {"seed": run.config["seed"], "status": run.config["status"]}
+                each.append(own | status | _provenance(run))
     header, lines = list(rows[0]), [list(row.values()) for row in rows]
     markdown = [[cell.replace("|", r"\|") for cell in each] for each in (header, ["---"] * len(header), *lines)]
     markdown = ["| " + " | ".join(each) + " |" for each in markdown]
@@ -2194,7 +2209,7 @@ def write_tables(runs: Path, out: Path) -> list[Path]:
     latex = [rf"\begin{{tabular}}{{{'l' * 3}{'r' * (len(header) - 3)}}}", r"\hline", latex[0], r"\hline", *latex[1:]]
     latex += [r"\hline", r"\end{tabular}"]
     told = "last values: mean +- standard deviation over n seeds; layers' values: mean over the critics' hidden layers"
-    paths = [_write_csv(Path(out) / "table.csv", rows)]
+    paths = [_write_csv(Path(out) / "table.csv", rows), _write_csv(Path(out) / "runs.csv", each)]
     for name, text in (("md", [*markdown, "", told]), ("tex", [f"% {told}", *latex])):
         paths.append(Path(out) / f"table.{name}")
         with runlog.writing(paths[-1]):

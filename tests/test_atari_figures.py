@@ -48,6 +48,7 @@ def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
     games = sorted(metrics.atari_scores())[:10]
     pqn_runs(tmp_path, games, activations=("relu",), seeds=1)
     monkeypatch.setattr(figures, "_save", lambda figure, path: path)
+    monkeypatch.setattr(figures, "_fewer_colours", lambda path: None)
     paths = figures.hr19(tmp_path, tmp_path / "out")
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr19.png", "hr20.png"}
     pages = [read_csv(tmp_path / "out" / f"hr{k}.csv") for k in (19, 20)]
@@ -128,6 +129,8 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
         key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
         assert row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}" and row["n"] == "4"
+    runs = read_csv(tmp_path / "out" / "runs.csv")
+    assert len(runs) == 25 and {row["folder"] for row in runs} == {path.name for path in (tmp_path / "runs").iterdir()}
     markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert len(markdown) == 11 and len({line.count(" | ") for line in markdown[:9]}) == 1
     assert markdown[0] in capsys.readouterr().out
@@ -139,6 +142,7 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     truth, kept = sac_runs(tmp_path / "runs"), []
     pqn_runs(tmp_path / "runs", games=sorted(metrics.atari_scores())[:8], activations=("relu",), seeds=1)
     monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(figures, "_fewer_colours", lambda path: None)
     figures.overview(tmp_path / "runs", tmp_path / "out")
     told = capsys.readouterr().out
     assert told.count("not on the page: pqn_atari, ") == 2 and "2 further environments" in kept[0].get_suptitle()

@@ -76,6 +76,7 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
 def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     truth, kept = sac_runs(tmp_path / "runs"), {}
     monkeypatch.setattr(figures, "_save", lambda figure, path: kept.update({path.name: figure}) or path)
+    monkeypatch.setattr(figures, "_fewer_colours", lambda path: None)
     figures.cr_curves(tmp_path / "runs", tmp_path / "out")
     rows = [row for row in read_csv(tmp_path / "out" / "cr_curves.csv") if row["panel"] == "overestimation"]
     for row in rows:
