@@ -1336,7 +1336,7 @@ IQM = Panel("IQM, normalised", "return / 1,000 or success", RETURN, score="suite
 SUCCESS = Panel("success, Meta-World", "share (any step)", "eval/success", suite="metaworld/")
 BIAS = Panel("overestimation", "(Q - G) / max(|G|, 10)", "overestimation/normalised", statistic="mean", scale="symlog")
 COEFFICIENTS = Panel(
-    "coefficients' gradient, critics", "L2 norm", rf"{CRITICS}/coefficient_gradient_norm", statistic="mean", scale="log"
+    "coefficient gradient, critics", "L2 norm", rf"{CRITICS}/coefficient_gradient_norm", statistic="mean", scale="log"
 )
 NUMERATOR, DENOMINATOR = (
     Panel(f"{name}, critics", "L2 norm of the coefficients", rf"{CRITICS}/fc\d+/(branch\d+_)?{name}_norm", scale="log")
@@ -1693,14 +1693,15 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
             step, mean, std = _columns(mine, ("variant", name), "step", "mean", "std")
             _curve(each, name, own[name], step, mean, mean - std, mean + std)
         short = env.rpartition("/")[2].removesuffix("-v0")
-        each.set_title(short if len(titles) == 1 else f"{short}: {title}")
+        each.set_title(short if len(titles) == 1 else f"{short}: {title}", fontsize=8)
         each.set(xlabel="environment steps", xlim=(0, None))
         each.xaxis.set_major_formatter(EngFormatter(sep=""))
         if mine:
             _scale(each, spec["scales"].get(title, "linear"), np.array([row["mean"] for row in mine]))
             each.set_ylabel(mine[0]["unit"] if each in axes[::columns] or len(titles) > 1 else "")
         else:
-            _tell(each, "no data")
+            _tell(each, "no data", color="0.4")
+            each.set(xticks=[], yticks=[], xlabel="")
     for each in axes[len(cells) :]:
         each.remove()
     _legend(figure, [Line2D([], [], **look, label=name) for name, look in own.items()])
