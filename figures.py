@@ -1099,7 +1099,9 @@ def ratios(reference: Fitted, other: Fitted) -> list[dict]:
 
 
 def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
-    """Rows of one set of columns; numbers with so many significant digits."""
+    """Rows of one set of columns; numbers with so many significant digits. Makes the folder."""
+    with runlog.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with runlog.writing(path), open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -1752,8 +1754,6 @@ def write_figure(out: Path, name: str, kind: str, rows: list[dict], kinds=("png"
     if not rows:
         print(f"{name}: no data for it in these runs, not drawn")
         return []
-    with runlog.writing(Path(out)):
-        Path(out).mkdir(parents=True, exist_ok=True)
     csv_path = _write_csv(Path(out) / f"{name}.csv", rows)
     return [csv_path, *record_figure(out, name, kind, kinds, **spec)]
 
