@@ -971,7 +971,7 @@ def _provenance(run: Loaded) -> dict[str, object]:
     """Seconds, memory, commit, machine of a run; "" where it has not ended or says nothing."""
     meta = json.loads((run.folder / "meta.json").read_text())
     own = {name: meta.get(name, "") for name in ("elapsed_s", "peak_memory_mb")}
-    own |= {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"]}
+    own |= {"git": meta.get("git", {}).get("commit", ""), "dirty": meta.get("git", {}).get("dirty", "")}
     own |= {"cpu": meta.get("hardware", {}).get("cpu", ""), "torch": meta.get("versions", {}).get("torch", "")}
     return own | {"folder": run.folder.name}
 
@@ -1364,6 +1364,7 @@ class Study:
     missing: list[str]  # what the grid of variants, environments and seeds lacks
     settings: dict[str, dict[str, object]]  # variant: "activation", and its settings of SETTINGS, PAIRED if not usual
     usual: dict[str, float]  # values of PAIRED that variants have unless told, if runs differ
+    reference: dict[str, list[Loaded]]  # environment: relu's runs, by which HR eq. 8 normalises
 
     @property
     def variants(self) -> list[str]:
@@ -1374,11 +1375,13 @@ class Study:
         return sorted({environment for _, environment in self.cells})
 
     def only(self, variants: Sequence[str]) -> "Study":
-        """These variants, in this order, as far as they are there. What others lack is not told."""
+        """These variants, in this order. Those of which there is nothing are missing; the others' gaps are not told."""
         settings = {name: self.settings[name] for name in variants if name in self.settings}
         cells = {key: runs for key, runs in self.cells.items() if key[0] in settings}
-        missing = [line for line in self.missing if line.split(" on ")[0] in settings]
-        return Study(self.script, cells, missing, settings, self.usual)
+        missing = [line for line in self.missing if line.split(" on ")[0] in variants]
+        told = {line.split(" on ")[0] for line in missing} | {*settings}
+        missing += [f"{name} (no run)" for name in variants if name not in told]
+        return Study(self.script, cells, missing, settings, self.usual, self.reference)
 
     def complete(self, prefix: str = "") -> list[str]:
         """Environments whose id begins so and that every variant has."""
@@ -1396,6 +1399,8 @@ class Study:
         if len(self.complete()) < len(self.environments):
             told += f"; statistics over the {len(self.complete())} that every variant has"
         told += "".join(f"; {key.replace('_', ' ')} {value:g} if not told" for key, value in self.usual.items())
+        if seeds[0] < 2 <= seeds[-1]:
+            told += "; cells of one seed add nothing to the intervals"
         if self.missing:
             more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
             told += f"\nmissing: {'; '.join(self.missing[:3])}{more}"
@@ -1440,19 +1445,23 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
                 f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
                 f"choose by --where {key}={values[0]}"
             )
-    values = {key: sorted(flat[i][key] for i in kept) for key in PAIRED if key in flat[kept[0]]}
-    usual = {key: max(each, key=each.count) for key, each in values.items() if each[0] != each[-1]}
+    values = {key: [flat[i].get(key) for i in kept] for key in PAIRED}
+    usual = {key: max(each, key=each.count) for key, each in values.items() if len({*each}) > 1}
     cells, settings, unfinished = defaultdict(dict), {}, []
     for i in kept:
-        own = _own(flat[i], [*SETTINGS, *(key for key in usual if flat[i][key] != usual[key])], script)
+        own = _own(flat[i], [*SETTINGS, *(key for key in usual if flat[i].get(key) != usual[key])], script)
         name = canonical(flat[i]["activation"])
         label = ", ".join([name, *(_told(key, value) for key, value in own.items())])
         settings[label] = {"activation": name, **own}
-        if configs[i]["status"] in runlog.ENDED:
-            run = Loaded(folders[i], configs[i], read_scalars(folders[i], keys))
-            cells[label, configs[i]["env_id"]][configs[i]["seed"]] = run
+        cell, seed, status = (label, configs[i]["env_id"]), configs[i]["seed"], configs[i]["status"]
+        run = Loaded(folders[i], configs[i], read_scalars(folders[i], keys) if status in runlog.ENDED else {})
+        if seed in cells[cell]:
+            two = f"{cells[cell][seed].folder.name} and {folders[i].name}"
+            raise runlog.UserError(f"--runs {folder}: {two} are both {label}, seed {seed}; move one away")
+        if status not in runlog.ENDED or (status == "diverged" and not run.scalars):
+            unfinished.append((*cell, seed, f"{status}, nothing logged" if status in runlog.ENDED else status))
         else:
-            unfinished.append((label, configs[i]["env_id"], configs[i]["seed"], configs[i]["status"]))
+            cells[cell][seed] = run
     order = [*STYLES, *sorted({s["activation"] for s in settings.values()} - {*STYLES})]
     ranks = {label: (order.index(own["activation"]), len(own), label) for label, own in settings.items()}
     settings = dict(sorted(settings.items(), key=lambda item: ranks[item[0]]))
@@ -1469,11 +1478,30 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
                 missing.append(f"{label} on {env}" + (f" {' '.join(lacking)}" if len(lacking) < len(seeds) else ""))
     for line in missing:
         print(f"missing: {line}")
+    cells = {cell: by_seed for cell, by_seed in cells.items() if by_seed}
     if not cells:
         raise runlog.UserError(f"--runs {folder}: no run of {script}.py has finished; give the training command again")
     runs = {key: [by_seed[seed] for seed in sorted(by_seed)] for key, by_seed in cells.items()}
     settings = {name: own for name, own in settings.items() if any(name == variant for variant, _ in runs)}
-    return Study(script, runs, missing, settings, usual)
+    reference = {env: each for (variant, env), each in runs.items() if variant == "relu"}
+    return Study(script, runs, missing, settings, usual, reference)
+
+
+def _try_study(runs: Path, script: str, keys: str, where: Sequence[str]) -> Study | None:
+    """read_study for a figure of two algorithms: None, and a line, if there is nothing of this one."""
+    try:
+        return read_study(runs, script, keys, where)
+    except runlog.UserError as error:
+        print(f"missing: {script}: {error}")
+        return None
+
+
+def _chosen(study: Study, usual: Sequence[str], variants: Sequence[str]) -> Study:
+    """The variants asked for, or the figure's usual ones; prints which others there are."""
+    others = [name for name in study.variants if name not in (variants or usual)]
+    if others:
+        print(f"left out: {'; '.join(others)} (--variants names what is drawn)")
+    return study.only(variants or usual)
 
 
 def _own(config: dict, keys: Sequence[str], script: str) -> dict[str, object]:
@@ -1481,7 +1509,7 @@ def _own(config: dict, keys: Sequence[str], script: str) -> dict[str, object]:
     own = {key: config.get(key) for key in keys if key not in SETTINGS or config.get(key) not in SETTINGS[key][0]}
     if script == PQN and "layer_norm" in keys:  # there it is usual that every layer is normalised
         own.pop("layer_norm", None)
-        own |= {"layer_norm": config["layer_norm"]} if config["layer_norm"] != "channel" else {}
+        own |= {"layer_norm": config.get("layer_norm")} if config.get("layer_norm") != "channel" else {}
     return own
 
 
@@ -1534,30 +1562,41 @@ def grid_of(runs: Sequence[Loaded], pattern: str) -> np.ndarray:
 
 
 def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
-    """The grid, and (variant, environment) -> values (steps, runs) of a panel, normalised as it says. Returns of
-    training games are means over windows of a fortieth of the longest run (HR's curves are smoothed)."""
+    """The grid, and (variant, environment) -> values (steps, runs) of a panel, normalised as it says, of the runs that
+    have it. Returns of training games are means over windows of a fortieth of the longest run (HR's are smoothed)."""
+    suite = panel.score == "suite"
     runs = {key: each for key, each in study.cells.items() if key[1].startswith(panel.suite)}
-    success = panel.score == "suite"
-    pattern = "eval/(success|episodic_return)" if success else panel.key
-    grid = grid_of([run for each in runs.values() for run in each], pattern) if runs else np.zeros(0)
+    for env in sorted({env for _, env in runs if _unscored(panel, env)}):
+        print(f"left out: {env} has no score for {panel.title}")
+    runs = {key: each for key, each in runs.items() if not _unscored(panel, key[1])}
+    every = [run for each in runs.values() for run in each]
+    grid = grid_of(every, "eval/(success|episodic_return)" if suite else panel.key) if every else np.zeros(0)
     window = grid[-1] / 40 if panel.key.startswith("charts/") and len(grid) else 0.0
-    found = {}
-    for (variant, env), each in runs.items():
-        key = "eval/success" if success and env.startswith("metaworld/") else panel.key
-        rows = [on_grid(combined(run, key, panel.reduce), grid, window) for run in each]
-        if any(np.isfinite(row).any() for row in rows):
-            found[variant, env] = np.stack(rows, -1)
-            if success and not env.startswith("metaworld/"):
-                found[variant, env] /= 1_000
-            if panel.score == "human":
-                found[variant, env] = metrics.human_normalised(found[variant, env], env)
-    if panel.score == "baseline":
-        for env in {env for _, env in found}:
-            reference = found.get(("relu", env), np.full(1, np.nan))
-            low, high = (pick(reference) if np.isfinite(reference).any() else np.nan for pick in (np.nanmin, np.nanmax))
-            for key in (key for key in found if key[1] == env):
-                found[key] = metrics.baseline_normalised(found[key], low, high)
+
+    def values(each: list[Loaded], env: str) -> np.ndarray:
+        success = suite and env.startswith("metaworld/")
+        rows = [combined(run, "eval/success" if success else panel.key, panel.reduce) for run in each]
+        rows = [on_grid(row, grid, window) for row in rows if len(row)]
+        scores = np.stack(rows, -1) if rows else np.zeros((len(grid), 0))
+        return scores / (1_000 if suite and not success else 1)
+
+    found = {key: values(each, key[1]) for key, each in runs.items()}
+    found = {key: each for key, each in found.items() if each.size}
+    for variant, env in found:
+        if panel.score == "human":
+            found[variant, env] = metrics.human_normalised(found[variant, env], env)
+        if panel.score == "baseline":
+            relu = values(study.reference.get(env, []), env)
+            ends = (np.nanmin(relu), np.nanmax(relu)) if np.isfinite(relu).any() else (np.nan, np.nan)
+            found[variant, env] = metrics.baseline_normalised(found[variant, env], *ends)
     return grid, found
+
+
+def _unscored(panel: Panel, env: str) -> bool:
+    """Whether an environment has no normalised score: not of the two suites, tasks in a row, not of the 57 games."""
+    if panel.score == "suite":
+        return "," in env or not env.startswith(("dm_control/", "metaworld/"))
+    return panel.score == "human" and env not in metrics.atari_scores()
 
 
 def aggregate(study: Study, panel: Panel) -> dict[str, dict[str, np.ndarray | int]]:
@@ -1714,15 +1753,18 @@ def draw_intervals(rows: list[dict], spec: dict) -> Figure:
     groups = list(dict.fromkeys(row["group"] for row in rows))
     own = looks(spec["variants"])
     figure = Figure((max(3.0 * len(groups), 6.5), 0.35 * len(own) + 2), layout="constrained")
+    drawn = [name for name in own if any(row["variant"] == name for row in rows)]
     for panel, name in zip(figure.subplots(1, len(groups), squeeze=False, sharey=True)[0], groups):
         mine = [row for row in rows if row["group"] == name]
-        for y, row in enumerate(mine):
+        for row in mine:
             value, low, high = (float(row[key]) for key in ("value", "low", "high"))
             bar, look = np.nan_to_num([[value - low], [high - value]]), own[row["variant"]] | {"linestyle": ""}
-            panel.errorbar(value, y, xerr=bar, **look, capsize=3, markersize=7)
-        panel.set_yticks(range(len(mine)), [row["variant"] for row in mine])
-        panel.set_ylim(len(mine) - 0.5, -0.5)
-        panel.set_title(f"{name}\n(environments: {mine[0]['environments']}, runs: {mine[0]['runs']} each)", fontsize=8)
+            panel.errorbar(value, drawn.index(row["variant"]), xerr=bar, **look, capsize=3, markersize=7)
+        panel.set_yticks(range(len(drawn)), drawn)
+        panel.set_ylim(len(drawn) - 0.5, -0.5)
+        counts = sorted({int(row["runs"]) for row in mine})
+        told = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        panel.set_title(f"{name}\n(environments: {mine[0]['environments']}, runs: {told} each)", fontsize=8)
         panel.set_xlabel(spec["unit"])
     _caption(figure, *spec["caption"])
     return figure
@@ -1851,7 +1893,13 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
 
 def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str) -> list[Path]:
     spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
-    return write_figure(out, name, "curves", curve_rows(study, panels), caption=[title, study.counts], **spec)
+    rows, caption = curve_rows(study, panels), [title, study.counts]
+    if any(panel.key.startswith("charts/") for panel in panels):
+        caption.append("returns of training games: means over the last fortieth of the steps")
+    for panel in panels if rows else ():
+        if panel.title not in {row["panel"] for row in rows}:
+            print(f"{name}: nothing to draw for {panel.title}")
+    return write_figure(out, name, "curves", rows, caption=caption, **spec)
 
 
 def _environments(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str, environments) -> list[Path]:
@@ -1869,10 +1917,13 @@ def _plain(study: Study) -> list[str]:
     return [name for name, own in study.settings.items() if not {*own} - {"activation"}]
 
 
-def cr1(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+CR_VARIANTS = ("relu", "rational", "crational")
+HR_VARIANTS = ("relu", "tanh", "sigmoid", "tanh_hr", "relu_hr", "crelu", "relu, ReDo")  # of PQN
+
+
+def cr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR Fig. 1: IQM at the end of training, over Meta-World (success), DMC (return / 1,000) and both."""
-    study = read_study(runs, SAC, _keys(IQM), where)
-    study, rows = study.only(_plain(study)), []
+    study, rows = _chosen(read_study(runs, SAC, _keys(IQM), where), CR_VARIANTS, variants), []
     suites = {"Meta-World": "metaworld/", "DMC": "dm_control/", "all": ""}
     for title, prefix in suites.items():
         for name, curve in aggregate(study, dataclasses.replace(IQM, suite=prefix)).items():
@@ -1888,11 +1939,10 @@ def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, uni
     return write_figure(out, name, "intervals", rows, **spec)
 
 
-def cr_curves(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def cr_curves(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR's curves: IQM, success, overestimation, gradients of the coefficients, their growth; and per environment."""
     panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, NUMERATOR, DENOMINATOR]
-    study = read_study(runs, SAC, _keys(*panels), where)
-    study = study.only(_plain(study))
+    study = _chosen(read_study(runs, SAC, _keys(*panels), where), CR_VARIANTS, variants)
     paths = _curves(study, panels, out, "cr_curves", "CR: SAC over training")
     own = [Panel("return", "evaluation return", RETURN), BIAS, COEFFICIENTS]
     for k in range(-(-len(study.environments) // 5)):
@@ -1902,10 +1952,11 @@ def cr_curves(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
     return paths
 
 
-def cr_ablations(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD; pre-activations."""
     panels = [IQM, SUCCESS, BIAS, COEFFICIENTS]
     study, paths = read_study(runs, SAC, _keys(*panels), where), []
+    study = study.only(variants) if variants else study
     groups = {
         "layer_norm": "layer_norm",
         "weight_decay": "rational.coefficient_weight_decay",
@@ -1936,7 +1987,7 @@ def _none(name: str) -> list[Path]:
     return []
 
 
-def cr_atari(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def cr_atari(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR, Atari: score, mean Q and the coefficients' gradient of DQN and PQN; is anything unstable?"""
     panels = [
         dataclasses.replace(HUMAN, statistic="mean"),
@@ -1945,22 +1996,20 @@ def cr_atari(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
     ]
     paths = []
     for script in (DQN, PQN):
-        if any(Path(runs).glob(f"*__{script}__*")):
-            study = read_study(runs, script, _keys(*panels), where)
+        if (study := _try_study(runs, script, _keys(*panels), where)) is not None:
             own = {v: {*s} - {"activation", "encoder_activation"} for v, s in study.settings.items()}
             study = study.only([v for v in own if not own[v] and v.split(", ")[0] in ("relu", "rational", "crational")])
+            study = study.only(variants) if variants else study
             title = f"CR, Atari: {script.removesuffix('_atari').upper()}"
             paths += _curves(study, panels, out, f"cr_atari_{script[:3]}", title)
-        else:
-            print(f"missing: {script}: no run in {runs}")
     if not paths:
         raise runlog.UserError(f"--runs {runs}: no finished runs of {DQN}.py or {PQN}.py with relu or a rational")
     return paths
 
 
-def hr1(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def hr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 1 and 9: median over games of the human-normalised score, PQN's evaluation games (greedy)."""
-    study = read_study(runs, PQN, _keys(MEDIAN), where)
+    study = _chosen(read_study(runs, PQN, _keys(MEDIAN), where), HR_VARIANTS, variants)
     title = "HR Figs. 1, 9: PQN, median human-normalised score"
     ends = {row["variant"]: row | {"group": "at the end"} for row in curve_rows(study, [MEDIAN])}
     paths = _curves(study, [MEDIAN], out, "hr1", title)
@@ -1968,7 +2017,7 @@ def hr1(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
 
 
 HR_DQN = {  # figure: (variants, panels)
-    "hr7": (["relu", "rational", "crational", "tanh", "sigmoid", "tanh_hr"], [DEAD, SRANK, BASELINE]),
+    "hr7": (["relu", "rational", "tanh", "sigmoid", "tanh_hr"], [DEAD, SRANK, BASELINE]),
     "hr8a": (["relu", "rational", "selu", "tanh", "tanh_hr"], [BASELINE]),
     "hr8b": (
         ["tanh_hr", "tanh_add", "tanh_2hr", "tanh, LayerNorm", "tanh, width 1024, learning rate 5e-05", "tanh"],
@@ -1983,16 +2032,15 @@ HR_DQN = {  # figure: (variants, panels)
 }
 
 
-def hr7(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def hr7(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 7, 8a-b, 13 to 15 and Table 2: DQN's dead neurons, effective rank and baseline-normalised score."""
     study, paths = read_study(runs, DQN, _keys(DEAD, SRANK, BASELINE), where), []
-    for name, (variants, panels) in HR_DQN.items():
-        there = [variant for variant in variants if variant in study.variants]
-        if len(there) < 2:
-            print(f"{name}: fewer than two of {'; '.join(variants)} in these runs, not drawn")
+    for name, (wanted, panels) in HR_DQN.items():
+        wanted = variants if variants and name == "hr7" else wanted
+        if sum(variant in study.variants for variant in wanted) < 2:
+            print(f"{name}: fewer than two of {'; '.join(wanted)} in these runs, not drawn")
             continue
-        title = f"HR {name[2:]}: DQN"
-        paths += _curves(study.only(there), panels, out, name, title)
+        paths += _curves(study.only(wanted), panels, out, name, f"HR {name[2:]}: DQN")
     rows = dead_table(study)
     if rows:
         paths.append(_write_csv(Path(out) / "hr_table2.csv", rows))
@@ -2017,16 +2065,14 @@ def dead_table(study: Study) -> list[dict]:
     return rows
 
 
-def hr8(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def hr8(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised; DQN and PPO game by game."""
     paths, raw = [], Panel("return of training games", "raw score", "charts/episodic_return")
     for script, game_by_game in ((PPO, "hr18"), (DQN, "hr17")):
         name = script.removesuffix("_atari").upper()
-        if not any(Path(runs).glob(f"*__{script}__*")):
-            print(f"missing: {script}: no run in {runs}")
+        if (study := _try_study(runs, script, _keys(BASELINE, SRANK), where)) is None:
             continue
-        study = read_study(runs, script, _keys(BASELINE, SRANK), where)
-        plain = study.only(_plain(study))
+        plain = study.only(variants or _plain(study))
         if script == PPO:
             paths += _curves(plain, [BASELINE, SRANK], out, "hr8cd", "HR Fig. 8c-d: PPO")
         paths += _curves(plain, [HUMAN], out, f"hr16_{script[:3]}", f"HR Fig. 16: {name}")
@@ -2037,20 +2083,21 @@ def hr8(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
     return paths
 
 
-def hr19(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def hr19(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 19 to 25: PQN's curves game by game, eight games to a page (51 games are seven pages)."""
     panel, paths = Panel("return", "evaluation return", RETURN), []
-    study = read_study(runs, PQN, _keys(panel), where)
+    study = _chosen(read_study(runs, PQN, _keys(panel), where), HR_VARIANTS, variants)
     for k in range(-(-len(study.environments) // 8)):
         games = study.environments[8 * k : 8 * k + 8]
         paths += _environments(study, [panel], out, f"hr{19 + k}", f"HR Fig. {19 + k}: PQN, each game", games)
     return paths
 
 
-def hr3(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def hr3(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones outlined, branches and
     product; of the lowest seed of each game and activation."""
     study, paths = read_study(runs, DQN, "-", where), []
+    study = study.only(variants) if variants else study
     for (variant, env), (run, *_) in study.cells.items():
         rows, found = [], read_rows(run.folder, "curves.jsonl", r"(?:branch\d+_)?kde")
         last = max((layer for layer, _ in found), key=_depth, default="")
@@ -2091,11 +2138,15 @@ PARTS = {  # of Q
 }
 
 
-def hr4(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def hr4(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Fig. 4: what live neurons, dead neurons and the bias give to DQN's Q, over training (runs with --analyse)."""
     study, rows = read_study(runs, DQN, "q_split/(live|dead|bias)", where), []
+    study = study.only(variants) if variants else study
     for (variant, env), each in study.cells.items():
-        each = [run for run in each if run.scalars]  # trained with --analyse
+        without = [f"s{run.config['seed']}" for run in each if not run.scalars]
+        if without:
+            print(f"missing: {variant} on {env} {' '.join(without)} (trained without --analyse)")
+        each = [run for run in each if run.scalars]
         for part in PARTS if each else ():
             grid = grid_of(each, "q_split/(live|dead|bias)")
             values = np.stack([on_grid(combined(run, f"q_split/{part}"), grid) for run in each], -1)
@@ -2104,13 +2155,15 @@ def hr4(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
             points = zip(*(column.tolist() for column in (grid, values.mean(-1), std)))
             rows += [own | dict(zip(("step", "mean", "std"), point)) for point in points]
     told = "mean over observations and actions, then seeds; band: std over seeds"
-    return write_figure(out, "hr4", "parts", rows, caption=["HR Fig. 4: parts of Q, DQN's last hidden layer", told])
+    return write_figure(
+        out, "hr4", "parts", rows, caption=["HR Fig. 4: parts of Q, DQN's last hidden layer", study.counts, told]
+    )
 
 
-def hr2(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def hr2(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 2 and 12: function approximation, from the runs of function_approximation.py in a folder."""
-    if where:
-        raise runlog.UserError("--where: hr2 draws all runs of function_approximation.py; leave it away")
+    if where or variants:
+        raise runlog.UserError("--where, --variants: hr2 draws all runs of function_approximation.py; leave it away")
     folders = sorted(Path(runs).glob("*__function_approximation__*"))
     if not folders:
         raise runlog.UserError(f"--runs {runs}: no run of function_approximation.py; train some first")
@@ -2118,10 +2171,12 @@ def hr2(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
     return []
 
 
-def continual(runs: Path, out: Path, where: Sequence[str] = ()) -> list[Path]:
+def continual(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR continual: accuracy and NTK rank per task, and comparisons paired by seed."""
-    if where:
-        raise runlog.UserError("--where: continual draws all runs of continual_supervised.py; leave it away")
+    if where or variants:
+        raise runlog.UserError(
+            "--where, --variants: continual draws all runs of continual_supervised.py; leave it away"
+        )
     return draw_continual(runs, out)
 
 
@@ -2133,6 +2188,7 @@ SHOWN = {  # title: (key pattern, format); the first that a script logs is its s
     "success": ("eval/success", "{:.2f}"),
     "online accuracy": ("charts/online_accuracy", "{:.3f}"),
     "error": ("eval/mse", "{:.3g}"),
+    "training return": ("charts/episodic_return", "{:.1f}"),
     "overestimation": ("overestimation/mean", "{:.2f}"),
     "dead share": (rf"{LAYERS}/dead_share", "{:.3f}"),
     "srank": (rf"{LAYERS}/srank", "{:.1f}"),
@@ -2160,16 +2216,26 @@ def groups_of(folder: Path) -> dict[tuple[str, str], dict[str, list[Loaded]]]:
         for run, config in zip(runs, flat):
             own = _own(config, varied, name[0])
             told = [_told(key, value) for key, value in own.items()]
-            labels[", ".join([canonical(config["activation"]), *told])].append(run)
+            labels[", ".join([config["activation"], *told])].append(run)
         order = [*STYLES, *sorted({label.split(", ")[0] for label in labels} - {*STYLES})]
         ranked = sorted(labels, key=lambda label: (order.index(label.split(", ")[0]), label))
         groups[name] = {label: sorted(labels[label], key=lambda run: run.config["seed"]) for label in ranked}
     return groups
 
 
+def shown_curve(run: Loaded, pattern: str) -> np.ndarray:
+    """(rows, 2) as `combined`; returns of training episodes are means over windows of a fortieth of the run."""
+    points = combined(run, pattern)
+    if not pattern.startswith("charts/episodic") or not len(points):
+        return points
+    grid = np.linspace(0, points[-1, 0], 41)[1:]
+    points = np.stack([grid, on_grid(points, grid, window=grid[0])], -1)
+    return points[np.isfinite(points[:, 1])]
+
+
 def summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> list[dict[str, str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean +- std (ddof 1)
-    over seeds of the last values. "-": not logged."""
+    over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged."""
     rows = []
     for (script, env), labels in groups.items():
         for label, runs in labels.items():
@@ -2180,10 +2246,10 @@ def summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> list[dict
             row["state"] = "finished" if all(ended) and not diverged else f"{sum(ended)} ended, {diverged} diverged"
             row["steps"] = f"{min(steps):,.0f}"
             for title, (pattern, text) in SHOWN.items():
-                ends = [run.last(pattern) for run in runs]
-                values = [value for value in ends if np.isfinite(value)]
+                values = [points[-1, 1] for points in (shown_curve(run, pattern) for run in runs) if len(points)]
                 shown = text.format(np.mean(values)) if values else "-"
-                row[title] = f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown
+                shown = f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown
+                row[title] = shown + f" ({len(values)} of {len(runs)})" * (0 < len(values) < len(runs))
             rows.append(row)
     empty = [title for title in SHOWN if all(row[title] == "-" for row in rows)]
     return [{key: value for key, value in row.items() if key not in empty} for row in rows]
@@ -2226,8 +2292,12 @@ def overview(folder: Path, out: Path) -> list[Path]:
     kept = sorted(sorted(groups, key=lambda name: -sum(map(len, groups[name].values())))[:MOST])
     for name in kept:
         keys = {key for runs in groups[name].values() for run in runs for key in run.scalars}
-        logged = [title for title in list(SHOWN)[:4] if SHOWN[title][0] in keys] or ["return"]
+        logged = [title for title in list(SHOWN)[:5] if SHOWN[title][0] in keys] or ["return"]
         score = "success" if "success" in logged else logged[0]
+        end = max(
+            (rows[-1, 0] for group in groups[name].values() for run in group for rows in run.scalars.values()),
+            default=0,
+        )
         for label, runs in groups[name].items():
             if any(key.endswith("numerator_norm") for key in runs[0].scalars):
                 learned.setdefault(label, runs[0])
@@ -2235,7 +2305,9 @@ def overview(folder: Path, out: Path) -> list[Path]:
                 own = {"row": ", ".join(name), "column": "score" if title == score else title, "unit": title}
                 for run in runs:
                     own |= {"variant": label, "seed": run.config["seed"]}
-                    points = combined(run, SHOWN[title][0]).tolist()
+                    points = shown_curve(run, SHOWN[title][0]).tolist()
+                    if points and run.config["status"] == "diverged" and points[-1][0] < end:
+                        points.append([float(end), points[-1][1]])
                     rows += [own | {"step": step, "value": value} for step, value in points]
     for label, run in list(learned.items())[:4]:
         for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
@@ -2249,7 +2321,9 @@ def overview(folder: Path, out: Path) -> list[Path]:
                     rows += [own | name | {"step": x, "value": y} for x, y in points]
     every = [run for labels in groups.values() for runs in labels.values() for run in runs]
     under_way = sum(run.config["status"] not in runlog.ENDED for run in every)
-    told = f"{len(every)} runs ({under_way} not ended): mean over seeds, thin lines: seeds"
+    diverged = sum(run.config["status"] == "diverged" for run in every)
+    told = f"{len(every)} runs ({under_way} not ended, {diverged} diverged: last value carried forward)"
+    told += "; mean over seeds, thin lines: seeds"
     left_out = [", ".join(name) for name in groups if name not in kept]
     if left_out:
         print(*(f"not on the page: {name}" for name in left_out), sep="\n")
@@ -2270,11 +2344,11 @@ def draw_overview(rows: list[dict], spec: dict) -> Figure:
             )
     heights = [2.5 * len(spec["lines"]), *[2.6] * bool(learned)]
     figure = Figure((13, sum(heights) + 0.9), layout="constrained")
+    own = looks(list(dict.fromkeys(variant for found in cells.values() for variant, _ in found)))
     top, *bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     grid, handles = top.subplots(len(spec["lines"]), len(titles), squeeze=False), {}
     for line, name in zip(grid, spec["lines"]):
         variants = list(dict.fromkeys(v for (row, *_), found in cells.items() if row == name for v, _ in found))
-        own = looks(variants)
         for panel, title in zip(line, titles):
             unit, found = next(((u, x) for (row, c, u), x in cells.items() if (row, c) == (name, title)), ("", {}))
             panel.set_title(name if title == "score" else title, fontsize=8)
@@ -2390,12 +2464,13 @@ class RowCommand:
     row: tyro.conf.Suppress[str] = ""  # the subcommand's name
     runs: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of the figures and tables
-    where: tuple[str, ...] = ()  # only runs with these settings: total_timesteps=6000 utd=10 rational.init_scale=4
+    where: tuple[str, ...] = ()  # only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout
+    variants: tuple[str, ...] = ()  # what to draw in place of the paper's, as captions name it: relu snake "tanh, ReDo"
 
 
 @dataclass
 class TableCommand:
-    """Summary table of all runs in a folder: table.md, table.csv, table.tex."""
+    """Summary table of all runs in a folder: table.md, table.csv, table.tex; and runs.csv, a row for each."""
 
     runs: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of the tables
@@ -2406,7 +2481,7 @@ class OverviewCommand:
     """One page of all runs in a folder: scores, overestimation, dead share, srank, learned activations."""
 
     runs: Path = Path("runs")  # folder of the runs
-    out: Path = Path("figures")  # folder of overview.png and .pdf
+    out: Path = Path("figures")  # folder of overview.png, .pdf and .csv
 
 
 @dataclass
@@ -2453,7 +2528,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv[:1] = [ALSO.get(name, name) for name in argv[:1]]
     command = runlog.parse_args(Command, argv)
     if isinstance(command, RowCommand):
-        print(*ROWS[command.row](command.runs, command.out, command.where), sep="\n")
+        print(*ROWS[command.row](command.runs, command.out, command.where, command.variants), sep="\n")
     elif isinstance(command, TableCommand):
         print(*write_tables(command.runs, command.out), sep="\n")
     elif isinstance(command, OverviewCommand):
