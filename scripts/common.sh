@@ -72,7 +72,9 @@ run_sweep() {  # run_sweep NAME GRID...: trains what is not finished yet
   "$PYTHON" scripts/sweep.py "$@" --name "$name-$SCALE" --runs-dir "$RUNS_DIR" ${DRY_RUN:+--dry-run} $SWEEP
 }
 
-figure() {  # figure SUBCOMMAND: draws it; a sweep that was only written for Slurm has nothing to draw yet
-  set -- "$PYTHON" figures.py "$1" --runs "$RUNS_DIR" --out "$OUT"
+figure() {  # figure SUBCOMMAND [OPTIONS]: draws it; a sweep that was only written for Slurm has nothing to draw yet
+  local name=$1
+  shift
+  set -- "$PYTHON" figures.py "$name" --runs "$RUNS_DIR" --out "$OUT" "$@"
   if [[ -n $DRY_RUN || " $SWEEP" == *" --slurm"* ]]; then echo "$*"; else "$@"; fi
 }

@@ -13,4 +13,4 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 run_sweep hr_fig4 "dqn_atari.py --env-id $(one_of ${ENVS:-Seaquest}) --activation tanh $DQN_KDE"
-figure hr4
+figure hr4 --variants tanh

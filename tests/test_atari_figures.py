@@ -76,7 +76,9 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
     figures.main(["hr7", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     assert "hr15: fewer than two of relu; relu_hr" in capsys.readouterr().out
     rows = read_csv(tmp_path / "out" / "hr7.csv")
-    for row in (row for row in rows if row["panel"].startswith("baseline")):
+    scores = [row for row in rows if row["panel"].startswith("baseline")]
+    assert {row["variant"] for row in scores} == {"relu", "tanh", "tanh_hr"} and len(scores) == 3 * 40
+    for row in scores:
         step, window, means = float(row["step"]), 1.0, []  # 40 rows on the grid: a fortieth of them is one
         for seed in (1, 2):
             normalised = []
@@ -87,6 +89,14 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
             means.append(np.mean(normalised))
         assert float(row["value"]) == pytest.approx(np.mean(means), rel=1e-4)
         assert float(row["high"]) - float(row["value"]) == pytest.approx(np.std(means), rel=1e-3, abs=1e-5)
+    for name in ("hr8b", "hr13"):  # without relu among their curves, normalised by it
+        others = [row for row in read_csv(tmp_path / "out" / f"{name}.csv") if row["panel"].startswith("baseline")]
+        mine = [row for row in scores if row["variant"] != "relu"]
+        assert {(r["variant"], r["step"], r["value"]) for r in others} == {
+            (r["variant"], r["step"], r["value"]) for r in mine
+        }
+    spec = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert "rational (no run)" in spec["hr7"]["caption"][1] and "sigmoid (no run)" in spec["hr7"]["caption"][1]
     (table,) = read_csv(tmp_path / "out" / "hr_table2.csv")
     dead = {v: np.mean([truth[v, game, s][1] for game in GAMES[:2] for s in (1, 2)]) for v in ("tanh", "tanh_hr")}
     assert table["activation"] == "tanh" and table["games"] == table["seeds"] == "2"
@@ -123,7 +133,7 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     )
     figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "table.csv")
-    assert len(rows) == 7 and rows[0]["setting"] == "tanh_hr" and rows[0]["return"] == "4.0"
+    assert len(rows) == 7 and rows[0]["setting"] == "tanh*tanh" and rows[0]["return"] == "4.0"
     assert rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]  # nobody logs it
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
@@ -172,3 +182,27 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(runlog.UserError, match="file"):
         figures.hr1(tmp_path / "runs", tmp_path / "file" / "out")
+
+
+def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
+    pqn_runs(tmp_path / "runs")
+    pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
+    pqn_runs(tmp_path / "runs", games=("Carnival",))  # ale_py knows it, the table of human scores does not
+    figures.hr1(tmp_path / "runs", tmp_path / "out")
+    told = capsys.readouterr().out
+    assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
+    final = read_csv(tmp_path / "out" / "hr1_final.csv")
+    assert [(row["variant"], row["environments"], row["runs"]) for row in final] == [
+        ("relu", "3", "6"),
+        ("tanh_hr", "3", "6"),
+    ]
+    figures.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "rational"))
+    assert {row["environments"] for row in read_csv(tmp_path / "out" / "hr1_final.csv")} == {"1"}
+
+
+def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
+    returns = np.arange(80.0)
+    rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
+    write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)
+    (row,) = figures.summary(figures.groups_of(tmp_path))
+    assert row["training return"] == "78.5" and "return" not in row  # of the last fortieth: steps 79 and 80
