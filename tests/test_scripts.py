@@ -51,10 +51,8 @@ FIGURES = {
 SAC = "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 --batch-size 128 "
 SAC += "--eval-frequency 1000 --metrics-frequency 1000 --log-frequency 500 --checkpoint-frequency 2000 --threads 1 "
 SAC = "sac_continuous.py --env-id {} --activation {} " + SAC + "--no-tensorboard"
-PQN = (
-    "pqn_atari.py --env-id {} --activation {} --total-timesteps 60000 --eval-frequency 15000 --metrics-frequency 15000 "
-)
-PQN += "--checkpoint-frequency 30000 --threads 1 --env-threads 1 --no-tensorboard"
+PQN = "pqn_atari.py --env-id {} --activation {} --total-timesteps 60000 --eval-frequency 15000 "
+PQN += "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1 --no-tensorboard"
 DQN = "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 --buffer-size 25000 "
 DQN += "--exploration-steps 12500 --metrics-frequency 2500 --eval-frequency 12500 --checkpoint-frequency 12500 "
 DQN += "--threads 1 --env-threads 1 --no-tensorboard"
@@ -167,7 +165,12 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
     base = ("runs", "figures") if script == "cr_continual" else (f"runs/{scale}", f"figures/{scale}")
     base = ("runs/laptop-kde", base[1]) if scale == "laptop" and script in ("hr_fig3", "hr_fig4") else base
     assert launcher == "scripts/sweep.py" and file == "figures.py"
-    assert drawing == [FIGURES[script][0], "--runs", base[0], "--out", base[1]]
+    assert drawing[:5] == [FIGURES[script][0], "--runs", base[0], "--out", base[1]]
+    drawn = runlog.parse_args(figures.Command, drawing)
+    assert drawn.row in figures.ROWS and drawn.variants == {
+        "hr_fig3": ("tanh", "tanh_hr", "sigmoid", "sigmoid_hr"),
+        "hr_fig4": ("tanh",),
+    }.get(script, ())
     found = commands(folder, script, scale)
     assert len({*found}) == len(found) == len({(name, environment_of(name)) for name in found})
     monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
@@ -246,4 +249,5 @@ def test_a_dry_run_prints_the_commands_and_the_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     *training, drawing = done.stdout.splitlines()
     assert sum("dqn_atari.py --env-id Seaquest --activation tanh" in line for line in training) == 1
-    assert drawing == f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o" and not [*tmp_path.iterdir()]
+    told = f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o --variants tanh"
+    assert drawing == told and not [*tmp_path.iterdir()]
