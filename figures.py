@@ -1338,6 +1338,7 @@ BIAS = Panel("overestimation", "(Q - G) / max(|G|, 10)", "overestimation/normali
 COEFFICIENTS = Panel(
     "coefficient gradient, critics", "L2 norm", rf"{CRITICS}/coefficient_gradient_norm", statistic="mean", scale="log"
 )
+LARGEST = Panel("largest output", "max |f(x)|, critics", rf"{CRITICS}/fc\d+/(branch\d+_)?f_max", "max", scale="log")
 NUMERATOR, DENOMINATOR = (
     Panel(f"{name}, critics", "L2 norm of the coefficients", rf"{CRITICS}/fc\d+/(branch\d+_)?{name}_norm", scale="log")
     for name in ("numerator", "denominator")
@@ -1941,20 +1942,25 @@ def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, uni
 
 def cr_curves(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR's curves: IQM, success, overestimation, gradients of the coefficients, their growth; and per environment."""
-    panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, NUMERATOR, DENOMINATOR]
+    panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, NUMERATOR, DENOMINATOR, LARGEST]
     study = _chosen(read_study(runs, SAC, _keys(*panels), where), CR_VARIANTS, variants)
     paths = _curves(study, panels, out, "cr_curves", "CR: SAC over training")
-    own = [Panel("return", "evaluation return", RETURN), BIAS, COEFFICIENTS]
+    return paths + _each_environment(study, out, "cr_curves_environments", "CR: SAC, each environment")
+
+
+def _each_environment(study: Study, out: Path, name: str, title: str) -> list[Path]:
+    """Return, overestimation, coefficients' gradient and largest output, five environments to a page."""
+    panels, paths = [Panel("return", "evaluation return", RETURN), BIAS, COEFFICIENTS, LARGEST], []
     for k in range(-(-len(study.environments) // 5)):
         part = study.environments[5 * k : 5 * k + 5]
-        name = "cr_curves_environments" + (f"_{k + 1}" if len(study.environments) > 5 else "")
-        paths += _environments(study, own, out, name, "CR: SAC, each environment", part)
+        page = name + (f"_{k + 1}" if len(study.environments) > 5 else "")
+        paths += _environments(study, panels, out, page, title, part)
     return paths
 
 
 def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD; pre-activations."""
-    panels = [IQM, SUCCESS, BIAS, COEFFICIENTS]
+    panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, LARGEST]
     study, paths = read_study(runs, SAC, _keys(*panels), where), []
     study = study.only(variants) if variants else study
     groups = {
@@ -1973,6 +1979,7 @@ def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Seq
     plain = study.only([v for v, own in study.settings.items() if not {*own} - {"activation", "utd"}])
     varied = "utd" in study.usual
     paths += _curves(plain, panels, out, "cr_ablations_utd", "CR ablation: UTD") if varied else _none("utd")
+    paths += _each_environment(study, out, "cr_ablations_environments", "CR ablations: each environment")
     for env in study.environments:
         cells = [study.cells[v, env] for v in _plain(study) if (v, env) in study.cells]
         folders = [run.folder for each in cells for run in each]
