@@ -1607,6 +1607,9 @@ def aggregate(study: Study, panel: Panel) -> dict[str, dict[str, np.ndarray | in
     having = {variant for variant, _ in found}
     shared = [env for env in study.complete(panel.suite) if all((variant, env) in found for variant in having)]
     shared = [env for env in shared if all(np.isfinite(found[v, env]).any() for v in having)]
+    for env in sorted({env for _, env in found} & {*study.complete(panel.suite)} - {*shared}):
+        without = [variant for variant in having if (variant, env) not in found]
+        print(f"left out: {env} of {panel.title}, since {', '.join(sorted(without))} logged nothing of it")
     result = {}
     for variant in (variant for variant in study.variants if variant in having and shared):
         strata = [found[variant, env] for env in shared]
@@ -2257,6 +2260,8 @@ def summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> list[dict
                 shown = text.format(np.mean(values)) if values else "-"
                 shown = f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown
                 row[title] = shown + f" ({len(values)} of {len(runs)})" * (0 < len(values) < len(runs))
+            if row["return"] != "-":
+                row["training return"] = "-"  # noisier, and of an exploring policy: only where there is nothing else
             rows.append(row)
     empty = [title for title in SHOWN if all(row[title] == "-" for row in rows)]
     return [{key: value for key, value in row.items() if key not in empty} for row in rows]
@@ -2323,7 +2328,7 @@ def overview(folder: Path, out: Path) -> list[Path]:
             for part, lines in parts.items():
                 for when, line in (("before", lines[0]), ("after", lines[-1])):
                     points = np.array([line["x"], line["y"]], dtype=float)
-                    points = points[:, np.abs(points[0]) <= 5][:, ::2].T.tolist()
+                    points = points[:, np.abs(points[0]) <= 5][:, ::4].T.tolist()
                     name = {"unit": f"{when} {network}/{layer}/{part}"}
                     rows += [own | name | {"step": x, "value": y} for x, y in points]
     every = [run for labels in groups.values() for runs in labels.values() for run in runs]
@@ -2349,8 +2354,8 @@ def draw_overview(rows: list[dict], spec: dict) -> Figure:
             cells[row["row"], row["column"], row["unit"]][row["variant"], row["seed"]].append(
                 (row["step"], row["value"])
             )
-    heights = [2.5 * len(spec["lines"]), *[2.6] * bool(learned)]
-    figure = Figure((13, sum(heights) + 0.9), layout="constrained")
+    heights = [2.0 * len(spec["lines"]), *[2.4] * bool(learned)]
+    figure = Figure((11, sum(heights) + 0.9), layout="constrained")
     own = looks(list(dict.fromkeys(variant for found in cells.values() for variant, _ in found)))
     top, *bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     grid, handles = top.subplots(len(spec["lines"]), len(titles), squeeze=False), {}
