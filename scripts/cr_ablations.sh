@@ -7,7 +7,7 @@
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/cr_ablations.sh  26 variants, 1M steps; other variables: scripts/common.sh
 #   ENVS=metaworld/sweep-v3 SCALE=paper scripts/cr_ablations.sh    one task in place of four
 #
-# Hours, extrapolated (docs/figures.md): laptop 1.2 and paper 14,400 (four tasks; 2,200 of them are cr_fig1.sh's), of 2
+# Hours, extrapolated (docs/figures.md): laptop 1.6 and paper 14,400 (four tasks; 2,200 of them are cr_fig1.sh's), of 2
 # CPU cores; no GPU has been measured. The values of decay and scale are ours: CR's text at hand has none. Decay 0.1 halves
 # a coefficient without gradient in 23,000 updates at the step size 3e-4.
 set -euo pipefail
