@@ -1707,7 +1707,7 @@ def _columns(rows: list[dict], where: tuple[str, str], *names: str) -> list[np.n
 
 
 def environment_rows(study: Study, panels: Sequence[Panel], environments: Sequence[str]) -> list[dict]:
-    """Points of `draw_environments`: mean over seeds, its standard deviation (ddof 0; NaN for one seed)."""
+    """Points of `draw_environments`: mean over seeds and standard deviation (ddof 1; NaN for one seed)."""
     rows = []
     for panel in panels:
         grid, found = curves(study, panel)
@@ -1715,7 +1715,7 @@ def environment_rows(study: Study, panels: Sequence[Panel], environments: Sequen
             for name in (name for name in study.variants if (name, env) in found):
                 values = found[name, env]
                 known = np.isfinite(values).all(-1)
-                std = values[known].std(-1) if values.shape[-1] > 1 else np.full(known.sum(), np.nan)
+                std = values[known].std(-1, ddof=1) if values.shape[-1] > 1 else np.full(known.sum(), np.nan)
                 own = {"environment": env, "panel": panel.title, "unit": panel.unit, "variant": name}
                 points = zip(grid[known].tolist(), values[known].mean(-1).tolist(), std.tolist())
                 rows += [own | {"n": values.shape[-1], "step": x, "mean": m, "std": s} for x, m, s in points]
@@ -1734,7 +1734,11 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
         mine = [row for row in rows if (row["environment"], row["panel"]) == (env, title)]
         for name in (name for name in own if any(row["variant"] == name for row in mine)):
             step, mean, std = _columns(mine, ("variant", name), "step", "mean", "std")
-            _curve(each, name, own[name], step, mean, mean - std, mean + std)
+            low = mean - std
+            low[(low <= 0) & (spec["scales"].get(title) == "log")] = (
+                np.nan
+            )  # no band there, rather than one to the floor
+            _curve(each, name, own[name], step, mean, low, mean + std)
         short = env.rpartition("/")[2].removesuffix("-v0")
         each.set_title(short if len(titles) == 1 else f"{short}: {title}", fontsize=8)
         each.set(xlabel="environment steps", xlim=(0, None))
@@ -2323,7 +2327,10 @@ def overview(folder: Path, out: Path) -> list[Path]:
                     rows += [own | {"step": step, "value": value} for step, value in points]
     for label, run in list(learned.items())[:4]:
         for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
-            own = {"row": "learned", "column": f"{label}: {run.config['env_id']} s{run.config['seed']}"}
+            own = {
+                "row": "learned",
+                "column": f"{label} ({run.config['env_id'].rpartition('/')[2]}, s{run.config['seed']})",
+            }
             own |= {"variant": label, "seed": run.config["seed"]}
             for part, lines in parts.items():
                 for when, line in (("before", lines[0]), ("after", lines[-1])):
@@ -2393,7 +2400,7 @@ def draw_overview(rows: list[dict], spec: dict) -> Figure:
                 look = FIRST if unit.startswith("before") else {"color": style(variant.split(", ")[0])["color"]}
                 panel.plot(*np.array(points).T, **look, alpha=0.8)
             _limit(panel, np.concatenate([np.array(points)[:, 1] for points in found.values()]))
-            panel.set_title(title, fontsize=8)
+            panel.set_title(title, fontsize=7)
             panel.set_xlabel("pre-activation x")
         for panel in panels[len(learned) :]:
             panel.remove()
