@@ -1,5 +1,7 @@
-"""sac/seeds.csv, the last values of every seed, and sac/layers.csv, means over seeds, critics (and layers) of the first and
-last values: python results/2026-laptop/seeds.py runs/laptop results/2026-laptop/sac (from the repository's root)."""
+"""sac/seeds.csv: last values of every seed. sac/layers.csv: first and last values, means over seeds and critics.
+
+From the repository's root: python results/2026-laptop/seeds.py runs/laptop results/2026-laptop/sac
+"""
 
 import csv
 import sys
