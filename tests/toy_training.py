@@ -55,13 +55,13 @@ def main(args: Args) -> None:
         while step < args.total:
             step += 1
             print(step, os.getpid(), file=steps, flush=True)
+            if args.fail:  # before the checkpoint: else the run would be through after as many attempts as it has steps
+                print("this is the end", flush=True)
+                sys.exit(args.fail)
             temp = checkpoint.with_name("checkpoint.tmp")
             temp.write_text(str(step))
             os.replace(temp, checkpoint)
             print(f"step {step}", flush=True)
-            if args.fail:
-                print("this is the end", flush=True)
-                sys.exit(args.fail)
             if step == args.crash_at:
                 os.abort()
             time.sleep(args.pause)
