@@ -1397,8 +1397,6 @@ class Study:
         told = f"n = {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' * (seeds[-1] > 1)} in each "
         told += f"of {len(self.environments)} environment{'s' * (len(self.environments) > 1)}"
         told += f", {diverged} diverged (last value carried forward)" if diverged else ""
-        if len(self.complete()) < len(self.environments):
-            told += f"; statistics over the {len(self.complete())} that every variant has"
         told += "".join(f"; {key.replace('_', ' ')} {value:g} if not told" for key, value in self.usual.items())
         if seeds[0] < 2 <= seeds[-1]:
             told += "; cells of one seed add nothing to the intervals"
@@ -1406,6 +1404,12 @@ class Study:
             more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
             told += f"\nmissing: {'; '.join(self.missing[:3])}{more}"
         return told
+
+
+def _shared(study: Study) -> list[str]:
+    """For captions of statistics over environments: of how many, if not of all."""
+    complete, every = len(study.complete()), len(study.environments)
+    return [f"statistics over the {complete} of {every} environments that every variant has"] * (complete < every)
 
 
 def canonical(activation: str) -> str:
@@ -1735,9 +1739,8 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
         for name in (name for name in own if any(row["variant"] == name for row in mine)):
             step, mean, std = _columns(mine, ("variant", name), "step", "mean", "std")
             low = mean - std
-            low[(low <= 0) & (spec["scales"].get(title) == "log")] = (
-                np.nan
-            )  # no band there, rather than one to the floor
+            if spec["scales"].get(title) == "log":
+                low[low <= 0] = np.nan  # no band there, rather than one down to the floor
             _curve(each, name, own[name], step, mean, low, mean + std)
         short = env.rpartition("/")[2].removesuffix("-v0")
         each.set_title(short if len(titles) == 1 else f"{short}: {title}", fontsize=8)
@@ -1901,7 +1904,7 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
 
 def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str) -> list[Path]:
     spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
-    rows, caption = curve_rows(study, panels), [title, study.counts]
+    rows, caption = curve_rows(study, panels), [title, study.counts, *_shared(study)]
     if any(panel.key.startswith("charts/") for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
     for panel in panels if rows else ():
@@ -1943,7 +1946,7 @@ def cr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
 
 def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, unit: str) -> list[Path]:
     told = f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap" if rows else ""
-    spec = {"variants": study.variants, "unit": unit, "caption": [title + told, study.counts]}
+    spec = {"variants": study.variants, "unit": unit, "caption": [title + told, study.counts, *_shared(study)]}
     return write_figure(out, name, "intervals", rows, **spec)
 
 
@@ -2423,6 +2426,8 @@ DRAWERS = {  # kind of a figure: function of the rows of its CSV and of its entr
     "regression": draw_regression,
     "table1": draw_table1,
 }
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 ROWS = {  # subcommand: function; each is a row of the papers' figures

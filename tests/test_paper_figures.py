@@ -113,7 +113,9 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     }
     relu = [truth["relu", DMC, s][0] / 1_000 for s in (1, 2, 4)]
     np.testing.assert_allclose(found["relu"]["value"], np.mean(relu, axis=0))  # floor(3 / 4) = 0 are cut
-    assert "missing: relu on" in study.counts and "1 that every variant has" in study.counts
+    assert "missing: relu on" in study.counts
+    assert figures._shared(study) == ["statistics over the 1 of 2 environments that every variant has"]
+    assert figures._shared(study.only(["relu", "rational"])) == []
 
 
 def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
