@@ -373,25 +373,56 @@ def lecun_normal(weight: torch.Tensor, generator: torch.Generator) -> None:
     he_normal(weight, generator, variance=1.0)
 
 
-def _initialise(shape: tuple[int, ...], seeds, branch: int, init: Callable) -> nn.Parameter:
-    """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed and branch."""
+BiasInit = Literal["zero", "uniform"]
+
+
+def _initialise(shape: tuple[int, ...], seeds, branch: int, init: Callable, *purpose: int) -> torch.Tensor:
+    """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed, branch and purpose."""
     seeds = np.asarray(seeds)
-    weights = []
+    drawn = []
     for seed in seeds.ravel():
-        entropy = np.random.SeedSequence([int(seed), branch]).generate_state(1, np.uint64)[0]
-        weights.append(torch.empty(shape))
-        init(weights[-1], torch.Generator().manual_seed(int(entropy)))
-    return torch.stack(weights).reshape(*seeds.shape, *shape)
+        entropy = np.random.SeedSequence([int(seed), branch, *purpose]).generate_state(1, np.uint64)[0]
+        parameter = torch.empty(shape)
+        init(parameter, torch.Generator().manual_seed(int(entropy)))
+        drawn.append(parameter)
+    return torch.stack(drawn).reshape(*seeds.shape, *shape)
+
+
+def _initial_biases(shape: tuple[int, ...], seeds, branch: int, bias_init: BiasInit) -> nn.Parameter:
+    """Biases of a layer whose weights have `shape`, (out, in, ...): zero, or uniform in +-1 / sqrt(fan_in), which is
+    torch's default. They come from a generator of their own: the weights do not depend on the choice."""
+    if bias_init not in ("zero", "uniform"):
+        raise ValueError(f"bias_init {bias_init!r}: choose from zero uniform")
+    out_features = shape[0]
+    if bias_init == "zero":
+        return nn.Parameter(torch.zeros(*np.shape(seeds), out_features))
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+
+    def uniform(bias: torch.Tensor, generator: torch.Generator) -> None:
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
+
+    purpose_bias = 1
+    return nn.Parameter(_initialise((out_features,), seeds, branch, uniform, purpose_bias))
 
 
 class Linear(nn.Module):
     """x W + b with leading batch axes: x (*batch, n, in_features), weight (*batch, in, out), bias (*batch, out)."""
 
-    def __init__(self, in_features: int, out_features: int, *, seeds=0, branch: int = 0, init: Callable | None = None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        seeds=0,
+        branch: int = 0,
+        init: Callable | None = None,
+        bias_init: BiasInit = "zero",
+    ):
         super().__init__()
-        weight = _initialise((out_features, in_features), seeds, branch, init or orthogonal())
+        shape = (out_features, in_features)
+        weight = _initialise(shape, seeds, branch, init or orthogonal())
         self.weight = nn.Parameter(weight.transpose(-1, -2).contiguous())
-        self.bias = nn.Parameter(torch.zeros(*np.shape(seeds), out_features))
+        self.bias = _initial_biases(shape, seeds, branch, bias_init)
 
     def extra_repr(self) -> str:
         return f"weight {tuple(self.weight.shape)}"
@@ -404,12 +435,25 @@ class Linear(nn.Module):
 class Conv2d(nn.Module):
     """Convolution with leading batch axes: x (*batch, n, channels, height, width), weight (*batch, out, in, k, k)."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, seeds=0, branch=0, init=None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        seeds=0,
+        branch: int = 0,
+        init: Callable | None = None,
+        bias_init: BiasInit = "zero",
+    ):
         super().__init__()
-        self.stride, self.padding = stride, padding
+        self.stride = stride
+        self.padding = padding
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(_initialise(shape, seeds, branch, init or orthogonal()))
-        self.bias = nn.Parameter(torch.zeros(*np.shape(seeds), out_channels))
+        self.bias = _initial_biases(shape, seeds, branch, bias_init)
 
     def extra_repr(self) -> str:
         return f"weight {tuple(self.weight.shape)}, stride {self.stride}"
@@ -494,17 +538,19 @@ def dense(
     rational: RationalConfig | None = None,
     shared: dict | None = None,
     init: Callable | None = None,
+    bias_init: BiasInit = "zero",
 ) -> HiddenLayer:
     """A hidden layer (*batch, n, in_features) -> (*batch, n, layer.width) with any activation expression.
 
     seeds: int or nested sequence of ints; its shape is the batch shape. layer_norm: normalise each branch before its
     activation. shared: a dict that the layers of one network pass on, {} at first, to have one coefficient set
-    (--rational.share-across-layers). init: see `orthogonal`. Raises ValueError for an unknown name.
+    (--rational.share-across-layers). init: see `orthogonal`. bias_init: "zero", or "uniform" in +-1 / sqrt(fan_in).
+    Raises ValueError for an unknown name.
 
     >>> dense(3, 8, "crelu", seeds=[1, 2]).width
     16
     """
-    make_linear = functools.partial(Linear, in_features, out_features, seeds=seeds, init=init)
+    make_linear = functools.partial(Linear, in_features, out_features, seeds=seeds, init=init, bias_init=bias_init)
     make_norm = functools.partial(LayerNorm, (out_features,), np.shape(seeds)) if layer_norm else nn.Identity
     return _hidden_layer(activation, make_linear, make_norm, out_features, seeds, rational, shared, feature_axis=-1)
 
@@ -523,6 +569,7 @@ def conv(
     rational: RationalConfig | None = None,
     shared: dict | None = None,
     init: Callable | None = None,
+    bias_init: BiasInit = "zero",
 ) -> HiddenLayer:
     """A convolution layer (*batch, n, in_channels, h, w) -> (*batch, n, layer.width, h', w'); see `dense`.
 
@@ -539,7 +586,7 @@ def conv(
     if layer_norm not in norms:
         raise ValueError(f"conv: layer_norm {layer_norm!r}: choose from {' '.join(norms)}")
     sizes, make_norm = (in_channels, out_channels, kernel_size, stride, padding), norms[layer_norm]
-    make_linear = functools.partial(Conv2d, *sizes, seeds=seeds, init=init)
+    make_linear = functools.partial(Conv2d, *sizes, seeds=seeds, init=init, bias_init=bias_init)
     return _hidden_layer(activation, make_linear, make_norm, out_channels, seeds, rational, shared, feature_axis=-3)
 
 

@@ -46,7 +46,7 @@ class Args:
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
     repeat_action_probability: float = 0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
-    # algorithm; the defaults are HR's Table 4
+    # algorithm; the defaults are HR's Table 4 but for Adam's epsilon and the biases (docs/dqn_atari.md)
     num_envs: int = 1  # training games side by side; must divide --train-frequency or be a multiple of it
     buffer_size: int = 1_000_000  # replay capacity in transitions, of all games together; 7.4 GB of disk
     learning_starts: int = 80_000  # environment steps before the first update
@@ -56,12 +56,13 @@ class Args:
     double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: the greatest target value (CleanRL)
     gamma: float = 0.99  # discount factor
     learning_rate: float = 1e-4  # Adam step size
-    adam_eps: float = 1e-5  # epsilon of Adam (CleanRL: 1e-8)
+    adam_eps: float = 1e-8  # epsilon of Adam, as CleanRL's; with HR's printed 1e-5 tanh_hr does not learn
     start_epsilon: float = 1.0  # share of random actions at the start
     final_epsilon: float = 0.1  # share of random actions in the end (CleanRL: 0.01)
     exploration_steps: int = 1_000_000  # environment steps in which epsilon falls linearly
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
+    bias_init: Literal["uniform", "zero"] = "uniform"  # initial biases: uniform in +-1/sqrt(fan_in) as torch's, or 0
     activation: str = "relu"  # name or expression of the last hidden layer: relu, crational, tanh_hr, identity*silu
     encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
     width: int = 512  # units of the last hidden layer
@@ -164,7 +165,8 @@ class QNetwork(nn.Module):
         first, second, third = args.encoder_activation * (3 // len(args.encoder_activation))
         seed = functools.partial(runlog.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
-        options = {"rational": args.rational, "shared": shared, "init": activations.fan_in_uniform}
+        start = {"init": activations.fan_in_uniform, "bias_init": args.bias_init}
+        options = {"rational": args.rational, "shared": shared, **start}
         conv = functools.partial(activations.conv, layer_norm=args.layer_norm, **options)
         self.conv1 = conv(4, 32, 8, first, stride=4, out_size=(20, 20), seeds=seed("conv1"))
         self.conv2 = conv(self.conv1.width, 64, 4, second, stride=2, out_size=(9, 9), seeds=seed("conv2"))
@@ -172,7 +174,7 @@ class QNetwork(nn.Module):
         norm = args.layer_norm != "none"
         inputs = self.conv3.width * 7 * 7
         self.fc = activations.dense(inputs, args.width, args.activation, layer_norm=norm, seeds=seed("fc"), **options)
-        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), init=activations.fan_in_uniform)
+        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), **start)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         x = self.conv3(self.conv2(self.conv1(obs / 255.0)))

@@ -128,6 +128,22 @@ def test_initial_weights():
     assert not torch.equal(branches[0].linear.weight, branches[1].linear.weight)
 
 
+def test_dqn_starts_as_torch_does():
+    """Every bias and weight uniform in +-1/sqrt(fan_in), as nn.Linear and nn.Conv2d draw them; --bias-init zero: 0."""
+    layers = [("conv1", 4 * 64), ("conv2", 32 * 16), ("conv3", 64 * 9), ("fc", 3_136), ("q", 512)]
+    for bias_init in ("uniform", "zero"):
+        net = network("dqn_atari", bias_init=bias_init)
+        for name, fan_in in layers:
+            layer = getattr(net, name)
+            bias = (layer if name == "q" else layer.branches[0].linear).bias
+            if bias_init == "zero":
+                assert not bias.any()
+                continue
+            assert 0.5 * fan_in**-0.5 < bias.abs().max() <= fan_in**-0.5
+    defaults = dqn_atari.Args()
+    assert (defaults.adam_eps, defaults.bias_init) == (1e-8, "uniform")
+
+
 RECYCLED = [("relu", "none"), ("relu", "channel"), ("tanh_hr", "none"), ("crelu", "none")]
 
 

@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn as nn
 
@@ -248,3 +249,24 @@ def test_one_entry_adds_trainable_parameters(monkeypatch):
     first, second = (dense(6, 4, "swish", shared=shared) for shared in [{}] * 2)
     assert first.branches[0].activation.beta is second.branches[0].activation.beta
     assert "swish" not in activations.fit_targets()
+
+
+def test_uniform_biases_are_torchs_and_leave_the_weights_alone():
+    """uniform: in +-1/sqrt(fan_in), another draw for each branch; the weights are those of zero biases, bit for bit."""
+    for make, fan_in in [
+        (functools.partial(activations.dense, 400, 5_000, "tanh_hr"), 400),
+        (functools.partial(activations.conv, 4, 5_000, 8, "tanh_hr"), 4 * 8 * 8),
+    ]:
+        uniform = make(seeds=[3, 4], bias_init="uniform")
+        zero = make(seeds=[3, 4])
+        bound = fan_in**-0.5
+        for a, b in zip(uniform.branches, zero.branches):
+            assert torch.equal(a.linear.weight, b.linear.weight)
+            assert not b.linear.bias.any()
+            assert a.linear.bias.abs().max() <= bound
+            for bias in a.linear.bias.detach():
+                assert scipy.stats.kstest(bias.numpy() / bound, scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-3
+        first, second = (branch.linear.bias for branch in uniform.branches)
+        assert not torch.equal(first, second) and not torch.equal(first[0], first[1])
+    with pytest.raises(ValueError, match="zero uniform"):
+        activations.dense(2, 2, "relu", bias_init="normal")
