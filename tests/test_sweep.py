@@ -150,7 +150,7 @@ def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
         ("sac_continuous.py --activation 'x", "balance the quotes"),
         ("python sac_continuous.py", "leave the interpreter out"),
         ("sac_continous.py", "sac_continous.py: is no script here"),
-        ("runlog.py", "has no class Args"),
+        ("metrics.py", "has no class Args"),
         ("sac_continuous.py --utd {1,x}", "sac_continuous.py --utd x: "),
         ("sac_continuous.py --fresh", "--fresh has no place in a sweep"),
         ("sac_continuous.py --help", "trains nothing"),

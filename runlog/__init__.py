@@ -532,7 +532,9 @@ def _code_and_hardware() -> dict:
         cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
     with contextlib.suppress(OSError):
         command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        commit = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        ).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     git = {"commit": commit.removesuffix("-dirty") or None, "dirty": commit.endswith("-dirty") if commit else None}
     hardware = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
