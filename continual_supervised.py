@@ -46,6 +46,7 @@ class Args:
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 25_000  # updates between checkpoints (at the end of an epoch)
+    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     plots: bool = False  # at the end draw each run's activations, densities and pre-activations (about 3 s a run)
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
     track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
@@ -309,6 +310,7 @@ def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
 
 def validate(args: Args) -> tuple[dict, int, float]:
     """Raises UserError (flag, value, remedy) before anything is created; returns the data (see load_data)."""
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency num_tasks epochs classes_per_task batch_size")
     runlog.check_range(args, "[1, inf)", "redo_period widths channels log_frequency")
@@ -344,28 +346,32 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
     generators = {use: [runlog.make_generator(seed, use) for seed in seeds] for use in ("order", "redo")}
     online = torch.zeros(len(seeds), device=device)  # sum over the task's epochs of the share of right answers
     fitted = torch.full((len(seeds),), torch.nan, device=device)  # updates until the task was fitted
-    diverged = torch.zeros(len(seeds), dtype=torch.int64, device=device)  # update of the first non-finite loss
+    divergence = runlog.Divergence(seeds, device)
     last = [{} for _ in seeds]  # each seed's measures of the last task
     for i, run in enumerate(runs):
         _, state, _ = run.load_checkpoint(start)
         if state:
             learner.restore(i, state["learner"])
-            online[i], fitted[i], diverged[i], last[i] = (state[k] for k in ("online", "fitted", "diverged", "last"))
+            online[i] = state["online"]
+            fitted[i] = state["fitted"]
+            divergence.step[i] = state["diverged"]
+            last[i] = state["last"]
             runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
 
     def log(step: int, values: dict[str, torch.Tensor]) -> None:
         columns = {key: value.tolist() for key, value in values.items()}
         for i, run in enumerate(runs):
-            run.log(step, {} if diverged[i] else {key: column[i] for key, column in columns.items()})
+            run.log(step, {} if divergence.step[i] else {key: column[i] for key, column in columns.items()})
 
     num_train, num_epochs = num_images(args, data, num_classes), args.num_tasks * args.epochs
     steps_per_epoch = num_train // args.batch_size  # an epoch leaves out an incomplete batch
     steps_per_task, end = steps_per_epoch * args.epochs, steps_per_epoch * num_epochs
     progress = runlog.Progress(start, end, f"{args.dataset} {args.tasks} {args.activation}")
+    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     task = {}
     for epoch in range(start // steps_per_epoch, num_epochs):
         step, number = epoch * steps_per_epoch, epoch // args.epochs
-        if diverged.all() and epoch % args.epochs == 0:
+        if all(divergence.step) and epoch % args.epochs == 0:
             runlog.carry_forward(runs, last, runlog.multiples(step, end, steps_per_task))
             break
         # begin a task
@@ -393,8 +399,10 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
         losses, share = torch.stack(losses), torch.stack(right).mean(0)
         online += share
         fitted = torch.where(fitted.isnan() & (share >= args.threshold), step - number * steps_per_task, fitted)
-        bad = ~losses.isfinite()
-        diverged = torch.where((diverged == 0) & bad.any(0), step - steps_per_epoch + 1 + bad.int().argmax(0), diverged)
+        is_bad = ~losses.isfinite()
+        first_bad = step - steps_per_epoch + 1 + is_bad.int().argmax(0)  # the update, where there is one
+        divergence.update(first_bad, {"loss": torch.where(is_bad.any(0), torch.nan, 0.0)})
+        divergence.report()
         # measure
         if step // args.log_frequency > (step - steps_per_epoch) // args.log_frequency or step == end:
             speed = progress.speed(step) * len(seeds)
@@ -412,26 +420,33 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
             values |= ntk(learner, learner.pixels(images, rows[:, : args.ntk_samples], order), "task_end")
             columns = {key: value.tolist() for key, value in values.items()}
             for i, run in enumerate(runs):  # a diverged seed carries its last task forward
-                last[i] = last[i] if diverged[i] else {key: column[i] for key, column in columns.items()}
+                last[i] = last[i] if divergence.step[i] else {key: column[i] for key, column in columns.items()}
                 run.log(step, last[i])
             if num := args.metrics_samples:
                 sample = learner.pixels(images, rows[:, :num], order), labels[:, :num]
-                log_network_metrics(learner, runs, *sample, step, diverged)
+                log_network_metrics(learner, runs, *sample, step, divergence.step)
             told = {key[7:]: np.mean([x.get(key, np.nan) for x in last]) for key in values if "accuracy" in key}
             told = ", ".join(f"{key} {value:.3f}" for key, value in told.items())
             progress.note(f"task {number + 1}: {told}")
         # save
-        if step // args.checkpoint_frequency > (step - steps_per_epoch) // args.checkpoint_frequency or step == end:
+        if save_times.is_due(step, step == end):
             tensors = learner.state_dict()
             for i, run in enumerate(runs):
-                state = {"learner": {name: t[i] if t.dim() else t for name, t in tensors.items()}, "last": last[i]}
-                state |= {"online": online[i], "fitted": fitted[i], "diverged": int(diverged[i])}
-                state["generators"] = {use: each[i].get_state() for use, each in generators.items()}
-                run.save_checkpoint(step, state)
-    for run, at in zip(runs, diverged.tolist()):
-        if args.plots:
-            run.draw(end)
-        run.finish("diverged", step=at) if at else run.finish()
+                state = {
+                    "learner": {name: tensor[i] if tensor.dim() else tensor for name, tensor in tensors.items()},
+                    "last": last[i],
+                    "online": online[i],
+                    "fitted": fitted[i],
+                    "diverged": int(divergence.step[i]),
+                    "generators": {use: each[i].get_state() for use, each in generators.items()},
+                }
+                run.stage_checkpoint(step, state)
+            for run in runs:
+                run.commit_checkpoint()
+            save_times.done(runs, step == end)
+    if args.plots:
+        runlog.draw(runs, end)
+    runlog.finish(runs, divergence.report(), keep_replay=False)
     progress.close()
 
 

@@ -36,6 +36,7 @@ class Args:
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 25_000  # environment steps between checkpoints
+    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     keep_replay: bool = False  # keep the replay on disk once the run has finished
     evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
@@ -282,6 +283,7 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency redo_tau")
     runlog.check_range(args, "[1, inf)", "num_envs train_frequency batch_size target_frequency width redo_period")
     runlog.check_range(args, "[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
@@ -341,6 +343,7 @@ def train(args: Args, run: runlog.Run) -> None:
     compiled_td_loss = torch.compile(td_loss, dynamic=False, disable=not args.compile)
     acting_network = torch.compile(q_network, dynamic=False, disable=not args.compile)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    save_times = runlog.SaveTimes(start, min(ring, args.checkpoint_frequency), args.checkpoint_minutes)
     obs = games.reset(args.seed, "games", start)
     for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):
         before, at_end = step - args.num_envs, step + args.num_envs > args.total_timesteps
@@ -387,7 +390,7 @@ def train(args: Args, run: runlog.Run) -> None:
                 loss, q_mean = (totals / (num_updates - logged_updates)).tolist()
                 if not math.isfinite(loss):
                     run.log(args.total_timesteps, last_eval)  # carried forward
-                    run.finish("diverged", step=step)
+                    runlog.finish_diverged(run, step, "td_loss", args.keep_replay)
                     break
                 row |= {"losses/td_loss": loss, "losses/q_mean": q_mean}
                 logged_updates, totals = num_updates, torch.zeros_like(totals)
@@ -401,19 +404,19 @@ def train(args: Args, run: runlog.Run) -> None:
             progress.note_means(step, [last_eval], list(last_eval))
             progress.skip(time.monotonic() - paused)
         # save
-        if crossed(min(ring, args.checkpoint_frequency)) or at_end:
+        if save_times.is_due(step, at_end):
             buffer.rows.flush()
             state = {"q_network": q_network.state_dict(), "target_network": target_network.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "totals": totals, "num_updates": num_updates}
             state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
             state |= {"num_added": buffer.num_added, "ring": ring}
             run.save_checkpoint(step, state | {"logged_updates": logged_updates, "last_eval": last_eval})
-            run.draw(step)
+            save_times.done([run], at_end)
+            if save_times.regular:
+                run.draw(step)
         progress.update(step)
     else:
-        run.finish()
-    if not args.keep_replay:
-        (run.folder / "replay.dat").unlink()
+        runlog.finish([run], [0], args.keep_replay)
     progress.close()
 
 

@@ -42,6 +42,7 @@ class Args:
     out: str | None = None  # folder of the figures and tables; None = function_approximation in --runs-dir
     fresh: bool = False  # delete existing runs of this configuration and start anew
     checkpoint_frequency: int = 1_000  # updates between checkpoints
+    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     tensorboard: bool = False  # mirror the scalars to TensorBoard event files (off: there are many short runs)
     track: bool = False  # mirror every run to Weights & Biases (WANDB_MODE=offline: without a network)
     wandb_project: str = "activations-rl"  # W&B project
@@ -144,12 +145,14 @@ def train(args: Args, activation: str, widths, cells: list[tuple[float, int]], r
     device = runlog.find_device(args.device)
     learning_rates, seeds = zip(*cells)
     networks = Networks(activation, widths, seeds, learning_rates, args, device)
-    last, diverged = [{} for _ in cells], torch.zeros(len(cells), dtype=torch.int64, device=device)
+    last = [{} for _ in cells]
+    divergence = runlog.Divergence(seeds, device)
     for i, run in enumerate(runs):
         _, state, _ = run.load_checkpoint(start)
         if state:
             networks.restore(i, state["networks"])
-            last[i], diverged[i] = state["last"], state["diverged"]
+            last[i] = state["last"]
+            divergence.step[i] = state["diverged"]
     x = torch.linspace(*args.interval, args.num_points, device=device)
     between = (x[1:] + x[:-1]) / 2
     progress = runlog.Progress(start, args.total_steps, label := f"{activation} {'x'.join(map(str, widths))}")
@@ -158,30 +161,35 @@ def train(args: Args, activation: str, widths, cells: list[tuple[float, int]], r
     def measure() -> None:
         rows = torch.stack([networks.errors(x), networks.errors(between)], -1).tolist()
         for i, run in enumerate(runs):
-            if not diverged[i] and np.isfinite(rows[i]).all():  # a diverged one carries its last row forward
+            if not divergence.step[i] and np.isfinite(rows[i]).all():  # a diverged one carries its last row forward
                 last[i] = dict(zip(("losses/mse", "eval/mse"), rows[i]))
             run.log(step, last[i])
 
     step = start
+    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     if start == 0:
         measure()
     for step in range(start + 1, args.total_steps + 1):
         at_end = step == args.total_steps
-        finite = torch.isfinite(networks.update(x))
-        diverged = torch.where((diverged == 0) & ~finite, step, diverged)
+        divergence.update(step, {"loss": networks.update(x)})
         if step % args.log_frequency == 0 or at_end:
             measure()
             progress.update(step)
         if at_end:
             log_networks(networks, runs, x, step)
-        if step % args.checkpoint_frequency == 0 or at_end:
+        if save_times.is_due(step, at_end):
             tensors = networks.state_dict()
             for i, run in enumerate(runs):
-                state = {"networks": {name: t[i] if t.dim() else t for name, t in tensors.items()}}
-                run.save_checkpoint(step, state | {"last": last[i], "diverged": int(diverged[i])})
-    for run, at in zip(runs, diverged.tolist()):
-        count = {"num_parameters": networks.count()}
-        run.finish("diverged", step=at, **count) if at else run.finish(**count)
+                state = {
+                    "networks": {name: tensor[i] if tensor.dim() else tensor for name, tensor in tensors.items()},
+                    "last": last[i],
+                    "diverged": int(divergence.step[i]),
+                }
+                run.stage_checkpoint(step, state)
+            for run in runs:
+                run.commit_checkpoint()
+            save_times.done(runs, at_end)
+    runlog.finish(runs, divergence.report(), keep_replay=False, num_parameters=networks.count())
     progress.close()
     for rate in sorted(set(learning_rates)):
         errors = [row["eval/mse"] for row, (other, _) in zip(last, cells) if other == rate and row]
@@ -246,6 +254,7 @@ def save_table1(args: Args, folder: Path) -> None:
 
 def validate(args: Args) -> None:
     """Raises UserError (flag, value, remedy) before anything is created."""
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "seed threads table1_neurons")
     runlog.check_range(args, "[1, inf)", "num_seeds total_steps checkpoint_frequency shallow_units deep_widths")
     runlog.check_range(args, "[1, inf)", "log_frequency")

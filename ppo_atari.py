@@ -36,6 +36,7 @@ class Args:
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 250_000  # environment steps between checkpoints
+    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
@@ -220,6 +221,7 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency redo_tau")
     runlog.check_range(args, "[0, inf)", "entropy_coefficient value_coefficient")
     runlog.check_range(args, "[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
@@ -300,6 +302,7 @@ def train(args: Args, run: runlog.Run) -> None:
     b_actions = torch.empty(shape, dtype=torch.int64, device=device)
     b_log_probs, b_values = (torch.empty(shape, device=device) for _ in range(2))
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     obs, clock, clock_step, postfix = games.reset(args.seed, "games", start), time.monotonic(), start, {}
     recent = []  # returns since the last note
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):  # at the end of each iteration
@@ -356,9 +359,10 @@ def train(args: Args, run: runlog.Run) -> None:
         names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_share", "value_mean", "gradient_norm")
         losses = dict(zip((f"losses/{name}" for name in names), (totals / count).tolist()))
         # measure
-        if not all(map(math.isfinite, losses.values())):
+        bad_losses = [key for key, value in losses.items() if not math.isfinite(value)]
+        if bad_losses:
             run.log(args.total_timesteps, last_return)  # carried forward
-            run.finish("diverged", step=step)
+            runlog.finish_diverged(run, step, bad_losses[0])
             break
         if crossed(args.log_frequency):
             speed = (step - clock_step) / (time.monotonic() - clock)
@@ -388,12 +392,14 @@ def train(args: Args, run: runlog.Run) -> None:
         if args.metrics_samples > batch_size:
             earlier_obs = torch.cat([earlier_obs, batch[0]])[batch_size - args.metrics_samples :]
         # save
-        if crossed(args.checkpoint_frequency):
+        if save_times.is_due(step, at_end):
             state = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
             state |= {"num_updates": num_updates, "last_return": last_return, "earlier_obs": earlier_obs}
             run.save_checkpoint(step, state)
-            run.draw(step)
+            save_times.done([run], at_end)
+            if save_times.regular:
+                run.draw(step)
         progress.update(step, **postfix)
     else:
         run.finish()

@@ -35,6 +35,7 @@ class Args:
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 250_000  # environment steps between checkpoints
+    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
@@ -214,6 +215,7 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
     runlog.check_range(
         args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency num_test_envs redo_tau"
     )
@@ -282,6 +284,7 @@ def train(args: Args, run: runlog.Run) -> None:
         args.num_steps + 1, args.num_envs, device=device
     )  # max_a Q(s_t, a), as they were when acting
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     obs, clock, clock_step, postfix = games.reset(args.seed, "games", start), time.monotonic(), start, {}
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):  # at the end of each iteration
         fraction, at_end = (step - batch_size) / args.total_timesteps, step + batch_size > args.total_timesteps
@@ -341,7 +344,7 @@ def train(args: Args, run: runlog.Run) -> None:
         # measure
         if not math.isfinite(loss):
             run.log(args.total_timesteps, last_eval)  # carried forward
-            run.finish("diverged", step=step)
+            runlog.finish_diverged(run, step, "td_loss")
             break
         if crossed(args.log_frequency):
             speed = (step - clock_step) / (time.monotonic() - clock)
@@ -370,12 +373,14 @@ def train(args: Args, run: runlog.Run) -> None:
             runlog.log_ntk(run, step, "network/q", ranks)
             clock += time.monotonic() - paused
         # save
-        if crossed(args.checkpoint_frequency):
+        if save_times.is_due(step, at_end):
             state = {"q_network": q_network.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
             state |= {"num_updates": num_updates, "test_returns": test_returns, "last_eval": last_eval}
             run.save_checkpoint(step, state)
-            run.draw(step)
+            save_times.done([run], at_end)
+            if save_times.regular:
+                run.draw(step)
         progress.update(step, **postfix)
     else:
         run.finish()

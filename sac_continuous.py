@@ -36,6 +36,7 @@ class Args:
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 25_000  # environment steps between checkpoints
+    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     keep_replay: bool = False  # keep the replay on disk once the run has finished
     evaluate: bool = False  # load the finished run of these flags, play episodes, print returns, save a video
     capture_video: bool = False  # save a video of one deterministic episode with every checkpoint
@@ -290,6 +291,7 @@ def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], se
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with a sequence's length."""
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "seed threads learning_starts metrics_frequency ntk_frequency")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size policy_frequency")
     runlog.check_range(args, "[1, inf)", "widths eval_frequency num_eval_episodes log_frequency")
@@ -325,13 +327,15 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
     generators = {use: [runlog.make_generator(s, use, device=device) for s in seeds] for use in ("act", "update")}
     episodes = [runlog.new_episode() for _ in seeds]
     last_eval = [{"tasks": [], "bias": {}, "history": []} for _ in seeds]
-    diverged = torch.zeros(num_seeds, dtype=torch.int64, device=device)  # step of the first non-finite loss
+    divergence = runlog.Divergence(seeds, device)
     for i, run in enumerate(runs):
         _, state, transitions = run.load_checkpoint(start)
         if state:
             agent.restore(i, state["agent"])
             buffer.restore(i, transitions["rows"], start)
-            episodes[i], last_eval[i], diverged[i] = state["episode"], state["last_eval"], state["diverged"]
+            episodes[i] = state["episode"]
+            last_eval[i] = state["last_eval"]
+            divergence.step[i] = state["diverged"]
             runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
     obs, _ = envs.reset(options={key: [episode[key] for episode in episodes] for key in ("number", "actions")})
 
@@ -344,6 +348,7 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
 
     update_block = runlog.graphed(update_block) if args.cudagraphs else update_block
     progress = runlog.Progress(start, args.total_timesteps, f"{runlog.env_name(args.env_id)} {args.activation}")
+    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     saved_step, info = start, {}
     for step in range(start + 1, args.total_timesteps + 1):
         at_end, filled = step == args.total_timesteps, step - buffer.first
@@ -358,7 +363,7 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
         real_next_obs, success = runlog.true_successors(next_obs, infos, dones)
         buffer.add(obs, actions, rewards, terminations, real_next_obs)
         obs = next_obs
-        runlog.log_episodes(runs, step, episodes, actions, rewards, success, dones, diverged)
+        runlog.log_episodes(runs, step, episodes, actions, rewards, success, dones, divergence.step)
         for frequency, measure in ((args.metrics_frequency, log_network_metrics), (args.ntk_frequency, log_ntk_ranks)):
             if frequency and (step % frequency == 0 or filled == args.learning_starts or at_end):
                 measure(agent, buffer, runs, seeds, step)  # before the updates: the first are of new networks
@@ -367,17 +372,17 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             noise = runlog.normals(generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2)
             info = info | update_block(batches, noise)
-            finite = torch.isfinite(info["qf_loss"] + info.get("actor_loss", 0.0))
-            diverged = torch.where((diverged == 0) & ~finite, step, diverged)
+            divergence.update(step, {key: info[key] for key in ("qf_loss", "actor_loss") if key in info})
         # measure
         if info and (step % args.log_frequency == 0 or at_end):
+            diverged = divergence.report()
             runlog.log_losses(runs, step, info, diverged, progress.speed(step), args.utd * num_seeds)
         if step % args.eval_frequency == 0 or step % task_steps == 0:
             index = math.ceil(step / args.eval_frequency)
             results = {name: evaluate(agent, each, seeds, index, False) for name, each in eval_envs.items()}
             biases = evaluate(agent, eval_envs[args.env_id[task]], seeds, index, True)
             for i, last in enumerate(last_eval):
-                if not diverged[i]:  # a diverged seed carries its last evaluation forward
+                if not divergence.step[i]:  # a diverged seed carries its last evaluation forward
                     last |= {"tasks": [results[name][i] for name in args.env_id], "bias": biases[i]}
             rows = runlog.log_evaluations(runs, step, last_eval, task_steps)
             progress.note_means(step, rows, ("eval/episodic_return", "eval/success", "overestimation/mean"))
@@ -392,23 +397,37 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             envs = make_envs(args, seeds, "train", task)
             obs, _ = envs.reset()
         # save
-        if step % args.checkpoint_frequency == 0 or at_end:
-            tensors, rows, saved_step = agent.state_dict(), buffer.newest(step - saved_step), step
+        if save_times.is_due(step, at_end):
+            tensors = agent.state_dict()
+            rows = buffer.newest(step - saved_step)
             for i, run in enumerate(runs):
-                state = {"agent": {name: t[i] if t.dim() else t for name, t in tensors.items()}}
-                state["generators"] = {use: each[i].get_state() for use, each in generators.items()}
-                state |= {"episode": episodes[i], "last_eval": last_eval[i], "diverged": int(diverged[i])}
-                run.save_checkpoint(step, state, {"rows": rows[i]}, keep_transitions=buffer.rows.shape[1])
-                run.draw(step)
+                state = {
+                    "agent": {name: tensor[i] if tensor.dim() else tensor for name, tensor in tensors.items()},
+                    "generators": {use: each[i].get_state() for use, each in generators.items()},
+                    "episode": episodes[i],
+                    "last_eval": last_eval[i],
+                    "diverged": int(divergence.step[i]),
+                }
+                run.stage_checkpoint(step, state, {"rows": rows[i]}, keep_transitions=buffer.rows.shape[1])
+            for run in runs:
+                run.commit_checkpoint()
+            saved_step = step
+            save_times.done(runs, at_end)
+            if save_times.regular:
+                runlog.draw(runs, step)
                 if args.capture_video:
-                    film(agent, i, seeds[i], args.env_id[task], run.folder / "videos" / f"step-{step}.mp4")
+                    for i, run in enumerate(runs):
+                        film(agent, i, seeds[i], args.env_id[task], run.folder / "videos" / f"step-{step}.mp4")
         progress.update(step)
-        if step % args.log_frequency == 0 and not at_end and diverged.all():
+        if step % args.log_frequency == 0 and not at_end and all(divergence.step):
             for later in runlog.multiples(step, args.total_timesteps, args.eval_frequency, task_steps):
                 runlog.log_evaluations(runs, later, last_eval, task_steps)
             break
-    runlog.finish(runs, diverged.tolist(), args.keep_replay)
-    envs.close(), progress.close(), [each.close() for each in eval_envs.values()]
+    runlog.finish(runs, divergence.report(), args.keep_replay)
+    envs.close()
+    for each in eval_envs.values():
+        each.close()
+    progress.close()
 
 
 def film(agent: Agent, i: int, seed: int, env_id: str, path) -> float:

@@ -27,6 +27,7 @@ import time
 import warnings
 import weakref
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -37,17 +38,23 @@ import tyro
 from tqdm import tqdm
 
 import metrics
+from runlog.divergence import Divergence as Divergence
+from runlog.stopping import SaveTimes as SaveTimes
+from runlog.stopping import Stopped
+from runlog.stopping import stop_on_signals as stop_on_signals
 
-CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+CHECKPOINT, PREVIOUS, STAGED = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.next.pt"
 APPEND_ONLY = {"scalars.csv": "step,key,value,wall_time\n", "perf.csv": "step,key,value,wall_time\n"}  # file: header
 APPEND_ONLY |= {"histograms.jsonl": "", "curves.jsonl": ""}
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "dm_control", "metaworld", "shimmy", "ale-py", "wandb")
+REPLAY_FILE = "replay.dat"  # one that an algorithm keeps in the run's folder by itself (DQN)
 FLUSH_SECONDS, FLUSH_ROWS = 10.0, 5_000
 ENDED = ("finished", "diverged")
 # Flags that do not change what a run computes, so they are no part of its identity.
 NOT_IDENTITY = (
     *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs", "runs_dir", "fresh"),
-    *("analyse", "keep_replay", "checkpoint_frequency", "evaluate", "print_network", "capture_video", "tensorboard"),
+    *("analyse", "keep_replay", "checkpoint_frequency", "checkpoint_minutes", "evaluate", "print_network"),
+    *("capture_video", "tensorboard"),
     *("data_dir", "plots", "track", "wandb_project", "wandb_entity"),
     # function_approximation.py: what it compares (each run holds its own activation, widths, learning_rate), drawings
     *("activations", "shallow_units", "deep_activations", "deep_widths", "learning_rates", "out", "table1_neurons"),
@@ -109,12 +116,17 @@ class _Damaged(Exception):
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or decorator."""
+    """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or decorator.
+
+    A Ctrl-C before or after the training (in it, see `opened`) ends with exit code 130, without a traceback.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def parse_args(cls, argv: Sequence[str] | None = None):
@@ -449,8 +461,8 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
-def _write_atomic(path: Path, data: bytes | memoryview, previous: Path | None = None) -> None:
-    """Whoever looks at `path`, also after a kill, sees the old or the new content; `previous` receives the old."""
+def _write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Whoever looks at `path`, also after a kill, sees the old or the new content."""
     temp = path.with_name(path.name + ".tmp")
     with writing(path):
         try:
@@ -462,12 +474,24 @@ def _write_atomic(path: Path, data: bytes | memoryview, previous: Path | None = 
         except OSError:
             temp.unlink(missing_ok=True)
             raise
-        if previous is not None and path.exists():
-            os.replace(path, previous)
         os.replace(temp, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        _sync_folder(path.parent)
+
+
+def _shift_checkpoints(folder: Path) -> None:
+    """checkpoint.next.pt becomes checkpoint.pt, that checkpoint.prev.pt; after a kill at any point all is there."""
+    with writing(folder / CHECKPOINT):
+        if (folder / CHECKPOINT).exists():
+            os.replace(folder / CHECKPOINT, folder / PREVIOUS)
+        os.replace(folder / STAGED, folder / CHECKPOINT)
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes renames in this folder last through a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -481,10 +505,15 @@ def _read_json(path: Path) -> dict:
         raise UserError(f"cannot read {path} ({error}); {FRESH}") from None
 
 
-def _write_pt(path: Path, content: dict, previous: Path | None = None) -> None:
+def read_meta(folder: Path) -> dict:
+    """meta.json of a run's folder; {} without one. Raises UserError if it cannot be read."""
+    return _read_json(folder / "meta.json")
+
+
+def _write_pt(path: Path, content: dict) -> None:
     buffer = io.BytesIO()  # torch's own file writer turns a full disk into a C++ error
     torch.save(content, buffer)
-    _write_atomic(path, buffer.getbuffer(), previous)
+    _write_atomic(path, buffer.getbuffer())
 
 
 def _load_pt(path: Path) -> dict:
@@ -560,6 +589,7 @@ class Run:
         self._rows = {file: [] for file in APPEND_ONLY}
         self._tensorboard, self._tensorboard_calls, self._purge_step, self._wandb = None, [], 0, None
         self._chunks, self._num_rows = [], 0  # replay files of the newest checkpoint: [name, first row, last row + 1]
+        self._staged = None  # the same two of a checkpoint that is staged and not committed
         self._drawn_size = 0  # of curves.jsonl
         self._before, self._clock, self._flushed = 0.0, time.monotonic(), time.monotonic()
 
@@ -600,7 +630,7 @@ class Run:
             self._use_tensorboard, self._tensorboard = tensorboard, None
             self._before, self._clock = 0.0, time.monotonic()
             self._purge_step = 0  # in the first session too: to TensorBoard's slow loader a first purge is no restart
-            self._ready = not ((self.folder / CHECKPOINT).exists() or (self.folder / PREVIOUS).exists())
+            self._ready = not any((self.folder / name).exists() for name in (STAGED, CHECKPOINT, PREVIOUS))
             if self._ready:
                 self._cut(dict.fromkeys(APPEND_ONLY, 0))
                 self._rows = {name: [header] for name, header in APPEND_ONLY.items()}
@@ -784,6 +814,18 @@ class Run:
         transitions: tensors, first axis time, of the replay rows added since the previous checkpoint; they get a file
         of their own, so that a checkpoint costs what is new. keep_transitions: rows that a resumed run needs; None
         keeps all. Raises UserError if the disk is full; the previous checkpoint and all rows are still good then.
+        Runs that train together save together: `stage_checkpoint` of every one, then `commit_checkpoint` of every one.
+        """
+        self.stage_checkpoint(step, state, transitions, keep_transitions)
+        self.commit_checkpoint()
+
+    def stage_checkpoint(
+        self, step: int, state: dict, transitions: dict | None = None, keep_transitions: int | None = None
+    ) -> None:
+        """The first phase of a save: the rows, the new transitions and a complete checkpoint.next.pt are on the disk.
+
+        A run that is killed now can go on from there or from checkpoint.pt: so a batch that is killed anywhere in a
+        save has a step that all its runs can go on from. Arguments and errors as of `save_checkpoint`.
         """
         self._require_ready()
         state = _plain(state, "state")
@@ -802,19 +844,33 @@ class Run:
         content = {"digest": self.digest, "step": int(step), "elapsed": self._elapsed(), "state": state}
         content["offsets"] = {name: (self.folder / name).stat().st_size for name in APPEND_ONLY}
         content |= {"chunks": chunks, "num_rows": stop, "keep": keep_transitions}
-        _write_pt(self.folder / CHECKPOINT, content, previous=self.folder / PREVIOUS)
+        _write_pt(self.folder / STAGED, content)
+        self._staged = chunks, stop
+
+    def commit_checkpoint(self) -> None:
+        """The second phase of a save: checkpoint.next.pt becomes checkpoint.pt, and that checkpoint.prev.pt."""
+        self._require_ready()
+        if self._staged is None:
+            raise RuntimeError(f"{self}: there is no staged checkpoint")
+        _shift_checkpoints(self.folder)
+        chunks, num_rows = self._staged
         needed = {chunk[0] for chunk in [*chunks, *self._chunks]}  # by this checkpoint and the one before
         for path in (self.folder / "replay").glob("*"):
             if path.name not in needed:
                 path.unlink(missing_ok=True)
-        self._chunks, self._num_rows = chunks, stop
+        self._chunks = chunks
+        self._num_rows = num_rows
+        self._staged = None
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps of the checkpoints that can be loaded, newest first; [] before the first. Verifies all their files.
+        """Steps that the run can go on from, newest first; [] before the first checkpoint. Verifies all their files.
 
+        With nothing but a staged checkpoint 0 is one of them: others of its batch may have none (`group_by_step`).
         Raises UserError if there are checkpoints but none is good, or if one is of another configuration.
         """
-        return [content["step"] for _, content in self._checkpoints()]
+        steps = list(dict.fromkeys(content["step"] for _, content in self._checkpoints()))
+        committed = any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
+        return steps if committed or not steps else [*steps, 0]
 
     def load_checkpoint(self, step: int | None = None) -> tuple[int, dict | None, dict | None]:
         """(step, state, transitions) of the newest good checkpoint or the one at `step`; (0, None, None) without any.
@@ -826,13 +882,20 @@ class Run:
         found = self._checkpoints()
         if not found and not step:
             return 0, None, None
+        if step == 0 and 0 in self.checkpoint_steps():
+            self._begin_anew()
+            return 0, None, None
         path, content = next((pair for pair in found if step in (None, pair[1]["step"])), (None, None))
         if path is None:
             raise UserError(f"{self.folder} has no good checkpoint at step {step}; {FRESH}")
         transitions = self._read_transitions(content)
         if self._lock is not None:
             with writing(path):  # a newer checkpoint describes a future that will be run again
-                os.replace(path, self.folder / CHECKPOINT)
+                if path.name == STAGED:
+                    _shift_checkpoints(self.folder)
+                else:
+                    (self.folder / STAGED).unlink(missing_ok=True)
+                    os.replace(path, self.folder / CHECKPOINT)
             self._cut(content["offsets"])
             self._chunks, self._num_rows = content["chunks"], content["num_rows"]
             self._before, self._clock = content["elapsed"], time.monotonic()
@@ -841,11 +904,29 @@ class Run:
             _write_json(self.folder / "meta.json", self._meta)
         return content["step"], content["state"], transitions
 
+    def _begin_anew(self) -> None:
+        """Back to step 0, past a checkpoint that was staged and that the others of the batch do not have."""
+        if self._lock is None:
+            return
+        with writing(self.folder):
+            (self.folder / STAGED).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "replay", ignore_errors=True)
+        self._cut(dict.fromkeys(APPEND_ONLY, 0))
+        self._rows = {name: [header] for name, header in APPEND_ONLY.items()}
+        self._ready = True
+
     def drop_transitions(self) -> None:
         """Delete the replay of a finished or diverged run; its checkpoint then loads with transitions None."""
         if self.status() not in ENDED:
             raise RuntimeError(f"{self} is not finished: its checkpoint needs the replay")
         shutil.rmtree(self.folder / "replay", ignore_errors=True)
+        (self.folder / REPLAY_FILE).unlink(missing_ok=True)
+
+    def drop_leftovers(self) -> None:
+        """Delete the replay of an ended run that was to be deleted at its end, and still is there after a kill."""
+        if _read_json(self.folder / "meta.json").get("replay") == "deleted":
+            with contextlib.suppress(OSError):
+                self.drop_transitions()
 
     def _chunk_files(self, content: dict) -> list[tuple[Path, int, int]]:
         replay = self.folder / "replay"
@@ -855,7 +936,7 @@ class Run:
     def _checkpoints(self) -> list[tuple[Path, dict]]:
         """The usable checkpoints, newest first."""
         good, problems = [], []
-        paths = [] if self._fresh else [self.folder / CHECKPOINT, self.folder / PREVIOUS]
+        paths = [] if self._fresh else [self.folder / name for name in (STAGED, CHECKPOINT, PREVIOUS)]
         for path in filter(Path.exists, paths):
             try:
                 content = _load_pt(path)
@@ -894,7 +975,7 @@ class Run:
     def _cut(self, sizes: dict[str, int]) -> None:
         for name, size in sizes.items():
             with writing(self.folder / name), open(self.folder / name, "ab") as file:
-                file.truncate(size)
+                os.truncate(file.fileno(), size)
 
     def _require_ready(self) -> None:
         if not self._ready:
@@ -964,15 +1045,20 @@ def _summary_writer(folder: Path, purge_step: int):
 def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
     """Which unfinished runs of a batch can go on together, and from which step: [(step, runs)]; 0 = the beginning.
 
-    A kill between two seeds' checkpoint writes leaves them one checkpoint apart: all go on from the newest step that
-    all can load. Otherwise the step that most runs share makes a group, then the same for the rest.
+    The step that most runs share makes a group, the newest of those, then the same for the rest. Runs that save
+    together always share one (`Run.stage_checkpoint`), wherever in a save they are killed.
     """
-    steps, groups = {run: run.checkpoint_steps() or [0] for run in runs}, []
+    steps = {run: run.checkpoint_steps() or [0] for run in runs}
+    groups = []
     while steps:
-        shared = {step: [run for run in steps if step in steps[run]] for each in steps.values() for step in each}
-        best = max(shared, key=lambda step: (len(shared[step]), step))
-        groups.append((best, shared[best]))
-        steps = {run: each for run, each in steps.items() if best not in each}
+        sharing = defaultdict(list)
+        for run, loadable in steps.items():
+            for step in loadable:
+                sharing[step].append(run)
+        best = max(sharing, key=lambda step: (len(sharing[step]), step))
+        groups.append((best, sharing[best]))
+        for run in sharing[best]:
+            del steps[run]
     return groups
 
 
@@ -1005,12 +1091,15 @@ def keep_freed_memory() -> None:
 def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, list[Run]]]]:
     """Opens the unfinished runs, says so of the others, and yields what to train: [(from step, seeds, runs), ...].
 
-    The keys of `runs` are seeds, or whatever else tells the runs of a batch apart. Leaving by an exception marks what
-    is open "failed" (by Ctrl-C: "interrupted"); both resume. Raises UserError as `Run.open` does.
+    The keys of `runs` are seeds, or whatever else tells the runs of a batch apart. While it is open a signal lets the
+    loop save and stop (`SaveTimes`). Leaving by an exception marks what is open "failed" (by a signal: "interrupted");
+    both resume. Raises UserError as `Run.open` does, and Stopped.
     """
     if job_type.endswith("_atari"):  # SAC's matrices are too small to gain from it
         keep_freed_memory()
     ended = [(run, run.status()) for run in runs.values() if run.status() in ENDED]
+    for run, _ in ended:
+        run.drop_leftovers()  # a kill may have come between the end and the deletion of the replay
     for run, status in ended if len(ended) <= 10 else ():
         print(f"{run.folder}: {status} already (--fresh starts it anew)", flush=True)
     if len(ended) > 10:
@@ -1020,14 +1109,19 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
     seeds = {run: seed for seed, run in runs.items() if run.status() not in ENDED}
     kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
     try:
-        for run in seeds:
-            setting = config_hash(run.config, (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
-            group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
-            run.open(tensorboard=args.tensorboard, wandb_kwargs={**kwargs, "group": group} if args.track else None)
-        yield [(step, [seeds[run] for run in each], each) for step, each in group_by_step(list(seeds))]
+        with stop_on_signals():
+            for run in seeds:
+                setting = config_hash(run.config, (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
+                group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
+                run.open(tensorboard=args.tensorboard, wandb_kwargs={**kwargs, "group": group} if args.track else None)
+            yield [(step, [seeds[run] for run in each], each) for step, each in group_by_step(list(seeds))]
     except BaseException as error:
+        is_a_stop = isinstance(error, KeyboardInterrupt | Stopped)
         for run in seeds:
-            run.close() if isinstance(error, KeyboardInterrupt) else run.fail(f"{type(error).__name__}: {error}")
+            if is_a_stop:
+                run.close()
+            else:
+                run.fail(f"{type(error).__name__}: {error}")
         raise
 
 
@@ -1141,12 +1235,32 @@ def log_losses(runs: Sequence[Run], step: int, info: dict[str, torch.Tensor], mu
         run.log(step, row | {"perf/sps": sps, "perf/updates_per_second": sps * updates})
 
 
-def finish(runs: Sequence[Run], diverged: Sequence[int], keep_replay: bool) -> None:
-    """End the runs of a batch; diverged: for each the step at which it did, or 0."""
+def finish(runs: Sequence[Run], diverged: Sequence[int], keep_replay: bool, **extra) -> None:
+    """End the runs of a batch; diverged: for each the step at which it did, or 0. extra: keys of meta.json.
+
+    meta.json says first that the replay is to go: whoever opens the run after a kill in between deletes it.
+    """
+    extra = extra | {"replay": "kept" if keep_replay else "deleted"}
     for run, at in zip(runs, diverged):
-        run.finish("diverged", step=at) if at else run.finish()
+        if at:
+            run.finish("diverged", step=at, **extra)
+        else:
+            run.finish(**extra)
         if not keep_replay:
             run.drop_transitions()
+
+
+def finish_diverged(run: Run, step: int, cause: str, keep_replay: bool = False) -> None:
+    """End a run that trains alone and whose loss `cause` is not finite; one line on stderr says so."""
+    divergence = Divergence([run.config["seed"]], torch.device("cpu"))
+    divergence.update(step, {cause: torch.tensor([torch.nan])})
+    finish([run], divergence.report(), keep_replay)
+
+
+def draw(runs: Sequence[Run], step: int) -> None:
+    """`Run.draw` of every run. To be called when all of them are saved: it takes seconds for each."""
+    for run in runs:
+        run.draw(step)
 
 
 def print_network(network: torch.nn.Module) -> None:

@@ -1,0 +1,86 @@
+"""When to save a checkpoint, and how a training ends on a signal: saved, in one line, ready to go on (docs/runs.md)."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_requested: list[int] = []  # the signal that asked this process to stop; signals belong to a process, and so does this
+
+
+class Stopped(SystemExit):
+    """A training that a signal has ended behind a checkpoint. Exit code 128 + the signal's number, no traceback."""
+
+
+def _request_stop(number: int, frame) -> None:
+    """The handler: the first signal asks the loop to stop, a second one ends the process at once."""
+    if _requested:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    _requested.append(number)
+    if os.isatty(2):  # print() may be interrupted in the middle of itself, which os.write does not mind
+        os.write(2, b"\nstopping: this step is finished and saved first; the same signal again ends at once\n")
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """While it is open SIGINT (Ctrl-C), SIGTERM and SIGHUP let the loop finish its step and save (`SaveTimes`).
+
+    A signal that is ignored already stays so: `nohup` ignores SIGHUP, a shell ignores SIGINT for `command &`. Outside
+    the main thread Python cannot handle signals, and nothing happens. Raises Stopped at its end if a signal came too
+    late for the loop: what comes next is not begun.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, _request_stop)
+    try:
+        yield
+        if _requested:
+            raise Stopped(128 + _requested[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _requested.clear()
+
+
+class SaveTimes:
+    """When a loop saves: at multiples of --checkpoint-frequency, --checkpoint-minutes after the last save, at the end,
+    and when a signal asks it to stop.
+
+    start: the step that training goes on from. frequency, minutes: 0 switches either off.
+    """
+
+    def __init__(self, start: int, frequency: int, minutes: float):
+        self.frequency = frequency
+        self.seconds = 60 * minutes
+        self.regular = False  # whether the step asked about last is due by its number, not by the clock or a signal
+        self._step = start
+        self._saved_at = time.monotonic()
+
+    def is_due(self, step: int, at_end: bool) -> bool:
+        """Whether to save after `step`. To be asked after every step, or every group of steps done at once."""
+        before = self._step
+        self._step = step
+        passed_a_multiple = self.frequency > 0 and step // self.frequency > before // self.frequency
+        self.regular = passed_a_multiple or at_end
+        by_the_clock = self.seconds > 0 and time.monotonic() - self._saved_at >= self.seconds
+        return self.regular or by_the_clock or bool(_requested)
+
+    def done(self, runs: Sequence, at_end: bool) -> None:
+        """After a save of all these runs. Raises Stopped if a signal has asked to, except at the training's end."""
+        self._saved_at = time.monotonic()
+        if not _requested or at_end:
+            return
+        number = _requested[0]
+        what = f"{runs[0].folder}" if len(runs) == 1 else f"{len(runs)} runs such as {runs[0].folder}"
+        name = signal.Signals(number).name
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"stopped by {name} at step {self._step}, saved: {what}; the same command goes on", file=sys.stderr)
+        raise Stopped(128 + number)

@@ -1,0 +1,227 @@
+"""Kills a training at every file operation, before and after it, and starts it again: the rows must be the same.
+
+    python scripts/drill_files.py                 every operation once
+    python scripts/drill_files.py --twice 200     also 200 random pairs: killed, started again, killed again
+
+The training is a stand-in that takes no time but goes through everything of `runlog` that touches the disk: two seeds
+in one batch, rows, curves, checkpoints with a replay, the deletion of the replay at the end. A process kills itself
+with SIGKILL at its k-th call of os.replace, fsync, unlink, rmdir, truncate, mkdir or open. What must hold for every k:
+the same command ends both seeds, together, with the rows of a training that nobody disturbed, and nothing is left over.
+It works in memory (/dev/shm) where there is such a folder: what counts is the order of the operations, not the disk.
+Exits with 1 on any difference.
+"""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import runlog
+
+OPERATIONS = ("replace", "fsync", "unlink", "rmdir", "truncate", "mkdir", "open")
+STEPS = 12
+SAVE_EVERY = 4
+
+
+@dataclasses.dataclass
+class Args:
+    twice: int = 0  # random pairs of kills besides
+    seed: int = 1  # of these pairs
+
+
+@dataclasses.dataclass
+class TrainingArgs:
+    """What `runlog.make_runs` and `runlog.opened` need of a script's flags."""
+
+    runs_dir: str
+    seed: int = 1
+    num_seeds: int = 2
+    env_id: str = "toy"
+    activation: str = "relu"
+    fresh: bool = False
+    tensorboard: bool = False
+    track: bool = False
+    wandb_project: str = ""
+    wandb_entity: str | None = None
+
+
+def train(args: TrainingArgs) -> None:
+    """A random walk for each seed; a row depends on the seed's past and on how many seeds are trained together."""
+    runs = runlog.make_runs(args, "drill")
+    with runlog.opened(runs, args, "drill") as groups:
+        for start, seeds, together in groups:
+            train_batch(seeds, together, start)
+
+
+def train_batch(seeds: list[int], runs: list[runlog.Run], start: int) -> None:
+    generators = [runlog.make_generator(seed, "walk") for seed in seeds]
+    places = [0.0] * len(seeds)
+    new_rows = [[] for _ in seeds]
+    for i, run in enumerate(runs):
+        _, state, transitions = run.load_checkpoint(start)
+        if state:
+            places[i] = state["place"]
+            generators[i].set_state(state["generator"])
+            assert len(transitions["rows"]) == min(start, 2 * SAVE_EVERY)
+            assert transitions["rows"][-1].item() == places[i]
+    save_times = runlog.SaveTimes(start, SAVE_EVERY, minutes=0)
+    for step in range(start + 1, STEPS + 1):
+        for i, run in enumerate(runs):
+            places[i] += torch.randn((), generator=generators[i]).item()
+            new_rows[i].append(places[i])
+            run.log(step, {"place": places[i], "together": len(runs)})
+            run.log_curve(step, "network/q/fc1/kde", [0.0, 1.0], [0.0, places[i]])
+        if save_times.is_due(step, step == STEPS):
+            for i, run in enumerate(runs):
+                state = {"place": places[i], "generator": generators[i].get_state()}
+                rows = torch.tensor(new_rows[i], dtype=torch.float64)
+                run.stage_checkpoint(step, state, {"rows": rows}, keep_transitions=2 * SAVE_EVERY)
+            for run in runs:
+                run.commit_checkpoint()
+            new_rows = [[] for _ in seeds]
+            save_times.done(runs, step == STEPS)
+    runlog.finish(runs, [0] * len(runs), keep_replay=False)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Runs `work` in a forked process, its output thrown away; returns its exit code, -9 if it was killed."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def count_operations(before_each: Callable[[], None], after_each: Callable[[], None]) -> None:
+    """Wraps the operations of `os`, in this process."""
+
+    def wrap(operation):
+        def wrapped(*args, **kwargs):
+            before_each()
+            result = operation(*args, **kwargs)
+            after_each()
+            return result
+
+        return wrapped
+
+    for name in OPERATIONS:
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def killed_at(number: int, before: bool, folder: Path) -> int:
+    """The exit code of a training that kills itself at its operation of this number, counted from 1."""
+
+    def work() -> None:
+        calls = {"before": 0, "after": 0}
+
+        def note(when: str) -> None:
+            calls[when] += 1
+            if calls[when] == number and (when == "before") == before:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        count_operations(lambda: note("before"), lambda: note("after"))
+        train(TrainingArgs(str(folder)))
+
+    return in_child(work)
+
+
+def number_of_operations(folder: Path) -> int:
+    """How many operations a whole training has."""
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        calls = []
+        count_operations(lambda: calls.append(None), lambda: None)
+        train(TrainingArgs(str(folder)))
+        os.write(writer, str(len(calls)).encode())
+
+    code = in_child(work)
+    if code:
+        raise SystemExit(f"FAILED: the training ends with exit code {code} when nobody disturbs it")
+    number = int(os.read(reader, 100))
+    os.close(reader)
+    os.close(writer)
+    return number
+
+
+def outcome(folder: Path) -> dict[str, dict]:
+    """Of each run what a user would compare: status, rows without their time, files that are left."""
+    found = {}
+    for run in sorted(path for path in folder.iterdir() if path.is_dir()):
+        rows = [line.rsplit(",", 1)[0] for line in (run / "scalars.csv").read_text().splitlines()]
+        status = runlog.read_meta(run)["status"]
+        curves = (run / "curves.jsonl").read_text()
+        files = sorted(path.name for path in run.rglob("*") if path.name != ".lock")
+        found[run.name] = {"status": status, "rows": rows, "curves": curves, "files": files}
+    return found
+
+
+def scratch_folder() -> Path:
+    """A new empty folder, in memory where that can be had."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
+
+
+def check(kills: list[tuple[int, bool]], expected: dict) -> str | None:
+    """Trains with these kills, one after the other, then to the end; what differs from `expected`, or None."""
+    folder = scratch_folder()
+    try:
+        for number, before in kills:
+            code = killed_at(number, before, folder)
+            if code not in (0, -signal.SIGKILL):  # 0: the session had fewer operations than that
+                return f"exit code {code} instead of being killed"
+        code = in_child(lambda: train(TrainingArgs(str(folder))))
+        if code:
+            return f"the same command then ends with exit code {code}"
+        found = outcome(folder)
+        if found == expected:
+            return None
+        for name, run in expected.items():
+            for key, value in run.items():
+                if found.get(name, {}).get(key) != value:
+                    return f"{name}: {key}: {found.get(name, {}).get(key)} instead of {value}"
+        return f"runs {sorted(found)} instead of {sorted(expected)}"
+    finally:
+        shutil.rmtree(folder)
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(1)
+    runlog.machine()  # asks git, once for all children
+    folder = scratch_folder()
+    number = number_of_operations(folder)
+    expected = outcome(folder)
+    shutil.rmtree(folder)
+    drills = [[(k, before)] for k in range(1, number + 1) for before in (True, False)]
+    rng = random.Random(args.seed)
+    for _ in range(args.twice):
+        drills.append([(rng.randint(1, number), rng.random() < 0.5), (rng.randint(1, number), rng.random() < 0.5)])
+    failures = 0
+    for kills in drills:
+        if problem := check(kills, expected):
+            failures += 1
+            told = ", then ".join(f"{'before' if before else 'after'} operation {k}" for k, before in kills)
+            print(f"killed {told}: {problem}", file=sys.stderr)
+    if failures:
+        raise SystemExit(f"FAILED: {failures} of {len(drills)} drills")
+    print(f"passed: {len(drills)} drills over {number} file operations, the same rows each time")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,240 @@
+"""Signals, saves by the clock, kills at every file operation. `pytest -q tests/test_stopping.py` (about a minute)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import continual_supervised
+import dqn_atari
+import function_approximation
+import ppo_atari
+import pqn_atari
+import runlog
+import sac_continuous
+from runlog import stopping
+
+ROOT = Path(__file__).parent.parent
+ATARI = "--no-compile --no-tensorboard --threads 1 --env-threads 1 --metrics-frequency 0 --ntk-frequency 0"
+SCRIPTS = {  # flags of a training of some seconds, and the step at which the signal comes
+    sac_continuous: (
+        "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 400 --learning-starts 50 --widths 8 8 --batch-size 8 "
+        "--eval-frequency 200 --num-eval-episodes 1 --log-frequency 10 --metrics-frequency 0 --ntk-frequency 0 "
+        "--no-compile --no-tensorboard --threads 1",
+        200,
+    ),
+    dqn_atari: (
+        f"{ATARI} --total-timesteps 120 --learning-starts 20 --buffer-size 100 --log-frequency 10 "
+        "--eval-frequency 1000",
+        60,
+    ),
+    ppo_atari: (f"{ATARI} --num-envs 2 --num-steps 16 --total-timesteps 128 --log-frequency 32", 64),
+    pqn_atari: (
+        f"{ATARI} --num-envs 4 --num-test-envs 1 --num-steps 8 --num-minibatches 4 --total-timesteps 128 "
+        "--log-frequency 32",
+        64,
+    ),
+    continual_supervised: (
+        "--num-seeds 2 --num-tasks 2 --epochs 2 --num-train 64 --log-frequency 4 --no-compile --no-tensorboard "
+        "--threads 1 --metrics-samples 0 --ntk-samples 0",
+        8,
+    ),
+    function_approximation: (
+        "--activations relu tanh --deep-activations --shallow-units 8 --learning-rates 1e-2 --total-steps 60 "
+        "--num-seeds 2 --table1-neurons 0 --no-compile --no-tensorboard --threads 1",
+        40,
+    ),
+}
+
+
+def train(script, flags: str, folder: Path) -> None:
+    script.main(runlog.parse_args(script.Args, [*flags.split(), "--runs-dir", str(folder)]))
+
+
+def rows(folder: Path) -> dict[str, list[str]]:
+    """run -> its rows without their time"""
+    found = {}
+    for path in sorted(folder.glob("*/scalars.csv")):
+        found[path.parent.name] = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+    return found
+
+
+def status(folder: Path) -> list[str]:
+    return [json.loads(path.read_text())["status"] for path in sorted(folder.glob("*/meta.json"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_a_signal_saves_and_stops_and_the_same_command_goes_on(script, tmp_path, monkeypatch, capsys):
+    flags, step = SCRIPTS[script]
+    number = {sac_continuous: signal.SIGINT, continual_supervised: signal.SIGHUP}.get(script, signal.SIGTERM)
+    log = runlog.Run.log
+    sent = []
+
+    def log_and_signal(run, at, scalars):
+        log(run, at, scalars)
+        if at == step and not sent:
+            sent.append(at)
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(each) for each in stopping.SIGNALS]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(runlog.Run, "log", log_and_signal)
+        train(script, flags, tmp_path / "a")
+    assert stop.value.code == 128 + number
+    assert [signal.getsignal(each) for each in stopping.SIGNALS] == handlers
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and f"stopped by {signal.Signals(number).name} at step {step}, saved: " in said[0]
+    assert "interrupted" in status(tmp_path / "a")
+    stopped = rows(tmp_path / "a")
+    train(script, flags, tmp_path / "a")
+    train(script, flags, tmp_path / "b")
+    assert set(status(tmp_path / "a")) == {"finished"}
+    resumed = rows(tmp_path / "a")
+    whole = rows(tmp_path / "b")
+    assert stopped.keys() <= resumed.keys() == whole.keys()
+    for run, kept in stopped.items():
+        assert resumed[run][: len(kept)] == kept, "what was saved is not done again"
+    if "atari" in script.__name__:  # games that were under way begin anew, so that values differ and steps do not
+        last_steps = [{name: each[-1].split(",")[0] for name, each in found.items()} for found in (resumed, whole)]
+        assert last_steps[0] == last_steps[1]
+    else:
+        assert resumed == whole
+
+
+LOOP = """
+import sys, time
+import runlog
+print("ready", flush=True)
+with runlog.exit_on_user_error(), runlog.stop_on_signals():
+    times = runlog.SaveTimes(0, 0, 0)
+    for step in range(1, 101):
+        time.sleep(float(sys.argv[1]))
+        if times.is_due(step, step == 100):
+            print("saved", step, flush=True)
+            times.done([type("Run", (), {"folder": "here"})], step == 100)
+print("end", flush=True)
+"""
+
+
+def loop(seconds: float, *ignored: signal.Signals) -> subprocess.Popen:
+    """A training whose steps take so long, each of 100; it ignores these signals when it starts."""
+
+    def ignore() -> None:
+        for number in stopping.SIGNALS:
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+    command = [sys.executable, "-c", LOOP, str(seconds)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, cwd=ROOT, preexec_fn=ignore, **pipes)
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    return child
+
+
+def test_a_second_signal_ends_at_once():
+    child = loop(60.0)
+    child.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert child.poll() is None
+    began = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=20)
+    assert time.monotonic() - began < 5 and child.returncode == -signal.SIGTERM
+    assert out == "" and err == ""
+
+
+def test_signals_that_are_ignored_at_the_start_stay_ignored():
+    """nohup ignores SIGHUP, a shell ignores SIGINT for a command in the background."""
+    child = loop(0.02, signal.SIGHUP, signal.SIGINT)
+    child.send_signal(signal.SIGHUP)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err) == (0, "saved 100\nend\n", "")
+
+
+def test_ctrl_c_stops_in_one_line_and_exits_with_130():
+    child = loop(0.05)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    saved = int(out.split()[1])
+    assert err == f"stopped by SIGINT at step {saved}, saved: here; the same command goes on\n"
+
+
+def test_ctrl_c_before_the_training_leaves_no_traceback():
+    code = "import os, runlog, signal\nwith runlog.exit_on_user_error():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_when_to_save(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+    times = runlog.SaveTimes(7, 10, minutes=2)
+    due = [step for step in (9, 12, 15, 33, 34) if times.is_due(step, at_end=False)]
+    assert due == [12, 33]  # at the first step behind a multiple
+    assert not times.regular
+    clock[0] += 119.0
+    assert not times.is_due(35, at_end=False)
+    clock[0] += 1.0
+    assert times.is_due(36, at_end=False) and not times.regular
+    times.done([], at_end=False)
+    assert not times.is_due(37, at_end=False)
+    assert times.is_due(38, at_end=True) and times.regular
+    never = runlog.SaveTimes(0, 0, minutes=0)
+    clock[0] += 1e6
+    assert not never.is_due(10**6, at_end=False)
+
+
+def test_a_save_by_the_clock_changes_no_row(tmp_path):
+    flags, _ = SCRIPTS[sac_continuous]
+    train(sac_continuous, flags, tmp_path / "a")
+    train(sac_continuous, f"{flags} --checkpoint-minutes 1e-9", tmp_path / "b")  # after every step
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_a_training_killed_at_any_file_operation_ends_with_the_same_rows():
+    command = [sys.executable, "scripts/drill_files.py", "--twice", "20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the same rows each time" in done.stdout
+
+
+def test_the_replay_of_an_ended_run_goes_even_if_a_kill_came_before(tmp_path, monkeypatch):
+    flags, _ = SCRIPTS[sac_continuous]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog.Run, "drop_transitions", interrupt)
+        train(sac_continuous, flags, tmp_path / "a")
+    assert len(list(tmp_path.glob("a/*/replay"))) == 2
+    train(sac_continuous, flags, tmp_path / "a")  # the first is finished, the second not yet
+    train(sac_continuous, flags, tmp_path / "a")
+    assert status(tmp_path / "a") == ["finished", "finished"] and not list(tmp_path.glob("a/*/replay"))
+    train(sac_continuous, f"{flags} --keep-replay", tmp_path / "b")
+    train(sac_continuous, flags, tmp_path / "b")
+    assert len(list(tmp_path.glob("b/*/replay"))) == 2  # it was kept on purpose
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_divergence_tells_the_first_value_that_was_not_finite(capsys):
+    divergence = runlog.Divergence([3, 4, 5], torch.device("cpu"))
+    good = torch.ones(3)
+    divergence.update(10, {"qf_loss": good, "actor_loss": torch.tensor([1.0, torch.inf, 1.0])})
+    divergence.update(11, {"qf_loss": torch.tensor([torch.nan, torch.nan, 1.0]), "actor_loss": good * torch.nan})
+    assert divergence.report() == [11, 10, 11]
+    assert divergence.report() == [11, 10, 11]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    for line, told in zip(
+        said, ("3 has diverged at step 11: qf_loss", "4 has diverged at step 10: actor_loss", "5 has")
+    ):
+        assert f"seed {told}" in line
+    assert "seed 5 has diverged at step 11: actor_loss is not finite" in said[2]
