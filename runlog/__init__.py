@@ -37,6 +37,7 @@ import tyro
 from tqdm import tqdm
 
 import metrics
+from runlog.disk import check_space, reserve, row_checksums  # noqa: F401
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 APPEND_ONLY = {"scalars.csv": "step,key,value,wall_time\n", "perf.csv": "step,key,value,wall_time\n"}  # file: header
@@ -816,6 +817,10 @@ class Run:
         """
         return [content["step"] for _, content in self._checkpoints()]
 
+    def read_state(self, step: int) -> dict:
+        """The state of the checkpoint at `step`, one of `checkpoint_steps`. Deletes nothing."""
+        return next(content["state"] for _, content in self._checkpoints() if content["step"] == step)
+
     def load_checkpoint(self, step: int | None = None) -> tuple[int, dict | None, dict | None]:
         """(step, state, transitions) of the newest good checkpoint or the one at `step`; (0, None, None) without any.
 
@@ -846,6 +851,7 @@ class Run:
         if self.status() not in ENDED:
             raise RuntimeError(f"{self} is not finished: its checkpoint needs the replay")
         shutil.rmtree(self.folder / "replay", ignore_errors=True)
+        (self.folder / "replay.dat").unlink(missing_ok=True)  # DQN's
 
     def _chunk_files(self, content: dict) -> list[tuple[Path, int, int]]:
         replay = self.folder / "replay"
