@@ -292,6 +292,9 @@ class ReplayBuffer:
         counted = self.counted()
         wrap = int(np.argmin(counted))  # the rows from here on lie at the beginning of the file
         row_size = self.rows[0].nbytes
+        megabytes = len(counted) * row_size / 1e6
+        if megabytes > 1_000:  # seconds, on a slow disk a minute
+            print(f"verifying {megabytes:,.0f} MB of {self.path}", flush=True)
         try:
             for part in (counted[:wrap], counted[wrap:]):
                 if len(part):
