@@ -215,7 +215,10 @@ ROW = np.dtype(  # of one game at one time
     ]
 )
 DISK = "free some space, or give a --runs-dir on a larger disk or a smaller --buffer-size"
-MOVE = "put the right one back, or move the folder away and start the same command anew (--fresh would delete it)"
+MOVE = (
+    "put the right one back, or move the folder away, which keeps its rows and networks (--fresh would delete them), "
+    "then start the same command again"
+)
 
 
 class DamagedReplay(runlog.UserError):
