@@ -11,8 +11,10 @@ Results, implementation details, differences from CleanRL: docs/dqn_atari.md.
 import dataclasses
 import functools
 import math
-import os
+import sys
 import time
+import zlib
+from pathlib import Path
 from typing import Literal
 
 import gymnasium as gym
@@ -203,34 +205,130 @@ def dqn_target(rewards, terminations, next_q_online, next_q_target, gamma: float
     return rewards + gamma * (1 - terminations) * next_q_target.gather(-1, best).squeeze(-1)
 
 
+ROW = np.dtype(  # of one game at one time
+    [
+        ("frame", np.uint8, (84, 84)),
+        ("action", np.uint8),
+        ("reward", np.float32),
+        ("termination", np.bool_),
+        ("over", np.bool_),
+        ("cut", np.bool_),
+    ]
+)
+DISK = "free some space, or give a --runs-dir on a larger disk or a smaller --buffer-size"
+MOVE = (
+    "put the right one back, or move the folder away, which keeps its rows and networks (--fresh would delete them), "
+    "then start the same command again"
+)
+
+
+class DamagedReplay(runlog.UserError):
+    """replay.dat is not what a checkpoint counted; `reason` says why, without what would do."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"{reason}; {MOVE}")
+        self.reason = reason
+
+
 class ReplayBuffer:
     """Single frames on disk, (rows, num_envs, 84, 84) uint8, mapped into memory; stacks of 4 are made when sampled.
 
     Row t of a game: the newest frame of the observation at t, the action taken there, its reward (sign or raw), whether
     it terminated for the learner, and whether the game ended with it. A stack has zeros before a game's first frame, as
     ale_py's has. A transition cut off by a time limit or by a resumption is never sampled: its successor is not stored.
-    `spare` further transitions stay, so that a checkpoint of num_added rows finds what it counted. Raises UserError:
-    the disk is too small, or rows are missing.
+
+    The newest checkpoint and the one before must find the rows that they counted, whenever the process dies: `spare`
+    transitions stay beyond the capacity, so at most that many may be added from one checkpoint to the next but one.
+    Of each row a CRC-32 is kept in memory, and `checksum` makes them one number, which a checkpoint keeps.
+
+    num_added, checksum: of a checkpoint to go on from; 0 begins the file anew. Without a checksum (None) the rows are
+    not verified. Raises UserError: the disk is too small; DamagedReplay: these are not the rows of the checkpoint.
     """
 
-    def __init__(self, path, capacity: int, spare: int, num_envs: int, num_added: int = 0):
-        self.num_added, self.capacity = num_added, -(-capacity // num_envs)
-        self.num_rows = self.capacity + -(-spare // num_envs) + 8  # a stack reaches back by 3 rows
-        row = [("frame", np.uint8, (84, 84)), ("action", np.uint8), ("reward", np.float32)]
-        row = np.dtype([*row, ("termination", np.bool_), ("over", np.bool_), ("cut", np.bool_)])
-        size = self.num_rows * num_envs * row.itemsize
-        if num_added and not (path.exists() and path.stat().st_size >= size):
-            raise runlog.UserError(f"{path} is missing or too short for the checkpoint; {runlog.FRESH}")
-        with runlog.writing(path), open(path, "ab") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would be a bus error
-        self.rows = np.memmap(path, row, "r+", shape=(self.num_rows, num_envs))
-        if num_added:  # the games that were under way are lost
-            self.rows[["over", "cut"]][(num_added - 1) % self.num_rows] = True
+    def __init__(
+        self,
+        path: Path,
+        capacity: int,
+        spare: int,
+        num_envs: int,
+        num_added: int = 0,
+        checksum: int | None = None,
+    ):
+        self.path = path
+        self.num_added = num_added
+        self.capacity = -(-capacity // num_envs)
+        self.num_rows = self.count_rows(capacity, spare, num_envs)
+        self.checksums = np.zeros(self.num_rows, np.uint32)
+        size = self.num_rows * num_envs * ROW.itemsize
+        if not num_added:
+            path.unlink(missing_ok=True)  # of a run that died before its first checkpoint
+        elif not path.exists() or path.stat().st_size < size:
+            raise DamagedReplay(f"{path} is missing or too short for the checkpoint")
+        runlog.reserve(path, size, DISK)
+        self.rows = np.memmap(path, ROW, "r+", shape=(self.num_rows, num_envs))
+        if num_added:
+            self.verify(checksum)
+            self.lose_games_under_way()
+
+    @staticmethod
+    def count_rows(capacity: int, spare: int, num_envs: int) -> int:
+        """Rows of the file; a stack reaches back by 3 rows, and 5 are for rounding."""
+        return -(-capacity // num_envs) + -(-spare // num_envs) + 8
+
+    def counted(self) -> np.ndarray:
+        """Where the rows are that may still be sampled, and the 3 before them, oldest first."""
+        oldest = max(self.num_added - self.capacity - 3, 0)
+        return np.arange(oldest, self.num_added) % self.num_rows
+
+    def checksum(self) -> int:
+        """CRC-32 of the rows that a checkpoint counts now. The newest is taken as a resumption marks it: it may or may
+        not have been marked by the time this is compared."""
+        counted = self.counted()
+        newest = self.rows[counted[-1]].copy()
+        newest["over"] = True
+        newest["cut"] = True
+        checksums = self.checksums[counted]
+        checksums[-1] = zlib.crc32(newest)
+        return zlib.crc32(checksums)
+
+    def verify(self, expected: int | None) -> None:
+        """Reads the rows that the checkpoint counted and compares. Raises DamagedReplay."""
+        counted = self.counted()
+        wrap = int(np.argmin(counted))  # the rows from here on lie at the beginning of the file
+        row_size = self.rows[0].nbytes
+        megabytes = len(counted) * row_size / 1e6
+        if megabytes > 1_000:  # seconds, on a slow disk a minute
+            print(f"verifying {megabytes:,.0f} MB of {self.path}", flush=True)
+        try:
+            for part in (counted[:wrap], counted[wrap:]):
+                if len(part):
+                    self.checksums[part] = runlog.row_checksums(self.path, row_size, part[0], part[-1] + 1)
+        except OSError as error:
+            raise DamagedReplay(f"{self.path} cannot be read ({error.strerror})") from error
+        if expected is None:
+            told = "was saved by an older version, without a checksum, and is not verified"
+            print(f"warning: {self.path} {told}", file=sys.stderr, flush=True)
+        elif self.checksum() != expected:
+            told = "does not hold what the checkpoint counted: it is damaged, or of another run"
+            raise DamagedReplay(f"{self.path} {told}")
+
+    def lose_games_under_way(self) -> None:
+        """Marks the newest row: its successor will be of a new game."""
+        newest = (self.num_added - 1) % self.num_rows
+        self.rows[["over", "cut"]][newest] = True
+        self.checksums[newest] = zlib.crc32(self.rows[newest])
+
+    def flush(self) -> None:
+        """Waits until the rows are on the disk: a checkpoint may count them then. Raises UserError: it cannot write."""
+        with runlog.writing(self.path):
+            self.rows.flush()
 
     def add(self, obs, actions, rewards, terminations, truncations, overs) -> None:
         columns = (obs[:, -1], actions, rewards, terminations, overs, truncations & ~terminations)
+        row = self.num_added % self.num_rows
         for name, values in zip(self.rows.dtype.names, columns):
-            self.rows[self.num_added % self.num_rows][name] = values
+            self.rows[row][name] = values
+        self.checksums[row] = zlib.crc32(self.rows[row])
         self.num_added += 1
 
     def stacks(self, times: np.ndarray, envs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -311,6 +409,46 @@ def act(q_network: QNetwork, epsilon: float, generator: torch.Generator, obs: np
     return actions.numpy()
 
 
+def replay_capacity(args: Args) -> int:
+    return min(args.buffer_size, args.total_timesteps)
+
+
+def check_disk(args: Args, run: runlog.Run) -> None:
+    """Raises UserError if the replay of a new run does not fit on the disk. Creates nothing."""
+    if run.status() == "new":
+        num_rows = ReplayBuffer.count_rows(replay_capacity(args), 2 * args.checkpoint_frequency, args.num_envs)
+        runlog.check_space(run.folder / "replay.dat", num_rows * args.num_envs * ROW.itemsize, DISK)
+
+
+def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer]:
+    """(step, state, replay) of the newest checkpoint whose replay is whole; (0, None, an empty one) before the first.
+
+    Raises UserError: neither the newest checkpoint nor the one before finds its replay. Both are still there then.
+    """
+    path = run.folder / "replay.dat"
+    capacity = replay_capacity(args)
+    problems = []
+    for step in run.checkpoint_steps():
+        if step == 0:  # killed in its first save, which a damaged replay makes useless
+            break
+        state = run.read_state(step)
+        counted = state["num_added"], state.get("replay_checksum")
+        try:
+            buffer = ReplayBuffer(path, capacity, 2 * state["ring"], args.num_envs, *counted)
+        except DamagedReplay as problem:
+            problems.append(problem)
+            continue
+        for problem in problems:
+            told = f"{problem.reason}; using the checkpoint before, step {step}"
+            print(f"warning: {told}", file=sys.stderr, flush=True)
+        run.load_checkpoint(step)
+        return step, state, buffer
+    if problems and 0 not in run.checkpoint_steps():
+        raise problems[0]
+    run.load_checkpoint(0)
+    return 0, None, ReplayBuffer(path, capacity, 2 * args.checkpoint_frequency, args.num_envs)
+
+
 def train(args: Args, run: runlog.Run) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way start anew."""
     device, games = runlog.find_device(args.device), AtariGames(args, args.num_envs)
@@ -320,17 +458,16 @@ def train(args: Args, run: runlog.Run) -> None:
     optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
     generators = {use: runlog.make_generator(args.seed, use) for use in ("act", "update", "metrics", "redo")}
     num_updates, logged_updates, totals, last_eval = 0, 0, torch.zeros(2, device=device), {}
-    start, state, _ = run.load_checkpoint()
-    ring, num_added = args.checkpoint_frequency, 0  # the replay is made for checkpoints at least as often as `ring`
+    start, state, buffer = restore(args, run)
+    ring = state["ring"] if state else args.checkpoint_frequency  # the replay is made for checkpoints this often
+    saved_step = start
     if state:
         q_network.load_state_dict(state["q_network"])
         target_network.load_state_dict(state["target_network"])
         optimizer.load_state_dict(state["optimizer"])
         num_updates, logged_updates, last_eval = state["num_updates"], state["logged_updates"], state["last_eval"]
-        totals, num_added, ring = state["totals"].to(device), state["num_added"], state["ring"]
+        totals = state["totals"].to(device)
         runlog.set_states(generators, state["generators"])
-    capacity = min(args.buffer_size, args.total_timesteps)
-    buffer = ReplayBuffer(run.folder / "replay.dat", capacity, 2 * ring, args.num_envs, num_added)
 
     def td_loss(obs, next_obs, actions, rewards, terminations) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
@@ -404,13 +541,15 @@ def train(args: Args, run: runlog.Run) -> None:
             progress.note_means(step, [last_eval], list(last_eval))
             progress.skip(time.monotonic() - paused)
         # save
-        if save_times.is_due(step, at_end):
-            buffer.rows.flush()
+        is_due = save_times.is_due(step, at_end)
+        if is_due or step - saved_step >= ring:
+            buffer.flush()
             state = {"q_network": q_network.state_dict(), "target_network": target_network.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "totals": totals, "num_updates": num_updates}
             state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
-            state |= {"num_added": buffer.num_added, "ring": ring}
+            state |= {"num_added": buffer.num_added, "ring": ring, "replay_checksum": buffer.checksum()}
             run.save_checkpoint(step, state | {"logged_updates": logged_updates, "last_eval": last_eval})
+            saved_step = step
             save_times.done([run], at_end)
             if save_times.regular:
                 run.draw(step)
@@ -444,6 +583,7 @@ def main(args: Args) -> None:
     runs = runlog.make_runs(args, "dqn_atari")
     if args.evaluate:
         return evaluate_finished(args, runs[args.seed])
+    check_disk(args, runs[args.seed])
     with runlog.opened(runs, args, "dqn_atari") as groups:
         for _, _, (run,) in groups:
             train(args, run)

@@ -38,6 +38,9 @@ import tyro
 from tqdm import tqdm
 
 import metrics
+from runlog.disk import check_space as check_space
+from runlog.disk import reserve as reserve
+from runlog.disk import row_checksums as row_checksums
 from runlog.divergence import Divergence as Divergence
 from runlog.stopping import SaveTimes as SaveTimes
 from runlog.stopping import Stopped
@@ -871,6 +874,10 @@ class Run:
         steps = list(dict.fromkeys(content["step"] for _, content in self._checkpoints()))
         committed = any((self.folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
         return steps if committed or not steps else [*steps, 0]
+
+    def read_state(self, step: int) -> dict:
+        """The state of the checkpoint at `step`, one of `checkpoint_steps`. Deletes nothing."""
+        return next(content["state"] for _, content in self._checkpoints() if content["step"] == step)
 
     def load_checkpoint(self, step: int | None = None) -> tuple[int, dict | None, dict | None]:
         """(step, state, transitions) of the newest good checkpoint or the one at `step`; (0, None, None) without any.

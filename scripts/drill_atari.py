@@ -59,6 +59,8 @@ def finish(process: subprocess.Popen) -> None:
     errors = process.communicate()[1]
     if process.returncode:
         sys.exit(f"FAILED: exit code {process.returncode}: {errors[-800:]}")
+    if "replay.dat" in errors:  # a kill damages no replay
+        sys.exit(f"FAILED: {errors[-800:]}")
 
 
 def kill_often(script: str, folder: Path, seconds: float, args: Args, moments: random.Random) -> int:
@@ -108,6 +110,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
         "steps of games are in order": steps == sorted(steps) and len(steps) > 0,
         "step and updates of the last checkpoint": last(whole) == last(killed),
         "status": json.loads(meta.read_text())["status"] == "finished",
+        "replay deleted at the end": not list(killed.glob("*/replay.dat")),
     }
     print(f"  {len(places(whole))} rows, {len(schedules(whole))} of schedules; step, updates: {last(killed)}")
     return [name for name, agrees in checks.items() if not agrees]

@@ -144,9 +144,8 @@ class FakeGames:
 class UnmarkedReplay(dqn_atari.ReplayBuffer):
     """Resumes as if no game had been lost, which is true for the fake ones."""
 
-    def __init__(self, path, capacity, spare, num_envs, num_added):
-        super().__init__(path, capacity, spare, num_envs)
-        self.num_added = num_added
+    def lose_games_under_way(self):
+        pass
 
 
 def fake(monkeypatch):
