@@ -725,8 +725,11 @@ def recycle_neurons(
     """Recycles the dormant neurons of a layer (ReDo, Sokar et al. 2023), in place; returns how many, (*batch).
 
     In every branch: incoming weights drawn again by `init`, bias 0, norm scale 1 and bias 0. Weights that read these
-    neurons become 0, so that the outputs change only by what the neurons gave. The optimiser's moments of all these
-    entries become 0; its step counts and the coefficients of rationals stay.
+    neurons become 0: what reads them loses what they gave, and sees nothing of their new weights. (A LayerNorm between
+    divides by another spread then, so that everything it normalises changes.) Of a chain of layers, recycle the first
+    one first, as recycle_layers does: a reading neuron that is recycled as well has its incoming weights drawn again
+    afterwards, those from recycled neurons too, and its own readers' weights are the ones that become 0. The
+    optimiser's moments of all these entries become 0; its step counts and the coefficients of activations stay.
 
     readers: the Linear and Conv2d that read the layer; a Linear may read it flattened (channel by channel). dormant:
     (*batch, layer.width) bool, on feature maps for convolutions; a neuron with several outputs (crelu) needs all of
