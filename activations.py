@@ -19,6 +19,7 @@ Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv 2406.09079 (Ha
 import difflib
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,7 @@ import torch._functorch.config
 import torch.nn as nn
 import torch.nn.functional as F
 from scipy.optimize import least_squares
+from torch.autograd import forward_ad
 
 MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; one more power of a large coefficient would not be safe
 
@@ -68,7 +70,8 @@ class RationalConfig:
         n, m, d, c = self.numerator_degree, self.denominator_degree, self.constraint_power, self.constraint_scale
         target, (low, high) = self.fit_target, self.fit_range
         rate, decay = self.learning_rate, self.coefficient_weight_decay
-        lowest, highest = 10 ** (4 - 36 / max(d, 1)), 10 ** (18 / max(d, 1))  # |x/c|^d stays in float32 for |x| <= 1e4
+        power = min(max(d, 1), MAX_POWER)
+        lowest, highest = 10 ** (4 - 36 / power), 10 ** (18 / power)  # |x/c|^d stays in float32 for |x| <= 1e4
         checks = {
             f"numerator-degree {n}: must lie in 1..{MAX_POWER - 1}": 1 <= n < MAX_POWER,
             f"denominator-degree {m}: must lie in 1..{MAX_POWER}": 1 <= m <= MAX_POWER,
@@ -91,6 +94,18 @@ def _horner(x: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(coefficients))
 
 
+def _is_forward_mode() -> bool:
+    """Whether forward-mode derivatives are under way, as in torch.func.hessian, jacfwd and jvp."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def _absolute(x: torch.Tensor) -> torch.Tensor:
+    """|x|. Where its derivative is recorded, the one at 0 is that from the right, 1 (torch's abs: 0), so that second
+    derivatives agree with the closed form of the first ones below."""
+    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return torch.where(x >= 0, x, -x) if recorded or _is_forward_mode() else x.abs()
+
+
 def _rational_parts(x, numerator, denominator, weight, form: str, first: int, power: int):
     """P, Q and S of P/Q, and the coefficients, shaped to broadcast with x. weight = c^-d or None, first: power of a[0],
     power: d. S is what form B takes the absolute value of (form A: None)."""
@@ -98,14 +113,14 @@ def _rational_parts(x, numerator, denominator, weight, form: str, first: int, po
     a, b = ([c.reshape(c.shape + ones) for c in t.unbind(-1)] for t in (numerator, denominator))
     p = x * _horner(x, a) if first else _horner(x, a)
     if form == "A":
-        s, b = None, [c.abs() for c in b]
-        q = 1 + x.abs() * _horner(x.abs(), b)
+        s, b = None, [_absolute(c) for c in b]
+        q = 1 + _absolute(x) * _horner(_absolute(x), b)
     else:
         s = x * _horner(x, b)
-        q = 1 + s.abs()
+        q = 1 + _absolute(s)
     if weight is not None:
         weight = weight.reshape(weight.shape + ones)
-        q = q + weight * (x * x) ** (power // 2) * (x.abs() if power % 2 else 1)
+        q = q + weight * (x * x) ** (power // 2) * (_absolute(x) if power % 2 else 1)
     return p, q, s, a, b, weight
 
 
@@ -116,7 +131,11 @@ torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
 
 class _RationalFunction(torch.autograd.Function):
     """P/Q with the derivatives in closed form: one pass over x, nothing saved but x, and sums over the last axis first,
-    which compiled code keeps in registers. Where |.| has a kink, at 0, it takes the derivative from the right."""
+    which compiled code keeps in registers. Where |.| has a kink, at 0, it takes the derivative from the right.
+
+    The derivatives are ordinary operations on what is saved, so they have derivatives too (double backward). In forward
+    mode Rational computes P / Q by ordinary operations instead: torch.compile takes no function that defines `jvp`,
+    and torch records no tangents inside one, which would make a nested forward mode silently wrong."""
 
     generate_vmap_rule = True
 
@@ -139,10 +158,11 @@ class _RationalFunction(torch.autograd.Function):
         to_p = grad * inverse  # dL/dP
         to_q = -to_p * (p * inverse)  # dL/dQ
         sign = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-        u = x.abs() if form == "A" else x
+        u = _absolute(x) if form == "A" else x
         slope = _horner(u, [j * c for j, c in enumerate(b, start=1)])
         slope = slope * (sign if form == "A" else torch.where(s >= 0, 1.0, -1.0).to(x.dtype))
-        powers = [(x * x) ** (k // 2) * (x.abs() if k % 2 else 1) for k in (power - 1, power)] if w is not None else []
+        exponents = (power - 1, power) if w is not None else ()
+        powers = [(x * x) ** (k // 2) * (_absolute(x) if k % 2 else 1) for k in exponents]
         if powers:
             slope = slope + sign * (power * w) * powers[0]
         grad_x = to_p * _horner(x, [k * c for k, c in enumerate(a, start=first) if k]) + to_q * slope
@@ -169,31 +189,90 @@ def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float
 
     Levenberg-Marquardt on 2,001 even points, in float64; c stays at config.constraint_scale. Started from ones and
     from ones in units of the range, since either may get stuck; a ridge too weak to be seen in the fit stops P and Q
-    from growing together without bound. a holds a_0..a_n (a_1..a_n if constrained). Cached per setting. Raises
-    ValueError where the target is not finite on the range or P or Q would overflow float32 within |x| <= 1e4.
+    from growing together without bound. With degrees above 5/4 it can be seen: there the fit goes on with a tenth and
+    a hundredth of it where that is clearly better. a holds a_0..a_n (a_1..a_n if constrained). Cached per
+    setting. Raises ValueError, led by a flag, where the target is not finite on the range, where the range is too small
+    or too large for float64, or where P or Q would overflow float32 within |x| <= 1e4.
     """
-    x = np.linspace(*config.fit_range, 2001)
-    target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
+    low, high = config.fit_range
+    flag = f"--rational.fit-range {low} {high}"
+    with np.errstate(all="ignore"):
+        x = np.linspace(low, high, 2001)
+        target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
+    if not np.isfinite(x).all():
+        raise ValueError(f"{flag}: high - low must be a finite number")
     if not np.isfinite(target).all():
-        raise ValueError(f"--rational.fit-target {config.fit_target!r}: not finite on {config.fit_range}")
-    i, j = np.arange(int(constrained), config.numerator_degree + 1), np.arange(1, config.denominator_degree + 1)
+        raise ValueError(
+            f"--rational.fit-target {config.fit_target!r}: not finite on --rational.fit-range {low} {high}"
+        )
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            best = _least_squares_fit(config, constrained, x, target)
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError):  # scipy's words for residuals that are not finite
+        best = None
+    if best is None or not np.isfinite(best).all():
+        n, m = config.numerator_degree, config.denominator_degree
+        raise ValueError(f"{flag}: too small or too large a range for powers up to {max(n, m)}; -5 5 is the default")
+    if not _lasts_far_out(config, constrained, best):
+        raise ValueError(f"--rational.fit-range {config.fit_range}: the fit overflows float32 within |x| <= 1e4")
+    if not _lasts_far_out(config, constrained, best, config.init_scale):
+        flag = f"--rational.init-scale {config.init_scale}"
+        raise ValueError(f"{flag}: P or Q would overflow float32 within |x| <= 1e4; 1 is the default")
+    num_a = config.numerator_degree + 1 - int(constrained)
+    return tuple(best[:num_a].tolist()), tuple(best[num_a:].tolist())
+
+
+def _powers(config: RationalConfig, constrained: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The powers of x that a and b belong to."""
+    return np.arange(int(constrained), config.numerator_degree + 1), np.arange(1, config.denominator_degree + 1)
+
+
+def _lasts_far_out(config: RationalConfig, constrained: bool, coefficients: np.ndarray, scale: float = 1.0) -> bool:
+    """Whether each term of P and Q, times scale, stays within float32 for |x| <= 1e4."""
+    i, j = _powers(config, constrained)
+    with np.errstate(over="ignore"):
+        return bool(np.abs(scale * coefficients * 1e4 ** np.append(i, j)).max() < 1e36)
+
+
+def _least_squares_fit(config: RationalConfig, constrained: bool, x: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The coefficients a, b of fit_rational for target(x), before anything is checked."""
+    i, j = _powers(config, constrained)
     p_basis, q_basis = x[:, None] ** i, (np.abs(x) if config.form == "A" else x)[:, None] ** j
     tail = np.abs(x / config.constraint_scale) ** config.constraint_power
     tail = tail if constrained and not config.remove_constraint else 0.0
     reach = np.abs(x).max()
     ridge = 1e-6 * math.sqrt(x.size) * np.concatenate([reach**i, np.abs(target).max() * reach**j])
 
-    def residual(coefficients):
+    def error(coefficients):
         a, b = coefficients[: i.size], coefficients[i.size :]
         q = q_basis @ np.abs(b) if config.form == "A" else np.abs(q_basis @ b)
-        return np.append(p_basis @ a / (1 + q + tail) - target, ridge * coefficients)
+        return p_basis @ a / (1 + q + tail) - target
+
+    def residual(coefficients):
+        return np.append(error(coefficients), ridge * coefficients)
 
     starts = np.ones(ridge.size), np.concatenate([1 / reach**i, 1 / reach**j])
     first, second = (least_squares(residual, start, method="lm", max_nfev=1_000) for start in starts)
     best = second.x if second.cost < 0.99 * first.cost else first.x
-    if not np.abs(config.init_scale * best * 1e4 ** np.append(i, j)).max() < 1e36:
-        raise ValueError(f"--rational.fit-range {config.fit_range}: the fit overflows float32 within |x| <= 1e4")
-    return tuple(best[: i.size].tolist()), tuple(best[i.size :].tolist())
+
+    if config.numerator_degree <= 5 and config.denominator_degree <= 4:  # the ridge cannot be seen
+        return best
+
+    def rmse(coefficients):
+        return np.sqrt(np.square(error(coefficients)).mean())
+
+    for _ in range(2):
+        if rmse(best) < 1e-4 * np.abs(target).max():  # nothing is left to gain, and the coefficients would only grow
+            break
+        ridge = ridge / 10
+        weaker = least_squares(residual, best, method="lm", max_nfev=50).x
+        is_better = rmse(weaker) < 0.98 * rmse(best)
+        can_be_trained = np.abs(weaker).max() < 1e3 and _lasts_far_out(config, constrained, weaker)
+        if not (is_better and can_be_trained):
+            break
+        best = weaker
+    return best
 
 
 class Rational(nn.Module):
@@ -234,6 +313,9 @@ class Rational(nn.Module):
         return _rational_parts(x, *self._arguments())[:2]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if _is_forward_mode():
+            p, q = self.numerator_and_denominator(x)
+            return p / q
         return _RationalFunction.apply(x, *self._arguments())
 
     def extra_repr(self) -> str:
@@ -643,8 +725,11 @@ def recycle_neurons(
     """Recycles the dormant neurons of a layer (ReDo, Sokar et al. 2023), in place; returns how many, (*batch).
 
     In every branch: incoming weights drawn again by `init`, bias 0, norm scale 1 and bias 0. Weights that read these
-    neurons become 0, so that the outputs change only by what the neurons gave. The optimiser's moments of all these
-    entries become 0; its step counts and the coefficients of rationals stay.
+    neurons become 0: what reads them loses what they gave, and sees nothing of their new weights. (A LayerNorm between
+    divides by another spread then, so that everything it normalises changes.) Of a chain of layers, recycle the first
+    one first, as recycle_layers does: a reading neuron that is recycled as well has its incoming weights drawn again
+    afterwards, those from recycled neurons too, and its own readers' weights are the ones that become 0. The
+    optimiser's moments of all these entries become 0; its step counts and the coefficients of activations stay.
 
     readers: the Linear and Conv2d that read the layer; a Linear may read it flattened (channel by channel). dormant:
     (*batch, layer.width) bool, on feature maps for convolutions; a neuron with several outputs (crelu) needs all of

@@ -36,6 +36,32 @@ def _samples(x: Tensor, minimum: int = 1) -> Tensor:
     return x.detach()
 
 
+def _power_of_two(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """A power of two near the largest |x| over `dim` (which stay as axes of length 1); 1 where squares of x neither
+    overflow nor vanish, so that dividing by it changes no bit of a usual result, and where x is 0 or not finite."""
+    largest = torch.linalg.vector_norm(x, math.inf, dim, keepdim=True)
+    info = torch.finfo(x.dtype)
+    lowest_exponent = round(math.log2(info.tiny))
+    limit = 2.0 ** (-0.4 * lowest_exponent)  # 2^50 for float32, 2^409 for float64: its square times any number of terms
+    exponent = (torch.frexp(largest).exponent - 1).clamp_min(lowest_exponent)  # at least this: denormals may be flushed
+    scale = torch.ldexp(torch.ones_like(largest), exponent)
+    usual = ((largest >= 1 / limit) & (largest <= limit)) | (largest == 0) | ~largest.isfinite()
+    return torch.where(usual, 1.0, scale)
+
+
+def _norm(x: Tensor, dim: int) -> Tensor:
+    """L2 norm over one axis; it overflows or vanishes only where the norm itself does."""
+    scale = _power_of_two(x, dim)
+    safe = (x / scale).norm(dim=dim) * scale.squeeze(dim)
+    # a quotient lies differently in memory, so its sum may end in other bits: usual norms do not go through it
+    return torch.where(scale.squeeze(dim) == 1, x.norm(dim=dim), safe)
+
+
+def _lerp(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    """torch.lerp, where high - low may overflow."""
+    return torch.where((high - low).isfinite(), torch.lerp(low, high, weight), low * (1 - weight) + high * weight)
+
+
 def channel_samples(h: Tensor, batch_dims: int = 0) -> Tensor:
     """Feature maps with positions as samples, as ReDo scores them: (*batch, n, C, H, W) -> (*batch, n * H * W, C).
     (*batch, samples, neurons) passes unchanged; any other number of axes raises ValueError.
@@ -60,13 +86,16 @@ def _jittered(z: Tensor, noise_variance: float, generator: Generator) -> Iterato
     chunk = max(1, KDE_CHUNK // num_samples)
     for start in range(0, rows.shape[0], chunk):
         x = rows[start : start + chunk].double()
-        mean = x.mean(-1, keepdim=True)
+        scale = _power_of_two(x, -1)
+        mean = (x / scale).mean(-1, keepdim=True) * scale
         neuron = torch.arange(start, start + x.shape[0], device=z.device) % num_neurons
         yield mean, x - mean + math.sqrt(noise_variance) * noise[neuron].double()
 
 
 def _peak_density(x: Tensor) -> Tensor:
     """Largest KDE value over a row's own samples: (rows, samples) float64 -> (rows,). See dead_neurons_kde."""
+    unit = _power_of_two(x, -1)
+    x = x / unit
     h = x.shape[-1] ** -0.2 * x.std(-1, keepdim=True)  # ddof 1, like scipy
     u = (x - x.amin(-1, keepdim=True)) / h  # in bandwidths, from 0
     usable = u.isfinite().all(-1)
@@ -85,7 +114,7 @@ def _peak_density(x: Tensor) -> Tensor:
     estimate = sum(weight * smooth[:, k:].gather(1, cell) for k, weight in enumerate(weights))
     candidate = u.gather(1, estimate.argmax(-1, keepdim=True))
     density = torch.exp((u - candidate).square_().div_(-2)).mean(-1) / (h.squeeze(-1) * math.sqrt(2 * math.pi))
-    return torch.where(usable, density, torch.where(h.squeeze(-1) == 0, math.inf, math.nan))
+    return torch.where(usable, density / unit.squeeze(-1), torch.where(h.squeeze(-1) == 0, math.inf, math.nan))
 
 
 def dead_neurons_kde(z: Tensor, omega: float = 20.0, noise_variance: float = 1e-5, generator: Generator = None) -> Pair:
@@ -119,7 +148,9 @@ def dead_neurons_std(z: Tensor, threshold: float = 0.02) -> Pair:
     >>> dead_neurons_std(torch.tensor([[1.0, 0.0], [1.01, 1.0]]))[0]
     tensor([ True, False])
     """
-    std = _samples(z, 2).std(-2)
+    z = _samples(z, 2)
+    scale = _power_of_two(z, -2)
+    std = (z / scale).std(-2) * scale.squeeze(-2)
     return std < threshold, std
 
 
@@ -137,11 +168,13 @@ def kde_curves(
     unit = torch.linspace(0, 1, num_points, dtype=torch.float64, device=z.device)
     for means, chunk in _jittered(z, noise_variance, generator):
         for mean, x in zip(means, chunk):
+            scale = _power_of_two(x, -1)
+            x = x / scale
             h = x.shape[0] ** -0.2 * x.std()
-            low, high = (x.min() - 3 * h, x.max() + 3 * h) if limits is None else (v - mean for v in limits)
+            low, high = (x.min() - 3 * h, x.max() + 3 * h) if limits is None else ((v - mean) / scale for v in limits)
             points = low + (high - low) * unit
             density = torch.exp(((points.unsqueeze(-1) - x) / h).square() / -2).mean(-1) / (h * math.sqrt(2 * math.pi))
-            curves.append(torch.stack([points + mean, density]))
+            curves.append(torch.stack([points * scale + mean, density / scale]))
     return tuple(torch.stack(curves, dim=1).reshape(2, *z.shape[:-2], z.shape[-1], num_points).to(z.dtype))
 
 
@@ -157,8 +190,10 @@ def dormant_neurons(h: Tensor, tau: float = 0.025, subtract_mean: bool = False) 
     (tensor([False, False,  True]), tensor([ True, False,  True]))
     """
     h = _samples(h)
+    scale = _power_of_two(h, (-2, -1))
+    h = h / scale
     activity = (h - h.mean(-2, keepdim=True) if subtract_mean else h).abs().mean(-2)
-    scores = activity / (activity.mean(-1, keepdim=True) + 1e-9)
+    scores = activity / (activity.mean(-1, keepdim=True) + 1e-9 / scale.squeeze(-1))
     return scores <= tau, scores
 
 
@@ -183,6 +218,18 @@ def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> Pair:
     return h.masked_fill(~dead, 0.0) @ weight.detach().mT, h.masked_fill(dead, 0.0) @ weight.detach().mT
 
 
+def _scaled_singular_values(features: Tensor) -> Pair:
+    """singular_values divided by a power of two, and that power (*batch, 1): their squares are safe."""
+    x = _samples(features).double()
+    usable = x.isfinite().flatten(-2).all(-1)[..., None]
+    x = torch.where(usable.unsqueeze(-1), x, 0.0)
+    scale = _power_of_two(x, (-2, -1))
+    x = x / scale
+    gram = x.mT @ x if x.shape[-1] <= x.shape[-2] else x @ x.mT
+    sigma = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt().flip(-1)
+    return torch.where(usable, sigma, math.nan), scale.squeeze(-1)
+
+
 def singular_values(features: Tensor) -> Tensor:
     """Singular values, decreasing, float64: (*batch, samples, features) -> (*batch, min(samples, features)).
 
@@ -192,11 +239,8 @@ def singular_values(features: Tensor) -> Tensor:
     >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
     tensor([4., 3.], dtype=torch.float64)
     """
-    x = _samples(features).double()
-    usable = x.isfinite().flatten(-2).all(-1)[..., None]
-    x = torch.where(usable.unsqueeze(-1), x, 0.0)
-    gram = x.mT @ x if x.shape[-1] <= x.shape[-2] else x @ x.mT
-    return torch.where(usable, torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt().flip(-1), math.nan)
+    sigma, scale = _scaled_singular_values(features)
+    return sigma * scale
 
 
 def effective_rank(features: Tensor, delta: float = 0.01) -> Tensor:
@@ -210,7 +254,7 @@ def effective_rank(features: Tensor, delta: float = 0.01) -> Tensor:
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), got {delta}")
-    cumulative = singular_values(features).cumsum(-1)
+    cumulative = _scaled_singular_values(features)[0].cumsum(-1)
     rank = (cumulative < (1 - delta) * cumulative[..., -1:]).sum(-1) + 1.0
     return torch.where(cumulative[..., -1].isnan(), math.nan, rank).to(features.dtype)
 
@@ -220,7 +264,7 @@ def stable_rank(features: Tensor) -> Tensor:
     >>> stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
     tensor(1.5000)
     """
-    squares = singular_values(features).square()
+    squares = _scaled_singular_values(features)[0].square()
     return (squares.sum(-1) / squares[..., 0].clamp_min(1e-300)).to(features.dtype)
 
 
@@ -229,7 +273,7 @@ def entropy_rank(features: Tensor) -> Tensor:
     >>> entropy_rank(torch.eye(4))
     tensor(4.)
     """
-    sigma = singular_values(features)
+    sigma = _scaled_singular_values(features)[0]
     p = sigma / sigma.sum(-1, keepdim=True).clamp_min(1e-300)
     return (torch.exp(-torch.xlogy(p, p).sum(-1)) * (sigma[..., 0] != 0)).to(features.dtype)
 
@@ -255,6 +299,12 @@ def ntk_gram(
     tensor([[ 5., 11.],
             [11., 25.]], dtype=torch.float64)
     """
+    gram, scale = _scaled_ntk_gram(network, inputs, batch_dims, sample_dim, output, targets, coefficients)
+    return gram * scale * scale
+
+
+def _scaled_ntk_gram(network, inputs, batch_dims, sample_dim, output, targets, coefficients) -> Pair:
+    """ntk_gram divided by the square of a power of two, and that power (*batch, 1, 1)."""
     if isinstance(output, str) and (output not in NTK_OUTPUTS or (output != "sum" and targets is None)):
         raise ValueError(f"output {output!r}: must be one of {', '.join(NTK_OUTPUTS)}, and all but sum need targets")
     dim = batch_dims if sample_dim is None else sample_dim
@@ -277,15 +327,29 @@ def ntk_gram(
 
     in_dims = (None, None if targets is None else -1, *[dim] * len(inputs))
     gradients = torch.func.vmap(torch.func.grad(scalar), in_dims)(theta, targets, *inputs)
-    gram = 0.0
+    rows = []  # (*batch, n, entries) of each parameter
     for gradient in gradients.values():  # (n, *batch, ...)
-        rows = gradient.flatten(1 + batch_dims) if gradient.ndim > 1 + batch_dims else gradient.unsqueeze(-1)
-        for part in rows.movedim(0, -2).split(NTK_COLUMNS, -1):  # float64 for a part at a time
-            gram = gram + part.double() @ part.double().mT
-    return gram
+        flat = gradient.flatten(1 + batch_dims) if gradient.ndim > 1 + batch_dims else gradient.unsqueeze(-1)
+        rows.append(flat.movedim(0, -2))
+    largest = torch.stack([torch.linalg.vector_norm(x, math.inf, (-2, -1)) for x in rows], -1).double()
+    scale = _power_of_two(largest, -1).unsqueeze(-1)
+    gram = 0.0
+    for x in rows:
+        for part in x.split(NTK_COLUMNS, -1):  # float64 for a part at a time
+            part = part.double() / scale
+            gram = gram + part @ part.mT
+    return gram, scale
 
 
-def ntk_rank(network: nn.Module, inputs: tuple, batch_dims: int = 0, *args, **kwargs) -> dict[str, Tensor]:
+def ntk_rank(
+    network: nn.Module,
+    inputs: tuple,
+    batch_dims: int = 0,
+    sample_dim: int | None = None,
+    output: str | Callable[[Tensor], Tensor] = "sum",
+    targets: Tensor | None = None,
+    coefficients: bool = True,
+) -> dict[str, Tensor]:
     """Ranks of the empirical NTK; arguments of ntk_gram. Values are (*batch), float64, of its eigenvalues l:
 
     srank, smallest k whose k largest l are >= 99 % of their sum; entropy_rank = exp(-sum p log p), p = l / sum l (as
@@ -295,7 +359,7 @@ def ntk_rank(network: nn.Module, inputs: tuple, batch_dims: int = 0, *args, **kw
     >>> ntk_rank(nn.Linear(2, 1, bias=False), (torch.eye(2),))["entropy_rank"]
     tensor(2., dtype=torch.float64)
     """
-    gram = ntk_gram(network, inputs, batch_dims, *args, **kwargs)
+    gram, scale = _scaled_ntk_gram(network, inputs, batch_dims, sample_dim, output, targets, coefficients)
     usable = gram.isfinite().flatten(-2).all(-1)
     gram = torch.where(usable[..., None, None], gram, 0.0)
     values = torch.linalg.eigvalsh((gram + gram.mT) / 2).flip(-1)
@@ -309,7 +373,8 @@ def ntk_rank(network: nn.Module, inputs: tuple, batch_dims: int = 0, *args, **kw
     }
     found = {name: torch.where(total > 0, rank, 0.0) for name, rank in ranks.items()}
     condition = torch.where(values[..., -1] > 0, values[..., 0] / values[..., -1], math.inf)
-    found |= {"trace": total, "condition": condition}
+    scale = scale[..., 0, 0]
+    found |= {"trace": total * scale * scale, "condition": condition}
     return {name: torch.where(usable, value, math.nan) for name, value in found.items()}
 
 
@@ -318,7 +383,9 @@ def feature_norm(features: Tensor) -> Tensor:
     >>> feature_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
     tensor(3.)
     """
-    return _samples(features).norm(dim=-1).mean(-1)
+    x = _samples(features)
+    scale = _power_of_two(x, (-2, -1))
+    return (x / scale).norm(dim=-1).mean(-1) * scale[..., 0, 0]
 
 
 def weight_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
@@ -330,7 +397,7 @@ def weight_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
     tensors = [x.detach() for x in tensors]
     if min((x.ndim for x in tensors), default=-1) < batch_dims:
         raise ValueError(f"expected at least one tensor, each with {batch_dims} leading batch axes")
-    return torch.stack([x.reshape(*x.shape[:batch_dims], -1).norm(dim=-1) for x in tensors]).norm(dim=0)
+    return _norm(torch.stack([_norm(x.reshape(*x.shape[:batch_dims], -1), -1) for x in tensors]), 0)
 
 
 def mean_gradients(loss, batch: dict[str, Tensor], parameters: list, size: int, dim: int = 0) -> list[Tensor]:
@@ -424,6 +491,12 @@ def discounted_returns(
     return returns.to(rewards.dtype), tail_weight.to(rewards.dtype)
 
 
+def _mean_of_kept(x: Tensor, kept: Tensor, num_kept: Tensor) -> Tensor:
+    x = torch.where(kept, x, 0.0)
+    scale = _power_of_two(x, -1)
+    return (x / scale).sum(-1) / num_kept * scale.squeeze(-1)
+
+
 def q_overestimation(
     q: Tensor,
     rewards: Tensor,
@@ -461,8 +534,10 @@ def q_overestimation(
         returns, tail_weight = (torch.where(bootstrapped.unsqueeze(-1), new, old) for old, new in pairs)
     kept, errors = tail_weight <= tail_tolerance, q.detach() - returns
     num_kept, normalised = kept.sum(-1), errors / returns.abs().clamp_min(floor)
-    mean, normalised = (torch.where(kept, x, 0.0).sum(-1) / num_kept for x in (errors, normalised))
-    std = (torch.where(kept, errors - mean.unsqueeze(-1), 0.0).square().sum(-1) / num_kept).sqrt()
+    mean, normalised = (_mean_of_kept(x, kept, num_kept) for x in (errors, normalised))
+    deviations = torch.where(kept, errors - mean.unsqueeze(-1), 0.0)
+    scale = _power_of_two(deviations, -1)
+    std = ((deviations / scale).square().sum(-1) / num_kept).sqrt() * scale.squeeze(-1)
     values = {"errors": errors, "returns": returns, "kept": kept, "mean": mean, "std": std, "normalised": normalised}
     return values | {"num_kept": num_kept, "bootstrapped": bootstrapped}
 
@@ -530,7 +605,7 @@ def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tens
     ordered = _samples(z).flatten(-2).sort(-1).values
     position = torch.tensor(q, dtype=torch.float64, device=z.device) * (ordered.shape[-1] - 1)
     low, high = (ordered[..., i.long()].double() for i in (position.floor(), position.ceil()))
-    return torch.where(ordered[..., -1:].isnan(), math.nan, torch.lerp(low, high, position.frac())).to(z.dtype)
+    return torch.where(ordered[..., -1:].isnan(), math.nan, _lerp(low, high, position.frac())).to(z.dtype)
 
 
 def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> Pair:
@@ -542,10 +617,15 @@ def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> Pair:
     x = _samples(z).flatten(-2)
     low = torch.where(x.isfinite(), x, math.inf).amin(-1, keepdim=True)
     high = torch.where(x.isfinite(), x, -math.inf).amax(-1, keepdim=True)
-    low, high = low - 0.5 * (low == high), high + 0.5 * (low == high)
+    info = torch.finfo(x.dtype)
+    spacing = low.abs() * info.eps * bins  # below it the bins of one value would fall together
+    half = torch.where(spacing > 1, spacing, 0.5)
+    lower, upper = (low - half).clamp_min(info.min), (high + half).clamp_max(info.max)
+    is_constant = low == high
+    low, high = torch.where(is_constant, lower, low), torch.where(is_constant, upper, high)
     if limits is not None:
         low, high = (torch.full_like(low, v) for v in limits)
-    edges = torch.lerp(low, high, torch.linspace(0, 1, bins + 1, dtype=x.dtype, device=x.device))
+    edges = _lerp(low, high, torch.linspace(0, 1, bins + 1, dtype=x.dtype, device=x.device))
     index = torch.searchsorted(edges[..., 1:-1].contiguous(), x, right=True)
     counts = torch.zeros(*x.shape[:-1], bins, dtype=torch.int64, device=x.device)
     return counts.scatter_add_(-1, index, ((x >= low) & (x <= high)).long()), edges

@@ -193,6 +193,35 @@ def test_a_fit_outside_float32_is_an_error():
         fit_rational(RationalConfig(7, 2, constraint_power=8, fit_range=(-1e-3, 1e-3)), False)
 
 
+@pytest.mark.parametrize(
+    "form, n, m, constrained, best",
+    [("A", 7, 6, False, 0.00110), ("B", 7, 6, False, 0.00124), ("A", 7, 6, True, 0.00143), ("A", 6, 5, False, 0.00228)],
+)
+def test_no_ridge_shows_in_fits_of_high_degree(form, n, m, constrained, best):
+    """best: the rmse on [-3, 3]. With the ridge of the default degrees the first was 0.00235."""
+    config = RationalConfig(n, m, form, 8, 3.0, fit_range=(-3.0, 3.0))
+    a, b = fit_rational(config, constrained)
+    x = np.linspace(-3, 3, 2001)
+    f = np.array([quotient(v, form, a, b, 3.0 if constrained else None, 8) for v in x.tolist()])
+    assert np.sqrt(np.mean((f - FORMULAS["leaky_relu"](x)) ** 2)) < 1.02 * best
+    assert max(map(abs, a + b)) < 1e4
+
+
+DEFAULT_FITS = {  # recorded before the fit had weaker ridges for high degrees
+    ("A", False): [0.190764402, 0.589166911, 0.325284408, 0.0477869427, 0.124449041, 0.0745424532],
+    ("B", False): [0.204404132, 0.504995727, 0.255604012, 0.035857995, -6.28038927e-06, 0.0710069104],
+    ("A", True): [0.990075023, 0.760004732, 0.128998023, 0.889784079, 0.06785324],
+    ("B", True): [1.05469653, 0.736073991, 0.116847414, 0.969553108, 0.0333849752],
+}
+
+
+@pytest.mark.parametrize("form, constrained", DEFAULT_FITS)
+def test_fits_of_the_default_degrees_stay(form, constrained):
+    """Runs of one name start from the same coefficients for ever, to what MINPACK repeats on other machines."""
+    a, b = fit_rational(RationalConfig(form=form), constrained)
+    np.testing.assert_allclose([*a, *b], DEFAULT_FITS[form, constrained], rtol=1e-5, atol=1e-6)
+
+
 GRAMMAR = {
     "relu": [["relu"]],
     "tanh_hr": [["tanh"] * 2],
@@ -234,6 +263,36 @@ def test_unknown_names_and_names_that_do_not_combine():
             parse(wrong)
     with pytest.raises(ValueError, match="did you mean selu"):
         make_activation("sellu")
+
+
+UNFIT = [  # flag, settings
+    ("fit-range -1e-300 1e-300", {"fit_range": (-1e-300, 1e-300)}),
+    ("fit-range 0.0 5e-324", {"fit_range": (0.0, 5e-324)}),
+    ("fit-range -1e\\+160 1e\\+160", {"fit_range": (-1e160, 1e160)}),
+    ("fit-range 1e\\+300 1e\\+301", {"fit_range": (1e300, 1e301), "fit_target": "tanh"}),
+    ("fit-range -1.7e\\+308 1.7e\\+308", {"fit_range": (-1.7e308, 1.7e308)}),
+    ("fit-range \\(-1e-40, 1e-40\\)", {"fit_range": (-1e-40, 1e-40)}),
+    ("init-scale 1e\\+38", {"init_scale": 1e38}),
+    ("init-scale -1.7e\\+308", {"init_scale": -1.7e308}),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("flag, settings", UNFIT)
+@pytest.mark.parametrize("form", "AB")
+@pytest.mark.parametrize("constrained", [False, True])
+def test_settings_that_cannot_be_fitted_name_their_flag(flag, settings, form, constrained):
+    settings = {"form": form, **settings}
+    if flag.endswith("1e-40\\)") and constrained:
+        return  # the constraint takes the place of a large b_2
+    with pytest.raises(ValueError, match=f"^--rational.{flag}: "):
+        Rational(RationalConfig(**settings), constrained)
+
+
+def test_degrees_beyond_every_float_are_errors_too():
+    for name in ("numerator_degree", "denominator_degree", "constraint_power"):
+        with pytest.raises(ValueError, match=f"^--rational.{name.replace('_', '-')} "):
+            RationalConfig(**{name: 10**400})
 
 
 WRONG = [("numerator_degree", 0), ("numerator_degree", 8), ("numerator_degree", 4), ("denominator_degree", 0)]

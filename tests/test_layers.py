@@ -251,6 +251,28 @@ def test_one_entry_adds_trainable_parameters(monkeypatch):
     assert "swish" not in activations.fit_targets()
 
 
+def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(monkeypatch):
+    """Own step size, decay on them alone, gradients, seeds apart: as the coefficients of a rational."""
+    entry = Activation("x sigmoid(beta x)", "Ramachandran et al. 2017", build=lambda shape, _: Swish(shape))
+    monkeypatch.setitem(ACTIVATIONS, "swish", entry)
+    rational = RationalConfig(learning_rate=0.5, coefficient_weight_decay=0.1)
+    layer, x = dense(6, 4, "swish", seeds=[1, 2], layer_norm=True), normal(2, 5, 6)
+    beta = layer.branches[0].activation.beta
+    groups = activations.parameter_groups(layer, 1e-3, rational)
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0), (0.5, 0.1)]
+    assert len(groups[1]["params"]) == 1 and groups[1]["params"][0] is beta
+    adam = activations.Adam(layer, 1e-3, rational)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    grads = torch.autograd.grad(layer(x).square().sum(), adam.parameters_)
+    with torch.no_grad():
+        adam.step(grads)
+    for name, grad in zip(adam.names, grads):
+        rate, decay = (0.5, 0.1) if name.endswith("beta") else (1e-3, 0.0)
+        direction = grad / (grad.abs() + 1e-8)  # Adam's first step
+        expected = before[name] - rate * (direction + decay * before[name])
+        torch.testing.assert_close(dict(layer.named_parameters())[name], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_uniform_biases_are_torchs_and_leave_the_weights_alone():
     """uniform: in +-1/sqrt(fan_in), another draw for each branch; the weights are those of zero biases, bit for bit."""
     for make, fan_in in [
