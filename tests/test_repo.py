@@ -17,7 +17,8 @@ import ppo_atari
 import pqn_atari
 import runlog
 import sac_continuous
-from sac_continuous import Args, make_env
+from environments import make_env
+from sac_continuous import Args
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
@@ -27,6 +28,7 @@ SHARED = [
     "metrics.py",
     "figures.py",
     *(f"runlog/{path.name}" for path in (ROOT / "runlog").glob("*.py")),
+    *(f"environments/{path.name}" for path in (ROOT / "environments").glob("*.py")),
 ]
 FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
 
