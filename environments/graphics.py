@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,8 +77,8 @@ def reason_against(backend: str) -> str | None:
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     if done.returncode > 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return lines[-1]
+        errors = [line for line in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        return errors[0] if errors else f"exit code {done.returncode}"
     return None
 
 
