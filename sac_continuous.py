@@ -20,6 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import activations
+import environments
 import metrics
 import runlog
 
@@ -75,30 +76,11 @@ class Args:
     ntk_samples: int = 64  # replay transitions that the kernel is taken on
 
 
-def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str | None = None) -> gym.Env:
-    """One environment with flat observations and actions in [-1, 1]. Raises UserError: unknown id, no Box actions."""
-    metaworld = runlog.import_suites()
-    (suite, _, task), tasks = env_id.partition("/"), [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
-    others = [x for x in gym.registry if not x.startswith("Meta-World/") and (suite != "dm_control" or suite in x)]
-    runlog.check_choice("--env-id", env_id, tasks if suite == "metaworld" else others)
-    with runlog.errors_are_user_errors(f"--env-id {env_id}: cannot be made here", "choose another, or install it"):
-        mt1 = {"env_name": task, "seed": seed % 2**31, "max_episode_steps": 200} if suite == "metaworld" else {}
-        env = gym.make("Meta-World/MT1" if mt1 else env_id, disable_env_checker=True, render_mode=render_mode, **mt1)
-    if not (isinstance(box := env.action_space, gym.spaces.Box) and len(box.shape) == 1 and box.is_bounded()):
-        raise runlog.UserError(f"--env-id {env_id}: SAC needs bounded, continuous actions, not {box}; try Pendulum-v1")
-    if np.abs([box.low, box.high]).max() > 1e6:  # dm_control's lqr: actions have no bounds (it says 1e10), nor has time
-        env = gym.wrappers.TransformAction(env, np.asarray, gym.spaces.Box(-1, 1, box.shape, box.dtype))
-        env = gym.wrappers.TimeLimit(env, 1_000)
-    env = gym.wrappers.FlattenObservation(gym.wrappers.RescaleAction(env, *box.dtype.type([-1, 1])))
-    return runlog.EpisodeSeeds(env, index, seed, stream)
-
-
 def make_envs(args: Args, seeds: list[int], stream: str, task: int = 0) -> gym.vector.VectorEnv:
-    """One environment per seed. SAME_STEP: the observation after an end is the first of the next episode."""
-    stream += str(task + 1) if task and stream == "train" else ""  # training episodes differ from task to task
-    thunks = [functools.partial(make_env, args.env_id[task], i, seed, stream) for i, seed in enumerate(seeds)]
-    vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
-    return vector(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    """The environments of one task, one per seed (environments.make_envs)."""
+    if task and stream == "train":
+        stream += str(task + 1)  # training episodes differ from task to task
+    return environments.make_envs(args.env_id[task], seeds, stream, args.async_envs)
 
 
 # ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) ---------------------
@@ -215,9 +197,14 @@ class ReplayBuffer:
         self.rows = torch.empty(num_seeds, capacity, sum(self.columns), device=device)
         self.seed_index, self.num_added, self.first = torch.arange(num_seeds, device=device)[:, None], 0, 0
 
-    def add(self, obs, actions, rewards, terminations, next_obs) -> None:
+    def add(self, obs, actions, rewards, terminations, next_obs, failed) -> None:
+        """One transition of each seed. Where `failed`, the environment gave none: the one before it is stored again."""
         row = np.concatenate([obs, actions, rewards[:, None], terminations[:, None], next_obs], -1, dtype=np.float32)
-        self.rows[:, self.num_added % self.rows.shape[1]] = torch.from_numpy(row).to(self.rows.device)
+        row = torch.from_numpy(row).to(self.rows.device)
+        if failed.any() and self.num_added > self.first:
+            before = self.rows[:, (self.num_added - 1) % self.rows.shape[1]]
+            row = torch.where(torch.from_numpy(failed).to(row.device)[:, None], before, row)
+        self.rows[:, self.num_added % self.rows.shape[1]] = row
         self.num_added += 1
 
     def sample(self, *shape: int, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
@@ -250,7 +237,7 @@ def evaluate(agent: Agent, envs, seeds: list[int], index: int, stochastic: bool)
     number, device = agent.args.num_eval_episodes, agent.log_alpha.device
     generators = [runlog.make_generator(seed, "eval", index, device=device) for seed in seeds]
     act = functools.partial(agent.act, generators=generators if stochastic else None)
-    columns = runlog.play_episodes(envs, act, (2 * index + stochastic) * number, number)  # (seeds, time, ...)
+    columns = environments.play_episodes(envs, act, (2 * index + stochastic) * number, number)  # (seeds, time, ...)
     *spaces, rewards, terminations, truncations, log_probs, success, dones = map(torch.from_numpy, columns)
     returns, lengths = metrics.first_episodes(rewards, dones, number)
     if not stochastic:
@@ -308,7 +295,7 @@ def validate(args: Args) -> Args:
         raise runlog.UserError(f"--cudagraphs with --device {args.device}: needs a CUDA device; use --no-cudagraphs")
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-    runlog.check_equal_spaces({env_id: make_env(env_id, 0, args.seed, "train") for env_id in args.env_id})
+    environments.check_environments(args.env_id, args.seed)
     return args
 
 
@@ -337,7 +324,8 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             last_eval[i] = state["last_eval"]
             divergence.step[i] = state["diverged"]
             runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
-    obs, _ = envs.reset(options={key: [episode[key] for episode in episodes] for key in ("number", "actions")})
+    obs, infos = envs.reset(options={key: [episode[key] for episode in episodes] for key in ("number", "actions")})
+    environments.log_errors(runs, start, episodes, infos)
 
     def update_block(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
         info = {}
@@ -360,10 +348,12 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             actions, _ = agent.act(obs, generators["act"])
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         dones = terminations | truncations
-        real_next_obs, success = runlog.true_successors(next_obs, infos, dones)
-        buffer.add(obs, actions, rewards, terminations, real_next_obs)
+        real_next_obs, success = environments.true_successors(next_obs, infos, dones)
+        failed = environments.count_errors(infos, num_seeds)[0] > 0
+        buffer.add(obs, actions, rewards, terminations, real_next_obs, failed)
         obs = next_obs
         runlog.log_episodes(runs, step, episodes, actions, rewards, success, dones, divergence.step)
+        environments.log_errors(runs, step, episodes, infos)
         for frequency, measure in ((args.metrics_frequency, log_network_metrics), (args.ntk_frequency, log_ntk_ranks)):
             if frequency and (step % frequency == 0 or filled == args.learning_starts or at_end):
                 measure(agent, buffer, runs, seeds, step)  # before the updates: the first are of new networks
@@ -388,14 +378,16 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             progress.note_means(step, rows, ("eval/episodic_return", "eval/success", "overestimation/mean"))
         # begin the next task
         if step % task_steps == 0 and not at_end:
-            task, episodes = task + 1, [runlog.new_episode() for _ in seeds]
+            task += 1
+            episodes = [runlog.new_episode(errors=episode.get("errors", 0)) for episode in episodes]
             if args.reset_replay:
                 buffer.first, info = buffer.num_added, {}
             for optimizer in (agent.actor_optimizer, agent.qf_optimizer, agent.alpha_optimizer) * args.reset_optimizer:
                 optimizer.reset()
             envs.close()
             envs = make_envs(args, seeds, "train", task)
-            obs, _ = envs.reset()
+            obs, infos = envs.reset()
+            environments.log_errors(runs, step, episodes, infos)
         # save
         if save_times.is_due(step, at_end):
             tensors = agent.state_dict()
@@ -432,7 +424,8 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
 
 def film(agent: Agent, i: int, seed: int, env_id: str, path) -> float:
     """Saves a video of one deterministic episode of the i-th seed; returns the episode's return (nan: could not)."""
-    make, num_seeds = functools.partial(make_env, env_id, 0, seed, "film", "rgb_array"), len(agent.log_alpha)
+    make = functools.partial(environments.make_env, env_id, 0, seed, "film", "rgb_array")
+    num_seeds = len(agent.log_alpha)
     return runlog.save_video(path, make, lambda obs: agent.act(np.stack([obs] * num_seeds))[0][i])
 
 

@@ -18,8 +18,8 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import environments
 import runlog
-import sac_continuous as sac
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ def main(args: Args) -> None:
         start = time.monotonic()
         model = SAC(
             "MlpPolicy",
-            sac.make_env(args.env_id, 0, seed, "train"),
+            environments.make_env(args.env_id, 0, seed, "train"),
             learning_starts=args.learning_starts,
             gradient_steps=args.utd,
             policy_kwargs={"net_arch": [256, 256]},
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
             seed=seed,
             device="cpu",
         )
-        env = sac.make_env(args.env_id, 0, seed, "eval")
+        env = environments.make_env(args.env_id, 0, seed, "eval")
         for index in range(1, args.total_timesteps // args.eval_frequency + 1):
             model.learn(args.eval_frequency, reset_num_timesteps=index == 1)
             value = evaluate(model, env, args, index)

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 import weakref
 import zipfile
 from collections import defaultdict
@@ -275,18 +274,6 @@ def sequence_length(args):
     return dataclasses.replace(args, total_timesteps=number * each)
 
 
-def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
-    """Closes the environments. Raises UserError, naming the first that differs, unless all have spaces of one shape."""
-    (first, *_), shapes = envs, {}
-    for env_id, env in envs.items():
-        env.close()
-        shapes[env_id] = {"observations": env.observation_space.shape, "actions": env.action_space.shape}
-        for what, shape in shapes[env_id].items():
-            if shape != (there := shapes[first][what]):
-                told = f"--env-id {first} and {env_id} have {what} of shape {there} and {shape}"
-                raise UserError(f"{told}; tasks in a row need equal ones, as those of one dm_control domain have")
-
-
 @contextlib.contextmanager
 def value_errors_are_user_errors() -> Iterator[None]:
     """For calls whose ValueError names a flag already."""
@@ -313,45 +300,6 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0].strip()
 
 
-def import_suites():
-    """Imports shimmy, which registers the dm_control ids, and returns metaworld. Without a display EGL draws."""
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
-    with warnings.catch_warnings():  # shimmy would switch all DeprecationWarnings on
-        import metaworld
-        import shimmy  # noqa: F401
-    return metaworld
-
-
-def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode that ended."""
-    nothing = np.full(len(dones), np.nan)
-    real_next_obs, success = next_obs.copy(), np.array(infos.get("success", nothing), dtype=np.float64)
-    if dones.any():
-        real_next_obs[dones] = np.stack(infos["final_obs"][dones])
-        success[dones] = infos["final_info"].get("success", nothing)[dones]
-    return real_next_obs, success
-
-
-def play_episodes(envs, policy: Callable, first: int, number: int) -> list[np.ndarray]:
-    """Plays the episodes first, first + 1, ... of each environment (EpisodeSeeds) until each has ended `number`.
-
-    policy: observations (envs, obs_dim) -> actions (envs, action_dim), log-probs (envs,). Returns, as float32 arrays
-    (envs, time, ...): obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones.
-    """
-    obs, _ = envs.reset(options={"number": [first] * envs.num_envs})
-    history, ended = [], np.zeros(envs.num_envs, dtype=int)
-    while (ended < number).any():
-        actions, log_probs = policy(obs)
-        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        dones = terminations | truncations
-        real_next_obs, success = true_successors(next_obs, infos, dones)
-        history.append((obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones))
-        obs, ended = next_obs, ended + dones
-    return [np.stack(x, 1).astype(np.float32) for x in zip(*history)]
-
-
 def log_evaluations(runs: Sequence["Run"], step: int, last: list[dict], task_steps: int) -> list[dict[str, float]]:
     """Logs each run's newest evaluation: the current task's values and, of several tasks, each one's, with plasticity
     and forgetting of the success rate or, without one, of the return (metrics.sequence_scores). Returns the rows.
@@ -371,16 +319,17 @@ def log_evaluations(runs: Sequence["Run"], step: int, last: list[dict], task_ste
     return rows
 
 
-def new_episode(number: int = 0) -> dict:
-    """A training episode before its first step. A checkpoint holds it: EpisodeSeeds goes back to where it was."""
-    return {"number": number, "return": 0.0, "success": 0.0, "actions": []}
+def new_episode(number: int = 0, errors: int = 0) -> dict:
+    """A training episode before its first step. A checkpoint holds it: environments.EpisodeSeeds goes back to where it
+    was. errors: how often the environment has failed so far (environments.log_errors)."""
+    return {"number": number, "return": 0.0, "success": 0.0, "actions": [], "errors": errors}
 
 
 def log_episodes(
     runs: Sequence["Run"], step: int, episodes: list[dict], actions, rewards, success, dones, muted
 ) -> None:
     """Adds one step of each run's environment to its episode, in place; one that ends is logged, unless the run is in
-    `muted`, and the next takes its place. success: as of `true_successors`; all arrays (runs, ...)."""
+    `muted`, and the next takes its place. success: as of environments.true_successors; all arrays (runs, ...)."""
     for i, episode in enumerate(episodes):
         episode["actions"].append(actions[i].tolist())
         episode["return"] += float(rewards[i])
@@ -390,28 +339,7 @@ def log_episodes(
             row |= {"charts/episodic_return": episode["return"], "charts/episodic_length": len(episode["actions"])}
             runs[i].log(step, row)
         if dones[i]:
-            episodes[i] = new_episode(episode["number"] + 1)
-
-
-class EpisodeSeeds(gymnasium.Wrapper):
-    """Resets episode n with a seed derived from (seed, stream, n): every episode can be played again, bit for bit.
-
-    index: place of the environment in its batch. reset(options={"number": [n, ...], "actions": [[...], ...]}), both
-    indexed by it, goes to episode n and replays its first actions: so a resumed run is back in mid-episode.
-    """
-
-    def __init__(self, env: gymnasium.Env, index: int, seed: int, stream: str):
-        super().__init__(env)
-        self.index, self.seed, self.stream, self.episode = index, seed, stream, -1
-
-    def reset(self, *, seed=None, options=None):
-        self.episode = self.episode + 1 if options is None else options["number"][self.index]
-        episode_seed = derive_seed(self.seed, self.stream, self.episode) % 2**32
-        self.unwrapped.np_random = np.random.default_rng(episode_seed)  # Meta-World ignores `seed` and draws goals here
-        obs, info = self.env.reset(seed=episode_seed)
-        for action in (options or {}).get("actions", {self.index: ()})[self.index]:
-            obs, *_, info = self.env.step(np.asarray(action, dtype=np.float32))
-        return obs, info
+            episodes[i] = new_episode(episode["number"] + 1, episode.get("errors", 0))
 
 
 def normals(generators: list[torch.Generator], *shape: int, axis: int = 0) -> torch.Tensor:
@@ -655,9 +583,7 @@ class Run:
                 raise UserError(f"cannot lock {self.folder} ({error}); choose a folder on another disk") from None
             raise UserError(f"{self.folder} is in use by process {pid}; wait until it ends or stop it") from None
         self._lock = lock
-        # A forked child (AsyncVectorEnv's workers) shares the lock and would keep it after our death.
-        run = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: run() and run()._release_lock())
+        _OPEN_RUNS.add(self)
         with contextlib.suppress(OSError):  # only for the message above
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}".encode(), 0)
@@ -665,7 +591,9 @@ class Run:
     def _release_lock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
-        self._lock, self._ready = None, False
+        self._lock = None
+        self._ready = False
+        _OPEN_RUNS.discard(self)
 
     def _check_identity(self) -> None:
         if self.status() in ENDED:
@@ -1049,6 +977,19 @@ def _summary_writer(folder: Path, purge_step: int):
     return writer
 
 
+# A forked child (a worker of AsyncVectorEnv, say) shares the locks of its parent, and would keep them after its death.
+_OPEN_RUNS: "weakref.WeakSet[Run]" = weakref.WeakSet()
+
+
+def _release_locks_in_child() -> None:
+    for run in list(_OPEN_RUNS):
+        with contextlib.suppress(OSError):
+            run._release_lock()
+
+
+os.register_at_fork(after_in_child=_release_locks_in_child)
+
+
 def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
     """Which unfinished runs of a batch can go on together, and from which step: [(step, runs)]; 0 = the beginning.
 
@@ -1132,11 +1073,15 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
         raise
 
 
+_NO_VIDEO = set()  # what save_video has told already
+
+
 def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callable, every: int = 4) -> float:
     """Films one episode, every fourth step, at 25 frames a second; returns the episode's return.
 
     make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) -> action (action_dim,).
-    Training does not depend on it: without graphics the reason is one line on stderr, and the return is nan.
+    Training does not depend on it: without graphics the reason is one line on stderr, told once for the videos of a
+    folder of runs, and the return is nan.
     """
     total, steps, done, frames = 0.0, 0, False, []
     try:
@@ -1150,7 +1095,11 @@ def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callab
         env.close()
         write_video(path, frames, fps=25)
     except Exception as error:
-        _warn(f"no video {path} ({_reason(error)})")
+        reason = _reason(error)
+        runs_dir = path.parent.parent.parent
+        if (runs_dir, reason) not in _NO_VIDEO:
+            _NO_VIDEO.add((runs_dir, reason))
+            _warn(f"no video {path} ({reason})")
         return float("nan")
     return total
 

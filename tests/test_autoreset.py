@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import environments
 import runlog
 import sac_continuous
-from sac_continuous import Agent, Args, evaluate, make_env, make_envs, train
+from environments import make_env
+from sac_continuous import Agent, Args, evaluate, make_envs, train
 
 ENV_ID = "RaggedEpisodes-v0"
 ARGS = Args(
@@ -125,10 +127,10 @@ def test_true_successors_are_those_of_the_episode_that_ended():
     next_obs = np.array([[0.0, 0.0], [5.0, 5.0], [0.5, 0.0]])
     final = np.array([np.array([9.0, 9.0]), None, np.array([8.0, 8.0])], dtype=object)
     infos = {"final_obs": final, "final_info": {"success": np.array([1.0, 0.0, 0.0])}, "success": np.array([0, 1, 0])}
-    real, success = runlog.true_successors(next_obs, infos, np.array([True, False, True]))
+    real, success = environments.true_successors(next_obs, infos, np.array([True, False, True]))
     assert real.tolist() == [[9, 9], [5, 5], [8, 8]] and success.tolist() == [1, 1, 0]
     assert next_obs[0].tolist() == [0, 0]
-    real, success = runlog.true_successors(next_obs, {}, np.zeros(3, dtype=bool))
+    real, success = environments.true_successors(next_obs, {}, np.zeros(3, dtype=bool))
     assert np.array_equal(real, next_obs) and np.isnan(success).all()
 
 

@@ -17,6 +17,7 @@ import pytest
 import activations
 import continual_supervised
 import dqn_atari
+import environments
 import figures
 import function_approximation
 import ppo_atari
@@ -91,7 +92,7 @@ def test_commands_parse(page, words, monkeypatch):
     modules = (dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
     scripts |= {f"{module.__name__}.py": module for module in modules}
     if file in scripts:
-        monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
+        monkeypatch.setattr(environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
         monkeypatch.setattr(continual_supervised, "load_data", some_data)  # nothing is downloaded
         scripts[file].validate(runlog.parse_args(scripts[file].Args, argv))
     elif file == "figures.py":

@@ -5,8 +5,6 @@ import dataclasses
 import re
 from pathlib import Path
 
-import gymnasium as gym
-import numpy as np
 import pytest
 
 import activations
@@ -17,7 +15,7 @@ import ppo_atari
 import pqn_atari
 import runlog
 import sac_continuous
-from sac_continuous import Args, make_env
+from sac_continuous import Args
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
@@ -27,8 +25,8 @@ SHARED = [
     "metrics.py",
     "figures.py",
     *(f"runlog/{path.name}" for path in (ROOT / "runlog").glob("*.py")),
+    *(f"environments/{path.name}" for path in (ROOT / "environments").glob("*.py")),
 ]
-FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
 
 
 def runlog_source() -> str:
@@ -95,48 +93,3 @@ def test_shared_modules_import_no_algorithm(module):
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").split(".")[0])
     assert not imported & {*SCRIPTS}, imported
-
-
-def dm_control_tasks() -> list[str]:
-    make_env("Pendulum-v1", 0, 1, "train").close()  # sets MUJOCO_GL before dm_control is imported
-    from dm_control import suite
-
-    tasks = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS]
-    assert {f"dm_control/{task}-v0" for task in tasks} <= {*gym.registry}
-    return tasks
-
-
-def check_task(task: str) -> None:
-    env = make_env(f"dm_control/{task}-v0", 0, 1, "train")
-    obs, _ = env.reset()
-    action = env.action_space.sample()
-    assert obs.ndim == 1 and obs.shape == env.observation_space.shape and np.isfinite(obs).all()
-    assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
-    next_obs, reward, terminated, truncated, _ = env.step(action)
-    assert next_obs.shape == obs.shape and np.isfinite(next_obs).all() and np.isfinite(reward)
-    assert (-1 if task.startswith("lqr-") else 0) <= reward <= 1  # lqr's is 1 minus a cost
-    assert not terminated and not truncated
-    env.close()
-
-
-@pytest.mark.parametrize("task", FAST_TASKS)
-def test_dm_control_tasks(task):
-    check_task(task)
-
-
-def test_lqr_has_a_time_limit_and_moderate_rewards():
-    env, truncated = make_env("dm_control/lqr-lqr_2_1-v0", 0, 1, "train"), False
-    env.reset()
-    for step in range(1, 1001):
-        assert not truncated
-        _, reward, terminated, truncated, _ = env.step(np.full(1, (-1) ** step))
-        assert -10 < reward <= 1 and not terminated
-    assert truncated
-
-
-@pytest.mark.slow
-def test_all_dm_control_tasks():
-    tasks = dm_control_tasks()
-    assert len(tasks) == 51 and {*FAST_TASKS} <= {*tasks}
-    for task in tasks:
-        check_task(task)

@@ -14,6 +14,7 @@ import time
 import gymnasium as gym
 import pytest
 
+import environments
 import runlog
 import sac_continuous
 
@@ -170,7 +171,7 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
 
 def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     flags = f"--env-id {CARTPOLE} --num-seeds 3"
-    healthy, make_env = run(tmp_path / "a", flags), sac_continuous.make_env
+    healthy, make_env = run(tmp_path / "a", flags), environments.make_env
 
     class Poisoned(gym.Wrapper):
         def step(self, action):
@@ -182,7 +183,7 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
         env = make_env(env_id, index, seed, stream, *args)
         return Poisoned(env) if (seed, stream) == (2, "train") else env
 
-    monkeypatch.setattr(sac_continuous, "make_env", poisoned)
+    monkeypatch.setattr(environments.control, "make_env", poisoned)
     names = {key: name for name in healthy for key in (1, 2, 3) if f"__s{key}__" in name}
     sick = run(tmp_path / "b", flags)
     assert sick[names[1]] == healthy[names[1]] and sick[names[3]] == healthy[names[3]]

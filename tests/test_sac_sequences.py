@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import environments
 import metrics
 import runlog
 import sac_continuous
@@ -77,7 +78,7 @@ def test_names_lengths_and_spaces():
     assert single.config["env_id"] == "Pendulum-v1" and single.name.startswith("Pendulum-v1__sac__relu__s1__")
     (wide := Toy(1.0)).action_space = gym.spaces.Box(-1, 1, (3,))
     with pytest.raises(runlog.UserError, match=r"a and c have actions of shape \(1,\) and \(3,\)"):
-        runlog.check_equal_spaces({"a": Toy(1.0), "b": Toy(1.0), "c": wide})
+        environments.check_equal_spaces({"a": Toy(1.0), "b": Toy(1.0), "c": wide})
 
 
 # flags: critic updates in Adam's count after the last step, and whether the first task's transitions are sampled
@@ -117,7 +118,7 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     needed = sum(stop - start for _, start, stop in content["chunks"])
     assert content["num_rows"] == 2 * TASK and needed == (120 if keeps else 60)
     second = rows[-TASK:]
-    env = sac_continuous.make_env("ToyB-v0", 0, 1, "train2")
+    env = environments.make_env("ToyB-v0", 0, 1, "train2")
     obs = env.reset()[0]
     for row in second[:EPISODE]:
         assert row[:2].numpy() == pytest.approx(obs)
@@ -146,7 +147,7 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
     agent = sac_continuous.Agent(2, 1, args, [1], torch.device("cpu"))
     agent.restore(0, state_at(tmp_path, 2 * TASK)["agent"])  # the networks that were evaluated there
     for k, task in ((1, "ToyA-v0"), (2, "ToyB-v0")):
-        env, returns = sac_continuous.make_env(task, 0, 1, "eval"), []
+        env, returns = environments.make_env(task, 0, 1, "eval"), []
         for number in range(24, 26):  # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
             obs, _ = env.reset(options={"number": [number]})
             returns.append(0.0)
@@ -186,13 +187,13 @@ def test_scores_by_hand():
 
 
 def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):
-    make_env = sac_continuous.make_env
+    make_env = environments.make_env
 
     def poisoned(env_id, index, seed, stream, *args):
         env = make_env(env_id, index, seed, stream, *args)
         return gym.wrappers.TransformReward(env, lambda _: math.nan) if stream == "train2" else env
 
-    monkeypatch.setattr(sac_continuous, "make_env", poisoned)
+    monkeypatch.setattr(environments.control, "make_env", poisoned)
     (got,) = run(tmp_path, AB)
     (meta,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/meta.json"))
     assert meta["status"] == "diverged" and meta["step"] == 80  # the first update of the second task

@@ -16,6 +16,7 @@ import pytest
 
 import continual_supervised
 import dqn_atari
+import environments
 import figures
 import function_approximation
 import ppo_atari
@@ -140,7 +141,7 @@ def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
     told = {"CR_DMC": 15, "CR_METAWORLD": 15, "CR_CONTROL": 30, "HR_GAMES_51": 51, "HR_GAMES_8": 8}
     assert {name: len(found[name]) for name in told} == told
     assert all(len({*each}) == len(each) > 0 for each in found.values())
-    runlog.import_suites()
+    environments.import_suites()
     import metaworld
     from dm_control import suite
 
@@ -170,7 +171,7 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
     assert drawn.row in figures.ROWS and " ".join(drawn.variants) == own
     found = commands(folder, script, scale)
     assert len({*found}) == len(found) == len({(name, environment_of(name)) for name in found})
-    monkeypatch.setattr(sac_continuous, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
+    monkeypatch.setattr(environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
     for command in (some := one_task(found)):
         module, args = MODULES[command.split()[0]], next(iter(runs_of(command).values()))
         if module is not continual_supervised:  # whose validation loads MNIST

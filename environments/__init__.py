@@ -1,0 +1,27 @@
+"""Environments: which there are, how they are made, and what happens when one fails (docs/environments.md)."""
+
+from environments.control import (
+    EpisodeSeeds,
+    check_environments,
+    check_equal_spaces,
+    count_errors,
+    import_suites,
+    log_errors,
+    make_env,
+    make_envs,
+    play_episodes,
+    true_successors,
+)
+
+__all__ = [
+    "EpisodeSeeds",
+    "check_environments",
+    "check_equal_spaces",
+    "count_errors",
+    "import_suites",
+    "log_errors",
+    "make_env",
+    "make_envs",
+    "play_episodes",
+    "true_successors",
+]

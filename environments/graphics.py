@@ -1,0 +1,122 @@
+"""What MuJoCo draws with. Only videos need it: nothing is loaded or tried before one is made (docs/environments.md)."""
+
+import contextlib
+import functools
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+OFF = ("disable", "disabled", "off", "false", "0")
+SYNONYMS = {"enable": "", "enabled": "", "on": "", "true": "", "1": "", "glx": "glfw", "wgl": "glfw", "cgl": "glfw"}
+VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+PROBE_SECONDS = 60
+# Opens a context and hands it to MuJoCo; os._exit, since some drivers crash or complain when a process tidies up.
+PROBE = """
+import os
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+context = mujoco.GLContext(16, 16)
+context.make_current()
+mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+os._exit(0)
+"""
+
+
+class NoGraphics(RuntimeError):
+    """Nothing here can draw; the text says what was tried."""
+
+
+@contextlib.contextmanager
+def no_graphics() -> Iterator[None]:
+    """While dm_control and mujoco are imported: neither loads a graphics library, whatever MUJOCO_GL says. A missing or
+    broken driver, or a wrong value of MUJOCO_GL, would end the import."""
+    before = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        yield
+    finally:
+        _set("MUJOCO_GL", before)
+
+
+def _set(variable: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(variable, None)
+    else:
+        os.environ[variable] = value
+
+
+def settings(backend: str) -> dict[str, str | None]:
+    """The environment variables with which mujoco, dm_control and gymnasium draw with `backend`; None: not set."""
+    platform = backend if backend in ("egl", "osmesa") else None
+    return {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": platform}
+
+
+def candidates() -> list[str]:
+    """Back ends in the order in which they are tried: the window system's where there is a display, then EGL (a GPU, or
+    Mesa in software), then OSMesa. Only Linux has more than one."""
+    if not sys.platform.startswith("linux"):
+        return ["glfw"]
+    has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return ["glfw", "egl", "osmesa"] if has_display else ["egl", "osmesa"]
+
+
+def reason_against(backend: str) -> str | None:
+    """None if a process of its own can draw with `backend`, else why not. A driver may crash or hang: not here."""
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    environment |= {key: value for key, value in settings(backend).items() if value is not None}
+    command = [sys.executable, "-c", PROBE]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {PROBE_SECONDS} s"
+    except OSError as error:
+        return str(error)
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    if done.returncode > 0:
+        errors = [line for line in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        return errors[0] if errors else f"exit code {done.returncode}"
+    return None
+
+
+@functools.cache
+def _choose(wanted: str) -> tuple[str | None, str]:
+    """(back end that works or None, what was found out about the others). wanted: MUJOCO_GL in lower case, or ""."""
+    told = []
+    names = candidates()
+    if wanted:
+        names = [wanted, *(name for name in names if name != wanted)]
+    for name in names:
+        reason = reason_against(name)
+        if reason is None:
+            return name, "; ".join(told)
+        told.append(f"{name}: {reason}")
+    return None, "; ".join(told)
+
+
+def enable_graphics() -> str:
+    """Lets MuJoCo draw in this process from now on; returns the back end. MUJOCO_GL is used if it works, else another
+    with a warning. The first call tries them in processes of their own (about a second each). Raises NoGraphics."""
+    wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
+    wanted = SYNONYMS.get(wanted, wanted)
+    if wanted in OFF:
+        raise NoGraphics(f"MUJOCO_GL={wanted} turns graphics off; unset it")
+    backend, told = _choose(wanted)
+    if backend is None:
+        raise NoGraphics(f"no graphics here: {told}; install Mesa's EGL (libegl1) or OSMesa (libosmesa6)")
+    if wanted and backend != wanted:
+        text = f"MUJOCO_GL={wanted} does not work here, so videos are drawn with {backend} ({told})"
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+    for variable, value in settings(backend).items():
+        _set(variable, value)
+    # What was imported by no_graphics looks at MUJOCO_GL again.
+    renderers = sys.modules.get("dm_control._render")
+    if renderers is not None and renderers.BACKEND in OFF:
+        importlib.reload(renderers)
+    contexts = sys.modules.get("mujoco.gl_context")
+    if contexts is not None and not hasattr(contexts, "GLContext"):
+        importlib.reload(contexts)
+    return backend
