@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ONE_STOP = 1.0  # seconds: a batch system, a launcher and a terminal may each send the same stop to every process
 _requested: list[int] = []  # the signal that asked this process to stop; signals belong to a process, and so does this
+_requested_at: list[float] = []
 
 
 class Stopped(SystemExit):
@@ -17,14 +19,16 @@ class Stopped(SystemExit):
 
 
 def _request_stop(number: int, frame) -> None:
-    """The handler: the first signal asks the loop to stop, a second one ends the process at once."""
-    if _requested:
+    """The handler: the first signal asks the loop to stop, one that comes a second later or more ends the process."""
+    now = time.monotonic()
+    if not _requested:
+        _requested.append(number)
+        _requested_at.append(now)
+        if os.isatty(2):  # print() may be interrupted in the middle of itself, which os.write does not mind
+            os.write(2, b"\nstopping: this step is finished and saved first; the same signal again ends at once\n")
+    elif now - _requested_at[0] >= ONE_STOP:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-        return
-    _requested.append(number)
-    if os.isatty(2):  # print() may be interrupted in the middle of itself, which os.write does not mind
-        os.write(2, b"\nstopping: this step is finished and saved first; the same signal again ends at once\n")
 
 
 @contextlib.contextmanager
@@ -48,6 +52,7 @@ def stop_on_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _requested.clear()
+        _requested_at.clear()
 
 
 class SaveTimes:
