@@ -77,7 +77,7 @@ run_sweep() {  # run_sweep NAME GRID...: trains what is not finished yet
   local name=$1 options
   shift
   read -ra options <<< "${SWEEP//[$'\n\t']/ }"
-  "$PYTHON" scripts/sweep.py "$@" --name "$name-$SCALE" --runs-dir "$RUNS_DIR" ${DRY_RUN:+--dry-run} \
+  attend "$PYTHON" scripts/sweep.py "$@" --name "$name-$SCALE" --runs-dir "$RUNS_DIR" ${DRY_RUN:+--dry-run} \
     ${options[@]+"${options[@]}"}
 }
 

@@ -65,9 +65,26 @@ show() {  # show COMMAND...: so that it can be copied into a shell; FOLDER/*/ wi
   echo "${line# }"
 }
 
+attend() {  # attend COMMAND...: runs it, and passes it what stops this script; a shell that dies leaves its child at work
+  local child code=0 stopped=0
+  "$@" <&0 &
+  child=$!
+  trap "stopped=130; kill -TERM $child 2> /dev/null" INT  # which what runs by & ignores
+  trap "stopped=143; kill -TERM $child 2> /dev/null" TERM
+  trap "stopped=129; kill -TERM $child 2> /dev/null" HUP
+  while true; do
+    code=0
+    wait "$child" || code=$?
+    kill -0 "$child" 2> /dev/null || break  # it is still there if a signal ended the waiting
+  done
+  trap - INT TERM HUP
+  if ((stopped > 0)); then exit "$stopped"; fi
+  return "$code"
+}
+
 step() {  # step COMMAND...: shows it, and runs it unless DRY_RUN is set
   show "$@"
-  [[ -n $DRY_RUN ]] || "$@"
+  [[ -n $DRY_RUN ]] || attend "$@"
 }
 
 switch DRY_RUN

@@ -2,8 +2,8 @@
 
 Its folder has the name, the lock and the meta.json that runlog would give it. Every step appends "step pid" to
 steps.txt, which nothing ever shortens: so a test sees steps done twice, two processes at once, starts from zero.
-Asked to stop by SIGINT, SIGTERM or SIGHUP it finishes its step, saves, and exits with 128 + the signal's number; a
-second signal ends it at once; what was ignored at its start stays so: as the training scripts do (runlog).
+As the training scripts do, asked to stop by SIGINT, SIGTERM or SIGHUP it finishes its step, saves, and exits with 128 +
+the signal's number; a second signal, more than a second later, ends it at once; what was ignored at its start stays so.
 """
 
 import argparse
@@ -44,10 +44,12 @@ stops = []
 
 
 def note_stop(number: int, frame) -> None:
+    if stops and time.monotonic() < stops[0][1] + 1:
+        return  # from Slurm, say, which signals every process of a job, and from the sweep's task, which passes it on
     if stops:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    stops.append(number)
+    stops.append((number, time.monotonic()))
 
 
 def main(args: Args) -> None:
@@ -87,8 +89,8 @@ def main(args: Args) -> None:
                 os.abort()
             if stops:
                 (run / "meta.json").write_text('{"status": "interrupted"}')
-                print(f"stopped by signal {stops[0]} at step {step}, saved: {run}", file=sys.stderr)
-                sys.exit(128 + stops[0])
+                print(f"stopped by signal {stops[0][0]} at step {step}, saved: {run}", file=sys.stderr)
+                sys.exit(128 + stops[0][0])
             time.sleep(args.pause)
     with open(run / "finished.txt", "a") as file:
         print(os.getpid(), file=file)
