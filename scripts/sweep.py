@@ -510,7 +510,8 @@ def main(args: Args) -> int:
     places, threads = ([], args.threads or 1) if elsewhere else find_places(args)
     commands = expand_all(read_grids(args.grids, sys.stdin))
     processes = plan(commands, args.runs_dir, args.seeds_per_process, threads)
-    digest = hashlib.sha256("\n".join(sorted(run for p in processes for run in p["runs"])).encode()).hexdigest()
+    runs = sorted(run for p in processes for run in p["runs"])
+    digest = hashlib.sha256("\n".join(runs).encode(errors="surrogateescape")).hexdigest()
     sweep = Path(args.runs_dir or "runs") / "sweeps" / (args.name or f"sweep-{digest[:8]}")
     todo = [process for process in processes if not sweep_task.has_ended(process)]
     if args.only_failed:

@@ -195,12 +195,13 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
     Raises SweepError: the sweep's folder cannot be written, or the process does not start."""
     path = sweep / "logs" / f"{process['id']}.log"
     write_state(sweep, process, status="running", start=time.time(), host=socket.gethostname())
+    head = f"$ {shlex.join(process['argv'])}  # {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        log = open(path, "ab", buffering=0)  # noqa: SIM115
     with log:
         with writing(path):
-            print(f"$ {shlex.join(process['argv'])}  # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=log, flush=True)
+            log.write(head.encode(errors="backslashreplace"))
         try:
             child = subprocess.Popen(
                 [process["python"], *process["argv"]],
