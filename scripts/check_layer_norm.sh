@@ -8,15 +8,16 @@
 #     DRY_RUN=1 scripts/check_layer_norm.sh                               # only print the commands
 #     STEPS=1000000 SEEDS=10 UTD=10 ENV_ID=metaworld/sweep-v3 THREADS=0 scripts/check_layer_norm.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-.venv/bin/python} ENV_ID=${ENV_ID:-metaworld/sweep-v3} STEPS=${STEPS:-6000} SEEDS=${SEEDS:-2}
+EXAMPLE=STEPS=6000
+source "$(dirname "$0")/rules.sh"
+ENV_ID=${ENV_ID:-metaworld/sweep-v3} STEPS=${STEPS:-6000} SEEDS=${SEEDS:-2}
 UTD=${UTD:-1} THREADS=${THREADS:-1}
 RUNS=${RUNS:-runs/check-layer-norm/${ENV_ID//\//-}-$STEPS-utd$UTD-seeds$SEEDS} OUT=${OUT:-$RUNS.png}
-
-step() { # print a command, and run it unless DRY_RUN is set
-  echo "$*"
-  [[ -n ${DRY_RUN:-} ]] || "$@"
-}
+whole_number STEPS 24  # the smallest of its fractions below is a 24th
+whole_number SEEDS 1
+whole_number UTD 1
+whole_number THREADS 0
+no_control_characters RUNS OUT
 
 starts=$((STEPS < 30000 ? STEPS / 6 : 5000))
 for activation in rational crational; do

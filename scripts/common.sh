@@ -1,6 +1,6 @@
 # What the scripts of the figures share; sourced by them, not to be run. Variables that all of them know:
 #   SCALE     smoke: minutes on 2 cores, a test of the path; laptop (default): an hour or two on 2 cores; paper: the paper's own
-#   DRY_RUN   1: print the commands that are left and the figure's, run none
+#   DRY_RUN   1: print the commands that are left and the figure's, run none (0 or empty: run)
 #   RUNS_DIR  the runs' folder, runs/$SCALE by default: a figure takes all runs that it finds, so scales stay apart; figures
 #             of one scale share their runs
 #   OUT       the figures' folder, figures/$SCALE
@@ -9,18 +9,19 @@
 #             "--slots 2", two processes of one thread each
 #   ENVS      environments or games in place of the figure's list, with blanks between them
 # The same command again skips finished runs and resumes interrupted ones. A failed run ends the script before the figure.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+EXAMPLE=SCALE=smoke
+source "$(dirname "${BASH_SOURCE[0]}")/rules.sh"
 source scripts/environments.sh
 
-SCALE=${SCALE:-laptop} DRY_RUN=${DRY_RUN:-} ENVS=${ENVS:-}
+SCALE=${SCALE:-laptop} ENVS=${ENVS:-}
 case $SCALE in
   smoke | laptop) SWEEP=${SWEEP---slots 2} ;;
   paper) SWEEP=${SWEEP-} ;;
   *) echo "error: SCALE=$SCALE: must be smoke, laptop or paper" >&2; exit 2 ;;
 esac
 RUNS_DIR=${RUNS_DIR:-runs/$SCALE} OUT=${OUT:-figures/$SCALE}
-[[ -n ${PYTHON:-} || ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
-PYTHON=${PYTHON:-python}
+no_control_characters RUNS_DIR OUT
+[[ -z $ENVS || $ENVS == *[![:space:]]* ]] || wrong "ENVS='$ENVS': has no name; leave it out for the figure's own list"
 
 # The flags of each algorithm at each scale: here, so that two figures which need the same run name the same run. --analyse
 # adds rows for HR Fig. 4 and changes nothing else; DQN_KDE is for the figures that need a longer run.
@@ -55,26 +56,34 @@ esac
 PQN_CELLS="--activation {relu,tanh,sigmoid,tanh_hr,relu_hr,crelu}"  # of HR Figs. 1, 9 and 19 to 25
 [[ $SCALE == laptop ]] || PQN_CELLS="{$PQN_CELLS,--activation relu --redo}"
 
-one_of() {  # one_of a b c: {a,b,c}
-  (IFS=,; echo "{$*}")
+one_of() {  # one_of LIST...: {a,b,c} of names with blanks between them
+  local names
+  read -ra names <<< "${*//[$'\n\t']/ }"  # no pattern among them becomes the names of files
+  (IFS=,; echo "{${names[*]}}")
+}
+
+no_environments() {  # for figures that train in none
+  [[ -z $ENVS ]] || wrong "ENVS=$ENVS: ${0##*/} has no environments; leave it out"
 }
 
 environments() {  # environments SMOKE LAPTOP PAPER: the list of that name for this scale, or ENVS, as alternatives of a grid
   local list=$3
   if [[ $SCALE == smoke ]]; then list=$1; elif [[ $SCALE == laptop ]]; then list=$2; fi
   list="$list[@]"
-  if [[ -n $ENVS ]]; then one_of $ENVS; else one_of "${!list}"; fi
+  if [[ -n $ENVS ]]; then one_of "$ENVS"; else one_of "${!list}"; fi
 }
 
 run_sweep() {  # run_sweep NAME GRID...: trains what is not finished yet
-  local name=$1
+  local name=$1 options
   shift
-  "$PYTHON" scripts/sweep.py "$@" --name "$name-$SCALE" --runs-dir "$RUNS_DIR" ${DRY_RUN:+--dry-run} $SWEEP
+  read -ra options <<< "${SWEEP//[$'\n\t']/ }"
+  attend "$PYTHON" scripts/sweep.py "$@" --name "$name-$SCALE" --runs-dir "$RUNS_DIR" ${DRY_RUN:+--dry-run} \
+    ${options[@]+"${options[@]}"}
 }
 
 figure() {  # figure SUBCOMMAND [OPTIONS]: draws it; a sweep that was only written for Slurm has nothing to draw yet
   local name=$1
   shift
   set -- "$PYTHON" figures.py "$name" --runs "$RUNS_DIR" --out "$OUT" "$@"
-  if [[ -n $DRY_RUN || " $SWEEP" == *" --slurm"* ]]; then echo "$*"; else "$@"; fi
+  if [[ -n $DRY_RUN || " $SWEEP" == *" --slurm"* ]]; then show "$@"; else "$@"; fi
 }

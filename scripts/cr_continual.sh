@@ -13,6 +13,12 @@ set -euo pipefail
 RUNS_DIR=${RUNS_DIR:-runs} OUT=${OUT:-figures}  # where results/2026-continual came from; its figure keeps lengths apart
 [[ -z ${JOBS:-} ]] || SWEEP=${SWEEP---slots $JOBS}
 source "$(dirname "$0")/common.sh"
+no_environments
+[[ -z ${JOBS:-} ]] || whole_number JOBS 1
+DATA_DIR=${DATA_DIR:-data} DATASETS=${DATASETS:-digits mnist}
+no_control_characters DATA_DIR
+[[ $DATA_DIR != *[{}]* ]] || wrong "DATA_DIR=$DATA_DIR: has a brace, which a grid would expand; rename the folder"
+[[ $DATASETS == *[![:space:]]* ]] || wrong "DATASETS='$DATASETS': has no name; give digits, mnist or both"
 
 case $SCALE in  # tasks, and epochs of 75 updates in each
   smoke) seeds=2 digits="--num-tasks 2 --epochs 2" mnist="--num-tasks 2 --epochs 2" ;;
@@ -22,8 +28,11 @@ esac
 settings="--rational.init-scale {0.25,4}{, --rational.coefficient-weight-decay 0.1}"
 cells="{--activation {relu,tanh,tanh_hr,crelu,rational,crational},--activation {rational,crational} $settings}"
 grids=()
-for dataset in ${DATASETS:-digits mnist}; do
-  run="continual_supervised.py --dataset $dataset --data-dir ${DATA_DIR:-data} --num-seeds $seeds ${!dataset} --threads 1"
+read -ra datasets <<< "${DATASETS//[$'\n\t']/ }"
+for dataset in "${datasets[@]}"; do
+  case $dataset in digits | mnist) ;; *) wrong "DATASETS=$DATASETS: $dataset is unknown; give digits, mnist or both" ;; esac
+  run="continual_supervised.py --dataset $dataset --data-dir $(printf %q "$DATA_DIR")"
+  run+=" --num-seeds $seeds ${!dataset} --threads 1"
   grids+=("$run $cells")
 done
 run_sweep cr_continual "${grids[@]}"

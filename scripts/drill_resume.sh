@@ -8,19 +8,23 @@
 #   scripts/drill_resume.sh [--compile] [--keep]      eager by default; --keep leaves the runs' folder where it is
 #   KILLS=3 SEED=7 STEPS=2000 PYTHON=python3 scripts/drill_resume.sh      SEED: of the moments at which it kills
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
-compile=--no-compile keep=no
+compile=--no-compile keep=no others=()
 for flag in "$@"; do
   case $flag in
     --compile) compile=--compile ;;
     --keep) keep=yes ;;
+    -h | --help) others+=("$flag") ;;
     *) echo "error: $flag: unknown; use --compile or --keep" >&2; exit 2 ;;
   esac
 done
-kills=${KILLS:-10} steps=${STEPS:-3000} RANDOM=${SEED:-1}
-python=${PYTHON:-.venv/bin/python}
-command -v "$python" > /dev/null || { echo "error: PYTHON=$python: not there; run make setup" >&2; exit 2; }
+set -- ${others[@]+"${others[@]}"}
+source "$(dirname "$0")/rules.sh"
+KILLS=${KILLS:-10} STEPS=${STEPS:-3000} SEED=${SEED:-1}
+whole_number KILLS 1
+whole_number STEPS 300  # the drill's own: a checkpoint every thirtieth of them, and 200 random ones
+whole_number SEED 0
+[[ -z $DRY_RUN ]] || wrong "DRY_RUN=$DRY_RUN: a drill has nothing to print; leave it out"
+kills=$KILLS steps=$STEPS RANDOM=$SEED python=$PYTHON
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 folder=$(mktemp -d) child=""
 clean() {

@@ -10,6 +10,7 @@
 # learning rates.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
+no_environments
 
 case $SCALE in
   smoke) flags="--num-seeds 2 --total-steps 100 --table1-neurons 64 --no-compile" ;;

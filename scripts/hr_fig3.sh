@@ -12,5 +12,5 @@ set -euo pipefail
 [[ ${SCALE:-laptop} != laptop ]] || RUNS_DIR=${RUNS_DIR:-runs/laptop-kde}
 source "$(dirname "$0")/common.sh"
 
-run_sweep hr_fig3 "dqn_atari.py --env-id $(one_of ${ENVS:-Breakout}) --activation {tanh,tanh_hr,sigmoid,sigmoid_hr} $DQN_KDE"
+run_sweep hr_fig3 "dqn_atari.py --env-id $(one_of "${ENVS:-Breakout}") --activation {tanh,tanh_hr,sigmoid,sigmoid_hr} $DQN_KDE"
 figure hr3 --variants tanh tanh_hr sigmoid sigmoid_hr

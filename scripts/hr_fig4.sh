@@ -12,5 +12,5 @@ set -euo pipefail
 [[ ${SCALE:-laptop} != laptop ]] || RUNS_DIR=${RUNS_DIR:-runs/laptop-kde}
 source "$(dirname "$0")/common.sh"
 
-run_sweep hr_fig4 "dqn_atari.py --env-id $(one_of ${ENVS:-Seaquest}) --activation tanh $DQN_KDE"
+run_sweep hr_fig4 "dqn_atari.py --env-id $(one_of "${ENVS:-Seaquest}") --activation tanh $DQN_KDE"
 figure hr4 --variants tanh

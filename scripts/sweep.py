@@ -5,7 +5,7 @@
     python scripts/sweep.py 'dqn_atari.py --env-id Pong --activation {relu,tanh} --seed {1..5}' --slurm sweep.sbatch
 
 Braces expand as in bash. Seeds of one cell share a process where the script trains seeds together. Finished runs are
-skipped, interrupted ones resume: after a crash, Ctrl-C or a lost machine give the same command again.
+skipped, interrupted ones resume: after a crash, Ctrl-C, SIGTERM or a lost machine give the same command again.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -30,10 +30,11 @@ from pathlib import Path
 
 import sweep_task
 import tyro
-from sweep_plan import ROOT, expand, plan, read_grids, runlog
+from sweep_plan import ROOT, expand_all, plan, read_grids, refuse_control_characters, runlog
 
 MAX_ARRAY = 1_000  # tasks in one Slurm array: MaxArraySize is 1,001 unless a cluster says otherwise
 LOST_NODES = 10  # Ray starts a task anew so many times when its machine or worker is gone
+MAX_SLOTS = 10_000  # on one machine: more is a slip of the finger
 
 
 @dataclasses.dataclass
@@ -50,6 +51,9 @@ class Args:
     only_failed: bool = False  # start only what failed the last time
     retries: int = 1  # further attempts of a process that crashes (they resume); a user error gets none
     seeds_per_process: int = 0  # most seeds of a cell in one process, for scripts that train them together; 0 = all
+    patience: float = (
+        sweep_task.PATIENCE
+    )  # seconds that processes get to save a checkpoint when the sweep is stopped; then they are killed
     threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
     slots: int | None = None  # processes at a time; None = one per GPU or, without any, per core
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
@@ -58,11 +62,27 @@ class Args:
     slurm: str | None = None  # write this sbatch file, to be submitted by hand, and stop
 
 
+def say(*lines: str, end: str = "\n", file=None) -> None:
+    """Prints lines. A terminal that is gone, a closed pipe or a full disk behind `> FILE` do not end the sweep: then
+    nothing more is said there."""
+    file = file or sys.stdout
+    try:
+        print(*lines, sep="\n", end=end, file=file, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())  # what waits in the buffer goes there too
+        os.close(nowhere)
+
+
 def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
     temp = folder / "manifest.jsonl.tmp"
-    with runlog.writing(folder):
-        temp.write_text("".join(json.dumps(process) + "\n" for process in processes))
-        os.replace(temp, folder / "manifest.jsonl")
+    with runlog.writing(folder / "manifest.jsonl"):
+        try:
+            temp.write_text("".join(json.dumps(process) + "\n" for process in processes))
+            os.replace(temp, folder / "manifest.jsonl")
+        except OSError:
+            temp.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -70,22 +90,29 @@ def locked(folder: Path) -> Iterator[None]:
     """One launcher for a sweep. Raises UserError; the kernel frees the lock when its holder dies."""
     with runlog.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")  # noqa: SIM115
-    with lock:
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            told = f"{folder} is being run by process {lock.read().strip()}"
+            pid = os.read(lock, 32).decode(errors="replace").strip()
+            told = f"{folder} is being run by process {pid}"
             raise runlog.UserError(f"{told}; wait until it ends, stop it, or use another --name") from None
-        lock.truncate(0)
-        print(os.getpid(), file=lock, flush=True)
+        except OSError as error:
+            remedy = "choose a --runs-dir on a disk that has file locks"
+            raise runlog.UserError(f"cannot lock {folder} ({error.strerror or error}); {remedy}") from None
+        with contextlib.suppress(OSError):  # only for the message above
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield
+    finally:
+        os.close(lock)
 
 
 # ---- engines ---------------------------------------------------------------------------------------------------------
 # Both have start(process); full(): no place for another; busy(): something is under way; wait(seconds) ->
-# [(process, exit code)] of what has ended; running() -> [(id, when it began)]; stop().
+# [(process, exit code)] of what has ended; running() -> [(id, when it began)]; stop() -> how many processes had to be
+# killed since they took longer than --patience, or since a second signal came.
 
 
 def find_gpus(gpus: str | None) -> list[str]:
@@ -115,10 +142,11 @@ def find_places(args: Args) -> tuple[list[dict[str, str]], int]:
 
 
 class LocalSlots:
-    """Child processes, one for each place; they die with this process (sweep_task.die_with_parent)."""
+    """Child processes, one for each place; they die with this process (sweep_task.before_start)."""
 
-    def __init__(self, sweep: Path, places: list[dict[str, str]]):
+    def __init__(self, sweep: Path, places: list[dict[str, str]], patience: float, request: sweep_task.StopRequest):
         self.sweep, self.free, self.children = sweep, list(places), {}
+        self.patience, self.request = patience, request
 
     def full(self) -> bool:
         return not self.free
@@ -132,7 +160,7 @@ class LocalSlots:
 
     def wait(self, seconds: float) -> list[tuple[dict, int]]:
         end, ended = time.monotonic() + seconds, []
-        while not ended and time.monotonic() < end:
+        while not ended and time.monotonic() < end and not self.request.number:
             time.sleep(0.05)
             ended = [name for name, (child, _, _) in self.children.items() if child.poll() is not None]
         codes = []
@@ -145,14 +173,21 @@ class LocalSlots:
     def running(self) -> list[tuple[str, float]]:
         return [(name, child.began) for name, (child, _, _) in self.children.items()]
 
-    def stop(self) -> None:
-        sweep_task.stop([child for child, _, _ in self.children.values()])
+    def stop(self) -> int:
+        children = [child for child, _, _ in self.children.values()]
+        killed = sweep_task.stop(children, self.patience, self.request)
+        for child, process, _ in self.children.values():
+            sweep_task.close(self.sweep, process, child, child in killed)
+        self.children.clear()
+        return len(killed)
 
 
 class RayTasks:
     """Ray tasks, all submitted at once; each runs its process as a child. Ray starts those of a lost machine again."""
 
-    def __init__(self, sweep: Path, address: str | None, threads: int, slots_per_gpu: int | None):
+    def __init__(self, sweep: Path, args: Args, threads: int, request: sweep_task.StopRequest):
+        address, slots_per_gpu = "".join(args.ray), args.slots_per_gpu
+        self.patience, self.request = args.patience, request
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         host, _, port = address.rpartition(":")
         own_machine = address == "local" or host in ("127.0.0.1", "localhost")
@@ -181,7 +216,7 @@ class RayTasks:
                 raise runlog.UserError(f"{flag} {amount}: {told}")
         per_gpu = slots_per_gpu or ("GPU" in resources and 1)
         options = {"num_cpus": threads, "num_gpus": 1 / per_gpu if per_gpu else 0, "max_retries": LOST_NODES}
-        self.task = ray.remote(**options)(sweep_task.run)
+        self.task = ray.remote(**options)(sweep_task.run_on_ray)
         prefixes = ("MUJOCO_", "WANDB_", "TORCH")  # workers have the environment of their node, not ours
         self.env = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
 
@@ -192,7 +227,7 @@ class RayTasks:
         return bool(self.tasks)
 
     def start(self, process: dict) -> None:
-        self.tasks[self.task.remote(self.sweep, process, self.env)] = process
+        self.tasks[self.task.remote(self.sweep, process, self.env, self.patience)] = process
 
     def wait(self, seconds: float) -> list[tuple[dict, int]]:
         if not self.tasks:
@@ -204,8 +239,10 @@ class RayTasks:
             try:
                 codes.append((process, self.ray.get(task)))
             except self.ray.exceptions.RayError as error:  # lost more than LOST_NODES times, or an error of ours
+                error = getattr(error, "cause", None) or error  # what the task itself raised
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                sweep_task.write_state(self.sweep, process, status="failed", code=-1, reason=reason)
+                state = {"status": "failed", "code": -1, "seconds": 0.0, "start": self.began, "reason": reason}
+                sweep_task.write_state(self.sweep, process, **state)
                 codes.append((process, -1))
         return codes
 
@@ -219,35 +256,66 @@ class RayTasks:
             self.under_way = here
         return self.under_way
 
-    def stop(self) -> None:
+    def stop(self) -> int:
+        """The tasks stop their processes themselves (sweep_task.run_on_ray), on whatever machine they are."""
+        pending = list(self.tasks)
+        with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError):  # the cluster itself may be gone
+            for task in pending:
+                self.ray.cancel(task, force=False)
+            end = time.monotonic() + self.patience + 5  # for the way there and back
+            while pending and time.monotonic() < end and self.request.count < 2:
+                _, pending = self.ray.wait(pending, num_returns=len(pending), timeout=0.5)
+        under_way = [task for task in pending if self.is_under_way(self.tasks[task])]
         self.ray.shutdown()  # ends the workers of this job, and so their children
+        return len(under_way)
+
+    def is_under_way(self, process: dict) -> bool:
+        return sweep_task.read_state(self.sweep, process).get("status") == "running"
+
+
+def sbatch_quoted(text: str) -> str:
+    """As one word of a #SBATCH line: blanks and quotes are kept, and % begins no replacement."""
+    return '"' + text.replace("%", "%%").replace('"', '\\"') + '"'
 
 
 def write_slurm(file: Path, sweep: Path, todo: Sequence[dict], args: Args, threads: int) -> list[Path]:
-    """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them."""
-    written, cap = [], f"%{args.slots}" if args.slots else ""
-    gpu = ["#SBATCH --gres=gpu:1"] if args.slots_per_gpu else []
+    """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them. Raises UserError: a folder
+    whose name sbatch cannot have, or a FILE that is something else and would be lost."""
+    folder = str(sweep.resolve())
+    if "\\" in folder:  # with one anywhere in it sbatch replaces neither %A nor %a
+        raise runlog.UserError(f"--slurm {file}: {folder} has a backslash, which sbatch cannot use; use another folder")
+    for text in (folder, sys.executable, str(ROOT)):
+        refuse_control_characters("--slurm", text)
+    cap = f"%{args.slots}" if args.slots else ""
+    seconds = max(1, math.ceil(args.patience))
+    task = [sys.executable, str(ROOT / "scripts" / "sweep_task.py"), folder]
+    written = []
     for number in range(0, len(todo), MAX_ARRAY):
         part = todo[number : number + MAX_ARRAY]
-        written.append(file if not number else file.with_name(f"{file.name}-{number // MAX_ARRAY + 1}"))
+        path = file if not number else file.with_name(f"{file.name}-{number // MAX_ARRAY + 1}")
         lines = [
             "#!/bin/bash",
             f"#SBATCH --job-name={sweep.name}",
             f"#SBATCH --array=0-{len(part) - 1}{cap}",
             f"#SBATCH --ntasks=1 --cpus-per-task={threads}",
-            *gpu,
-            f"#SBATCH --output={sweep.resolve()}/slurm-%A_%a.log --open-mode=append",
-            "#SBATCH --requeue --signal=B:TERM@60",
+        ]
+        if args.slots_per_gpu:
+            lines.append("#SBATCH --gres=gpu:1")
+        output = f'"{sbatch_quoted(folder)[1:-1]}/slurm-%A_%a.log"'
+        lines += [
+            f"#SBATCH --output={output} --open-mode=append",
+            f"#SBATCH --requeue --signal=B:TERM@{seconds}",
             "# Time, memory and partition: further lines like these, or flags of sbatch. The same file may be",
             "# submitted again: what is finished is skipped, and what was cut off resumes.",
             "ids=(",
-            *(f"  {shlex.quote(process['id'])}" for process in part),
-            ")",
-            f"exec {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'scripts' / 'sweep_task.py'))} "
-            f'{shlex.quote(str(sweep.resolve()))} "${{ids[$SLURM_ARRAY_TASK_ID]}}"',
         ]
-        with runlog.writing(written[-1]):
-            written[-1].write_text("\n".join(lines) + "\n")
+        lines += [f"  {shlex.quote(process['id'])}" for process in part]
+        lines += [")", f'exec {shlex.join(task)} "${{ids[$SLURM_ARRAY_TASK_ID]}}" {seconds}']
+        with runlog.writing(path):
+            if path.exists() and b"#SBATCH" not in path.read_bytes()[:1000]:
+                raise runlog.UserError(f"--slurm {path}: is there, and is no sbatch file; name another")
+            path.write_bytes(os.fsencode("\n".join(lines) + "\n"))  # paths byte for byte, whatever the locale
+        written.append(path)
     return written
 
 
@@ -270,7 +338,7 @@ class Board:
         self.processes = {process["id"]: process for process in processes}
         states = [sweep_task.read_state(sweep, process) for process in processes]
         self.seconds = [state["seconds"] for state in states if state.get("status") == "ended"]
-        self.done, self.failed, self.left = 0, 0, 0
+        self.done, self.failed, self.stopped, self.left = 0, 0, 0, 0
         self.live, self.height, self.drawn = sys.stdout.isatty(), 0, 0.0
 
     def time_to_go(self) -> str:
@@ -286,11 +354,11 @@ class Board:
         told = f"{len(self.engine.running())} running, {self.done} done, {self.failed} failed, {self.left} left"
         to_go = self.time_to_go()
         self.clear()
-        print(f"{time.strftime('%H:%M:%S')} {text} ({told}{to_go and f', {to_go} to go'})", flush=True)
+        say(f"{time.strftime('%H:%M:%S')} {text} ({told}{to_go and f', {to_go} to go'})")
 
     def clear(self) -> None:
         if self.height:
-            print(f"\x1b[{self.height}F\x1b[J", end="", flush=True)
+            say(f"\x1b[{self.height}F\x1b[J", end="")
         self.height = 0
 
     def draw(self) -> None:
@@ -305,16 +373,17 @@ class Board:
             (last,) = sweep_task.log_tail(self.sweep, self.processes[name], 1) or [""]
             lines.append(f"  {name}  {span(time.time() - began)}  {last}")
         self.clear()
-        print(*(line[: size.columns - 1] for line in lines), sep="\n", flush=True)
+        plain = ["".join(c if c.isprintable() else " " for c in line) for line in lines]  # logs may move the cursor
+        say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
 
 
-def drive(todo: Sequence[dict], engine, board: Board, retries: int) -> None:
-    """Starts the processes as places get free, until all have ended or failed."""
+def drive(todo: Sequence[dict], engine, board: Board, retries: int, request: sweep_task.StopRequest) -> None:
+    """Starts the processes as places get free, until all have ended or failed, or a signal asks to stop."""
     queue, attempts, waiting = list(todo), Counter(), set()
-    while queue or engine.busy():
+    while (queue or engine.busy()) and not request.number:
         for process in list(queue):
-            if engine.full():
+            if engine.full() or request.number:
                 break
             if told := sweep_task.holder(process):  # an orphan of another machine, or somebody's own run
                 if process["id"] not in waiting:
@@ -340,6 +409,9 @@ def drive(todo: Sequence[dict], engine, board: Board, retries: int) -> None:
                 queue.append(process)
                 board.left = len(queue)
                 board.event(f"ended with exit code {code}, goes on later: {name}")
+            elif code in sweep_task.STOP_CODES:  # by somebody else's signal, who may mean it
+                board.stopped += 1
+                board.event(f"stopped with exit code {code}, left for the next time: {name}")
             else:
                 board.failed += 1
                 board.event(f"FAILED with exit code {code}: {name}")
@@ -355,23 +427,28 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
     }
     for name, process in failed.items():
         state = sweep_task.read_state(sweep, process)
-        print(f"\nFAILED with exit code {state['code']}: {shlex.join(process['argv'])}", file=sys.stderr)
-        print(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}", file=sys.stderr)
-        print(*(f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)), sep="\n", file=sys.stderr)
+        told = [f"\nFAILED with exit code {state['code']}: {shlex.join(process['argv'])}"]
+        told.append(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}")
+        told += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
+        say(*told, file=sys.stderr)
     folders = [Path(process["cwd"], run) for process in processes for run in process["runs"]]
     diverged = sum(sweep_task.read_json(folder / "meta.json").get("status") == "diverged" for folder in folders)
     told = f"{len(processes) - len(left)} of {len(processes)} processes done, {len(failed)} failed, "
     told += f"{len(left) - len(failed)} left; {len(folders)} runs{f', {diverged} diverged' if diverged else ''}"
-    print(f"{sweep}: {told}", flush=True)
+    say(f"{sweep}: {told}")
     return len(failed)
 
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created. A word behind --ray may be a grid."""
-    runlog.check_range(args, "[0, inf)", "retries threads seeds_per_process")
+    runlog.check_range(args, "[0, inf)", "retries threads seeds_per_process patience")
     given = [flag for flag in ("slots", "slots_per_gpu") if getattr(args, flag) is not None]
     runlog.check_range(args, "[1, inf)", " ".join(given))
     runlog.check_range(args, "[0, inf)", "limit" if args.limit is not None else "")
+    for flag in given:
+        if getattr(args, flag) > MAX_SLOTS:
+            told = f"--{flag.replace('_', '-')} {getattr(args, flag)}"
+            raise runlog.UserError(f"{told}: more than {MAX_SLOTS:,} processes at a time; give fewer")
     if args.ray is not None:
         grids = tuple(word for word in args.ray if word == "-" or re.search(r"\.py(\s|$)", word))
         addresses = tuple(word for word in args.ray if word not in grids)
@@ -386,56 +463,89 @@ def validate(args: Args) -> Args:
         raise runlog.UserError(f"--slots-per-gpu {args.slots_per_gpu}: with --slurm give 1, for a whole GPU each")
     if not args.grids:
         raise runlog.UserError("give a grid, such as 'sac_continuous.py --activation {relu,crational} --seed {1..10}'")
+    for flag in ("name", "runs_dir", "slurm"):
+        value = getattr(args, flag)
+        if value is not None:
+            refuse_control_characters(f"--{flag.replace('_', '-')}", value)
+            if not value:
+                raise runlog.UserError(f"--{flag.replace('_', '-')} '': is empty; name one, or leave the flag out")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9=_-][A-Za-z0-9.=_-]*", args.name):
         raise runlog.UserError(f"--name {args.name}: is a folder's name; use letters, digits and . = _ -")
     return args
 
 
+def run_all(todo: Sequence[dict], processes: Sequence[dict], sweep: Path, places, threads: int, args: Args) -> int:
+    """Runs what is left, and returns the exit code. A first SIGINT, SIGTERM or SIGHUP lets the processes save and end,
+    a second one kills them."""
+    request = sweep_task.StopRequest()
+    if args.ray is not None:
+        engine = RayTasks(sweep, args, threads, request)
+    else:
+        engine = LocalSlots(sweep, places, args.patience, request)
+    request.listen()  # not before: Ray has handlers of its own, and while it starts Ctrl-C may just end us
+    board = Board(sweep, processes, engine, len(places) or None)
+    board.done, board.left = sum(map(sweep_task.has_ended, processes)), len(todo)
+    killed = 0
+    try:
+        say(f"{sweep}: {len(todo)} of {len(processes)} processes to run")
+        drive(todo, engine, board, args.retries, request)
+        if request.number:
+            hurry = f"at most {span(args.patience)}; a second signal ends them at once"
+            say(f"\nstopping: the processes under way save a checkpoint first ({hurry})", file=sys.stderr)
+    finally:
+        killed = engine.stop()
+    if request.number:
+        if killed:
+            say(f"{killed} had to be killed, and will go on from the checkpoint before", file=sys.stderr)
+        say("stopped; the same command goes on from here", file=sys.stderr)
+        return request.exit_code()
+    failed = report(sweep, processes)
+    return 1 if failed or board.stopped else 0
+
+
 def main(args: Args) -> int:
-    """Returns the exit code: 0, 1 with failed processes, 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 if processes failed; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
     args = validate(args)
     elsewhere = args.ray is not None or args.slurm is not None
     places, threads = ([], args.threads or 1) if elsewhere else find_places(args)
-    commands = [command for grid in read_grids(args.grids, sys.stdin) for command in expand(grid)]
+    commands = expand_all(read_grids(args.grids, sys.stdin))
     processes = plan(commands, args.runs_dir, args.seeds_per_process, threads)
-    digest = hashlib.sha256("\n".join(sorted(run for p in processes for run in p["runs"])).encode()).hexdigest()
+    runs = sorted(run for p in processes for run in p["runs"])
+    digest = hashlib.sha256("\n".join(runs).encode(errors="surrogateescape")).hexdigest()
     sweep = Path(args.runs_dir or "runs") / "sweeps" / (args.name or f"sweep-{digest[:8]}")
     todo = [process for process in processes if not sweep_task.has_ended(process)]
     if args.only_failed:
         todo = [process for process in todo if sweep_task.read_state(sweep, process).get("status") == "failed"]
     todo = todo[: args.limit]
     if args.dry_run:
-        print(*(shlex.join(["python", *process["argv"]]) for process in todo), sep="\n")
-        print(f"{len(todo)} of {len(processes)} processes are left", file=sys.stderr)
+        if todo:
+            say(*(shlex.join(["python", *process["argv"]]) for process in todo))
+        say(f"{len(todo)} of {len(processes)} processes are left", file=sys.stderr)
         return 0
     with locked(sweep):
         write_manifest(sweep, processes)
         if args.slurm is not None:
             files = write_slurm(Path(args.slurm), sweep, todo, args, threads)
-            print(*(f"sbatch {shlex.quote(str(file))}" for file in files), sep="\n")
+            if files:
+                say(*(f"sbatch {shlex.quote(str(file))}" for file in files))
+            else:
+                say(f"nothing is left to run: {args.slurm} is not written", file=sys.stderr)
             return 0
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, sweep_task.interrupt)
-        engine = None
-        try:
-            if todo:
-                if args.ray is not None:
-                    engine = RayTasks(sweep, "".join(args.ray) or None, threads, args.slots_per_gpu)
-                else:
-                    engine = LocalSlots(sweep, places)
-                board = Board(sweep, processes, engine, len(places) or None)
-                board.done, board.left = sum(map(sweep_task.has_ended, processes)), len(todo)
-                print(f"{sweep}: {len(todo)} of {len(processes)} processes to run", flush=True)
-                drive(todo, engine, board, args.retries)
-        except KeyboardInterrupt:
-            print("\nstopping; the same command goes on from here", file=sys.stderr, flush=True)
-            return 130
-        finally:
-            if engine is not None:
-                engine.stop()
+        if todo:
+            try:
+                return run_all(todo, processes, sweep, places, threads, args)
+            except sweep_task.SweepError as error:
+                raise runlog.UserError(str(error)) from error
         return 1 if report(sweep, processes) else 0
 
 
 if __name__ == "__main__":
-    with runlog.exit_on_user_error():
-        sys.exit(main(runlog.parse_args(Args)))
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # an activation's or a folder's name may have characters that the terminal lacks
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with runlog.exit_on_user_error():
+            sys.exit(main(runlog.parse_args(Args)))
+    except KeyboardInterrupt:
+        say("\nstopped before anything was started", file=sys.stderr)
+        sys.exit(130)

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,26 +21,40 @@ import runlog  # noqa: E402
 
 OWN_SCRIPTS = ("sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari")
 OWN_SCRIPTS += ("continual_supervised", "function_approximation")
+MAX_COMMANDS = 100_000  # of one sweep; also seeds of a command: more is a slip of the finger
+MAX_DEPTH = 20  # of braces within braces
 THREAD_CAPS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 
 
+def refuse_control_characters(flag: str, text: str) -> None:
+    """Raises UserError: a newline, say, would put a line of its own into a generated script or a table."""
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise runlog.UserError(f"{flag} {text!r}: has a newline or another control character; leave it out")
+
+
 def read_grids(words: Sequence[str], stdin) -> list[str]:
-    """The grids of the command line, those of - (a line each, # for comments) among them."""
-    lines = [line.strip() for line in stdin] if "-" in words else []
-    read = [line for line in lines if line and not line.startswith("#")]
+    """The grids of the command line, those of - (a line each, # for comments) among them. Raises UserError: there is
+    none on standard input, or it is no text."""
+    read = []
+    if "-" in words:
+        try:
+            lines = [line.strip() for line in stdin or ()]  # None: it is closed
+        except UnicodeDecodeError:
+            raise runlog.UserError("-: standard input is no text; give grids, one a line") from None
+        read = [line for line in lines if line and not line.startswith("#")]
+        if not read:
+            raise runlog.UserError("-: standard input has no grid; give one a line")
     return [grid for word in words for grid in (read if word == "-" else [word])]
 
 
-def expand(text: str) -> list[str]:
-    """Every combination of the braces in `text`, the first brace varying slowest, as bash does it: {a,b} alternatives,
-    empty or nested ones too; {1..10} integers. Other than in bash an alternative may hold spaces, and {a} is a.
-    Raises UserError: braces that do not pair up.
-    """
+def first_brace(text: str) -> tuple[str, range | list[str], str] | None:
+    """(what is before it, its integers or its alternatives, what is behind it) of the first brace; None if there is
+    none. Raises UserError: braces that do not pair up."""
     start, depth, cuts = text.find("{"), 0, []
     if "}" in (text[:start] if start >= 0 else text):
         raise runlog.UserError(f"{text}: there is a }} without its {{; balance the braces")
     if start < 0:
-        return [text]
+        return None
     for i in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
         if i == start or depth == 0 or (depth == 1 and text[i] == ","):
@@ -50,12 +64,63 @@ def expand(text: str) -> list[str]:
     else:
         raise runlog.UserError(f"{text}: there is a {{ without its }}; balance the braces")
     inner = [text[a + 1 : b] for a, b in itertools.pairwise(cuts)]
-    if bounds := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", ",".join(inner)):
-        first, last = map(int, bounds.groups())
-        middles = [str(x) for x in (range(first, last + 1) if first <= last else range(first, last - 1, -1))]
-    else:
-        middles = [each for part in inner for each in expand(part)]
-    return [text[:start] + middle + rest for middle in middles for rest in expand(text[i + 1 :])]
+    bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", ",".join(inner))
+    if not bounds:
+        return text[:start], inner, text[i + 1 :]
+    if max(map(len, bounds.groups())) > 18:  # int() takes no more than 4,300 digits
+        told = f"{text}: a bound has more than 18 digits"
+        raise runlog.UserError(f"{told}; a sweep has at most {MAX_COMMANDS:,} commands")
+    first, last = int(bounds[1]), int(bounds[2])
+    integers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    return text[:start], integers, text[i + 1 :]
+
+
+def count_commands(text: str, depth: int = 0) -> int:
+    """How many `expand` would make, without making them. Raises UserError as `expand` does."""
+    if depth > MAX_DEPTH:
+        raise runlog.UserError(f"a grid has more than {MAX_DEPTH} braces within braces; write several grids")
+    number = 1
+    while found := first_brace(text):
+        _, alternatives, text = found
+        if isinstance(alternatives, range):
+            number *= abs(alternatives.stop - alternatives.start)  # len() fails beyond 2^63
+        else:
+            number *= sum(count_commands(each, depth + 1) for each in alternatives)
+    return number
+
+
+def expand(text: str) -> list[str]:
+    """Every combination of the braces in `text`, the first brace varying slowest, as bash does it: {a,b} alternatives,
+    empty or nested ones too; {1..10} integers. Other than in bash an alternative may hold spaces, and {a} is a.
+    Raises UserError: braces that do not pair up.
+    """
+    made = [""]
+    while found := first_brace(text):
+        before, alternatives, text = found
+        if isinstance(alternatives, range):
+            middles = [str(x) for x in alternatives]
+        else:
+            middles = [each for part in alternatives for each in expand(part)]
+        made = [done + before + middle for done in made for middle in middles]
+    return [done + text for done in made]
+
+
+def expand_all(grids: Sequence[str]) -> list[str]:
+    """The commands of all grids. Raises UserError: a wrong grid, an empty command, or far too many of them."""
+    total = 0
+    for grid in grids:
+        number = count_commands(grid)
+        total += number
+        if total > MAX_COMMANDS:
+            told = f"{number:,} commands" if number > MAX_COMMANDS else f"more than {MAX_COMMANDS:,} commands in all"
+            raise runlog.UserError(f"{grid}: makes {told}; a sweep has at most {MAX_COMMANDS:,}")
+    commands = []
+    for grid in grids:
+        made = expand(grid)
+        if not all(command.strip() for command in made):
+            raise runlog.UserError(f"{grid!r}: makes an empty command; begin each with a script")
+        commands += made
+    return commands
 
 
 def load_script(name: str) -> ModuleType:
@@ -64,19 +129,28 @@ def load_script(name: str) -> ModuleType:
     path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
     if path is None or path.suffix != ".py":
         raise runlog.UserError(f"{name}: is no script here; a command begins with one, such as {OWN_SCRIPTS[0]}.py")
-    tree = ast.parse(path.read_text())
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, ValueError, SyntaxError) as error:
+        told = str(error).splitlines()[0]
+        raise runlog.UserError(f"{name}: cannot be read as a Python script ({told}); mend it first") from None
     module, imported = path.stem, {a.name for node in tree.body if isinstance(node, ast.Import) for a in node.names}
     if not any(isinstance(node, ast.ClassDef) and node.name == "Args" for node in tree.body):
         module = next((own for own in OWN_SCRIPTS if own in imported), None)
         if module is None:
             raise runlog.UserError(f"{name}: has no class Args, and imports none of {', '.join(OWN_SCRIPTS)}")
         path = ROOT / f"{module}.py"
-    elif "__main__" not in path.read_text():
+    elif b"__main__" not in path.read_bytes():
         raise runlog.UserError(f'{name}: would run when imported; begin its last part with if __name__ == "__main__":')
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, path)
         sys.modules[module] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[module])
+        try:
+            with runlog.errors_are_user_errors(f"{name}: cannot be imported", "run it by itself to see why"):
+                spec.loader.exec_module(sys.modules[module])
+        except BaseException:
+            del sys.modules[module]
+            raise
     return sys.modules[module]
 
 
@@ -99,6 +173,15 @@ def planned_runs(module: ModuleType, args) -> list[runlog.Run]:
     return list(runlog.make_runs(args, script, **own).values())
 
 
+@contextlib.contextmanager
+def naming(command: str) -> Iterator[None]:
+    """A mistake in the values of a command's flags becomes one line that names the command."""
+    try:
+        yield
+    except ValueError as error:  # UserError among them
+        raise runlog.UserError(f"{command}: {error}") from None
+
+
 def parse(module: ModuleType, words: Sequence[str], command: str):
     """The command's flags. Raises UserError, naming the command."""
     said = io.StringIO()
@@ -111,6 +194,12 @@ def parse(module: ModuleType, words: Sequence[str], command: str):
     for flag in ("fresh", "evaluate", "print_network"):
         if getattr(args, flag, False):
             raise runlog.UserError(f"{command}: --{flag.replace('_', '-')} has no place in a sweep, which resumes runs")
+    for flag, interval in (("seed", "[0, inf)"), ("num_seeds", "[1, inf)")):
+        if hasattr(args, flag):
+            with naming(command):
+                runlog.check_range(args, interval, flag)
+    if getattr(args, "num_seeds", 1) > MAX_COMMANDS:
+        raise runlog.UserError(f"{command}: --num-seeds {args.num_seeds}: at most {MAX_COMMANDS:,}")
     return args
 
 
@@ -133,6 +222,8 @@ def make_cells(commands: Sequence[str], runs_dir: str | None) -> dict[tuple[str,
             script, *words = shlex.split(command)
         except ValueError as error:
             raise runlog.UserError(f"{command}: {error}; balance the quotes") from None
+        for word in (script, *words):
+            refuse_control_characters(f"{command!r}:", word)
         if re.fullmatch(r"(\S*/)?python[\d.]*", script):
             raise runlog.UserError(f"{command}: leave the interpreter out; begin with the script")
         words, seed = split_seed(words)
@@ -175,8 +266,12 @@ def plan(commands: Sequence[str], runs_dir: str | None, seeds_per_process: int, 
             if getattr(parsed, "env_threads", None) == 0:
                 own += ["--env-threads", str(threads)]
             seed = {"seed": group[0]} | ({"num_seeds": len(group)} if together else {}) if group else {}
-            runs = planned_runs(module, dataclasses.replace(parsed, **seed))
-            argv, folders = [script, *words, *own], [str(run.folder) for run in runs]
+            argv = [script, *words, *own]
+            with naming(shlex.join(argv)):
+                runs = planned_runs(module, dataclasses.replace(parsed, **seed))
+            if not runs:
+                raise runlog.UserError(f"{shlex.join(argv)}: trains nothing; give every list at least one value")
+            folders = [str(run.folder) for run in runs]
             shared = [folder for folder in folders if folder in owners]
             if shared and len(shared) < len(folders):
                 told = f"{shlex.join(argv)} and {shlex.join(owners[shared[0]])} share runs, such as {shared[0]}"

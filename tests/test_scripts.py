@@ -7,8 +7,10 @@ import csv
 import functools
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -249,3 +251,127 @@ def test_a_dry_run_prints_the_commands_and_the_figures(tmp_path):
     assert sum("dqn_atari.py --env-id Seaquest --activation tanh" in line for line in training) == 1
     told = f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o --variants tanh"
     assert drawing == told and not [*tmp_path.iterdir()]
+
+
+SCRIPTS = sorted({*(f"{name}.sh" for name in FIGURES), "check_layer_norm.sh", "check_preactivations.sh", "demo.sh"})
+DRILLS = ["drill_resume.sh", "drill_slurm.sh"]
+
+
+def shell(script: str, *words: str, **variables: str) -> subprocess.CompletedProcess:
+    own = (
+        "DRY_RUN",
+        "RUNS_DIR",
+        "RUNS",
+        "OUT",
+        "SWEEP",
+        "ENVS",
+        "JOBS",
+        "DATASETS",
+        "DATA_DIR",
+        "SCALE",
+        "STEPS",
+        "PYTHON",
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in own} | variables
+    return subprocess.run(
+        [f"scripts/{script}", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def check_refused(done: subprocess.CompletedProcess, told: str) -> None:
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and told in done.stderr
+
+
+def test_every_script_is_among_them():
+    sourced = {"common.sh", "environments.sh", "rules.sh"}
+    assert {path.name for path in (ROOT / "scripts").glob("*.sh")} == {*SCRIPTS, *DRILLS} | sourced
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *DRILLS])
+def test_scripts_take_variables_and_no_arguments(script, folder):
+    python = {"PYTHON": echo_of(folder)}
+    done = shell(script, "--scale", "smoke", **python)
+    check_refused(done, "--scale: ")
+    if script not in DRILLS:
+        variable = "SCALE=smoke" if script.removesuffix(".sh") in FIGURES else "STEPS="
+        assert f"set variables before it, such as {variable}" in done.stderr
+    help_text = shell(script, "--help", **python)
+    head = (ROOT / "scripts" / script).read_text().splitlines()[1].removeprefix("# ")
+    assert help_text.returncode == 0 and help_text.stdout.startswith(f"{head}\n") and help_text.stderr == ""
+    assert shell(script, "-h", **python).stdout == help_text.stdout
+    check_refused(shell(script, PYTHON="/no/such"), "PYTHON=/no/such: is no program here; run make setup")
+    check_refused(shell(script, PYTHON="scripts"), "PYTHON=scripts: is no program here")
+    check_refused(shell(script, DRY_RUN="perhaps", **python), "DRY_RUN=perhaps: must be 1 or 0")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_dry_run_is_a_switch(script, folder):
+    """The program in python's place writes its arguments with a mark behind each, and a dry run of ours writes none."""
+    variables = {"PYTHON": echo_of(folder), "RUNS": str(folder / "runs"), "RUNS_DIR": str(folder / "runs")}
+    variables |= {"OUT": str(folder / "out"), "SCALE": "smoke"}
+    on = [shell(script, DRY_RUN=value, **variables) for value in ("1", "yes", "true")]
+    off = [shell(script, DRY_RUN=value, **variables) for value in ("0", "", "no", "false")]
+    assert all(done.returncode == 0 and done.stderr == "" for done in (*on, *off))
+    marks = [done.stdout.count("figures.py\x1f") for done in (*on, *off)]
+    assert marks == [0] * 3 + [1] * 4
+    if script.removesuffix(".sh") in FIGURES:
+        dry = [done.stdout.count("--dry-run\x1f") for done in (*on, *off)]
+        assert dry == [1] * 3 + [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "told"),
+    [
+        ("cr_fig1.sh", {"ENVS": " "}, "ENVS=' ': has no name"),
+        ("hr_fig2.sh", {"ENVS": "Pong"}, "ENVS=Pong: hr_fig2.sh has no environments"),
+        ("cr_continual.sh", {"ENVS": "Pong"}, "ENVS=Pong: cr_continual.sh has no environments"),
+        ("cr_continual.sh", {"DATASETS": "digits mnits"}, "mnits is unknown; give digits, mnist or both"),
+        ("cr_continual.sh", {"DATASETS": "seeds"}, "seeds is unknown"),
+        ("cr_continual.sh", {"DATASETS": " "}, "DATASETS=' ': has no name"),
+        ("cr_continual.sh", {"DATA_DIR": "{a,b}"}, "DATA_DIR={a,b}: has a brace"),
+        ("cr_continual.sh", {"JOBS": "many"}, "JOBS=many: must be a whole number, at least 1"),
+        ("hr_fig7.sh", {"RUNS_DIR": "a\nb"}, "RUNS_DIR=$'a\\nb': has a newline or another control character"),
+        ("demo.sh", {"STEPS": "a[$(touch pwned)]"}, "must be a whole number, at least 1001"),
+        ("demo.sh", {"STEPS": "1000"}, "STEPS=1000: must be a whole number, at least 1001"),
+        ("check_layer_norm.sh", {"STEPS": "23"}, "STEPS=23: must be a whole number, at least 24"),
+        ("check_preactivations.sh", {"SEEDS": "0"}, "SEEDS=0: must be a whole number, at least 1"),
+        ("drill_resume.sh", {"KILLS": "-1"}, "KILLS=-1: must be a whole number, at least 1"),
+        ("drill_slurm.sh", {"TRAINING": "dqn"}, "TRAINING=dqn: must be sac or toy"),
+    ],
+)
+def test_wrong_variables_are_one_line(script, variables, told, folder):
+    check_refused(shell(script, PYTHON=echo_of(folder), **variables), told)
+    assert not (ROOT / "pwned").exists()
+
+
+def test_paths_with_blanks_and_patterns(folder):
+    """What a script hands on is one argument, and what it prints can be copied into a shell."""
+    variables = {"RUNS_DIR": "a b", "OUT": "c'd", "ENVS": "Pong*\nQbert"}
+    launch, draw = calls(folder, "hr_fig1", "smoke", **variables)
+    assert "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1] and launch[launch.index("--runs-dir") + 1] == "a b"
+    assert draw[2:] == ["--runs", "a b", "--out", "c'd"]
+    launch, _ = calls(folder, "cr_continual", "smoke", DATA_DIR="a b", DATASETS="digits")
+    command = shlex.split(sweep_plan.expand(launch[1])[0])
+    assert command[command.index("--data-dir") + 1] == "a b"
+    done = shell("hr_fig1.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS_DIR="a b", OUT="c'd")
+    assert shlex.split(done.stdout.splitlines()[-1])[2:] == ["hr1", "--runs", "a b", "--out", "c'd"]
+    done = shell("demo.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS="a b")
+    assert done.stdout.splitlines()[-1].endswith(r"figures.py demo a\ b/*/ --out runs/demo.png")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("script", ["hr_fig2.sh", "check_layer_norm.sh"])
+def test_a_signal_to_the_script_reaches_what_it_runs(script, number, tmp_path):
+    """In python's place: a training that needs half a second to save."""
+    python = tmp_path / "python"
+    body = f'trap "sleep 0.5; touch {tmp_path}/saved; exit 143" TERM\ntouch {tmp_path}/began\n'
+    python.write_text(f"#!/usr/bin/env bash\n{body}while true; do sleep 0.05; done\n")
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "RUNS_DIR": str(tmp_path), "RUNS": str(tmp_path)}
+    running = subprocess.Popen([f"scripts/{script}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.02)
+    time.sleep(0.1)
+    running.send_signal(number)
+    assert running.wait(20) == 128 + number and (tmp_path / "saved").exists()

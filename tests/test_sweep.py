@@ -52,6 +52,44 @@ def test_alternatives_may_hold_spaces_and_be_alone():
             sweep_plan.expand(wrong)
 
 
+def test_commands_are_counted_before_they_are_made():
+    for text in ("x", "{a,b}{1..3}c{d,e}", "x{a,b{1,2},{c,d}e}y", "{3..1}{-1..1}", "{{1..2},{7..8}}/{,}", "{a}{relu}"):
+        assert sweep_plan.count_commands(text) == len(sweep_plan.expand(text))
+    assert sweep_plan.count_commands("{1..10000000000}{-5..5}") == 110_000_000_000
+    assert len(sweep_plan.expand_all(["x {1..300}", "y {1..300}"])) == 600
+
+
+@pytest.mark.parametrize(
+    ("grids", "told"),
+    [
+        (["x.py --seed {1..10000000000}"], "makes 10,000,000,000 commands; a sweep has at most 100,000"),
+        (["x.py {1..1000} {1..1000} {1..1000}"], "makes 1,000,000,000 commands"),
+        (["x.py " + "{a,b}" * 64], "makes 18,446,744,073,709,551,616 commands"),
+        (["x.py {1..60000}", "y.py {1..60000}"], "y.py {1..60000}: makes more than 100,000 commands in all"),
+        (["x.py {1..9" + "9" * 5000 + "}"], "a bound has more than 18 digits"),
+        (["x.py " + "{" * 5000 + "}" * 5000], "more than 20 braces within braces"),
+        ([""], "'': makes an empty command"),
+        (["{, }"], "'{, }': makes an empty command"),
+        (["x.py", "{,y.py}"], "'{,y.py}': makes an empty command"),
+    ],
+)
+def test_grids_that_are_no_grids(grids, told):
+    with pytest.raises(runlog.UserError) as error:
+        sweep_plan.expand_all(grids)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_standard_input_without_a_grid():
+    for stdin in (
+        io.StringIO(""),
+        io.StringIO("# nothing\n\n"),
+        None,
+        io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"),
+    ):
+        with pytest.raises(runlog.UserError, match=r"^-: standard input "):
+            sweep_plan.read_grids(["-"], stdin)
+
+
 def test_seeds_in_groups():
     assert sweep_plan.group_seeds([3, 1, 2, 9, 2], 10) == [[1, 2, 3], [9]]
     assert sweep_plan.group_seeds(range(1, 6), 2) == [[1, 2], [3, 4], [5]]
@@ -156,6 +194,16 @@ def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
         ("sac_continuous.py --help", "trains nothing"),
         ("function_approximation.py --seed {1,2}", "share runs, such as "),
         ("sac_continuous.py --env-id a b", "--steps-per-task"),
+        ("sac_continuous.py --num-seeds 0", "sac_continuous.py --num-seeds 0: --num-seeds 0: must lie in [1, inf)"),
+        ("continual_supervised.py --num-seeds -3", "--num-seeds -3: must lie in [1, inf)"),
+        ("continual_supervised.py --num-seeds 10000000000", "--num-seeds 10000000000: at most 100,000"),
+        ("pqn_atari.py --seed -1", "--seed -1: must lie in [0, inf)"),
+        ("pqn_atari.py --env-id Breakot", "--env-id Breakot: unknown; did you mean Breakout"),
+        ("function_approximation.py --activations relu {tanh,tanhh}", "--activations 'tanhh': unknown name 'tanhh'"),
+        ("function_approximation.py --learning-rates", "trains nothing; give every list at least one value"),
+        ("sac_continuous.py --tags 'a\nb'", "has a newline or another control character"),
+        ("sac_continuous.py --slots 10001", "--slots 10001: more than 10,000 processes at a time"),
+        ("sac_continuous.py --patience -1", "--patience -1.0: must lie in [0, inf)"),
         ("sac_continuous.py --slots 0", "--slots 0: must lie in [1, inf)"),
         ("sac_continuous.py --limit -1", "--limit -1: must lie in [0, inf)"),
         ("sac_continuous.py --slots-per-gpu 2", "--slots-per-gpu 2: no GPU here; use --slots"),
@@ -168,7 +216,7 @@ def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
 def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    flags = re.search(r" (--(slots|limit|name|ray|slots-per-gpu|slurm) .*)$", grids)
+    flags = re.search(r" (--(slots|limit|name|ray|slots-per-gpu|slurm|patience) .*)$", grids)
     command = grids[: flags.start()] if flags else grids
     argv = [command] * bool(command) + (flags[1].split() if flags else [])
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
@@ -221,6 +269,72 @@ def test_slurm_file(tmp_path, monkeypatch, capsys):
     assert seen == [1, 2, 3, 4, 5, 6]
     assert not list(ROOT.glob("*.sbatch"))
     assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0  # nothing is left
+
+
+@pytest.mark.parametrize("flag", ["--runs-dir", "--name", "--slurm"])
+@pytest.mark.parametrize("value", ["x\ntouch pwned\n#", "x\r", "x\0y", "\x1b[2J", ""])
+def test_paths_with_control_characters_are_refused(flag, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [grid(1, 1, 0.0), flag, value] + ([] if flag == "--slurm" else ["--slurm", "s.sbatch"])
+    with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
+        launcher.main(runlog.parse_args(launcher.Args, words))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith(f"error: {flag} ") and error.count("\n") == 1
+    assert error[:-1].isprintable() and not list(tmp_path.iterdir())
+
+
+def sbatch_words(line: str) -> list[str]:
+    """As sbatch 22.05 reads a #SBATCH line (_get_argument of sbatch/opt.c): quotes of both kinds, backslash escapes."""
+    return shlex.split(line.removeprefix("#SBATCH "))
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'the "new" one', "100%j", "$(touch pwned)", "`x`;#&", "läufe"])
+def test_slurm_files_hold_any_path(name, tmp_path, monkeypatch):
+    """scripts/drill_slurm.sh has a real sbatch read one."""
+    monkeypatch.chdir(tmp_path)
+    words = [grid(1, 1, 0.0), "--name", "n", "--runs-dir", name, "--slurm", "s.sbatch", "--patience", "7.5"]
+    assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0
+    lines = (tmp_path / "s.sbatch").read_text().splitlines()
+    directives = [sbatch_words(line) for line in lines if line.startswith("#SBATCH ")]
+    folder = f"{tmp_path}/{name}/sweeps/n"
+    output = f"--output={folder.replace('%', '%%')}/slurm-%A_%a.log"
+    assert directives == [
+        ["--job-name=n"],
+        ["--array=0-0"],
+        ["--ntasks=1", "--cpus-per-task=1"],
+        [output, "--open-mode=append"],
+        ["--requeue", "--signal=B:TERM@8"],
+    ]
+    env = environment(SLURM_ARRAY_TASK_ID="0")
+    assert subprocess.run(["bash", str(tmp_path / "s.sbatch")], cwd="/", env=env).returncode == 0
+    assert len(list((tmp_path / name).glob("toy__*/finished.txt"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "s.sbatch"])
+
+
+def test_slurm_files_that_cannot_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("print('precious')\n")
+    for flags, told in (
+        (["--slurm", "mine.py"], "--slurm mine.py: is there, and is no sbatch file; name another"),
+        (["--slurm", "s", "--runs-dir", "a\\b"], "has a backslash, which sbatch cannot use; use another folder"),
+        (["--slurm", "none/s"], "cannot write none/s: No such file or directory"),
+    ):
+        with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
+            launcher.main(runlog.parse_args(launcher.Args, [grid(1, 1, 0.0), *flags]))
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and told in error and error.count("\n") == 1
+    assert (tmp_path / "mine.py").read_text() == "print('precious')\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["import activations, sac_continuous\nclass (", "class Args: pass\n1 / 0\n__main__", "\0"]
+)
+def test_a_script_that_is_broken(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_of_mine.py").write_text(text)
+    with pytest.raises(runlog.UserError, match=r"^broken_of_mine.py: cannot be (read as a Python script|imported) \("):
+        plan("broken_of_mine.py")
+    assert "broken_of_mine" not in sys.modules
 
 
 def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):

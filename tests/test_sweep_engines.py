@@ -101,7 +101,7 @@ def test_ctrl_c_ends_the_children(tmp_path, number):
     second = fork(tmp_path, command)
     assert end(second) == 2 and f"is being run by process {launcher.pid}" in (tmp_path / "launcher.log").read_text()
     os.kill(launcher.pid, number)
-    assert end(launcher, 30) == 130 and not any(alive(rows[-1][1]) for rows in under_way.values())
+    assert end(launcher, 30) == 128 + number and not any(alive(rows[-1][1]) for rows in under_way.values())
     told = (tmp_path / "launcher.log").read_text()
     assert "the same command goes on from here" in told and "Traceback" not in told
     if number == signal.SIGINT:

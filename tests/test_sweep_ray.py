@@ -1,6 +1,8 @@
 """Sweeps on Ray: failures, and two drills. On loopback, without a dashboard. `pytest -q tests/test_sweep_ray.py`."""
 
+import json
 import os
+import signal
 import subprocess
 
 import pytest
@@ -90,3 +92,34 @@ def test_nobody_at_the_address(tmp_path):
         told.startswith("error: --ray 127.0.0.1:9: Ray does not start (ConnectionRefusedError")
         and told.count("\n") == 1
     )
+
+
+def check_it_saves(tmp_path, launcher, number, words) -> None:
+    under_way = wait_until_all_run(tmp_path, 2, 5)
+    os.kill(launcher.pid, number)
+    assert launcher.wait(40) == 128 + number
+    told = (tmp_path / "launcher.log").read_text()
+    assert "stopped; the same command goes on from here" in told and "had to be killed" not in told
+    assert "Traceback" not in told and "FAILED" not in told
+    assert not any(alive(rows[-1][1]) for rows in under_way.values())
+    codes = [json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")]
+    assert [(state["status"], state["code"]) for state in codes] == [("stopped", 143)] * 2
+    assert launch(tmp_path, *words).wait(240) == 0
+    for name, rows in steps(tmp_path).items():  # but for the stop nothing has saved
+        assert [step for step, _ in rows] == [*range(1, 81)], name
+
+
+def test_a_signal_lets_the_processes_save(cluster, tmp_path):
+    words = [grid(2, 80, 0.1, "--save-every 1000"), "--ray", cluster.address]
+    check_it_saves(tmp_path, launch(tmp_path, *words), signal.SIGINT, words)
+
+
+def test_a_launcher_in_the_background_of_a_script(tmp_path):
+    """SIGINT is ignored by it, by its own cluster's workers and by what they start."""
+    words = [grid(2, 80, 0.1, "--save-every 1000"), "--ray"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        launcher = launch(tmp_path, *words)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check_it_saves(tmp_path, launcher, signal.SIGTERM, words)

@@ -2,6 +2,8 @@
 
 Its folder has the name, the lock and the meta.json that runlog would give it. Every step appends "step pid" to
 steps.txt, which nothing ever shortens: so a test sees steps done twice, two processes at once, starts from zero.
+As the training scripts do, asked to stop by SIGINT, SIGTERM or SIGHUP it finishes its step, saves, and exits with 128 +
+the signal's number; a second signal, more than a second later, ends it at once; what was ignored at its start stays so.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +26,8 @@ class Args:
     total: int = 5
     pause: float = 0.0  # seconds per step
     crash_at: int = 0  # dies at this step, once
+    stop_pause: float = 0.0  # seconds that it takes to save once it has been asked to stop
+    save_every: int = 1  # steps between checkpoints; a stop saves too
     fail: int = 0  # exit code at the first step, always
     gpu_file: str = ""  # appends CUDA_VISIBLE_DEVICES and OMP_NUM_THREADS to it
     runs_dir: str = "runs"
@@ -35,7 +40,22 @@ def folder(args: Args) -> Path:
     return Path(args.runs_dir) / f"{args.env_id}__toy_training__{args.activation}__s{args.seed}__{digest}"
 
 
+stops = []
+
+
+def note_stop(number: int, frame) -> None:
+    if stops and time.monotonic() < stops[0][1] + 1:
+        return  # from Slurm, say, which signals every process of a job, and from the sweep's task, which passes it on
+    if stops:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    stops.append((number, time.monotonic()))
+
+
 def main(args: Args) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, note_stop)
     run = folder(args)
     run.mkdir(parents=True, exist_ok=True)
     lock = open(run / ".lock", "a+")  # noqa: SIM115
@@ -58,12 +78,19 @@ def main(args: Args) -> None:
             if args.fail:  # before the checkpoint: else the run would be through after as many attempts as it has steps
                 print("this is the end", flush=True)
                 sys.exit(args.fail)
-            temp = checkpoint.with_name("checkpoint.tmp")
-            temp.write_text(str(step))
-            os.replace(temp, checkpoint)
+            if stops:
+                time.sleep(args.stop_pause)
+            if stops or step % args.save_every == 0 or step == args.total:
+                temp = checkpoint.with_name("checkpoint.tmp")
+                temp.write_text(str(step))
+                os.replace(temp, checkpoint)
             print(f"step {step}", flush=True)
             if step == args.crash_at:
                 os.abort()
+            if stops:
+                (run / "meta.json").write_text('{"status": "interrupted"}')
+                print(f"stopped by signal {stops[0][0]} at step {step}, saved: {run}", file=sys.stderr)
+                sys.exit(128 + stops[0][0])
             time.sleep(args.pause)
     with open(run / "finished.txt", "a") as file:
         print(os.getpid(), file=file)
