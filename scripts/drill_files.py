@@ -2,6 +2,7 @@
 
     python scripts/drill_files.py                 every operation once
     python scripts/drill_files.py --twice 200     also 200 random pairs: killed, started again, killed again
+    python scripts/drill_files.py --disk          also on full disks of every size (root, Linux: it mounts a tmpfs)
 
 The training is a stand-in that takes no time but goes through everything of `runlog` that touches the disk: two seeds
 in one batch, rows, curves, checkpoints with a replay, the deletion of the replay at the end. A process kills itself
@@ -16,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -35,6 +37,7 @@ SAVE_EVERY = 4
 @dataclasses.dataclass
 class Args:
     twice: int = 0  # random pairs of kills besides
+    disk: bool = False  # also begin on disks of 4, 8, 12, ... kB, and go on when there is space
     seed: int = 1  # of these pairs
 
 
@@ -101,8 +104,11 @@ def in_child(work: Callable[[], None]) -> int:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-            work()
+            with runlog.exit_on_user_error():
+                work()
             code = 0
+        except SystemExit as stop:
+            code = stop.code
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -186,19 +192,41 @@ def check(kills: list[tuple[int, bool]], expected: dict) -> str | None:
             code = killed_at(number, before, folder)
             if code not in (0, -signal.SIGKILL):  # 0: the session had fewer operations than that
                 return f"exit code {code} instead of being killed"
-        code = in_child(lambda: train(TrainingArgs(str(folder))))
-        if code:
-            return f"the same command then ends with exit code {code}"
-        found = outcome(folder)
-        if found == expected:
-            return None
-        for name, run in expected.items():
-            for key, value in run.items():
-                if found.get(name, {}).get(key) != value:
-                    return f"{name}: {key}: {found.get(name, {}).get(key)} instead of {value}"
-        return f"runs {sorted(found)} instead of {sorted(expected)}"
+        return check_the_same_command(folder, expected)
     finally:
         shutil.rmtree(folder)
+
+
+def check_the_same_command(folder: Path, expected: dict) -> str | None:
+    """Trains to the end in this folder; what then differs from `expected`, or None."""
+    code = in_child(lambda: train(TrainingArgs(str(folder))))
+    if code:
+        return f"the same command then ends with exit code {code}"
+    found = outcome(folder)
+    if found == expected:
+        return None
+    for name, run in expected.items():
+        for key, value in run.items():
+            if found.get(name, {}).get(key) != value:
+                return f"{name}: {key}: {found.get(name, {}).get(key)} instead of {value}"
+    return f"runs {sorted(found)} instead of {sorted(expected)}"
+
+
+def check_full_disk(kilobytes: int, expected: dict) -> tuple[str | None, bool]:
+    """Trains on a disk of this size, then to the end on a large one: (what differs or None, whether it was full)."""
+    folder = scratch_folder()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True)
+    try:
+        code = in_child(lambda: train(TrainingArgs(str(folder))))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+        if code not in (0, 2):  # 2: one line that says what to do
+            return f"exit code {code} on the full disk", True
+        problem = check_the_same_command(folder, expected)
+        return problem, code == 2
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
 
 
 def main(args: Args) -> None:
@@ -218,6 +246,17 @@ def main(args: Args) -> None:
             failures += 1
             told = ", then ".join(f"{'before' if before else 'after'} operation {k}" for k, before in kills)
             print(f"killed {told}: {problem}", file=sys.stderr)
+    num_full = 0
+    full = True
+    while args.disk and full:  # until the disk is large enough
+        num_full += 1
+        problem, full = check_full_disk(4 * num_full, expected)
+        drills.append([])
+        if problem:
+            failures += 1
+            print(f"on a disk of {4 * num_full} kB: {problem}", file=sys.stderr)
+    if args.disk:
+        print(f"{num_full - 1} full disks, of 4 to {4 * num_full - 4} kB")
     if failures:
         raise SystemExit(f"FAILED: {failures} of {len(drills)} drills")
     print(f"passed: {len(drills)} drills over {number} file operations, the same rows each time")
