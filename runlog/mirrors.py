@@ -223,16 +223,27 @@ class Wandb:
     def _log(self, step: int, make: Callable) -> None:
         if self._run is None:
             return
-        try:
-            import wandb
+        import wandb
 
-            self._run.log({**make(wandb), "global_step": step}, step=step)
+        try:
+            values = make(wandb)
+        except Exception as error:
+            warn_once("W&B's value", f"W&B does not get a value of step {step} ({reason(error)})")
+            return
+        try:
+            self._run.log({**values, "global_step": step}, step=step)
         except Exception as error:
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
         self._run = None
-        warn_once("W&B", f"W&B has failed and gets no more of this process ({reason(error)}); scalars.csv goes on")
+        warn_once("W&B", f"W&B has failed ({reason(error)}); going on without it, scalars.csv has every value")
+        import wandb
+
+        try:  # else its own hook fails at the exit of Python, with a traceback
+            wandb.teardown()
+        except (Exception, SystemExit):
+            return
 
 
 def shortened(text: str, limit: int) -> str:

@@ -82,10 +82,13 @@ class _Guarded:
 
 
 def _opened_nowhere():
-    """A stream for one that was closed before Python started. Its descriptor must not be given to another file."""
-    while os.open(os.devnull, os.O_RDWR) <= 2:
-        pass
-    return open(os.devnull, "w")
+    """A stream for one that was closed before Python started. The free descriptors up to 2 are taken, so that no other
+    file gets them, and child processes have them."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    return os.fdopen(descriptor, "w")
 
 
 @contextlib.contextmanager
