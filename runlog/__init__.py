@@ -81,10 +81,12 @@ def parse_args(cls, argv: Sequence[str] | None = None):
     sections = [""]  # tyro draws a box: sections parted by rules
     for line in re.sub(r"\x1b\[[0-9;]*m", "", boxes.getvalue()).splitlines():
         line = line.strip("│ \t")
-        if set(line) == {"─"}:
+        if set(line) in ({"─"}, {"-"}):  # without Unicode the box has no sides, and a rule below its title
             sections.append("")
         elif not line.startswith(("╭", "╰")):
             sections[-1] = f"{sections[-1]} {line}".strip()
+    if "╭" not in boxes.getvalue():
+        del sections[0]
     told = [s.replace("Argument helptext:", "expected") for s in sections if s and not s.startswith("For full help")]
     for value in {"True", "False", "true", "false"} & {*argv[1:]}:  # tyro only says "Unrecognized options: False"
         flag = argv[argv.index(value) - 1]

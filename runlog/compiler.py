@@ -1,7 +1,9 @@
 """What torch.compile needs of the machine: a compiler, Python's headers, a folder for what it compiles."""
 
 import atexit
+import getpass
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -61,11 +63,12 @@ def _inductors_compiler() -> str | None:
 
 
 def _find_cache() -> None:
-    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
+    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written. Its modules make
+    theirs when they are imported, so this comes before."""
     try:
-        with tempfile.TemporaryFile(dir=cache_dir()):
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _default_cache()
+        os.makedirs(cache, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
             return
     except OSError as error:
         problem = reason(error)
@@ -79,3 +82,12 @@ def _find_cache() -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     warn_once("cache", f"torch.compile cannot keep compiled code ({problem}); using {folder} for this process")
+
+
+def _default_cache() -> str:
+    """Where torch.compile keeps what it has compiled, unless told otherwise."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, ModuleNotFoundError, OSError):  # a container whose user has no name
+        user = f"uid_{os.getuid()}"
+    return os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))

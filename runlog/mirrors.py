@@ -273,20 +273,23 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
     if asked and asked not in WANDB_MODES:
         raise UserError(f"WANDB_MODE={asked}: unknown; use online, offline or disabled, or unset it")
     try:
-        settings = wandb_setup.singleton().settings
+        filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
+    except Exception as error:
+        raise UserError(f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)}); mend or unset it") from None
+    try:
         wandb.Settings(project=project)
     except Exception as error:
-        raise UserError(f"--wandb-project {project}, or another setting of W&B: {_wandb_reason(error)}") from None
-    mode = WANDB_MODES[mode or asked or settings.mode]
+        raise UserError(f"--wandb-project {project}: {_wandb_reason(error)}") from None
+    mode = WANDB_MODES.get(mode or asked or filed, "online")  # wandb itself warns of a wrong mode in the file
     if mode == "online":
         _log_in()
     return mode
 
 
 def _wandb_reason(error: Exception) -> str:
-    """Its validation errors have the reason in their last lines."""
+    """A validation error has a line for the setting and one for the reason, then the input, which may be long."""
     lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
-    return ": ".join(lines[-2:])[:300]
+    return ": ".join(lines[-2:]).partition(" [type=")[0][:300]
 
 
 @functools.cache  # once logged in, a process stays so; a failure is an exception, which is not kept
