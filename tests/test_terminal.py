@@ -124,8 +124,7 @@ def test_the_bar_is_ascii(monkeypatch):
     assert "50%" in stream.written and stream.written.isascii()
 
 
-def test_warnings_of_a_subject_come_once(capsys, monkeypatch):
-    monkeypatch.setattr(terminal, "_warned", set())
+def test_warnings_of_a_subject_come_once(capsys):
     for text in ("first", "second"):
         terminal.warn_once("plots", text)
     terminal.warn_once("video", "third")
@@ -133,7 +132,6 @@ def test_warnings_of_a_subject_come_once(capsys, monkeypatch):
 
 
 def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(terminal, "_warned", set())
     monkeypatch.setitem(sys.modules, "imageio.v2", None)  # its import fails
     assert runlog.write_video(tmp_path / "videos" / "step-1.mp4", [], fps=15) is False
     assert runlog.write_video(tmp_path / "videos" / "step-2.mp4", [], fps=15) is False
@@ -171,7 +169,6 @@ def test_triton_needs_a_c_compiler(monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_is_replaced(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(terminal, "_warned", set())
     monkeypatch.setattr(compiler.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nope")
     compiler._find_cache()

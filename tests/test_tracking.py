@@ -14,7 +14,7 @@ from matplotlib.image import imsave
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from runlog import Run, UserError, config_hash, exit_on_user_error, mirrors, terminal
+from runlog import Run, UserError, config_hash, exit_on_user_error, mirrors
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": [3, 2]}}
 
@@ -86,7 +86,6 @@ def fill_the_disk(root):
 
 
 def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(terminal, "_warned", set())
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # its import fails
     run = session(tmp_path, [1, 2])
     run.finish()
