@@ -322,7 +322,7 @@ def start_wandb(kwargs: dict, digest: str, name: str, folder: Path, config: dict
     options = {"console": "off", "init_timeout": 60, "x_transaction_log_flush_interval": WANDB_FLUSH_SECONDS}
     if not wandb_setup.singleton().settings.finish_timeout:  # the user has set none
         options["finish_timeout"] = WANDB_FINISH_SECONDS
-    ours = {"id": digest, "name": name, "dir": str(folder), "config": config}
+    ours = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
     ours["resume"] = None if fresh else "allow"  # a fresh run replaces the one of this id; W&B would drop early steps
     given = {**kwargs, **ours}
     for key, limit in WANDB_LENGTHS.items():
