@@ -2546,7 +2546,7 @@ for name, function in ROWS.items():
     Command |= Annotated[RowCommand, tyro.conf.subcommand(name, default=RowCommand(name), description=told)]
 
 
-@runlog.exit_on_user_error()
+@runlog.exit_on_user_error(stdout_matters=True)
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     argv[:1] = [ALSO.get(name, name) for name in argv[:1]]

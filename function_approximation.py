@@ -283,6 +283,8 @@ def main(args: Args) -> None:
     validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     out = Path(args.out or Path(args.runs_dir) / "function_approximation")
+    if not out.exists():
+        runlog.check_machine(args)
     with runlog.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     folders, counts = [], {}

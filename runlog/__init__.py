@@ -22,7 +22,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import weakref
 import zipfile
@@ -37,13 +36,20 @@ import tyro
 from tqdm import tqdm
 
 import metrics
+from runlog import compiler, mirrors
 from runlog.disk import check_space as check_space
 from runlog.disk import reserve as reserve
 from runlog.disk import row_checksums as row_checksums
 from runlog.divergence import Divergence as Divergence
+from runlog.mirrors import SECTIONS as SECTIONS
 from runlog.stopping import SaveTimes as SaveTimes
 from runlog.stopping import Stopped
 from runlog.stopping import stop_on_signals as stop_on_signals
+from runlog.terminal import UserError as UserError
+from runlog.terminal import exit_on_user_error as exit_on_user_error
+from runlog.terminal import reason as _reason
+from runlog.terminal import warn as _warn
+from runlog.terminal import warn_once
 
 CHECKPOINT, PREVIOUS, STAGED = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.next.pt"
 APPEND_ONLY = {"scalars.csv": "step,key,value,wall_time\n", "perf.csv": "step,key,value,wall_time\n"}  # file: header
@@ -62,73 +68,10 @@ NOT_IDENTITY = (
     *("activations", "shallow_units", "deep_activations", "deep_widths", "learning_rates", "out", "table1_neurons"),
 )
 FRESH = "use --fresh to start the run anew"
-# The dashboards, TensorBoard's custom scalars and W&B's workspace: section -> panel -> regular expression of whole keys
-SECTIONS = {
-    "Returns": {
-        "evaluation return": "eval/(task[0-9]+/)?episodic_return",
-        "evaluation success rate": "eval/(task[0-9]+/)?success",
-        "training return": "charts/episodic_return",
-        "tasks in a row: average, forgetting, plasticity": "sequence/(average|forgetting|plasticity)",
-        "accuracy on a task: online, end, test": "charts/(online|end|test)_accuracy",
-        "regression error": "(eval|losses)/mse",
-    },
-    "Value bias": {
-        "overestimation: Q minus return": "overestimation/mean",
-        "overestimation over max(|return|, 10)": "overestimation/normalised",
-        "overestimation: standard deviation over states": "overestimation/std",
-        "mean value on the batch": "losses/(q|value)_mean",
-        "loss of the values": "losses/(qf|td|value)_loss",
-        "Q from dead neurons, live neurons, bias": "q_split/(dead|live|bias)",
-    },
-    "Network health": {
-        "dead share (KDE)": "network/.+/dead_share",
-        "dead share of the branches": "network/.+/branch[0-9]+_dead_share",
-        "dormant share (ReDo)": "network/.+/dormant_share",
-        "dormant share, mean taken off": "network/.+/dormant_share_centred",
-        "effective rank (srank)": "network/.+/srank",
-        "rank of the tangent kernel": "(network/.+|task_start|task_end)/ntk_srank",
-        "feature norm": "network/.+/feature_norm",
-        "weight norm, whole network": "network/[^/]+/weight_norm",
-        "gradient norm, whole network": "network/[^/]+/gradient_norm",
-        "neurons recycled by ReDo": "redo/recycled_share",
-    },
-    "Activation shapes": {
-        "gradient norm of the coefficients": "network/[^/]+/coefficient_gradient_norm",
-        "numerator norm": "network/.+/(branch[0-9]+_)?numerator_norm",
-        "denominator norm": "network/.+/(branch[0-9]+_)?denominator_norm",
-        "constraint scale c": "network/.+/(branch[0-9]+_)?c_min",
-        "smallest denominator": "network/.+/(branch[0-9]+_)?q_min",
-        "largest output": "network/.+/(branch[0-9]+_)?f_max",
-        "pre-activations: 1 % and 99 % quantile": "network/.+/preact_q(01|99)",
-    },
-    "Throughput": {
-        "environment steps per second": "perf/sps",
-        "updates per second": "perf/updates_per_second",
-    },
-}
-
-
-class UserError(ValueError):
-    """A user's mistake, or a state of the machine that only the user can change: one line that says what would do."""
 
 
 class _Damaged(Exception):
     """A checkpoint that cannot be used; the text says why."""
-
-
-@contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or decorator.
-
-    A Ctrl-C before or after the training (in it, see `opened`) ends with exit code 130, without a traceback.
-    """
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def parse_args(cls, argv: Sequence[str] | None = None):
@@ -147,10 +90,12 @@ def parse_args(cls, argv: Sequence[str] | None = None):
     sections = [""]  # tyro draws a box: sections parted by rules
     for line in re.sub(r"\x1b\[[0-9;]*m", "", boxes.getvalue()).splitlines():
         line = line.strip("│ \t")
-        if set(line) == {"─"}:
+        if set(line) in ({"─"}, {"-"}):  # without Unicode the box has no sides, and a rule below its title
             sections.append("")
         elif not line.startswith(("╭", "╰")):
             sections[-1] = f"{sections[-1]} {line}".strip()
+    if "╭" not in boxes.getvalue():
+        del sections[0]
     told = [s.replace("Argument helptext:", "expected") for s in sections if s and not s.startswith("For full help")]
     for value in {"True", "False", "true", "false"} & {*argv[1:]}:  # tyro only says "Unrecognized options: False"
         flag = argv[argv.index(value) - 1]
@@ -290,14 +235,6 @@ def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise UserError(f"{what} ({_reason(error)}); {remedy}") from error
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].strip()
 
 
 def log_evaluations(runs: Sequence["Run"], step: int, last: list[dict], task_steps: int) -> list[dict[str, float]]:
@@ -518,7 +455,7 @@ class Run:
         self._fresh, self._lock, self._ready = fresh, None, False
         self._told, self._verified = set(), set()  # warnings; replay files whose checksums are right
         self._rows = {file: [] for file in APPEND_ONLY}
-        self._tensorboard, self._tensorboard_calls, self._purge_step, self._wandb = None, [], 0, None
+        self._mirrors, self._purge_step = [], 0  # TensorBoard, W&B
         self._chunks, self._num_rows = [], 0  # replay files of the newest checkpoint: [name, first row, last row + 1]
         self._staged = None  # the same two of a checkpoint that is staged and not committed
         self._drawn_size = 0  # of curves.jsonl
@@ -548,7 +485,10 @@ class Run:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
             fresh, self._fresh = self._fresh, False
             self._check_identity()
-            self._wandb = None if wandb_kwargs is None else self._start_wandb(wandb_kwargs, fresh)
+            self._mirrors = [mirrors.TensorBoard(self.folder)] if tensorboard else []
+            if wandb_kwargs is not None:
+                tracked = mirrors.start_wandb(wandb_kwargs, self.digest, self.name, self.folder, self.config, fresh)
+                self._mirrors += [tracked] if tracked else []
             _write_json(self.folder / "config.json", self.config)
             old = _read_json(self.folder / "meta.json")
             here = machine()  # of this session; an older one may have run other code
@@ -558,7 +498,6 @@ class Run:
             if old.get("git", here["git"]) != here["git"]:
                 _warn(f"{self.folder} was begun with the code of {old['git']}, and goes on with {here['git']}")
             _write_json(self.folder / "meta.json", self._meta)
-            self._use_tensorboard, self._tensorboard = tensorboard, None
             self._before, self._clock = 0.0, time.monotonic()
             self._purge_step = 0  # in the first session too: to TensorBoard's slow loader a first purge is no restart
             self._ready = not any((self.folder / name).exists() for name in (STAGED, CHECKPOINT, PREVIOUS))
@@ -605,36 +544,8 @@ class Run:
             told = ", ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differ)
             raise UserError(f"{self.folder} holds another configuration ({told}); {FRESH}")
 
-    def _start_wandb(self, kwargs: dict, fresh: bool):
-        import wandb
-
-        remedy = "log in with `wandb login`, or set WANDB_MODE=offline and use `wandb sync` later"
-        mode = kwargs.get("mode") or os.environ.get("WANDB_MODE") or "online"
-        if mode == "online" and not wandb.api.api_key:  # wandb.init would ask on the terminal
-            raise UserError(f"W&B is not logged in; {remedy}")
-        ours = {"id": self.digest, "name": self.name, "dir": str(self.folder), "config": self.config}
-        try:  # create_new: the seeds of a batch are runs of one process
-            settings = wandb.Settings(console="off", init_timeout=60)
-            resume = (
-                None if fresh else "allow"
-            )  # a fresh run replaces the one of this id; W&B would drop its early steps
-            run = wandb.init(**{**kwargs, **ours}, resume=resume, reinit="create_new", settings=settings)
-        except (wandb.Error, OSError, TypeError) as error:
-            raise UserError(f"W&B does not start ({str(error).strip()[:200]!r}); {remedy}") from error
-        run.define_metric("*", step_metric="global_step")
-        return run
-
     def _elapsed(self) -> float:
         return self._before + time.monotonic() - self._clock
-
-    def _mirror(self, step: int, to_tensorboard, to_wandb) -> None:
-        """Each given as a function, so that a mirror which is off costs nothing."""
-        if self._use_tensorboard:
-            self._tensorboard_calls.append(to_tensorboard)
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({**to_wandb(wandb), "global_step": step}, step=step)
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Append a row per scalar to scalars.csv, or to perf.csv (keys `perf/...`, which depend on the machine).
@@ -648,20 +559,16 @@ class Run:
                 raise ValueError(f"the key {key!r} holds a comma, a quote or white space")
             rows = self._rows["perf.csv" if key.startswith("perf/") else "scalars.csv"]
             rows.append(f"{step},{key},{value!r},{self._elapsed():.3f}\n")  # repr: equal bits, equal bytes
-        now = time.time()
-        self._mirror(step, lambda w: [w.add_scalar(k, v, step, now) for k, v in values.items()], lambda _: values)
+        for mirror in self._mirrors:
+            mirror.scalars(step, values)
         if sum(map(len, self._rows.values())) > FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def log_image(self, step: int, key: str, path: str | Path) -> None:
         """Mirror the PNG or JPEG at `path` to TensorBoard and W&B; the file itself is the record."""
-        from matplotlib.image import imread
-
         self._require_ready()
-        step, image = int(step), imread(path) if self._use_tensorboard else None  # now: the file may be overwritten
-        self._mirror(
-            step, lambda w: w.add_image(key, image, step, dataformats="HWC"), lambda w: {key: w.Image(str(path))}
-        )
+        for mirror in self._mirrors:
+            mirror.image(int(step), key, path)
 
     def log_histogram(self, step: int, key: str, counts, edges) -> None:
         """Append a histogram to histograms.jsonl and mirror it. counts: n numbers. edges: n + 1, else ValueError."""
@@ -671,13 +578,8 @@ class Run:
             raise ValueError(f"{key}: {len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}")
         row = {"step": int(step), "key": key, "counts": counts.tolist(), "edges": edges.tolist()}
         self._rows["histograms.jsonl"].append(json.dumps(row) + "\n")
-        middles = (edges[1:] + edges[:-1]) / 2
-        numbers = (edges[0], edges[-1], counts.sum(), counts @ middles, counts @ middles**2, edges[1:], counts)
-        self._mirror(
-            int(step),
-            lambda w: w.add_histogram_raw(key, *numbers, global_step=int(step)),
-            lambda wandb: {key: wandb.Histogram(np_histogram=(counts, edges))},
-        )
+        for mirror in self._mirrors:
+            mirror.histogram(int(step), key, counts, edges)
 
     def log_curve(self, step: int, key: str, x, y, **extra) -> None:
         """Append a curve to curves.jsonl, six significant digits. x, y: n numbers each, else ValueError.
@@ -710,7 +612,7 @@ class Run:
             for path in figures.draw_run(self.folder):
                 self.log_image(step, f"plots/{path.stem}", path)
         except Exception as error:
-            _warn(f"no plots of {self.folder} at step {step} ({_reason(error)})")
+            warn_once("plots", f"no plots of {self.folder} at step {step} ({_reason(error)})")
 
     def flush(self) -> None:
         """Write all buffered rows to the disk. Raises UserError if they cannot be written (no half rows are left)."""
@@ -727,14 +629,8 @@ class Run:
                     raise
             rows.clear()
         self._flushed = time.monotonic()
-        if self._tensorboard_calls:
-            with writing(self.folder / "events.out.tfevents"):
-                if self._tensorboard is None:
-                    self._tensorboard = _summary_writer(self.folder, self._purge_step)
-                for call in self._tensorboard_calls:
-                    call(self._tensorboard)
-                self._tensorboard.flush()
-            self._tensorboard_calls.clear()
+        for mirror in self._mirrors:
+            mirror.flush(self._purge_step)
 
     def save_checkpoint(
         self, step: int, state: dict, transitions: dict | None = None, keep_transitions: int | None = None
@@ -954,27 +850,9 @@ class Run:
         self._meta |= {"status": status, "end": _now(), "elapsed_s": round(self._elapsed(), 3), **extra}
         with contextlib.ExitStack() as stack:  # each of these happens even if one before it fails
             stack.callback(self._release_lock)
-            if self._wandb is not None:
-                stack.callback(self._wandb.finish, exit_code=0 if status in ENDED else 1)
-            if self._tensorboard is not None:
-                stack.enter_context(contextlib.suppress(OSError))
-                stack.callback(self._tensorboard.close)
+            for mirror in self._mirrors:
+                stack.callback(mirror.close, status in ENDED)
             _write_json(self.folder / "meta.json", self._meta)
-
-
-def _summary_writer(folder: Path, purge_step: int):
-    from torch.utils.tensorboard import SummaryWriter
-
-    # Its thread prints a traceback for a full disk, which reaches us as well and is told in one line.
-    before = threading.excepthook
-    threading.excepthook = lambda args: None if "_AsyncWriter" in type(args.thread).__name__ else before(args)
-    writer = SummaryWriter(str(folder), purge_step=purge_step)
-    panels = {
-        section: {title: ["Multiline", [f"^({keys})$"]] for title, keys in charts.items()}
-        for section, charts in SECTIONS.items()
-    }
-    writer.add_custom_scalars(panels)
-    return writer
 
 
 # A forked child (a worker of AsyncVectorEnv, say) shares the locks of its parent, and would keep them after its death.
@@ -1035,13 +913,22 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def check_machine(args) -> None:
+    """Raises UserError, before anything is created, unless what --compile and --track need is here (see compiler.py and
+    mirrors.py). `opened` calls it if there is something to train."""
+    if getattr(args, "compile", False):
+        compiler.check_compiler(find_device(args.device))
+    if args.track:
+        mirrors.check_wandb(args.wandb_project)
+
+
 @contextlib.contextmanager
 def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, list[Run]]]]:
     """Opens the unfinished runs, says so of the others, and yields what to train: [(from step, seeds, runs), ...].
 
     The keys of `runs` are seeds, or whatever else tells the runs of a batch apart. While it is open a signal lets the
     loop save and stop (`SaveTimes`). Leaving by an exception marks what is open "failed" (by a signal: "interrupted");
-    both resume. Raises UserError as `Run.open` does, and Stopped.
+    both resume. Raises UserError as `check_machine` and `Run.open` do, and Stopped.
     """
     if job_type.endswith("_atari"):  # SAC's matrices are too small to gain from it
         keep_freed_memory()
@@ -1055,6 +942,8 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
             f"{len(ended)} runs such as {ended[0][0].folder}: finished or diverged already (--fresh starts them anew)"
         )
     seeds = {run: seed for seed, run in runs.items() if run.status() not in ENDED}
+    if seeds:
+        check_machine(args)
     kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
     try:
         with stop_on_signals():
@@ -1073,15 +962,11 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
         raise
 
 
-_NO_VIDEO = set()  # what save_video has told already
-
-
 def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callable, every: int = 4) -> float:
     """Films one episode, every fourth step, at 25 frames a second; returns the episode's return.
 
     make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) -> action (action_dim,).
-    Training does not depend on it: without graphics the reason is one line on stderr, told once for the videos of a
-    folder of runs, and the return is nan.
+    Training does not depend on it: without graphics or ffmpeg the reason is one line on stderr, and the return is nan.
     """
     total, steps, done, frames = 0.0, 0, False, []
     try:
@@ -1093,24 +978,27 @@ def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callab
             obs, reward, terminated, truncated, _ = env.step(policy(obs))
             total, steps, done = total + float(reward), steps + 1, terminated or truncated
         env.close()
-        write_video(path, frames, fps=25)
     except Exception as error:
-        reason = _reason(error)
-        runs_dir = path.parent.parent.parent
-        if (runs_dir, reason) not in _NO_VIDEO:
-            _NO_VIDEO.add((runs_dir, reason))
-            _warn(f"no video {path} ({reason})")
+        warn_once("video", f"no video {path} ({_reason(error)})")
         return float("nan")
+    write_video(path, frames, fps=25)
     return total
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
-    """An mp4 of RGB frames (height, width, 3) uint8. Raises UserError if it cannot be written."""
-    import imageio.v2 as imageio
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
+    """An mp4 of RGB frames (height, width, 3) uint8. Returns whether it was written; if not, the first reason of this
+    process is one line on stderr."""
+    try:
+        import imageio.v2 as imageio
 
-    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         imageio.mimsave(path, frames, fps=fps, macro_block_size=1)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # a part of it
+        warn_once("video", f"no video {path} ({_reason(error)})")
+        return False
+    return True
 
 
 def load_finished(run: Run) -> tuple[int, dict]:
@@ -1123,7 +1011,8 @@ def load_finished(run: Run) -> tuple[int, dict]:
 def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, prefix: str, report, **scalars) -> None:
     """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's `videos/`; mean and
     standard deviation of the returns, further scalars and a metrics.NetworkReport in its `evaluation-<step>/`, which is
-    made anew and has the files and plots of a run's folder. Prints one line. Raises UserError: not writable."""
+    made anew and has the files and plots of a run's folder. Prints one line. Raises UserError: not writable. Without
+    ffmpeg there is no video, and a warning."""
     again = Run(run.folder, f"evaluation-{step}", run.config, exclude=NOT_IDENTITY, fresh=True).open(tensorboard=False)
     mean, std = float(np.mean(returns)), float(np.std(returns))
     again.log(step, {"eval/episodic_return": mean, "eval/episodic_return_std": std, "eval/num_games": len(returns)})
@@ -1132,9 +1021,10 @@ def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, pr
     again.flush()
     again.draw(step)
     again.finish()
-    write_video(path := run.folder / "videos" / f"evaluation-{step}.mp4", screens, fps=15)
+    path = run.folder / "videos" / f"evaluation-{step}.mp4"
+    shown = f"{path} shows a game of {returns[0]:.0f}; " if write_video(path, screens, fps=15) else ""
     told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f} (standard deviation, {len(returns)} games)"
-    print(f"{told}; {path} shows a game of {returns[0]:.0f}; measures: {again.folder}", flush=True)
+    print(f"{told}; {shown}measures: {again.folder}", flush=True)
 
 
 def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report, muted: Sequence = ()) -> None:
@@ -1171,10 +1061,17 @@ def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report, muted:
 
 
 def draw_function_approximation(folders: Sequence[Path], out: Path) -> None:
-    """figures.function_approximation: draws and prints the comparison of function_approximation.py."""
-    import figures
+    """figures.function_approximation: draws and prints the comparison of function_approximation.py.
 
-    figures.function_approximation(folders, out)
+    A failure is one line on stderr: the runs are there, and `figures.py function_approximation` draws them later.
+    """
+    try:
+        import figures
+
+        figures.function_approximation(folders, out)
+    except Exception as error:
+        remedy = "`python figures.py function_approximation` draws them"
+        warn_once("plots", f"no figures in {out} ({_reason(error)}); {remedy}")
 
 
 def log_ntk(runs: Run | Sequence[Run], step: int, prefix: str, ranks: dict[str, torch.Tensor]) -> None:
@@ -1247,7 +1144,10 @@ class Progress:
     def __init__(self, initial: int, total: int, desc: str = ""):
         self.postfix = {}  # what is shown behind the bar
         self._clock, self._clock_step = time.monotonic(), initial
-        self._bar = tqdm(initial=initial, total=total, desc=desc, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(  # ascii: not every terminal has blocks
+            initial=initial, total=total, desc=desc, disable=not on_terminal, dynamic_ncols=True, ascii=True
+        )
 
     def update(self, step: int, **postfix) -> None:
         """Move the bar to `step` and show `postfix`, and what was shown before, behind it."""

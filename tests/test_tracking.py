@@ -3,8 +3,10 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from matplotlib.image import imsave
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from runlog import Run, UserError, config_hash, exit_on_user_error
+from runlog import Run, UserError, config_hash, exit_on_user_error, mirrors
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": [3, 2]}}
 
@@ -57,15 +59,20 @@ def test_tensorboard_off_writes_no_events(tmp_path):
     assert not list(run.folder.glob("events*")) and not (run.folder / "wandb").exists()
 
 
-def test_an_event_file_that_cannot_grow_is_told_in_one_line(tmp_path):
+def test_event_files_that_cannot_grow_are_one_warning_and_the_run_goes_on(tmp_path):
     code = (
         "import sys; sys.path[:0] = ['tests']\n"
         "import test_tracking as t, pathlib\n"
         f"t.fill_the_disk(pathlib.Path({str(tmp_path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done
-    assert done.stderr.startswith("error: cannot write") and "File too large" in done.stderr
+    warning, error = done.stderr.splitlines()
+    assert done.returncode == 2 and warning.startswith("warning: no more TensorBoard events"), done
+    assert "File too large" in warning and error.startswith(f"error: cannot write {tmp_path / 'toy' / 'scalars.csv'}")
+    events = EventAccumulator(str(tmp_path / "toy"), size_guidance={"scalars": 0}).Reload().Scalars("a")
+    rows = (tmp_path / "toy" / "scalars.csv").read_text().splitlines()[1:]
+    assert len(rows) % 100 == 1 and len(rows) > len(events) > 100  # whole blocks of 100, in either
+    assert [event.step for event in events] == list(range(len(events)))
 
 
 @exit_on_user_error()
@@ -76,6 +83,23 @@ def fill_the_disk(root):
         run.log(step, {"a": 1.0})
         if step % 100 == 0:
             run.flush()
+
+
+def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # its import fails
+    run = session(tmp_path, [1, 2])
+    run.finish()
+    other = session(tmp_path, [1, 2], seed=2)
+    other.finish()
+    (line,) = capsys.readouterr().err.splitlines()  # once in a process
+    assert line.startswith("warning: no more TensorBoard events") and "ModuleNotFoundError" in line
+    assert run.status() == other.status() == "finished"
+
+
+def test_a_thread_of_another_keeps_its_traceback(tmp_path, capsys):
+    before = threading.excepthook
+    session(tmp_path, [1]).finish()
+    assert threading.excepthook is before
 
 
 def records(folder):
@@ -115,6 +139,74 @@ def test_wandb_offline_holds_config_group_history_and_image_and_resumes(tmp_path
     assert image.read_bytes() == (first.folder / "kde.png").read_bytes()
 
 
+def own_environment(**extra):
+    """That of a fresh process, which does not share this one's W&B service."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    return {**kept, "WANDB_SILENT": "true", "PYTHONPATH": os.getcwd(), **extra}
+
+
+WANDB_DRILL = """
+import os, signal, subprocess, sys
+import runlog
+root, when = sys.argv[1:]
+def kill_the_service():
+    children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
+    for child in children:
+        name = open(f"/proc/{child}/comm").read() if os.path.exists(f"/proc/{child}/comm") else ""
+        if name.startswith("wandb"):
+            os.kill(int(child), signal.SIGKILL)
+            return
+    raise AssertionError("no service")
+with runlog.exit_on_user_error():
+    runs = [runlog.Run(root, f"toy__s{seed}", {"env_id": "toy", "seed": seed}) for seed in (1, 2, 3)]
+    for run in runs:
+        run.open(wandb_kwargs={"project": "toys"})
+    for step in range(1, 41):
+        for run in runs:
+            run.log(step, {"a": float(step)})
+        if step == 20 and when == "under way":
+            kill_the_service()
+    for run in runs:
+        run.save_checkpoint(40, {}, {"rows": runlog.torch.zeros(3, 2)})
+    if when == "at the end":
+        kill_the_service()
+    runlog.finish(runs, [0, 0, 0], keep_replay=False)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("pgrep"), reason="finds the service with pgrep")
+@pytest.mark.parametrize("when", ["under way", "at the end"])
+def test_the_death_of_wandbs_service_ends_no_run(tmp_path, when):
+    env = own_environment(WANDB_MODE="offline")
+    command = [sys.executable, "-c", WANDB_DRILL, str(tmp_path), when]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 0 and len(lines) == 1 and lines[0].startswith("warning: W&B has failed"), done
+    for seed in (1, 2, 3):
+        folder = tmp_path / f"toy__s{seed}"
+        assert json.loads((folder / "meta.json").read_text())["status"] == "finished"
+        assert not (folder / "replay").exists()
+        rows = (folder / "scalars.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[:3] for row in rows] == [[str(step), "a", f"{step}.0"] for step in range(1, 41)]
+
+
+def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_path):
+    code = (
+        "import os, sys, time, runlog\n"
+        "run = runlog.Run(sys.argv[1], 'toy', {'env_id': 'toy'}).open(wandb_kwargs={'project': 'toys'})\n"
+        "for step in range(1, 31):\n"
+        "    run.log(step, {'a': float(step)})\n"
+        f"time.sleep({2 * mirrors.WANDB_FLUSH_SECONDS})\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    env = own_environment(WANDB_MODE="offline")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, timeout=120)
+    assert done.returncode == -9
+    (folder,) = (tmp_path / "toy" / "wandb").glob("offline-run-*")
+    _, history = records(folder)
+    assert [row["global_step"] for row in history] == list(range(1, 30))  # the newest step waits for the next one
+
+
 def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -124,3 +216,64 @@ def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="WANDB_MODE=offline"):
         run.open(wandb_kwargs={"project": "toys"})
     assert run.status() == "new" and os.listdir(run.folder) == [".lock"]
+
+
+def check_in(folder, body, **env):
+    """What a fresh process in `folder`, at home there, prints that runs `body`, without "wandb: ..." lines."""
+    environment = own_environment(HOME=str(folder), NETRC=str(folder / "none"), **env)
+    code = f"import runlog\nfrom runlog import mirrors\nwith runlog.exit_on_user_error():\n    {body}"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    ask = "print(mirrors.check_wandb('toys'))"
+    for mode in ("offline", "disabled"):  # as `wandb offline` and `wandb disabled` write it
+        (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
+        assert check_in(tmp_path, ask).stdout == f"{mode}\n"
+    assert check_in(tmp_path, ask, WANDB_MODE="dryrun").stdout == "offline\n"  # the variable comes first
+
+
+@pytest.mark.parametrize(
+    ("project", "env", "told"),
+    [
+        ("toys", {"WANDB_MODE": "bogus"}, ["WANDB_MODE=bogus", "online, offline or disabled"]),
+        ("toys", {}, ["--track", "not logged in", "WANDB_MODE=offline"]),
+        ("toys", {"WANDB_API_KEY": "short"}, ["--track", "40", "WANDB_MODE=offline"]),
+        ("a/b", {"WANDB_MODE": "offline"}, ["--wandb-project a/b", "cannot contain"]),
+        ("toys", {"WANDB_MODE": "offline", "WANDB_TAGS": 70 * "x"}, ["--track", "run_tags", "64 characters"]),
+    ],
+)
+def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, project, env, told):
+    body = "import sac_continuous as s; args = s.Args(track=True, compile=False, runs_dir='runs', "
+    body += f"wandb_project={project!r}); runlog.opened(runlog.make_runs(args, 'sac'), args, 'sac').__enter__()"
+    done = check_in(tmp_path, body, **env)
+    assert done.returncode == 2 and done.stdout == "", done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and all(part in line for part in told), line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_wandb_the_error_has_the_pip_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"--track: cannot import wandb .*pip install 'wandb>="):
+        mirrors.check_wandb("toys")
+
+
+def test_names_for_wandb_are_as_long_as_its_server_takes():
+    first, second = "metaworld/" + 60 * "reach-v3," + "x", "metaworld/" + 60 * "reach-v3," + "y"
+    assert mirrors.shortened("toy relu 0123", 128) == "toy relu 0123" and mirrors.shortened(128 * "x", 128) == 128 * "x"
+    assert len(mirrors.shortened(first, 128)) == 128 and mirrors.shortened(first, 128).startswith("metaworld/reach")
+    assert mirrors.shortened(first, 128) != mirrors.shortened(second, 128)
+
+
+def test_long_names_reach_wandb_shortened(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    kwargs = {"project": "toys", "group": 200 * "g", "job_type": 100 * "j", "tags": [80 * "t"]}
+    run = session(tmp_path, [1, 2], seed=77, wandb_kwargs=kwargs)  # an id that no other test uses
+    run.finish()
+    (folder,) = (run.folder / "wandb").glob("offline-run-*")
+    header, _ = records(folder)
+    assert len(header["run_group"]) == 128 and len(header["job_type"]) == 64 and [*map(len, header["tags"])] == [64]

@@ -1,0 +1,93 @@
+"""What torch.compile needs of the machine: a compiler, Python's headers, a folder for what it compiles."""
+
+import atexit
+import getpass
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+
+import torch
+
+from runlog.terminal import UserError, reason, warn_once
+
+INSTALL = "`apt install g++ python3-dev`, `conda install cxx-compiler` or, on macOS, `xcode-select --install`"
+
+
+def check_compiler(device: torch.device) -> None:
+    """For a run with --compile: raises UserError, with what to install, unless this machine can compile.
+
+    On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++), on CUDA Triton builds a C module
+    ($CC, else gcc or clang; never tried on a GPU machine). Either takes 0.3 s. Also finds a folder for compiled code.
+    """
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # torch's own switch: nothing is compiled
+        return
+    _find_cache()
+    if device.type == "cuda":
+        candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang", "cc"]
+        compiler = next((name for name in candidates if shutil.which(name)), None)
+        language, variable = "c", "CC"
+    else:
+        candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+        compiler = _inductors_compiler()
+        language, variable = "c++", "CXX"
+    if compiler is None:
+        names = " or ".join(candidates)
+        raise UserError(_told(f"no working {language.upper()} compiler ({names})", variable))
+    include = sysconfig.get_path("include")
+    command = [compiler, "-fsyntax-only", "-I", include, "-x", language, "-"]
+    try:
+        done = subprocess.run(command, input="#include <Python.h>\n", capture_output=True, text=True)
+        complaint = done.stderr if done.returncode else ""
+    except OSError as error:
+        complaint = str(error)
+    if complaint:
+        lines = [line.strip() for line in complaint.splitlines() if "error" in line.lower()] or [complaint.strip()]
+        raise UserError(_told(f"{compiler} cannot compile a file with Python.h ({lines[0][:200]})", variable))
+
+
+def _told(problem: str, variable: str) -> str:
+    return f"--compile: {problem}; use --no-compile, install one ({INSTALL}), or set {variable} to one that works"
+
+
+def _inductors_compiler() -> str | None:
+    """The C++ compiler that torch.compile will call."""
+    from torch._inductor import cpp_builder
+
+    try:
+        return cpp_builder.get_cpp_compiler()
+    except Exception:  # torch's own type, or a permission
+        return None
+
+
+def _find_cache() -> None:
+    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written. Its modules make
+    theirs when they are imported, so this comes before."""
+    try:
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _default_cache()
+        os.makedirs(cache, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return
+    except OSError as error:
+        problem = reason(error)
+    try:
+        folder = tempfile.mkdtemp(prefix="torchinductor_")
+    except OSError as error:
+        raise UserError(
+            f"--compile: no writable folder for compiled code ({problem}; {reason(error)}); "
+            "set TORCHINDUCTOR_CACHE_DIR to one, or use --no-compile"
+        ) from None
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    warn_once("cache", f"torch.compile cannot keep compiled code ({problem}); using {folder} for this process")
+
+
+def _default_cache() -> str:
+    """Where torch.compile keeps what it has compiled, unless told otherwise."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, ModuleNotFoundError, OSError):  # a container whose user has no name
+        user = f"uid_{os.getuid()}"
+    return os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))

@@ -1,0 +1,341 @@
+"""What a run shows elsewhere: TensorBoard's event files and Weights & Biases (docs/dashboards.md, docs/runs.md).
+
+Both mirror a run's scalars.csv, histograms.jsonl and plots. They are optional: whatever fails in one of them is one
+warning on stderr, that mirror stops, and the training goes on. Only at the start is a mistake an error.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from runlog.terminal import UserError, reason, warn_once
+
+WANDB_VERSION = "wandb>=0.31,<0.32"  # as in requirements.txt
+WANDB_MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
+WANDB_MODES |= {"disabled": "disabled"}
+# Characters that its server takes at most. Offline nothing tells before `wandb sync`.
+WANDB_LENGTHS = {"name": 128, "group": 128, "job_type": 64}
+WANDB_TAG_LENGTH = 64
+WANDB_FLUSH_SECONDS = 1.0  # what a kill may lose of an offline run
+WANDB_FINISH_SECONDS = 600.0  # what a lost connection may cost at the end of each run
+# The dashboards, TensorBoard's custom scalars and W&B's workspace: section -> panel -> regular expression of whole keys
+SECTIONS = {
+    "Returns": {
+        "evaluation return": "eval/(task[0-9]+/)?episodic_return",
+        "evaluation success rate": "eval/(task[0-9]+/)?success",
+        "training return": "charts/episodic_return",
+        "tasks in a row: average, forgetting, plasticity": "sequence/(average|forgetting|plasticity)",
+        "accuracy on a task: online, end, test": "charts/(online|end|test)_accuracy",
+        "regression error": "(eval|losses)/mse",
+    },
+    "Value bias": {
+        "overestimation: Q minus return": "overestimation/mean",
+        "overestimation over max(|return|, 10)": "overestimation/normalised",
+        "overestimation: standard deviation over states": "overestimation/std",
+        "mean value on the batch": "losses/(q|value)_mean",
+        "loss of the values": "losses/(qf|td|value)_loss",
+        "Q from dead neurons, live neurons, bias": "q_split/(dead|live|bias)",
+    },
+    "Network health": {
+        "dead share (KDE)": "network/.+/dead_share",
+        "dead share of the branches": "network/.+/branch[0-9]+_dead_share",
+        "dormant share (ReDo)": "network/.+/dormant_share",
+        "dormant share, mean taken off": "network/.+/dormant_share_centred",
+        "effective rank (srank)": "network/.+/srank",
+        "rank of the tangent kernel": "(network/.+|task_start|task_end)/ntk_srank",
+        "feature norm": "network/.+/feature_norm",
+        "weight norm, whole network": "network/[^/]+/weight_norm",
+        "gradient norm, whole network": "network/[^/]+/gradient_norm",
+        "neurons recycled by ReDo": "redo/recycled_share",
+    },
+    "Activation shapes": {
+        "gradient norm of the coefficients": "network/[^/]+/coefficient_gradient_norm",
+        "numerator norm": "network/.+/(branch[0-9]+_)?numerator_norm",
+        "denominator norm": "network/.+/(branch[0-9]+_)?denominator_norm",
+        "constraint scale c": "network/.+/(branch[0-9]+_)?c_min",
+        "smallest denominator": "network/.+/(branch[0-9]+_)?q_min",
+        "largest output": "network/.+/(branch[0-9]+_)?f_max",
+        "pre-activations: 1 % and 99 % quantile": "network/.+/preact_q(01|99)",
+    },
+    "Throughput": {
+        "environment steps per second": "perf/sps",
+        "updates per second": "perf/updates_per_second",
+    },
+}
+
+
+class TensorBoard:
+    """The event files of one run. Events are collected, and written by `flush` in one piece."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._path = None  # of this session's event file; made by the first flush that has something to write
+        self._works = True
+        self._pending = []  # (step, wall time, function from torch's summary module to a summary)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._add(step, functools.partial(_scalar_summary, key, value))
+
+    def image(self, step: int, key: str, path: Path) -> None:
+        """The file is read now: it may be overwritten."""
+        if not self._works:
+            return
+        try:
+            encoded = Path(path).read_bytes()
+        except OSError as error:
+            self._stop(error)
+            return
+        self._add(step, functools.partial(_image_summary, key, encoded))
+
+    def histogram(self, step: int, key: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        self._add(step, functools.partial(_histogram_summary, key, counts, edges))
+
+    def flush(self, purge_step: int) -> None:
+        """Write what has come since the last flush.
+
+        purge_step: events of earlier sessions from this step on are hidden; it counts at the first flush only.
+        """
+        if not self._pending:
+            return
+        try:
+            self._write(purge_step)
+        except Exception as error:
+            self._stop(error)
+        self._pending.clear()
+
+    def close(self, ended: bool) -> None:
+        """Nothing is open between two flushes."""
+
+    def _add(self, step: int, summarise: Callable) -> None:
+        if self._works:
+            self._pending.append((step, time.time(), summarise))
+
+    def _stop(self, error: Exception) -> None:
+        self._works = False
+        self._pending.clear()
+        warn_once("TensorBoard", f"no more TensorBoard events of {self._folder} ({reason(error)}); scalars.csv goes on")
+
+    def _write(self, purge_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        content = io.BytesIO()
+        records = RecordWriter(content)
+
+        def write(**fields) -> None:
+            records.write(Event(**fields).SerializeToString())
+
+        path = self._path
+        if path is None:
+            path = _event_path(self._folder)
+            start = SessionLog(status=SessionLog.START)
+            write(wall_time=time.time(), file_version="brain.Event:2")
+            write(wall_time=time.time(), step=purge_step, session_log=start)
+            write(wall_time=time.time(), summary=summary.custom_scalars(_layout()))
+        for step, wall_time, summarise in self._pending:
+            write(wall_time=wall_time, step=step, summary=summarise(summary))
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            data = content.getbuffer()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(size)  # half a record would hide all that follow
+                raise
+        self._path = path
+
+
+def _event_path(folder: Path) -> Path:
+    """TensorBoard reads a folder's files in the order of their names: seconds, then a number."""
+    number = len(list(folder.glob("events.out.tfevents.*")))
+    return folder / f"events.out.tfevents.{int(time.time()):010d}.{number:04d}.{socket.gethostname()}.{os.getpid()}"
+
+
+def _layout() -> dict:
+    """SECTIONS as TensorBoard's custom scalars take them."""
+    layout = {}
+    for section, panels in SECTIONS.items():
+        layout[section] = {title: ["Multiline", [f"^({keys})$"]] for title, keys in panels.items()}
+    return layout
+
+
+def _scalar_summary(key: str, value: float, summary):
+    return summary.scalar(key, value)
+
+
+def _image_summary(key: str, encoded: bytes, summary):
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(encoded))
+    shown = summary.Summary.Image(
+        height=image.height, width=image.width, colorspace=len(image.getbands()), encoded_image_string=encoded
+    )
+    return summary.Summary(value=[summary.Summary.Value(tag=key, image=shown)])
+
+
+def _histogram_summary(key: str, counts: np.ndarray, edges: np.ndarray, summary):
+    middles = (edges[1:] + edges[:-1]) / 2
+    total = counts.sum()
+    first_moment = counts @ middles
+    second_moment = counts @ middles**2
+    numbers = (edges[0], edges[-1], total, first_moment, second_moment)
+    return summary.histogram_raw(key, *numbers, bucket_limits=edges[1:].tolist(), bucket_counts=counts.tolist())
+
+
+class Wandb:
+    """One run's mirror in Weights & Biases; `start_wandb` makes it."""
+
+    def __init__(self, run):
+        self._run = run  # None once it has failed
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._log(step, lambda wandb: values)
+
+    def image(self, step: int, key: str, path: Path) -> None:
+        self._log(step, lambda wandb: {key: wandb.Image(str(path))})
+
+    def histogram(self, step: int, key: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        self._log(step, lambda wandb: {key: wandb.Histogram(np_histogram=(counts, edges))})
+
+    def flush(self, purge_step: int) -> None:
+        """W&B writes by itself, every WANDB_FLUSH_SECONDS."""
+
+    def close(self, ended: bool) -> None:
+        """Send the rest; ended: whether the run is finished or diverged, rather than interrupted or failed."""
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=0 if ended else 1)
+        except Exception as error:
+            self._stop(error)
+        self._run = None
+
+    def _log(self, step: int, make: Callable) -> None:
+        if self._run is None:
+            return
+        import wandb
+
+        try:
+            values = make(wandb)
+        except Exception as error:
+            warn_once("W&B's value", f"W&B does not get a value of step {step} ({reason(error)})")
+            return
+        try:
+            self._run.log({**values, "global_step": step}, step=step)
+        except Exception as error:
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        self._run = None
+        warn_once("W&B", f"W&B has failed ({reason(error)}); going on without it, scalars.csv has every value")
+        import wandb
+
+        try:  # else its own hook fails at the exit of Python, with a traceback
+            wandb.teardown()
+        except (Exception, SystemExit):
+            return
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text` of at most `limit` characters; a longer one keeps its beginning and ends with a digest of the whole."""
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10]
+    return f"{text[: limit - 11]}-{digest}"
+
+
+def check_wandb(project: str | None = None, mode: str | None = None) -> str:
+    """W&B's mode here: "online", "offline" or "disabled", from `mode`, WANDB_MODE or the file that `wandb offline` and
+    `wandb disabled` write, in this order.
+
+    Raises UserError: wandb is missing or of another version; its settings, or the project's name, are wrong; it is
+    online, and not logged in or not to be reached.
+    """
+    try:
+        import wandb
+        from wandb.sdk import wandb_setup
+    except Exception as error:
+        raise UserError(f"--track: cannot import wandb ({reason(error)}); `pip install '{WANDB_VERSION}'`") from error
+    version = tuple(int(part) for part in wandb.__version__.split(".")[:2] if part.isdigit())
+    if version < (0, 31):
+        raise UserError(f"--track: wandb {wandb.__version__} is too old; `pip install '{WANDB_VERSION}'`")
+    asked = os.environ.get("WANDB_MODE")
+    if asked and asked not in WANDB_MODES:
+        raise UserError(f"WANDB_MODE={asked}: unknown; use online, offline or disabled, or unset it")
+    try:
+        filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
+    except Exception as error:
+        raise UserError(f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)}); mend or unset it") from None
+    try:
+        wandb.Settings(project=project)
+    except Exception as error:
+        raise UserError(f"--wandb-project {project}: {_wandb_reason(error)}") from None
+    mode = WANDB_MODES.get(mode or asked or filed, "online")  # wandb itself warns of a wrong mode in the file
+    if mode == "online":
+        _log_in()
+    return mode
+
+
+def _wandb_reason(error: Exception) -> str:
+    """A validation error has a line for the setting and one for the reason, then the input, which may be long."""
+    lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
+    return ": ".join(lines[-2:]).partition(" [type=")[0][:300]
+
+
+@functools.cache  # once logged in, a process stays so; a failure is an exception, which is not kept
+def _log_in() -> None:
+    """Raises UserError unless W&B's server accepts a stored key. Never asks on the terminal."""
+    import wandb
+
+    remedy = "log in with `wandb login`, or set WANDB_MODE=offline and use `wandb sync` later"
+    try:
+        logged_in = wandb.login(prompt=False)
+    except Exception as error:
+        raise UserError(f"--track: W&B refuses the login ({str(error).strip()[:200]!r}); {remedy}") from None
+    if not logged_in:
+        raise UserError(f"--track: W&B is not logged in; {remedy}")
+
+
+def start_wandb(kwargs: dict, digest: str, name: str, folder: Path, config: dict, fresh: bool) -> Wandb | None:
+    """A run of W&B with the id `digest`, which goes on if that exists (unless fresh); None where W&B is disabled.
+
+    kwargs: project, entity, group, tags, mode, ... of `wandb.init`. Raises UserError as check_wandb does, and if W&B
+    does not start.
+    """
+    mode = check_wandb(kwargs.get("project"), kwargs.get("mode"))
+    if mode == "disabled":
+        warn_once("disabled", "--track does nothing: W&B is disabled here (WANDB_MODE, or `wandb disabled`)")
+        return None
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    options = {"console": "off", "init_timeout": 60, "x_transaction_log_flush_interval": WANDB_FLUSH_SECONDS}
+    if not wandb_setup.singleton().settings.finish_timeout:  # the user has set none
+        options["finish_timeout"] = WANDB_FINISH_SECONDS
+    ours = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
+    ours["resume"] = None if fresh else "allow"  # a fresh run replaces the one of this id; W&B would drop early steps
+    given = {**kwargs, **ours}
+    for key, limit in WANDB_LENGTHS.items():
+        if given.get(key):
+            given[key] = shortened(given[key], limit)
+    if given.get("tags"):
+        given["tags"] = [shortened(tag, WANDB_TAG_LENGTH) for tag in given["tags"]]
+    known = {key: value for key, value in options.items() if key in wandb.Settings.model_fields}
+    try:
+        settings = wandb.Settings(**known)
+        run = wandb.init(**given, reinit="create_new", settings=settings)  # create_new: a process has several runs
+        run.define_metric("*", step_metric="global_step")
+    except Exception as error:
+        remedy = "set WANDB_MODE=offline and use `wandb sync` later, or leave --track out"
+        raise UserError(f"--track: W&B does not start ({str(error).strip()[:200]!r}); {remedy}") from error
+    return Wandb(run)

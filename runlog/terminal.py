@@ -1,0 +1,139 @@
+"""What a program says: one-line errors and warnings, on streams that may be closed, full or not UTF-8."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+
+_warned = set()  # subjects of `warn_once` in this process
+
+
+class UserError(ValueError):
+    """A user's mistake, or a state of the machine that only the user can change: one line that says what would do."""
+
+
+def warn(text: str) -> None:
+    """Print one line `warning: ...` on stderr; where that cannot be written nothing happens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def warn_once(subject: str, text: str) -> None:
+    """`warn`, but only the first time in this process that something is wrong with `subject`."""
+    if subject not in _warned:
+        _warned.add(subject)
+        warn(text)
+
+
+def reason(error: BaseException) -> str:
+    """Type and first line of an exception, for the parentheses of a message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].strip()
+
+
+class _Guarded:
+    """A text stream that loses what cannot be written instead of raising an exception. In everything else it is the
+    stream itself."""
+
+    def __init__(self, stream, name: str, matters: bool):
+        self._stream = stream
+        self._name = name
+        self._matters = matters
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._losses():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with self._losses():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _losses(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            told = getattr(error, "strerror", None) or str(error)
+            nobody_reads = getattr(error, "errno", None) == errno.EPIPE
+            if self._matters and not nobody_reads:
+                raise UserError(f"cannot write to {self._name}: {told}; send it elsewhere or free some space") from None
+            if self._name == "stdout" and self._stream is not sys.stderr:
+                warn_once("stdout", f"cannot write to stdout ({told}); going on without")
+
+    def settle(self) -> None:
+        """Send what is still buffered to nowhere if it cannot be written: at its exit Python would complain, and
+        change the exit code."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+                self._stream.flush()
+
+
+def _opened_nowhere():
+    """A stream for one that was closed before Python started. The free descriptors up to 2 are taken, so that no other
+    file gets them, and child processes have them."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    return os.fdopen(descriptor, "w")
+
+
+@contextlib.contextmanager
+def guarded_output(stdout_matters: bool = False) -> Iterator[None]:
+    """stdout and stderr that never raise: a closed pipe, a lost terminal or a full disk loses output, and is one
+    warning on stderr. Characters that the terminal does not have are written as escapes.
+
+    stdout_matters: stdout is what the program is for; only a reader that has left (`| head`) may lose some of it, and
+    any other failure is a UserError.
+    """
+    before = {"stdout": sys.stdout, "stderr": sys.stderr}
+    errors = {}
+    guards = []
+    for name, stream in before.items():
+        if stream is None:
+            stream = _opened_nowhere()
+        if hasattr(stream, "reconfigure"):
+            errors[name] = stream.errors
+            stream.reconfigure(errors="backslashreplace")
+        guards.append(_Guarded(stream, name, stdout_matters and name == "stdout"))
+        setattr(sys, name, guards[-1])
+    try:
+        yield
+    finally:
+        for guard in guards:
+            guard.settle()
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+            if name in errors and stream is not None and not stream.closed:
+                stream.reconfigure(errors=errors[name])
+
+
+@contextlib.contextmanager
+def exit_on_user_error(stdout_matters: bool = False) -> Iterator[None]:
+    """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or decorator.
+
+    A Ctrl-C before or after the training (in it, see `runlog.opened`) ends with exit code 130, without a traceback.
+    Inside, output that cannot be written ends nothing; see `guarded_output` for it and for stdout_matters.
+    """
+    with guarded_output(stdout_matters):
+        try:
+            yield
+            sys.stdout.flush()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None

@@ -1,0 +1,189 @@
+"""Output that cannot be written, terminals without Unicode, machines that cannot compile: `pytest -q
+tests/test_terminal.py`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch._inductor.config as inductor_config
+
+import runlog
+from runlog import compiler, terminal
+
+TALK = "import sys, runlog\nwith runlog.exit_on_user_error({}):\n    for i in range(3000): print('line', i, flush={})\n"
+
+
+def talk(matters="", flush=True, **pipes):
+    """A program of 3,000 lines; 25 kB are more than Python's buffer and less than a pipe's."""
+    command = [sys.executable, "-c", TALK.format(matters, flush)]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    return subprocess.run(command, env=env, text=True, timeout=60, **pipes)
+
+
+def closed_pipe():
+    """The end to write to of a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_reader_that_leaves_ends_nothing(flush):
+    write = closed_pipe()
+    done = talk(flush=flush, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 0 and done.stderr.splitlines() in (
+        ["warning: cannot write to stdout (Broken pipe); going on without"],
+        [],  # nothing was written before the end
+    )
+    assert flush is False or done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_ends_a_training_and_not_a_table(tmp_path):
+    with open("/dev/full", "w") as full:
+        training = talk(stdout=full, stderr=subprocess.PIPE)
+        table = talk("stdout_matters=True", stdout=full, stderr=subprocess.PIPE)
+        both = talk(stdout=full, stderr=full)
+    assert training.returncode == 0 and "warning: cannot write to stdout (No space left" in training.stderr
+    assert training.stderr.count("\n") == 1
+    assert table.returncode == 2 and table.stderr.startswith("error: cannot write to stdout: No space left")
+    assert table.stderr.count("\n") == 1 and both.returncode == 0
+
+
+def test_streams_that_are_closed_from_the_start(tmp_path):
+    body = "print('x'); print('y', file=sys.stderr); progress = runlog.Progress(0, 3); progress.update(1)"
+    body += f"; open({str(tmp_path / 'file')!r}, 'w').write(str(open({str(tmp_path / 'file')!r}).fileno()))"
+    (tmp_path / "file").write_text("")
+    code = f"import sys, runlog\nwith runlog.exit_on_user_error():\n    {body}"
+    command = f'"{sys.executable}" -c "$CODE" >&- 2>&-'
+    env = {**os.environ, "CODE": code, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(["sh", "-c", command], env=env, timeout=60)
+    assert done.returncode == 0 and int((tmp_path / "file").read_text()) > 2  # no file is taken for stdout
+
+
+def test_an_error_keeps_its_exit_code_without_stderr():
+    write = closed_pipe()
+    code = "import runlog\nwith runlog.exit_on_user_error(): raise runlog.UserError('x')"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=write)
+    os.close(write)
+    assert done.returncode == 2
+
+
+def test_streams_are_given_back(capsys):
+    before = sys.stdout, sys.stderr, sys.stdout.errors
+    with runlog.exit_on_user_error():
+        print("told")
+        assert sys.stdout is not before[0] and sys.stdout.encoding == before[0].encoding
+    assert (sys.stdout, sys.stderr, sys.stdout.errors) == before and capsys.readouterr().out == "told\n"
+
+
+def test_characters_that_the_terminal_lacks_are_escaped():
+    code = "import runlog\nwith runlog.exit_on_user_error(): print('r\xfcns')"
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "r\\xfcns\n"), done
+
+
+def test_a_wrong_flag_is_told_alike_without_unicode(capsys, monkeypatch):
+    import sac_continuous
+
+    told = []
+    for encoding in ("utf-8", "ascii"):
+        with open(os.devnull, "w", encoding=encoding) as stdout, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            with pytest.raises(SystemExit):
+                runlog.parse_args(sac_continuous.Args, ["--sed", "3"])
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1] and told[0].startswith("error: Unrecognized options: --sed, 3; Perhaps you meant: --seed")
+
+
+def test_the_bar_is_ascii(monkeypatch):
+    class Terminal:
+        encoding = "utf-8"
+        written = ""
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            self.written += text
+
+        def flush(self):
+            pass
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = runlog.Progress(0, 10, "toy")
+    progress._bar.mininterval = 0
+    progress.update(5)
+    progress.close()
+    assert "50%" in stream.written and stream.written.isascii()
+
+
+def test_warnings_of_a_subject_come_once(capsys):
+    for text in ("first", "second"):
+        terminal.warn_once("plots", text)
+    terminal.warn_once("video", "third")
+    assert capsys.readouterr().err == "warning: first\nwarning: third\n"
+
+
+def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "imageio.v2", None)  # its import fails
+    assert runlog.write_video(tmp_path / "videos" / "step-1.mp4", [], fps=15) is False
+    assert runlog.write_video(tmp_path / "videos" / "step-2.mp4", [], fps=15) is False
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}") and "imageio" in line
+
+
+# ---- the compiler ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_one_line_says_what_would_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    with inductor_config.patch({"cpp.cxx": (None, "/nonexistent/g++")}), pytest.raises(runlog.UserError) as told:
+        compiler.check_compiler(torch.device("cpu"))
+    text = str(told.value)
+    assert "\n" not in text and "/nonexistent/g++" in text and "--no-compile" in text and "apt install g++" in text
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # then nothing is compiled
+    compiler.check_compiler(torch.device("cpu"))
+
+
+def test_a_compiler_that_fails_is_told_with_its_reason(monkeypatch, tmp_path):
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'fatal error: no Python.h' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    told = r"cannot compile a file with Python\.h \(fatal error: no Python\.h\)"
+    with inductor_config.patch({"cpp.cxx": (None, str(broken))}), pytest.raises(runlog.UserError, match=told):
+        compiler.check_compiler(torch.device("cpu"))
+
+
+def test_triton_needs_a_c_compiler(monkeypatch):
+    monkeypatch.setenv("CC", "/nonexistent/gcc")
+    with pytest.raises(runlog.UserError, match=r"no working C compiler \(/nonexistent/gcc\)"):
+        compiler.check_compiler(torch.device("cuda"))
+
+
+def test_a_cache_that_cannot_be_written_is_replaced(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(compiler.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nope")
+    compiler._find_cache()
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.parent == tmp_path and folder.is_dir()
+    assert capsys.readouterr().err.startswith("warning: torch.compile cannot keep compiled code (FileNotFoundError")
+    compiler._find_cache()  # that one is good
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and capsys.readouterr().err == ""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nope")
+    monkeypatch.setattr(compiler.tempfile, "tempdir", "/proc/nope")
+    with pytest.raises(runlog.UserError, match="set TORCHINDUCTOR_CACHE_DIR"):
+        compiler._find_cache()
+
+
+def test_the_default_cache_is_torchs(monkeypatch):
+    from torch._inductor.runtime import cache_dir_utils
+
+    assert compiler._default_cache() == cache_dir_utils.default_cache_dir()
