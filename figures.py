@@ -19,7 +19,7 @@ import sys
 import textwrap
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -69,53 +69,317 @@ def style(activation: str) -> dict:
     return dict(zip(("color", "linestyle", "marker"), STYLES.get(name, other)))
 
 
-def read_config(folder: Path) -> dict:
-    """config.json of a run folder, with its `status`. Raises UserError if it is none."""
+# ---- reading run folders: every figure and table gets its runs through here ----------------------------------------
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that holds an object. Raises UserError: missing, not readable, or no object."""
     try:
-        config, meta = (json.loads((folder / name).read_text()) for name in ("config.json", "meta.json"))
-        config = {"activation": "?", "env_id": "?", "seed": 0, **config, "status": meta.get("status", "?")}
-        return config | {"env_id": runlog.env_name(config["env_id"])}  # a sequence of tasks is a list there
-    except (OSError, ValueError):
-        raise runlog.UserError(f"{folder}: is no run folder; give one that holds config.json and meta.json") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror or error}; give a run folder that has it") from None
+    except (ValueError, RecursionError):
+        raise runlog.UserError(f"{path}: is no JSON; restore it, or train the run again") from None
+    if not isinstance(content, dict):
+        raise runlog.UserError(f"{path}: is no JSON object; restore it, or train the run again")
+    return content
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run. A start that failed leaves one with only `.lock` (or config.json, at most)."""
+    return any((folder / name).exists() for name in ("meta.json", "scalars.csv"))
+
+
+def run_folders_in(root: Path, pattern: str) -> list[Path]:
+    """The run folders in a folder whose names match a pattern, sorted; what failed starts left behind is skipped."""
+    return [path for path in sorted(Path(root).glob(pattern)) if path.is_dir() and is_run(path)]
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a run folder, with its `status`. Raises UserError if it is none, or a setting that every figure
+    uses is of the wrong kind."""
+    if not (folder / "config.json").exists() or not (folder / "meta.json").exists():
+        raise runlog.UserError(f"{folder}: is no run folder; give one that holds config.json and meta.json")
+    status = read_json(folder / "meta.json").get("status", "?")
+    config = {"activation": "?", "env_id": "?", "seed": 0, **read_json(folder / "config.json"), "status": status}
+    if isinstance(config["env_id"], list) and all(isinstance(part, str) for part in config["env_id"]):
+        config["env_id"] = runlog.env_name(config["env_id"])  # a sequence of tasks is a list there
+    kinds = {"activation": str, "env_id": str, "seed": int, "status": str, "rational": dict}
+    kinds |= {"learning_rate": (int, float), "utd": (int, float)}
+    for key, kind in kinds.items():
+        value = config.get(key)
+        if key in config and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise runlog.UserError(f"{folder}: its {key} is {value!r}; give a run folder as the scripts write it")
+    return config
+
+
+@dataclass
+class Loaded:
+    """A run folder, read."""
+
+    folder: Path
+    config: dict  # with "status"
+    scalars: dict[str, np.ndarray]
+    meta: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_diverged(self) -> bool:
+        return self.config["status"] == "diverged"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.config["status"] in runlog.ENDED
+
+    def setting(self, key: str, kind=(int, float)):
+        """A setting that a figure cannot do without. Raises UserError: missing, or of another kind."""
+        value = self.config.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            told = f"its {key} is {value!r}" if key in self.config else f"has no {key}"
+            raise runlog.UserError(f"{self.folder / 'config.json'}: {told}; restore the file, or move the run away")
+        return value
+
+    def provenance(self) -> dict[str, object]:
+        """Seconds, memory, commit, machine and versions of meta.json; "" for what is not there."""
+        parts = {key: self.meta.get(key) for key in ("git", "hardware", "versions")}
+        parts = {key: part if isinstance(part, dict) else {} for key, part in parts.items()}
+        own = {name: self.meta.get(name, "") for name in ("elapsed_s", "peak_memory_mb")}
+        own |= {"git": parts["git"].get("commit", ""), "dirty": parts["git"].get("dirty", "")}
+        own |= {"cpu": parts["hardware"].get("cpu", "")}
+        return own | {name: parts["versions"].get(name, "") for name in ("torch", "gymnasium")}
+
+    def series(self, key: str) -> np.ndarray:
+        """(rows, 3) of step, value, wall time; rows with a finite value."""
+        rows = self.scalars.get(key, np.zeros((0, 3)))
+        return rows[np.isfinite(rows[:, 1])]
+
+    def last(self, pattern: str, column: int = 1, until: float = np.inf) -> float:
+        """Mean over the keys that match of a column of their last row with a finite value, of those up to a step; NaN
+        without any."""
+        values = []
+        for key in self.scalars:
+            if re.fullmatch(pattern, key):
+                rows = self.series(key)
+                rows = rows[rows[:, 0] <= until]
+                values += rows[-1:, column].tolist()
+        return float(np.mean(values)) if values else np.nan
+
+
+def read_run(folder: str | Path, keys: str = "[^,]+") -> Loaded:
+    """A run, of which scalars.csv is read for keys that match a pattern.
+
+    Raises UserError, so that nothing is drawn from a part of a run, or from one twice: the folder is a copy under
+    another name; a file is missing, cut short or broken; an ended run's rows do not reach its end.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    meta = read_json(folder / "meta.json")
+    _check_name(folder, meta)
+    run = Loaded(folder, config, {}, meta)
+    text = _text(folder / "scalars.csv")
+    if run.has_ended:
+        _check_end(run, text)
+    run.scalars = _scalars(folder / "scalars.csv", text, keys)
+    return run
+
+
+def _check_name(folder: Path, meta: dict) -> None:
+    """Raises UserError if meta.json is of a run of another name or hash: the folder is a copy, or was renamed. The
+    hash is not computed again: older runs have been hashed over other keys."""
+    there = folder.resolve().name
+    digest = re.search(r"__([0-9a-f]{10})$", there)
+    same_hash = digest is None or meta.get("hash", digest[1]) == digest[1]
+    if meta.get("name", there) != there or not same_hash:
+        told = f"holds the run {meta.get('name', meta.get('hash'))} by its meta.json: a copy, or renamed"
+        raise runlog.UserError(f"{folder}: {told}; give it that name again, or move it away")
+
+
+def _check_end(run: Loaded, text: str) -> None:
+    """Raises UserError unless the rows of scalars.csv reach the end of this ended run, as far as it is known: by
+    meta.json's last_step, the run's length and the last steps of its other files."""
+    path = run.folder / "scalars.csv"
+    remedy = f"the run is {run.config['status']}; restore the file, or train the run again with --fresh"
+    if not text:
+        raise runlog.UserError(f"{path}: is {'empty' if path.exists() else 'missing'}, but {remedy}")
+    if not text.endswith("\n"):
+        raise runlog.UserError(f"{path}: ends within a row, but {remedy}")
+    start = text.rfind("\n", 0, len(text) - 1) + 1
+    found = re.match("[0-9]+", text[start:])
+    last = int(found[0]) if found else -1
+    due = _due_step(run)
+    if found:  # curves and histograms come with rows of their step
+        due = max(due, *(_last_step(run.folder / name) for name in ("curves.jsonl", "histograms.jsonl")))
+    if last < due:
+        told = f"ends at step {last:,}" if found else "has no rows"
+        raise runlog.UserError(f"{path}: {told}, but should reach step {due:,}; {remedy}")
+    num_tasks = run.config.get("num_tasks")
+    if run.config["status"] == "finished" and isinstance(num_tasks, int) and ",charts/task," in text:
+        done = re.findall(r"^[0-9]+,charts/task,([0-9]+)", text, re.M)
+        if done and int(done[-1]) < num_tasks:
+            raise runlog.UserError(f"{path}: ends after task {done[-1]} of {num_tasks}; {remedy}")
+
+
+def _due_step(run: Loaded) -> int:
+    """The step that the last row of an ended run must at least have; -1: nothing is known."""
+    due = -1
+    if isinstance(run.meta.get("last_step"), int):
+        due = run.meta["last_step"]
+    if run.config["status"] == "finished":
+        for key in ("total_timesteps", "total_steps"):
+            if isinstance(run.config.get(key), int):
+                due = max(due, run.config[key] - _interval(run.config))
+    return due
+
+
+def _interval(config: dict) -> int:
+    """Steps between two rows of a run at most: the last row may be so many before its end."""
+    numbers = {}
+    for key in ("log_frequency", "num_envs", "num_steps"):
+        value = config.get(key, 1 if key != "log_frequency" else 0)
+        numbers[key] = value if isinstance(value, int) else 0
+    rollout = numbers["num_envs"] * numbers["num_steps"]
+    return numbers["log_frequency"] + rollout - 1
+
+
+def _last_step(path: Path) -> int:
+    """Step of the last whole line of a .jsonl file; -1 without any."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**20))
+            steps = re.findall(rb'^\{"step": ([0-9]+), .*\n', file.read(), re.M)
+    except OSError:
+        return -1
+    return int(steps[-1]) if steps else -1
+
+
+def check_once(runs: Sequence[Loaded]) -> None:
+    """Raises UserError if two of these are one run: a seed of one configuration counts once."""
+    seen = {}
+    for run in runs:
+        kept = {key: value for key, value in run.config.items() if key not in ("status", *runlog.NOT_IDENTITY)}
+        identity = json.dumps([run.folder.resolve().name.split("__")[1:2], kept], sort_keys=True)
+        if identity in seen:
+            told = f"{seen[identity]} and {run.folder} are one run, seed {run.config['seed']}"
+            raise runlog.UserError(f"{told}; move one away, or name it once")
+        seen[identity] = run.folder
+
+
+def differing(configs: Sequence[dict], folders: Sequence[Path], ignored: Collection[str]) -> tuple[str, dict] | None:
+    """The first key, of the union of all keys, in which configurations differ, and value (as JSON; null: not there) ->
+    the first folder that has it; None if there is no such key."""
+    for key in sorted({key for config in configs for key in config} - {*ignored}):
+        values = {}
+        for config, folder in zip(configs, folders):
+            values.setdefault(json.dumps(config.get(key), sort_keys=True), folder)
+        if len(values) > 1:
+            return key, dict(sorted(values.items()))
+    return None
+
+
+def _where(values: dict[str, Path]) -> str:
+    return ", ".join(f"{value} in {folder.name}" for value, folder in values.items())
 
 
 def read_scalars(folder: Path, keys: str = "[^,]+") -> dict[str, np.ndarray]:
     """key -> array (rows, 3) of step, value, wall time in seconds, of the keys that match; {} before the first row.
-    Half a last line of a run under way is left out."""
-    path, rows, keys = folder / "scalars.csv", defaultdict(list), re.sub(r"\((?!\?)", "(?:", keys)
-    for step, key, *row in re.findall(rf"^([0-9]+),({keys}),([^,\n]+),([^,\n]+)\n", _text(path), re.M):
+    Half a last line of a run under way is left out. Raises UserError: broken lines."""
+    path = folder / "scalars.csv"
+    return _scalars(path, _text(path), keys)
+
+
+def _scalars(path: Path, text: str, keys: str) -> dict[str, np.ndarray]:
+    _check_lines(path, text)
+    rows, keys = defaultdict(list), re.sub(r"\((?!\?)", "(?:", keys)
+    for step, key, *row in re.findall(rf"^([0-9]+),({keys}),([^,\n]+),([^,\n]+)\n", text, re.M):
         rows[key].append((step, *row))
-    return {key: np.array(values).astype(float) for key, values in rows.items()}
+    found = {}
+    for key, values in rows.items():
+        try:
+            found[key] = np.array(values).astype(float)
+        except ValueError as error:
+            raise runlog.UserError(f"{path}: {key}: {error}; restore it, or train the run again") from None
+        if not np.isfinite(found[key][:, 0]).all() or (np.diff(found[key][:, 0]) < 0).any():
+            raise runlog.UserError(f"{path}: the steps of {key} go back; restore it, or train the run again")
+    return found
+
+
+def _check_lines(path: Path, text: str) -> None:
+    """Raises UserError unless every whole line of scalars.csv has a step and four columns. Counting is fast."""
+    end = text.rfind("\n") + 1
+    if not end:
+        return
+    num_lines = text.count("\n")
+    num_steps = len(re.findall(r"^[0-9]+,", text[:end], re.M))
+    if num_steps == num_lines - 1 and text.count(",", 0, end) == 3 * num_lines and text.startswith("step,"):
+        return
+    for number, line in enumerate(text[:end].splitlines(), start=1):
+        pattern = "step,key,value,wall_time" if number == 1 else "[0-9]+,[^,]+,[^,]+,[^,]+"
+        if not re.fullmatch(pattern, line):
+            told = f"line {number} is no row of step, key, value, wall_time"
+            raise runlog.UserError(f"{path}: {told}; restore it, or train the run again")
 
 
 def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    """Content of a text file; "" if there is none. Raises UserError: not readable, no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror or error}; restore it, or train the run again") from None
+    except UnicodeDecodeError:
+        raise runlog.UserError(f"{path}: is no text; restore it, or train the run again") from None
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of an append-only file, without half a last line of a run under way; [] if there is no file."""
-    return re.findall(r".*\n", _text(path))
+    """The lines of a .jsonl file, without half a last line of a run under way; [] if there is no file. Raises UserError
+    if one is broken."""
+    lines = re.findall(r".*\n", _text(path))
+    for number, line in enumerate(lines, start=1):
+        if not line.startswith('{"step": ') or not line.endswith("}\n"):
+            raise _broken(path, number)
+    return lines
+
+
+def _broken(path: Path, number: int) -> runlog.UserError:
+    return runlog.UserError(f"{path}: line {number} is broken; restore the file, or train the run again")
+
+
+def _row(path: Path, number: int, line: str) -> dict:
+    """A line of a .jsonl file: a curve, its x written out if it was stored by its ends, or a histogram. Raises
+    UserError: broken."""
+    try:
+        row = json.loads(line)
+        if "counts" in row:
+            counts, edges = np.array(row["counts"], dtype=float), np.array(row["edges"], dtype=float)
+            fits = counts.ndim == 1 and edges.shape == (len(counts) + 1,)
+        else:
+            x, y = np.array(row["x"], dtype=float), np.array(row["y"], dtype=float)
+            if x.shape == (2,):
+                row["x"] = x = np.linspace(*x, len(y))
+            fits = x.ndim == 1 and x.shape == y.shape and len(x) > 0
+    except (ValueError, TypeError, KeyError, RecursionError):
+        fits = False
+    if not fits:
+        raise _broken(path, number)
+    return row
 
 
 def read_rows(folder: Path, file: str, name: str, every: bool = False) -> dict[tuple[str, str], dict[str, list[dict]]]:
     """(layer, network) -> key's last part -> rows of a .jsonl file, first and newest (or every one), in order.
 
     Takes the keys `network/<network>/<layer>/<name>...`, e.g. name "kde". A curve's x is written out if it was stored
-    by its ends.
+    by its ends. Raises UserError: a broken line.
     """
+    path = folder / file
     lines = defaultdict(list)
     pattern = re.compile(r'\{"step": \d+, "key": "network/([^"]+)/([^"/]+)/(' + name + r'[^"/]*)"')
-    for line in _whole_lines(folder / file):
+    for number, line in enumerate(_whole_lines(path), start=1):
         if match := pattern.match(line):
             kept = lines[match.groups()]
-            kept[len(kept) if every else 1 :] = [line]
+            kept[len(kept) if every else 1 :] = [(number, line)]
     found = defaultdict(dict)
     for (network, layer, key), kept in sorted(lines.items()):
-        rows = [json.loads(line) for line in kept]
-        for row in rows:
-            if len(row.get("x", ())) == 2:
-                row["x"] = np.linspace(*row["x"], len(row["y"]))
-        found[layer, network][key] = rows
+        found[layer, network][key] = [_row(path, number, line) for number, line in kept]
     return found
 
 
@@ -191,11 +455,11 @@ def _legend(figure: Figure, handles: list, **options) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5, **options)
 
 
-def _caption(figure: Figure, *lines: str) -> None:
+def _caption(figure: Figure, *lines: str, fontsize: float = 9) -> None:
     """The figure's title: lines, broken where they are wider than it."""
     width = int(13 * figure.get_figwidth())
     told = [part for line in "\n".join(lines).split("\n") for part in textwrap.wrap(line, width)]
-    figure.suptitle("\n".join(told), fontsize=9)
+    figure.suptitle("\n".join(told), fontsize=fontsize)
 
 
 def _tell(panel, text: str, x: float = 0.5, y: float = 0.5, **options) -> None:
@@ -343,40 +607,90 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-@dataclass
-class Loaded:
-    """A run folder, read."""
-
-    folder: Path
-    config: dict
-    scalars: dict[str, np.ndarray]
-
-    def series(self, key: str) -> np.ndarray:
-        """(rows, 3) of step, value, wall time; rows with a finite value."""
-        rows = self.scalars.get(key, np.zeros((0, 3)))
-        return rows[np.isfinite(rows[:, 1])]
-
-    def last(self, pattern: str, column: int = 1) -> float:
-        """Mean over the keys that match of a column of their last row with a finite value; NaN without any."""
-        series = [self.series(key) for key in self.scalars if re.fullmatch(pattern, key)]
-        values = [rows[-1, column] for rows in series if len(rows)]
-        return float(np.mean(values)) if values else np.nan
-
-
 def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[str, list[Loaded]]:
-    """activation -> its runs in the order of their seeds. Raises UserError if runs differ in anything but `varied`."""
-    runs = [Loaded(Path(f), read_config(Path(f)), read_scalars(Path(f))) for f in run_folders]
+    """activation -> its runs in the order of their seeds. A folder in which a start failed is left out, with a line.
+    Raises UserError if runs differ in anything but `varied`, or one is given twice."""
+    runs = []
+    for folder in map(Path, run_folders):
+        if folder.is_dir() and not is_run(folder):
+            print(f"left out: {folder} holds no run (a start that failed?)")
+        else:
+            runs.append(read_run(folder))
     if not runs:
         raise runlog.UserError("no run folders: give at least one")
+    check_once(runs)
     ours = {"activation", "seed", "status", *runlog.NOT_IDENTITY, *varied}
-    for key in sorted({key for run in runs for key in run.config} - ours):
-        values = sorted({json.dumps(run.config.get(key), sort_keys=True) for run in runs})
-        if len(values) > 1:
-            raise runlog.UserError(f"the runs differ in {key} ({', '.join(values)}); give runs of one setting")
+    found = differing([run.config for run in runs], [run.folder for run in runs], ours)
+    if found:
+        key, values = found
+        told = f"the runs differ in {key} ({', '.join(values)}): {_where(values)}"
+        raise runlog.UserError(f"{told}; give runs of one setting")
     runs.sort(key=lambda run: run.config["seed"])
     order = [*STYLES, *sorted({run.config["activation"] for run in runs} - {*STYLES})]
     groups = {name: [run for run in runs if run.config["activation"] == name] for name in order}
     return {name: group for name, group in groups.items() if group}
+
+
+def is_learned(run: Loaded) -> bool:
+    """Whether the run's activation functions have parameters of their own: norms or gradients of these were logged, or
+    the functions differ over training or from layer to layer."""
+    for key in run.scalars:
+        if key.endswith(("numerator_norm", "coefficient_gradient_norm")):
+            return True
+    parts = defaultdict(list)  # number of branch or output -> the function of every layer, first and newest
+    for curves in read_rows(run.folder, "curves.jsonl", "activation").values():
+        for part, rows in curves.items():
+            parts[part] += [np.array([row["x"], row["y"]], dtype=float) for row in rows]
+    for first, *others in parts.values():
+        for other in others:
+            if first.shape != other.shape or not np.allclose(first, other, rtol=1e-4, atol=1e-5, equal_nan=True):
+                return True
+    return False
+
+
+@dataclass
+class Cut:
+    """Where runs are compared: all at one step, the last that each of them has reached."""
+
+    step: float  # inf: nothing to cut
+    shortest: Loaded | None = None  # the run that ends there, if others go on
+
+    def told(self, what: str) -> list[str]:
+        """A line for below a table or figure; none if no run goes on behind the step."""
+        if self.shortest is None:
+            return []
+        run = self.shortest
+        reason = f"where {run.folder.name} ({run.config['status']}) ends"
+        return [f"{what}: cut at step {self.step:,.0f}, {reason}; later rows of other runs are left out"]
+
+
+def common_end(runs: Sequence[Loaded], pattern: str) -> Cut:
+    """The last step up to which every run has rows of the keys that match: all are compared there. A diverged run
+    carries its last value forward, and one without any such row cuts nothing."""
+    ends = {}
+    for k, run in enumerate(runs):
+        series = [run.series(key) for key in run.scalars if re.fullmatch(pattern, key)]
+        steps = [rows[-1, 0] for rows in series if len(rows)]
+        if steps and not run.has_diverged:
+            ends[k] = max(steps)
+    if not ends:
+        return Cut(np.inf)
+    first = min(ends, key=ends.get)
+    shortest = runs[first] if ends[first] < max(ends.values()) else None
+    return Cut(ends[first], shortest)
+
+
+def mean_and_deviation(values: Sequence[float], number: int, text: str) -> str:
+    """"mean +- std (ddof 1)" of the finite values, in a format; "(2 of 3)" if not all `number` runs have one."""
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return "-"
+    shown = text.format(np.mean(known))
+    if len(known) > 1:
+        shown = f"{shown} +- {text.format(np.std(known, ddof=1))}"
+    if len(known) < number:
+        shown += f" ({len(known)} of {number})"
+    return shown
 
 
 def aligned(runs: list[Loaded], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -422,7 +736,7 @@ def _draw_seeds(panel, curves: dict[str, tuple], title: str, ylabel: str, looks:
 def _draw_functions(panel, activation: str, run: Loaded) -> None:
     """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one curve."""
     found, seen = read_rows(run.folder, "curves.jsonl", "activation"), [np.zeros(0)]
-    fixed = not any(key.endswith("numerator_norm") for key in run.scalars)
+    fixed = not is_learned(run)
     for (layer, network), curves in found.items():
         shade = 1 - (1.0 if fixed else SHADES.get(network, 1.0)) * (1 - np.array(to_rgb(style(activation)["color"])))
         marker = {} if fixed else {"marker": LAYER_MARKERS.get(layer, "^"), "markersize": 3.5}
@@ -462,7 +776,13 @@ def demo_figure(run_folders: Sequence[str | Path]) -> Figure:
     handles += [Line2D([], [], marker=marker, label=layer, **options) for layer, marker in LAYER_MARKERS.items()]
     bottom.legend(handles=handles, loc="outside lower center", ncols=6)
     bottom.suptitle("(c) activation functions", x=0.01, ha="left", fontweight="bold", fontsize=9)
-    figure.suptitle(f"{env_id}: mean over seeds, band from worst to best seed", fontsize=10)
+    every = [run for runs in groups.values() for run in runs]
+    cut = common_end(every, "eval/episodic_return")
+    lines = [f"{env_id}: mean over seeds, band from worst to best seed"]
+    if cut.shortest is not None:
+        ended = f"{cut.shortest.folder.name} ({cut.shortest.config['status']})"
+        lines.append(f"each mean ends with its shortest seed; the first to end is {ended}, at step {cut.step:,.0f}")
+    _caption(figure, *lines, fontsize=10)
     return figure
 
 
@@ -481,23 +801,41 @@ COLUMNS = {  # title: (key pattern, format); averages over layers and critics
 
 
 def table(run_folders: Sequence[str | Path]) -> list[list[str]]:
-    """Header and one row per activation: n, then mean +- std (ddof 1) over seeds of the last values in the run."""
+    """Header and one row per activation: n, then mean +- std (ddof 1) over seeds of the last values, of all runs at the
+    last step that all have reached."""
+    return _table(load(run_folders))[0]
+
+
+def _table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], list[str]]:
+    """`table`, and the lines below it: what was cut."""
+    every = [run for runs in groups.values() for run in runs]
+    cuts = {title: common_end(every, pattern) for title, (pattern, _) in COLUMNS.items()}
     rows = [["activation", "n", *COLUMNS]]
-    for activation, runs in load(run_folders).items():
-        diverged = sum(run.config["status"] == "diverged" for run in runs)
-        rows.append([activation, f"{len(runs)}" + (f" ({diverged} diverged)" if diverged else "")])
+    for activation, runs in groups.items():
+        rows.append([activation, _count(runs)])
         for title, (pattern, text) in COLUMNS.items():
-            ends = [run.last(pattern, column=1 if title != "seconds" else 2) for run in runs]
-            values = [value for value in ends if np.isfinite(value)]
-            shown = text.format(np.mean(values)) if values else "-"
-            rows[-1].append(f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown)
-    return rows
+            column = 2 if title == "seconds" else 1
+            values = [run.last(pattern, column, cuts[title].step) for run in runs]
+            rows[-1].append(mean_and_deviation(values, len(runs), text))
+    told = {}
+    for title, cut in cuts.items():
+        for line in cut.told("PLACE"):
+            told.setdefault(line, []).append(title)
+    return rows, [line.replace("PLACE", ", ".join(titles), 1) for line, titles in told.items()]
+
+
+def _count(runs: Sequence[Loaded]) -> str:
+    diverged = sum(run.has_diverged for run in runs)
+    return f"{len(runs)} ({diverged} diverged)" if diverged else f"{len(runs)}"
 
 
 def print_table(run_folders: Sequence[str | Path]) -> None:
-    """Print `table`, aligned."""
-    _print(table(run_folders))
+    """Print `table`, aligned, and what was cut."""
+    rows, cut = _table(load(run_folders))
+    _print(rows)
     print("last values; mean +- standard deviation over n seeds; rank and dead share: mean over the critics' layers")
+    for line in cut:
+        print(line)
 
 
 def _print(rows: list[list[str]]) -> None:
@@ -765,22 +1103,24 @@ def draw_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
 
 
 def compare_table(run_folders: Sequence[str | Path], by: str) -> list[list[str]]:
-    """Header and a row per group of `compared`: n, then mean +- std (ddof 1) over seeds of the last values."""
-    columns = {
-        "eval/success": "{:.2f}",
-        "eval/episodic_return": "{:.1f}",
-        **{k: text for k, (*_, text) in COMPARED.items()},
-    }
-    rows = [["", "n", "success", "return", *COMPARED]]
-    for name, runs in compared(run_folders, by).items():
-        diverged = sum(run.config["status"] == "diverged" for run in runs)
-        rows.append([name, f"{len(runs)}" + (f" ({diverged} diverged)" if diverged else "")])
-        for key, text in columns.items():
-            values = [run.last(re.escape(key)) for run in runs]
-            values = [value for value in values if np.isfinite(value)]
-            shown = text.format(np.mean(values)) if values else "-"
-            rows[-1].append(f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown)
-    return rows
+    """Header and a row per group of `compared`: n, then mean +- std (ddof 1) over seeds of the last values, of all runs
+    at the last step that all have reached."""
+    return _compare_table(compared(run_folders, by))[0]
+
+
+def _compare_table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], list[str]]:
+    """`compare_table`, and the lines below it: what was cut."""
+    columns = {"success": ("eval/success", "{:.2f}"), "return": ("eval/episodic_return", "{:.1f}")}
+    columns |= {title: (title, text) for title, (*_, text) in COMPARED.items()}
+    every = [run for runs in groups.values() for run in runs]
+    cuts = {title: common_end(every, re.escape(key)) for title, (key, _) in columns.items()}
+    rows = [["", "n", *columns]]
+    for name, runs in groups.items():
+        rows.append([name, _count(runs)])
+        for title, (key, text) in columns.items():
+            values = [run.last(re.escape(key), until=cuts[title].step) for run in runs]
+            rows[-1].append(mean_and_deviation(values, len(runs), text))
+    return rows, [line for title, cut in cuts.items() for line in cut.told(title)]
 
 
 # ---- continual_supervised.py -----------------------------------------------------------------------------------------
@@ -2571,8 +2911,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("of the measured batches; means over n histories: seeds, and two critics of each")
         print(*write_preactivations(command.folders, *_figure_path(command.out)), sep="\n")
     else:
-        _print(compare_table(command.folders, command.by))
+        rows, cut = _compare_table(compared(command.folders, command.by))
+        _print(rows)
         print("last values; mean +- standard deviation over n seeds; of the critics: largest or mean of the two")
+        for line in cut:
+            print(line)
         print(*write_compared(command.folders, command.by, *_figure_path(command.out)), sep="\n")
 
 
