@@ -13,13 +13,15 @@ Colours are Okabe and Ito's, safe for the colour-blind, and one activation has o
 
 import csv
 import dataclasses
+import io
+import itertools
 import json
 import re
 import sys
 import textwrap
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,11 +29,13 @@ from typing import Annotated
 import matplotlib
 import numpy as np
 import tyro
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 from scipy import stats
@@ -55,6 +59,7 @@ STYLES = {  # activation: colour, line style, marker (lines must differ in grey 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of a panel's curves: branches, or crelu's halves
 RC = {"font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.5}
 RC |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 150}
+MOST_STEPS, MOST_BRANCHES = 50, 4  # drawn of one run: functions over training; densities of branches
 SHADES, LAYER_MARKERS = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}, {"fc1": "o", "fc2": "s"}  # in panel (c) of the demo
 FIRST, BAND = {"color": BLACK, "linestyle": "--", "linewidth": 1}, {"color": "0.5", "alpha": 0.15}
 TRUTH = {"color": "0.8", "linewidth": 6, "solid_capstyle": "butt"}
@@ -330,14 +335,24 @@ def _text(path: Path) -> str:
         raise runlog.UserError(f"{path}: is no text; restore it, or train the run again") from None
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a .jsonl file, without half a last line of a run under way; [] if there is no file. Raises UserError
-    if one is broken."""
-    lines = re.findall(r".*\n", _text(path))
-    for number, line in enumerate(lines, start=1):
-        if not line.startswith('{"step": ') or not line.endswith("}\n"):
-            raise _broken(path, number)
-    return lines
+def _whole_lines(path: Path) -> Iterator[str]:
+    """The lines of a .jsonl file, without half a last line of a run under way; none if there is no file. Raises
+    UserError if one is broken."""
+    number = 0
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith("\n"):
+                    return
+                if not line.startswith('{"step": ') or not line.endswith("}\n"):
+                    raise _broken(path, number)
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror or error}; restore it, or train the run again") from None
+    except UnicodeDecodeError:
+        raise _broken(path, number + 1) from None
 
 
 def _broken(path: Path, number: int) -> runlog.UserError:
@@ -364,11 +379,14 @@ def _row(path: Path, number: int, line: str) -> dict:
     return row
 
 
-def read_rows(folder: Path, file: str, name: str, every: bool = False) -> dict[tuple[str, str], dict[str, list[dict]]]:
+def read_rows(
+    folder: Path, file: str, name: str, every: bool = False, most: float = np.inf
+) -> dict[tuple[str, str], dict[str, list[dict]]]:
     """(layer, network) -> key's last part -> rows of a .jsonl file, first and newest (or every one), in order.
 
     Takes the keys `network/<network>/<layer>/<name>...`, e.g. name "kde". A curve's x is written out if it was stored
-    by its ends. Raises UserError: a broken line.
+    by its ends. most: of a layer's branches, or outputs, the rows of only the first so many are read; [] for the
+    others. Raises UserError: a broken line.
     """
     path = folder / file
     lines = defaultdict(list)
@@ -376,7 +394,9 @@ def read_rows(folder: Path, file: str, name: str, every: bool = False) -> dict[t
     for number, line in enumerate(_whole_lines(path), start=1):
         if match := pattern.match(line):
             kept = lines[match.groups()]
-            kept[len(kept) if every else 1 :] = [(number, line)]
+            branch = re.match(r"(?:branch|activation)(\d+)", match[3])
+            if branch is None or int(branch[1]) < most:
+                kept[len(kept) if every else 1 :] = [(number, line)]
     found = defaultdict(dict)
     for (network, layer, key), kept in sorted(lines.items()):
         found[layer, network][key] = [_row(path, number, line) for number, line in kept]
@@ -402,18 +422,23 @@ def _panels(found: dict, size: tuple[float, float], ylabel: str, right: float = 
     return figure, axes
 
 
-def _title(figure: Figure, folder: Path, what: str) -> None:
+def _title(figure: Figure, folder: Path, what: str, **options) -> None:
     config = read_config(folder)
     ended = " (diverged)" if config["status"] == "diverged" else ""
-    figure.suptitle(f"{what}\n{config['env_id']}, {config['activation']}, seed {config['seed']}{ended}", fontsize=10)
+    figure.suptitle(
+        f"{what}\n{config['env_id']}, {config['activation']}, seed {config['seed']}{ended}", fontsize=10, **options
+    )
 
 
 @matplotlib.rc_context(RC)
 def activations_figure(folder: Path) -> Figure | None:
     """The activation functions of every layer over training: light to dark, the first one dashed. None without any."""
-    found = read_rows(folder, "curves.jsonl", "activation", every=True)
+    found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
     if not found:
         return None
+    number = max(map(len, found.values()))
+    for key, curves in found.items():
+        found[key] = {part: _spread_out(rows, MOST_STEPS) for part, rows in curves.items() if rows}
     figure, axes = _panels(found, (2.7, 2.2), "f(x)", right=0.8)
     steps = sorted({row["step"] for panel in found.values() for rows in panel.values() for row in rows})
     norm = Normalize(steps[0], steps[-1]) if len(steps) > 1 else Normalize(steps[0] - 1, steps[0])
@@ -444,8 +469,15 @@ def activations_figure(folder: Path) -> Figure | None:
         mappable, options = ScalarMappable(norm, maps[-1 if most > 1 else 0]), {"format": EngFormatter(sep="")}
         bar = figure.colorbar(mappable, ax=list(axes.values()), pad=0.02, label="environment steps", **options)
         bar.outline.set_visible(False)
-    _title(figure, folder, "Activation functions over training" if len(steps) > 1 else "Activation functions")
+    what = "Activation functions over training" if len(steps) > 1 else "Activation functions"
+    _title(figure, folder, what + (f", the first {most} of {number} branches" if most < number else ""))
     return figure
+
+
+def _spread_out(rows: list, most: int) -> list:
+    """At most so many rows, evenly spread; the first and the last are kept."""
+    indices = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
+    return [rows[i] for i in np.unique(indices)]
 
 
 def _legend(figure: Figure, handles: list, **options) -> None:
@@ -455,11 +487,11 @@ def _legend(figure: Figure, handles: list, **options) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5, **options)
 
 
-def _caption(figure: Figure, *lines: str, fontsize: float = 9) -> None:
+def _caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
     """The figure's title: lines, broken where they are wider than it."""
     width = int(13 * figure.get_figwidth())
     told = [part for line in "\n".join(lines).split("\n") for part in textwrap.wrap(line, width)]
-    figure.suptitle("\n".join(told), fontsize=fontsize)
+    figure.suptitle("\n".join(told), fontsize=fontsize, **options)
 
 
 def _tell(panel, text: str, x: float = 0.5, y: float = 0.5, **options) -> None:
@@ -481,14 +513,18 @@ def _limit(panel, values: np.ndarray) -> None:
 def kde_figure(folder: Path) -> Figure | None:
     """Densities of 16 neurons of each network's last hidden layer, newest step, dead ones outlined (HR Figs. 3, 6); of
     a layer with several branches also those of each branch (HR Figs. 10, 11), a network in a row then."""
-    found = read_rows(folder, "curves.jsonl", r"(?:branch\d+_)?kde")
+    found = read_rows(folder, "curves.jsonl", r"(?:branch\d+_)?kde", most=MOST_BRANCHES)
     last = {network: layer for layer, network in sorted(found, key=lambda key: (_depth(key[0]), key))}
     if not found:
         return None
     grids = defaultdict(dict)  # network: {part: rows}
+    number = 0  # of branches
     for network in sorted(last):
         for key, rows in found[last[network], network].items():
             branch = re.match(r"branch(\d+)_", key)
+            number = max(number, int(branch[1]) + 1 if branch else 0)
+            if not rows:
+                continue
             grids[network].setdefault(f", branch {int(branch[1]) + 1}" if branch else "", []).append(rows[-1])
         if len(grids[network]) > 1:
             grids[network][", output"] = grids[network].pop("")
@@ -496,24 +532,36 @@ def kde_figure(folder: Path) -> Figure | None:
     if max(map(len, panels)) == 1:
         panels = [[each for line in panels for each in line]]
     shape = len(panels), max(map(len, panels))
-    figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + 0.4), layout="constrained")
-    places = figure.subfigures(*shape, squeeze=False, wspace=0.06)
+    figure, places = _kde_figure(shape, 4)
     for line, drawn in zip(places, panels):
         for place, (network, part, rows) in zip(line, drawn):
             _kde_grid(place, f"{network}, {last[network]}{part}", rows[:16])
     step = panels[0][0][2][0]["step"]
-    _title(figure, folder, f"Activation densities, step {step:,}\noutlined: dead (peak above 20)")
+    shown = f", the first {MOST_BRANCHES} of {number} branches" if number > MOST_BRANCHES else ""
+    what = f"Activation densities, step {step:,}{shown}\noutlined: dead (peak above 20)"
+    _title(figure, folder, what, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 
+def _kde_figure(shape: tuple[int, int], num_lines: int) -> tuple[Figure, list[list]]:
+    """A figure with a title of so many lines and a subfigure for each grid of neurons. All is placed by hand: a layout
+    engine takes minutes for hundreds of small panels, and a run's plots are drawn while it trains."""
+    top = 0.16 * num_lines + 0.1
+    figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + top))
+    grid = figure.add_gridspec(1 + shape[0], shape[1], height_ratios=(top, *[3.8] * shape[0]))
+    places = [[figure.add_subfigure(grid[1 + i, j]) for j in range(shape[1])] for i in range(shape[0])]
+    return figure, places
+
+
 def _kde_grid(part, title: str, rows: list[dict]) -> None:
+    """Densities of up to 16 neurons, a small panel each, in a subfigure of _kde_figure."""
     num_dead = sum(bool(row.get("dead")) for row in rows)
-    part.suptitle(f"{title}: {num_dead} of {len(rows)} dead", fontsize=9)
+    part.suptitle(f"{title}: {num_dead} of {len(rows)} dead", fontsize=9, y=0.985)
     side = int(np.ceil(np.sqrt(len(rows))))
-    grid = part.subplots(side, side, squeeze=False).ravel()
-    for panel in grid[len(rows) :]:
-        panel.set_axis_off()
-    for panel, row in zip(grid, rows):
+    width, height = 0.94 / side, 0.84 / side
+    for i, row in enumerate(rows):
+        left, bottom = 0.03 + (i % side) * width, 0.93 - (i // side + 1) * height
+        panel = part.add_axes((left + 0.03 * width, bottom + 0.2 * height, 0.9 * width, 0.74 * height))
         panel.grid(False)
         panel.set_yticks([])
         panel.tick_params(labelsize=6, length=2, pad=1)
@@ -527,11 +575,12 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
             continue
         panel.fill_between(x, y, color=BLUE, alpha=0.35, linewidth=0)
         panel.plot(x, y, color=BLUE, linewidth=0.9)
-        panel.set(xlim=(x[0], x[-1]), ylim=(0, 1.12 * y.max()))
+        highest = 1.12 * y.max()
+        panel.set(xlim=(x[0], x[-1]), ylim=(0, highest if highest > 0 else 1))
         panel.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
         if dead:
             _tell(panel, "dead", 0.95, 0.9, ha="right", va="top", fontsize=6)
-    part.supxlabel("activation (each neuron's own scale)", fontsize=8)
+    part.supxlabel("activation (each neuron's own scale)", fontsize=8, y=0.02)
 
 
 @matplotlib.rc_context(RC)
@@ -597,7 +646,19 @@ def draw_run(folder: str | Path) -> list[Path]:
     return [_save(figure, path) for path, figure in figures.items() if figure is not None]
 
 
+def _as_it_is(figure: Figure) -> None:
+    """No text of a figure is TeX: titles, labels and legends hold names of runs, in which $ is only a character. Ticks
+    of a logarithmic axis are TeX of matplotlib's own."""
+    ticks = set()
+    for axis in figure.findobj(Axis):
+        ticks |= {id(text) for text in axis.findobj(Text) if text is not axis.label}
+    for text in figure.findobj(Text):
+        if id(text) not in ticks:
+            text.set_parse_math(False)
+
+
 def _save(figure: Figure, path: Path) -> Path:
+    _as_it_is(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(RC):
@@ -672,7 +733,7 @@ def common_end(runs: Sequence[Loaded], pattern: str) -> Cut:
         series = [run.series(key) for key in run.scalars if re.fullmatch(pattern, key)]
         steps = [rows[-1, 0] for rows in series if len(rows)]
         if steps and not run.has_diverged:
-            ends[k] = max(steps)
+            ends[k] = _length(run) if run.config["status"] == "finished" else max(steps)
     if not ends:
         return Cut(np.inf)
     first = min(ends, key=ends.get)
@@ -680,8 +741,16 @@ def common_end(runs: Sequence[Loaded], pattern: str) -> Cut:
     return Cut(ends[first], shortest)
 
 
+def _length(run: Loaded) -> float:
+    """Steps of a finished run: the last game of training, say, ends before them."""
+    for key in ("total_timesteps", "total_steps"):
+        if isinstance(run.config.get(key), int):
+            return float(run.config[key])
+    return max((rows[-1, 0] for rows in run.scalars.values()), default=0.0)
+
+
 def mean_and_deviation(values: Sequence[float], number: int, text: str) -> str:
-    """"mean +- std (ddof 1)" of the finite values, in a format; "(2 of 3)" if not all `number` runs have one."""
+    """ "mean +- std (ddof 1)" of the finite values, in a format; "(2 of 3)" if not all `number` runs have one."""
     known = [value for value in values if np.isfinite(value)]
     if not known:
         return "-"
@@ -1158,10 +1227,15 @@ class Cell:
         """(seeds, tasks) of a measure that is logged once a task. NaN: not logged, or logged as such; a diverged seed
         carries its last value forward."""
         ends = [row[0] / row[1] for run in self.runs for row in run.scalars.get("charts/task", ())]  # updates per task
-        values = np.full((len(self.runs), self.runs[0].config["num_tasks"]), np.nan)
+        num_tasks = self.runs[0].setting("num_tasks", int)
+        values = np.full((len(self.runs), num_tasks), np.nan)
         for row, run in zip(values, self.runs):
             for step, value, _ in run.scalars.get(key, ()) if ends else ():
-                row[round(step / min(ends)) - (not key.startswith("task_start/"))] = value
+                task = round(step / min(ends)) - (not key.startswith("task_start/"))
+                if not 0 <= task < num_tasks:
+                    told = f"{key} has a row at step {step:,.0f}, which is in none of the {num_tasks} tasks"
+                    raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {told}; restore it, or move the run away")
+                row[task] = value
             known = np.flatnonzero(np.isfinite(row))
             if run.config["status"] == "diverged" and len(known):
                 row[known[-1] :] = row[known[-1]]
@@ -1179,41 +1253,52 @@ class Cell:
 def continual_cells(folder: Path) -> dict[str, list[Cell]]:
     """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a folder. Raises
     UserError: none there, or studies of different lengths or settings mixed."""
-    paths = sorted(Path(folder).glob("*__continual_supervised__*"))
-    runs = [Loaded(path, read_config(path), read_scalars(path)) for path in paths]
+    runs = [read_run(path) for path in run_folders_in(folder, "*__continual_supervised__*")]
+    check_once(runs)
     studies, unfinished = defaultdict(list), [run for run in runs if run.config["status"] not in runlog.ENDED]
     for run in unfinished:
         print(f"{run.folder}: {run.config['status']}, left out")
     for run in runs:
         if run not in unfinished:
-            studies[f"{run.config['dataset']} {run.config['tasks']}"].append(run)
+            run.setting("num_tasks", int)
+            run.setting("rational", dict)
+            studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
         raise runlog.UserError(f"--runs {folder}: no finished run of continual_supervised.py; train some first")
     return {name: _cells(study) for name, study in studies.items()}
 
 
 def _cells(runs: list[Loaded]) -> list[Cell]:
-    flat = [
-        {k: v for k, v in run.config.items() if k not in ("rational", "seed", "status", *runlog.NOT_IDENTITY)}
-        | {f"rational.{k}": v for k, v in run.config["rational"].items()}
-        for run in runs
-    ]
-    values = {key: [json.dumps(config.get(key)) for config in flat] for key in flat[0]}
-    varied = [key for key, each in values.items() if len({*each}) > 1]
-    for key in varied:
-        if key not in VARIED and not key.startswith("rational."):
-            raise runlog.UserError(f"the runs differ in {key} ({', '.join(sorted({*values[key]}))}); move some away")
+    flat = [_flat(run.config) for run in runs]
+    folders = [run.folder for run in runs]
+    free = [key for config in flat for key in config if key in VARIED or key.startswith("rational.")]
+    if found := differing(flat, folders, free):
+        key, values = found
+        raise runlog.UserError(f"the runs differ in {key} ({', '.join(values)}): {_where(values)}; move some away")
+    varied = [key for key in dict.fromkeys(free) if len({json.dumps(config.get(key)) for config in flat}) > 1]
     usual = {f"rational.{k}": v for k, v in dataclasses.asdict(activations.RationalConfig()).items()}
     cells = {}
     for run, config in zip(runs, flat):
-        own = [key for key in varied if key != "activation" and config[key] != usual.get(key, 0)]  # others: 0 or False
-        settings = {SHORT.get(key, key): config[key] for key in own}
-        name = config["activation"], tuple(settings.items())
+        settings = {}
+        for key in varied:
+            value = config.get(key, usual.get(key, 0))  # an older run may lack it; others than usual's: 0 or False
+            if key != "activation" and value != usual.get(key, 0):
+                settings[SHORT.get(key, key)] = value
+        name = config["activation"], json.dumps(settings)
         cells.setdefault(name, Cell(config["activation"], settings, [])).runs.append(run)
     for cell in cells.values():
         cell.runs.sort(key=lambda run: run.config["seed"])
+        _check_seeds(cell.runs, cell.label)
     order = [*STYLES, *sorted({cell.activation for cell in cells.values()} - {*STYLES})]
     return sorted(cells.values(), key=lambda c: (order.index(c.activation), len(c.settings), c.label))
+
+
+def _check_seeds(runs: Sequence[Loaded], label: str) -> None:
+    """Raises UserError if two of these runs of one setting, in the order of their seeds, have one seed."""
+    for one, other in itertools.pairwise(runs):
+        if one.config["seed"] == other.config["seed"]:
+            told = f"{one.folder} and {other.folder.name} are both {label}, seed {one.config['seed']}"
+            raise runlog.UserError(f"{told}; move one away")
 
 
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -1275,7 +1360,16 @@ def _continual_caption(name: str, cells: list[Cell]) -> str:
     diverged = sum(run.config["status"] == "diverged" for cell in cells for run in cell.runs)
     told = f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, "
     told += f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
-    return told + (f", {diverged} diverged (last task carried forward)" if diverged else "")
+    if diverged:
+        told += f", {diverged} diverged (last task carried forward)"
+    early = []
+    for cell in cells:
+        known = np.isfinite(cell.per_task("charts/online_accuracy")).any(1)
+        if not known.all():
+            early.append(f"{cell.label} {(~known).sum()} of {len(known)}")
+    if early:
+        told += f"; in no mean, since they diverged in their first task: {', '.join(early)}"
+    return told
 
 
 def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
@@ -1308,28 +1402,27 @@ def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
 
 
 def _provenance(run: Loaded) -> dict[str, object]:
-    """Seconds, memory, commit, machine of a run; "" where it has not ended or says nothing."""
-    meta = json.loads((run.folder / "meta.json").read_text())
-    own = {name: meta.get(name, "") for name in ("elapsed_s", "peak_memory_mb")}
-    own |= {"git": meta.get("git", {}).get("commit", ""), "dirty": meta.get("git", {}).get("dirty", "")}
-    own |= {"cpu": meta.get("hardware", {}).get("cpu", ""), "torch": meta.get("versions", {}).get("torch", "")}
+    """Seconds, memory, commit, machine and folder of a run; "" where it has not ended or says nothing."""
+    own = run.provenance()
+    del own["gymnasium"]
     return own | {"folder": run.folder.name}
 
 
 def draw_continual(folder: Path, out: Path) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per
     task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv. Prints the comparisons."""
-    paths, curves, summary, per_run, comparisons, captions = [], [], [], [], [], {}
+    paths, curves, summary, per_run, comparisons, captions, taken = [], [], [], [], [], {}, set()
     for name, cells in continual_cells(folder).items():
         captions[name] = _continual_caption(name, cells)
         for cell in cells:
             for key in sorted({key for run in cell.runs for key in run.scalars if re.fullmatch(PER_TASK, key)}):
-                mean, low, high = mean_interval(cell.per_task(key))
-                curves += [
-                    {"study": name, "cell": cell.label, "n": len(cell.runs), "metric": key, "task": task}
-                    | {"mean": m, "low": lo, "high": hi}
-                    for task, m, lo, hi in zip(range(1, len(mean) + 1), mean, low, high)
-                ]
+                values = cell.per_task(key)
+                counts = np.isfinite(values).sum(0).tolist()
+                mean, low, high = mean_interval(values)
+                for task, n in enumerate(counts, start=1):
+                    row = {"study": name, "cell": cell.label, "n": n, "metric": key, "task": task}
+                    row |= {"mean": mean[task - 1], "low": low[task - 1], "high": high[task - 1]}
+                    curves.append(row)
             row = {"study": name, "cell": cell.label, "n": len(cell.runs)}
             row["diverged"] = sum(run.config["status"] == "diverged" for run in cell.runs)
             steps = cell.per_task("charts/steps_to_threshold")
@@ -1361,7 +1454,7 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
         paths.append(_write_csv(Path(out) / f"continual_{name}.csv", rows, digits=4 if name == "curves" else 6))
     for name, told in captions.items():
         spec = {"csv": ["continual_curves.csv"], "study": name, "caption": [told]}
-        paths += record_figure(out, f"continual-{name.replace(' ', '-')}", "continual", **spec)
+        paths += record_figure(out, _file_name(f"continual-{name.replace(' ', '-')}", taken), "continual", **spec)
     return paths
 
 
@@ -1392,8 +1485,11 @@ class Fitted:
         values = []
         for run in self.runs[rate]:
             steps, errors, _ = run.series("eval/mse").T
-            last = np.median(errors[steps >= 0.9 * run.config["total_steps"]])
-            values.append(np.inf if run.config["status"] == "diverged" else last)
+            errors = errors[steps >= 0.9 * run.setting("total_steps")]
+            if not run.has_diverged and not len(errors):
+                told = "has no eval/mse in the last tenth of its steps"
+                raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {told}; restore it, or move the run away")
+            values.append(np.inf if run.has_diverged else np.median(errors))
         return np.array(values)
 
     @property
@@ -1409,14 +1505,31 @@ def fitted(run_folders: Sequence[str | Path]) -> list[Fitted]:
         for run in group:
             if "learning_rate" not in run.config or "num_points" not in run.config:
                 raise runlog.UserError(f"{run.folder}: is no run of function_approximation.py; give only such runs")
+            _check_regression(run)
             if run.config["status"] not in runlog.ENDED:
                 raise runlog.UserError(f"{run.folder}: is {run.config['status']}; give the training command again")
             cells[run.config["activation"], tuple(run.config["widths"])][run.config["learning_rate"]].append(run)
     networks = []
     for (activation, widths), runs in cells.items():
-        meta = json.loads((next(iter(runs.values()))[0].folder / "meta.json").read_text())
-        networks.append(Fitted(activation, widths, meta["num_parameters"], dict(sorted(runs.items()))))
+        num_parameters = next(iter(runs.values()))[0].meta["num_parameters"]
+        networks.append(Fitted(activation, widths, num_parameters, dict(sorted(runs.items()))))
+        for rate, each in runs.items():
+            _check_seeds(each, f"{networks[-1].label}, learning rate {rate:g}")
     return sorted(networks, key=lambda network: len(network.widths))
+
+
+def _check_regression(run: Loaded) -> None:
+    """Raises UserError unless a run of function_approximation.py has what its figures need."""
+    run.setting("total_steps")
+    run.setting("learning_rate")
+    run.setting("num_points")
+    for key, kind in (("widths", int), ("interval", (int, float))):
+        values = run.setting(key, list)
+        if not values or not all(isinstance(value, kind) for value in values):
+            raise runlog.UserError(f"{run.folder / 'config.json'}: its {key} is {values}; restore the file")
+    if not isinstance(run.meta.get("num_parameters"), int):
+        told = "has no num_parameters, which the end of training writes"
+        raise runlog.UserError(f"{run.folder / 'meta.json'}: {told}; restore the file, or move the run away")
 
 
 def ratios(reference: Fitted, other: Fitted) -> list[dict]:
@@ -1446,7 +1559,7 @@ def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
     rounded = ({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     with runlog.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rounded)
@@ -1455,9 +1568,13 @@ def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
 
 def _fit(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
     """x and y of a run's fit at its end."""
-    (line,) = (line for line in _whole_lines(run.folder / "curves.jsonl") if '"key": "fit"' in line)
-    row = json.loads(line)
-    return np.linspace(row["x"][0], row["x"][-1], len(row["y"])), np.array(row["y"], dtype=float)
+    path = run.folder / "curves.jsonl"
+    lines = {k: line for k, line in enumerate(_whole_lines(path), start=1) if '"key": "fit"' in line}
+    if not lines:
+        raise runlog.UserError(f"{path}: has no fit, which the end of training writes; train the run again")
+    number = max(lines)
+    row = _row(path, number, lines[number])
+    return np.asarray(row["x"]), np.array(row["y"], dtype=float)
 
 
 def _middle(network: Fitted, rate: float) -> Loaded:
@@ -1553,6 +1670,8 @@ def _range(values: np.ndarray) -> tuple[float, float, float]:
 def _spread(runs: list[Loaded]) -> tuple[np.ndarray, ...]:
     """Steps, and lowest, median and highest error of the seeds; a diverged one carries its last value forward."""
     steps, values = aligned(runs, "eval/mse")
+    known = np.isfinite(values).any(0)
+    steps, values = steps[known], values[:, known]
     return steps, np.nanmin(values, 0), np.nanmedian(values, 0), np.nanmax(values, 0)
 
 
@@ -1581,6 +1700,9 @@ def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -
     """HR Figs. 2 and 12 from the runs of function_approximation.py: shallow.png and deep.png, and what they show as
     runs.csv, curves.csv, fits.csv and ratios.csv; table1.png if `out` has a table1.csv. Prints the last errors."""
     networks, out, table, curves = fitted(run_folders), Path(out), [], []
+    if not any(np.isfinite(network.errors(network.best)).any() for network in networks):
+        told = "every run has diverged, at every learning rate: there is no error to draw"
+        raise runlog.UserError(f"--runs {Path(run_folders[0]).parent}: {told}; train with lower --learning-rates")
     shallow = [network for network in networks if len(network.widths) == 1]
     products = [network for network in shallow if re.search(r"_\d?hr|[*]", network.activation)]
     deep = [network for network in networks if len(network.widths) > 1]
@@ -1591,14 +1713,12 @@ def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -
             cell = {"activation": network.activation, "widths": " ".join(map(str, network.widths))}
             cell |= {"parameters": network.num_parameters, "learning_rate": rate}
             for run, error in zip(runs, network.errors(rate).tolist()):
-                meta = json.loads((run.folder / "meta.json").read_text())
+                own = run.provenance()
                 row = {"run": run.folder.name, **cell, "seed": run.config["seed"], "status": run.config["status"]}
                 row |= {"last_error": error, "last_training_loss": run.last("losses/mse")}
                 layer = f"network/mlp/fc{len(network.widths)}/"
                 row |= {name: run.last(layer + name) for name in ("srank", "dead_share", "dormant_share")}
-                row |= {"elapsed_s": meta.get("elapsed_s", ""), "git": meta["git"]["commit"]}
-                row |= {"dirty": meta["git"]["dirty"], "cpu": meta["hardware"]["cpu"]}
-                table.append(row | {"torch": meta["versions"]["torch"]})
+                table.append(row | {key: own[key] for key in ("elapsed_s", "git", "dirty", "cpu", "torch")})
             for step, low, middle, high in zip(*(values.tolist() for values in _spread(runs))):
                 curves.append({**cell, "step": int(step), "n": len(runs), "median": middle, "min": low, "max": high})
     fits = {"x": _fit(_middle(networks[0], networks[0].best))[0]}
@@ -1774,7 +1894,7 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
     is no variant's own (SETTINGS, PAIRED), such as their length.
     """
     wanted = dict(item.partition("=")[::2] for item in where)
-    folders = sorted(Path(folder).glob(f"*__{script}__*"))
+    folders = run_folders_in(folder, f"*__{script}__*")
     configs = [read_config(path) for path in folders]
     flat = [_flat(config) for config in configs]
     for key in wanted:
@@ -1783,13 +1903,13 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
     kept = [i for i, c in enumerate(flat) if all(_same(c.get(key), value) for key, value in wanted.items())]
     if not kept:
         raise runlog.UserError(f"--runs {folder}: no run of {script}.py" + (f" with {', '.join(where)}" * bool(where)))
-    for key in sorted({*flat[kept[0]]} - {*SETTINGS, *PAIRED, "activation", "env_id"}):
-        values = sorted({json.dumps(flat[i].get(key)) for i in kept})
-        if len(values) > 1:
-            raise runlog.UserError(
-                f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
-                f"choose by --where {key}={values[0]}"
-            )
+    ours = {*SETTINGS, *PAIRED, "activation", "env_id"}
+    if found := differing([flat[i] for i in kept], [folders[i] for i in kept], ours):
+        key, values = found
+        raise runlog.UserError(
+            f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
+            f"choose by --where {key}={next(iter(values))} (null: not there), or move some away: {_where(values)}"
+        )
     values = {key: [flat[i].get(key) for i in kept] for key in PAIRED}
     usual = {key: max(each, key=each.count) for key, each in values.items() if len({*each}) > 1}
     cells, settings, unfinished = defaultdict(dict), {}, []
@@ -1799,12 +1919,12 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
         label = ", ".join([name, *(_told(key, value) for key, value in own.items())])
         settings[label] = {"activation": name, **own}
         cell, seed, status = (label, configs[i]["env_id"]), configs[i]["seed"], configs[i]["status"]
-        run = Loaded(folders[i], configs[i], read_scalars(folders[i], keys) if status in runlog.ENDED else {})
+        run = read_run(folders[i], keys) if status in runlog.ENDED else Loaded(folders[i], configs[i], {})
         if seed in cells[cell]:
             two = f"{cells[cell][seed].folder.name} and {folders[i].name}"
             raise runlog.UserError(f"--runs {folder}: {two} are both {label}, seed {seed}; move one away")
-        if status not in runlog.ENDED or (status == "diverged" and not run.scalars):
-            unfinished.append((*cell, seed, f"{status}, nothing logged" if status in runlog.ENDED else status))
+        if status not in runlog.ENDED:
+            unfinished.append((*cell, seed, status))
         else:
             cells[cell][seed] = run
     order = [*STYLES, *sorted({s["activation"] for s in settings.values()} - {*STYLES})]
@@ -1919,22 +2039,63 @@ def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str]
     window = grid[-1] / 40 if panel.key.startswith("charts/") and len(grid) else 0.0
 
     def values(each: list[Loaded], env: str) -> np.ndarray:
-        success = suite and env.startswith("metaworld/")
-        rows = [combined(run, "eval/success" if success else panel.key, panel.reduce) for run in each]
-        rows = [on_grid(row, grid, window) for row in rows if len(row)]
+        """(steps, runs), NaN for a run without a row."""
+        rows = [on_grid(_points(run, panel, env), grid, window) for run in each]
         scores = np.stack(rows, -1) if rows else np.zeros((len(grid), 0))
-        return scores / (1_000 if suite and not success else 1)
+        return scores / (1_000 if suite and not env.startswith("metaworld/") else 1)
 
-    found = {key: values(each, key[1]) for key, each in runs.items()}
-    found = {key: each for key, each in found.items() if each.size}
-    for variant, env in found:
+    found = {}
+    for (variant, env), each in runs.items():
+        scores = values(each, env)
         if panel.score == "human":
-            found[variant, env] = metrics.human_normalised(found[variant, env], env)
+            scores = metrics.human_normalised(scores, env)
         if panel.score == "baseline":
             relu = values(study.reference.get(env, []), env)
             ends = (np.nanmin(relu), np.nanmax(relu)) if np.isfinite(relu).any() else (np.nan, np.nan)
-            found[variant, env] = metrics.baseline_normalised(found[variant, env], *ends)
+            scores = metrics.baseline_normalised(scores, *ends)
+        kept = []
+        for k, run in enumerate(each):
+            has_rows = len(_points(run, panel, env)) > 0
+            if not has_rows and run.has_diverged and panel.score:
+                scores[:, k] = 0.0  # a suite's lowest score, random play, or relu's lowest
+            if has_rows or (run.has_diverged and panel.score):
+                kept.append(k)
+        if kept and len(grid):
+            found[variant, env] = scores[:, kept]
     return grid, found
+
+
+def _points(run: Loaded, panel: Panel, env: str) -> np.ndarray:
+    """(rows, 2) of step and value of what a panel shows of a run; not normalised."""
+    success = panel.score == "suite" and env.startswith("metaworld/")
+    return combined(run, "eval/success" if success else panel.key, panel.reduce)
+
+
+def _early(study: Study, panels: Sequence[Panel]) -> list[str]:
+    """For captions: which runs diverged before they logged what a panel shows, and what became of them."""
+    found = defaultdict(list)  # which runs: panels
+    for panel in panels:
+        counts = defaultdict(lambda: [0, 0, 0])  # variant: such runs, runs with rows, all runs
+        for (variant, env), runs in study.cells.items():
+            if not env.startswith(panel.suite) or _unscored(panel, env):
+                continue
+            for run in runs:
+                has_rows = len(_points(run, panel, env)) > 0
+                counts[variant][0] += run.has_diverged and not has_rows
+                counts[variant][1] += has_rows
+                counts[variant][2] += 1
+        logged = any(with_rows for _, with_rows, _ in counts.values())
+        told = []
+        for variant, (early, with_rows, number) in counts.items():
+            if early and (with_rows or (panel.score and logged)):  # others: never logged, such as gradients of relu
+                told.append(f"{variant} {early} of {number}")
+        if told:
+            found[", ".join(told), bool(panel.score)].append(panel.title)
+    lines = []
+    for (runs, is_score), titles in found.items():
+        what = f"count as 0 in {', '.join(titles)}" if is_score else f"are left out of {', '.join(titles)}"
+        lines.append(f"runs that diverged before the first value {what}: {runs}")
+    return lines
 
 
 def _unscored(panel: Panel, env: str) -> bool:
@@ -2111,7 +2272,7 @@ def draw_intervals(rows: list[dict], spec: dict) -> Figure:
             value, low, high = (float(row[key]) for key in ("value", "low", "high"))
             bar, look = np.nan_to_num([[value - low], [high - value]]), own[row["variant"]] | {"linestyle": ""}
             panel.errorbar(value, drawn.index(row["variant"]), xerr=bar, **look, capsize=3, markersize=7)
-        panel.set_yticks(range(len(drawn)), drawn)
+        panel.set_yticks(range(len(drawn)), [name.replace("$", r"\$") for name in drawn])
         panel.set_ylim(len(drawn) - 0.5, -0.5)
         counts = sorted({int(row["runs"]) for row in mine})
         told = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
@@ -2146,6 +2307,18 @@ def draw_parts(rows: list[dict], spec: dict) -> Figure:
 NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
 
 
+def _file_name(name: str, taken: set[str]) -> str:
+    """A figure's name, made of a run's settings, as a file of the folder: odd characters become -, as in run folders'
+    names; no second figure gets the name of one in `taken`, which learns it."""
+    plain = re.sub("[^A-Za-z0-9.,=_-]", "-", name)[:120]
+    found, number = plain, 1
+    while found in taken:
+        number += 1
+        found = f"{plain}-{number}"
+    taken.add(found)
+    return found
+
+
 def write_figure(out: Path, name: str, kind: str, rows: list[dict], kinds=("png", "pdf"), **spec) -> list[Path]:
     """name.csv in `out`, and name.png and name.pdf (`kinds`) drawn from it; figures.json there learns how. Without
     rows: nothing, and a line that says so."""
@@ -2163,29 +2336,65 @@ def record_figure(out: Path, name: str, kind: str, kinds: Sequence[str] = ("png"
     known = read_index(index.parent) if index.exists() else {}
     known[name] = {"kind": kind, **spec}
     with runlog.writing(index):
-        index.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
     return redraw(Path(out), name, kinds)
 
 
 def read_index(folder: Path) -> dict[str, dict]:
     """figures.json of a folder: figure -> its kind and what it is drawn with. Raises UserError: none, or broken."""
+    path = folder / "figures.json"
     try:
-        index = json.loads((folder / "figures.json").read_text())
-        unknown = [f"{name} is of an unknown kind" for name, spec in index.items() if spec["kind"] not in DRAWERS]
+        index = json.loads(path.read_text(encoding="utf-8"))
+        problems = [problem for name, spec in index.items() for problem in _problems(name, spec)]
     except OSError as error:
-        raise runlog.UserError(f"{folder / 'figures.json'}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        unknown = ["is no index of figures"]
-    if unknown:
-        raise runlog.UserError(f"{folder / 'figures.json'}: {unknown[0]}; write it anew by the figure's own command")
+        raise runlog.UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        problems = ["is no index of figures"]
+    if problems:
+        raise runlog.UserError(f"{path}: {problems[0]}; write it anew by the figure's own command")
     return index
+
+
+SPEC = {  # key of an entry of figures.json: its kind, and that of its items or values
+    "caption": (list, str),
+    "csv": (list, str),
+    "variants": (list, str),
+    "activations": (list, str),
+    "networks": (list, str),
+    "lines": (list, str),
+    "scales": (dict, str),
+    "panels": (dict, str),
+    "study": (str, str),
+    "unit": (str, str),
+}
+
+
+def _problems(name: str, spec: dict) -> list[str]:
+    """What is wrong with an entry of figures.json: its kind, the kinds of its values, a file outside the folder."""
+    if spec["kind"] not in DRAWERS:
+        return [f"{name} is of an unknown kind"]
+    found = []
+    for key, (kind, of) in SPEC.items():
+        value = spec.get(key, kind())
+        items = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, kind) or not all(isinstance(item, of) for item in items):
+            found.append(f"{name}: its {key} is not {'a text' if kind is str else f'a {kind.__name__} of texts'}")
+    if not found and not all(_is_plain(file) for file in (name, *spec.get("csv", ()))):
+        found.append(f"{name} or a file of its csv is no plain file name, but would lie in another folder")
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file of this name lies in the folder to which it is joined."""
+    return bool(name) and not re.search(r"[/\\\x00]", name) and name not in (".", "..")
 
 
 def read_csv(path: Path) -> list[dict]:
     """Rows of a figure's CSV, the columns NUMBERS as floats. Raises UserError: missing, empty or broken."""
     remedy = "restore it, or write it anew by the figure's own command"
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))
         for row in rows:
             if None in row or None in row.values():
@@ -2209,8 +2418,9 @@ def figure_of(folder: Path, name: str) -> Figure:
     try:
         with matplotlib.rc_context(RC):
             return DRAWERS[spec["kind"]](tables if "csv" in spec else tables[files[0]], spec)
-    except (KeyError, ValueError) as error:
-        lacks = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be drawn ({error})"
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be drawn ({reason})"
         told = f"{name} {lacks}; write it anew by the figure's own command"
         raise runlog.UserError(f"{', '.join(str(folder / file) for file in files)}: {told}") from error
 
@@ -2244,7 +2454,7 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
 
 def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str) -> list[Path]:
     spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
-    rows, caption = curve_rows(study, panels), [title, study.counts, *_shared(study)]
+    rows, caption = curve_rows(study, panels), [title, study.counts, *_shared(study), *_early(study, panels)]
     if any(panel.key.startswith("charts/") for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
     for panel in panels if rows else ():
@@ -2256,7 +2466,8 @@ def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: 
 def _environments(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str, environments) -> list[Path]:
     rows = environment_rows(study, panels, environments)
     spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
-    return write_figure(out, name, "environments", rows, caption=[title, study.counts], **spec)
+    caption = [title, study.counts, *_early(study, panels)]
+    return write_figure(out, name, "environments", rows, caption=caption, **spec)
 
 
 def _keys(*panels: Panel) -> str:
@@ -2281,12 +2492,13 @@ def cr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
             ends = {key: float(curve[key][-1]) for key in ("value", "low", "high", "step")}
             own = {"environments": curve["environments"], "runs": curve["runs"]}
             rows.append({"group": title, "variant": name, **ends, **own})
-    return _final(study, rows, out, "cr1", "CR Fig. 1: IQM at the end of training", IQM.unit)
+    return _final(study, rows, out, "cr1", "CR Fig. 1: IQM at the end of training", IQM)
 
 
-def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, unit: str) -> list[Path]:
+def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, panel: Panel) -> list[Path]:
     told = f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap" if rows else ""
-    spec = {"variants": study.variants, "unit": unit, "caption": [title + told, study.counts, *_shared(study)]}
+    caption = [title + told, study.counts, *_shared(study), *_early(study, [panel])]
+    spec = {"variants": study.variants, "unit": panel.unit, "caption": caption}
     return write_figure(out, name, "intervals", rows, **spec)
 
 
@@ -2311,7 +2523,7 @@ def _each_environment(study: Study, out: Path, name: str, title: str) -> list[Pa
 def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD; pre-activations."""
     panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, LARGEST]
-    study, paths = read_study(runs, SAC, _keys(*panels), where), []
+    study, paths, taken = read_study(runs, SAC, _keys(*panels), where), [], set()
     study = study.only(variants) if variants else study
     groups = {
         "layer_norm": "layer_norm",
@@ -2333,7 +2545,7 @@ def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Seq
     for env in study.environments:
         cells = [study.cells[v, env] for v in _plain(study) if (v, env) in study.cells]
         folders = [run.folder for each in cells for run in each]
-        name = f"cr_ablations_preactivations-{env.rpartition('/')[2]}"
+        name = _file_name(f"cr_ablations_preactivations-{env.rpartition('/')[2]}", taken)
         if folders and any((folder / "histograms.jsonl").exists() for folder in folders):
             paths += write_preactivations(folders, Path(out), name)
     return paths
@@ -2370,7 +2582,7 @@ def hr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
     title = "HR Figs. 1, 9: PQN, median human-normalised score"
     ends = {row["variant"]: row | {"group": "at the end"} for row in curve_rows(study, [MEDIAN])}
     paths = _curves(study, [MEDIAN], out, "hr1", title)
-    return paths + _final(study, list(ends.values()), out, "hr1_final", title, MEDIAN.unit)
+    return paths + _final(study, list(ends.values()), out, "hr1_final", title, MEDIAN)
 
 
 HR_DQN = {  # figure: (variants, panels)
@@ -2453,7 +2665,7 @@ def hr19(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[st
 def hr3(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones outlined, branches and
     product; of the lowest seed of each game and activation."""
-    study, paths = read_study(runs, DQN, "-", where), []
+    study, paths, taken = read_study(runs, DQN, "-", where), [], set()
     study = study.only(variants) if variants else study
     for (variant, env), (run, *_) in study.cells.items():
         rows, found = [], read_rows(run.folder, "curves.jsonl", r"(?:branch\d+_)?kde")
@@ -2465,8 +2677,9 @@ def hr3(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
             own = {"step": lines[-1]["step"], "part": part.rstrip("_") or "output", "neuron": neuron.strip("_")}
             own |= {"dead": int(bool(lines[-1].get("dead")))}
             rows += [own | {"x": float(x), "density": float(y)} for x, y in zip(lines[-1]["x"], lines[-1]["y"])]
-        name = f"hr3-{env}-{re.sub('[^A-Za-z0-9_.]+', '-', variant)}"
-        told = [f"Densities of 16 neurons of {last}: {env}, {variant}, seed {run.config['seed']}"]
+        name = _file_name(f"hr3-{env}-{re.sub('[^A-Za-z0-9_.]+', '-', variant)}", taken)
+        ended = " (diverged)" if run.has_diverged else ""
+        told = [f"Densities of 16 neurons of {last}: {env}, {variant}, seed {run.config['seed']}{ended}"]
         paths += write_figure(out, name, "densities", rows, caption=told)
     return paths
 
@@ -2475,8 +2688,8 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """Rows of hr3: a grid of neurons for every part (branches, output)."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     parts.sort(key=lambda part: (part == "output", part))
-    figure = Figure((3.3 * len(parts) + 0.2, 4.3), layout="constrained")
-    for place, part in zip(figure.subfigures(1, len(parts), squeeze=False, wspace=0.06)[0], parts):
+    figure, places = _kde_figure((1, len(parts)), 3)
+    for place, part in zip(places[0], parts):
         neurons = defaultdict(lambda: defaultdict(list))
         for row in (row for row in rows if row["part"] == part):
             neuron = neurons[row["neuron"]]
@@ -2484,7 +2697,8 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
             neuron["y"].append(float(row["density"]))
             neuron["dead"] = row["dead"] in (1, "1")
         _kde_grid(place, part, list(neurons.values())[:16])
-    _caption(figure, *spec["caption"], f"step {float(rows[0]['step']):,.0f}; outlined: dead (peak above 20)")
+    told = f"step {float(rows[0]['step']):,.0f}; outlined: dead (peak above 20)"
+    _caption(figure, *spec["caption"], told, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 
@@ -2500,9 +2714,10 @@ def hr4(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
     study, rows = read_study(runs, DQN, "q_split/(live|dead|bias)", where), []
     study = study.only(variants) if variants else study
     for (variant, env), each in study.cells.items():
-        without = [f"s{run.config['seed']}" for run in each if not run.scalars]
-        if without:
-            print(f"missing: {variant} on {env} {' '.join(without)} (trained without --analyse)")
+        for run in each:
+            if not run.scalars:
+                why = "diverged before it was analysed" if run.has_diverged else "trained without --analyse"
+                print(f"missing: {variant} on {env} s{run.config['seed']} ({why})")
         each = [run for run in each if run.scalars]
         for part in PARTS if each else ():
             grid = grid_of(each, "q_split/(live|dead|bias)")
@@ -2555,17 +2770,19 @@ MOST = 8  # environments on the page of overview
 
 def groups_of(folder: Path) -> dict[tuple[str, str], dict[str, list[Loaded]]]:
     """(script, environment) -> label -> runs by seed, of all run folders in a folder, ended or under way. A label tells
-    the activation and every setting in which runs of one script and environment differ."""
-    keys = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values()) + "|.*numerator_norm"
+    the activation and every setting in which runs of one script and environment differ. Raises UserError: no run; a
+    seed of one setting twice."""
+    keys = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values())
+    keys += "|.*numerator_norm|.*coefficient_gradient_norm"
     found = defaultdict(list)
-    for path in sorted(Path(folder).glob("*__*__*__s*__*")):
-        if (path / "config.json").exists() and (path / "meta.json").exists():
-            config = read_config(path)
-            found[path.name.split("__")[1], config["env_id"]].append(Loaded(path, config, read_scalars(path, keys)))
+    for path in run_folders_in(folder, "*__*__*__s*__*"):
+        run = read_run(path, keys)
+        found[path.name.split("__")[1], run.config["env_id"]].append(run)
     if not found:
         raise runlog.UserError(f"--runs {folder}: no run folder in it; train something first")
     groups = {}
     for name, runs in sorted(found.items()):
+        check_once(runs)
         flat = [_flat(run.config) for run in runs]
         names = sorted({key for config in flat for key in config} - {"activation"})
         varied = [key for key in names if len({json.dumps(config.get(key)) for config in flat}) > 1]
@@ -2577,47 +2794,86 @@ def groups_of(folder: Path) -> dict[tuple[str, str], dict[str, list[Loaded]]]:
         order = [*STYLES, *sorted({label.split(", ")[0] for label in labels} - {*STYLES})]
         ranked = sorted(labels, key=lambda label: (order.index(label.split(", ")[0]), label))
         groups[name] = {label: sorted(labels[label], key=lambda run: run.config["seed"]) for label in ranked}
+        for label, each in groups[name].items():
+            _check_seeds(each, f"{', '.join(name)}, {label}")
     return groups
 
 
-def shown_curve(run: Loaded, pattern: str) -> np.ndarray:
-    """(rows, 2) as `combined`; returns of training episodes are means over windows of a fortieth of the run."""
+def shown_curve(run: Loaded, pattern: str, until: float = np.inf) -> np.ndarray:
+    """(rows, 2) as `combined`, up to a step; returns of training episodes are means over windows of a fortieth of it
+    (of the run)."""
     points = combined(run, pattern)
+    points = points[points[:, 0] <= until]
     if not pattern.startswith("charts/episodic") or not len(points):
         return points
-    grid = np.linspace(0, points[-1, 0], 41)[1:]
+    grid = np.linspace(0, points[-1, 0] if np.isinf(until) else until, 41)[1:]
     points = np.stack([grid, on_grid(points, grid, window=grid[0])], -1)
     return points[np.isfinite(points[:, 1])]
 
 
 def summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> list[dict[str, str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean +- std (ddof 1)
-    over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged."""
-    rows = []
+    over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged. All settings of an environment are
+    compared at the last step that all their runs have reached."""
+    return _summary(groups)[0]
+
+
+def _summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> tuple[list[dict[str, str]], list[str]]:
+    """`summary`, and the lines below it: what was cut."""
+    rows, cut = [], []
     for (script, env), labels in groups.items():
+        every = [run for runs in labels.values() for run in runs]
+        shown = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values())
+        ends = {title: common_end(every, pattern) for title, (pattern, _) in SHOWN.items()}
+        ends["steps"] = common_end(every, shown)
+        told = {}
+        for title, end in ends.items():
+            for line in end.told(f"{script}, {env}, PLACE"):
+                told.setdefault(line, []).append(title)
+        cut += [line.replace("PLACE", ", ".join(titles), 1) for line, titles in told.items()]
         for label, runs in labels.items():
-            ended = [run.config["status"] in runlog.ENDED for run in runs]
-            diverged = sum(run.config["status"] == "diverged" for run in runs)
+            ended = [run.has_ended for run in runs]
+            diverged = sum(run.has_diverged for run in runs)
             steps = [max((rows[-1, 0] for rows in run.scalars.values()), default=0) for run in runs]
             row = {"script": script, "environment": env, "setting": label, "n": f"{len(runs)}"}
             row["state"] = "finished" if all(ended) and not diverged else f"{sum(ended)} ended, {diverged} diverged"
-            row["steps"] = f"{min(steps):,.0f}"
+            row["steps"] = f"{min(min(steps), ends['steps'].step):,.0f}"
             for title, (pattern, text) in SHOWN.items():
-                values = [points[-1, 1] for points in (shown_curve(run, pattern) for run in runs) if len(points)]
-                shown = text.format(np.mean(values)) if values else "-"
-                shown = f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown
-                row[title] = shown + f" ({len(values)} of {len(runs)})" * (0 < len(values) < len(runs))
+                curves = [shown_curve(run, pattern, ends[title].step) for run in runs]
+                values = [points[-1, 1] for points in curves if len(points)]
+                row[title] = mean_and_deviation(values, len(runs), text)
             if row["return"] != "-":
                 row["training return"] = "-"  # noisier, and of an exploring policy: only where there is nothing else
             rows.append(row)
     empty = [title for title in SHOWN if all(row[title] == "-" for row in rows)]
-    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows], cut
+
+
+LATEX = {  # character: how LaTeX prints it
+    **{c: "\\" + c for c in "_%&#{}$"},
+    **{"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\textasciitilde{}", "|": r"\textbar{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "\n": " ", "\r": " "},
+}
+MARKDOWN = {  # character: how Markdown, which may hold HTML and TeX, shows it
+    **{c: "\\" + c for c in "\\`*[]|$"},
+    **{"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "},
+}
+
+
+def latex_text(text: str) -> str:
+    """A text that LaTeX prints as it is."""
+    return text.translate(str.maketrans(LATEX))
+
+
+def markdown_text(text: str) -> str:
+    """A text that a cell of a Markdown table shows as it is."""
+    return text.translate(str.maketrans(MARKDOWN))
 
 
 def write_tables(runs: Path, out: Path) -> list[Path]:
     """table.md, table.csv and table.tex in `out`, and runs.csv, a row for each run; the Markdown is printed too."""
     groups, each = groups_of(runs), []
-    rows = summary(groups)
+    rows, cut = _summary(groups)
     for (script, env), labels in groups.items():
         for label, group in labels.items():
             own = {"script": script, "environment": env, "setting": label}
@@ -2625,22 +2881,26 @@ def write_tables(runs: Path, out: Path) -> list[Path]:
                 status = {"seed": run.config["seed"], "status": run.config["status"]}
                 each.append(own | status | _provenance(run))
     header, lines = list(rows[0]), [list(row.values()) for row in rows]
-    markdown = [[cell.replace("|", r"\|") for cell in each] for each in (header, ["---"] * len(header), *lines)]
-    markdown = ["| " + " | ".join(each) + " |" for each in markdown]
-    escape = str.maketrans({c: "\\" + c for c in "_%&#"} | {"^": r"\^{}", "|": r"\textbar{}"})
-    latex = [
-        " & ".join(cell.translate(escape).replace("+-", r"$\pm$") for cell in each) + r" \\"
-        for each in [header, *lines]
-    ]
+    markdown = [["---"] * len(header)]
+    latex = []
+    for line in (header, *lines):
+        markdown.append([markdown_text(cell) for cell in line])
+        latex.append([latex_text(cell) for cell in line[:3]])
+        latex[-1] += [latex_text(cell).replace("+-", r"$\pm$") for cell in line[3:]]
+    markdown[:2] = markdown[1::-1]  # the rule comes below the header
+    markdown = ["| " + " | ".join(cells) + " |" for cells in markdown]
+    latex = [" & ".join(cells) + r" \\" for cells in latex]
     latex = [rf"\begin{{tabular}}{{{'l' * 3}{'r' * (len(header) - 3)}}}", r"\hline", latex[0], r"\hline", *latex[1:]]
     latex += [r"\hline", r"\end{tabular}"]
     told = "last values: mean +- standard deviation over n seeds; layers' values: mean over the critics' hidden layers"
+    below = [told, *(markdown_text(line) for line in cut)]
+    comments = [f"% {' '.join(line.split())}" for line in (told, *cut)]
     paths = [_write_csv(Path(out) / "table.csv", rows), _write_csv(Path(out) / "runs.csv", each)]
-    for name, text in (("md", [*markdown, "", told]), ("tex", [f"% {told}", *latex])):
+    for name, text in (("md", [*markdown, "", "\n\n".join(below)]), ("tex", [*comments, *latex])):
         paths.append(Path(out) / f"table.{name}")
         with runlog.writing(paths[-1]):
-            paths[-1].write_text("\n".join(text) + "\n")
-    print(*markdown, told, sep="\n")
+            paths[-1].write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(*markdown, *below, sep="\n")
     return paths
 
 
@@ -2658,7 +2918,7 @@ def overview(folder: Path, out: Path) -> list[Path]:
             default=0,
         )
         for label, runs in groups[name].items():
-            if any(key.endswith("numerator_norm") for key in runs[0].scalars):
+            if is_learned(runs[0]):
                 learned.setdefault(label, runs[0])
             for title in (score, "overestimation", "dead share", "srank"):
                 own = {"row": ", ".join(name), "column": "score" if title == score else title, "unit": title}
@@ -2668,6 +2928,8 @@ def overview(folder: Path, out: Path) -> list[Path]:
                     if points and run.config["status"] == "diverged" and points[-1][0] < end:
                         points.append([float(end), points[-1][1]])
                     rows += [own | {"step": step, "value": value} for step, value in points]
+    if len(learned) > 4:
+        print(f"not on the page: the activations of {', '.join(list(learned)[4:])}")
     for label, run in list(learned.items())[:4]:
         for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
             own = {
@@ -2685,7 +2947,10 @@ def overview(folder: Path, out: Path) -> list[Path]:
     under_way = sum(run.config["status"] not in runlog.ENDED for run in every)
     diverged = sum(run.config["status"] == "diverged" for run in every)
     told = f"{len(every)} runs ({under_way} not ended, {diverged} diverged: last value carried forward)"
-    told += "; mean over seeds, thin lines: seeds"
+    early = sum(run.has_diverged and not run.scalars for run in every)
+    if early:
+        told += f"; {early} diverged before the first value: in no mean"
+    told += "; mean over seeds, up to the step that all seeds of a setting have reached; thin lines: seeds"
     left_out = [", ".join(name) for name in groups if name not in kept]
     if left_out:
         print(*(f"not on the page: {name}" for name in left_out), sep="\n")
@@ -2886,8 +3151,16 @@ for name, function in ROWS.items():
     Command |= Annotated[RowCommand, tyro.conf.subcommand(name, default=RowCommand(name), description=told)]
 
 
+def ascii_safe() -> None:
+    """What is printed may hold names from runs: a terminal that lacks a character gets its escape, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @runlog.exit_on_user_error()
 def main(argv: Sequence[str] | None = None) -> None:
+    ascii_safe()
     argv = list(sys.argv[1:] if argv is None else argv)
     argv[:1] = [ALSO.get(name, name) for name in argv[:1]]
     command = runlog.parse_args(Command, argv)
@@ -2904,8 +3177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif isinstance(command, FunctionApproximationCommand):
         function_approximation(command.runs, command.out)
     elif isinstance(command, DemoCommand):
+        folder, name, (kind,) = _figure_path(command.out)
         print_table(command.folders)
-        print(draw_demo(command.folders, command.out))
+        print(draw_demo(command.folders, folder / f"{name}.{kind}"))
     elif isinstance(command, PreactivationsCommand):
         _print(preactivation_table(command.folders))
         print("of the measured batches; means over n histories: seeds, and two critics of each")
