@@ -31,6 +31,7 @@ import numpy as np
 import tyro
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -532,7 +533,7 @@ def kde_figure(folder: Path) -> Figure | None:
     if max(map(len, panels)) == 1:
         panels = [[each for line in panels for each in line]]
     shape = len(panels), max(map(len, panels))
-    figure, places = _kde_figure(shape, 4)
+    figure, places = _kde_figure(shape, 3)
     for line, drawn in zip(places, panels):
         for place, (network, part, rows) in zip(line, drawn):
             _kde_grid(place, f"{network}, {last[network]}{part}", rows[:16])
@@ -546,7 +547,7 @@ def kde_figure(folder: Path) -> Figure | None:
 def _kde_figure(shape: tuple[int, int], num_lines: int) -> tuple[Figure, list[list]]:
     """A figure with a title of so many lines and a subfigure for each grid of neurons. All is placed by hand: a layout
     engine takes minutes for hundreds of small panels, and a run's plots are drawn while it trains."""
-    top = 0.16 * num_lines + 0.1
+    top = 0.15 * num_lines + 0.12
     figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + top))
     grid = figure.add_gridspec(1 + shape[0], shape[1], height_ratios=(top, *[3.8] * shape[0]))
     places = [[figure.add_subfigure(grid[1 + i, j]) for j in range(shape[1])] for i in range(shape[0])]
@@ -554,33 +555,45 @@ def _kde_figure(shape: tuple[int, int], num_lines: int) -> tuple[Figure, list[li
 
 
 def _kde_grid(part, title: str, rows: list[dict]) -> None:
-    """Densities of up to 16 neurons, a small panel each, in a subfigure of _kde_figure."""
+    """Densities of up to 16 neurons, a cell each with its own scale, in a subfigure of _kde_figure. One panel with a
+    collection of lines: an Axes for every neuron takes a hundred times as long."""
     num_dead = sum(bool(row.get("dead")) for row in rows)
     part.suptitle(f"{title}: {num_dead} of {len(rows)} dead", fontsize=9, y=0.985)
     side = int(np.ceil(np.sqrt(len(rows))))
-    width, height = 0.94 / side, 0.84 / side
+    panel = part.add_axes((0.03, 0.08, 0.94, 0.84))
+    panel.set(xlim=(0, side), ylim=(0, side))
+    panel.set_axis_off()
+    curves, fills, ticks, frames, colours, widths = [], [], [], [], [], []
+    small = {"fontsize": 6, "ha": "center"}
     for i, row in enumerate(rows):
-        left, bottom = 0.03 + (i % side) * width, 0.93 - (i // side + 1) * height
-        panel = part.add_axes((left + 0.03 * width, bottom + 0.2 * height, 0.9 * width, 0.74 * height))
-        panel.grid(False)
-        panel.set_yticks([])
-        panel.tick_params(labelsize=6, length=2, pad=1)
-        x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
+        left, bottom = i % side + 0.05, side - 1 - i // side + 0.2
+        width, height = 0.88, 0.74  # of the cell's frame; the rest is for its ticks
         dead = bool(row.get("dead"))
-        for spine in panel.spines.values():
-            spine.set(visible=True, color=RED if dead else "0.7", linewidth=2 if dead else 0.5)
-        if not np.isfinite([x, y]).all():
-            _tell(panel, "not\nfinite", fontsize=6)
-            panel.set_xticks([])
+        corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
+        frames.append([(left + dx, bottom + dy) for dx, dy in corners])
+        colours.append(RED if dead else "0.7")
+        widths.append(2 if dead else 0.5)
+        x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
+        if not np.isfinite([x, y]).all() or x[-1] <= x[0]:
+            panel.text(left + width / 2, bottom + height / 2, "not\nfinite", color=RED, va="center", **small)
             continue
-        panel.fill_between(x, y, color=BLUE, alpha=0.35, linewidth=0)
-        panel.plot(x, y, color=BLUE, linewidth=0.9)
-        highest = 1.12 * y.max()
-        panel.set(xlim=(x[0], x[-1]), ylim=(0, highest if highest > 0 else 1))
-        panel.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
+        highest = 1.12 * y.max() if y.max() > 0 else 1.0
+        across = left + width * (x - x[0]) / (x[-1] - x[0])
+        curves.append(np.stack([across, bottom + height * y / highest], -1))
+        fills.append([(across[0], bottom), *curves[-1], (across[-1], bottom)])
+        for tick in MaxNLocator(2, min_n_ticks=1).tick_values(x[0], x[-1]):
+            at = left + width * (tick - x[0]) / (x[-1] - x[0])
+            if left <= at <= left + width:
+                ticks.append([(at, bottom), (at, bottom - 0.02)])
+                panel.text(at, bottom - 0.03, f"{tick:g}".replace("-", "\N{MINUS SIGN}"), va="top", **small)
         if dead:
-            _tell(panel, "dead", 0.95, 0.9, ha="right", va="top", fontsize=6)
-    part.supxlabel("activation (each neuron's own scale)", fontsize=8, y=0.02)
+            place = left + 0.95 * width, bottom + 0.9 * height
+            panel.text(*place, "dead", color=RED, fontsize=6, ha="right", va="top")
+    panel.add_collection(PolyCollection(fills, facecolors=BLUE, alpha=0.35, linewidths=0))
+    panel.add_collection(LineCollection(curves, colors=BLUE, linewidths=0.9, label="densities"))
+    panel.add_collection(LineCollection(ticks, colors=BLACK, linewidths=0.6))
+    panel.add_collection(LineCollection(frames, colors=colours, linewidths=widths, label="frames"))
+    part.supxlabel("activation (each neuron's own scale)", fontsize=8, y=0.03)
 
 
 @matplotlib.rc_context(RC)
@@ -2688,7 +2701,7 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """Rows of hr3: a grid of neurons for every part (branches, output)."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     parts.sort(key=lambda part: (part == "output", part))
-    figure, places = _kde_figure((1, len(parts)), 3)
+    figure, places = _kde_figure((1, len(parts)), 2)
     for place, part in zip(places[0], parts):
         neurons = defaultdict(lambda: defaultdict(list))
         for row in (row for row in rows if row["part"] == part):
