@@ -426,9 +426,13 @@ def _panels(found: dict, size: tuple[float, float], ylabel: str, right: float = 
 def _title(figure: Figure, folder: Path, what: str, **options) -> None:
     config = read_config(folder)
     ended = " (diverged)" if config["status"] == "diverged" else ""
-    figure.suptitle(
-        f"{what}\n{config['env_id']}, {config['activation']}, seed {config['seed']}{ended}", fontsize=10, **options
-    )
+    names = textwrap.shorten(f"{config['env_id']}, {_shortened(config['activation'])}", 200)
+    figure.suptitle(f"{what}\n{names}, seed {config['seed']}{ended}", fontsize=10, **options)
+
+
+def _shortened(activation: str) -> str:
+    """An activation as a title has room for it."""
+    return activation if len(activation) <= 60 else f"{activation[:57]}..."
 
 
 @matplotlib.rc_context(RC)
@@ -564,7 +568,7 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
     panel.set(xlim=(0, side), ylim=(0, side))
     panel.set_axis_off()
     curves, fills, ticks, frames, colours, widths = [], [], [], [], [], []
-    small = {"fontsize": 6, "ha": "center"}
+    small = {"fontsize": 6}
     for i, row in enumerate(rows):
         left, bottom = i % side + 0.05, side - 1 - i // side + 0.2
         width, height = 0.88, 0.74  # of the cell's frame; the rest is for its ticks
@@ -575,7 +579,9 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
         widths.append(2 if dead else 0.5)
         x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
         if not np.isfinite([x, y]).all() or x[-1] <= x[0]:
-            panel.text(left + width / 2, bottom + height / 2, "not\nfinite", color=RED, va="center", **small)
+            panel.text(
+                left + width / 2, bottom + height / 2, "not\nfinite", color=RED, ha="center", va="center", **small
+            )
             continue
         highest = 1.12 * y.max() if y.max() > 0 else 1.0
         across = left + width * (x - x[0]) / (x[-1] - x[0])
@@ -585,7 +591,9 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
             at = left + width * (tick - x[0]) / (x[-1] - x[0])
             if left <= at <= left + width:
                 ticks.append([(at, bottom), (at, bottom - 0.02)])
-                panel.text(at, bottom - 0.03, f"{tick:g}".replace("-", "\N{MINUS SIGN}"), va="top", **small)
+                inwards = "left" if at < left + 0.1 else "right" if at > left + width - 0.1 else "center"
+                label = f"{tick:g}".replace("-", "\N{MINUS SIGN}")
+                panel.text(at, bottom - 0.03, label, ha=inwards, va="top", **small)
         if dead:
             place = left + 0.95 * width, bottom + 0.9 * height
             panel.text(*place, "dead", color=RED, fontsize=6, ha="right", va="top")
