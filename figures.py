@@ -551,7 +551,7 @@ def kde_figure(folder: Path) -> Figure | None:
 def _kde_figure(shape: tuple[int, int], num_lines: int) -> tuple[Figure, list[list]]:
     """A figure with a title of so many lines and a subfigure for each grid of neurons. All is placed by hand: a layout
     engine takes minutes for hundreds of small panels, and a run's plots are drawn while it trains."""
-    top = 0.15 * num_lines + 0.12
+    top = 0.17 * num_lines + 0.12
     figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + top))
     grid = figure.add_gridspec(1 + shape[0], shape[1], height_ratios=(top, *[3.8] * shape[0]))
     places = [[figure.add_subfigure(grid[1 + i, j]) for j in range(shape[1])] for i in range(shape[0])]
@@ -2709,7 +2709,7 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """Rows of hr3: a grid of neurons for every part (branches, output)."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     parts.sort(key=lambda part: (part == "output", part))
-    figure, places = _kde_figure((1, len(parts)), 2)
+    figure, places = _kde_figure((1, len(parts)), 2 if len(parts) > 1 else 3)  # a narrow one breaks its title
     for place, part in zip(places[0], parts):
         neurons = defaultdict(lambda: defaultdict(list))
         for row in (row for row in rows if row["part"] == part):
