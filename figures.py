@@ -13,13 +13,14 @@ Colours are Okabe and Ito's, safe for the colour-blind, and one activation has o
 
 import csv
 import dataclasses
+import itertools
 import json
 import re
 import sys
 import textwrap
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,11 +28,14 @@ from typing import Annotated
 import matplotlib
 import numpy as np
 import tyro
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 from scipy import stats
@@ -55,6 +59,7 @@ STYLES = {  # activation: colour, line style, marker (lines must differ in grey 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of a panel's curves: branches, or crelu's halves
 RC = {"font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.5}
 RC |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 150}
+MOST_STEPS, MOST_BRANCHES = 50, 4  # drawn of one run: functions over training; densities of branches
 SHADES, LAYER_MARKERS = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}, {"fc1": "o", "fc2": "s"}  # in panel (c) of the demo
 FIRST, BAND = {"color": BLACK, "linestyle": "--", "linewidth": 1}, {"color": "0.5", "alpha": 0.15}
 TRUTH = {"color": "0.8", "linewidth": 6, "solid_capstyle": "butt"}
@@ -69,53 +74,332 @@ def style(activation: str) -> dict:
     return dict(zip(("color", "linestyle", "marker"), STYLES.get(name, other)))
 
 
-def read_config(folder: Path) -> dict:
-    """config.json of a run folder, with its `status`. Raises UserError if it is none."""
+# ---- reading run folders: every figure and table gets its runs through here ----------------------------------------
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that holds an object. Raises UserError: missing, not readable, or no object."""
     try:
-        config, meta = (json.loads((folder / name).read_text()) for name in ("config.json", "meta.json"))
-        config = {"activation": "?", "env_id": "?", "seed": 0, **config, "status": meta.get("status", "?")}
-        return config | {"env_id": runlog.env_name(config["env_id"])}  # a sequence of tasks is a list there
-    except (OSError, ValueError):
-        raise runlog.UserError(f"{folder}: is no run folder; give one that holds config.json and meta.json") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror or error}; give a run folder that has it") from None
+    except (ValueError, RecursionError):
+        raise runlog.UserError(f"{path}: is no JSON; restore it, or train the run again") from None
+    if not isinstance(content, dict):
+        raise runlog.UserError(f"{path}: is no JSON object; restore it, or train the run again")
+    return content
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run. A start that failed leaves one with only `.lock` (or config.json, at most)."""
+    return any((folder / name).exists() for name in ("meta.json", "scalars.csv"))
+
+
+def run_folders_in(root: Path, pattern: str) -> list[Path]:
+    """The run folders in a folder whose names match a pattern, sorted; what failed starts left behind is skipped."""
+    return [path for path in sorted(Path(root).glob(pattern)) if path.is_dir() and is_run(path)]
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a run folder, with its `status`. Raises UserError if it is none, or a setting that every figure
+    uses is of the wrong kind."""
+    if not (folder / "config.json").exists() or not (folder / "meta.json").exists():
+        raise runlog.UserError(f"{folder}: is no run folder; give one that holds config.json and meta.json")
+    status = read_json(folder / "meta.json").get("status", "?")
+    config = {"activation": "?", "env_id": "?", "seed": 0, **read_json(folder / "config.json"), "status": status}
+    if isinstance(config["env_id"], list) and all(isinstance(part, str) for part in config["env_id"]):
+        config["env_id"] = runlog.env_name(config["env_id"])  # a sequence of tasks is a list there
+    kinds = {"activation": str, "env_id": str, "seed": int, "status": str, "rational": dict}
+    kinds |= {"learning_rate": (int, float), "utd": (int, float)}
+    for key, kind in kinds.items():
+        value = config.get(key)
+        if key in config and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise runlog.UserError(f"{folder}: its {key} is {value!r}; give a run folder as the scripts write it")
+    return config
+
+
+@dataclass
+class Loaded:
+    """A run folder, read."""
+
+    folder: Path
+    config: dict  # with "status"
+    scalars: dict[str, np.ndarray]
+    meta: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_diverged(self) -> bool:
+        return self.config["status"] == "diverged"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.config["status"] in runlog.ENDED
+
+    def setting(self, key: str, kind=(int, float)):
+        """A setting that a figure cannot do without. Raises UserError: missing, or of another kind."""
+        value = self.config.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            told = f"its {key} is {value!r}" if key in self.config else f"has no {key}"
+            raise runlog.UserError(f"{self.folder / 'config.json'}: {told}; restore the file, or move the run away")
+        return value
+
+    def provenance(self) -> dict[str, object]:
+        """Seconds, memory, commit, machine and versions of meta.json; "" for what is not there."""
+        parts = {key: self.meta.get(key) for key in ("git", "hardware", "versions")}
+        parts = {key: part if isinstance(part, dict) else {} for key, part in parts.items()}
+        own = {name: self.meta.get(name, "") for name in ("elapsed_s", "peak_memory_mb")}
+        own |= {"git": parts["git"].get("commit", ""), "dirty": parts["git"].get("dirty", "")}
+        own |= {"cpu": parts["hardware"].get("cpu", "")}
+        return own | {name: parts["versions"].get(name, "") for name in ("torch", "gymnasium")}
+
+    def series(self, key: str) -> np.ndarray:
+        """(rows, 3) of step, value, wall time; rows with a finite value."""
+        rows = self.scalars.get(key, np.zeros((0, 3)))
+        return rows[np.isfinite(rows[:, 1])]
+
+    def last(self, pattern: str, column: int = 1, until: float = np.inf) -> float:
+        """Mean over the keys that match of a column of their last row with a finite value, of those up to a step; NaN
+        without any."""
+        values = []
+        for key in self.scalars:
+            if re.fullmatch(pattern, key):
+                rows = self.series(key)
+                rows = rows[rows[:, 0] <= until]
+                values += rows[-1:, column].tolist()
+        return float(np.mean(values)) if values else np.nan
+
+
+def read_run(folder: str | Path, keys: str = "[^,]+") -> Loaded:
+    """A run, of which scalars.csv is read for keys that match a pattern.
+
+    Raises UserError, so that nothing is drawn from a part of a run, or from one twice: the folder is a copy under
+    another name; a file is missing, cut short or broken; an ended run's rows do not reach its end.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    meta = read_json(folder / "meta.json")
+    _check_name(folder, meta)
+    run = Loaded(folder, config, {}, meta)
+    text = _text(folder / "scalars.csv")
+    if run.has_ended:
+        _check_end(run, text)
+    run.scalars = _scalars(folder / "scalars.csv", text, keys)
+    return run
+
+
+def _check_name(folder: Path, meta: dict) -> None:
+    """Raises UserError if meta.json is of a run of another name or hash: the folder is a copy, or was renamed. The
+    hash is not computed again: older runs have been hashed over other keys."""
+    there = folder.resolve().name
+    digest = re.search(r"__([0-9a-f]{10})$", there)
+    same_hash = digest is None or meta.get("hash", digest[1]) == digest[1]
+    if meta.get("name", there) != there or not same_hash:
+        told = f"holds the run {meta.get('name', meta.get('hash'))} by its meta.json: a copy, or renamed"
+        raise runlog.UserError(f"{folder}: {told}; give it that name again, or move it away")
+
+
+def _check_end(run: Loaded, text: str) -> None:
+    """Raises UserError unless the rows of scalars.csv reach the end of this ended run, as far as it is known: by
+    meta.json's last_step, the run's length and the last steps of its other files."""
+    path = run.folder / "scalars.csv"
+    remedy = f"the run is {run.config['status']}; restore the file, or train the run again with --fresh"
+    if not text:
+        raise runlog.UserError(f"{path}: is {'empty' if path.exists() else 'missing'}, but {remedy}")
+    if not text.endswith("\n"):
+        raise runlog.UserError(f"{path}: ends within a row, but {remedy}")
+    start = text.rfind("\n", 0, len(text) - 1) + 1
+    found = re.match("[0-9]+", text[start:])
+    last = int(found[0]) if found else -1
+    due = _due_step(run)
+    if found:  # curves and histograms come with rows of their step
+        due = max(due, *(_last_step(run.folder / name) for name in ("curves.jsonl", "histograms.jsonl")))
+    if last < due:
+        told = f"ends at step {last:,}" if found else "has no rows"
+        raise runlog.UserError(f"{path}: {told}, but should reach step {due:,}; {remedy}")
+    num_tasks = run.config.get("num_tasks")
+    if run.config["status"] == "finished" and isinstance(num_tasks, int) and ",charts/task," in text:
+        done = re.findall(r"^[0-9]+,charts/task,([0-9]+)", text, re.M)
+        if done and int(done[-1]) < num_tasks:
+            raise runlog.UserError(f"{path}: ends after task {done[-1]} of {num_tasks}; {remedy}")
+
+
+def _due_step(run: Loaded) -> int:
+    """The step that the last row of an ended run must at least have; -1: nothing is known."""
+    due = -1
+    if isinstance(run.meta.get("last_step"), int):
+        due = run.meta["last_step"]
+    if run.config["status"] == "finished":
+        for key in ("total_timesteps", "total_steps"):
+            if isinstance(run.config.get(key), int):
+                due = max(due, run.config[key] - _interval(run.config))
+    return due
+
+
+def _interval(config: dict) -> int:
+    """Steps between two rows of a run at most: the last row may be so many before its end."""
+    numbers = {}
+    for key in ("log_frequency", "num_envs", "num_steps"):
+        value = config.get(key, 1 if key != "log_frequency" else 0)
+        numbers[key] = value if isinstance(value, int) else 0
+    rollout = numbers["num_envs"] * numbers["num_steps"]
+    return numbers["log_frequency"] + rollout - 1
+
+
+def _last_step(path: Path) -> int:
+    """Step of the last whole line of a .jsonl file; -1 without any."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**20))
+            steps = re.findall(rb'^\{"step": ([0-9]+), .*\n', file.read(), re.M)
+    except OSError:
+        return -1
+    return int(steps[-1]) if steps else -1
+
+
+def check_once(runs: Sequence[Loaded]) -> None:
+    """Raises UserError if two of these are one run: a seed of one configuration counts once."""
+    seen = {}
+    for run in runs:
+        kept = {key: value for key, value in run.config.items() if key not in ("status", *runlog.NOT_IDENTITY)}
+        identity = json.dumps([run.folder.resolve().name.split("__")[1:2], kept], sort_keys=True)
+        if identity in seen:
+            told = f"{seen[identity]} and {run.folder} are one run, seed {run.config['seed']}"
+            raise runlog.UserError(f"{told}; move one away, or name it once")
+        seen[identity] = run.folder
+
+
+def differing(configs: Sequence[dict], folders: Sequence[Path], ignored: Collection[str]) -> tuple[str, dict] | None:
+    """The first key, of the union of all keys, in which configurations differ, and value (as JSON; null: not there) ->
+    the first folder that has it; None if there is no such key."""
+    for key in sorted({key for config in configs for key in config} - {*ignored}):
+        values = {}
+        for config, folder in zip(configs, folders):
+            values.setdefault(json.dumps(config.get(key), sort_keys=True), folder)
+        if len(values) > 1:
+            return key, dict(sorted(values.items()))
+    return None
+
+
+def _where(values: dict[str, Path]) -> str:
+    return ", ".join(f"{value} in {folder.name}" for value, folder in values.items())
 
 
 def read_scalars(folder: Path, keys: str = "[^,]+") -> dict[str, np.ndarray]:
     """key -> array (rows, 3) of step, value, wall time in seconds, of the keys that match; {} before the first row.
-    Half a last line of a run under way is left out."""
-    path, rows, keys = folder / "scalars.csv", defaultdict(list), re.sub(r"\((?!\?)", "(?:", keys)
-    for step, key, *row in re.findall(rf"^([0-9]+),({keys}),([^,\n]+),([^,\n]+)\n", _text(path), re.M):
+    Half a last line of a run under way is left out. Raises UserError: broken lines."""
+    path = folder / "scalars.csv"
+    return _scalars(path, _text(path), keys)
+
+
+def _scalars(path: Path, text: str, keys: str) -> dict[str, np.ndarray]:
+    _check_lines(path, text)
+    rows, keys = defaultdict(list), re.sub(r"\((?!\?)", "(?:", keys)
+    for step, key, *row in re.findall(rf"^([0-9]+),({keys}),([^,\n]+),([^,\n]+)\n", text, re.M):
         rows[key].append((step, *row))
-    return {key: np.array(values).astype(float) for key, values in rows.items()}
+    found = {}
+    for key, values in rows.items():
+        try:
+            found[key] = np.array(values).astype(float)
+        except ValueError as error:
+            raise runlog.UserError(f"{path}: {key}: {error}; restore it, or train the run again") from None
+        if not np.isfinite(found[key][:, 0]).all() or (np.diff(found[key][:, 0]) < 0).any():
+            raise runlog.UserError(f"{path}: the steps of {key} go back; restore it, or train the run again")
+    return found
+
+
+def _check_lines(path: Path, text: str) -> None:
+    """Raises UserError unless every whole line of scalars.csv has a step and four columns. Counting is fast."""
+    end = text.rfind("\n") + 1
+    if not end:
+        return
+    num_lines = text.count("\n")
+    num_steps = len(re.findall(r"^[0-9]+,", text[:end], re.M))
+    if num_steps == num_lines - 1 and text.count(",", 0, end) == 3 * num_lines and text.startswith("step,"):
+        return
+    for number, line in enumerate(text[:end].splitlines(), start=1):
+        pattern = "step,key,value,wall_time" if number == 1 else "[0-9]+,[^,]+,[^,]+,[^,]+"
+        if not re.fullmatch(pattern, line):
+            told = f"line {number} is no row of step, key, value, wall_time"
+            raise runlog.UserError(f"{path}: {told}; restore it, or train the run again")
 
 
 def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    """Content of a text file; "" if there is none. Raises UserError: not readable, no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror or error}; restore it, or train the run again") from None
+    except UnicodeDecodeError:
+        raise runlog.UserError(f"{path}: is no text; restore it, or train the run again") from None
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of an append-only file, without half a last line of a run under way; [] if there is no file."""
-    return re.findall(r".*\n", _text(path))
+def _whole_lines(path: Path) -> Iterator[str]:
+    """The lines of a .jsonl file, without half a last line of a run under way; none if there is no file. Raises
+    UserError if one is broken."""
+    number = 0
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith("\n"):
+                    return
+                if not line.startswith('{"step": ') or not line.endswith("}\n"):
+                    raise _broken(path, number)
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror or error}; restore it, or train the run again") from None
+    except UnicodeDecodeError:
+        raise _broken(path, number + 1) from None
 
 
-def read_rows(folder: Path, file: str, name: str, every: bool = False) -> dict[tuple[str, str], dict[str, list[dict]]]:
+def _broken(path: Path, number: int) -> runlog.UserError:
+    return runlog.UserError(f"{path}: line {number} is broken; restore the file, or train the run again")
+
+
+def _row(path: Path, number: int, line: str) -> dict:
+    """A line of a .jsonl file: a curve, its x written out if it was stored by its ends, or a histogram. Raises
+    UserError: broken."""
+    try:
+        row = json.loads(line)
+        if "counts" in row:
+            counts, edges = np.array(row["counts"], dtype=float), np.array(row["edges"], dtype=float)
+            fits = counts.ndim == 1 and edges.shape == (len(counts) + 1,)
+        else:
+            x, y = np.array(row["x"], dtype=float), np.array(row["y"], dtype=float)
+            if x.shape == (2,):
+                row["x"] = x = np.linspace(*x, len(y))
+            fits = x.ndim == 1 and x.shape == y.shape and len(x) > 0
+    except (ValueError, TypeError, KeyError, RecursionError):
+        fits = False
+    if not fits:
+        raise _broken(path, number)
+    return row
+
+
+def read_rows(
+    folder: Path, file: str, name: str, every: bool = False, most: float = np.inf
+) -> dict[tuple[str, str], dict[str, list[dict]]]:
     """(layer, network) -> key's last part -> rows of a .jsonl file, first and newest (or every one), in order.
 
     Takes the keys `network/<network>/<layer>/<name>...`, e.g. name "kde". A curve's x is written out if it was stored
-    by its ends.
+    by its ends. most: of a layer's branches, or outputs, the rows of only the first so many are read; [] for the
+    others. Raises UserError: a broken line.
     """
+    path = folder / file
     lines = defaultdict(list)
     pattern = re.compile(r'\{"step": \d+, "key": "network/([^"]+)/([^"/]+)/(' + name + r'[^"/]*)"')
-    for line in _whole_lines(folder / file):
+    for number, line in enumerate(_whole_lines(path), start=1):
         if match := pattern.match(line):
             kept = lines[match.groups()]
-            kept[len(kept) if every else 1 :] = [line]
+            branch = re.match(r"(?:branch|activation)(\d+)", match[3])
+            if branch is None or int(branch[1]) < most:
+                kept[len(kept) if every else 1 :] = [(number, line)]
     found = defaultdict(dict)
     for (network, layer, key), kept in sorted(lines.items()):
-        rows = [json.loads(line) for line in kept]
-        for row in rows:
-            if len(row.get("x", ())) == 2:
-                row["x"] = np.linspace(*row["x"], len(row["y"]))
-        found[layer, network][key] = rows
+        found[layer, network][key] = [_row(path, number, line) for number, line in kept]
     return found
 
 
@@ -138,18 +422,27 @@ def _panels(found: dict, size: tuple[float, float], ylabel: str, right: float = 
     return figure, axes
 
 
-def _title(figure: Figure, folder: Path, what: str) -> None:
+def _title(figure: Figure, folder: Path, what: str, **options) -> None:
     config = read_config(folder)
     ended = " (diverged)" if config["status"] == "diverged" else ""
-    figure.suptitle(f"{what}\n{config['env_id']}, {config['activation']}, seed {config['seed']}{ended}", fontsize=10)
+    names = textwrap.shorten(f"{config['env_id']}, {_shortened(config['activation'])}", 200)
+    figure.suptitle(f"{what}\n{names}, seed {config['seed']}{ended}", fontsize=10, **options)
+
+
+def _shortened(activation: str) -> str:
+    """An activation as a title has room for it."""
+    return activation if len(activation) <= 60 else f"{activation[:57]}..."
 
 
 @matplotlib.rc_context(RC)
 def activations_figure(folder: Path) -> Figure | None:
     """The activation functions of every layer over training: light to dark, the first one dashed. None without any."""
-    found = read_rows(folder, "curves.jsonl", "activation", every=True)
+    found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
     if not found:
         return None
+    number = max(map(len, found.values()))
+    for key, curves in found.items():
+        found[key] = {part: _spread_out(rows, MOST_STEPS) for part, rows in curves.items() if rows}
     figure, axes = _panels(found, (2.7, 2.2), "f(x)", right=0.8)
     steps = sorted({row["step"] for panel in found.values() for rows in panel.values() for row in rows})
     norm = Normalize(steps[0], steps[-1]) if len(steps) > 1 else Normalize(steps[0] - 1, steps[0])
@@ -180,8 +473,15 @@ def activations_figure(folder: Path) -> Figure | None:
         mappable, options = ScalarMappable(norm, maps[-1 if most > 1 else 0]), {"format": EngFormatter(sep="")}
         bar = figure.colorbar(mappable, ax=list(axes.values()), pad=0.02, label="environment steps", **options)
         bar.outline.set_visible(False)
-    _title(figure, folder, "Activation functions over training" if len(steps) > 1 else "Activation functions")
+    what = "Activation functions over training" if len(steps) > 1 else "Activation functions"
+    _title(figure, folder, what + (f", the first {most} of {number} branches" if most < number else ""))
     return figure
+
+
+def _spread_out(rows: list, most: int) -> list:
+    """At most so many rows, evenly spread; the first and the last are kept."""
+    indices = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
+    return [rows[i] for i in np.unique(indices)]
 
 
 def _legend(figure: Figure, handles: list, **options) -> None:
@@ -191,11 +491,11 @@ def _legend(figure: Figure, handles: list, **options) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5, **options)
 
 
-def _caption(figure: Figure, *lines: str) -> None:
+def _caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
     """The figure's title: lines, broken where they are wider than it."""
     width = int(13 * figure.get_figwidth())
     told = [part for line in "\n".join(lines).split("\n") for part in textwrap.wrap(line, width)]
-    figure.suptitle("\n".join(told), fontsize=9)
+    figure.suptitle("\n".join(told), fontsize=fontsize, **options)
 
 
 def _tell(panel, text: str, x: float = 0.5, y: float = 0.5, **options) -> None:
@@ -217,14 +517,18 @@ def _limit(panel, values: np.ndarray) -> None:
 def kde_figure(folder: Path) -> Figure | None:
     """Densities of 16 neurons of each network's last hidden layer, newest step, dead ones outlined (HR Figs. 3, 6); of
     a layer with several branches also those of each branch (HR Figs. 10, 11), a network in a row then."""
-    found = read_rows(folder, "curves.jsonl", r"(?:branch\d+_)?kde")
+    found = read_rows(folder, "curves.jsonl", r"(?:branch\d+_)?kde", most=MOST_BRANCHES)
     last = {network: layer for layer, network in sorted(found, key=lambda key: (_depth(key[0]), key))}
     if not found:
         return None
     grids = defaultdict(dict)  # network: {part: rows}
+    number = 0  # of branches
     for network in sorted(last):
         for key, rows in found[last[network], network].items():
             branch = re.match(r"branch(\d+)_", key)
+            number = max(number, int(branch[1]) + 1 if branch else 0)
+            if not rows:
+                continue
             grids[network].setdefault(f", branch {int(branch[1]) + 1}" if branch else "", []).append(rows[-1])
         if len(grids[network]) > 1:
             grids[network][", output"] = grids[network].pop("")
@@ -232,42 +536,71 @@ def kde_figure(folder: Path) -> Figure | None:
     if max(map(len, panels)) == 1:
         panels = [[each for line in panels for each in line]]
     shape = len(panels), max(map(len, panels))
-    figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + 0.4), layout="constrained")
-    places = figure.subfigures(*shape, squeeze=False, wspace=0.06)
+    figure, places = _kde_figure(shape, 3)
     for line, drawn in zip(places, panels):
         for place, (network, part, rows) in zip(line, drawn):
             _kde_grid(place, f"{network}, {last[network]}{part}", rows[:16])
     step = panels[0][0][2][0]["step"]
-    _title(figure, folder, f"Activation densities, step {step:,}\noutlined: dead (peak above 20)")
+    shown = f", the first {MOST_BRANCHES} of {number} branches" if number > MOST_BRANCHES else ""
+    what = f"Activation densities, step {step:,}{shown}\noutlined: dead (peak above 20)"
+    _title(figure, folder, what, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 
+def _kde_figure(shape: tuple[int, int], num_lines: int) -> tuple[Figure, list[list]]:
+    """A figure with a title of so many lines and a subfigure for each grid of neurons. All is placed by hand: a layout
+    engine takes minutes for hundreds of small panels, and a run's plots are drawn while it trains."""
+    top = 0.17 * num_lines + 0.12
+    figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + top))
+    grid = figure.add_gridspec(1 + shape[0], shape[1], height_ratios=(top, *[3.8] * shape[0]))
+    places = [[figure.add_subfigure(grid[1 + i, j]) for j in range(shape[1])] for i in range(shape[0])]
+    return figure, places
+
+
 def _kde_grid(part, title: str, rows: list[dict]) -> None:
+    """Densities of up to 16 neurons, a cell each with its own scale, in a subfigure of _kde_figure. One panel with a
+    collection of lines: an Axes for every neuron takes a hundred times as long."""
     num_dead = sum(bool(row.get("dead")) for row in rows)
-    part.suptitle(f"{title}: {num_dead} of {len(rows)} dead", fontsize=9)
+    part.suptitle(f"{title}: {num_dead} of {len(rows)} dead", fontsize=9, y=0.985)
     side = int(np.ceil(np.sqrt(len(rows))))
-    grid = part.subplots(side, side, squeeze=False).ravel()
-    for panel in grid[len(rows) :]:
-        panel.set_axis_off()
-    for panel, row in zip(grid, rows):
-        panel.grid(False)
-        panel.set_yticks([])
-        panel.tick_params(labelsize=6, length=2, pad=1)
-        x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
+    panel = part.add_axes((0.03, 0.08, 0.94, 0.84))
+    panel.set(xlim=(0, side), ylim=(0, side))
+    panel.set_axis_off()
+    curves, fills, ticks, frames, colours, widths = [], [], [], [], [], []
+    small = {"fontsize": 6}
+    for i, row in enumerate(rows):
+        left, bottom = i % side + 0.05, side - 1 - i // side + 0.2
+        width, height = 0.88, 0.74  # of the cell's frame; the rest is for its ticks
         dead = bool(row.get("dead"))
-        for spine in panel.spines.values():
-            spine.set(visible=True, color=RED if dead else "0.7", linewidth=2 if dead else 0.5)
-        if not np.isfinite([x, y]).all():
-            _tell(panel, "not\nfinite", fontsize=6)
-            panel.set_xticks([])
+        corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
+        frames.append([(left + dx, bottom + dy) for dx, dy in corners])
+        colours.append(RED if dead else "0.7")
+        widths.append(2 if dead else 0.5)
+        x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
+        if not np.isfinite([x, y]).all() or x[-1] <= x[0]:
+            panel.text(
+                left + width / 2, bottom + height / 2, "not\nfinite", color=RED, ha="center", va="center", **small
+            )
             continue
-        panel.fill_between(x, y, color=BLUE, alpha=0.35, linewidth=0)
-        panel.plot(x, y, color=BLUE, linewidth=0.9)
-        panel.set(xlim=(x[0], x[-1]), ylim=(0, 1.12 * y.max()))
-        panel.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=1))
+        highest = 1.12 * y.max() if y.max() > 0 else 1.0
+        across = left + width * (x - x[0]) / (x[-1] - x[0])
+        curves.append(np.stack([across, bottom + height * y / highest], -1))
+        fills.append([(across[0], bottom), *curves[-1], (across[-1], bottom)])
+        for tick in MaxNLocator(2, min_n_ticks=1).tick_values(x[0], x[-1]):
+            at = left + width * (tick - x[0]) / (x[-1] - x[0])
+            if left <= at <= left + width:
+                ticks.append([(at, bottom), (at, bottom - 0.02)])
+                inwards = "left" if at < left + 0.1 else "right" if at > left + width - 0.1 else "center"
+                label = f"{tick:g}".replace("-", "\N{MINUS SIGN}")
+                panel.text(at, bottom - 0.03, label, ha=inwards, va="top", **small)
         if dead:
-            _tell(panel, "dead", 0.95, 0.9, ha="right", va="top", fontsize=6)
-    part.supxlabel("activation (each neuron's own scale)", fontsize=8)
+            place = left + 0.95 * width, bottom + 0.9 * height
+            panel.text(*place, "dead", color=RED, fontsize=6, ha="right", va="top")
+    panel.add_collection(PolyCollection(fills, facecolors=BLUE, alpha=0.35, linewidths=0))
+    panel.add_collection(LineCollection(curves, colors=BLUE, linewidths=0.9, label="densities"))
+    panel.add_collection(LineCollection(ticks, colors=BLACK, linewidths=0.6))
+    panel.add_collection(LineCollection(frames, colors=colours, linewidths=widths, label="frames"))
+    part.supxlabel("activation (each neuron's own scale)", fontsize=8, y=0.03)
 
 
 @matplotlib.rc_context(RC)
@@ -333,7 +666,19 @@ def draw_run(folder: str | Path) -> list[Path]:
     return [_save(figure, path) for path, figure in figures.items() if figure is not None]
 
 
+def _as_it_is(figure: Figure) -> None:
+    """No text of a figure is TeX: titles, labels and legends hold names of runs, in which $ is only a character. Ticks
+    of a logarithmic axis are TeX of matplotlib's own."""
+    ticks = set()
+    for axis in figure.findobj(Axis):
+        ticks |= {id(text) for text in axis.findobj(Text) if text is not axis.label}
+    for text in figure.findobj(Text):
+        if id(text) not in ticks:
+            text.set_parse_math(False)
+
+
 def _save(figure: Figure, path: Path) -> Path:
+    _as_it_is(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(RC):
@@ -343,40 +688,98 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-@dataclass
-class Loaded:
-    """A run folder, read."""
-
-    folder: Path
-    config: dict
-    scalars: dict[str, np.ndarray]
-
-    def series(self, key: str) -> np.ndarray:
-        """(rows, 3) of step, value, wall time; rows with a finite value."""
-        rows = self.scalars.get(key, np.zeros((0, 3)))
-        return rows[np.isfinite(rows[:, 1])]
-
-    def last(self, pattern: str, column: int = 1) -> float:
-        """Mean over the keys that match of a column of their last row with a finite value; NaN without any."""
-        series = [self.series(key) for key in self.scalars if re.fullmatch(pattern, key)]
-        values = [rows[-1, column] for rows in series if len(rows)]
-        return float(np.mean(values)) if values else np.nan
-
-
 def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[str, list[Loaded]]:
-    """activation -> its runs in the order of their seeds. Raises UserError if runs differ in anything but `varied`."""
-    runs = [Loaded(Path(f), read_config(Path(f)), read_scalars(Path(f))) for f in run_folders]
+    """activation -> its runs in the order of their seeds. A folder in which a start failed is left out, with a line.
+    Raises UserError if runs differ in anything but `varied`, or one is given twice."""
+    runs = []
+    for folder in map(Path, run_folders):
+        if folder.is_dir() and not is_run(folder):
+            print(f"left out: {folder} holds no run (a start that failed?)")
+        else:
+            runs.append(read_run(folder))
     if not runs:
         raise runlog.UserError("no run folders: give at least one")
+    check_once(runs)
     ours = {"activation", "seed", "status", *runlog.NOT_IDENTITY, *varied}
-    for key in sorted({key for run in runs for key in run.config} - ours):
-        values = sorted({json.dumps(run.config.get(key), sort_keys=True) for run in runs})
-        if len(values) > 1:
-            raise runlog.UserError(f"the runs differ in {key} ({', '.join(values)}); give runs of one setting")
+    found = differing([run.config for run in runs], [run.folder for run in runs], ours)
+    if found:
+        key, values = found
+        told = f"the runs differ in {key} ({', '.join(values)}): {_where(values)}"
+        raise runlog.UserError(f"{told}; give runs of one setting")
     runs.sort(key=lambda run: run.config["seed"])
     order = [*STYLES, *sorted({run.config["activation"] for run in runs} - {*STYLES})]
     groups = {name: [run for run in runs if run.config["activation"] == name] for name in order}
     return {name: group for name, group in groups.items() if group}
+
+
+def is_learned(run: Loaded) -> bool:
+    """Whether the run's activation functions have parameters of their own: norms or gradients of these were logged, or
+    the functions differ over training or from layer to layer."""
+    for key in run.scalars:
+        if key.endswith(("numerator_norm", "coefficient_gradient_norm")):
+            return True
+    parts = defaultdict(list)  # number of branch or output -> the function of every layer, first and newest
+    for curves in read_rows(run.folder, "curves.jsonl", "activation").values():
+        for part, rows in curves.items():
+            parts[part] += [np.array([row["x"], row["y"]], dtype=float) for row in rows]
+    for first, *others in parts.values():
+        for other in others:
+            if first.shape != other.shape or not np.allclose(first, other, rtol=1e-4, atol=1e-5, equal_nan=True):
+                return True
+    return False
+
+
+@dataclass
+class Cut:
+    """Where runs are compared: all at one step, the last that each of them has reached."""
+
+    step: float  # inf: nothing to cut
+    shortest: Loaded | None = None  # the run that ends there, if others go on
+
+    def told(self, what: str) -> list[str]:
+        """A line for below a table or figure; none if no run goes on behind the step."""
+        if self.shortest is None:
+            return []
+        run = self.shortest
+        reason = f"where {run.folder.name} ({run.config['status']}) ends"
+        return [f"{what}: cut at step {self.step:,.0f}, {reason}; later rows of other runs are left out"]
+
+
+def common_end(runs: Sequence[Loaded], pattern: str) -> Cut:
+    """The last step up to which every run has rows of the keys that match: all are compared there. A diverged run
+    carries its last value forward, and one without any such row cuts nothing."""
+    ends = {}
+    for k, run in enumerate(runs):
+        series = [run.series(key) for key in run.scalars if re.fullmatch(pattern, key)]
+        steps = [rows[-1, 0] for rows in series if len(rows)]
+        if steps and not run.has_diverged:
+            ends[k] = _length(run) if run.config["status"] == "finished" else max(steps)
+    if not ends:
+        return Cut(np.inf)
+    first = min(ends, key=ends.get)
+    shortest = runs[first] if ends[first] < max(ends.values()) else None
+    return Cut(ends[first], shortest)
+
+
+def _length(run: Loaded) -> float:
+    """Steps of a finished run: the last game of training, say, ends before them."""
+    for key in ("total_timesteps", "total_steps"):
+        if isinstance(run.config.get(key), int):
+            return float(run.config[key])
+    return max((rows[-1, 0] for rows in run.scalars.values()), default=0.0)
+
+
+def mean_and_deviation(values: Sequence[float], number: int, text: str) -> str:
+    """ "mean +- std (ddof 1)" of the finite values, in a format; "(2 of 3)" if not all `number` runs have one."""
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return "-"
+    shown = text.format(np.mean(known))
+    if len(known) > 1:
+        shown = f"{shown} +- {text.format(np.std(known, ddof=1))}"
+    if len(known) < number:
+        shown += f" ({len(known)} of {number})"
+    return shown
 
 
 def aligned(runs: list[Loaded], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -422,7 +825,7 @@ def _draw_seeds(panel, curves: dict[str, tuple], title: str, ylabel: str, looks:
 def _draw_functions(panel, activation: str, run: Loaded) -> None:
     """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one curve."""
     found, seen = read_rows(run.folder, "curves.jsonl", "activation"), [np.zeros(0)]
-    fixed = not any(key.endswith("numerator_norm") for key in run.scalars)
+    fixed = not is_learned(run)
     for (layer, network), curves in found.items():
         shade = 1 - (1.0 if fixed else SHADES.get(network, 1.0)) * (1 - np.array(to_rgb(style(activation)["color"])))
         marker = {} if fixed else {"marker": LAYER_MARKERS.get(layer, "^"), "markersize": 3.5}
@@ -462,7 +865,13 @@ def demo_figure(run_folders: Sequence[str | Path]) -> Figure:
     handles += [Line2D([], [], marker=marker, label=layer, **options) for layer, marker in LAYER_MARKERS.items()]
     bottom.legend(handles=handles, loc="outside lower center", ncols=6)
     bottom.suptitle("(c) activation functions", x=0.01, ha="left", fontweight="bold", fontsize=9)
-    figure.suptitle(f"{env_id}: mean over seeds, band from worst to best seed", fontsize=10)
+    every = [run for runs in groups.values() for run in runs]
+    cut = common_end(every, "eval/episodic_return")
+    lines = [f"{env_id}: mean over seeds, band from worst to best seed"]
+    if cut.shortest is not None:
+        ended = f"{cut.shortest.folder.name} ({cut.shortest.config['status']})"
+        lines.append(f"each mean ends with its shortest seed; the first to end is {ended}, at step {cut.step:,.0f}")
+    _caption(figure, *lines, fontsize=10)
     return figure
 
 
@@ -481,23 +890,41 @@ COLUMNS = {  # title: (key pattern, format); averages over layers and critics
 
 
 def table(run_folders: Sequence[str | Path]) -> list[list[str]]:
-    """Header and one row per activation: n, then mean +- std (ddof 1) over seeds of the last values in the run."""
+    """Header and one row per activation: n, then mean +- std (ddof 1) over seeds of the last values, of all runs at the
+    last step that all have reached."""
+    return _table(load(run_folders))[0]
+
+
+def _table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], list[str]]:
+    """`table`, and the lines below it: what was cut."""
+    every = [run for runs in groups.values() for run in runs]
+    cuts = {title: common_end(every, pattern) for title, (pattern, _) in COLUMNS.items()}
     rows = [["activation", "n", *COLUMNS]]
-    for activation, runs in load(run_folders).items():
-        diverged = sum(run.config["status"] == "diverged" for run in runs)
-        rows.append([activation, f"{len(runs)}" + (f" ({diverged} diverged)" if diverged else "")])
+    for activation, runs in groups.items():
+        rows.append([activation, _count(runs)])
         for title, (pattern, text) in COLUMNS.items():
-            ends = [run.last(pattern, column=1 if title != "seconds" else 2) for run in runs]
-            values = [value for value in ends if np.isfinite(value)]
-            shown = text.format(np.mean(values)) if values else "-"
-            rows[-1].append(f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown)
-    return rows
+            column = 2 if title == "seconds" else 1
+            values = [run.last(pattern, column, cuts[title].step) for run in runs]
+            rows[-1].append(mean_and_deviation(values, len(runs), text))
+    told = {}
+    for title, cut in cuts.items():
+        for line in cut.told("PLACE"):
+            told.setdefault(line, []).append(title)
+    return rows, [line.replace("PLACE", ", ".join(titles), 1) for line, titles in told.items()]
+
+
+def _count(runs: Sequence[Loaded]) -> str:
+    diverged = sum(run.has_diverged for run in runs)
+    return f"{len(runs)} ({diverged} diverged)" if diverged else f"{len(runs)}"
 
 
 def print_table(run_folders: Sequence[str | Path]) -> None:
-    """Print `table`, aligned."""
-    _print(table(run_folders))
+    """Print `table`, aligned, and what was cut."""
+    rows, cut = _table(load(run_folders))
+    _print(rows)
     print("last values; mean +- standard deviation over n seeds; rank and dead share: mean over the critics' layers")
+    for line in cut:
+        print(line)
 
 
 def _print(rows: list[list[str]]) -> None:
@@ -765,22 +1192,24 @@ def draw_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
 
 
 def compare_table(run_folders: Sequence[str | Path], by: str) -> list[list[str]]:
-    """Header and a row per group of `compared`: n, then mean +- std (ddof 1) over seeds of the last values."""
-    columns = {
-        "eval/success": "{:.2f}",
-        "eval/episodic_return": "{:.1f}",
-        **{k: text for k, (*_, text) in COMPARED.items()},
-    }
-    rows = [["", "n", "success", "return", *COMPARED]]
-    for name, runs in compared(run_folders, by).items():
-        diverged = sum(run.config["status"] == "diverged" for run in runs)
-        rows.append([name, f"{len(runs)}" + (f" ({diverged} diverged)" if diverged else "")])
-        for key, text in columns.items():
-            values = [run.last(re.escape(key)) for run in runs]
-            values = [value for value in values if np.isfinite(value)]
-            shown = text.format(np.mean(values)) if values else "-"
-            rows[-1].append(f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown)
-    return rows
+    """Header and a row per group of `compared`: n, then mean +- std (ddof 1) over seeds of the last values, of all runs
+    at the last step that all have reached."""
+    return _compare_table(compared(run_folders, by))[0]
+
+
+def _compare_table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], list[str]]:
+    """`compare_table`, and the lines below it: what was cut."""
+    columns = {"success": ("eval/success", "{:.2f}"), "return": ("eval/episodic_return", "{:.1f}")}
+    columns |= {title: (title, text) for title, (*_, text) in COMPARED.items()}
+    every = [run for runs in groups.values() for run in runs]
+    cuts = {title: common_end(every, re.escape(key)) for title, (key, _) in columns.items()}
+    rows = [["", "n", *columns]]
+    for name, runs in groups.items():
+        rows.append([name, _count(runs)])
+        for title, (key, text) in columns.items():
+            values = [run.last(re.escape(key), until=cuts[title].step) for run in runs]
+            rows[-1].append(mean_and_deviation(values, len(runs), text))
+    return rows, [line for title, cut in cuts.items() for line in cut.told(title)]
 
 
 # ---- continual_supervised.py -----------------------------------------------------------------------------------------
@@ -818,10 +1247,15 @@ class Cell:
         """(seeds, tasks) of a measure that is logged once a task. NaN: not logged, or logged as such; a diverged seed
         carries its last value forward."""
         ends = [row[0] / row[1] for run in self.runs for row in run.scalars.get("charts/task", ())]  # updates per task
-        values = np.full((len(self.runs), self.runs[0].config["num_tasks"]), np.nan)
+        num_tasks = self.runs[0].setting("num_tasks", int)
+        values = np.full((len(self.runs), num_tasks), np.nan)
         for row, run in zip(values, self.runs):
             for step, value, _ in run.scalars.get(key, ()) if ends else ():
-                row[round(step / min(ends)) - (not key.startswith("task_start/"))] = value
+                task = round(step / min(ends)) - (not key.startswith("task_start/"))
+                if not 0 <= task < num_tasks:
+                    told = f"{key} has a row at step {step:,.0f}, which is in none of the {num_tasks} tasks"
+                    raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {told}; restore it, or move the run away")
+                row[task] = value
             known = np.flatnonzero(np.isfinite(row))
             if run.config["status"] == "diverged" and len(known):
                 row[known[-1] :] = row[known[-1]]
@@ -839,41 +1273,52 @@ class Cell:
 def continual_cells(folder: Path) -> dict[str, list[Cell]]:
     """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a folder. Raises
     UserError: none there, or studies of different lengths or settings mixed."""
-    paths = sorted(Path(folder).glob("*__continual_supervised__*"))
-    runs = [Loaded(path, read_config(path), read_scalars(path)) for path in paths]
+    runs = [read_run(path) for path in run_folders_in(folder, "*__continual_supervised__*")]
+    check_once(runs)
     studies, unfinished = defaultdict(list), [run for run in runs if run.config["status"] not in runlog.ENDED]
     for run in unfinished:
         print(f"{run.folder}: {run.config['status']}, left out")
     for run in runs:
         if run not in unfinished:
-            studies[f"{run.config['dataset']} {run.config['tasks']}"].append(run)
+            run.setting("num_tasks", int)
+            run.setting("rational", dict)
+            studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
         raise runlog.UserError(f"--runs {folder}: no finished run of continual_supervised.py; train some first")
     return {name: _cells(study) for name, study in studies.items()}
 
 
 def _cells(runs: list[Loaded]) -> list[Cell]:
-    flat = [
-        {k: v for k, v in run.config.items() if k not in ("rational", "seed", "status", *runlog.NOT_IDENTITY)}
-        | {f"rational.{k}": v for k, v in run.config["rational"].items()}
-        for run in runs
-    ]
-    values = {key: [json.dumps(config.get(key)) for config in flat] for key in flat[0]}
-    varied = [key for key, each in values.items() if len({*each}) > 1]
-    for key in varied:
-        if key not in VARIED and not key.startswith("rational."):
-            raise runlog.UserError(f"the runs differ in {key} ({', '.join(sorted({*values[key]}))}); move some away")
+    flat = [_flat(run.config) for run in runs]
+    folders = [run.folder for run in runs]
+    free = [key for config in flat for key in config if key in VARIED or key.startswith("rational.")]
+    if found := differing(flat, folders, free):
+        key, values = found
+        raise runlog.UserError(f"the runs differ in {key} ({', '.join(values)}): {_where(values)}; move some away")
+    varied = [key for key in dict.fromkeys(free) if len({json.dumps(config.get(key)) for config in flat}) > 1]
     usual = {f"rational.{k}": v for k, v in dataclasses.asdict(activations.RationalConfig()).items()}
     cells = {}
     for run, config in zip(runs, flat):
-        own = [key for key in varied if key != "activation" and config[key] != usual.get(key, 0)]  # others: 0 or False
-        settings = {SHORT.get(key, key): config[key] for key in own}
-        name = config["activation"], tuple(settings.items())
+        settings = {}
+        for key in varied:
+            value = config.get(key, usual.get(key, 0))  # an older run may lack it; others than usual's: 0 or False
+            if key != "activation" and value != usual.get(key, 0):
+                settings[SHORT.get(key, key)] = value
+        name = config["activation"], json.dumps(settings)
         cells.setdefault(name, Cell(config["activation"], settings, [])).runs.append(run)
     for cell in cells.values():
         cell.runs.sort(key=lambda run: run.config["seed"])
+        _check_seeds(cell.runs, cell.label)
     order = [*STYLES, *sorted({cell.activation for cell in cells.values()} - {*STYLES})]
     return sorted(cells.values(), key=lambda c: (order.index(c.activation), len(c.settings), c.label))
+
+
+def _check_seeds(runs: Sequence[Loaded], label: str) -> None:
+    """Raises UserError if two of these runs of one setting, in the order of their seeds, have one seed."""
+    for one, other in itertools.pairwise(runs):
+        if one.config["seed"] == other.config["seed"]:
+            told = f"{one.folder} and {other.folder.name} are both {label}, seed {one.config['seed']}"
+            raise runlog.UserError(f"{told}; move one away")
 
 
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -935,7 +1380,16 @@ def _continual_caption(name: str, cells: list[Cell]) -> str:
     diverged = sum(run.config["status"] == "diverged" for cell in cells for run in cell.runs)
     told = f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, "
     told += f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
-    return told + (f", {diverged} diverged (last task carried forward)" if diverged else "")
+    if diverged:
+        told += f", {diverged} diverged (last task carried forward)"
+    early = []
+    for cell in cells:
+        known = np.isfinite(cell.per_task("charts/online_accuracy")).any(1)
+        if not known.all():
+            early.append(f"{cell.label} {(~known).sum()} of {len(known)}")
+    if early:
+        told += f"; in no mean, since they diverged in their first task: {', '.join(early)}"
+    return told
 
 
 def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
@@ -968,28 +1422,27 @@ def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
 
 
 def _provenance(run: Loaded) -> dict[str, object]:
-    """Seconds, memory, commit, machine of a run; "" where it has not ended or says nothing."""
-    meta = json.loads((run.folder / "meta.json").read_text())
-    own = {name: meta.get(name, "") for name in ("elapsed_s", "peak_memory_mb")}
-    own |= {"git": meta.get("git", {}).get("commit", ""), "dirty": meta.get("git", {}).get("dirty", "")}
-    own |= {"cpu": meta.get("hardware", {}).get("cpu", ""), "torch": meta.get("versions", {}).get("torch", "")}
+    """Seconds, memory, commit, machine and folder of a run; "" where it has not ended or says nothing."""
+    own = run.provenance()
+    del own["gymnasium"]
     return own | {"folder": run.folder.name}
 
 
 def draw_continual(folder: Path, out: Path) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per
     task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv. Prints the comparisons."""
-    paths, curves, summary, per_run, comparisons, captions = [], [], [], [], [], {}
+    paths, curves, summary, per_run, comparisons, captions, taken = [], [], [], [], [], {}, set()
     for name, cells in continual_cells(folder).items():
         captions[name] = _continual_caption(name, cells)
         for cell in cells:
             for key in sorted({key for run in cell.runs for key in run.scalars if re.fullmatch(PER_TASK, key)}):
-                mean, low, high = mean_interval(cell.per_task(key))
-                curves += [
-                    {"study": name, "cell": cell.label, "n": len(cell.runs), "metric": key, "task": task}
-                    | {"mean": m, "low": lo, "high": hi}
-                    for task, m, lo, hi in zip(range(1, len(mean) + 1), mean, low, high)
-                ]
+                values = cell.per_task(key)
+                counts = np.isfinite(values).sum(0).tolist()
+                mean, low, high = mean_interval(values)
+                for task, n in enumerate(counts, start=1):
+                    row = {"study": name, "cell": cell.label, "n": n, "metric": key, "task": task}
+                    row |= {"mean": mean[task - 1], "low": low[task - 1], "high": high[task - 1]}
+                    curves.append(row)
             row = {"study": name, "cell": cell.label, "n": len(cell.runs)}
             row["diverged"] = sum(run.config["status"] == "diverged" for run in cell.runs)
             steps = cell.per_task("charts/steps_to_threshold")
@@ -1021,7 +1474,7 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
         paths.append(_write_csv(Path(out) / f"continual_{name}.csv", rows, digits=4 if name == "curves" else 6))
     for name, told in captions.items():
         spec = {"csv": ["continual_curves.csv"], "study": name, "caption": [told]}
-        paths += record_figure(out, f"continual-{name.replace(' ', '-')}", "continual", **spec)
+        paths += record_figure(out, _file_name(f"continual-{name.replace(' ', '-')}", taken), "continual", **spec)
     return paths
 
 
@@ -1052,8 +1505,11 @@ class Fitted:
         values = []
         for run in self.runs[rate]:
             steps, errors, _ = run.series("eval/mse").T
-            last = np.median(errors[steps >= 0.9 * run.config["total_steps"]])
-            values.append(np.inf if run.config["status"] == "diverged" else last)
+            errors = errors[steps >= 0.9 * run.setting("total_steps")]
+            if not run.has_diverged and not len(errors):
+                told = "has no eval/mse in the last tenth of its steps"
+                raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {told}; restore it, or move the run away")
+            values.append(np.inf if run.has_diverged else np.median(errors))
         return np.array(values)
 
     @property
@@ -1069,14 +1525,31 @@ def fitted(run_folders: Sequence[str | Path]) -> list[Fitted]:
         for run in group:
             if "learning_rate" not in run.config or "num_points" not in run.config:
                 raise runlog.UserError(f"{run.folder}: is no run of function_approximation.py; give only such runs")
+            _check_regression(run)
             if run.config["status"] not in runlog.ENDED:
                 raise runlog.UserError(f"{run.folder}: is {run.config['status']}; give the training command again")
             cells[run.config["activation"], tuple(run.config["widths"])][run.config["learning_rate"]].append(run)
     networks = []
     for (activation, widths), runs in cells.items():
-        meta = json.loads((next(iter(runs.values()))[0].folder / "meta.json").read_text())
-        networks.append(Fitted(activation, widths, meta["num_parameters"], dict(sorted(runs.items()))))
+        num_parameters = next(iter(runs.values()))[0].meta["num_parameters"]
+        networks.append(Fitted(activation, widths, num_parameters, dict(sorted(runs.items()))))
+        for rate, each in runs.items():
+            _check_seeds(each, f"{networks[-1].label}, learning rate {rate:g}")
     return sorted(networks, key=lambda network: len(network.widths))
+
+
+def _check_regression(run: Loaded) -> None:
+    """Raises UserError unless a run of function_approximation.py has what its figures need."""
+    run.setting("total_steps")
+    run.setting("learning_rate")
+    run.setting("num_points")
+    for key, kind in (("widths", int), ("interval", (int, float))):
+        values = run.setting(key, list)
+        if not values or not all(isinstance(value, kind) for value in values):
+            raise runlog.UserError(f"{run.folder / 'config.json'}: its {key} is {values}; restore the file")
+    if not isinstance(run.meta.get("num_parameters"), int):
+        told = "has no num_parameters, which the end of training writes"
+        raise runlog.UserError(f"{run.folder / 'meta.json'}: {told}; restore the file, or move the run away")
 
 
 def ratios(reference: Fitted, other: Fitted) -> list[dict]:
@@ -1106,7 +1579,7 @@ def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
     rounded = ({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     with runlog.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rounded)
@@ -1115,9 +1588,13 @@ def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
 
 def _fit(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
     """x and y of a run's fit at its end."""
-    (line,) = (line for line in _whole_lines(run.folder / "curves.jsonl") if '"key": "fit"' in line)
-    row = json.loads(line)
-    return np.linspace(row["x"][0], row["x"][-1], len(row["y"])), np.array(row["y"], dtype=float)
+    path = run.folder / "curves.jsonl"
+    lines = {k: line for k, line in enumerate(_whole_lines(path), start=1) if '"key": "fit"' in line}
+    if not lines:
+        raise runlog.UserError(f"{path}: has no fit, which the end of training writes; train the run again")
+    number = max(lines)
+    row = _row(path, number, lines[number])
+    return np.asarray(row["x"]), np.array(row["y"], dtype=float)
 
 
 def _middle(network: Fitted, rate: float) -> Loaded:
@@ -1213,6 +1690,8 @@ def _range(values: np.ndarray) -> tuple[float, float, float]:
 def _spread(runs: list[Loaded]) -> tuple[np.ndarray, ...]:
     """Steps, and lowest, median and highest error of the seeds; a diverged one carries its last value forward."""
     steps, values = aligned(runs, "eval/mse")
+    known = np.isfinite(values).any(0)
+    steps, values = steps[known], values[:, known]
     return steps, np.nanmin(values, 0), np.nanmedian(values, 0), np.nanmax(values, 0)
 
 
@@ -1241,6 +1720,9 @@ def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -
     """HR Figs. 2 and 12 from the runs of function_approximation.py: shallow.png and deep.png, and what they show as
     runs.csv, curves.csv, fits.csv and ratios.csv; table1.png if `out` has a table1.csv. Prints the last errors."""
     networks, out, table, curves = fitted(run_folders), Path(out), [], []
+    if not any(np.isfinite(network.errors(network.best)).any() for network in networks):
+        told = "every run has diverged, at every learning rate: there is no error to draw"
+        raise runlog.UserError(f"--runs {Path(run_folders[0]).parent}: {told}; train with lower --learning-rates")
     shallow = [network for network in networks if len(network.widths) == 1]
     products = [network for network in shallow if re.search(r"_\d?hr|[*]", network.activation)]
     deep = [network for network in networks if len(network.widths) > 1]
@@ -1251,14 +1733,12 @@ def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -
             cell = {"activation": network.activation, "widths": " ".join(map(str, network.widths))}
             cell |= {"parameters": network.num_parameters, "learning_rate": rate}
             for run, error in zip(runs, network.errors(rate).tolist()):
-                meta = json.loads((run.folder / "meta.json").read_text())
+                own = run.provenance()
                 row = {"run": run.folder.name, **cell, "seed": run.config["seed"], "status": run.config["status"]}
                 row |= {"last_error": error, "last_training_loss": run.last("losses/mse")}
                 layer = f"network/mlp/fc{len(network.widths)}/"
                 row |= {name: run.last(layer + name) for name in ("srank", "dead_share", "dormant_share")}
-                row |= {"elapsed_s": meta.get("elapsed_s", ""), "git": meta["git"]["commit"]}
-                row |= {"dirty": meta["git"]["dirty"], "cpu": meta["hardware"]["cpu"]}
-                table.append(row | {"torch": meta["versions"]["torch"]})
+                table.append(row | {key: own[key] for key in ("elapsed_s", "git", "dirty", "cpu", "torch")})
             for step, low, middle, high in zip(*(values.tolist() for values in _spread(runs))):
                 curves.append({**cell, "step": int(step), "n": len(runs), "median": middle, "min": low, "max": high})
     fits = {"x": _fit(_middle(networks[0], networks[0].best))[0]}
@@ -1434,7 +1914,7 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
     is no variant's own (SETTINGS, PAIRED), such as their length.
     """
     wanted = dict(item.partition("=")[::2] for item in where)
-    folders = sorted(Path(folder).glob(f"*__{script}__*"))
+    folders = run_folders_in(folder, f"*__{script}__*")
     configs = [read_config(path) for path in folders]
     flat = [_flat(config) for config in configs]
     for key in wanted:
@@ -1443,13 +1923,13 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
     kept = [i for i, c in enumerate(flat) if all(_same(c.get(key), value) for key, value in wanted.items())]
     if not kept:
         raise runlog.UserError(f"--runs {folder}: no run of {script}.py" + (f" with {', '.join(where)}" * bool(where)))
-    for key in sorted({*flat[kept[0]]} - {*SETTINGS, *PAIRED, "activation", "env_id"}):
-        values = sorted({json.dumps(flat[i].get(key)) for i in kept})
-        if len(values) > 1:
-            raise runlog.UserError(
-                f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
-                f"choose by --where {key}={values[0]}"
-            )
+    ours = {*SETTINGS, *PAIRED, "activation", "env_id"}
+    if found := differing([flat[i] for i in kept], [folders[i] for i in kept], ours):
+        key, values = found
+        raise runlog.UserError(
+            f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
+            f"choose by --where {key}={next(iter(values))} (null: not there), or move some away: {_where(values)}"
+        )
     values = {key: [flat[i].get(key) for i in kept] for key in PAIRED}
     usual = {key: max(each, key=each.count) for key, each in values.items() if len({*each}) > 1}
     cells, settings, unfinished = defaultdict(dict), {}, []
@@ -1459,12 +1939,12 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
         label = ", ".join([name, *(_told(key, value) for key, value in own.items())])
         settings[label] = {"activation": name, **own}
         cell, seed, status = (label, configs[i]["env_id"]), configs[i]["seed"], configs[i]["status"]
-        run = Loaded(folders[i], configs[i], read_scalars(folders[i], keys) if status in runlog.ENDED else {})
+        run = read_run(folders[i], keys) if status in runlog.ENDED else Loaded(folders[i], configs[i], {})
         if seed in cells[cell]:
             two = f"{cells[cell][seed].folder.name} and {folders[i].name}"
             raise runlog.UserError(f"--runs {folder}: {two} are both {label}, seed {seed}; move one away")
-        if status not in runlog.ENDED or (status == "diverged" and not run.scalars):
-            unfinished.append((*cell, seed, f"{status}, nothing logged" if status in runlog.ENDED else status))
+        if status not in runlog.ENDED:
+            unfinished.append((*cell, seed, status))
         else:
             cells[cell][seed] = run
     order = [*STYLES, *sorted({s["activation"] for s in settings.values()} - {*STYLES})]
@@ -1579,22 +2059,63 @@ def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str]
     window = grid[-1] / 40 if panel.key.startswith("charts/") and len(grid) else 0.0
 
     def values(each: list[Loaded], env: str) -> np.ndarray:
-        success = suite and env.startswith("metaworld/")
-        rows = [combined(run, "eval/success" if success else panel.key, panel.reduce) for run in each]
-        rows = [on_grid(row, grid, window) for row in rows if len(row)]
+        """(steps, runs), NaN for a run without a row."""
+        rows = [on_grid(_points(run, panel, env), grid, window) for run in each]
         scores = np.stack(rows, -1) if rows else np.zeros((len(grid), 0))
-        return scores / (1_000 if suite and not success else 1)
+        return scores / (1_000 if suite and not env.startswith("metaworld/") else 1)
 
-    found = {key: values(each, key[1]) for key, each in runs.items()}
-    found = {key: each for key, each in found.items() if each.size}
-    for variant, env in found:
+    found = {}
+    for (variant, env), each in runs.items():
+        scores = values(each, env)
         if panel.score == "human":
-            found[variant, env] = metrics.human_normalised(found[variant, env], env)
+            scores = metrics.human_normalised(scores, env)
         if panel.score == "baseline":
             relu = values(study.reference.get(env, []), env)
             ends = (np.nanmin(relu), np.nanmax(relu)) if np.isfinite(relu).any() else (np.nan, np.nan)
-            found[variant, env] = metrics.baseline_normalised(found[variant, env], *ends)
+            scores = metrics.baseline_normalised(scores, *ends)
+        kept = []
+        for k, run in enumerate(each):
+            has_rows = len(_points(run, panel, env)) > 0
+            if not has_rows and run.has_diverged and panel.score:
+                scores[:, k] = 0.0  # a suite's lowest score, random play, or relu's lowest
+            if has_rows or (run.has_diverged and panel.score):
+                kept.append(k)
+        if kept and len(grid):
+            found[variant, env] = scores[:, kept]
     return grid, found
+
+
+def _points(run: Loaded, panel: Panel, env: str) -> np.ndarray:
+    """(rows, 2) of step and value of what a panel shows of a run; not normalised."""
+    success = panel.score == "suite" and env.startswith("metaworld/")
+    return combined(run, "eval/success" if success else panel.key, panel.reduce)
+
+
+def _early(study: Study, panels: Sequence[Panel]) -> list[str]:
+    """For captions: which runs diverged before they logged what a panel shows, and what became of them."""
+    found = defaultdict(list)  # which runs: panels
+    for panel in panels:
+        counts = defaultdict(lambda: [0, 0, 0])  # variant: such runs, runs with rows, all runs
+        for (variant, env), runs in study.cells.items():
+            if not env.startswith(panel.suite) or _unscored(panel, env):
+                continue
+            for run in runs:
+                has_rows = len(_points(run, panel, env)) > 0
+                counts[variant][0] += run.has_diverged and not has_rows
+                counts[variant][1] += has_rows
+                counts[variant][2] += 1
+        logged = any(with_rows for _, with_rows, _ in counts.values())
+        told = []
+        for variant, (early, with_rows, number) in counts.items():
+            if early and (with_rows or (panel.score and logged)):  # others: never logged, such as gradients of relu
+                told.append(f"{variant} {early} of {number}")
+        if told:
+            found[", ".join(told), bool(panel.score)].append(panel.title)
+    lines = []
+    for (runs, is_score), titles in found.items():
+        what = f"count as 0 in {', '.join(titles)}" if is_score else f"are left out of {', '.join(titles)}"
+        lines.append(f"runs that diverged before the first value {what}: {runs}")
+    return lines
 
 
 def _unscored(panel: Panel, env: str) -> bool:
@@ -1771,7 +2292,7 @@ def draw_intervals(rows: list[dict], spec: dict) -> Figure:
             value, low, high = (float(row[key]) for key in ("value", "low", "high"))
             bar, look = np.nan_to_num([[value - low], [high - value]]), own[row["variant"]] | {"linestyle": ""}
             panel.errorbar(value, drawn.index(row["variant"]), xerr=bar, **look, capsize=3, markersize=7)
-        panel.set_yticks(range(len(drawn)), drawn)
+        panel.set_yticks(range(len(drawn)), [name.replace("$", r"\$") for name in drawn])
         panel.set_ylim(len(drawn) - 0.5, -0.5)
         counts = sorted({int(row["runs"]) for row in mine})
         told = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
@@ -1806,6 +2327,18 @@ def draw_parts(rows: list[dict], spec: dict) -> Figure:
 NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
 
 
+def _file_name(name: str, taken: set[str]) -> str:
+    """A figure's name, made of a run's settings, as a file of the folder: odd characters become -, as in run folders'
+    names; no second figure gets the name of one in `taken`, which learns it."""
+    plain = re.sub("[^A-Za-z0-9.,=_-]", "-", name)[:120]
+    found, number = plain, 1
+    while found in taken:
+        number += 1
+        found = f"{plain}-{number}"
+    taken.add(found)
+    return found
+
+
 def write_figure(out: Path, name: str, kind: str, rows: list[dict], kinds=("png", "pdf"), **spec) -> list[Path]:
     """name.csv in `out`, and name.png and name.pdf (`kinds`) drawn from it; figures.json there learns how. Without
     rows: nothing, and a line that says so."""
@@ -1823,29 +2356,65 @@ def record_figure(out: Path, name: str, kind: str, kinds: Sequence[str] = ("png"
     known = read_index(index.parent) if index.exists() else {}
     known[name] = {"kind": kind, **spec}
     with runlog.writing(index):
-        index.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+        index.parent.mkdir(parents=True, exist_ok=True)
+        index.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
     return redraw(Path(out), name, kinds)
 
 
 def read_index(folder: Path) -> dict[str, dict]:
     """figures.json of a folder: figure -> its kind and what it is drawn with. Raises UserError: none, or broken."""
+    path = folder / "figures.json"
     try:
-        index = json.loads((folder / "figures.json").read_text())
-        unknown = [f"{name} is of an unknown kind" for name, spec in index.items() if spec["kind"] not in DRAWERS]
+        index = json.loads(path.read_text(encoding="utf-8"))
+        problems = [problem for name, spec in index.items() for problem in _problems(name, spec)]
     except OSError as error:
-        raise runlog.UserError(f"{folder / 'figures.json'}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        unknown = ["is no index of figures"]
-    if unknown:
-        raise runlog.UserError(f"{folder / 'figures.json'}: {unknown[0]}; write it anew by the figure's own command")
+        raise runlog.UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        problems = ["is no index of figures"]
+    if problems:
+        raise runlog.UserError(f"{path}: {problems[0]}; write it anew by the figure's own command")
     return index
+
+
+SPEC = {  # key of an entry of figures.json: its kind, and that of its items or values
+    "caption": (list, str),
+    "csv": (list, str),
+    "variants": (list, str),
+    "activations": (list, str),
+    "networks": (list, str),
+    "lines": (list, str),
+    "scales": (dict, str),
+    "panels": (dict, str),
+    "study": (str, str),
+    "unit": (str, str),
+}
+
+
+def _problems(name: str, spec: dict) -> list[str]:
+    """What is wrong with an entry of figures.json: its kind, the kinds of its values, a file outside the folder."""
+    if spec["kind"] not in DRAWERS:
+        return [f"{name} is of an unknown kind"]
+    found = []
+    for key, (kind, of) in SPEC.items():
+        value = spec.get(key, kind())
+        items = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, kind) or not all(isinstance(item, of) for item in items):
+            found.append(f"{name}: its {key} is not {'a text' if kind is str else f'a {kind.__name__} of texts'}")
+    if not found and not all(_is_plain(file) for file in (name, *spec.get("csv", ()))):
+        found.append(f"{name} or a file of its csv is no plain file name, but would lie in another folder")
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file of this name lies in the folder to which it is joined."""
+    return bool(name) and not re.search(r"[/\\\x00]", name) and name not in (".", "..")
 
 
 def read_csv(path: Path) -> list[dict]:
     """Rows of a figure's CSV, the columns NUMBERS as floats. Raises UserError: missing, empty or broken."""
     remedy = "restore it, or write it anew by the figure's own command"
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))
         for row in rows:
             if None in row or None in row.values():
@@ -1869,8 +2438,9 @@ def figure_of(folder: Path, name: str) -> Figure:
     try:
         with matplotlib.rc_context(RC):
             return DRAWERS[spec["kind"]](tables if "csv" in spec else tables[files[0]], spec)
-    except (KeyError, ValueError) as error:
-        lacks = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be drawn ({error})"
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be drawn ({reason})"
         told = f"{name} {lacks}; write it anew by the figure's own command"
         raise runlog.UserError(f"{', '.join(str(folder / file) for file in files)}: {told}") from error
 
@@ -1904,7 +2474,7 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
 
 def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str) -> list[Path]:
     spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
-    rows, caption = curve_rows(study, panels), [title, study.counts, *_shared(study)]
+    rows, caption = curve_rows(study, panels), [title, study.counts, *_shared(study), *_early(study, panels)]
     if any(panel.key.startswith("charts/") for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
     for panel in panels if rows else ():
@@ -1916,7 +2486,8 @@ def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: 
 def _environments(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str, environments) -> list[Path]:
     rows = environment_rows(study, panels, environments)
     spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
-    return write_figure(out, name, "environments", rows, caption=[title, study.counts], **spec)
+    caption = [title, study.counts, *_early(study, panels)]
+    return write_figure(out, name, "environments", rows, caption=caption, **spec)
 
 
 def _keys(*panels: Panel) -> str:
@@ -1941,12 +2512,13 @@ def cr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
             ends = {key: float(curve[key][-1]) for key in ("value", "low", "high", "step")}
             own = {"environments": curve["environments"], "runs": curve["runs"]}
             rows.append({"group": title, "variant": name, **ends, **own})
-    return _final(study, rows, out, "cr1", "CR Fig. 1: IQM at the end of training", IQM.unit)
+    return _final(study, rows, out, "cr1", "CR Fig. 1: IQM at the end of training", IQM)
 
 
-def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, unit: str) -> list[Path]:
+def _final(study: Study, rows: list[dict], out: Path, name: str, title: str, panel: Panel) -> list[Path]:
     told = f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap" if rows else ""
-    spec = {"variants": study.variants, "unit": unit, "caption": [title + told, study.counts, *_shared(study)]}
+    caption = [title + told, study.counts, *_shared(study), *_early(study, [panel])]
+    spec = {"variants": study.variants, "unit": panel.unit, "caption": caption}
     return write_figure(out, name, "intervals", rows, **spec)
 
 
@@ -1971,7 +2543,7 @@ def _each_environment(study: Study, out: Path, name: str, title: str) -> list[Pa
 def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD; pre-activations."""
     panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, LARGEST]
-    study, paths = read_study(runs, SAC, _keys(*panels), where), []
+    study, paths, taken = read_study(runs, SAC, _keys(*panels), where), [], set()
     study = study.only(variants) if variants else study
     groups = {
         "layer_norm": "layer_norm",
@@ -1993,7 +2565,7 @@ def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Seq
     for env in study.environments:
         cells = [study.cells[v, env] for v in _plain(study) if (v, env) in study.cells]
         folders = [run.folder for each in cells for run in each]
-        name = f"cr_ablations_preactivations-{env.rpartition('/')[2]}"
+        name = _file_name(f"cr_ablations_preactivations-{env.rpartition('/')[2]}", taken)
         if folders and any((folder / "histograms.jsonl").exists() for folder in folders):
             paths += write_preactivations(folders, Path(out), name)
     return paths
@@ -2030,7 +2602,7 @@ def hr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
     title = "HR Figs. 1, 9: PQN, median human-normalised score"
     ends = {row["variant"]: row | {"group": "at the end"} for row in curve_rows(study, [MEDIAN])}
     paths = _curves(study, [MEDIAN], out, "hr1", title)
-    return paths + _final(study, list(ends.values()), out, "hr1_final", title, MEDIAN.unit)
+    return paths + _final(study, list(ends.values()), out, "hr1_final", title, MEDIAN)
 
 
 HR_DQN = {  # figure: (variants, panels)
@@ -2113,7 +2685,7 @@ def hr19(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[st
 def hr3(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones outlined, branches and
     product; of the lowest seed of each game and activation."""
-    study, paths = read_study(runs, DQN, "-", where), []
+    study, paths, taken = read_study(runs, DQN, "-", where), [], set()
     study = study.only(variants) if variants else study
     for (variant, env), (run, *_) in study.cells.items():
         rows, found = [], read_rows(run.folder, "curves.jsonl", r"(?:branch\d+_)?kde")
@@ -2125,8 +2697,9 @@ def hr3(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
             own = {"step": lines[-1]["step"], "part": part.rstrip("_") or "output", "neuron": neuron.strip("_")}
             own |= {"dead": int(bool(lines[-1].get("dead")))}
             rows += [own | {"x": float(x), "density": float(y)} for x, y in zip(lines[-1]["x"], lines[-1]["y"])]
-        name = f"hr3-{env}-{re.sub('[^A-Za-z0-9_.]+', '-', variant)}"
-        told = [f"Densities of 16 neurons of {last}: {env}, {variant}, seed {run.config['seed']}"]
+        name = _file_name(f"hr3-{env}-{re.sub('[^A-Za-z0-9_.]+', '-', variant)}", taken)
+        ended = " (diverged)" if run.has_diverged else ""
+        told = [f"Densities of 16 neurons of {last}: {env}, {variant}, seed {run.config['seed']}{ended}"]
         paths += write_figure(out, name, "densities", rows, caption=told)
     return paths
 
@@ -2135,8 +2708,8 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """Rows of hr3: a grid of neurons for every part (branches, output)."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     parts.sort(key=lambda part: (part == "output", part))
-    figure = Figure((3.3 * len(parts) + 0.2, 4.3), layout="constrained")
-    for place, part in zip(figure.subfigures(1, len(parts), squeeze=False, wspace=0.06)[0], parts):
+    figure, places = _kde_figure((1, len(parts)), 2 if len(parts) > 1 else 3)  # a narrow one breaks its title
+    for place, part in zip(places[0], parts):
         neurons = defaultdict(lambda: defaultdict(list))
         for row in (row for row in rows if row["part"] == part):
             neuron = neurons[row["neuron"]]
@@ -2144,7 +2717,8 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
             neuron["y"].append(float(row["density"]))
             neuron["dead"] = row["dead"] in (1, "1")
         _kde_grid(place, part, list(neurons.values())[:16])
-    _caption(figure, *spec["caption"], f"step {float(rows[0]['step']):,.0f}; outlined: dead (peak above 20)")
+    told = f"step {float(rows[0]['step']):,.0f}; outlined: dead (peak above 20)"
+    _caption(figure, *spec["caption"], told, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 
@@ -2160,9 +2734,10 @@ def hr4(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str
     study, rows = read_study(runs, DQN, "q_split/(live|dead|bias)", where), []
     study = study.only(variants) if variants else study
     for (variant, env), each in study.cells.items():
-        without = [f"s{run.config['seed']}" for run in each if not run.scalars]
-        if without:
-            print(f"missing: {variant} on {env} {' '.join(without)} (trained without --analyse)")
+        for run in each:
+            if not run.scalars:
+                why = "diverged before it was analysed" if run.has_diverged else "trained without --analyse"
+                print(f"missing: {variant} on {env} s{run.config['seed']} ({why})")
         each = [run for run in each if run.scalars]
         for part in PARTS if each else ():
             grid = grid_of(each, "q_split/(live|dead|bias)")
@@ -2215,17 +2790,19 @@ MOST = 8  # environments on the page of overview
 
 def groups_of(folder: Path) -> dict[tuple[str, str], dict[str, list[Loaded]]]:
     """(script, environment) -> label -> runs by seed, of all run folders in a folder, ended or under way. A label tells
-    the activation and every setting in which runs of one script and environment differ."""
-    keys = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values()) + "|.*numerator_norm"
+    the activation and every setting in which runs of one script and environment differ. Raises UserError: no run; a
+    seed of one setting twice."""
+    keys = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values())
+    keys += "|.*numerator_norm|.*coefficient_gradient_norm"
     found = defaultdict(list)
-    for path in sorted(Path(folder).glob("*__*__*__s*__*")):
-        if (path / "config.json").exists() and (path / "meta.json").exists():
-            config = read_config(path)
-            found[path.name.split("__")[1], config["env_id"]].append(Loaded(path, config, read_scalars(path, keys)))
+    for path in run_folders_in(folder, "*__*__*__s*__*"):
+        run = read_run(path, keys)
+        found[path.name.split("__")[1], run.config["env_id"]].append(run)
     if not found:
         raise runlog.UserError(f"--runs {folder}: no run folder in it; train something first")
     groups = {}
     for name, runs in sorted(found.items()):
+        check_once(runs)
         flat = [_flat(run.config) for run in runs]
         names = sorted({key for config in flat for key in config} - {"activation"})
         varied = [key for key in names if len({json.dumps(config.get(key)) for config in flat}) > 1]
@@ -2237,47 +2814,86 @@ def groups_of(folder: Path) -> dict[tuple[str, str], dict[str, list[Loaded]]]:
         order = [*STYLES, *sorted({label.split(", ")[0] for label in labels} - {*STYLES})]
         ranked = sorted(labels, key=lambda label: (order.index(label.split(", ")[0]), label))
         groups[name] = {label: sorted(labels[label], key=lambda run: run.config["seed"]) for label in ranked}
+        for label, each in groups[name].items():
+            _check_seeds(each, f"{', '.join(name)}, {label}")
     return groups
 
 
-def shown_curve(run: Loaded, pattern: str) -> np.ndarray:
-    """(rows, 2) as `combined`; returns of training episodes are means over windows of a fortieth of the run."""
+def shown_curve(run: Loaded, pattern: str, until: float = np.inf) -> np.ndarray:
+    """(rows, 2) as `combined`, up to a step; returns of training episodes are means over windows of a fortieth of it
+    (of the run)."""
     points = combined(run, pattern)
+    points = points[points[:, 0] <= until]
     if not pattern.startswith("charts/episodic") or not len(points):
         return points
-    grid = np.linspace(0, points[-1, 0], 41)[1:]
+    grid = np.linspace(0, points[-1, 0] if np.isinf(until) else until, 41)[1:]
     points = np.stack([grid, on_grid(points, grid, window=grid[0])], -1)
     return points[np.isfinite(points[:, 1])]
 
 
 def summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> list[dict[str, str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean +- std (ddof 1)
-    over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged."""
-    rows = []
+    over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged. All settings of an environment are
+    compared at the last step that all their runs have reached."""
+    return _summary(groups)[0]
+
+
+def _summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> tuple[list[dict[str, str]], list[str]]:
+    """`summary`, and the lines below it: what was cut."""
+    rows, cut = [], []
     for (script, env), labels in groups.items():
+        every = [run for runs in labels.values() for run in runs]
+        shown = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values())
+        ends = {title: common_end(every, pattern) for title, (pattern, _) in SHOWN.items()}
+        ends["steps"] = common_end(every, shown)
+        told = {}
+        for title, end in ends.items():
+            for line in end.told(f"{script}, {env}, PLACE"):
+                told.setdefault(line, []).append(title)
+        cut += [line.replace("PLACE", ", ".join(titles), 1) for line, titles in told.items()]
         for label, runs in labels.items():
-            ended = [run.config["status"] in runlog.ENDED for run in runs]
-            diverged = sum(run.config["status"] == "diverged" for run in runs)
+            ended = [run.has_ended for run in runs]
+            diverged = sum(run.has_diverged for run in runs)
             steps = [max((rows[-1, 0] for rows in run.scalars.values()), default=0) for run in runs]
             row = {"script": script, "environment": env, "setting": label, "n": f"{len(runs)}"}
             row["state"] = "finished" if all(ended) and not diverged else f"{sum(ended)} ended, {diverged} diverged"
-            row["steps"] = f"{min(steps):,.0f}"
+            row["steps"] = f"{min(min(steps), ends['steps'].step):,.0f}"
             for title, (pattern, text) in SHOWN.items():
-                values = [points[-1, 1] for points in (shown_curve(run, pattern) for run in runs) if len(points)]
-                shown = text.format(np.mean(values)) if values else "-"
-                shown = f"{shown} +- {text.format(np.std(values, ddof=1))}" if len(values) > 1 else shown
-                row[title] = shown + f" ({len(values)} of {len(runs)})" * (0 < len(values) < len(runs))
+                curves = [shown_curve(run, pattern, ends[title].step) for run in runs]
+                values = [points[-1, 1] for points in curves if len(points)]
+                row[title] = mean_and_deviation(values, len(runs), text)
             if row["return"] != "-":
                 row["training return"] = "-"  # noisier, and of an exploring policy: only where there is nothing else
             rows.append(row)
     empty = [title for title in SHOWN if all(row[title] == "-" for row in rows)]
-    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows], cut
+
+
+LATEX = {  # character: how LaTeX prints it
+    **{c: "\\" + c for c in "_%&#{}$"},
+    **{"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\textasciitilde{}", "|": r"\textbar{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "\n": " ", "\r": " "},
+}
+MARKDOWN = {  # character: how Markdown, which may hold HTML and TeX, shows it
+    **{c: "\\" + c for c in "\\`*[]|$"},
+    **{"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "},
+}
+
+
+def latex_text(text: str) -> str:
+    """A text that LaTeX prints as it is."""
+    return text.translate(str.maketrans(LATEX))
+
+
+def markdown_text(text: str) -> str:
+    """A text that a cell of a Markdown table shows as it is."""
+    return text.translate(str.maketrans(MARKDOWN))
 
 
 def write_tables(runs: Path, out: Path) -> list[Path]:
     """table.md, table.csv and table.tex in `out`, and runs.csv, a row for each run; the Markdown is printed too."""
     groups, each = groups_of(runs), []
-    rows = summary(groups)
+    rows, cut = _summary(groups)
     for (script, env), labels in groups.items():
         for label, group in labels.items():
             own = {"script": script, "environment": env, "setting": label}
@@ -2285,22 +2901,26 @@ def write_tables(runs: Path, out: Path) -> list[Path]:
                 status = {"seed": run.config["seed"], "status": run.config["status"]}
                 each.append(own | status | _provenance(run))
     header, lines = list(rows[0]), [list(row.values()) for row in rows]
-    markdown = [[cell.replace("|", r"\|") for cell in each] for each in (header, ["---"] * len(header), *lines)]
-    markdown = ["| " + " | ".join(each) + " |" for each in markdown]
-    escape = str.maketrans({c: "\\" + c for c in "_%&#"} | {"^": r"\^{}", "|": r"\textbar{}"})
-    latex = [
-        " & ".join(cell.translate(escape).replace("+-", r"$\pm$") for cell in each) + r" \\"
-        for each in [header, *lines]
-    ]
+    markdown = [["---"] * len(header)]
+    latex = []
+    for line in (header, *lines):
+        markdown.append([markdown_text(cell) for cell in line])
+        latex.append([latex_text(cell) for cell in line[:3]])
+        latex[-1] += [latex_text(cell).replace("+-", r"$\pm$") for cell in line[3:]]
+    markdown[:2] = markdown[1::-1]  # the rule comes below the header
+    markdown = ["| " + " | ".join(cells) + " |" for cells in markdown]
+    latex = [" & ".join(cells) + r" \\" for cells in latex]
     latex = [rf"\begin{{tabular}}{{{'l' * 3}{'r' * (len(header) - 3)}}}", r"\hline", latex[0], r"\hline", *latex[1:]]
     latex += [r"\hline", r"\end{tabular}"]
     told = "last values: mean +- standard deviation over n seeds; layers' values: mean over the critics' hidden layers"
+    below = [told, *(markdown_text(line) for line in cut)]
+    comments = [f"% {' '.join(line.split())}" for line in (told, *cut)]
     paths = [_write_csv(Path(out) / "table.csv", rows), _write_csv(Path(out) / "runs.csv", each)]
-    for name, text in (("md", [*markdown, "", told]), ("tex", [f"% {told}", *latex])):
+    for name, text in (("md", [*markdown, "", "\n\n".join(below)]), ("tex", [*comments, *latex])):
         paths.append(Path(out) / f"table.{name}")
         with runlog.writing(paths[-1]):
-            paths[-1].write_text("\n".join(text) + "\n")
-    print(*markdown, told, sep="\n")
+            paths[-1].write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(*markdown, *below, sep="\n")
     return paths
 
 
@@ -2318,7 +2938,7 @@ def overview(folder: Path, out: Path) -> list[Path]:
             default=0,
         )
         for label, runs in groups[name].items():
-            if any(key.endswith("numerator_norm") for key in runs[0].scalars):
+            if is_learned(runs[0]):
                 learned.setdefault(label, runs[0])
             for title in (score, "overestimation", "dead share", "srank"):
                 own = {"row": ", ".join(name), "column": "score" if title == score else title, "unit": title}
@@ -2328,6 +2948,8 @@ def overview(folder: Path, out: Path) -> list[Path]:
                     if points and run.config["status"] == "diverged" and points[-1][0] < end:
                         points.append([float(end), points[-1][1]])
                     rows += [own | {"step": step, "value": value} for step, value in points]
+    if len(learned) > 4:
+        print(f"not on the page: the activations of {', '.join(list(learned)[4:])}")
     for label, run in list(learned.items())[:4]:
         for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
             own = {
@@ -2345,7 +2967,10 @@ def overview(folder: Path, out: Path) -> list[Path]:
     under_way = sum(run.config["status"] not in runlog.ENDED for run in every)
     diverged = sum(run.config["status"] == "diverged" for run in every)
     told = f"{len(every)} runs ({under_way} not ended, {diverged} diverged: last value carried forward)"
-    told += "; mean over seeds, thin lines: seeds"
+    early = sum(run.has_diverged and not run.scalars for run in every)
+    if early:
+        told += f"; {early} diverged before the first value: in no mean"
+    told += "; mean over seeds, up to the step that all seeds of a setting have reached; thin lines: seeds"
     left_out = [", ".join(name) for name in groups if name not in kept]
     if left_out:
         print(*(f"not on the page: {name}" for name in left_out), sep="\n")
@@ -2564,15 +3189,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif isinstance(command, FunctionApproximationCommand):
         function_approximation(command.runs, command.out)
     elif isinstance(command, DemoCommand):
+        folder, name, (kind,) = _figure_path(command.out)
         print_table(command.folders)
-        print(draw_demo(command.folders, command.out))
+        print(draw_demo(command.folders, folder / f"{name}.{kind}"))
     elif isinstance(command, PreactivationsCommand):
         _print(preactivation_table(command.folders))
         print("of the measured batches; means over n histories: seeds, and two critics of each")
         print(*write_preactivations(command.folders, *_figure_path(command.out)), sep="\n")
     else:
-        _print(compare_table(command.folders, command.by))
+        rows, cut = _compare_table(compared(command.folders, command.by))
+        _print(rows)
         print("last values; mean +- standard deviation over n seeds; of the critics: largest or mean of the two")
+        for line in cut:
+            print(line)
         print(*write_compared(command.folders, command.by, *_figure_path(command.out)), sep="\n")
 
 

@@ -9,7 +9,6 @@ folder. `python figures.py redraw FOLDER` draws it again.
 
 import csv
 import dataclasses
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -70,40 +69,57 @@ def main(args: Args) -> None:
     groups, curves, runs = figures.load(args.folders), [], []
     for activation, group in groups.items():
         for run in group:
-            meta, config = json.loads((run.folder / "meta.json").read_text()), run.config
+            config, own = run.config, run.provenance()
             for metric in METRICS:
                 series = windows(run) if metric == "charts/window_return" else run.series(metric)
                 for step, value, *_ in thinned(series):
                     row = ("ours", config["env_id"], activation, config["seed"], metric, int(step), float(value))
                     curves.append(row)
-            row = {"run": meta["name"], "activation": activation, "seed": config["seed"], "status": meta["status"]}
+            row = {"run": run.folder.name, "activation": activation, "seed": config["seed"], "status": config["status"]}
             final = run.series("eval/episodic_return")
             final = final if len(final) else windows(run)  # PPO on Atari has no evaluations
             row |= {"last_step": "", "last_return": "", "best_return": ""}  # before the first evaluation
             if len(final):
                 row |= {"last_step": int(final[-1, 0]), "last_return": round(float(final[-1, 1]), 2)}
                 row["best_return"] = round(float(final[:, 1].max()), 2)
-            row |= {key: meta.get(key, "") for key in ("elapsed_s", "peak_memory_mb")}  # empty: not ended
-            row |= {"git": meta["git"]["commit"], "dirty": meta["git"]["dirty"], "cpu": meta["hardware"]["cpu"]}
-            runs.append(row | {"torch": meta["versions"]["torch"], "gymnasium": meta["versions"]["gymnasium"]})
-    args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / "runs.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, runs[0])
-        writer.writeheader()
-        writer.writerows(runs)
-    with open(args.out / "curves.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
-        writer.writerows(curves)
-    for path in args.reference:
-        if path.resolve().parent != args.out.resolve():
-            shutil.copy(path, args.out)
+            runs.append(row | own)  # empty: not ended
+    if not curves:
+        raise runlog.UserError(f"{args.folders[0]}: no run has rows to export yet; give the training command again")
+    with runlog.writing(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+        with open(args.out / "runs.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, runs[0])
+            writer.writeheader()
+            writer.writerows(runs)
+        with open(args.out / "curves.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
+            writer.writerows(curves)
+        for path in args.reference:
+            if path.resolve().parent != args.out.resolve():
+                shutil.copy(path, args.out)
     draw(args.out, [path.name for path in args.reference])
-    for activation in groups:
-        values = [row["last_return"] for row in runs if row["activation"] == activation and row["last_return"] != ""]
+    print_returns(groups)
+
+
+def print_returns(groups: dict[str, list[figures.Loaded]]) -> None:
+    """Mean and standard deviation over seeds of the last return, of all runs at the last step that all have reached."""
+    every = [run for group in groups.values() for run in group]
+    key = "eval/episodic_return"
+    if not any(len(run.series(key)) for run in every):
+        key = "charts/episodic_return"
+    end = figures.common_end(every, key)
+    for activation, group in groups.items():
+        values = []
+        for run in group:
+            rows = windows(run) if key.startswith("charts/") else run.series(key)
+            values += rows[rows[:, 0] <= end.step][-1:, 1].tolist()
         if values:
+            of = f" of {len(group)}" if len(values) < len(group) else ""
             mean, std = np.mean(values), np.std(values)
-            print(f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)} seeds)")
+            print(f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} seeds)")
+    for line in end.told("last return"):
+        print(line)
 
 
 def windows(run: figures.Loaded, number: int = 40) -> np.ndarray:
@@ -111,7 +127,7 @@ def windows(run: figures.Loaded, number: int = 40) -> np.ndarray:
     rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
         return np.zeros((0, 2))
-    total = run.config["total_timesteps"]
+    total = run.setting("total_timesteps", int)
     index = np.minimum((rows[:, 0] - 1) * number // total, number - 1).astype(int)
     return np.array([((i + 1) * total / number, rows[index == i, 1].mean()) for i in np.unique(index)])
 

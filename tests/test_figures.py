@@ -84,13 +84,38 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
         f"{n}, fc2: 2 of 16 dead" for n in ("actor", "qf1", "qf2")
     ]
     assert "step 200" in figure.get_suptitle()
-    grid = figure.subfigs[1].axes
-    for i, panel in enumerate(grid):
-        (line,) = panel.get_lines()
+    for i, (frame, colour, curve, texts) in enumerate(kde_cells(figure.subfigs[1])):
         x = np.linspace(-i - 1, i + 1, 64)
-        np.testing.assert_allclose(line.get_xydata(), np.stack([x, np.exp(-x * x) + 200], -1), rtol=1e-5)
-        assert (to_hex(panel.spines["left"].get_edgecolor()).upper() == RED) is (i in (3, 7))
-        assert [text.get_text() for text in panel.texts] == (["dead"] if i in (3, 7) else [])
+        y = np.exp(-x * x) + 200
+        left, bottom, width, height = *frame.min(0), *np.ptp(frame, axis=0)
+        assert (int(left), 3 - int(bottom)) == (i % 4, i // 4)  # a cell of its own, row by row
+        np.testing.assert_allclose(curve[:, 0], left + width * (x + i + 1) / (2 * i + 2), atol=1e-5)
+        np.testing.assert_allclose(curve[:, 1], bottom + height * y / y.max() / 1.12, rtol=1e-4)
+        assert (colour.upper() == RED) is (i in (3, 7)) is ("dead" in texts)
+        for at, label in texts.pop("ticks"):  # its own scale
+            assert at == pytest.approx(left + width * (float(label) + i + 1) / (2 * i + 2))
+        assert list(texts) == (["dead"] if i in (3, 7) else [])
+
+
+def kde_cells(part) -> list[tuple]:
+    """Of every neuron in a grid of densities: frame, its colour, curve, and texts: tick labels by place, others."""
+    (panel,) = part.axes
+    found = {each.get_label(): each for each in panel.collections}
+    frames, curves = (found[name].get_segments() for name in ("frames", "densities"))
+    colours = [to_hex(colour) for colour in found["frames"].get_edgecolor()]
+    cells = []
+    for frame, colour, curve in zip(frames, colours, curves, strict=True):
+        (left, bottom), (right, top) = frame.min(0), frame.max(0)
+        texts = {"ticks": []}
+        for text in panel.texts:
+            x, y = text.get_position()
+            if left <= x <= right and bottom <= y <= top:
+                texts[text.get_text()] = x
+            elif left <= x <= right and bottom - 0.1 <= y < bottom:
+                texts["ticks"].append((x, text.get_text().replace("\N{MINUS SIGN}", "-")))
+        assert texts["ticks"]
+        cells.append((frame, colour, curve, texts))
+    return cells
 
 
 def test_preactivations_are_densities_of_the_newest_and_the_first_step(tmp_path):
@@ -236,8 +261,7 @@ def test_branches_have_grids_of_their_own_and_q_is_split(tmp_path):
         f"q, fc1, {part}" for part in ("branch 1: 3 of 16 dead", "branch 2: 1 of 16 dead", "output: 0 of 16 dead")
     ]
     outlined = [
-        [i for i, panel in enumerate(part.axes) if to_hex(panel.spines["left"].get_edgecolor()) == RED.lower()]
-        for part in figure.subfigs
+        [i for i, (_, colour, *_) in enumerate(kde_cells(part)) if colour == RED.lower()] for part in figure.subfigs
     ]
     assert outlined == [[2, 5, 9], [4], []]
     lines = {

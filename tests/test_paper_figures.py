@@ -39,6 +39,7 @@ def read_csv(path: Path) -> list[dict]:
 
 STEPS = np.array([10, 20, 30])
 DMC, SWEEP = "dm_control/cheetah-run-v0", "metaworld/sweep-v3"
+BIASED = {DMC: (1, 3, 4), SWEEP: (1, 2, 3, 4)}  # seeds with an overestimation
 
 
 def sac_runs(root: Path, seed: int = 0, **options) -> dict:
@@ -148,7 +149,8 @@ def test_on_grid_never_looks_ahead():
 
 def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
     for length in (30, 60):
-        rows = {"eval/episodic_return": (STEPS, STEPS)}
+        steps = STEPS * length // 30  # a finished run has rows to its end
+        rows = {"eval/episodic_return": (steps, steps)}
         write_run(tmp_path, "sac_continuous", DMC, "relu", 1, rows, total_timesteps=length)
     with pytest.raises(SystemExit) as ended:
         figures.main(["cr1", "--runs", str(tmp_path)])
@@ -203,16 +205,41 @@ def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
     assert {"cr1", "cr_curves", "cr_ablations", "cr_continual", "cr_atari"} <= named
 
 
-def test_a_run_that_diverged_before_it_logged_is_missing_and_its_variant_stays(tmp_path, capsys):
-    sac_runs(tmp_path / "runs")
-    (folder,) = (tmp_path / "runs").glob("*cheetah*__rational__s2__*")
+def diverge(folder: Path) -> None:
+    """The run has diverged before it logged anything."""
     (folder / "scalars.csv").write_text("step,key,value,wall_time\n")
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"status": "diverged"}))
+
+
+def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_other_mean(tmp_path):
+    """It is no run less: IQM of four scores, one of them 0. The mean overestimation is of the other three."""
+    truth = sac_runs(tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").glob("*cheetah*__rational__s2__*")
+    diverge(folder)
     figures.cr1(tmp_path / "runs", tmp_path / "out")
-    assert "missing: rational on dm_control/cheetah-run-v0 s2 (diverged, nothing logged)" in capsys.readouterr().out
-    rows = {(row["group"], row["variant"]): row["runs"] for row in read_csv(tmp_path / "out" / "cr1.csv")}
-    assert rows["DMC", "rational"] == "3" and rows["DMC", "relu"] == "4" and len(rows) == 9
+    rows = {(row["group"], row["variant"]): row for row in read_csv(tmp_path / "out" / "cr1.csv")}
+    assert {row["runs"] for (group, _), row in rows.items() if group == "DMC"} == {"4"} and len(rows) == 9
+    last = sorted([truth["rational", DMC, s][0][-1] / 1_000 for s in (1, 3, 4)] + [0.0])
+    assert float(rows["DMC", "rational"]["value"]) == pytest.approx(np.mean(last[1:3]), rel=1e-5)
+    caption = "\n".join(figures.read_index(tmp_path / "out")["cr1"]["caption"])
+    assert "diverged before the first value count as 0 in IQM, normalised: rational 1 of 8" in caption
+    study = figures.read_study(tmp_path / "runs", "sac_continuous", figures._keys(figures.IQM, figures.BIAS))
+    bias = figures.aggregate(study, figures.BIAS)["rational"]
+    means = [np.mean([truth["rational", env, s][1] for s in seeds], axis=0) for env, seeds in BIASED.items()]
+    np.testing.assert_allclose(bias["value"], np.mean(means, axis=0))
+    told = figures._early(study, [figures.BIAS])
+    assert told == ["runs that diverged before the first value are left out of overestimation: rational 1 of 8"]
+
+
+def test_a_variant_of_which_every_run_diverged_at_once_is_a_line_at_0(tmp_path):
+    sac_runs(tmp_path)
+    for folder in tmp_path.glob("*__rational__*"):
+        diverge(folder)
+    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
+    found = figures.aggregate(study, figures.IQM)
+    assert found["rational"]["value"].tolist() == [0, 0, 0] and found["rational"]["runs"] == 8
+    assert found["relu"]["environments"] == 2
 
 
 def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, capsys):

@@ -1,0 +1,356 @@
+"""What figures make of runs that are cut short, copied, broken, or a stranger's.
+
+`pytest -q tests/test_figures_input.py` (about 40 s).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from test_continual_figures import make_cell
+from test_export import export_results
+from test_figures import make_run
+from test_paper_figures import DMC, STEPS, read_csv, write_run
+
+import figures
+import runlog
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def edit(path: Path, **changes) -> None:
+    """Changes keys of a JSON file; None takes one away."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def error_of(capsys, *args) -> str:
+    """The one line in which figures.py refuses."""
+    with pytest.raises(SystemExit) as stop:
+        figures.main([*map(str, args)])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    return err
+
+
+def three_seeds(root: Path) -> dict:
+    """relu 2 seeds, tanh 1 seed and one under way at step 20; (activation, seed) -> returns at STEPS."""
+    rng, truth = np.random.default_rng(3), {}
+    for activation in ("relu", "tanh"):
+        for seed in (1, 2):
+            truth[activation, seed] = score = rng.random(3) * 100
+            cut = 2 if (activation, seed) == ("tanh", 2) else 3
+            rows = {"eval/episodic_return": (STEPS[:cut], score[:cut])}
+            write_run(root, "sac_continuous", DMC, activation, seed, rows, status="finished" if cut == 3 else "running")
+    return truth
+
+
+def test_tables_compare_all_seeds_of_all_variants_at_one_step(tmp_path, capsys):
+    truth = three_seeds(tmp_path / "runs")
+    figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    rows = read_csv(tmp_path / "out" / "table.csv")
+    folders = sorted((tmp_path / "runs").iterdir())
+    capsys.readouterr()
+    figures.print_table(folders)
+    below = capsys.readouterr().out
+    for row, shown, name in zip(rows, figures.table(folders)[1:], ("relu", "tanh"), strict=True):
+        values = [truth[name, seed][1] for seed in (1, 2)]
+        expected = f"{np.mean(values):.1f} +- {np.std(values, ddof=1):.1f}"
+        assert row["return"] == shown[2] == expected and row["steps"] == "20"
+    (cut,) = (folder.name for folder in folders if "tanh__s2" in folder.name)
+    for text in (below, (tmp_path / "out" / "table.md").read_text(), (tmp_path / "out" / "table.tex").read_text()):
+        assert f"cut at step 20, where {cut} (running) ends" in text
+
+
+def test_training_returns_of_finished_runs_are_not_cut_at_their_last_games(tmp_path):
+    for seed, last in ((1, 28), (2, 30)):
+        rows = {"charts/episodic_return": ([10, last], [1.0, 2.0]), "losses/td_loss": ([30], [0.5])}
+        write_run(tmp_path, "ppo_atari", "Pong", "relu", seed, rows, total_timesteps=30)
+    (row,), cut = figures._summary(figures.groups_of(tmp_path))
+    assert cut == [] and row["training return"] == "2.0 +- 0.0"
+
+
+def half(path: Path) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+
+
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (half, "should reach step 30"),
+        (lambda path: path.write_text(path.read_text()[:-4]), "ends within a row"),
+        (lambda path: path.write_text(""), "is empty"),
+        (lambda path: path.write_text("step,key,value,wall_time\n"), "has no rows"),
+        (Path.unlink, "is missing"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00\x80" * 99 + b"\n"), "is no text"),
+        (lambda path: path.write_text(path.read_text().replace(",1.5\n", ",1.5,8\n", 1)), "line 2 is no row"),
+        (lambda path: path.write_text(path.read_text().replace("return,", "return,x", 1)), "could not convert"),
+        (lambda path: path.write_text(path.read_text().replace("20,", "5,", 1)), "go back"),
+    ],
+)
+def test_rows_that_do_not_reach_the_end_are_refused_by_every_reader(tmp_path, capsys, damage, told):
+    rows = {"eval/episodic_return": (STEPS, STEPS)}
+    folders = [write_run(tmp_path, "sac_continuous", DMC, "relu", seed, rows, total_timesteps=30) for seed in (1, 2)]
+    damage(folders[0] / "scalars.csv")
+    for args in (("cr1", "--runs", tmp_path), ("table", "--runs", tmp_path), ("demo", *folders)):
+        err = error_of(capsys, *args, "--out", tmp_path / "out.png")
+        assert told in err and str(folders[0]) in err
+    with pytest.raises(runlog.UserError, match=told):
+        export_results.main(export_results.Args(tuple(folders), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_last_step_in_meta_is_exact(tmp_path):
+    folder = write_run(tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, STEPS)}, status="diverged")
+    edit(folder / "meta.json", last_step=30)
+    assert len(figures.read_run(folder).scalars["eval/a"]) == 3
+    half(folder / "scalars.csv")
+    with pytest.raises(runlog.UserError, match="ends at step 10, but should reach step 30; the run is diverged"):
+        figures.read_run(folder)
+
+
+def test_a_continual_run_without_its_last_tasks_is_refused(tmp_path, capsys):
+    make_cell(tmp_path, [1, 2], "relu")
+    (folder,) = tmp_path.glob("*__s2__*")
+    half(folder / "scalars.csv")
+    assert "of 7; the run is finished" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+    (folder / "scalars.csv").unlink()
+    assert "is missing" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+    shutil.rmtree(folder)
+    (folder,) = tmp_path.glob("*__s1__*")
+    edit(folder / "config.json", num_tasks=None)
+    assert "has no num_tasks" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+
+
+def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
+    make_cell(tmp_path / "runs", [1, 2], "relu")
+    folder = min((tmp_path / "runs").iterdir())
+    copy = folder.with_name(folder.name.replace("__s1__", "__s3__"))
+    shutil.copytree(folder, copy)
+    for command in ("continual", "table", "overview"):
+        err = error_of(capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+        assert f"{copy}: holds the run {folder.name} by its meta.json" in err
+    edit(copy / "meta.json", name=None, hash=None)  # older runs say neither
+    for command in ("continual", "table"):
+        assert "are one run, seed 1" in error_of(capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path)
+    shutil.move(copy, tmp_path / folder.name)  # of the same name in another folder
+    with pytest.raises(runlog.UserError, match="are one run, seed 1"):
+        figures.load([folder, tmp_path / folder.name])
+    with pytest.raises(runlog.UserError, match="are one run"):
+        figures.load([folder, folder])
+
+
+def test_older_runs_are_taken_whatever_their_hash_covers(tmp_path):
+    folder = write_run(tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, STEPS)})
+    edit(folder / "meta.json", name=folder.name, hash=folder.name.rpartition("__")[2])
+    edit(folder / "config.json", a_flag_that_was_removed=True)
+    assert figures.read_run(folder).config["a_flag_that_was_removed"]
+
+
+def test_settings_are_compared_over_the_keys_of_all_runs(tmp_path, capsys):
+    rows = {"eval/episodic_return": (STEPS, STEPS)}
+    first = write_run(tmp_path, "sac_continuous", DMC, "relu", 1, rows)
+    later = write_run(tmp_path, "sac_continuous", DMC, "relu", 2, rows, reward_scale=2.0)
+    for args in (("cr1", "--runs", tmp_path), ("demo", first, later)):
+        err = error_of(capsys, *args, "--out", tmp_path / "out.png")
+        assert "differ in reward_scale (2.0, null)" in err and first.name in err and later.name in err
+    make_cell(tmp_path / "continual", [1, 2], "relu")
+    later = max((tmp_path / "continual").iterdir())
+    edit(later / "config.json", label_noise=0.1)
+    err = error_of(capsys, "continual", "--runs", tmp_path / "continual", "--out", tmp_path / "out")
+    assert "differ in label_noise (0.1, null)" in err and later.name in err
+
+
+def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
+    three_seeds(tmp_path)
+    folders = sorted(tmp_path.iterdir())
+    failed = tmp_path / runlog.run_name(DMC, "sac_continuous", "relu", 9, "0123456789")
+    failed.mkdir()
+    (failed / ".lock").write_text("123")
+    assert figures.read_study(tmp_path, "sac_continuous", "eval/.*").variants == ["relu", "tanh"]
+    assert len(figures.groups_of(tmp_path)["sac_continuous", DMC]) == 2
+    capsys.readouterr()
+    assert len(figures.load([*folders, failed])) == 2
+    assert capsys.readouterr().out == f"left out: {failed} holds no run (a start that failed?)\n"
+    assert "no run folders" in error_of(capsys, "demo", failed)
+    (failed / "scalars.csv").write_text("step,key,value,wall_time\n")  # a run that has lost its other files
+    assert "give one that holds config.json" in error_of(capsys, "table", "--runs", tmp_path, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 200, "key": "network/actor/fc1/acti', "\x00\x01", '{"step": 1, "key": "network/q/fc1/kde00"}']
+)
+def test_broken_lines_of_curves_are_one_line(tmp_path, capsys, line):
+    folder = make_run(tmp_path, steps=(0,))
+    with open(folder / "curves.jsonl", "a") as file:
+        file.write(line + "\n")
+    number = (folder / "curves.jsonl").read_text().count("\n")
+    assert f"curves.jsonl: line {number} is broken" in error_of(capsys, "run", folder)
+
+
+@pytest.mark.parametrize(
+    "file, changes, told",
+    [
+        ("config.json", {"seed": "one"}, "its seed is 'one'"),
+        ("config.json", {"env_id": 3}, "its env_id is 3"),
+        ("config.json", {"rational": "no"}, "its rational is 'no'"),
+        ("meta.json", {"status": ["?"]}, "its status is"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_one_line(tmp_path, capsys, file, changes, told):
+    folder = write_run(tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)})
+    edit(folder / file, **changes)
+    assert told in error_of(capsys, "table", "--runs", tmp_path, "--out", tmp_path / "out")
+    (folder / file).write_text("[1, 2]")
+    assert f"{file}: is no JSON object" in error_of(capsys, "cr1", "--runs", tmp_path, "--out", tmp_path / "out")
+
+
+def regression(root: Path, status: str = "finished", **meta) -> Path:
+    errors = [4.0, 2.0, 1.0] if status == "finished" else [np.nan] * 3
+    config = {"widths": [8], "learning_rate": 0.1, "num_points": 16, "interval": [-1.0, 1.0], "total_steps": 30}
+    rows = {"eval/mse": (STEPS, errors)}
+    folder = write_run(root, "function_approximation", "regression", "relu", 1, rows, status, **config)
+    edit(folder / "meta.json", **meta)
+    return folder
+
+
+def test_a_regression_without_its_count_or_without_an_error_is_one_line(tmp_path, capsys):
+    folder = regression(tmp_path / "a")
+    args = ("function_approximation", "--out", tmp_path / "out", "--runs")
+    assert "meta.json: has no num_parameters" in error_of(capsys, *args, folder)
+    folder = regression(tmp_path / "b", "diverged", num_parameters=25)
+    assert "every run has diverged" in error_of(capsys, *args, folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
+    """make_run's functions change over training; fixed=True keeps them, and takes the rationals' norms away."""
+    own = make_run(tmp_path, "prelu")
+    lines = (own / "scalars.csv").read_text().splitlines(keepends=True)
+    (own / "scalars.csv").write_text("".join(line for line in lines if "numerator_norm" not in line))
+    fixed = make_run(tmp_path, "relu", fixed=True)
+    assert figures.is_learned(figures.read_run(own)) and not figures.is_learned(figures.read_run(fixed))
+    figure = Figure()
+    panel = figure.subplots()
+    figures._draw_functions(panel, "prelu", figures.read_run(own))
+    assert panel.get_title() == "prelu, learned (seed 1)"
+    assert {line.get_linestyle() for line in panel.get_lines()} == {"-", "--"}
+    runs = tmp_path / "runs"
+    shutil.copytree(own, runs / (name := runlog.run_name("toy/walk-v0", "sac_continuous", "prelu", 1, "0123456789")))
+    edit(runs / name / "meta.json", name=name, hash="0123456789")
+    figures.overview(runs, tmp_path / "out")
+    rows = read_csv(tmp_path / "out" / "overview.csv")
+    assert {row["variant"] for row in rows if row["row"] == "learned"} == {"prelu"}
+
+
+def test_names_from_runs_stay_in_the_folder_and_are_no_markup(tmp_path, capsys):
+    assert figures._file_name("hr3-../../x y$", set()) == "hr3-..-..-x-y-"
+    taken = set()
+    assert [figures._file_name(name, taken) for name in ("a/b", "a:b")] == ["a-b", "a-b-2"]
+    name = r"$\frac_%<b>*a*|~^&"
+    assert figures.latex_text(name) == (
+        r"\$\textbackslash{}frac\_\%\textless{}b\textgreater{}*a*\textbar{}\textasciitilde{}\^{}\&"
+    )
+    assert figures.markdown_text(name) == r"\$\\frac_%&lt;b&gt;\*a\*\|~^&amp;"
+    rows = {"eval/episodic_return": (STEPS, STEPS)}
+    write_run(tmp_path / "runs", "sac_continuous", "dm_control/../x", name, 1, rows)
+    figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    assert figures.markdown_text(name) in (tmp_path / "out" / "table.md").read_text()
+    assert figures.latex_text(name) in (tmp_path / "out" / "table.tex").read_text()
+    make_cell(tmp_path / "continual", [1], "relu")
+    (folder,) = (tmp_path / "continual").iterdir()
+    edit(folder / "config.json", dataset="../../up")
+    out = tmp_path / "deep" / "out"
+    paths = figures.draw_continual(tmp_path / "continual", out)
+    assert all(path.resolve().parent == out.resolve() for path in paths)
+    assert [path.name for path in paths if path.suffix == ".png"] == ["continual-..-..-up-random_labels.png"]
+
+
+def test_a_dollar_in_a_name_is_drawn_as_it_is(tmp_path):
+    names = ["$x_{", "a$b$c^"]
+    rows = [
+        {"group": "g $", "variant": name, "value": 0.5, "low": 0.4, "high": 0.6, "environments": 1, "runs": 2}
+        for name in names
+    ]
+    spec = {"variants": names, "unit": r"$\nothing", "caption": [r"100 $ \undefined{"]}
+    _, picture = figures.write_figure(tmp_path, "dollars", "intervals", rows, ("png",), **spec)
+    assert picture.stat().st_size > 5_000
+    folder = make_run(tmp_path, "$x_{", steps=(0, 100))
+    assert len(figures.draw_run(folder)) == 3 and figures.draw_demo([folder], tmp_path / "demo.png").exists()
+
+
+ENTRY = {"kind": "intervals", "caption": ["c"], "variants": ["relu"], "unit": "u"}
+
+
+@pytest.mark.parametrize(
+    "index, told",
+    [
+        ({"a": ENTRY | {"caption": [3]}}, "a: its caption is not a list of texts"),
+        ({"a": ENTRY | {"caption": "text"}}, "a: its caption is not a list of texts"),
+        ({"a": ENTRY | {"unit": 3}}, "a: its unit is not a text"),
+        ({"a": ENTRY | {"variants": None}}, "a: its variants is not a list"),
+        ({"a": ENTRY | {"scales": ["log"]}}, "a: its scales is not a dict"),
+        ({"../a": ENTRY}, "no plain file name"),
+        ({"a": ENTRY | {"csv": ["../../secret.csv"]}}, "no plain file name"),
+        ({"a": 3}, "is no index of figures"),
+        ([1], "is no index of figures"),
+        ({"a": {key: ENTRY[key] for key in ("kind", "variants", "unit")}}, "a lacks 'caption'"),
+    ],
+)
+def test_an_index_of_figures_is_input_too(tmp_path, capsys, index, told):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "figures.json").write_text(json.dumps(index))
+    (folder / "a.csv").write_text("group,variant,value,low,high,environments,runs\ng,relu,1,0,2,1,3\n")
+    assert told in error_of(capsys, "redraw", folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
+
+
+def test_out_is_checked_before_anything_is_read(tmp_path, capsys):
+    assert "--out a.xyz: figures are png, pdf or svg" in error_of(capsys, "demo", tmp_path / "none", "--out", "a.xyz")
+    folder = write_run(tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)})
+    with pytest.raises(runlog.UserError, match="cannot write /dev/null"):
+        export_results.main(export_results.Args((folder,), Path("/dev/null")))
+    assert "cannot write /dev/null" in error_of(capsys, "table", "--runs", tmp_path, "--out", "/dev/null")
+    edit(folder / "meta.json", git=None)
+    export_results.main(export_results.Args((folder,), tmp_path / "out"))
+    assert read_csv(tmp_path / "out" / "runs.csv")[0]["git"] == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin1"])
+def test_a_terminal_without_unicode_gets_what_it_can_show(tmp_path, encoding):
+    for source in ("figures.py", "scripts/export_results.py"):
+        assert (ROOT / source).read_text(encoding="utf-8").isascii()
+    write_run(tmp_path, "sac_continuous", DMC, "μ*relu", 1, {"eval/episodic_return": (STEPS, STEPS)})
+    command = [sys.executable, "figures.py", "table", "--runs", tmp_path, "--out", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LANG": "C"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0 and done.stderr == b"" and b"\\u03bc" in done.stdout
+    assert "μ" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
+    run = runlog.Run(tmp_path, "wide", {"env_id": "toy", "activation": "+".join(["tanh"] * 50), "seed": 1})
+    run.open(tensorboard=False)
+    x, grid = np.linspace(-1, 1, 64), np.linspace(-10, 10, 201)
+    for branch in range(50):
+        run.log_curve(5, f"network/q/fc1/activation{branch}", grid, np.tanh(grid))
+        for neuron in range(16):
+            run.log_curve(5, f"network/q/fc1/branch{branch}_kde{neuron:02d}", x, np.exp(-x * x), dead=False)
+    for neuron in range(16):
+        run.log_curve(5, f"network/q/fc1/kde{neuron:02d}", x, np.exp(-x * x), dead=False)
+    run.finish()
+    figure = figures.kde_figure(run.folder)
+    assert "the first 4 of 50 branches" in figure.get_suptitle()
+    told = [part.get_suptitle().split(":")[0] for part in figure.subfigs]
+    assert told == [*(f"q, fc1, branch {k}" for k in (1, 2, 3, 4)), "q, fc1, output"]
+    assert len(figure.axes) == 5
+    figure = figures.activations_figure(run.folder)
+    assert "the first 5 of 50 branches" in figure.get_suptitle() and len(figure.axes[0].get_lines()) == 5
