@@ -307,6 +307,38 @@ def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
+def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> runlog.NetworkSize:
+    """How many numbers `Classifier` holds."""
+    size = runlog.NetworkSize()
+    features, height, width = image_shape
+    for channels in args.channels if uses_cnn(args) else ():
+        height, width = height - 4, width - 4
+        norm = channels * height * width if args.layer_norm else 0
+        features = size.add_layer(features, channels, args.activation, norm, kernel=25, pixels=height * width)
+        height, width = height // 2, width // 2
+    features *= height * width
+    for units in args.widths:
+        features = size.add_layer(features, units, args.activation, norm=units if args.layer_norm else 0)
+    size.add_head(features, outputs)
+    return size
+
+
+def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[str, int]:
+    """Bytes of what takes the memory, of all seeds, by the flags that set it."""
+    size = network_size(args, image_shape, outputs)
+    of_image = np.prod(image_shape).item() + size.activations
+    parts = ("widths", "channels") if uses_cnn(args) else ("widths",)
+    transient = {
+        "batch_size num_seeds": args.batch_size * of_image,
+        "metrics_samples num_seeds": args.metrics_samples * of_image,
+        " ".join(["ntk_samples", *parts, "num_seeds"]): args.ntk_samples * size.parameters,
+    }
+    largest = max(transient, key=transient.get)  # one after the other
+    numbers = {" ".join([*parts, "num_seeds"]): runlog.ADAM_COPIES * size.parameters}
+    numbers[largest] = transient[largest]
+    return {fields: runlog.FLOAT_BYTES * args.num_seeds * count for fields, count in numbers.items()}
+
+
 def validate(args: Args) -> tuple[dict, int, float]:
     """Raises UserError (flag, value, remedy) before anything is created; returns the data (see load_data)."""
     runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2")
@@ -314,10 +346,18 @@ def validate(args: Args) -> tuple[dict, int, float]:
     runlog.check_range(args, "[1, inf)", "redo_period widths channels log_frequency")
     runlog.check_range(args, "(0, inf)", "learning_rate"), runlog.check_range(args, "(0, 1]", "threshold")
     runlog.check_range(args, "[2, inf)", " ".join(x for x in ("metrics_samples", "ntk_samples") if getattr(args, x)))
-    runlog.find_device(args.device)
+    runlog.check_flags(args, args.num_seeds)
+    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-    data, num_classes, scale = load_data(args.dataset, Path(args.data_dir))
+    runlog.check_folder("--data-dir", args.data_dir, written=False)
+    remedy = "make it readable, or choose another --data-dir or --dataset digits"
+    with runlog.errors_are_user_errors(f"--data-dir {args.data_dir}: {args.dataset} cannot be read", remedy):
+        data, num_classes, scale = load_data(args.dataset, Path(args.data_dir))
+    is_split = args.tasks == "split_classes"
+    if is_split and args.classes_per_task > num_classes:
+        told = f"--tasks split_classes takes them from the {num_classes} of {args.dataset}"
+        raise runlog.UserError(f"--classes-per-task {args.classes_per_task}: {told}; must lie in 1..{num_classes}")
     size, depth, available = data["train"][0].shape[-1], len(args.channels), num_images(args, data, num_classes)
     smallest = 5 * 2**depth - 4  # 5x5, then halved, again and again
     most = num_images(dataclasses.replace(args, num_train=0), data, num_classes)
@@ -332,6 +372,8 @@ def validate(args: Args) -> tuple[dict, int, float]:
     for problem, is_so in problems.items():
         if is_so:
             raise runlog.UserError(f"--{problem}")
+    outputs = args.classes_per_task if is_split else num_classes
+    runlog.check_memory(args, device, big_tensors(args, data["train"][0].shape[1:], outputs))
     return data, num_classes, scale
 
 

@@ -202,6 +202,10 @@ def dqn_target(rewards, terminations, next_q_online, next_q_target, gamma: float
     return rewards + gamma * (1 - terminations) * next_q_target.gather(-1, best).squeeze(-1)
 
 
+REPLAY_ROW = [("frame", np.uint8, (84, 84)), ("action", np.uint8), ("reward", np.float32)]
+REPLAY_ROW = np.dtype([*REPLAY_ROW, ("termination", np.bool_), ("over", np.bool_), ("cut", np.bool_)])
+
+
 class ReplayBuffer:
     """Single frames on disk, (rows, num_envs, 84, 84) uint8, mapped into memory; stacks of 4 are made when sampled.
 
@@ -214,9 +218,8 @@ class ReplayBuffer:
 
     def __init__(self, path, capacity: int, spare: int, num_envs: int, num_added: int = 0):
         self.num_added, self.capacity = num_added, -(-capacity // num_envs)
-        self.num_rows = self.capacity + -(-spare // num_envs) + 8  # a stack reaches back by 3 rows
-        row = [("frame", np.uint8, (84, 84)), ("action", np.uint8), ("reward", np.float32)]
-        row = np.dtype([*row, ("termination", np.bool_), ("over", np.bool_), ("cut", np.bool_)])
+        self.num_rows = replay_rows(capacity, spare, num_envs)
+        row = REPLAY_ROW
         size = self.num_rows * num_envs * row.itemsize
         if num_added and not (path.exists() and path.stat().st_size >= size):
             raise runlog.UserError(f"{path} is missing or too short for the checkpoint; {runlog.FRESH}")
@@ -280,6 +283,40 @@ def has_crossed(before: int, step: int, period: int) -> bool:
     return period > 0 and step // period > before // period
 
 
+def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host). The replay is on disk."""
+    network = runlog.nature_cnn_size(args, runlog.MOST_ACTIONS)
+    kept = (runlog.ADAM_COPIES + 1) * network.parameters  # and the target network
+    of_observation = runlog.OBSERVATION_BYTES + runlog.FLOAT_BYTES * (runlog.OBSERVATION_BYTES + network.activations)
+    of_transition = runlog.OBSERVATION_BYTES + of_observation
+    transient = {"batch_size": args.batch_size * of_transition}
+    if args.metrics_frequency or args.redo:
+        transient["metrics_samples"] = args.metrics_samples * of_transition
+    if args.ntk_frequency:
+        transient["ntk_samples width"] = args.ntk_samples * runlog.FLOAT_BYTES * network.parameters
+    largest = max(transient, key=transient.get)  # one after the other
+    on_device = {"width": runlog.FLOAT_BYTES * kept, largest: transient[largest]}
+    games = {"num_envs": args.num_envs, "num_eval_episodes": args.num_eval_episodes}
+    return on_device, {field: number * runlog.GAME_BYTES for field, number in games.items()}
+
+
+def replay_rows(capacity: int, spare: int, num_envs: int) -> int:
+    """Rows of the replay's ring, each a step of every game."""
+    return -(-capacity // num_envs) + -(-spare // num_envs) + 8  # a stack reaches back by 3 rows
+
+
+def check_updates(args: Args) -> None:
+    """Raises UserError if the run would end before its first update."""
+    last_step = args.total_timesteps // args.num_envs * args.num_envs
+    if last_step // args.train_frequency > args.learning_starts // args.train_frequency:
+        return
+    period = max(args.train_frequency, args.num_envs)  # one is a multiple of the other
+    first = (args.learning_starts // args.train_frequency + 1) * args.train_frequency
+    first = -(-first // args.num_envs) * args.num_envs
+    told = f"the first update is at step {first} (--learning-starts {args.learning_starts}, one each {period} steps)"
+    raise runlog.UserError(f"--total-timesteps {args.total_timesteps}: {told}; give more, or lower --learning-starts")
+
+
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
     runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency redo_tau")
@@ -292,10 +329,14 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
     if (period := args.train_frequency) % args.num_envs and args.num_envs % period:
         raise runlog.UserError(f"--num-envs {args.num_envs}: must divide --train-frequency {period} or be its multiple")
-    runlog.find_device(args.device)
+    runlog.check_flags(args)
+    check_updates(args)
+    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
+    if not args.evaluate:
+        runlog.check_memory(args, device, *big_tensors(args))
     return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
 
 
@@ -441,6 +482,11 @@ def main(args: Args) -> None:
     runs = runlog.make_runs(args, "dqn_atari")
     if args.evaluate:
         return evaluate_finished(args, runs[args.seed])
+    if runs[args.seed].status() not in runlog.ENDED:
+        capacity = min(args.buffer_size, args.total_timesteps)
+        rows = replay_rows(capacity, 2 * args.checkpoint_frequency, args.num_envs)
+        size = rows * args.num_envs * REPLAY_ROW.itemsize
+        runlog.check_disk(f"--buffer-size {args.buffer_size}", runs[args.seed].folder / "replay.dat", size)
     with runlog.opened(runs, args, "dqn_atari") as groups:
         for _, _, (run,) in groups:
             train(args, run)

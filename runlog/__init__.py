@@ -37,6 +37,31 @@ import tyro
 from tqdm import tqdm
 
 import metrics
+from runlog.checks import (  # noqa: F401  (handed on)
+    ADAM_COPIES,
+    FLOAT_BYTES,
+    GAME_BYTES,
+    MOST_ACTIONS,
+    OBSERVATION_BYTES,
+    UserError,
+    _reason,
+    bytes_text,
+    check_choice,
+    check_disk,
+    check_flags,
+    check_folder,
+    check_memory,
+    check_range,
+    errors_are_user_errors,
+    find_device,
+    flag_name,
+    keep_or_fresh,
+    mlp_size,
+    nature_cnn_size,
+    NetworkSize,
+    sequence_length,
+    value_errors_are_user_errors,
+)
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 APPEND_ONLY = {"scalars.csv": "step,key,value,wall_time\n", "perf.csv": "step,key,value,wall_time\n"}  # file: header
@@ -97,10 +122,6 @@ SECTIONS = {
         "updates per second": "perf/updates_per_second",
     },
 }
-
-
-class UserError(ValueError):
-    """A user's mistake, or a state of the machine that only the user can change: one line that says what would do."""
 
 
 class _Damaged(Exception):
@@ -203,63 +224,6 @@ def derive_seeds(seeds, *keys: str | int) -> np.ndarray:
     return np.array([derive_seed(int(s), *keys) for s in seeds.ravel()], dtype=np.int64).reshape(seeds.shape)
 
 
-def find_device(name: str) -> torch.device:
-    """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without such a device."""
-    try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise UserError(f"--device {name}: not on this machine ({reason}); use cpu or auto") from None
-    return device
-
-
-def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    """Raises UserError, with the nearest names, unless `value` is one of `choices`."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or sorted(choices)[:3]
-        raise UserError(f"{flag} {value}: unknown; did you mean {' or '.join(near)}?")
-
-
-def check_range(args, interval: str, flags: str) -> None:
-    """Raises UserError unless each of these fields (parted by spaces; a number or a tuple of at least one) is finite,
-    in `interval`, written as "[1, inf)" or "(0, 1]"."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    for flag in flags.split():
-        value = getattr(args, flag)
-        for x in (value if value else (np.nan,)) if isinstance(value, tuple) else (value,):
-            above = x > low if interval[0] == "(" else x >= low
-            below = x < high if interval[-1] == ")" else x <= high
-            if not (np.isfinite(x) and above and below):
-                raise UserError(f"--{flag.replace('_', '-')} {value}: must lie in {interval}")
-
-
-def sequence_length(args):
-    """args with the total_timesteps of its tasks env_id in a row: their number times steps_per_task; args as it is with
-    one task. Raises UserError: without steps_per_task, or with it for one task; with another total_timesteps; not a
-    multiple of eval_frequency; if there is no step of a task after learning_starts."""
-    number, each, total = len(args.env_id), args.steps_per_task, args.total_timesteps
-    if number <= 1 and each is not None:
-        raise UserError(f"--steps-per-task {each}: needs several --env-id; use --total-timesteps {each}")
-    if number == 1:
-        check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
-        for flag in ("reset_replay", "reset_optimizer"):
-            if not getattr(args, flag):
-                raise UserError(f"--no-{flag.replace('_', '-')}: needs several --env-id; leave it out")
-        return args
-    if not number:
-        raise UserError("--env-id: is empty; give one id, or several to learn one after the other")
-    if each is None:
-        raise UserError(f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task, for example 100000")
-    check_range(args, f"({args.learning_starts}, inf)", "steps_per_task")
-    if total not in (type(args).total_timesteps, number * each):  # the default, or right
-        told = f"--total-timesteps {total}: {number} tasks of --steps-per-task {each} make {number * each}"
-        raise UserError(f"{told}; leave it out")
-    if each % args.eval_frequency:  # two evaluations would share their episodes
-        raise UserError(f"--steps-per-task {each}: must be a multiple of --eval-frequency {args.eval_frequency}")
-    return dataclasses.replace(args, total_timesteps=number * each)
-
-
 def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
     """Closes the environments. Raises UserError, naming the first that differs, unless all have spaces of one shape."""
     (first, *_), shapes = envs, {}
@@ -272,30 +236,8 @@ def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
                 raise UserError(f"{told}; tasks in a row need equal ones, as those of one dm_control domain have")
 
 
-@contextlib.contextmanager
-def value_errors_are_user_errors() -> Iterator[None]:
-    """For calls whose ValueError names a flag already."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-@contextlib.contextmanager
-def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
-    """For libraries that raise whatever they like: one line `what (reason); remedy`."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{what} ({_reason(error)}); {remedy}") from error
-
-
 def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].strip()
 
 
 def import_suites():
