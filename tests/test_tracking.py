@@ -1,7 +1,6 @@
 """The mirrors of scalars.csv, read back: TensorBoard events and W&B offline. `pytest -q tests/test_tracking.py`."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -123,4 +122,4 @@ def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
     run = Run(tmp_path, "toy", CONFIG)
     with pytest.raises(UserError, match="WANDB_MODE=offline"):
         run.open(wandb_kwargs={"project": "toys"})
-    assert run.status() == "new" and os.listdir(run.folder) == [".lock"]
+    assert run.status() == "new" and not run.folder.exists()
