@@ -650,13 +650,15 @@ class Run:
 
     def _acquire_lock(self) -> None:
         self._before_open, self._made_parents = {}, []
-        while True:
+        for attempt in itertools.count():
             with writing(self.folder):
-                self._make_folder()
                 try:
+                    self._make_folder()
                     lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
-                except FileNotFoundError:  # removed meanwhile by a process that could not start
-                    continue
+                except (FileExistsError, FileNotFoundError):  # removed meanwhile by a process that could not start
+                    if attempt < 100:
+                        continue
+                    raise
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it however the process dies
             except OSError as error:
