@@ -327,14 +327,14 @@ def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[
     """Bytes of what takes the memory, of all seeds, by the flags that set it."""
     size = network_size(args, image_shape, outputs)
     of_image = np.prod(image_shape).item() + size.activations
-    parts = ("widths", "channels") if uses_cnn(args) else ("widths",)
+    network_flags = "widths channels num_seeds" if uses_cnn(args) else "widths num_seeds"
     transient = {
-        "batch_size num_seeds": args.batch_size * of_image,
-        "metrics_samples num_seeds": args.metrics_samples * of_image,
-        " ".join(["ntk_samples", *parts, "num_seeds"]): args.ntk_samples * size.parameters,
+        f"batch_size {network_flags}": args.batch_size * of_image,
+        f"metrics_samples {network_flags}": args.metrics_samples * of_image,
+        f"ntk_samples {network_flags}": runlog.NTK_COPIES * args.ntk_samples * size.parameters,
     }
     largest = max(transient, key=transient.get)  # one after the other
-    numbers = {" ".join([*parts, "num_seeds"]): runlog.ADAM_COPIES * size.parameters}
+    numbers = {network_flags: runlog.ADAM_COPIES * size.parameters}
     numbers[largest] = transient[largest]
     return {fields: runlog.FLOAT_BYTES * args.num_seeds * count for fields, count in numbers.items()}
 
@@ -362,10 +362,11 @@ def validate(args: Args) -> tuple[dict, int, float]:
     smallest = 5 * 2**depth - 4  # 5x5, then halved, again and again
     most = num_images(dataclasses.replace(args, num_train=0), data, num_classes)
     most_tasks = num_classes // args.classes_per_task if args.tasks == "split_classes" else args.num_tasks
+    tasks_there_are = f"{num_classes} classes make {most_tasks} of --classes-per-task {args.classes_per_task}"
     problems = {
         f"channels {args.channels}: {args.dataset} has {size} pixels a side, {depth} convolutions need {smallest}; "
         "use --network mlp": uses_cnn(args) and size < smallest,
-        f"num-tasks {args.num_tasks}: {num_classes} classes make {most_tasks}": args.num_tasks > most_tasks,
+        f"num-tasks {args.num_tasks}: {tasks_there_are}": args.num_tasks > most_tasks,
         f"num-train {args.num_train}: must be 0 (all) or lie in 2..{most}": not 2 <= available <= most,
         f"batch-size {args.batch_size}: must lie in 1..{available}": args.batch_size > available,
     }

@@ -293,7 +293,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     if args.metrics_frequency or args.redo:
         transient["metrics_samples"] = args.metrics_samples * of_transition
     if args.ntk_frequency:
-        transient["ntk_samples width"] = args.ntk_samples * runlog.FLOAT_BYTES * network.parameters
+        transient["ntk_samples width"] = runlog.NTK_COPIES * runlog.FLOAT_BYTES * args.ntk_samples * network.parameters
     largest = max(transient, key=transient.get)  # one after the other
     on_device = {"width": runlog.FLOAT_BYTES * kept, largest: transient[largest]}
     games = {"num_envs": args.num_envs, "num_eval_episodes": args.num_eval_episodes}

@@ -253,7 +253,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
         size = runlog.mlp_size(1, widths, activation, 1)
         of_points = max(args.num_points, DENSE_POINTS) * size.activations
         field = "deep_widths" if widths == args.deep_widths else "shallow_units"
-        sizes = {f"{field} num_seeds": runlog.ADAM_COPIES * size.parameters, "num_points num_seeds": of_points}
+        sizes = {f"{field} num_seeds": runlog.ADAM_COPIES * size.parameters, f"num_points {field} num_seeds": of_points}
         sizes = {fields: runlog.FLOAT_BYTES * num_networks * count for fields, count in sizes.items()}
         on_device = max(on_device, sizes, key=lambda parts: sum(parts.values()))
     outputs = 256 * args.table1_neurons * 2 * 3  # of both branches: pre-activations, outputs, copies for the density

@@ -228,7 +228,8 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
         transient["metrics_samples"] = args.metrics_samples * of_observation
     if args.ntk_frequency:
         samples = min(args.ntk_samples, batch_size)
-        transient["ntk_samples width"] = samples * runlog.FLOAT_BYTES * network.parameters
+        gradients = runlog.NTK_COPIES * samples * network.parameters
+        transient["ntk_samples width"] = runlog.FLOAT_BYTES * gradients
     on_device = {"width": runlog.ADAM_COPIES * runlog.FLOAT_BYTES * network.parameters}
     on_device["num_steps num_envs"] = batch_size * runlog.OBSERVATION_BYTES
     if args.metrics_samples > args.num_envs * args.num_steps:

@@ -300,12 +300,15 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
     batches = args.utd * args.batch_size * (row + 2 * action_dim + 2)  # with the noise and the rows' int64 numbers
     activations_of_update = args.batch_size * (actor.activations + 2 * critic.activations)
     transient = {
-        "batch_size utd num_seeds": batches + activations_of_update,
-        "metrics_samples num_seeds": args.metrics_samples * (row + max(actor.activations, 2 * critic.activations)),
-        "ntk_samples widths num_seeds": args.ntk_samples * max(actor.parameters, 2 * critic.parameters),
+        "batch_size utd widths num_seeds": batches + activations_of_update,
+        "metrics_samples widths num_seeds": args.metrics_samples
+        * (row + max(actor.activations, 2 * critic.activations)),
+        "ntk_samples widths num_seeds": runlog.NTK_COPIES
+        * args.ntk_samples
+        * max(actor.parameters, 2 * critic.parameters),
     }
     if not args.metrics_frequency:
-        del transient["metrics_samples num_seeds"]
+        del transient["metrics_samples widths num_seeds"]
     if not args.ntk_frequency:
         del transient["ntk_samples widths num_seeds"]
     largest = max(transient, key=transient.get)  # one after the other

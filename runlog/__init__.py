@@ -41,6 +41,7 @@ from runlog.checks import (  # noqa: F401  (handed on)
     FLOAT_BYTES,
     GAME_BYTES,
     MOST_ACTIONS,
+    NTK_COPIES,
     OBSERVATION_BYTES,
     NetworkSize,
     UserError,

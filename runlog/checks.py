@@ -21,6 +21,7 @@ LARGEST_COUNT = 2**53  # float64, which rows and schedules are in, holds every w
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 FLOAT_BYTES = 4
 ADAM_COPIES = 4  # of each trained number: itself, its gradient, and Adam's two moments
+NTK_COPIES = 2  # of each sample's gradient: itself, and one while the products are formed
 OBSERVATION_BYTES = 4 * 84 * 84  # Atari's, uint8
 MOST_ACTIONS = 18  # of an Atari game
 GAME_BYTES = 1_200_000  # of one Atari game in ale_py's vector environment
@@ -346,7 +347,7 @@ def check_memory(args, device: torch.device, needs: dict[str, int], on_host: dic
         value = _value_text(getattr(args, field))
         where = f"memory of {place}" if place.type == "cuda" else "memory"
         told = f"the run would need about {bytes_text(total)} of {where}, {bytes_text(available)} are available"
-        others = [flag_name(name) for name in largest.split() if name != field]
+        others = [flag_name(name) for name in largest.split() if name != field and _over_default(args, name) > 1]
         alternatives = f" (or {', '.join(others)})" if others else ""
         raise UserError(f"{flag_name(field)} {value}: {told}; lower {flag_name(field)}{alternatives}")
 
