@@ -223,7 +223,7 @@ def _check_open_files(args, num_runs: int) -> None:
 @dataclasses.dataclass
 class NetworkSize:
     """How many numbers a network holds: its trained parameters, and what one input leaves in its hidden layers (the
-    pre-activation and the output of each branch, which the backward pass needs)."""
+    pre-activation and the output of each branch and what joins them, which the backward pass needs)."""
 
     parameters: int = 0
     activations: int = 0
@@ -238,7 +238,11 @@ class NetworkSize:
         width = activations.ACTIVATIONS[terms[0][0]].width
         branches = sum(len(product) for product in terms)
         self.parameters += branches * (inputs * kernel * units + units + 2 * norm)
-        self.activations += branches * (1 + width) * units * pixels
+        of_branch = 1 + width  # pre-activation, output
+        if norm:
+            of_branch += 3  # before the norm, without the mean, normalised
+        joined = width if branches * width > 1 else 0  # the product, or the outputs side by side
+        self.activations += (branches * of_branch + joined) * units * pixels
         return width * units
 
     def add_head(self, inputs: int, outputs: int) -> None:
