@@ -308,6 +308,38 @@ def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
+def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> runlog.NetworkSize:
+    """How many numbers `Classifier` holds."""
+    size = runlog.NetworkSize()
+    features, height, width = image_shape
+    for channels in args.channels if uses_cnn(args) else ():
+        height, width = height - 4, width - 4
+        norm = channels * height * width if args.layer_norm else 0
+        features = size.add_layer(features, channels, args.activation, norm, kernel=25, pixels=height * width)
+        height, width = height // 2, width // 2
+    features *= height * width
+    for units in args.widths:
+        features = size.add_layer(features, units, args.activation, norm=units if args.layer_norm else 0)
+    size.add_head(features, outputs)
+    return size
+
+
+def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[str, int]:
+    """Bytes of what takes the memory, of all seeds, by the flags that set it."""
+    size = network_size(args, image_shape, outputs)
+    of_image = np.prod(image_shape).item() + size.activations
+    network_flags = "widths channels num_seeds" if uses_cnn(args) else "widths num_seeds"
+    transient = {
+        f"batch_size {network_flags}": args.batch_size * of_image,
+        f"metrics_samples {network_flags}": args.metrics_samples * of_image,
+        f"ntk_samples {network_flags}": runlog.NTK_COPIES * args.ntk_samples * size.parameters,
+    }
+    largest = max(transient, key=transient.get)  # one after the other
+    numbers = {network_flags: runlog.ADAM_COPIES * size.parameters}
+    numbers[largest] = transient[largest]
+    return {fields: runlog.FLOAT_BYTES * args.num_seeds * count for fields, count in numbers.items()}
+
+
 def validate(args: Args) -> tuple[dict, int, float]:
     """Raises UserError (flag, value, remedy) before anything is created; returns the data (see load_data)."""
     runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
@@ -316,24 +348,35 @@ def validate(args: Args) -> tuple[dict, int, float]:
     runlog.check_range(args, "[1, inf)", "redo_period widths channels log_frequency")
     runlog.check_range(args, "(0, inf)", "learning_rate"), runlog.check_range(args, "(0, 1]", "threshold")
     runlog.check_range(args, "[2, inf)", " ".join(x for x in ("metrics_samples", "ntk_samples") if getattr(args, x)))
-    runlog.find_device(args.device)
+    runlog.check_flags(args, args.num_seeds)
+    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-    data, num_classes, scale = load_data(args.dataset, Path(args.data_dir))
+    runlog.check_folder("--data-dir", args.data_dir, written=False)
+    remedy = "make it readable, or choose another --data-dir or --dataset digits"
+    with runlog.errors_are_user_errors(f"--data-dir {args.data_dir}: {args.dataset} cannot be read", remedy):
+        data, num_classes, scale = load_data(args.dataset, Path(args.data_dir))
+    is_split = args.tasks == "split_classes"
+    if is_split and args.classes_per_task > num_classes:
+        told = f"--tasks split_classes takes them from the {num_classes} of {args.dataset}"
+        raise runlog.UserError(f"--classes-per-task {args.classes_per_task}: {told}; must lie in 1..{num_classes}")
     size, depth, available = data["train"][0].shape[-1], len(args.channels), num_images(args, data, num_classes)
     smallest = 5 * 2**depth - 4  # 5x5, then halved, again and again
     most = num_images(dataclasses.replace(args, num_train=0), data, num_classes)
     most_tasks = num_classes // args.classes_per_task if args.tasks == "split_classes" else args.num_tasks
+    tasks_there_are = f"{num_classes} classes make {most_tasks} of --classes-per-task {args.classes_per_task}"
     problems = {
         f"channels {args.channels}: {args.dataset} has {size} pixels a side, {depth} convolutions need {smallest}; "
         "use --network mlp": uses_cnn(args) and size < smallest,
-        f"num-tasks {args.num_tasks}: {num_classes} classes make {most_tasks}": args.num_tasks > most_tasks,
+        f"num-tasks {args.num_tasks}: {tasks_there_are}": args.num_tasks > most_tasks,
         f"num-train {args.num_train}: must be 0 (all) or lie in 2..{most}": not 2 <= available <= most,
         f"batch-size {args.batch_size}: must lie in 1..{available}": args.batch_size > available,
     }
     for problem, is_so in problems.items():
         if is_so:
             raise runlog.UserError(f"--{problem}")
+    outputs = args.classes_per_task if is_split else num_classes
+    runlog.check_memory(args, device, big_tensors(args, data["train"][0].shape[1:], outputs))
     return data, num_classes, scale
 
 

@@ -379,6 +379,35 @@ def has_crossed(before: int, step: int, period: int) -> bool:
     return period > 0 and step // period > before // period
 
 
+def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host). The replay is on disk."""
+    network = runlog.nature_cnn_size(args, runlog.MOST_ACTIONS)
+    kept = (runlog.ADAM_COPIES + 1) * network.parameters  # and the target network
+    of_observation = runlog.OBSERVATION_BYTES + runlog.FLOAT_BYTES * (runlog.OBSERVATION_BYTES + network.activations)
+    of_transition = runlog.OBSERVATION_BYTES + of_observation
+    transient = {"batch_size": args.batch_size * of_transition}
+    if args.metrics_frequency or args.redo:
+        transient["metrics_samples"] = args.metrics_samples * of_transition
+    if args.ntk_frequency:
+        transient["ntk_samples width"] = runlog.NTK_COPIES * runlog.FLOAT_BYTES * args.ntk_samples * network.parameters
+    largest = max(transient, key=transient.get)  # one after the other
+    on_device = {"width": runlog.FLOAT_BYTES * kept, largest: transient[largest]}
+    games = {"num_envs": args.num_envs, "num_eval_episodes": args.num_eval_episodes}
+    return on_device, {field: number * runlog.GAME_BYTES for field, number in games.items()}
+
+
+def check_updates(args: Args) -> None:
+    """Raises UserError if the run would end before its first update."""
+    last_step = args.total_timesteps // args.num_envs * args.num_envs
+    if last_step // args.train_frequency > args.learning_starts // args.train_frequency:
+        return
+    period = max(args.train_frequency, args.num_envs)  # one is a multiple of the other
+    first = (args.learning_starts // args.train_frequency + 1) * args.train_frequency
+    first = -(-first // args.num_envs) * args.num_envs
+    told = f"the first update is at step {first} (--learning-starts {args.learning_starts}, one each {period} steps)"
+    raise runlog.UserError(f"--total-timesteps {args.total_timesteps}: {told}; give more, or lower --learning-starts")
+
+
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
     runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
@@ -392,10 +421,14 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
     if (period := args.train_frequency) % args.num_envs and args.num_envs % period:
         raise runlog.UserError(f"--num-envs {args.num_envs}: must divide --train-frequency {period} or be its multiple")
-    runlog.find_device(args.device)
+    runlog.check_flags(args)
+    check_updates(args)
+    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
+    if not args.evaluate:
+        runlog.check_memory(args, device, *big_tensors(args))
     return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
 
 

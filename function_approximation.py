@@ -252,6 +252,22 @@ def save_table1(args: Args, folder: Path) -> None:
     print(f"Table 1: {inside} of {len(rows)} closed forms lie in the 95 % interval", flush=True)
 
 
+def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host). The networks of one
+    architecture are trained together, one architecture after the other."""
+    num_networks = args.num_seeds * len(args.learning_rates)
+    on_device = {}
+    for activation, widths in architectures(args):
+        size = runlog.mlp_size(1, widths, activation, 1)
+        of_points = max(args.num_points, DENSE_POINTS) * size.activations
+        field = "deep_widths" if widths == args.deep_widths else "shallow_units"
+        sizes = {f"{field} num_seeds": runlog.ADAM_COPIES * size.parameters, f"num_points {field} num_seeds": of_points}
+        sizes = {fields: runlog.FLOAT_BYTES * num_networks * count for fields, count in sizes.items()}
+        on_device = max(on_device, sizes, key=lambda parts: sum(parts.values()))
+    outputs = 256 * args.table1_neurons * 2 * 3  # of both branches: pre-activations, outputs, copies for the density
+    return on_device, {"table1_neurons": runlog.FLOAT_BYTES * outputs}
+
+
 def validate(args: Args) -> None:
     """Raises UserError (flag, value, remedy) before anything is created."""
     runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
@@ -261,6 +277,7 @@ def validate(args: Args) -> None:
     runlog.check_range(args, "[3, inf)", "num_points")
     runlog.check_range(args, "(0, inf)", "learning_rates")
     runlog.check_range(args, "(-inf, inf)", "interval")
+    runlog.check_flags(args, args.num_seeds * len(args.learning_rates))
     if args.interval[0] >= args.interval[1]:
         raise runlog.UserError(f"--interval {args.interval}: the smaller number must come first")
     if not args.activations:
@@ -276,7 +293,7 @@ def validate(args: Args) -> None:
                     raise runlog.UserError(f"--shallow-units {args.shallow_units}: less than the branches of {name}")
     if len(set(args.learning_rates)) < len(args.learning_rates):
         raise runlog.UserError(f"--learning-rates {args.learning_rates}: name every learning rate once")
-    runlog.find_device(args.device)
+    runlog.check_memory(args, runlog.find_device(args.device), *big_tensors(args))
 
 
 def main(args: Args) -> None:

@@ -219,6 +219,28 @@ def has_crossed(before: int, step: int, period: int) -> bool:
     return period > 0 and step // period > before // period
 
 
+def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host)."""
+    network = runlog.nature_cnn_size(args, runlog.MOST_ACTIONS + 1)
+    batch_size = args.num_envs * args.num_steps
+    of_observation = runlog.OBSERVATION_BYTES + runlog.FLOAT_BYTES * (runlog.OBSERVATION_BYTES + network.activations)
+    transient = {"num_envs num_steps": batch_size // args.num_minibatches * of_observation}
+    if args.metrics_frequency or args.redo:
+        transient["metrics_samples"] = args.metrics_samples * of_observation
+    if args.ntk_frequency:
+        samples = min(args.ntk_samples, batch_size)
+        gradients = runlog.NTK_COPIES * samples * network.parameters
+        transient["ntk_samples width"] = runlog.FLOAT_BYTES * gradients
+    on_device = {"width": runlog.ADAM_COPIES * runlog.FLOAT_BYTES * network.parameters}
+    on_device["num_steps num_envs"] = batch_size * runlog.OBSERVATION_BYTES
+    if args.metrics_samples > args.num_envs * args.num_steps:
+        on_device["metrics_samples"] = args.metrics_samples * runlog.OBSERVATION_BYTES  # of earlier iterations
+    largest = max(transient, key=transient.get)  # one after the other
+    on_device[largest] = on_device.get(largest, 0) + transient[largest]
+    games = {"num_envs": args.num_envs}
+    return on_device, {field: number * runlog.GAME_BYTES for field, number in games.items()}
+
+
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
     runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
@@ -240,10 +262,13 @@ def validate(args: Args) -> Args:
         )
     if args.target_kl is not None:
         runlog.check_range(args, "(0, inf)", "target_kl")
-    runlog.find_device(args.device)
+    runlog.check_flags(args)
+    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
+    if not args.evaluate:
+        runlog.check_memory(args, device, *big_tensors(args))
     return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
 
 

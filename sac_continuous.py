@@ -276,6 +276,52 @@ def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], se
     runlog.log_ntk(runs, step, "network/qf", metrics.ntk_rank(agent.qf, (batch["obs"], batch["actions"]), 2, 1))
 
 
+def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of what takes the memory, of all seeds, by the flags that set it: (on the device, on the host)."""
+    actor = runlog.mlp_size(obs_dim, args.widths, args.activation, 2 * action_dim, args.layer_norm)
+    critic = runlog.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
+    numbers = runlog.ADAM_COPIES * (actor.parameters + 2 * critic.parameters) + 2 * critic.parameters  # and the targets
+    row = 2 * obs_dim + action_dim + 2
+    capacity = min(args.buffer_size, args.steps_per_task or args.total_timesteps)
+    if not args.reset_replay:
+        capacity = min(args.buffer_size, args.total_timesteps)
+    batches = args.utd * args.batch_size * (row + 2 * action_dim + 2)  # with the noise and the rows' int64 numbers
+    activations_of_update = args.batch_size * (actor.activations + 2 * critic.activations)
+    transient = {
+        "batch_size utd widths num_seeds": batches + activations_of_update,
+        "metrics_samples widths num_seeds": args.metrics_samples
+        * (row + max(actor.activations, 2 * critic.activations)),
+        "ntk_samples widths num_seeds": runlog.NTK_COPIES
+        * args.ntk_samples
+        * max(actor.parameters, 2 * critic.parameters),
+    }
+    if not args.metrics_frequency:
+        del transient["metrics_samples widths num_seeds"]
+    if not args.ntk_frequency:
+        del transient["ntk_samples widths num_seeds"]
+    largest = max(transient, key=transient.get)  # one after the other
+    numbers_on_device = {"widths num_seeds": numbers, "buffer_size num_seeds": capacity * row}
+    numbers_on_device[largest] = transient[largest]
+    bytes_of_seed = runlog.FLOAT_BYTES * args.num_seeds
+    on_device = {fields: bytes_of_seed * count for fields, count in numbers_on_device.items()}
+    steps_of_evaluation = args.num_eval_episodes  # at least one step in each
+    on_host = {"num_eval_episodes num_seeds": bytes_of_seed * steps_of_evaluation * row}
+    return on_device, on_host
+
+
+def check_actor_updates(args: Args) -> None:
+    """Raises UserError if --policy-frequency is so large that a task ends without an update of its actor."""
+    task_steps = args.steps_per_task or args.total_timesteps
+    for start in range(0, args.total_timesteps, task_steps):
+        before = (
+            start + args.learning_starts
+        ) * args.utd  # critic updates, counted as if there were some at every step
+        last = (start + task_steps + 1) * args.utd
+        if last // args.policy_frequency == before // args.policy_frequency:
+            told = f"the actor would not be updated in the steps {start + args.learning_starts} to {start + task_steps}"
+            raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {told}; lower it")
+
+
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with a sequence's length."""
     runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
@@ -287,15 +333,21 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(0, inf)", "learning_rate init_temperature")
     runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
     runlog.check_range(args, "[0, 1)", "gamma"), runlog.check_range(args, "(0, 1]", "tau")
+    runlog.check_flags(args, args.num_seeds)
     args = runlog.sequence_length(args)
     if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
         remedy = "divide --utd" if args.cudagraphs else "divide --utd or be a multiple of it"
         raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must {remedy}")
-    if runlog.find_device(args.device).type != "cuda" and args.cudagraphs:
+    check_actor_updates(args)
+    device = runlog.find_device(args.device)
+    if device.type != "cuda" and args.cudagraphs:
         raise runlog.UserError(f"--cudagraphs with --device {args.device}: needs a CUDA device; use --no-cudagraphs")
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-    environments.check_environments(args.env_id, args.seed)
+    obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)
+    if not args.evaluate:
+        on_device, on_host = big_tensors(args, obs_dim, action_dim)
+        runlog.check_memory(args, device, on_device, on_host)
     return args
 
 

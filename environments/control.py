@@ -185,9 +185,12 @@ def make_envs(env_id: str, seeds: Sequence[int], stream: str, workers: bool = Fa
     return gymnasium.vector.SyncVectorEnv(thunks, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP)
 
 
-def check_environments(env_ids: Sequence[str], seed: int) -> None:
-    """Makes each environment and plays a step. Raises UserError as make_env does, if none of the first episodes can be
-    played, or if the spaces differ. Says in one line which gets a time limit."""
+def check_environments(env_ids: Sequence[str], seed: int) -> tuple[int, int]:
+    """Makes each environment and plays a step; returns the sizes of their observations and actions, which they share.
+
+    Raises UserError as make_env does, if none of the first episodes can be played, or if the spaces differ. Says in one
+    line which gets a time limit.
+    """
     envs = {}
     for env_id in env_ids:
         if env_id not in envs:
@@ -195,6 +198,10 @@ def check_environments(env_ids: Sequence[str], seed: int) -> None:
             if isinstance(env, EpisodeSeeds):
                 _check_plays(env)
     check_equal_spaces(envs)
+    first = envs[env_ids[0]]
+    (obs_dim,) = first.observation_space.shape
+    (action_dim,) = first.action_space.shape
+    return obs_dim, action_dim
 
 
 def _check_plays(env: "EpisodeSeeds") -> None:

@@ -7,7 +7,6 @@ of every figure. A run killed at any moment resumes from its newest good checkpo
 import contextlib
 import ctypes
 import dataclasses
-import difflib
 import fcntl
 import functools
 import hashlib
@@ -37,6 +36,29 @@ from tqdm import tqdm
 
 import metrics
 from runlog import compiler, mirrors
+from runlog.checks import (  # noqa: F401  (handed on)
+    ADAM_COPIES,
+    FLOAT_BYTES,
+    GAME_BYTES,
+    MOST_ACTIONS,
+    NTK_COPIES,
+    OBSERVATION_BYTES,
+    NetworkSize,
+    bytes_text,
+    check_choice,
+    check_flags,
+    check_folder,
+    check_memory,
+    check_range,
+    errors_are_user_errors,
+    find_device,
+    flag_name,
+    keep_or_fresh,
+    mlp_size,
+    nature_cnn_size,
+    sequence_length,
+    value_errors_are_user_errors,
+)
 from runlog.disk import check_space as check_space
 from runlog.disk import reserve as reserve
 from runlog.disk import row_checksums as row_checksums
@@ -67,7 +89,6 @@ NOT_IDENTITY = (
     # function_approximation.py: what it compares (each run holds its own activation, widths, learning_rate), drawings
     *("activations", "shallow_units", "deep_activations", "deep_widths", "learning_rates", "out", "table1_neurons"),
 )
-FRESH = "use --fresh to start the run anew"
 
 
 class _Damaged(Exception):
@@ -160,81 +181,6 @@ def derive_seeds(seeds, *keys: str | int) -> np.ndarray:
     """`derive_seed` of every entry of an integer array of any shape."""
     seeds = np.asarray(seeds)
     return np.array([derive_seed(int(s), *keys) for s in seeds.ravel()], dtype=np.int64).reshape(seeds.shape)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without such a device."""
-    try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise UserError(f"--device {name}: not on this machine ({reason}); use cpu or auto") from None
-    return device
-
-
-def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    """Raises UserError, with the nearest names, unless `value` is one of `choices`."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or sorted(choices)[:3]
-        raise UserError(f"{flag} {value}: unknown; did you mean {' or '.join(near)}?")
-
-
-def check_range(args, interval: str, flags: str) -> None:
-    """Raises UserError unless each of these fields (parted by spaces; a number or a tuple of at least one) is finite,
-    in `interval`, written as "[1, inf)" or "(0, 1]"."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    for flag in flags.split():
-        value = getattr(args, flag)
-        for x in (value if value else (np.nan,)) if isinstance(value, tuple) else (value,):
-            above = x > low if interval[0] == "(" else x >= low
-            below = x < high if interval[-1] == ")" else x <= high
-            if not (np.isfinite(x) and above and below):
-                raise UserError(f"--{flag.replace('_', '-')} {value}: must lie in {interval}")
-
-
-def sequence_length(args):
-    """args with the total_timesteps of its tasks env_id in a row: their number times steps_per_task; args as it is with
-    one task. Raises UserError: without steps_per_task, or with it for one task; with another total_timesteps; not a
-    multiple of eval_frequency; if there is no step of a task after learning_starts."""
-    number, each, total = len(args.env_id), args.steps_per_task, args.total_timesteps
-    if number <= 1 and each is not None:
-        raise UserError(f"--steps-per-task {each}: needs several --env-id; use --total-timesteps {each}")
-    if number == 1:
-        check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
-        for flag in ("reset_replay", "reset_optimizer"):
-            if not getattr(args, flag):
-                raise UserError(f"--no-{flag.replace('_', '-')}: needs several --env-id; leave it out")
-        return args
-    if not number:
-        raise UserError("--env-id: is empty; give one id, or several to learn one after the other")
-    if each is None:
-        raise UserError(f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task, for example 100000")
-    check_range(args, f"({args.learning_starts}, inf)", "steps_per_task")
-    if total not in (type(args).total_timesteps, number * each):  # the default, or right
-        told = f"--total-timesteps {total}: {number} tasks of --steps-per-task {each} make {number * each}"
-        raise UserError(f"{told}; leave it out")
-    if each % args.eval_frequency:  # two evaluations would share their episodes
-        raise UserError(f"--steps-per-task {each}: must be a multiple of --eval-frequency {args.eval_frequency}")
-    return dataclasses.replace(args, total_timesteps=number * each)
-
-
-@contextlib.contextmanager
-def value_errors_are_user_errors() -> Iterator[None]:
-    """For calls whose ValueError names a flag already."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-@contextlib.contextmanager
-def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
-    """For libraries that raise whatever they like: one line `what (reason); remedy`."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{what} ({_reason(error)}); {remedy}") from error
 
 
 def log_evaluations(runs: Sequence["Run"], step: int, last: list[dict], task_steps: int) -> list[dict[str, float]]:
@@ -367,10 +313,34 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _read_json(path: Path) -> dict:
+    """A file of JSON that holds a dict; {} if it is missing. Raises UserError if it cannot be read, _Damaged if it
+    holds something else."""
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); {FRESH}") from None
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it a readable file, or move it away") from None
+    try:
+        found = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"{path} is damaged ({_reason(error)})") from None
+    if not isinstance(found, dict):
+        raise _Damaged(f"{path} is damaged (it holds {str(found)[:40]!r} instead of keys and values)")
+    return found
+
+
+def _bytes_or_none(path: Path) -> bytes | None:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return None
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at this path."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
 
 
 def read_meta(folder: Path) -> dict:
@@ -459,6 +429,9 @@ class Run:
         self._chunks, self._num_rows = [], 0  # replay files of the newest checkpoint: [name, first row, last row + 1]
         self._staged = None  # the same two of a checkpoint that is staged and not committed
         self._drawn_size = 0  # of curves.jsonl
+        self._is_new = False  # whether the folder held nothing at `open`, or was emptied by it
+        self._made_parents = []  # folders around it that `open` has made, the innermost first
+        self._before_open = {}  # config.json and meta.json as they were: file -> bytes, or None
         self._before, self._clock, self._flushed = 0.0, time.monotonic(), time.monotonic()
 
     def __repr__(self) -> str:
@@ -466,8 +439,34 @@ class Run:
 
     def status(self) -> str:
         """new, finished, diverged or interrupted (the latter also: failed, or under way in another process)."""
-        status = None if self._fresh else _read_json(self.folder / "meta.json").get("status")
+        if self._fresh:
+            return "new"
+        status = self._read_meta().get("status")
         return status if status in ENDED else "interrupted" if status else "new"
+
+    def _read_meta(self) -> dict:
+        """meta.json; of a damaged one no more than that the run is interrupted: `open` then writes it anew."""
+        meta, is_damaged = self._read_or_warn("meta.json", "the run counts as interrupted")
+        status = meta.get("status")
+        if not is_damaged and not isinstance(status, str | None):
+            self._warn_once(f"{self.folder / 'meta.json'} has the status {status!r}; the run counts as interrupted")
+            is_damaged = True
+        if is_damaged:
+            return {"status": "interrupted"}
+        return meta
+
+    def _read_or_warn(self, name: str, consequence: str) -> tuple[dict, bool]:
+        """(content of a file of JSON, whether it is damaged, which is told once); {} if it is missing or damaged."""
+        try:
+            return _read_json(self.folder / name), False
+        except _Damaged as damage:
+            self._warn_once(f"{damage}; {consequence}")
+            return {}, True
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._told:
+            _warn(text)
+            self._told.add(text)
 
     def open(self, *, tensorboard: bool = True, wandb_kwargs: dict | None = None) -> "Run":
         """Create or reopen the folder, lock it, write config.json and meta.json, start the mirrors. Returns self.
@@ -475,26 +474,29 @@ class Run:
         A run that has checkpoints then needs `load_checkpoint` before `log`; one without begins at step 0 without the
         old rows. tensorboard: write event files. wandb_kwargs: project, entity, group, tags, mode, ... of `wandb.init`;
         None does not import wandb. Raises UserError: folder not writable, in use by another process, of another
-        configuration, or finished (unless `fresh`); W&B does not start.
+        configuration, or finished (unless `fresh`); W&B does not start. A folder that it made is removed then.
         """
         self._acquire_lock()
         try:
-            with writing(self.folder):
-                for path in sorted(self.folder.iterdir()) if self._fresh else ():  # checkpoints first
-                    if path.name != ".lock":
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if self._fresh:
+                self._delete_content()
+                self._is_new = True
             fresh, self._fresh = self._fresh, False
             self._check_identity()
+            self._before_open = {name: _bytes_or_none(self.folder / name) for name in ("config.json", "meta.json")}
             self._mirrors = [mirrors.TensorBoard(self.folder)] if tensorboard else []
             if wandb_kwargs is not None:
                 tracked = mirrors.start_wandb(wandb_kwargs, self.digest, self.name, self.folder, self.config, fresh)
                 self._mirrors += [tracked] if tracked else []
             _write_json(self.folder / "config.json", self.config)
-            old = _read_json(self.folder / "meta.json")
+            old = self._read_meta()
+            sessions = old.get("sessions")
+            if not isinstance(sessions, list):
+                sessions = []
             here = machine()  # of this session; an older one may have run other code
             self._meta = {"name": self.name, "hash": self.digest, **here, "start": old.get("start", _now())}
             session = {"start": _now(), "argv": here["argv"], "git": here["git"], "versions": here["versions"]}
-            self._meta |= {"status": "running", "sessions": [*old.get("sessions", []), session]}
+            self._meta |= {"status": "running", "sessions": [*sessions, session]}
             if old.get("git", here["git"]) != here["git"]:
                 _warn(f"{self.folder} was begun with the code of {old['git']}, and goes on with {here['git']}")
             _write_json(self.folder / "meta.json", self._meta)
@@ -505,27 +507,97 @@ class Run:
                 self._cut(dict.fromkeys(APPEND_ONLY, 0))
                 self._rows = {name: [header] for name, header in APPEND_ONLY.items()}
         except BaseException:
-            self._release_lock()
+            self.abandon()
             raise
         return self
 
-    def _acquire_lock(self) -> None:
+    def abandon(self) -> None:
+        """Leave an open run as it was before `open`, e.g. because another one of its batch cannot be opened: a folder
+        that `open` made, or emptied for `fresh`, is removed, another keeps its status. To be called before anything is
+        trained; a run that has rows or a checkpoint by now is closed. Does nothing if the run is not open."""
+        if self._lock is None:
+            return
+        is_logged = any(len(rows) > 1 for rows in self._rows.values())
+        is_saved = any((self.folder / name).exists() for name in (STAGED, CHECKPOINT))
+        if self._is_new and (is_logged or self._has_rows() or is_saved):
+            self.close()
+            return
+        for mirror in self._mirrors:
+            mirror.close(False)
+        with contextlib.suppress(UserError, OSError):  # what made it fail may make this fail as well
+            if self._is_new:
+                self._delete_content()
+                self._remove_folder()
+            for name, content in self._before_open.items():
+                if not self._is_new and content is not None:
+                    _write_atomic(self.folder / name, content)
+        self._mirrors = []
+        self._is_new = False
+        self._release_lock()
+
+    def _delete_content(self) -> None:
+        """Everything in the folder but the lock, checkpoints first."""
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it however the process dies
-        except OSError as error:
-            pid = os.read(lock, 32).decode().strip()
-            os.close(lock)
-            if not isinstance(error, BlockingIOError):
+            for path in sorted(self.folder.iterdir()):
+                if path.name == ".lock":
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def _remove_folder(self) -> None:
+        """Removes the folder if it holds nothing but the lock, which this process has, and those that `open` has made
+        around it."""
+        if os.listdir(self.folder) != [".lock"]:
+            return
+        (self.folder / ".lock").unlink()
+        for folder in (self.folder, *self._made_parents):
+            folder.rmdir()  # fails if another process has put something into it meanwhile: that stays
+
+    def _acquire_lock(self) -> None:
+        self._before_open, self._made_parents = {}, []
+        for attempt in itertools.count():
+            with writing(self.folder):
+                try:
+                    self._make_folder()
+                    lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT)
+                except (FileExistsError, FileNotFoundError):  # removed meanwhile by a process that could not start
+                    if attempt < 100:
+                        continue
+                    raise
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it however the process dies
+            except OSError as error:
+                pid = os.read(lock, 32).decode(errors="replace").strip()
+                os.close(lock)
+                if isinstance(error, BlockingIOError):
+                    raise UserError(
+                        f"{self.folder} is in use by process {pid}; wait until it ends or stop it"
+                    ) from None
+                with contextlib.suppress(OSError):  # nobody can hold a lock here
+                    self._remove_folder()
                 raise UserError(f"cannot lock {self.folder} ({error}); choose a folder on another disk") from None
-            raise UserError(f"{self.folder} is in use by process {pid}; wait until it ends or stop it") from None
+            if _is_file(lock, self.folder / ".lock"):
+                break
+            os.close(lock)  # of a folder that another process has removed meanwhile
         self._lock = lock
         _OPEN_RUNS.add(self)
+        self._is_new = os.listdir(self.folder) == [".lock"]
         with contextlib.suppress(OSError):  # only for the message above
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}".encode(), 0)
+
+    def _make_folder(self) -> None:
+        """Creates the folder, and notes what of its path is new."""
+        missing = []
+        parent = self.folder.parent
+        while not parent.exists() and parent != parent.parent:
+            missing.append(parent)
+            parent = parent.parent
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
+        self._made_parents += missing
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -535,14 +607,33 @@ class Run:
         _OPEN_RUNS.discard(self)
 
     def _check_identity(self) -> None:
+        """Raises UserError unless the folder is new, or of an unfinished run of this configuration. Without a good
+        meta.json and config.json the checkpoints tell that, which carry the hash."""
         if self.status() in ENDED:
-            raise UserError(f"{self.folder} is {self.status()} already; {FRESH}")
-        there, here = _read_json(self.folder / "config.json"), json.loads(_canonical(self.config, ()))
+            raise UserError(f"{self.folder} is {self.status()} already; {keep_or_fresh(self.folder)}")
+        meta = self._read_meta()
+        if not meta.get("name") and self._has_rows() and not self._checkpoints():
+            told = f"{self.folder} has rows, but neither a good meta.json, which tells its status, nor a checkpoint"
+            raise UserError(f"{told}; {keep_or_fresh(self.folder)}")
+        if meta.get("hash") == self.digest:  # whatever further flags config.json has, of an older version perhaps
+            return
+        there, _ = self._read_or_warn("config.json", "it is written anew")
+        here = json.loads(_canonical(self.config, ()))
         keys = sorted({*there, *here} - {*self.exclude})
         differ = [k for k in keys if (k in there, there.get(k)) != (k in here, here.get(k))]
         if there and differ:
             told = ", ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in differ)
-            raise UserError(f"{self.folder} holds another configuration ({told}); {FRESH}")
+            try:
+                is_same = bool(self._checkpoints())
+            except UserError:
+                is_same = False
+            if not is_same:
+                remedy = keep_or_fresh(self.folder)
+                raise UserError(f"{self.folder} holds another configuration ({told}); {remedy}")
+
+    def _has_rows(self) -> bool:
+        path = self.folder / "scalars.csv"
+        return path.exists() and path.stat().st_size > len(APPEND_ONLY["scalars.csv"])
 
     def _elapsed(self) -> float:
         return self._before + time.monotonic() - self._clock
@@ -718,7 +809,7 @@ class Run:
             return 0, None, None
         path, content = next((pair for pair in found if step in (None, pair[1]["step"])), (None, None))
         if path is None:
-            raise UserError(f"{self.folder} has no good checkpoint at step {step}; {FRESH}")
+            raise UserError(f"{self.folder} has no good checkpoint at step {step}; {keep_or_fresh(self.folder)}")
         transitions = self._read_transitions(content)
         if self._lock is not None:
             with writing(path):  # a newer checkpoint describes a future that will be run again
@@ -727,7 +818,7 @@ class Run:
                 else:
                     (self.folder / STAGED).unlink(missing_ok=True)
                     os.replace(path, self.folder / CHECKPOINT)
-            self._cut(content["offsets"])
+            self._cut(content["offsets"], content["step"])
             self._chunks, self._num_rows = content["chunks"], content["num_rows"]
             self._before, self._clock = content["elapsed"], time.monotonic()
             self._purge_step, self._ready = content["step"] + 1, True
@@ -772,10 +863,10 @@ class Run:
             try:
                 content = _load_pt(path)
                 if not isinstance(content, dict) or content.get("digest") != self.digest:
-                    raise UserError(f"{path} is of another configuration; {FRESH}")
-                for file, size in ((self.folder / name, size) for name, size in content["offsets"].items()):
-                    if not file.exists() or file.stat().st_size < size:
-                        raise _Damaged(f"{path} does not fit: {file} is shorter than it was then")
+                    raise UserError(f"{path} is of another configuration; {keep_or_fresh(self.folder)}")
+                file = self.folder / "scalars.csv"  # the others go on without their earlier rows (_cut)
+                if not file.exists() or file.stat().st_size < content["offsets"][file.name]:
+                    raise _Damaged(f"{path} does not fit: {file} is shorter than it was then")
                 for file, start, stop in self._chunk_files(content):
                     chunk = {} if file in self._verified else _load_pt(file)
                     if chunk and (chunk.get("digest"), chunk.get("rows")) != (self.digest, [start, stop]):
@@ -785,7 +876,7 @@ class Run:
             except _Damaged as problem:
                 problems.append(str(problem))
         if problems and not good:
-            raise UserError(f"no usable checkpoint: {'; '.join(problems)}; {FRESH}")
+            raise UserError(f"no usable checkpoint: {'; '.join(problems)}; {keep_or_fresh(self.folder)}")
         for problem in (p for p in problems if p not in self._told):
             _warn(f"{problem}; using {good[0][0].name}, step {good[0][1]['step']}")
             self._told.add(problem)
@@ -803,10 +894,23 @@ class Run:
                 out[key][max(start, first) - first : end - first] = rows[max(start, first) - start :]
         return out or None
 
-    def _cut(self, sizes: dict[str, int]) -> None:
+    def _cut(self, sizes: dict[str, int], step: int = 0) -> None:
+        """Cuts off the rows after `step`. A file that has lost earlier ones keeps its whole lines: that is told."""
         for name, size in sizes.items():
-            with writing(self.folder / name), open(self.folder / name, "ab") as file:
-                os.truncate(file.fileno(), size)
+            with writing(self.folder / name), open(self.folder / name, "a+b") as file:
+                there = file.seek(0, os.SEEK_END)
+                if there >= size:
+                    os.truncate(file.fileno(), size)
+                    continue
+                file.seek(0)
+                end_of_lines = file.read().rfind(b"\n") + 1
+                os.truncate(file.fileno(), end_of_lines)
+                if end_of_lines == 0:
+                    file.write(APPEND_ONLY[name].encode())
+            lost = "some" if end_of_lines > len(APPEND_ONLY[name]) else "all"
+            self._warn_once(
+                f"{self.folder / name} has lost {lost} of its rows up to step {step}; it goes on without them"
+            )
 
     def _require_ready(self) -> None:
         if not self._ready:
@@ -814,7 +918,7 @@ class Run:
 
     def update_meta(self, **extra) -> None:
         """Add JSON-like values to meta.json; works on a closed run too."""
-        meta = self._meta if self._lock is not None else _read_json(self.folder / "meta.json")
+        meta = self._meta if self._lock is not None else self._read_meta()
         meta |= extra
         _write_json(self.folder / "meta.json", meta)
 
@@ -827,7 +931,15 @@ class Run:
         if status not in ENDED:
             raise ValueError(f"a run ends finished or diverged, not {status!r}")
         self.flush()
-        self._end(status, **extra)
+        self._end(status, last_step=self._last_step(), **extra)
+
+    def _last_step(self) -> int | None:
+        """The step of the last row of scalars.csv, so that a reader can tell whether rows are missing; None without."""
+        with open(self.folder / "scalars.csv", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 1_000))  # a row is shorter
+            last_line = file.read().splitlines()[-1]
+        step = last_line.split(b",")[0].decode()
+        return int(step) if step.isdigit() else None
 
     def fail(self, message: str) -> None:
         """Mark an open run failed (an unexpected exception); it may resume."""
@@ -947,11 +1059,18 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
     kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
     try:
         with stop_on_signals():
-            for run in seeds:
-                setting = config_hash(run.config, (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
-                group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
-                run.open(tensorboard=args.tensorboard, wandb_kwargs={**kwargs, "group": group} if args.track else None)
-            yield [(step, [seeds[run] for run in each], each) for step, each in group_by_step(list(seeds))]
+            try:
+                for run in seeds:
+                    setting = config_hash(run.config, (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
+                    group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
+                    wandb_kwargs = {**kwargs, "group": group} if args.track else None
+                    run.open(tensorboard=args.tensorboard, wandb_kwargs=wandb_kwargs)
+                steps_and_runs = group_by_step(list(seeds))
+            except BaseException:
+                for run in seeds:
+                    run.abandon()
+                raise
+            yield [(step, [seeds[run] for run in each], each) for step, each in steps_and_runs]
     except BaseException as error:
         is_a_stop = isinstance(error, KeyboardInterrupt | Stopped)
         for run in seeds:

@@ -215,7 +215,7 @@ def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
     run = Run(tmp_path, "toy", CONFIG)
     with pytest.raises(UserError, match="WANDB_MODE=offline"):
         run.open(wandb_kwargs={"project": "toys"})
-    assert run.status() == "new" and os.listdir(run.folder) == [".lock"]
+    assert run.status() == "new" and not run.folder.exists()
 
 
 def check_in(folder, body, **env):
