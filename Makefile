@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo figures test test-slow lint format bench clean
+.PHONY: help setup demo figures test test-slow lint format golden bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -53,6 +53,9 @@ lint: .venv/dev.stamp  ## ruff check and ruff format --check
 format: .venv/dev.stamp  ## apply both
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+golden: .venv/dev.stamp  ## write tests/golden.json anew, after a change that is meant to change names or rows of runs
+	@$(BIN)/python tests/golden.py --renew
 
 bench: .venv/dev.stamp  ## speed and memory (benchmarks/); wants a quiet machine
 	@for script in benchmarks/{kde,sac_updates,sac_loop}.py; do echo "== $$script"; $(BIN)/python "$$script"; done
