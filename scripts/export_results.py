@@ -59,6 +59,7 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 class Args:
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders of one setting
     out: Path  # folder of the study
+    by: tuple[str, ...] = ()  # settings that differ between the runs, as config.json names them: each value is a curve
     reference: tuple[Path, ...] = ()  # CSV files of the form of curves.csv, drawn along, copied into the folder
 
 
@@ -66,7 +67,9 @@ def main(args: Args) -> None:
     for path in args.reference:
         if path.name in ("runs.csv", "curves.csv") or not path.is_file():
             raise runlog.UserError(f"--reference {path}: give a file of another name than runs.csv and curves.csv")
-    groups, curves, runs = figures.load(args.folders), [], []
+    groups = split(figures.load(args.folders, args.by), args.by)
+    curves = []
+    runs = []
     for activation, group in groups.items():
         for run in group:
             config, own = run.config, run.provenance()
@@ -100,6 +103,19 @@ def main(args: Args) -> None:
                 shutil.copy(path, args.out)
     draw(args.out, [path.name for path in args.reference])
     print_returns(groups)
+
+
+def split(groups: dict[str, list[figures.Loaded]], keys: tuple[str, ...]) -> dict[str, list[figures.Loaded]]:
+    """The groups by activation, each split by the values of these settings: "tanh_hr, adam_eps 1e-08" -> its runs."""
+    found = {}
+    for activation, group in groups.items():
+        for run in group:
+            for key in keys:
+                if key not in run.config:
+                    raise runlog.UserError(f"--by {key}: {run.folder} has no such setting; config.json lists them")
+            label = ", ".join([activation, *(f"{key} {run.config[key]}" for key in keys)])
+            found.setdefault(label, []).append(run)
+    return found
 
 
 def print_returns(groups: dict[str, list[figures.Loaded]]) -> None:

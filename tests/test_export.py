@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import pqn_atari
 import runlog
@@ -42,3 +43,23 @@ def test_returns_of_games_are_means_over_windows(tmp_path):
     with open(tmp_path / "out" / "runs.csv") as file:
         assert [row["last_return"] for row in csv.DictReader(file)] == ["10.0", "10.0"]
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+
+
+def test_runs_that_differ_in_a_setting_are_curves_of_their_own(tmp_path):
+    for eps in (1e-8, 1e-5):
+        args = pqn_atari.Args(runs_dir=str(tmp_path), learning_rate=eps, total_timesteps=10_000)
+        run = runlog.make_runs(args, "pqn_atari")[1].open(tensorboard=False)
+        for step in (5_000, 10_000):
+            run.log(step, {"eval/episodic_return": eps * step, "charts/episodic_return": 0.0})
+        run.finish()
+    folders = tuple(tmp_path.glob("Breakout*"))
+    with pytest.raises(runlog.UserError, match="differ in learning_rate"):
+        export_results.main(export_results.Args(folders, tmp_path / "out"))
+    export_results.main(export_results.Args(folders, tmp_path / "out", by=("learning_rate",)))
+    with open(tmp_path / "out" / "curves.csv") as file:
+        last = {
+            row["activation"]: float(row["value"]) for row in csv.DictReader(file) if row["metric"].startswith("ev")
+        }
+    assert last == {"relu, learning_rate 1e-08": 1e-4, "relu, learning_rate 1e-05": 0.1}
+    with pytest.raises(runlog.UserError, match="--by utd"):
+        export_results.main(export_results.Args(folders, tmp_path / "out", by=("learning_rate", "utd")))
