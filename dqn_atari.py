@@ -450,7 +450,8 @@ def check_disk(args: Args, run: runlog.Run) -> None:
     """Raises UserError if the replay of a new run does not fit on the disk. Creates nothing."""
     if run.status() == "new":
         num_rows = ReplayBuffer.count_rows(replay_capacity(args), 2 * args.checkpoint_frequency, args.num_envs)
-        runlog.check_space(run.folder / "replay.dat", num_rows * args.num_envs * ROW.itemsize, DISK)
+        size = num_rows * args.num_envs * ROW.itemsize
+        runlog.check_space(f"--buffer-size {args.buffer_size}", run.folder / "replay.dat", size, DISK)
 
 
 def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer]:

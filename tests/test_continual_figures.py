@@ -4,6 +4,7 @@
 """
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -155,6 +156,8 @@ def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
     base, other = make_cell(tmp_path, [1, 2, 3, 4], "tanh"), make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")
     (bad,) = tmp_path.glob("*tanh__s4__*")
     (bad / "scalars.csv").write_text("step,key,value,wall_time\n")
+    meta = json.loads((bad / "meta.json").read_text()) | {"status": "diverged", "step": 50, "last_step": None}
+    (bad / "meta.json").write_text(json.dumps(meta))
     for file in tmp_path.glob("*/scalars.csv"):
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join(line for line in lines if "ntk" not in line))

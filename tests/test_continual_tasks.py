@@ -199,7 +199,7 @@ WRONG = {
     "--batch-size 0": ["--batch-size 0", "[1, inf)"],
     "--network cnn": ["--channels (16, 16)", "8 pixels", "need 16", "--network mlp"],
     "--tasks split_classes --num-tasks 3": ["--num-tasks 3", "make 2"],
-    "--tasks split_classes --num-tasks 1 --classes-per-task 11": ["--num-tasks 1", "make 0"],
+    "--tasks split_classes --num-tasks 1 --classes-per-task 11": ["--classes-per-task 11", "1..10"],
     "--metrics-samples 1": ["--metrics-samples 1", "[2, inf)"],
     "--threshold 1.5": ["--threshold 1.5", "(0, 1]"],
     "--l2 -1": ["--l2 -1", "[0, inf)"],
