@@ -451,7 +451,7 @@ def check_disk(args: Args, run: runlog.Run) -> None:
     if run.status() == "new":
         num_rows = ReplayBuffer.count_rows(replay_capacity(args), 2 * args.checkpoint_frequency, args.num_envs)
         size = num_rows * args.num_envs * ROW.itemsize
-        runlog.check_space(f"--buffer-size {args.buffer_size}", run.folder / "replay.dat", size, DISK)
+        runlog.check_space(run.folder / "replay.dat", size, DISK, flag=f"--buffer-size {args.buffer_size}")
 
 
 def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer]:

@@ -18,11 +18,11 @@ PIECE = 2**24  # bytes that are read or written at once
 CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # not an error of the disk
 
 
-def check_space(flag: str, path: Path, size: int, remedy: str) -> None:
+def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
     """Raises UserError unless a file of `size` bytes fits at `path`, with a twentieth more for what else a run writes.
 
-    Blocks that the file has already count as free. Quotas are not seen here; `reserve` notices them. flag, remedy: the
-    beginning and the end of the message. Nothing is created; folders of `path` need not exist.
+    Blocks that the file has already count as free. Quotas are not seen here; `reserve` notices them. remedy: the end
+    of the message. flag: its beginning, such as "--buffer-size 100". Nothing is created; folders of `path` need not exist.
     """
     missing = size
     with runlog.writing(path):
@@ -34,7 +34,8 @@ def check_space(flag: str, path: Path, size: int, remedy: str) -> None:
         free = shutil.disk_usage(folder).free
     if missing > 0 and missing + size // 20 > free:
         needs = f"needs {_megabytes(missing + size // 20)}"
-        raise runlog.UserError(f"{flag}: {path} {needs} of disk, of which {_megabytes(free)} are free; {remedy}")
+        beginning = f"{flag}: {path}" if flag else f"{path}"
+        raise runlog.UserError(f"{beginning} {needs} of disk, of which {_megabytes(free)} are free; {remedy}")
 
 
 def reserve(path: Path, size: int, remedy: str) -> None:
