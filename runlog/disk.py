@@ -22,7 +22,8 @@ def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
     """Raises UserError unless a file of `size` bytes fits at `path`, with a twentieth more for what else a run writes.
 
     Blocks that the file has already count as free. Quotas are not seen here; `reserve` notices them. remedy: the end
-    of the message. flag: its beginning, such as "--buffer-size 100". Nothing is created; folders of `path` need not exist.
+    of the message. flag: its beginning, such as "--buffer-size 100". Nothing is created; folders of `path` need not
+    exist.
     """
     missing = size
     with runlog.writing(path):
