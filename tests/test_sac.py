@@ -214,7 +214,7 @@ def fill(buffer: ReplayBuffer, steps) -> None:
     for step in steps:  # every number of a row tells its step and its seed
         value = step + 0.25 * np.arange(2)
         obs, actions = np.repeat(value[:, None], 3, 1), np.repeat(-value[:, None], 2, 1)
-        buffer.add(obs, actions, 10 * value, np.array([step % 2, 0]), obs + 1)
+        buffer.add(obs, actions, 10 * value, np.array([step % 2, 0]), obs + 1, np.zeros(2, bool))
 
 
 def test_replay_is_a_ring_whose_rows_stay_together():
