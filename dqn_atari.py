@@ -11,7 +11,6 @@ Results, implementation details, differences from CleanRL: docs/dqn_atari.md.
 import dataclasses
 import functools
 import math
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -318,7 +317,7 @@ class ReplayBuffer:
             raise DamagedReplay(f"{self.path} cannot be read ({error.strerror})") from error
         if expected is None:
             told = "was saved by an older version, without a checksum, and is not verified"
-            print(f"warning: {self.path} {told}", file=sys.stderr, flush=True)
+            runlog.warn(f"{self.path} {told}")
         elif self.checksum() != expected:
             told = "does not hold what the checkpoint counted: it is damaged, or of another run"
             raise DamagedReplay(f"{self.path} {told}")
@@ -488,8 +487,7 @@ def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer
             problems.append(problem)
             continue
         for problem in problems:
-            told = f"{problem.reason}; using the checkpoint before, step {step}"
-            print(f"warning: {told}", file=sys.stderr, flush=True)
+            runlog.warn(f"{problem.reason}; using the checkpoint before, step {step}")
         run.load_checkpoint(step)
         return step, state, buffer
     if problems and 0 not in run.checkpoint_steps():
