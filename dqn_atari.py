@@ -465,7 +465,11 @@ def check_disk(args: Args, run: runlog.Run) -> None:
     """Raises UserError if the replay of a new run does not fit on the disk. Creates nothing."""
     if run.status() == "new":
         num_rows = ReplayBuffer.count_rows(replay_capacity(args), 2 * args.checkpoint_frequency, args.num_envs)
-        runlog.check_space(run.folder / "replay.dat", num_rows * args.num_envs * ROW.itemsize, DISK)
+        size = num_rows * args.num_envs * ROW.itemsize
+        try:
+            runlog.check_space(run.folder / "replay.dat", size, DISK)
+        except runlog.UserError as error:
+            raise runlog.UserError(f"--buffer-size {args.buffer_size}: {error}") from None
 
 
 def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer]:
