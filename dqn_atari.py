@@ -466,10 +466,7 @@ def check_disk(args: Args, run: runlog.Run) -> None:
     if run.status() == "new":
         num_rows = ReplayBuffer.count_rows(replay_capacity(args), 2 * args.checkpoint_frequency, args.num_envs)
         size = num_rows * args.num_envs * ROW.itemsize
-        try:
-            runlog.check_space(run.folder / "replay.dat", size, DISK)
-        except runlog.UserError as error:
-            raise runlog.UserError(f"--buffer-size {args.buffer_size}: {error}") from None
+        runlog.check_space(run.folder / "replay.dat", size, DISK, flag=f"--buffer-size {args.buffer_size}")
 
 
 def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer]:

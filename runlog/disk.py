@@ -45,11 +45,12 @@ def append(path: Path, data: bytes, sync: bool = False) -> None:
             raise
 
 
-def check_space(path: Path, size: int, remedy: str) -> None:
+def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
     """Raises UserError unless a file of `size` bytes fits at `path`, with a twentieth more for what else a run writes.
 
     Blocks that the file has already count as free. Quotas are not seen here; `reserve` notices them. remedy: the end
-    of the message. Nothing is created; folders of `path` need not exist.
+    of the message. flag: its beginning, such as "--buffer-size 100". Nothing is created; folders of `path` need not
+    exist.
     """
     missing = size
     with writing(path):
@@ -61,7 +62,8 @@ def check_space(path: Path, size: int, remedy: str) -> None:
         free = shutil.disk_usage(folder).free
     if missing > 0 and missing + size // 20 > free:
         needs = f"needs {_megabytes(missing + size // 20)}"
-        raise UserError(f"{path} {needs} of disk, of which {_megabytes(free)} are free; {remedy}")
+        beginning = f"{flag}: {path}" if flag else f"{path}"
+        raise UserError(f"{beginning} {needs} of disk, of which {_megabytes(free)} are free; {remedy}")
 
 
 def reserve(path: Path, size: int, remedy: str) -> None:

@@ -120,12 +120,10 @@ def test_a_continual_run_without_its_last_tasks_is_refused(tmp_path, capsys):
     make_cell(tmp_path, [1, 2], "relu")
     (folder,) = tmp_path.glob("*__s2__*")
     half(folder / "scalars.csv")
-    command = ("continual", "--runs", tmp_path, "--out", tmp_path / "out")
-    assert "should reach step 700; the run is finished" in error_of(capsys, *command)
-    meta = json.loads((folder / "meta.json").read_text())
-    del meta["last_step"]  # as of an older run
-    (folder / "meta.json").write_text(json.dumps(meta))
-    assert "of 7; the run is finished" in error_of(capsys, *command)
+    told = error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert "ends at step 400, but should reach step 700" in told
+    edit(folder / "meta.json", last_step=None)  # as older runs have it
+    assert "of 7; the run is finished" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
     (folder / "scalars.csv").unlink()
     assert "is missing" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
     shutil.rmtree(folder)
