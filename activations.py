@@ -113,7 +113,8 @@ def _rational_parts(x, numerator, denominator, weight, form: str, first: int, po
     a, b = ([c.reshape(c.shape + ones) for c in t.unbind(-1)] for t in (numerator, denominator))
     p = x * _horner(x, a) if first else _horner(x, a)
     if form == "A":
-        s, b = None, [_absolute(c) for c in b]
+        s = None
+        b = [_absolute(c) for c in b]
         q = 1 + _absolute(x) * _horner(_absolute(x), b)
     else:
         s = x * _horner(x, b)

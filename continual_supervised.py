@@ -49,7 +49,7 @@ class Args:
     checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     plots: bool = False  # at the end draw each run's activations, densities and pre-activations (about 3 s a run)
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
+    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
@@ -63,7 +63,7 @@ class Args:
     reset_head: bool = False  # draw the output layer anew for each task
     # algorithm
     batch_size: int = 16  # images per update
-    learning_rate: float = 1e-3  # Adam step size
+    learning_rate: float = 1e-3  # Adam's learning rate
     l2: float = 0.0  # adds l2 * (sum of squared weights and biases) to the loss
     redo: bool = False  # recycle dormant neurons (ReDo)
     redo_tau: float = 0.025  # score up to which a neuron is dormant
@@ -76,7 +76,7 @@ class Args:
     layer_norm: bool = False  # layer normalisation before each activation
     rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
     # metrics
-    threshold: float = 0.95  # share of right answers in an epoch from which a task counts as fitted
+    threshold: float = 0.95  # accuracy in an epoch from which a task counts as fitted
     log_frequency: int = 1_000  # updates between rows of loss, accuracy and coefficients (at the end of an epoch)
     metrics_samples: int = 512  # images that the network metrics look at, at the end of each task; 0 = off
     ntk_samples: int = 128  # images of the NTK rank, at the start and the end of each task; 0 = off
@@ -100,7 +100,8 @@ def fetch(url: str, md5: str, folder: Path) -> Path:
 
 def read_mnist(name: str, folder: Path) -> np.ndarray:
     """An array of bytes in the IDX format: 0, 0, type, number of axes, their lengths (big-endian), the values."""
-    file, (md5, md5_compressed) = folder / name, MNIST_MD5[name]
+    file = folder / name
+    md5, md5_compressed = MNIST_MD5[name]
     if file.exists():
         content = file.read_bytes()
     else:
@@ -149,12 +150,15 @@ def make_task(args: Args, data: dict, num_classes: int, seed: int, task: int) ->
 
     found = {}
     for split, prefix in (("train", ""), ("test", "test_")):
-        labels, rows, when = data[split][1], np.arange(len(data[split][1])), ()
+        labels = data[split][1]
+        rows = np.arange(len(data[split][1]))
+        when = ()
         if args.tasks == "split_classes":
             classes = rng("classes").permutation(num_classes)[task * args.classes_per_task :][: args.classes_per_task]
             place = np.full(num_classes, -1)
             place[classes] = np.arange(args.classes_per_task)
-            labels, when = place[labels], (task,)
+            labels = place[labels]
+            when = (task,)
             rows = np.flatnonzero(labels >= 0)
         elif args.tasks == "permuted_labels":
             labels = rng("labels", task).permutation(num_classes)[labels]
@@ -180,16 +184,21 @@ class Classifier(nn.Module):
 
     def __init__(self, args: Args, image_shape: tuple[int, ...], outputs: int, seeds):
         super().__init__()
-        self.image_shape, self.convolutional = image_shape, uses_cnn(args)
+        self.image_shape = image_shape
+        self.convolutional = uses_cnn(args)
         shared = {} if args.rational.share_across_layers else None
-        convolutions, (features, height, width) = [], image_shape
+        convolutions = []
+        features, height, width = image_shape
         for i, channels in enumerate(args.channels if self.convolutional else ()):
             height, width = height - 4, width - 4
             norm = {"layer_norm": "chw" if args.layer_norm else "none", "out_size": (height, width)}
             options = {"seeds": runlog.derive_seeds(seeds, "conv", i), "rational": args.rational, "shared": shared}
             convolutions.append(activations.conv(features, channels, 5, args.activation, **norm, **options))
-            features, height, width = convolutions[-1].width, height // 2, width // 2
-        self.convolutions, features = nn.ModuleList(convolutions), features * height * width
+            features = convolutions[-1].width
+            height = height // 2
+            width = width // 2
+        self.convolutions = nn.ModuleList(convolutions)
+        features = features * height * width
         layers = []
         for i, units in enumerate(args.widths):
             options = {"seeds": runlog.derive_seeds(seeds, "dense", i), "rational": args.rational, "shared": shared}
@@ -213,7 +222,8 @@ class Learner(nn.Module):
 
     def __init__(self, args: Args, image_shape, outputs: int, scale: float, seeds: list[int], device: torch.device):
         super().__init__()
-        self.args, self.scale = args, scale
+        self.args = args
+        self.scale = scale
         self.network = Classifier(args, image_shape, outputs, seeds)
         self.optimizer = activations.Adam(self.network, args.learning_rate, args.rational)
         coefficients = activations.coefficient_names(self.network)
@@ -293,7 +303,8 @@ def log_network_metrics(learner: Learner, runs: list[runlog.Run], x, labels, ste
 def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
     """Every coefficient of the activations, (seeds,): coefficients/fc1/numerator1 is a_1 of a rational, log_scale is
     log c; the places of other activations' parameters count from 0."""
-    found, named = {}, {f"conv{i}": layer for i, layer in enumerate(network.convolutions, 1)}
+    found = {}
+    named = {f"conv{i}": layer for i, layer in enumerate(network.convolutions, 1)}
     for place, layer in (named | {f"fc{i}": layer for i, layer in enumerate(network.hidden, 1)}).items():
         for b, branch in enumerate(layer.branches):
             prefix = f"coefficients/{place}/" + (f"branch{b}_" if len(layer.branches) > 1 else "")
@@ -342,11 +353,11 @@ def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[
 
 def validate(args: Args) -> tuple[dict, int, float]:
     """Raises UserError (flag, value, remedy) before anything is created; returns the data (see load_data)."""
-    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
-    runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2")
+    runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2 checkpoint_minutes")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency num_tasks epochs classes_per_task batch_size")
     runlog.check_range(args, "[1, inf)", "redo_period widths channels log_frequency")
-    runlog.check_range(args, "(0, inf)", "learning_rate"), runlog.check_range(args, "(0, 1]", "threshold")
+    runlog.check_range(args, "(0, inf)", "learning_rate")
+    runlog.check_range(args, "(0, 1]", "threshold")
     runlog.check_range(args, "[2, inf)", " ".join(x for x in ("metrics_samples", "ntk_samples") if getattr(args, x)))
     runlog.check_flags(args, args.num_seeds)
     device = runlog.find_device(args.device)
@@ -360,10 +371,12 @@ def validate(args: Args) -> tuple[dict, int, float]:
     if is_split and args.classes_per_task > num_classes:
         told = f"--tasks split_classes takes them from the {num_classes} of {args.dataset}"
         raise runlog.UserError(f"--classes-per-task {args.classes_per_task}: {told}; must lie in 1..{num_classes}")
-    size, depth, available = data["train"][0].shape[-1], len(args.channels), num_images(args, data, num_classes)
+    size = data["train"][0].shape[-1]
+    depth = len(args.channels)
+    available = num_images(args, data, num_classes)
     smallest = 5 * 2**depth - 4  # 5x5, then halved, again and again
     most = num_images(dataclasses.replace(args, num_train=0), data, num_classes)
-    most_tasks = num_classes // args.classes_per_task if args.tasks == "split_classes" else args.num_tasks
+    most_tasks = num_classes // args.classes_per_task if is_split else args.num_tasks
     tasks_there_are = f"{num_classes} classes make {most_tasks} of --classes-per-task {args.classes_per_task}"
     problems = {
         f"channels {args.channels}: {args.dataset} has {size} pixels a side, {depth} convolutions need {smallest}; "
@@ -382,7 +395,8 @@ def validate(args: Args) -> tuple[dict, int, float]:
 
 def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: list[runlog.Run], start: int) -> None:
     """Trains these seeds together from update `start`, at which each has a checkpoint (0: from the beginning)."""
-    (data, num_classes, scale), device = loaded, runlog.find_device(args.device)
+    data, num_classes, scale = loaded
+    device = runlog.find_device(args.device)
     outputs = args.classes_per_task if args.tasks == "split_classes" else num_classes
     images, test_images = (torch.tensor(data[s][0]).flatten(1).to(device) for s in ("train", "test"))
     learner = Learner(args, data["train"][0].shape[1:], outputs, scale, seeds, device)
@@ -406,14 +420,17 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
         for i, run in enumerate(runs):
             run.log(step, {} if divergence.step[i] else {key: column[i] for key, column in columns.items()})
 
-    num_train, num_epochs = num_images(args, data, num_classes), args.num_tasks * args.epochs
+    num_train = num_images(args, data, num_classes)
+    num_epochs = args.num_tasks * args.epochs
     steps_per_epoch = num_train // args.batch_size  # an epoch leaves out an incomplete batch
-    steps_per_task, end = steps_per_epoch * args.epochs, steps_per_epoch * num_epochs
+    steps_per_task = steps_per_epoch * args.epochs
+    end = steps_per_epoch * num_epochs
     progress = runlog.Progress(start, end, f"{args.dataset} {args.tasks} {args.activation}")
     save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     task = {}
     for epoch in range(start // steps_per_epoch, num_epochs):
-        step, number = epoch * steps_per_epoch, epoch // args.epochs
+        step = epoch * steps_per_epoch
+        number = epoch // args.epochs
         if all(divergence.step) and epoch % args.epochs == 0:
             runlog.carry_forward(runs, last, runlog.multiples(step, end, steps_per_task))
             break
@@ -421,25 +438,31 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
         if epoch % args.epochs == 0 or not task:
             each = [make_task(args, data, num_classes, seed, number) for seed in seeds]
             task = {key: torch.from_numpy(np.stack([t[key] for t in each])).to(device) for key in each[0]}
-            rows, labels, order = task["rows"], task["labels"], task.get("pixels")
+            rows = task["rows"]
+            labels = task["labels"]
+            order = task.get("pixels")
         if epoch % args.epochs == 0:
             if args.reset_head and number:
                 learner.reset_head(seeds, number)
-            online.zero_(), fitted.fill_(torch.nan)
+            online.zero_()
+            fitted.fill_(torch.nan)
             log(step, ntk(learner, learner.pixels(images, rows[:, : args.ntk_samples], order), "task_start"))
         # learn
         shuffled = torch.stack([torch.randperm(num_train, generator=g) for g in generators["order"]]).to(device)
         shuffled = shuffled[:, : steps_per_epoch * args.batch_size]
         batches = (x.gather(1, shuffled).unflatten(1, (steps_per_epoch, -1)).unbind(1) for x in (rows, labels))
-        losses, right = [], []
+        losses = []
+        right = []
         for mb_rows, mb_labels in zip(*batches):
             loss, share = learner.update(images, mb_rows, mb_labels, order)
-            losses.append(loss), right.append(share)
+            losses.append(loss)
+            right.append(share)
             step += 1
             if args.redo and step % args.redo_period == 0:
                 x = learner.pixels(images, rows[:, :1_200], order)
                 log(step, {"redo/recycled_share": learner.recycle(x, generators["redo"])})
-        losses, share = torch.stack(losses), torch.stack(right).mean(0)
+        losses = torch.stack(losses)
+        share = torch.stack(right).mean(0)
         online += share
         fitted = torch.where(fitted.isnan() & (share >= args.threshold), step - number * steps_per_task, fitted)
         is_bad = ~losses.isfinite()

@@ -11,7 +11,6 @@ Results, implementation details, differences from CleanRL: docs/dqn_atari.md.
 import dataclasses
 import functools
 import math
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -43,7 +42,7 @@ class Args:
     evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
+    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
@@ -58,10 +57,10 @@ class Args:
     target_frequency: int = 1_000  # environment steps between copies to the target network
     double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: the greatest target value (CleanRL)
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 1e-4  # Adam step size
+    learning_rate: float = 1e-4  # Adam's learning rate
     adam_eps: float = 1e-8  # epsilon of Adam, as CleanRL's; with HR's printed 1e-5 tanh_hr does not learn
-    start_epsilon: float = 1.0  # share of random actions at the start
-    final_epsilon: float = 0.1  # share of random actions in the end (CleanRL: 0.01)
+    start_epsilon: float = 1.0  # fraction of random actions at the start
+    final_epsilon: float = 0.1  # fraction of random actions at the end (CleanRL: 0.01)
     exploration_steps: int = 1_000_000  # environment steps in which epsilon falls linearly
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
@@ -77,13 +76,13 @@ class Args:
     # evaluation and metrics
     eval_frequency: int = 250_000  # environment steps between evaluations
     num_eval_episodes: int = 8  # whole games of an evaluation, side by side
-    eval_epsilon: float = 0.01  # share of random actions in evaluations
+    eval_epsilon: float = 0.01  # fraction of random actions in evaluations
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
     ntk_frequency: int = 250_000  # environment steps between ranks of the neural tangent kernel; 0 = off
     ntk_samples: int = 64  # observations that the kernel is taken on; each needs the memory of the network
-    analyse: bool = False  # with the metrics also the parts of Q that live and dead neurons give (HR, Fig. 4)
+    analyse: bool = False  # with the metrics also the contributions of live and dead neurons to Q (HR, Fig. 4)
 
 
 # ---- games: this part is the same in dqn_atari.py, ppo_atari.py and pqn_atari.py -------------------------------------
@@ -115,13 +114,16 @@ class AtariGames:
         self.envs = AtariVectorEnv(atari_game(args.env_id)[1], num_envs, life_loss_info=True, **kwargs)
         buttons = [action.name for action in self.envs.ale.get_action_set()]
         self.fire = buttons.index("FIRE") if args.fire_on_life_loss and "FIRE" in buttons else None
-        self.num_envs, self.num_actions = num_envs, len(buttons)
+        self.num_envs = num_envs
+        self.num_actions = len(buttons)
 
     def reset(self, seed: int, *keys: str | int) -> np.ndarray:
         """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
         seeds = np.array([runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)])
         obs, info = self.envs.reset(seed=seeds)
-        self.frames, self.returns, self.lengths = info["episode_frame_number"], *np.zeros((2, self.num_envs))
+        self.frames = info["episode_frame_number"]
+        self.returns = np.zeros(self.num_envs)
+        self.lengths = np.zeros(self.num_envs)
         self.lost_life = np.zeros(self.num_envs, bool)
         return obs
 
@@ -131,10 +133,14 @@ class AtariGames:
         actions = actions if self.fire is None else np.where(self.lost_life, self.fire, actions)
         obs, rewards, terminations, truncations, info = self.envs.step(actions)
         over = info["episode_frame_number"] < self.frames  # ale_py's final_obs is right only where a game ended
-        self.frames, self.returns, self.lengths = info["episode_frame_number"], self.returns + rewards, self.lengths + 1
+        self.frames = info["episode_frame_number"]
+        self.returns = self.returns + rewards
+        self.lengths = self.lengths + 1
         real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs) if over.any() else obs
         games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
-        self.returns[over], self.lengths[over], self.lost_life = 0, 0, terminations & ~over
+        self.returns[over] = 0
+        self.lengths[over] = 0
+        self.lost_life = terminations & ~over
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
@@ -142,8 +148,11 @@ def play_games(args: Args, policy, number: int, seed: int, screens: list | None 
     """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
     no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
     (RGB, the first 2,000)."""
-    games, colour = AtariGames(args, number), None
-    obs, returns, step = games.reset(seed, "play"), {}, 0
+    games = AtariGames(args, number)
+    colour = None
+    obs = games.reset(seed, "play")
+    returns = {}
+    step = 0
     if screens is not None:  # one more environment plays game 0 again, in colour
         colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
         screens.append(colour.reset(seed, "play")[0, -1])
@@ -151,7 +160,8 @@ def play_games(args: Args, policy, number: int, seed: int, screens: list | None 
         actions = policy(obs)
         obs, *_, ended = games.step(actions)
         if colour is not None and 0 not in returns and len(screens) < 2_000:
-            screen, step = colour.step(actions[:1])[0][0, -1], step + 1
+            screen = colour.step(actions[:1])[0][0, -1]
+            step += 1
             screens += [screen] if step % 4 == 0 else []
         returns = {i: total for i, total, _ in ended} | returns
     return [returns[i] for i in range(number)]
@@ -307,7 +317,7 @@ class ReplayBuffer:
             raise DamagedReplay(f"{self.path} cannot be read ({error.strerror})") from error
         if expected is None:
             told = "was saved by an older version, without a checksum, and is not verified"
-            print(f"warning: {self.path} {told}", file=sys.stderr, flush=True)
+            runlog.warn(f"{self.path} {told}")
         elif self.checksum() != expected:
             told = "does not hold what the checkpoint counted: it is damaged, or of another run"
             raise DamagedReplay(f"{self.path} {told}")
@@ -333,7 +343,8 @@ class ReplayBuffer:
 
     def stacks(self, times: np.ndarray, envs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The observations at these times and one later, (n, 4, 84, 84) uint8 each."""
-        times, envs = times[:, None] + np.arange(-3, 2), envs[:, None]
+        times = times[:, None] + np.arange(-3, 2)
+        envs = envs[:, None]
         frames = self.rows["frame"][times % self.num_rows, envs]
         ends = self.rows["over"][times[:, :-1] % self.num_rows, envs] | (times[:, :-1] < 0)
         stacks = frames[:, :4].copy(), frames[:, 1:].copy()
@@ -344,14 +355,16 @@ class ReplayBuffer:
 
     def sample(self, size: int, generator: torch.Generator, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Uniform transitions: obs, next_obs (size, 4, 84, 84) uint8, actions, rewards, terminations (size,)."""
-        oldest, num_envs = max(self.num_added - self.capacity, 0), self.rows.shape[1]
+        oldest = max(self.num_added - self.capacity, 0)
+        num_envs = self.rows.shape[1]
         chosen = np.empty(0, np.int64)
         while len(chosen) < size:  # the newest row has no successor yet
             low, high = oldest * num_envs, (self.num_added - 1) * num_envs
             drawn = torch.randint(low, high, (size - len(chosen),), generator=generator).numpy()
             cut = self.rows["cut"][drawn // num_envs % self.num_rows, drawn % num_envs]
             chosen = np.append(chosen, drawn[~cut])
-        times, envs = chosen // num_envs, chosen % num_envs
+        times = chosen // num_envs
+        envs = chosen % num_envs
         row = times % self.num_rows, envs
         kinds = {"action": np.int64, "reward": np.float32, "termination": np.float32}
         columns = [self.rows[name][row].astype(kind) for name, kind in kinds.items()]
@@ -410,8 +423,8 @@ def check_updates(args: Args) -> None:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
-    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
-    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency redo_tau")
+    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes redo_tau")
     runlog.check_range(args, "[1, inf)", "num_envs train_frequency batch_size target_frequency width redo_period")
     runlog.check_range(args, "[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
     runlog.check_range(args, f"[{args.num_envs}, inf)", "total_timesteps")
@@ -435,8 +448,10 @@ def validate(args: Args) -> Args:
 @torch.no_grad()
 def act(q_network: QNetwork, epsilon: float, generator: torch.Generator, obs: np.ndarray) -> np.ndarray:
     """Epsilon-greedy actions (n,) for observations (n, 4, 84, 84)."""
-    head, draws = q_network.q.bias, torch.rand(2, len(obs), generator=generator)
-    explores, actions = draws[0] < epsilon, (draws[1] * len(head)).long()
+    head = q_network.q.bias
+    draws = torch.rand(2, len(obs), generator=generator)
+    explores = draws[0] < epsilon
+    actions = (draws[1] * len(head)).long()
     if not explores.all():
         actions = torch.where(explores, actions, q_network(torch.from_numpy(obs).to(head.device)).argmax(-1).cpu())
     return actions.numpy()
@@ -473,8 +488,7 @@ def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer
             problems.append(problem)
             continue
         for problem in problems:
-            told = f"{problem.reason}; using the checkpoint before, step {step}"
-            print(f"warning: {told}", file=sys.stderr, flush=True)
+            runlog.warn(f"{problem.reason}; using the checkpoint before, step {step}")
         run.load_checkpoint(step)
         return step, state, buffer
     if problems and 0 not in run.checkpoint_steps():
@@ -485,13 +499,17 @@ def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer
 
 def train(args: Args, run: runlog.Run) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way start anew."""
-    device, games = runlog.find_device(args.device), AtariGames(args, args.num_envs)
+    device = runlog.find_device(args.device)
+    games = AtariGames(args, args.num_envs)
     networks = (QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last) for _ in range(2))
     q_network, target_network = networks  # equal at first
     groups = activations.parameter_groups(q_network, args.learning_rate, args.rational)
     optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
     generators = {use: runlog.make_generator(args.seed, use) for use in ("act", "update", "metrics", "redo")}
-    num_updates, logged_updates, totals, last_eval = 0, 0, torch.zeros(2, device=device), {}
+    num_updates = 0
+    logged_updates = 0
+    totals = torch.zeros(2, device=device)
+    last_eval = {}
     start, state, buffer = restore(args, run)
     ring = state["ring"] if state else args.checkpoint_frequency  # the replay is made for checkpoints this often
     saved_step = start
@@ -499,7 +517,9 @@ def train(args: Args, run: runlog.Run) -> None:
         q_network.load_state_dict(state["q_network"])
         target_network.load_state_dict(state["target_network"])
         optimizer.load_state_dict(state["optimizer"])
-        num_updates, logged_updates, last_eval = state["num_updates"], state["logged_updates"], state["last_eval"]
+        num_updates = state["num_updates"]
+        logged_updates = state["logged_updates"]
+        last_eval = state["last_eval"]
         totals = state["totals"].to(device)
         runlog.set_states(generators, state["generators"])
 
@@ -517,7 +537,8 @@ def train(args: Args, run: runlog.Run) -> None:
     save_times = runlog.SaveTimes(start, min(ring, args.checkpoint_frequency), args.checkpoint_minutes)
     obs = games.reset(args.seed, "games", start)
     for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):
-        before, at_end = step - args.num_envs, step + args.num_envs > args.total_timesteps
+        before = step - args.num_envs
+        at_end = step + args.num_envs > args.total_timesteps
         crossed = functools.partial(has_crossed, before, args.total_timesteps if at_end else step)
         # act and store
         epsilon = linear_schedule(args.start_epsilon, args.final_epsilon, before / args.exploration_steps)
@@ -564,10 +585,12 @@ def train(args: Args, run: runlog.Run) -> None:
                     runlog.finish_diverged(run, step, "td_loss", args.keep_replay)
                     break
                 row |= {"losses/td_loss": loss, "losses/q_mean": q_mean}
-                logged_updates, totals = num_updates, torch.zeros_like(totals)
+                logged_updates = num_updates
+                totals = torch.zeros_like(totals)
             run.log(step, row)
         if crossed(args.eval_frequency):
-            paused, index = time.monotonic(), math.ceil(step / args.eval_frequency)
+            paused = time.monotonic()
+            index = math.ceil(step / args.eval_frequency)
             seed = runlog.derive_seed(args.seed, "eval", index)
             policy = functools.partial(act, q_network, args.eval_epsilon, runlog.make_generator(seed, "act"))
             last_eval = {"eval/episodic_return": float(np.mean(play_games(args, policy, args.num_eval_episodes, seed)))}
@@ -598,7 +621,8 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     step, state = runlog.load_finished(run)
     q_network = QNetwork(AtariGames(args, 1).num_actions, args)
     q_network.load_state_dict(state["q_network"])
-    seen, generator = metrics.Reservoir(args.metrics_samples, args.seed), runlog.make_generator(args.seed, "play")
+    seen = metrics.Reservoir(args.metrics_samples, args.seed)
+    generator = runlog.make_generator(args.seed, "play")
 
     def policy(obs: np.ndarray) -> np.ndarray:
         seen.add(torch.from_numpy(obs))

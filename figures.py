@@ -59,7 +59,8 @@ STYLES = {  # activation: colour, line style, marker (lines must differ in grey 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of a panel's curves: branches, or crelu's halves
 RC = {"font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.5}
 RC |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "savefig.dpi": 150}
-MOST_STEPS, MOST_BRANCHES = 50, 4  # drawn of one run: functions over training; densities of branches
+MOST_STEPS = 50  # of one run's functions over training that are drawn
+MOST_BRANCHES = 4  # of a layer whose densities are drawn
 SHADES, LAYER_MARKERS = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}, {"fc1": "o", "fc2": "s"}  # in panel (c) of the demo
 FIRST, BAND = {"color": BLACK, "linestyle": "--", "linewidth": 1}, {"color": "0.5", "alpha": 0.15}
 TRUTH = {"color": "0.8", "linewidth": 6, "solid_capstyle": "butt"}
@@ -271,7 +272,8 @@ def check_once(runs: Sequence[Loaded]) -> None:
 def differing(configs: Sequence[dict], folders: Sequence[Path], ignored: Collection[str]) -> tuple[str, dict] | None:
     """The first key, of the union of all keys, in which configurations differ, and value (as JSON; null: not there) ->
     the first folder that has it; None if there is no such key."""
-    for key in sorted({key for config in configs for key in config} - {*ignored}):
+    keys = set().union(*configs) - {*ignored}
+    for key in sorted(keys):
         values = {}
         for config, folder in zip(configs, folders):
             values.setdefault(json.dumps(config.get(key), sort_keys=True), folder)
@@ -293,7 +295,8 @@ def read_scalars(folder: Path, keys: str = "[^,]+") -> dict[str, np.ndarray]:
 
 def _scalars(path: Path, text: str, keys: str) -> dict[str, np.ndarray]:
     _check_lines(path, text)
-    rows, keys = defaultdict(list), re.sub(r"\((?!\?)", "(?:", keys)
+    rows = defaultdict(list)
+    keys = re.sub(r"\((?!\?)", "(?:", keys)
     for step, key, *row in re.findall(rf"^([0-9]+),({keys}),([^,\n]+),([^,\n]+)\n", text, re.M):
         rows[key].append((step, *row))
     found = {}
@@ -365,10 +368,12 @@ def _row(path: Path, number: int, line: str) -> dict:
     try:
         row = json.loads(line)
         if "counts" in row:
-            counts, edges = np.array(row["counts"], dtype=float), np.array(row["edges"], dtype=float)
+            counts = np.array(row["counts"], dtype=float)
+            edges = np.array(row["edges"], dtype=float)
             fits = counts.ndim == 1 and edges.shape == (len(counts) + 1,)
         else:
-            x, y = np.array(row["x"], dtype=float), np.array(row["y"], dtype=float)
+            x = np.array(row["x"], dtype=float)
+            y = np.array(row["y"], dtype=float)
             if x.shape == (2,):
                 row["x"] = x = np.linspace(*x, len(y))
             fits = x.ndim == 1 and x.shape == y.shape and len(x) > 0
@@ -566,7 +571,12 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
     panel = part.add_axes((0.03, 0.08, 0.94, 0.84))
     panel.set(xlim=(0, side), ylim=(0, side))
     panel.set_axis_off()
-    curves, fills, ticks, frames, colours, widths = [], [], [], [], [], []
+    curves = []
+    fills = []
+    ticks = []
+    frames = []
+    colours = []
+    widths = []
     small = {"fontsize": 6}
     for i, row in enumerate(rows):
         left, bottom = i % side + 0.05, side - 1 - i // side + 0.2
@@ -576,11 +586,11 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
         frames.append([(left + dx, bottom + dy) for dx, dy in corners])
         colours.append(RED if dead else "0.7")
         widths.append(2 if dead else 0.5)
-        x, y = np.asarray(row["x"], dtype=float), np.asarray(row["y"], dtype=float)
+        x = np.asarray(row["x"], dtype=float)
+        y = np.asarray(row["y"], dtype=float)
         if not np.isfinite([x, y]).all() or x[-1] <= x[0]:
-            panel.text(
-                left + width / 2, bottom + height / 2, "not\nfinite", color=RED, ha="center", va="center", **small
-            )
+            middle = left + width / 2, bottom + height / 2
+            panel.text(*middle, "not\nfinite", color=RED, ha="center", va="center", **small)
             continue
         highest = 1.12 * y.max() if y.max() > 0 else 1.0
         across = left + width * (x - x[0]) / (x[-1] - x[0])
@@ -590,7 +600,11 @@ def _kde_grid(part, title: str, rows: list[dict]) -> None:
             at = left + width * (tick - x[0]) / (x[-1] - x[0])
             if left <= at <= left + width:
                 ticks.append([(at, bottom), (at, bottom - 0.02)])
-                inwards = "left" if at < left + 0.1 else "right" if at > left + width - 0.1 else "center"
+                inwards = "center"
+                if at < left + 0.1:
+                    inwards = "left"
+                elif at > left + width - 0.1:
+                    inwards = "right"
                 label = f"{tick:g}".replace("-", "\N{MINUS SIGN}")
                 panel.text(at, bottom - 0.03, label, ha=inwards, va="top", **small)
         if dead:
@@ -710,6 +724,11 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
     order = [*STYLES, *sorted({run.config["activation"] for run in runs} - {*STYLES})]
     groups = {name: [run for run in runs if run.config["activation"] == name] for name in order}
     return {name: group for name, group in groups.items() if group}
+
+
+def all_runs(groups: dict[str, list[Loaded]]) -> list[Loaded]:
+    """The runs of all groups, in order."""
+    return list(itertools.chain.from_iterable(groups.values()))
 
 
 def is_learned(run: Loaded) -> bool:
@@ -865,7 +884,7 @@ def demo_figure(run_folders: Sequence[str | Path]) -> Figure:
     handles += [Line2D([], [], marker=marker, label=layer, **options) for layer, marker in LAYER_MARKERS.items()]
     bottom.legend(handles=handles, loc="outside lower center", ncols=6)
     bottom.suptitle("(c) activation functions", x=0.01, ha="left", fontweight="bold", fontsize=9)
-    every = [run for runs in groups.values() for run in runs]
+    every = all_runs(groups)
     cut = common_end(every, "eval/episodic_return")
     lines = [f"{env_id}: mean over seeds, band from worst to best seed"]
     if cut.shortest is not None:
@@ -897,7 +916,7 @@ def table(run_folders: Sequence[str | Path]) -> list[list[str]]:
 
 def _table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], list[str]]:
     """`table`, and the lines below it: what was cut."""
-    every = [run for runs in groups.values() for run in runs]
+    every = all_runs(groups)
     cuts = {title: common_end(every, pattern) for title, (pattern, _) in COLUMNS.items()}
     rows = [["activation", "n", *COLUMNS]]
     for activation, runs in groups.items():
@@ -1201,7 +1220,7 @@ def _compare_table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], li
     """`compare_table`, and the lines below it: what was cut."""
     columns = {"success": ("eval/success", "{:.2f}"), "return": ("eval/episodic_return", "{:.1f}")}
     columns |= {title: (title, text) for title, (*_, text) in COMPARED.items()}
-    every = [run for runs in groups.values() for run in runs]
+    every = all_runs(groups)
     cuts = {title: common_end(every, re.escape(key)) for title, (key, _) in columns.items()}
     rows = [["", "n", *columns]]
     for name, runs in groups.items():
@@ -1209,7 +1228,10 @@ def _compare_table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], li
         for title, (key, text) in columns.items():
             values = [run.last(re.escape(key), until=cuts[title].step) for run in runs]
             rows[-1].append(mean_and_deviation(values, len(runs), text))
-    return rows, [line for title, cut in cuts.items() for line in cut.told(title)]
+    told = []
+    for title, cut in cuts.items():
+        told += cut.told(title)
+    return rows, told
 
 
 # ---- continual_supervised.py -----------------------------------------------------------------------------------------
@@ -1431,7 +1453,13 @@ def _provenance(run: Loaded) -> dict[str, object]:
 def draw_continual(folder: Path, out: Path) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per
     task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv. Prints the comparisons."""
-    paths, curves, summary, per_run, comparisons, captions, taken = [], [], [], [], [], {}, set()
+    paths = []
+    curves = []
+    summary = []
+    per_run = []
+    comparisons = []
+    captions = {}
+    taken = set()
     for name, cells in continual_cells(folder).items():
         captions[name] = _continual_caption(name, cells)
         for cell in cells:
@@ -1691,7 +1719,8 @@ def _spread(runs: list[Loaded]) -> tuple[np.ndarray, ...]:
     """Steps, and lowest, median and highest error of the seeds; a diverged one carries its last value forward."""
     steps, values = aligned(runs, "eval/mse")
     known = np.isfinite(values).any(0)
-    steps, values = steps[known], values[:, known]
+    steps = steps[known]
+    values = values[:, known]
     return steps, np.nanmin(values, 0), np.nanmedian(values, 0), np.nanmax(values, 0)
 
 
@@ -2331,7 +2360,8 @@ def _file_name(name: str, taken: set[str]) -> str:
     """A figure's name, made of a run's settings, as a file of the folder: odd characters become -, as in run folders'
     names; no second figure gets the name of one in `taken`, which learns it."""
     plain = re.sub("[^A-Za-z0-9.,=_-]", "-", name)[:120]
-    found, number = plain, 1
+    found = plain
+    number = 1
     while found in taken:
         number += 1
         found = f"{plain}-{number}"
@@ -2366,7 +2396,9 @@ def read_index(folder: Path) -> dict[str, dict]:
     path = folder / "figures.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        problems = [problem for name, spec in index.items() for problem in _problems(name, spec)]
+        problems = []
+        for name, spec in index.items():
+            problems += _problems(name, spec)
     except OSError as error:
         raise runlog.UserError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -2474,7 +2506,8 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
 
 def _curves(study: Study, panels: Sequence[Panel], out: Path, name: str, title: str) -> list[Path]:
     spec = {"variants": study.variants, "scales": {panel.title: panel.scale for panel in panels}}
-    rows, caption = curve_rows(study, panels), [title, study.counts, *_shared(study), *_early(study, panels)]
+    rows = curve_rows(study, panels)
+    caption = [title, study.counts, *_shared(study), *_early(study, panels)]
     if any(panel.key.startswith("charts/") for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
     for panel in panels if rows else ():
@@ -2543,7 +2576,9 @@ def _each_environment(study: Study, out: Path, name: str, title: str) -> list[Pa
 def cr_ablations(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD; pre-activations."""
     panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, LARGEST]
-    study, paths, taken = read_study(runs, SAC, _keys(*panels), where), [], set()
+    study = read_study(runs, SAC, _keys(*panels), where)
+    paths = []
+    taken = set()
     study = study.only(variants) if variants else study
     groups = {
         "layer_norm": "layer_norm",
@@ -2685,7 +2720,9 @@ def hr19(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[st
 def hr3(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones outlined, branches and
     product; of the lowest seed of each game and activation."""
-    study, paths, taken = read_study(runs, DQN, "-", where), [], set()
+    study = read_study(runs, DQN, "-", where)
+    paths = []
+    taken = set()
     study = study.only(variants) if variants else study
     for (variant, env), (run, *_) in study.cells.items():
         rows, found = [], read_rows(run.folder, "curves.jsonl", r"(?:branch\d+_)?kde")
@@ -2840,9 +2877,10 @@ def summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> list[dict
 
 def _summary(groups: dict[tuple[str, str], dict[str, list[Loaded]]]) -> tuple[list[dict[str, str]], list[str]]:
     """`summary`, and the lines below it: what was cut."""
-    rows, cut = [], []
+    rows = []
+    cut = []
     for (script, env), labels in groups.items():
-        every = [run for runs in labels.values() for run in runs]
+        every = all_runs(labels)
         shown = "|".join(f"(?:{pattern})" for pattern, _ in SHOWN.values())
         ends = {title: common_end(every, pattern) for title, (pattern, _) in SHOWN.items()}
         ends["steps"] = common_end(every, shown)

@@ -44,7 +44,7 @@ class Args:
     checkpoint_frequency: int = 1_000  # updates between checkpoints
     checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     tensorboard: bool = False  # mirror the scalars to TensorBoard event files (off: there are many short runs)
-    track: bool = False  # mirror every run to Weights & Biases (WANDB_MODE=offline: without a network)
+    track: bool = False  # mirror every run to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
     rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
@@ -53,7 +53,7 @@ class Args:
     shallow_units: int = 200  # hidden units of these, divided by the number of branches (tanh_hr: 100)
     deep_activations: tuple[str, ...] = ("relu", "tanh")  # of the deep networks; give none to leave them out
     deep_widths: tuple[int, ...] = (200, 200, 200)  # hidden units of the deep networks, layer by layer
-    learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)  # Adam step sizes, constant over training
+    learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)  # Adam's learning rates, constant over training
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
     num_points: int = 64  # even training points; the error is also measured half-way between them
@@ -76,7 +76,8 @@ class Networks(nn.Module):
 
     def __init__(self, activation: str, widths, seeds, learning_rates, args: Args, device: torch.device):
         super().__init__()
-        init, seeds = activations.fan_in_uniform, np.asarray(seeds)
+        init = activations.fan_in_uniform
+        seeds = np.asarray(seeds)
         hidden_seeds = runlog.derive_seeds(seeds, "hidden")
         self.hidden = activations.mlp(1, widths, activation, hidden_seeds, rational=args.rational, init=init)
         output_seeds = runlog.derive_seeds(seeds, "output")
@@ -270,8 +271,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
 
 def validate(args: Args) -> None:
     """Raises UserError (flag, value, remedy) before anything is created."""
-    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
-    runlog.check_range(args, "[0, inf)", "seed threads table1_neurons")
+    runlog.check_range(args, "[0, inf)", "seed threads table1_neurons checkpoint_minutes")
     runlog.check_range(args, "[1, inf)", "num_seeds total_steps checkpoint_frequency shallow_units deep_widths")
     runlog.check_range(args, "[1, inf)", "log_frequency")
     runlog.check_range(args, "[3, inf)", "num_points")
@@ -304,14 +304,16 @@ def main(args: Args) -> None:
         runlog.check_machine(args)
     with runlog.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    folders, counts = [], {}
+    folders = []
+    counts = {}
     for activation, widths in architectures(args):
         count = Networks(activation, widths, [args.seed], [1.0], args, torch.device("cpu")).count()
         assert count == PAPER_COUNTS.get((activation, widths), count), (activation, widths, count)
         counts[activation, widths] = count
         print(f"{activation}, hidden units {' '.join(map(str, widths))}: {count:,} parameters", flush=True)
     for activation, widths in counts:
-        cells, name = {}, f"regression-{'x'.join(map(str, widths))}"
+        cells = {}
+        name = f"regression-{'x'.join(map(str, widths))}"
         for rate in args.learning_rates:
             own = {"env_id": f"{name}-lr{rate:g}", "activation": activation, "widths": widths, "learning_rate": rate}
             runs = runlog.make_runs(args, "function_approximation", **own)

@@ -40,7 +40,7 @@ class Args:
     evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
+    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
@@ -53,7 +53,7 @@ class Args:
     num_minibatches: int = 4  # parts of a pass, one gradient step each
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation
-    learning_rate: float = 2.5e-4  # Adam step size at the start
+    learning_rate: float = 2.5e-4  # Adam's learning rate at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     adam_eps: float = 1e-5  # epsilon of Adam
     normalize_advantages: bool = True  # to mean 0 and standard deviation 1 in each minibatch
@@ -111,13 +111,16 @@ class AtariGames:
         self.envs = AtariVectorEnv(atari_game(args.env_id)[1], num_envs, life_loss_info=True, **kwargs)
         buttons = [action.name for action in self.envs.ale.get_action_set()]
         self.fire = buttons.index("FIRE") if args.fire_on_life_loss and "FIRE" in buttons else None
-        self.num_envs, self.num_actions = num_envs, len(buttons)
+        self.num_envs = num_envs
+        self.num_actions = len(buttons)
 
     def reset(self, seed: int, *keys: str | int) -> np.ndarray:
         """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
         seeds = np.array([runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)])
         obs, info = self.envs.reset(seed=seeds)
-        self.frames, self.returns, self.lengths = info["episode_frame_number"], *np.zeros((2, self.num_envs))
+        self.frames = info["episode_frame_number"]
+        self.returns = np.zeros(self.num_envs)
+        self.lengths = np.zeros(self.num_envs)
         self.lost_life = np.zeros(self.num_envs, bool)
         return obs
 
@@ -127,10 +130,14 @@ class AtariGames:
         actions = actions if self.fire is None else np.where(self.lost_life, self.fire, actions)
         obs, rewards, terminations, truncations, info = self.envs.step(actions)
         over = info["episode_frame_number"] < self.frames  # ale_py's final_obs is right only where a game ended
-        self.frames, self.returns, self.lengths = info["episode_frame_number"], self.returns + rewards, self.lengths + 1
+        self.frames = info["episode_frame_number"]
+        self.returns = self.returns + rewards
+        self.lengths = self.lengths + 1
         real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs) if over.any() else obs
         games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
-        self.returns[over], self.lengths[over], self.lost_life = 0, 0, terminations & ~over
+        self.returns[over] = 0
+        self.lengths[over] = 0
+        self.lost_life = terminations & ~over
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
@@ -138,8 +145,11 @@ def play_games(args: Args, policy, number: int, seed: int, screens: list | None 
     """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
     no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
     (RGB, the first 2,000)."""
-    games, colour = AtariGames(args, number), None
-    obs, returns, step = games.reset(seed, "play"), {}, 0
+    games = AtariGames(args, number)
+    colour = None
+    obs = games.reset(seed, "play")
+    returns = {}
+    step = 0
     if screens is not None:  # one more environment plays game 0 again, in colour
         colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
         screens.append(colour.reset(seed, "play")[0, -1])
@@ -147,7 +157,8 @@ def play_games(args: Args, policy, number: int, seed: int, screens: list | None 
         actions = policy(obs)
         obs, *_, ended = games.step(actions)
         if colour is not None and 0 not in returns and len(screens) < 2_000:
-            screen, step = colour.step(actions[:1])[0][0, -1], step + 1
+            screen = colour.step(actions[:1])[0][0, -1]
+            step += 1
             screens += [screen] if step % 4 == 0 else []
         returns = {i: total for i, total, _ in ended} | returns
     return [returns[i] for i in range(number)]
@@ -172,7 +183,8 @@ class Agent(nn.Module):
         norm = args.layer_norm != "none"
         inputs = self.conv3.width * 7 * 7
         self.fc = activations.dense(inputs, args.width, args.activation, layer_norm=norm, seeds=seed("fc"), **options)
-        head, gain = functools.partial(activations.Linear, self.fc.width), activations.orthogonal
+        head = functools.partial(activations.Linear, self.fc.width)
+        gain = activations.orthogonal
         self.actor = head(num_actions, seeds=seed("actor"), init=gain(0.01))
         self.critic = head(1, seeds=seed("critic"), init=gain(1.0))
 
@@ -201,7 +213,8 @@ def compute_gae(rewards, terminations, truncations, values, next_values, gamma: 
     delta_t = r_t + gamma (1 - termination_t) V(s') - V(s_t); A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, with
     next_values[t] = V(s') of the true successor s', so that time limits bootstrap; returns = advantages + values.
     """
-    advantages, advantage = torch.empty_like(rewards), torch.zeros_like(rewards[0])
+    advantages = torch.empty_like(rewards)
+    advantage = torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         delta = rewards[t] + gamma * (1 - terminations[t]) * next_values[t] - values[t]
         running = 1 - torch.maximum(terminations[t], truncations[t])
@@ -233,18 +246,17 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
         transient["ntk_samples width"] = runlog.FLOAT_BYTES * gradients
     on_device = {"width": runlog.ADAM_COPIES * runlog.FLOAT_BYTES * network.parameters}
     on_device["num_steps num_envs"] = batch_size * runlog.OBSERVATION_BYTES
-    if args.metrics_samples > args.num_envs * args.num_steps:
+    if args.metrics_samples > batch_size:
         on_device["metrics_samples"] = args.metrics_samples * runlog.OBSERVATION_BYTES  # of earlier iterations
     largest = max(transient, key=transient.get)  # one after the other
     on_device[largest] = on_device.get(largest, 0) + transient[largest]
-    games = {"num_envs": args.num_envs}
-    return on_device, {field: number * runlog.GAME_BYTES for field, number in games.items()}
+    return on_device, {"num_envs": args.num_envs * runlog.GAME_BYTES}
 
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
-    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
-    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency redo_tau")
+    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes redo_tau")
     runlog.check_range(args, "[0, inf)", "entropy_coefficient value_coefficient")
     runlog.check_range(args, "[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
     runlog.check_range(args, "[1, inf)", "checkpoint_frequency num_eval_episodes log_frequency")
@@ -274,7 +286,8 @@ def validate(args: Args) -> Args:
 
 def train(args: Args, run: runlog.Run) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way start anew."""
-    device, batch_size = runlog.find_device(args.device), args.num_envs * args.num_steps
+    device = runlog.find_device(args.device)
+    batch_size = args.num_envs * args.num_steps
     games = AtariGames(args, args.num_envs)
     agent = Agent(games.num_actions, args).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
@@ -282,13 +295,15 @@ def train(args: Args, run: runlog.Run) -> None:
     )
     generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
     generators["redo"] = runlog.make_generator(args.seed, "redo")
-    num_updates, last_return = 0, {}
+    num_updates = 0
+    last_return = {}
     earlier_obs = torch.empty(0, 4, 84, 84, dtype=torch.uint8, device=device)  # an iteration is too few for the metrics
     start, state, _ = run.load_checkpoint()
     if state:
         agent.load_state_dict(state["agent"])
         optimizer.load_state_dict(state["optimizer"])
-        num_updates, last_return = state["num_updates"], state["last_return"]
+        num_updates = state["num_updates"]
+        last_return = state["last_return"]
         earlier_obs = state["earlier_obs"].to(device)
         runlog.set_states(generators, state["generators"])
 
@@ -305,7 +320,8 @@ def train(args: Args, run: runlog.Run) -> None:
         log_probs = logits.log_softmax(-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
         log_ratio = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1) - old_log_probs
-        ratio, bound = log_ratio.exp(), args.clip_coefficient
+        ratio = log_ratio.exp()
+        bound = args.clip_coefficient
         if args.normalize_advantages:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         clipped = ratio.clamp(1 - bound, 1 + bound)
@@ -316,25 +332,32 @@ def train(args: Args, run: runlog.Run) -> None:
             value_loss = torch.maximum(value_loss, 0.5 * (near - returns).square())
         value_loss = value_loss.mean()
         loss = policy_loss - args.entropy_coefficient * entropy + args.value_coefficient * value_loss
-        kl, clip_share = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > bound).float().mean()
+        kl = (ratio - 1 - log_ratio).mean()
+        clip_share = ((ratio - 1).abs() > bound).float().mean()
         told = torch.stack([policy_loss, value_loss, entropy, kl, clip_share, values.mean()])
         return loss, told.detach()
 
     compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
-    compiled_act, compiled_loss = compiled(act), compiled(ppo_loss)
+    compiled_act = compiled(act)
+    compiled_loss = compiled(ppo_loss)
     shape = (args.num_steps, args.num_envs)
     b_obs = torch.empty(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
     b_actions = torch.empty(shape, dtype=torch.int64, device=device)
     b_log_probs, b_values = (torch.empty(shape, device=device) for _ in range(2))
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
     save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
-    obs, clock, clock_step, postfix = games.reset(args.seed, "games", start), time.monotonic(), start, {}
+    obs = games.reset(args.seed, "games", start)
+    clock = time.monotonic()
+    clock_step = start
+    postfix = {}
     recent = []  # returns since the last note
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):  # at the end of each iteration
-        fraction, at_end = (step - batch_size) / args.total_timesteps, step + batch_size > args.total_timesteps
+        fraction = (step - batch_size) / args.total_timesteps
+        at_end = step + batch_size > args.total_timesteps
         crossed = functools.partial(has_crossed, step - batch_size, args.total_timesteps if at_end else step)
         # act
-        ends, cut_values = [], []
+        ends = []
+        cut_values = []
         for t in range(args.num_steps):
             b_obs[t] = torch.from_numpy(obs)
             uniform = torch.rand(args.num_envs, games.num_actions, generator=generators["act"], device=device)
@@ -364,7 +387,8 @@ def train(args: Args, run: runlog.Run) -> None:
         batch = tuple(x.flatten(0, 1) for x in columns)
         for group in optimizer.param_groups:
             group["lr"] = linear_schedule(group["initial_lr"], 0.0, fraction if args.anneal_lr else 0.0)
-        totals, count = torch.zeros(7, device=device), 0
+        totals = torch.zeros(7, device=device)
+        count = 0
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=generators["update"], device=device)
             for index in order.chunk(args.num_minibatches):
@@ -373,7 +397,8 @@ def train(args: Args, run: runlog.Run) -> None:
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
-                num_updates, count = num_updates + 1, count + 1
+                num_updates += 1
+                count += 1
                 totals += torch.cat([told, norm.reshape(1)])
                 if args.redo and num_updates % args.redo_period == 0:
                     obs_sample = batch[0][order[: args.metrics_samples]]
@@ -395,21 +420,27 @@ def train(args: Args, run: runlog.Run) -> None:
             row = {"losses/explained_variance": 1 - residual.item()}
             row |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
             run.log(step, losses | row | {"perf/sps": speed})
-            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
+            clock = time.monotonic()
+            clock_step = step
+            postfix["sps"] = f"{speed:.0f}"
             if recent:
-                postfix["return"], recent = f"{np.mean(recent):.4g}", []
+                postfix["return"] = f"{np.mean(recent):.4g}"
+                recent = []
             progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
         if crossed(args.metrics_frequency):
-            paused, seen = time.monotonic(), torch.cat([earlier_obs, batch[0]])
+            paused = time.monotonic()
+            seen = torch.cat([earlier_obs, batch[0]])
             chosen = torch.randperm(len(seen), generator=generators["metrics"], device=device)[: args.metrics_samples]
             names, trained = zip(*((n, p) for n, p in agent.named_parameters() if p.requires_grad))
-            columns, limit = dict(enumerate(batch)), args.metrics_samples
+            columns = dict(enumerate(batch))
+            limit = args.metrics_samples
             grads = metrics.mean_gradients(lambda x: ppo_loss(*x.values())[0], columns, trained, batch_size)
             report = metrics.network_report(agent, (seen[chosen],), dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/agent", report)
             clock += time.monotonic() - paused
         if crossed(args.ntk_frequency):
-            paused, generator = time.monotonic(), runlog.make_generator(args.seed, "ntk", step, device=device)
+            paused = time.monotonic()
+            generator = runlog.make_generator(args.seed, "ntk", step, device=device)
             chosen = torch.randperm(batch_size, generator=generator, device=device)[: args.ntk_samples]
             ranks = metrics.ntk_rank(agent, (batch[0][chosen],), output=lambda logits_and_values: logits_and_values[1])
             runlog.log_ntk(run, step, "network/agent", ranks)
@@ -435,7 +466,8 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games with the last policy, sampled, films the first, and measures the
     network on what it saw."""
     step, state = runlog.load_finished(run)
-    agent, generator = Agent(AtariGames(args, 1).num_actions, args), runlog.make_generator(args.seed, "play")
+    agent = Agent(AtariGames(args, 1).num_actions, args)
+    generator = runlog.make_generator(args.seed, "play")
     agent.load_state_dict(state["agent"])
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
 

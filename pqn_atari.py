@@ -39,7 +39,7 @@ class Args:
     evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
     print_network: bool = False  # print the layers and their parameter counts, and stop
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
+    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
@@ -52,11 +52,11 @@ class Args:
     num_minibatches: int = 32  # parts of a pass, one gradient step each
     gamma: float = 0.99  # discount factor
     q_lambda: float = 0.65  # lambda of the returns Q(lambda)
-    learning_rate: float = 2.5e-4  # RAdam step size at the start
+    learning_rate: float = 2.5e-4  # RAdam's learning rate at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
-    start_epsilon: float = 1.0  # share of random actions at the start
-    final_epsilon: float = 0.001  # share of random actions in the end
-    exploration_fraction: float = 0.1  # share of the run in which epsilon falls linearly
+    start_epsilon: float = 1.0  # fraction of random actions at the start
+    final_epsilon: float = 0.001  # fraction of random actions at the end
+    exploration_fraction: float = 0.1  # fraction of the run over which epsilon falls linearly
     max_grad_norm: float = 10.0  # longer gradients are scaled down to this L2 norm
     loss_coefficient: float = 0.5  # factor of the squared error (purejaxql: 0.5, CleanRL: 1)
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
@@ -109,13 +109,16 @@ class AtariGames:
         self.envs = AtariVectorEnv(atari_game(args.env_id)[1], num_envs, life_loss_info=True, **kwargs)
         buttons = [action.name for action in self.envs.ale.get_action_set()]
         self.fire = buttons.index("FIRE") if args.fire_on_life_loss and "FIRE" in buttons else None
-        self.num_envs, self.num_actions = num_envs, len(buttons)
+        self.num_envs = num_envs
+        self.num_actions = len(buttons)
 
     def reset(self, seed: int, *keys: str | int) -> np.ndarray:
         """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
         seeds = np.array([runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)])
         obs, info = self.envs.reset(seed=seeds)
-        self.frames, self.returns, self.lengths = info["episode_frame_number"], *np.zeros((2, self.num_envs))
+        self.frames = info["episode_frame_number"]
+        self.returns = np.zeros(self.num_envs)
+        self.lengths = np.zeros(self.num_envs)
         self.lost_life = np.zeros(self.num_envs, bool)
         return obs
 
@@ -125,10 +128,14 @@ class AtariGames:
         actions = actions if self.fire is None else np.where(self.lost_life, self.fire, actions)
         obs, rewards, terminations, truncations, info = self.envs.step(actions)
         over = info["episode_frame_number"] < self.frames  # ale_py's final_obs is right only where a game ended
-        self.frames, self.returns, self.lengths = info["episode_frame_number"], self.returns + rewards, self.lengths + 1
+        self.frames = info["episode_frame_number"]
+        self.returns = self.returns + rewards
+        self.lengths = self.lengths + 1
         real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs) if over.any() else obs
         games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
-        self.returns[over], self.lengths[over], self.lost_life = 0, 0, terminations & ~over
+        self.returns[over] = 0
+        self.lengths[over] = 0
+        self.lost_life = terminations & ~over
         return obs, rewards, terminations, truncations, real_next_obs, games
 
 
@@ -136,8 +143,11 @@ def play_games(args: Args, policy, number: int, seed: int, screens: list | None 
     """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
     no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
     (RGB, the first 2,000)."""
-    games, colour = AtariGames(args, number), None
-    obs, returns, step = games.reset(seed, "play"), {}, 0
+    games = AtariGames(args, number)
+    colour = None
+    obs = games.reset(seed, "play")
+    returns = {}
+    step = 0
     if screens is not None:  # one more environment plays game 0 again, in colour
         colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
         screens.append(colour.reset(seed, "play")[0, -1])
@@ -145,7 +155,8 @@ def play_games(args: Args, policy, number: int, seed: int, screens: list | None 
         actions = policy(obs)
         obs, *_, ended = games.step(actions)
         if colour is not None and 0 not in returns and len(screens) < 2_000:
-            screen, step = colour.step(actions[:1])[0][0, -1], step + 1
+            screen = colour.step(actions[:1])[0][0, -1]
+            step += 1
             screens += [screen] if step % 4 == 0 else []
         returns = {i: total for i, total, _ in ended} | returns
     return [returns[i] for i in range(number)]
@@ -195,7 +206,8 @@ def q_lambda_returns(rewards, terminations, truncations, next_values, gamma: flo
     G_t = r_t + gamma (1 - termination_t) ((1 - lambda) v_t + lambda G_{t+1}), v_t = next_values[t] = max_a Q(s', a) of
     the true successor s'. At a truncation and at the last step G_{t+1} is not of this episode or not known: v_t alone.
     """
-    returns, next_return = torch.empty_like(rewards), next_values[-1]
+    returns = torch.empty_like(rewards)
+    next_return = next_values[-1]
     for t in reversed(range(len(rewards))):
         mixed = torch.lerp(next_values[t], next_return, q_lambda)
         tail = torch.where(truncations[t].bool(), next_values[t], mixed)
@@ -235,10 +247,8 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
-    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
-    runlog.check_range(
-        args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency num_test_envs redo_tau"
-    )
+    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
+    runlog.check_range(args, "[0, inf)", "checkpoint_minutes num_test_envs redo_tau")
     runlog.check_range(args, "[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
     runlog.check_range(args, "[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
     runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
@@ -264,7 +274,8 @@ def validate(args: Args) -> Args:
 
 def train(args: Args, run: runlog.Run) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way start anew."""
-    device, batch_size = runlog.find_device(args.device), args.num_envs * args.num_steps
+    device = runlog.find_device(args.device)
+    batch_size = args.num_envs * args.num_steps
     games = AtariGames(args, args.num_envs + args.num_test_envs)
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
     torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn of that
@@ -275,14 +286,18 @@ def train(args: Args, run: runlog.Run) -> None:
     )
     generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
     generators["redo"] = runlog.make_generator(args.seed, "redo")
-    num_updates, test_returns, last_eval = 0, [], {}
+    num_updates = 0
+    test_returns = []
+    last_eval = {}
     start, state, _ = run.load_checkpoint()
     if state:
         q_network.load_state_dict(state["q_network"])
         optimizer.load_state_dict(state["optimizer"])
         for group in optimizer.param_groups:
             group["capturable"] = args.compile and device.type == "cuda"
-        num_updates, test_returns, last_eval = state["num_updates"], state["test_returns"], state["last_eval"]
+        num_updates = state["num_updates"]
+        test_returns = state["test_returns"]
+        last_eval = state["last_eval"]
         runlog.set_states(generators, state["generators"])
 
     def td_loss(obs: torch.Tensor, actions: torch.Tensor, returns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,8 +314,11 @@ def train(args: Args, run: runlog.Run) -> None:
         return q_network(obs).max(-1)
 
     compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
-    compiled_td_loss, compiled_update, compiled_greedy = compiled(td_loss), compiled(update), compiled(greedy)
-    shape, train_games = (args.num_steps, args.num_envs), slice(0, args.num_envs)
+    compiled_td_loss = compiled(td_loss)
+    compiled_update = compiled(update)
+    compiled_greedy = compiled(greedy)
+    shape = (args.num_steps, args.num_envs)
+    train_games = slice(0, args.num_envs)
     b_obs = torch.empty(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
     b_actions = torch.empty(shape, dtype=torch.int64, device=device)
     b_values = torch.empty(
@@ -308,19 +326,25 @@ def train(args: Args, run: runlog.Run) -> None:
     )  # max_a Q(s_t, a), as they were when acting
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
     save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
-    obs, clock, clock_step, postfix = games.reset(args.seed, "games", start), time.monotonic(), start, {}
+    obs = games.reset(args.seed, "games", start)
+    clock = time.monotonic()
+    clock_step = start
+    postfix = {}
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):  # at the end of each iteration
-        fraction, at_end = (step - batch_size) / args.total_timesteps, step + batch_size > args.total_timesteps
+        fraction = (step - batch_size) / args.total_timesteps
+        at_end = step + batch_size > args.total_timesteps
         crossed = functools.partial(has_crossed, step - batch_size, args.total_timesteps if at_end else step)
         # act
         epsilon = linear_schedule(args.start_epsilon, args.final_epsilon, fraction / args.exploration_fraction)
-        ends, cut_values = [], []
+        ends = []
+        cut_values = []
         for t in range(args.num_steps):
             values, actions = compiled_greedy(torch.from_numpy(obs).to(device))
             draws = torch.rand(2, args.num_envs, generator=generators["act"], device=device)
             randoms = (draws[1] * games.num_actions).long()
             actions[train_games] = torch.where(draws[0] < epsilon, randoms, actions[train_games])
-            b_obs[t], b_actions[t] = torch.from_numpy(obs[train_games]), actions[train_games]
+            b_obs[t] = torch.from_numpy(obs[train_games])
+            b_actions[t] = actions[train_games]
             b_values[t] = values[train_games]
             obs, *ends_of_step, real_next_obs, ended = games.step(actions.cpu().numpy())
             ends.append([x[train_games] for x in ends_of_step])
@@ -345,7 +369,8 @@ def train(args: Args, run: runlog.Run) -> None:
         rewards = rewards.sign() if args.clip_rewards else rewards
         returns = q_lambda_returns(rewards, terminations, truncations, next_values, args.gamma, args.q_lambda)
         batch = b_obs.flatten(0, 1), b_actions.flatten(), returns.flatten()
-        groups, elapsed = optimizer.param_groups, fraction if args.anneal_lr else 0.0
+        groups = optimizer.param_groups
+        elapsed = fraction if args.anneal_lr else 0.0
         rates = [linear_schedule(group["initial_lr"], 0.0, elapsed) for group in groups]
         for group, rate in zip(groups, rates):
             group["lr"] = torch.tensor(rate, device=device) if args.compile else rate  # a number would be compiled in
@@ -374,23 +399,29 @@ def train(args: Args, run: runlog.Run) -> None:
             row = {"losses/td_loss": loss, "losses/q_mean": q_mean, "losses/gradient_norm": norm}
             row |= {"charts/epsilon": epsilon, "charts/learning_rate": rates[0]}
             run.log(step, row | {"perf/sps": speed})
-            clock, clock_step, postfix["sps"] = time.monotonic(), step, f"{speed:.0f}"
+            clock = time.monotonic()
+            clock_step = step
+            postfix["sps"] = f"{speed:.0f}"
         if crossed(args.eval_frequency) and test_returns:
             last_eval = {"eval/episodic_return": float(np.mean(test_returns)), "eval/num_games": len(test_returns)}
             run.log(step, last_eval)
-            postfix["eval"], test_returns = f"{last_eval['eval/episodic_return']:.4g}", []
+            postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
+            test_returns = []
             progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
         if crossed(args.metrics_frequency):
             chosen = torch.randperm(batch_size, generator=generators["metrics"], device=device)[: args.metrics_samples]
-            sample, paused = tuple(x[chosen] for x in batch), time.monotonic()
+            sample = tuple(x[chosen] for x in batch)
+            paused = time.monotonic()
             names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
-            pieces, limit = dict(enumerate(sample)), args.metrics_samples  # pieces: bounded memory
+            pieces = dict(enumerate(sample))  # bounded memory
+            limit = args.metrics_samples
             grads = metrics.mean_gradients(lambda x: td_loss(*x.values())[0], pieces, trained, 256)
             report = metrics.network_report(q_network, sample[:1], dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/q", report)
             clock += time.monotonic() - paused
         if crossed(args.ntk_frequency):
-            paused, generator = time.monotonic(), runlog.make_generator(args.seed, "ntk", step, device=device)
+            paused = time.monotonic()
+            generator = runlog.make_generator(args.seed, "ntk", step, device=device)
             chosen = torch.randperm(batch_size, generator=generator, device=device)[: args.ntk_samples]
             ranks = metrics.ntk_rank(q_network, (batch[0][chosen],))
             runlog.log_ntk(run, step, "network/q", ranks)

@@ -42,7 +42,7 @@ class Args:
     evaluate: bool = False  # load the finished run of these flags, play episodes, print returns, save a video
     capture_video: bool = False  # save a video of one deterministic episode with every checkpoint
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (WANDB_MODE=offline: without a network)
+    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
     env_id: tuple[str, ...] = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or others
@@ -56,8 +56,8 @@ class Args:
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
     learning_starts: int = 5_000  # environment steps with uniformly random actions before the first update
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # share by which the target networks move at every update
-    learning_rate: float = 3e-4  # Adam step size of actor, critics and temperature
+    tau: float = 0.005  # Polyak coefficient of the target networks, applied at every update
+    learning_rate: float = 3e-4  # Adam's learning rate for actor, critics and temperature
     policy_frequency: int = 1  # critic updates per actor and temperature update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
     init_temperature: float = 1.0  # alpha at the start
@@ -127,17 +127,20 @@ class Agent(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
         super().__init__()
-        self.args, self.target_entropy = args, -args.target_entropy_scale * action_dim
+        self.args = args
+        self.target_entropy = -args.target_entropy_scale * action_dim
         self.actor = Actor(obs_dim, action_dim, args, seeds)
         self.qf, self.qf_target = (SoftQNetworks(obs_dim, action_dim, args, seeds) for _ in range(2))
         self.log_alpha = nn.Parameter(torch.full((len(seeds), 1), math.log(args.init_temperature)))
         adam = functools.partial(activations.Adam, learning_rate=args.learning_rate, rational=args.rational)
-        self.actor_optimizer, self.qf_optimizer = adam(self.actor), adam(self.qf)
+        self.actor_optimizer = adam(self.actor)
+        self.qf_optimizer = adam(self.qf)
         self.alpha_optimizer = adam(nn.ParameterList([self.log_alpha]))
         self.to(device)
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
         compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, disable=not args.compile)
-        self.sample, self.update = compiled(self.actor.sample), compiled(self.one_update)
+        self.sample = compiled(self.actor.sample)
+        self.update = compiled(self.one_update)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, generators: list | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +198,9 @@ class ReplayBuffer:
     def __init__(self, num_seeds: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.columns = [obs_dim, action_dim, 1, 1, obs_dim]
         self.rows = torch.empty(num_seeds, capacity, sum(self.columns), device=device)
-        self.seed_index, self.num_added, self.first = torch.arange(num_seeds, device=device)[:, None], 0, 0
+        self.seed_index = torch.arange(num_seeds, device=device)[:, None]
+        self.num_added = 0
+        self.first = 0
 
     def add(self, obs, actions, rewards, terminations, next_obs, failed) -> None:
         """One transition of each seed. Where `failed`, the environment gave none: the one before it is stored again."""
@@ -224,7 +229,8 @@ class ReplayBuffer:
     def restore(self, i: int, rows: torch.Tensor, num_added: int) -> None:
         """Puts the newest rows of seed i back where they were."""
         index = torch.arange(num_added - len(rows), num_added) % self.rows.shape[1]
-        self.rows[i, index], self.num_added = rows.to(self.rows.device), num_added
+        self.rows[i, index] = rows.to(self.rows.device)
+        self.num_added = num_added
 
 
 # ---- evaluation and metrics have their own generators and environments: they do not change the training --------------
@@ -234,7 +240,8 @@ class ReplayBuffer:
 def evaluate(agent: Agent, envs, seeds: list[int], index: int, stochastic: bool) -> list[dict[str, float]]:
     """Plays num_eval_episodes of each seed for the index-th time; means over episodes, one dict per seed.
     Stochastic: also Q - G, the mean of the critics minus the soft Monte-Carlo return (metrics.q_overestimation)."""
-    number, device = agent.args.num_eval_episodes, agent.log_alpha.device
+    number = agent.args.num_eval_episodes
+    device = agent.log_alpha.device
     generators = [runlog.make_generator(seed, "eval", index, device=device) for seed in seeds]
     act = functools.partial(agent.act, generators=generators if stochastic else None)
     columns = environments.play_episodes(envs, act, (2 * index + stochastic) * number, number)  # (seeds, time, ...)
@@ -244,7 +251,8 @@ def evaluate(agent: Agent, envs, seeds: list[int], index: int, stochastic: bool)
         successes = metrics.first_episodes(success, dones, number, torch.amax)[0].mean(-1).tolist()
         results = [{"eval/episodic_return": r, "eval/success": s} for r, s in zip(returns.mean(-1).tolist(), successes)]
         return [{key: value for key, value in row.items() if not math.isnan(value)} for row in results]
-    q, next_values = [], []
+    q = []
+    next_values = []
     for part in zip(*(x.to(device).split(1_000, 1) for x in spaces)):
         q.append(agent.qf(*part[:2]).mean(-2))
         next_actions, next_log_probs = agent.actor.sample(part[2], runlog.normals(generators, *part[1].shape[1:]))
@@ -259,12 +267,19 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
     generators = [runlog.make_generator(seed, "metrics", step, device=buffer.rows.device) for seed in seeds]
     batch = buffer.sample(agent.args.metrics_samples, generators=generators)
     batch["noise"] = runlog.normals(generators, *batch["actions"].shape[1:])
-    for name, loss, inputs in (("actor", agent.actor_loss, ["obs"]), ("qf", agent.qf_loss, ["obs", "actions"])):
-        network, adam = getattr(agent, name), getattr(agent, f"{name}_optimizer")
-        grads = metrics.mean_gradients(lambda x, f=loss: f(x, x["noise"])[0].sum(), batch, adam.parameters_, 256, 1)
-        inputs, grads = tuple(batch[x] for x in inputs), dict(zip(adam.names, grads))
-        report = metrics.network_report(network, inputs, grads, 1 + (name == "qf"), max_samples=batch["noise"].shape[1])
-        runlog.log_report(runs, step, f"network/{name}", report)
+    limit = batch["noise"].shape[1]
+
+    def gradients(loss, optimizer) -> dict[str, torch.Tensor]:
+        grads = metrics.mean_gradients(lambda x: loss(x, x["noise"])[0].sum(), batch, optimizer.parameters_, 256, 1)
+        return dict(zip(optimizer.names, grads))
+
+    grads = gradients(agent.actor_loss, agent.actor_optimizer)
+    report = metrics.network_report(agent.actor, (batch["obs"],), grads, 1, max_samples=limit)
+    runlog.log_report(runs, step, "network/actor", report)
+    grads = gradients(agent.qf_loss, agent.qf_optimizer)
+    inputs = (batch["obs"], batch["actions"])
+    report = metrics.network_report(agent.qf, inputs, grads, 2, max_samples=limit)
+    runlog.log_report(runs, step, "network/qf", report)
 
 
 def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int):
@@ -287,25 +302,20 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
         capacity = min(args.buffer_size, args.total_timesteps)
     batches = args.utd * args.batch_size * (row + 2 * action_dim + 2)  # with the noise and the rows' int64 numbers
     activations_of_update = args.batch_size * (actor.activations + 2 * critic.activations)
-    transient = {
-        "batch_size utd widths num_seeds": batches + activations_of_update,
-        "metrics_samples widths num_seeds": args.metrics_samples
-        * (row + max(actor.activations, 2 * critic.activations)),
-        "ntk_samples widths num_seeds": runlog.NTK_COPIES
-        * args.ntk_samples
-        * max(actor.parameters, 2 * critic.parameters),
-    }
-    if not args.metrics_frequency:
-        del transient["metrics_samples widths num_seeds"]
-    if not args.ntk_frequency:
-        del transient["ntk_samples widths num_seeds"]
+    transient = {"batch_size utd widths num_seeds": batches + activations_of_update}
+    if args.metrics_frequency:
+        of_sample = row + max(actor.activations, 2 * critic.activations)
+        transient["metrics_samples widths num_seeds"] = args.metrics_samples * of_sample
+    if args.ntk_frequency:
+        gradients = args.ntk_samples * max(actor.parameters, 2 * critic.parameters)
+        transient["ntk_samples widths num_seeds"] = runlog.NTK_COPIES * gradients
     largest = max(transient, key=transient.get)  # one after the other
     numbers_on_device = {"widths num_seeds": numbers, "buffer_size num_seeds": capacity * row}
     numbers_on_device[largest] = transient[largest]
     bytes_of_seed = runlog.FLOAT_BYTES * args.num_seeds
     on_device = {fields: bytes_of_seed * count for fields, count in numbers_on_device.items()}
-    steps_of_evaluation = args.num_eval_episodes  # at least one step in each
-    on_host = {"num_eval_episodes num_seeds": bytes_of_seed * steps_of_evaluation * row}
+    evaluation = args.num_eval_episodes * row  # at least one step of each episode
+    on_host = {"num_eval_episodes num_seeds": bytes_of_seed * evaluation}
     return on_device, on_host
 
 
@@ -313,26 +323,29 @@ def check_actor_updates(args: Args) -> None:
     """Raises UserError if --policy-frequency is so large that a task ends without an update of its actor."""
     task_steps = args.steps_per_task or args.total_timesteps
     for start in range(0, args.total_timesteps, task_steps):
-        before = (
-            start + args.learning_starts
-        ) * args.utd  # critic updates, counted as if there were some at every step
-        last = (start + task_steps + 1) * args.utd
+        first_step = start + args.learning_starts
+        last_step = start + task_steps
+        # critic updates, counted as if there were some at every step
+        before = first_step * args.utd
+        last = (last_step + 1) * args.utd
         if last // args.policy_frequency == before // args.policy_frequency:
-            told = f"the actor would not be updated in the steps {start + args.learning_starts} to {start + task_steps}"
+            told = f"the actor would not be updated in the steps {first_step} to {last_step}"
             raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {told}; lower it")
 
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with a sequence's length."""
-    runlog.check_range(args, "[0, inf)", "checkpoint_minutes")
-    runlog.check_range(args, "[0, inf)", "seed threads learning_starts metrics_frequency ntk_frequency")
+    runlog.check_range(
+        args, "[0, inf)", "seed threads learning_starts metrics_frequency ntk_frequency checkpoint_minutes"
+    )
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size policy_frequency")
     runlog.check_range(args, "[1, inf)", "widths eval_frequency num_eval_episodes log_frequency")
     runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
     runlog.check_range(args, f"[{args.batch_size}, inf)", "buffer_size")
     runlog.check_range(args, "(0, inf)", "learning_rate init_temperature")
     runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
-    runlog.check_range(args, "[0, 1)", "gamma"), runlog.check_range(args, "(0, 1]", "tau")
+    runlog.check_range(args, "[0, 1)", "gamma")
+    runlog.check_range(args, "(0, 1]", "tau")
     runlog.check_flags(args, args.num_seeds)
     args = runlog.sequence_length(args)
     if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
@@ -353,12 +366,14 @@ def validate(args: Args) -> Args:
 
 def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> None:
     """Trains these seeds together from step `start`, at which each has a checkpoint (0: from the beginning)."""
-    device, num_seeds = runlog.find_device(args.device), len(seeds)
+    device = runlog.find_device(args.device)
+    num_seeds = len(seeds)
     task_steps = args.total_timesteps // len(args.env_id)
     task = min(start, args.total_timesteps - 1) // task_steps
     envs = make_envs(args, seeds, "train", task)
     eval_envs = {name: make_envs(args, seeds, "eval", args.env_id.index(name)) for name in dict.fromkeys(args.env_id)}
-    (obs_dim,), (action_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
+    (obs_dim,) = envs.single_observation_space.shape
+    (action_dim,) = envs.single_action_space.shape
     agent = Agent(obs_dim, action_dim, args, seeds, device)
     capacity = min(args.buffer_size, task_steps if args.reset_replay else args.total_timesteps)
     buffer = ReplayBuffer(num_seeds, capacity, obs_dim, action_dim, device)
@@ -389,9 +404,11 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
     update_block = runlog.graphed(update_block) if args.cudagraphs else update_block
     progress = runlog.Progress(start, args.total_timesteps, f"{runlog.env_name(args.env_id)} {args.activation}")
     save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
-    saved_step, info = start, {}
+    saved_step = start
+    info = {}
     for step in range(start + 1, args.total_timesteps + 1):
-        at_end, filled = step == args.total_timesteps, step - buffer.first
+        at_end = step == args.total_timesteps
+        filled = step - buffer.first
         # act and store
         if filled <= args.learning_starts:
             uniform = torch.stack([torch.rand(action_dim, generator=g, device=device) for g in generators["act"]])
@@ -433,9 +450,12 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             task += 1
             episodes = [runlog.new_episode(errors=episode.get("errors", 0)) for episode in episodes]
             if args.reset_replay:
-                buffer.first, info = buffer.num_added, {}
-            for optimizer in (agent.actor_optimizer, agent.qf_optimizer, agent.alpha_optimizer) * args.reset_optimizer:
-                optimizer.reset()
+                buffer.first = buffer.num_added
+                info = {}
+            if args.reset_optimizer:
+                agent.actor_optimizer.reset()
+                agent.qf_optimizer.reset()
+                agent.alpha_optimizer.reset()
             envs.close()
             envs = make_envs(args, seeds, "train", task)
             obs, infos = envs.reset()
@@ -485,7 +505,8 @@ def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
     """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the returns, films one more."""
     step, state = runlog.load_finished(run)
     for task, env_id in enumerate(args.env_id):
-        envs, several = make_envs(args, [seed], "play", task), len(args.env_id) > 1
+        envs = make_envs(args, [seed], "play", task)
+        several = len(args.env_id) > 1
         sizes = *envs.single_observation_space.shape, *envs.single_action_space.shape
         agent = Agent(*sizes, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))
         agent.restore(0, state["agent"])

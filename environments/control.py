@@ -194,9 +194,10 @@ def check_environments(env_ids: Sequence[str], seed: int) -> tuple[int, int]:
     envs = {}
     for env_id in env_ids:
         if env_id not in envs:
-            envs[env_id] = env = make_env(env_id, 0, seed, "check")
+            env = make_env(env_id, 0, seed, "check")
             if isinstance(env, EpisodeSeeds):
                 _check_plays(env)
+            envs[env_id] = env
     check_equal_spaces(envs)
     first = envs[env_ids[0]]
     (obs_dim,) = first.observation_space.shape
@@ -220,15 +221,17 @@ def _check_plays(env: "EpisodeSeeds") -> None:
 
 def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
     """Closes the environments. Raises UserError, naming the first that differs, unless all have spaces of one shape."""
-    (first, *_), shapes = envs, {}
+    first = next(iter(envs))
+    shapes = {}
     for env_id, env in envs.items():
         env.close()
         shapes[env_id] = {"observations": env.observation_space.shape, "actions": env.action_space.shape}
         for what, shape in shapes[env_id].items():
-            if shape != (there := shapes[first][what]):
+            there = shapes[first][what]
+            if shape != there:
                 told = f"--env-id {first} and {env_id} have {what} of shape {there} and {shape}"
                 raise runlog.UserError(
-                    f"{told}; tasks in a row need equal ones, as those of one dm_control domain have"
+                    f"{told}; sequential tasks need equal ones, as those of one dm_control domain have"
                 )
 
 
@@ -249,7 +252,10 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, index: int, seed: int, stream: str, env_id: str | None = None):
         super().__init__(env)
-        self.index, self.seed, self.stream, self.episode = index, seed, stream, -1
+        self.index = index
+        self.seed = seed
+        self.stream = stream
+        self.episode = -1
         self.env_id = env_id or str(env.spec and env.spec.id)
         self.steps = 0  # good ones of this episode
         self.last_obs = None
@@ -262,13 +268,15 @@ class EpisodeSeeds(gymnasium.Wrapper):
         actions = (options or {}).get("actions", {self.index: ()})[self.index]
         errors = 0
         while True:
-            self.episode, self.steps = number, 0
+            self.episode = number
+            self.steps = 0
             try:
                 self.last_obs = self._begin(actions)
             except Exception as error:
                 self._failed(error)
                 errors += 1
-                number, actions = number + 1, ()
+                number += 1
+                actions = ()
             else:
                 return self.last_obs, {"episode_number": number, "reset_errors": errors}
 
@@ -288,7 +296,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
     def step(self, action):
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-            obs, reward = self._checked(obs), _checked_reward(reward)
+            obs = self._checked(obs)
+            reward = _checked_reward(reward)
             success = {} if info.get("success") is None else {"success": float(info["success"])}
         except Exception as error:
             self._failed(error)
@@ -311,7 +320,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     def _failed(self, error: Exception) -> None:
         """Tells the first failure. Raises UserError if there were too many at once."""
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].strip(": ")
+        reason = runlog.reason(error)
         place = f"seed {self.seed}, episode {self.episode}"
         if self.steps == 0:
             self.failures_in_a_row += 1
@@ -322,7 +331,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
             self.told = True
             told = f"{self.env_id}, {place} ({self.stream}): the environment failed at step {self.steps + 1}"
             told = f"{told} ({reason}), not the agent; the episode ends there, as by a time limit"
-            print(f"warning: {told}; later failures of this seed are only counted", file=sys.stderr, flush=True)
+            runlog.warn(f"{told}; later failures of this seed are only counted")
 
 
 def _checked_reward(reward) -> float:
@@ -335,7 +344,8 @@ def _checked_reward(reward) -> float:
 def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode that ended."""
     nothing = np.full(len(dones), np.nan)
-    real_next_obs, success = next_obs.copy(), np.array(infos.get("success", nothing), dtype=np.float64)
+    real_next_obs = next_obs.copy()
+    success = np.array(infos.get("success", nothing), dtype=np.float64)
     if dones.any():
         real_next_obs[dones] = np.stack(infos["final_obs"][dones])
         success[dones] = infos["final_info"].get("success", nothing)[dones]
@@ -370,12 +380,14 @@ def play_episodes(envs, policy: Callable, first: int, number: int) -> list[np.nd
     (envs, time, ...): obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones.
     """
     obs, _ = envs.reset(options={"number": [first] * envs.num_envs})
-    history, ended = [], np.zeros(envs.num_envs, dtype=int)
+    history = []
+    ended = np.zeros(envs.num_envs, dtype=int)
     while (ended < number).any():
         actions, log_probs = policy(obs)
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         dones = terminations | truncations
         real_next_obs, success = true_successors(next_obs, infos, dones)
         history.append((obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones))
-        obs, ended = next_obs, ended + dones
+        obs = next_obs
+        ended += dones
     return [np.stack(x, 1).astype(np.float32) for x in zip(*history)]

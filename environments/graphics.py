@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import runlog
+
 OFF = ("disable", "disabled", "off", "false", "0")
 SYNONYMS = {"enable": "", "enabled": "", "on": "", "true": "", "1": "", "glx": "glfw", "wgl": "glfw", "cgl": "glfw"}
 VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
@@ -108,8 +110,7 @@ def enable_graphics() -> str:
     if backend is None:
         raise NoGraphics(f"no graphics here: {told}; install Mesa's EGL (libegl1) or OSMesa (libosmesa6)")
     if wanted and backend != wanted:
-        text = f"MUJOCO_GL={wanted} does not work here, so videos are drawn with {backend} ({told})"
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        runlog.warn(f"MUJOCO_GL={wanted} does not work here, so videos are drawn with {backend} ({told})")
     for variable, value in settings(backend).items():
         _set(variable, value)
     # What was imported by no_graphics looks at MUJOCO_GL again.

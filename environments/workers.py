@@ -14,9 +14,8 @@ import numpy as np
 from gymnasium.vector.utils import write_to_shared_memory
 
 import runlog
+from runlog.stopping import SIGNALS
 
-# The parent decides when the workers end: a Ctrl-C, Slurm's warning and a closed terminal reach the whole group.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_SECONDS = 5  # that a worker has to finish a step and close its environment, before it is killed
 
 
@@ -40,7 +39,7 @@ def _die_with_parent() -> None:
 def _worker(index, env_fn, pipe, parent_pipe, shared_memory, errors, autoreset_mode, semaphore) -> None:
     """What a worker process does: gymnasium's protocol with SAME_STEP. An error is one line for the parent, after which
     the worker waits for the next command. It ends when the pipe closes, or when the parent is no more."""
-    for number in SIGNALS:
+    for number in SIGNALS:  # they reach the whole group, and the parent decides when its workers end
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -77,7 +76,8 @@ def _answer(env: gymnasium.Env, command: str, data, index: int, shared_memory):
     if command == "step":
         obs, reward, terminated, truncated, info = env.step(data)
         if terminated or truncated:
-            last_obs, last_info = obs, info
+            last_obs = obs
+            last_info = info
             obs, info = env.reset()
             info = {"final_info": last_info, "final_obs": last_obs, **info}
         write_to_shared_memory(env.observation_space, index, obs, shared_memory)
@@ -117,7 +117,8 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
     def __init__(self, env_fns: Sequence[Callable], names: Sequence[str]):
         self.names = names
         mode = gymnasium.vector.AutoresetMode.SAME_STEP
-        self.parent_pipes, self.processes = [], []
+        self.parent_pipes = []
+        self.processes = []
         try:
             with _signals_held_back(), self._deaths_told():
                 super().__init__(env_fns, autoreset_mode=mode, worker=_worker)

@@ -59,9 +59,11 @@ from runlog.checks import (  # noqa: F401  (handed on)
     sequence_length,
     value_errors_are_user_errors,
 )
+from runlog.disk import append
 from runlog.disk import check_space as check_space
 from runlog.disk import reserve as reserve
 from runlog.disk import row_checksums as row_checksums
+from runlog.disk import writing as writing
 from runlog.divergence import Divergence as Divergence
 from runlog.mirrors import SECTIONS as SECTIONS
 from runlog.stopping import SaveTimes as SaveTimes
@@ -69,16 +71,19 @@ from runlog.stopping import Stopped
 from runlog.stopping import stop_on_signals as stop_on_signals
 from runlog.terminal import UserError as UserError
 from runlog.terminal import exit_on_user_error as exit_on_user_error
-from runlog.terminal import reason as _reason
-from runlog.terminal import warn as _warn
-from runlog.terminal import warn_once
+from runlog.terminal import reason as reason
+from runlog.terminal import warn as warn
+from runlog.terminal import warn_once as warn_once
 
-CHECKPOINT, PREVIOUS, STAGED = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.next.pt"
+CHECKPOINT = "checkpoint.pt"
+PREVIOUS = "checkpoint.prev.pt"
+STAGED = "checkpoint.next.pt"
 APPEND_ONLY = {"scalars.csv": "step,key,value,wall_time\n", "perf.csv": "step,key,value,wall_time\n"}  # file: header
 APPEND_ONLY |= {"histograms.jsonl": "", "curves.jsonl": ""}
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "dm_control", "metaworld", "shimmy", "ale-py", "wandb")
 REPLAY_FILE = "replay.dat"  # one that an algorithm keeps in the run's folder by itself (DQN)
-FLUSH_SECONDS, FLUSH_ROWS = 10.0, 5_000
+FLUSH_SECONDS = 10.0
+FLUSH_ROWS = 5_000
 ENDED = ("finished", "diverged")
 # Flags that do not change what a run computes, so they are no part of its identity.
 NOT_IDENTITY = (
@@ -101,7 +106,8 @@ def parse_args(cls, argv: Sequence[str] | None = None):
     argv: arguments without the program's name; None takes `sys.argv[1:]`. Raises SystemExit: 0 after `--help`,
     2 after a mistake, which is printed on stderr as `error: ...`.
     """
-    argv, boxes = list(sys.argv[1:] if argv is None else argv), io.StringIO()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
             return tyro.cli(cls, args=argv)
@@ -243,10 +249,14 @@ def set_states(generators: dict[str, torch.Generator], states: dict[str, torch.T
 def graphed(block):
     """`block` as one CUDA graph. It always works on one copy of its inputs: three calls warm up on a side stream, the
     fourth is captured, and from then on the graph is replayed. It has never run on a GPU."""
-    graph, stream, kept, calls = torch.cuda.CUDAGraph(), torch.cuda.Stream(), {}, itertools.count()
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    kept = {}
+    calls = itertools.count()
 
     def call(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        inputs, number = {**batches, "noise": noise}, next(calls)
+        inputs = {**batches, "noise": noise}
+        number = next(calls)
         for name, x in inputs.items():
             kept.setdefault(name, torch.empty(x.shape, dtype=x.dtype, device=x.device)).copy_(x)
         arguments = {name: kept[name] for name in batches}, kept["noise"]
@@ -263,16 +273,6 @@ def graphed(block):
         return kept["out"]
 
     return call
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Failure to write (full disk, quota, file-size limit, permission) is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "free some space or choose a writable folder, then start the same command again"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 def _write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -324,7 +324,7 @@ def _read_json(path: Path) -> dict:
     try:
         found = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise _Damaged(f"{path} is damaged ({_reason(error)})") from None
+        raise _Damaged(f"{path} is damaged ({reason(error)})") from None
     if not isinstance(found, dict):
         raise _Damaged(f"{path} is damaged (it holds {str(found)[:40]!r} instead of keys and values)")
     return found
@@ -364,7 +364,7 @@ def _load_pt(path: Path) -> dict:
     except MemoryError:
         raise
     except Exception as error:
-        raise _Damaged(f"{path} is {'damaged' if path.exists() else 'missing'} ({_reason(error)})") from None
+        raise _Damaged(f"{path} is {'damaged' if path.exists() else 'missing'} ({reason(error)})") from None
 
 
 def _plain(value, where: str):
@@ -394,7 +394,8 @@ def _code_and_hardware() -> dict:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    cpu, commit = platform.machine(), ""
+    cpu = platform.machine()
+    commit = ""
     with contextlib.suppress(OSError, AttributeError):
         cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
     with contextlib.suppress(OSError):
@@ -420,19 +421,29 @@ class Run:
     """
 
     def __init__(self, root: str | Path, name: str, config: dict, *, exclude: Collection[str] = (), fresh=False):
-        self.folder, self.name = Path(root) / name, name
-        self.config, self.exclude, self.digest = config, tuple(exclude), config_hash(config, exclude)
-        self._fresh, self._lock, self._ready = fresh, None, False
-        self._told, self._verified = set(), set()  # warnings; replay files whose checksums are right
+        self.folder = Path(root) / name
+        self.name = name
+        self.config = config
+        self.exclude = tuple(exclude)
+        self.digest = config_hash(config, exclude)
+        self._fresh = fresh
+        self._lock = None
+        self._ready = False
+        self._told = set()  # warnings
+        self._verified = set()  # replay files whose checksums are right
         self._rows = {file: [] for file in APPEND_ONLY}
-        self._mirrors, self._purge_step = [], 0  # TensorBoard, W&B
-        self._chunks, self._num_rows = [], 0  # replay files of the newest checkpoint: [name, first row, last row + 1]
-        self._staged = None  # the same two of a checkpoint that is staged and not committed
+        self._mirrors = []  # TensorBoard, W&B
+        self._purge_step = 0
+        self._chunks = []  # replay files of the newest checkpoint: [name, first row, last row + 1]
+        self._num_rows = 0
+        self._staged = None  # (chunks, num_rows) of a checkpoint that is staged and not committed
         self._drawn_size = 0  # of curves.jsonl
         self._is_new = False  # whether the folder held nothing at `open`, or was emptied by it
         self._made_parents = []  # folders around it that `open` has made, the innermost first
         self._before_open = {}  # config.json and meta.json as they were: file -> bytes, or None
-        self._before, self._clock, self._flushed = 0.0, time.monotonic(), time.monotonic()
+        self._before = 0.0
+        self._clock = time.monotonic()
+        self._flushed = time.monotonic()
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -442,7 +453,9 @@ class Run:
         if self._fresh:
             return "new"
         status = self._read_meta().get("status")
-        return status if status in ENDED else "interrupted" if status else "new"
+        if status in ENDED:
+            return status
+        return "interrupted" if status else "new"
 
     def _read_meta(self) -> dict:
         """meta.json; of a damaged one no more than that the run is interrupted: `open` then writes it anew."""
@@ -456,7 +469,7 @@ class Run:
         return meta
 
     def _read_or_warn(self, name: str, consequence: str) -> tuple[dict, bool]:
-        """(content of a file of JSON, whether it is damaged, which is told once); {} if it is missing or damaged."""
+        """(content of a JSON file, whether it is damaged); {} if it is missing or damaged. Warns once of damage."""
         try:
             return _read_json(self.folder / name), False
         except _Damaged as damage:
@@ -465,7 +478,7 @@ class Run:
 
     def _warn_once(self, text: str) -> None:
         if text not in self._told:
-            _warn(text)
+            warn(text)
             self._told.add(text)
 
     def open(self, *, tensorboard: bool = True, wandb_kwargs: dict | None = None) -> "Run":
@@ -481,7 +494,8 @@ class Run:
             if self._fresh:
                 self._delete_content()
                 self._is_new = True
-            fresh, self._fresh = self._fresh, False
+            fresh = self._fresh
+            self._fresh = False
             self._check_identity()
             self._before_open = {name: _bytes_or_none(self.folder / name) for name in ("config.json", "meta.json")}
             self._mirrors = [mirrors.TensorBoard(self.folder)] if tensorboard else []
@@ -498,9 +512,10 @@ class Run:
             session = {"start": _now(), "argv": here["argv"], "git": here["git"], "versions": here["versions"]}
             self._meta |= {"status": "running", "sessions": [*sessions, session]}
             if old.get("git", here["git"]) != here["git"]:
-                _warn(f"{self.folder} was begun with the code of {old['git']}, and goes on with {here['git']}")
+                warn(f"{self.folder} was begun with the code of {old['git']}, and goes on with {here['git']}")
             _write_json(self.folder / "meta.json", self._meta)
-            self._before, self._clock = 0.0, time.monotonic()
+            self._before = 0.0
+            self._clock = time.monotonic()
             self._purge_step = 0  # in the first session too: to TensorBoard's slow loader a first purge is no restart
             self._ready = not any((self.folder / name).exists() for name in (STAGED, CHECKPOINT, PREVIOUS))
             if self._ready:
@@ -556,7 +571,8 @@ class Run:
             folder.rmdir()  # fails if another process has put something into it meanwhile: that stays
 
     def _acquire_lock(self) -> None:
-        self._before_open, self._made_parents = {}, []
+        self._before_open = {}
+        self._made_parents = []
         for attempt in itertools.count():
             with writing(self.folder):
                 try:
@@ -644,7 +660,8 @@ class Run:
         step: environment steps. scalars: key -> number or 0-d tensor; NaN and infinities are allowed. Buffered.
         """
         self._require_ready()
-        step, values = int(step), {key: float(value) for key, value in scalars.items()}
+        step = int(step)
+        values = {key: float(value) for key, value in scalars.items()}
         for key, value in values.items():
             if re.search(r'[,"\s]', key):
                 raise ValueError(f"the key {key!r} holds a comma, a quote or white space")
@@ -664,7 +681,8 @@ class Run:
     def log_histogram(self, step: int, key: str, counts, edges) -> None:
         """Append a histogram to histograms.jsonl and mirror it. counts: n numbers. edges: n + 1, else ValueError."""
         self._require_ready()
-        counts, edges = np.asarray(counts, dtype=np.float64), np.asarray(edges, dtype=np.float64)
+        counts = np.asarray(counts, dtype=np.float64)
+        edges = np.asarray(edges, dtype=np.float64)
         if len(edges) != len(counts) + 1:
             raise ValueError(f"{key}: {len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}")
         row = {"step": int(step), "key": key, "counts": counts.tolist(), "edges": edges.tolist()}
@@ -703,21 +721,13 @@ class Run:
             for path in figures.draw_run(self.folder):
                 self.log_image(step, f"plots/{path.stem}", path)
         except Exception as error:
-            warn_once("plots", f"no plots of {self.folder} at step {step} ({_reason(error)})")
+            warn_once("plots", f"no plots of {self.folder} at step {step} ({reason(error)})")
 
     def flush(self) -> None:
         """Write all buffered rows to the disk. Raises UserError if they cannot be written (no half rows are left)."""
         for name, rows in self._rows.items():
-            data = memoryview("".join(rows).encode())
-            with writing(self.folder / name), open(self.folder / name, "ab", buffering=0) as file:
-                size = file.tell()
-                try:
-                    while data:
-                        data = data[file.write(data) :]
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(size)
-                    raise
+            with writing(self.folder / name):
+                append(self.folder / name, "".join(rows).encode(), sync=True)
             rows.clear()
         self._flushed = time.monotonic()
         for mirror in self._mirrors:
@@ -748,7 +758,9 @@ class Run:
         self._require_ready()
         state = _plain(state, "state")
         self.flush()
-        chunks, start, stop = list(self._chunks), self._num_rows, self._num_rows
+        chunks = list(self._chunks)
+        start = self._num_rows
+        stop = self._num_rows
         if transitions:
             new = {key: _plain(torch.as_tensor(value), key) for key, value in transitions.items()}
             if len({len(rows) for rows in new.values()}) != 1:
@@ -798,7 +810,7 @@ class Run:
         """(step, state, transitions) of the newest good checkpoint or the one at `step`; (0, None, None) without any.
 
         All tensors are on the CPU; transitions are the last `keep_transitions` rows, or None. If the run is open, rows
-        and checkpoints of later steps are deleted. A damaged checkpoint is told on stderr and the one before is taken.
+        and checkpoints of later steps are deleted. With a damaged checkpoint it warns and takes the one before.
         Raises UserError like `checkpoint_steps`, and if there is no good checkpoint at `step`.
         """
         found = self._checkpoints()
@@ -819,9 +831,12 @@ class Run:
                     (self.folder / STAGED).unlink(missing_ok=True)
                     os.replace(path, self.folder / CHECKPOINT)
             self._cut(content["offsets"], content["step"])
-            self._chunks, self._num_rows = content["chunks"], content["num_rows"]
-            self._before, self._clock = content["elapsed"], time.monotonic()
-            self._purge_step, self._ready = content["step"] + 1, True
+            self._chunks = content["chunks"]
+            self._num_rows = content["num_rows"]
+            self._before = content["elapsed"]
+            self._clock = time.monotonic()
+            self._purge_step = content["step"] + 1
+            self._ready = True
             self._meta["sessions"][-1]["from_step"] = content["step"]
             _write_json(self.folder / "meta.json", self._meta)
         return content["step"], content["state"], transitions
@@ -857,7 +872,8 @@ class Run:
 
     def _checkpoints(self) -> list[tuple[Path, dict]]:
         """The usable checkpoints, newest first."""
-        good, problems = [], []
+        good = []
+        problems = []
         paths = [] if self._fresh else [self.folder / name for name in (STAGED, CHECKPOINT, PREVIOUS)]
         for path in filter(Path.exists, paths):
             try:
@@ -878,12 +894,13 @@ class Run:
         if problems and not good:
             raise UserError(f"no usable checkpoint: {'; '.join(problems)}; {keep_or_fresh(self.folder)}")
         for problem in (p for p in problems if p not in self._told):
-            _warn(f"{problem}; using {good[0][0].name}, step {good[0][1]['step']}")
+            warn(f"{problem}; using {good[0][0].name}, step {good[0][1]['step']}")
             self._told.add(problem)
         return good
 
     def _read_transitions(self, content: dict) -> dict | None:
-        out, stop = {}, content["num_rows"]
+        out = {}
+        stop = content["num_rows"]
         files = self._chunk_files(content)
         first = max(files[0][1], 0 if content["keep"] is None else stop - content["keep"]) if files else 0
         for file, start, end in files:  # one after the other: a replay of many GB must not be held twice
@@ -895,7 +912,7 @@ class Run:
         return out or None
 
     def _cut(self, sizes: dict[str, int], step: int = 0) -> None:
-        """Cuts off the rows after `step`. A file that has lost earlier ones keeps its whole lines: that is told."""
+        """Cuts off the rows after `step`. Of a file that has lost earlier ones it keeps the whole lines, and warns."""
         for name, size in sizes.items():
             with writing(self.folder / name), open(self.folder / name, "a+b") as file:
                 there = file.seek(0, os.SEEK_END)
@@ -915,12 +932,6 @@ class Run:
     def _require_ready(self) -> None:
         if not self._ready:
             raise RuntimeError(f"{self} is not open" if self._lock is None else f"{self}: call load_checkpoint() first")
-
-    def update_meta(self, **extra) -> None:
-        """Add JSON-like values to meta.json; works on a closed run too."""
-        meta = self._meta if self._lock is not None else self._read_meta()
-        meta |= extra
-        _write_json(self.folder / "meta.json", meta)
 
     def finish(self, status: str = "finished", **extra) -> None:
         """End the run for good: write the rows, the status, the end and the peak memory; close mirrors; free the lock.
@@ -1010,7 +1021,8 @@ def make_runs(args, script: str, **own) -> dict[int, Run]:
         config = {**dataclasses.asdict(dataclasses.replace(args, seed=seed)), **own}
         if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
             (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
-        name, digest = env_name(config["env_id"]), config_hash(config, NOT_IDENTITY)
+        name = env_name(config["env_id"])
+        digest = config_hash(config, NOT_IDENTITY)
         name = run_name(name, script, config["activation"], seed, digest)
         runs[seed] = Run(args.runs_dir, name, config, exclude=NOT_IDENTITY, fresh=args.fresh)
     return runs
@@ -1020,7 +1032,9 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep freed buffers of up to 32 MB for the next ones. By default many go back to the kernel, and
     page faults of the next take a tenth to a fifth of an Atari update on the CPU (docs/log.md). Elsewhere: no-op."""
     with contextlib.suppress(OSError, AttributeError):
-        libc, trim_threshold, mmap_threshold = ctypes.CDLL("libc.so.6"), -1, -3  # numbers of malloc.h
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
+        mmap_threshold = -3  # M_MMAP_THRESHOLD
         libc.mallopt(mmap_threshold, 32 * 2**20)  # the greatest that there is
         libc.mallopt(trim_threshold, 2**31 - 1)
 
@@ -1087,7 +1101,10 @@ def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callab
     make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) -> action (action_dim,).
     Training does not depend on it: without graphics or ffmpeg the reason is one line on stderr, and the return is nan.
     """
-    total, steps, done, frames = 0.0, 0, False, []
+    total = 0.0
+    steps = 0
+    done = False
+    frames = []
     try:
         env = make_env()
         obs, _ = env.reset()
@@ -1095,10 +1112,12 @@ def save_video(path: Path, make_env: Callable[[], gymnasium.Env], policy: Callab
             if steps % every == 0:
                 frames.append(env.render())
             obs, reward, terminated, truncated, _ = env.step(policy(obs))
-            total, steps, done = total + float(reward), steps + 1, terminated or truncated
+            total += float(reward)
+            steps += 1
+            done = terminated or truncated
         env.close()
     except Exception as error:
-        warn_once("video", f"no video {path} ({_reason(error)})")
+        warn_once("video", f"no video {path} ({reason(error)})")
         return float("nan")
     write_video(path, frames, fps=25)
     return total
@@ -1115,7 +1134,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
     except Exception as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)  # a part of it
-        warn_once("video", f"no video {path} ({_reason(error)})")
+        warn_once("video", f"no video {path} ({reason(error)})")
         return False
     return True
 
@@ -1133,7 +1152,8 @@ def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, pr
     made anew and has the files and plots of a run's folder. Prints one line. Raises UserError: not writable. Without
     ffmpeg there is no video, and a warning."""
     again = Run(run.folder, f"evaluation-{step}", run.config, exclude=NOT_IDENTITY, fresh=True).open(tensorboard=False)
-    mean, std = float(np.mean(returns)), float(np.std(returns))
+    mean = float(np.mean(returns))
+    std = float(np.std(returns))
     again.log(step, {"eval/episodic_return": mean, "eval/episodic_return_std": std, "eval/num_games": len(returns)})
     again.log(step, scalars)
     log_report(again, step, prefix, report)
@@ -1190,7 +1210,7 @@ def draw_function_approximation(folders: Sequence[Path], out: Path) -> None:
         figures.function_approximation(folders, out)
     except Exception as error:
         remedy = "`python figures.py function_approximation` draws them"
-        warn_once("plots", f"no figures in {out} ({_reason(error)}); {remedy}")
+        warn_once("plots", f"no figures in {out} ({reason(error)}); {remedy}")
 
 
 def log_ntk(runs: Run | Sequence[Run], step: int, prefix: str, ranks: dict[str, torch.Tensor]) -> None:
@@ -1262,7 +1282,8 @@ class Progress:
 
     def __init__(self, initial: int, total: int, desc: str = ""):
         self.postfix = {}  # what is shown behind the bar
-        self._clock, self._clock_step = time.monotonic(), initial
+        self._clock = time.monotonic()
+        self._clock_step = initial
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar = tqdm(  # ascii: not every terminal has blocks
             initial=initial, total=total, desc=desc, disable=not on_terminal, dynamic_ncols=True, ascii=True
@@ -1277,13 +1298,18 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
-        print(text, flush=True) if self._bar.disable else self._bar.write(text)
+        if self._bar.disable:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
 
     def speed(self, step: int) -> float:
         """Environment steps per second since the last call (or the start); shows it behind the bar."""
         now = time.monotonic()
         speed = (step - self._clock_step) / (now - self._clock)
-        self._clock, self._clock_step, self.postfix["sps"] = now, step, f"{speed:.0f}"
+        self._clock = now
+        self._clock_step = step
+        self.postfix["sps"] = f"{speed:.0f}"
         return speed
 
     def skip(self, seconds: float) -> None:

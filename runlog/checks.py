@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 import activations
-from runlog.terminal import UserError
-from runlog.terminal import reason as reason_of
+from runlog.terminal import UserError, reason
 
 LARGEST_COUNT = 2**53  # float64, which rows and schedules are in, holds every whole number up to here
 LARGEST_SEED = 2**63 - 1  # of torch's generators
@@ -39,12 +38,15 @@ def flag_name(field: str) -> str:
 
 def find_device(name: str) -> torch.device:
     """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without such a device."""
+    chosen = name
+    if name == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(chosen)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise UserError(f"--device {name}: not on this machine ({reason}); use cpu or auto") from None
+        first_sentence = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"--device {name}: not on this machine ({first_sentence}); use cpu or auto") from None
     return device
 
 
@@ -57,8 +59,10 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
 
 def _largest(args, field: str) -> int:
     """The greatest whole number that a flag takes; the last seed of a batch counts too."""
-    num_seeds = getattr(args, "num_seeds", 1)
-    return LARGEST_SEED - max(min(num_seeds, LARGEST_COUNT) - 1, 0) if field == "seed" else LARGEST_COUNT
+    if field != "seed":
+        return LARGEST_COUNT
+    num_seeds = min(getattr(args, "num_seeds", 1), LARGEST_COUNT)
+    return LARGEST_SEED - max(num_seeds - 1, 0)
 
 
 def check_range(args, interval: str, flags: str) -> None:
@@ -96,14 +100,16 @@ def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
     except UserError:  # says what to do already
         raise
     except Exception as error:
-        raise UserError(f"{what} ({reason_of(error)}); {remedy}") from error
+        raise UserError(f"{what} ({reason(error)}); {remedy}") from error
 
 
 def sequence_length(args):
-    """args with the total_timesteps of its tasks env_id in a row: their number times steps_per_task; args as it is with
-    one task. Raises UserError: without steps_per_task, or with it for one task; with another total_timesteps; not a
-    multiple of eval_frequency; if there is no step of a task after learning_starts."""
-    number, each, total = len(args.env_id), args.steps_per_task, args.total_timesteps
+    """args with the total_timesteps of its sequential tasks env_id: their number times steps_per_task; with one task
+    args as it is. Raises UserError: several tasks without steps_per_task, or one with it; another total_timesteps; a
+    steps_per_task that is no multiple of eval_frequency; a task without a step after learning_starts."""
+    number = len(args.env_id)
+    each = args.steps_per_task
+    total = args.total_timesteps
     if number <= 1 and each is not None:
         raise UserError(f"--steps-per-task {each}: needs several --env-id; use --total-timesteps {each}")
     if number == 1:
@@ -175,7 +181,7 @@ def _check_text(flag: str, text: str, default) -> None:
 def check_folder(flag: str, folder: str, written: bool = True) -> None:
     """Raises UserError unless `folder` is one, or can be made (and be written to, if `written`). Creates nothing."""
     remedy = "choose a writable folder" if written else "choose a folder"
-    reason = None
+    problem = None
     try:
         with contextlib.suppress(FileNotFoundError):
             os.stat(Path(folder, "x" * LONGEST_RUN_NAME))  # a run's folder must fit in as well
@@ -183,15 +189,15 @@ def check_folder(flag: str, folder: str, written: bool = True) -> None:
         while not existing.exists():
             existing = existing.parent
         if not existing.is_dir():
-            reason = f"{existing} is a file"
+            problem = f"{existing} is a file"
         elif written and not os.access(existing, os.W_OK | os.X_OK):
-            reason = f"{existing} is not writable"
+            problem = f"{existing} is not writable"
     except OSError as error:
-        reason = error.strerror
+        problem = error.strerror
         if error.errno == errno.ENAMETOOLONG:
             remedy = f"{remedy} with a shorter name"
-    if reason is not None:
-        raise UserError(f"{flag} {folder}: {reason}; {remedy}")
+    if problem is not None:
+        raise UserError(f"{flag} {folder}: {problem}; {remedy}")
 
 
 def _check_open_files(args, num_runs: int) -> None:
@@ -256,7 +262,8 @@ def mlp_size(inputs: int, widths: Sequence[int], expression: str, outputs: int, 
 def nature_cnn_size(args, outputs: int) -> NetworkSize:
     """NetworkSize of the Nature CNN (Mnih et al. 2015) of the Atari scripts, with a linear layer of outputs."""
     encoder = args.encoder_activation or (args.activation,)
-    size, features = NetworkSize(), 4
+    size = NetworkSize()
+    features = 4
     layers = ((32, 8, 20), (64, 4, 9), (64, 3, 7))  # channels, kernel size, pixels a side of what it makes
     for (channels, kernel, side), expression in zip(layers, encoder * (3 // len(encoder))):
         norm = {"none": 0, "channel": channels, "chw": channels * side**2}[args.layer_norm]
@@ -291,9 +298,14 @@ def _left_in_control_groups(groups: str, root: Path) -> list[int]:
     for line in groups.splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            top, limit, usage, cache = root, "memory.max", "memory.current", "inactive_file"
+            top = root
+            limit = "memory.max"
+            usage = "memory.current"
+            cache = "inactive_file"
         elif "memory" in controllers.split(","):
-            top, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            top = root / "memory"
+            limit = "memory.limit_in_bytes"
+            usage = "memory.usage_in_bytes"
             cache = "total_inactive_file"
         else:
             continue

@@ -1,21 +1,48 @@
-"""Large files that are mapped into memory: their space on the disk, and the checksums of their rows.
+"""Files: what fails in writing them; of large ones that are mapped into memory, the space and the checksums of rows.
 
 Of the disk itself: a mapped file whose blocks are not its own, or that becomes shorter, ends the process with a bus
 error (SIGBUS) where a page is touched, without a message. So the space is taken, and the size looked at, beforehand.
 """
 
+import contextlib
 import errno
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-import runlog
+from runlog.terminal import UserError
 
 PIECE = 2**24  # bytes that are read or written at once
 CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # not an error of the disk
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Failure to write (full disk, quota, file-size limit, permission) is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space or choose a writable folder, then start the same command again"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+def append(path: Path, data: bytes, sync: bool = False) -> None:
+    """Adds `data` to a file, all of it or nothing. sync: wait until it is on the disk. Raises OSError."""
+    rest = memoryview(data)
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)  # half a record would spoil what follows
+            raise
 
 
 def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
@@ -26,7 +53,7 @@ def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
     exist.
     """
     missing = size
-    with runlog.writing(path):
+    with writing(path):
         if path.exists():
             missing -= path.stat().st_blocks * 512  # of 512 bytes on every system
         folder = path.parent
@@ -36,7 +63,7 @@ def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
     if missing > 0 and missing + size // 20 > free:
         needs = f"needs {_megabytes(missing + size // 20)}"
         beginning = f"{flag}: {path}" if flag else f"{path}"
-        raise runlog.UserError(f"{beginning} {needs} of disk, of which {_megabytes(free)} are free; {remedy}")
+        raise UserError(f"{beginning} {needs} of disk, of which {_megabytes(free)} are free; {remedy}")
 
 
 def reserve(path: Path, size: int, remedy: str) -> None:
@@ -59,7 +86,7 @@ def reserve(path: Path, size: int, remedy: str) -> None:
         if not isinstance(error, OSError):
             raise
         told = f"cannot write {path}, which takes {_megabytes(size)} ({error.strerror or error})"
-        raise runlog.UserError(f"{told}; {remedy}") from error
+        raise UserError(f"{told}; {remedy}") from error
 
 
 def row_checksums(path: Path, row_size: int, first: int, end: int) -> np.ndarray:

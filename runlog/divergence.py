@@ -1,9 +1,10 @@
 """Seeds whose training has become non-finite: from which step on, and which quantity it was first (docs/runs.md)."""
 
-import sys
 from collections.abc import Sequence
 
 import torch
+
+from runlog.terminal import warn
 
 
 class Divergence:
@@ -40,5 +41,5 @@ class Divergence:
                 self._reported.add(i)
                 name = f": {self.names[cause - 1]} is not finite" if cause else ""
                 told = f"seed {seed} has diverged at step {step}{name}"
-                print(f"warning: {told}; its last evaluation is carried forward", file=sys.stderr, flush=True)
+                warn(f"{told}; its last evaluation is carried forward")
         return steps

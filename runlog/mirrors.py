@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runlog.disk import append
 from runlog.terminal import UserError, reason, warn_once
 
 WANDB_VERSION = "wandb>=0.31,<0.32"  # as in requirements.txt
@@ -31,7 +32,7 @@ SECTIONS = {
         "evaluation return": "eval/(task[0-9]+/)?episodic_return",
         "evaluation success rate": "eval/(task[0-9]+/)?success",
         "training return": "charts/episodic_return",
-        "tasks in a row: average, forgetting, plasticity": "sequence/(average|forgetting|plasticity)",
+        "sequential tasks: average, forgetting, plasticity": "sequence/(average|forgetting|plasticity)",
         "accuracy on a task: online, end, test": "charts/(online|end|test)_accuracy",
         "regression error": "(eval|losses)/mse",
     },
@@ -143,15 +144,7 @@ class TensorBoard:
             write(wall_time=time.time(), summary=summary.custom_scalars(_layout()))
         for step, wall_time, summarise in self._pending:
             write(wall_time=wall_time, step=step, summary=summarise(summary))
-        with open(path, "ab", buffering=0) as file:
-            size = file.tell()
-            data = content.getbuffer()
-            try:
-                while data:
-                    data = data[file.write(data) :]
-            except OSError:
-                file.truncate(size)  # half a record would hide all that follow
-                raise
+        append(path, content.getbuffer())
         self._path = path
 
 

@@ -28,7 +28,7 @@ def warn_once(subject: str, text: str) -> None:
 
 def reason(error: BaseException) -> str:
     """Type and first line of an exception, for the parentheses of a message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].strip()
+    return f"{type(error).__name__}: {error}".splitlines()[0].strip(": ")
 
 
 class _Guarded:

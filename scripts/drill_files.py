@@ -13,6 +13,7 @@ Exits with 1 on any difference.
 """
 
 import dataclasses
+import itertools
 import os
 import random
 import shutil
@@ -236,7 +237,7 @@ def main(args: Args) -> None:
     number = number_of_operations(folder)
     expected = outcome(folder)
     shutil.rmtree(folder)
-    drills = [[(k, before)] for k in range(1, number + 1) for before in (True, False)]
+    drills = [[kill] for kill in itertools.product(range(1, number + 1), (True, False))]
     rng = random.Random(args.seed)
     for _ in range(args.twice):
         drills.append([(rng.randint(1, number), rng.random() < 0.5), (rng.randint(1, number), rng.random() < 0.5)])

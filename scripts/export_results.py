@@ -72,7 +72,8 @@ def main(args: Args) -> None:
     runs = []
     for activation, group in groups.items():
         for run in group:
-            config, own = run.config, run.provenance()
+            config = run.config
+            own = run.provenance()
             for metric in METRICS:
                 series = windows(run) if metric == "charts/window_return" else run.series(metric)
                 for step, value, *_ in thinned(series):
@@ -120,7 +121,7 @@ def split(groups: dict[str, list[figures.Loaded]], keys: tuple[str, ...]) -> dic
 
 def print_returns(groups: dict[str, list[figures.Loaded]]) -> None:
     """Mean and standard deviation over seeds of the last return, of all runs at the last step that all have reached."""
-    every = [run for group in groups.values() for run in group]
+    every = figures.all_runs(groups)
     key = "eval/episodic_return"
     if not any(len(run.series(key)) for run in every):
         key = "charts/episodic_return"

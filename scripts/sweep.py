@@ -51,9 +51,7 @@ class Args:
     only_failed: bool = False  # start only what failed the last time
     retries: int = 1  # further attempts of a process that crashes (they resume); a user error gets none
     seeds_per_process: int = 0  # most seeds of a cell in one process, for scripts that train them together; 0 = all
-    patience: float = (
-        sweep_task.PATIENCE
-    )  # seconds that processes get to save a checkpoint when the sweep is stopped; then they are killed
+    patience: float = sweep_task.PATIENCE  # seconds that processes get to save a checkpoint when the sweep is stopped
     threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
     slots: int | None = None  # processes at a time; None = one per GPU or, without any, per core
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
@@ -146,7 +144,8 @@ class LocalSlots:
 
     def __init__(self, sweep: Path, places: list[dict[str, str]], patience: float, request: sweep_task.StopRequest):
         self.sweep, self.free, self.children = sweep, list(places), {}
-        self.patience, self.request = patience, request
+        self.patience = patience
+        self.request = request
 
     def full(self) -> bool:
         return not self.free
@@ -187,7 +186,8 @@ class RayTasks:
 
     def __init__(self, sweep: Path, args: Args, threads: int, request: sweep_task.StopRequest):
         address, slots_per_gpu = "".join(args.ray), args.slots_per_gpu
-        self.patience, self.request = args.patience, request
+        self.patience = args.patience
+        self.request = request
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         host, _, port = address.rpartition(":")
         own_machine = address == "local" or host in ("127.0.0.1", "localhost")
@@ -338,7 +338,10 @@ class Board:
         self.processes = {process["id"]: process for process in processes}
         states = [sweep_task.read_state(sweep, process) for process in processes]
         self.seconds = [state["seconds"] for state in states if state.get("status") == "ended"]
-        self.done, self.failed, self.stopped, self.left = 0, 0, 0, 0
+        self.done = 0
+        self.failed = 0
+        self.stopped = 0
+        self.left = 0
         self.live, self.height, self.drawn = sys.stdout.isatty(), 0, 0.0
 
     def time_to_go(self) -> str:
@@ -510,7 +513,7 @@ def main(args: Args) -> int:
     places, threads = ([], args.threads or 1) if elsewhere else find_places(args)
     commands = expand_all(read_grids(args.grids, sys.stdin))
     processes = plan(commands, args.runs_dir, args.seeds_per_process, threads)
-    runs = sorted(run for p in processes for run in p["runs"])
+    runs = sorted(itertools.chain.from_iterable(process["runs"] for process in processes))
     digest = hashlib.sha256("\n".join(runs).encode(errors="surrogateescape")).hexdigest()
     sweep = Path(args.runs_dir or "runs") / "sweeps" / (args.name or f"sweep-{digest[:8]}")
     todo = [process for process in processes if not sweep_task.has_ended(process)]

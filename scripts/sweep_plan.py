@@ -100,8 +100,8 @@ def expand(text: str) -> list[str]:
         if isinstance(alternatives, range):
             middles = [str(x) for x in alternatives]
         else:
-            middles = [each for part in alternatives for each in expand(part)]
-        made = [done + before + middle for done in made for middle in middles]
+            middles = list(itertools.chain.from_iterable(map(expand, alternatives)))
+        made = [done + before + middle for done, middle in itertools.product(made, middles)]
     return [done + text for done in made]
 
 
