@@ -381,6 +381,7 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
     generators = {use: [runlog.make_generator(s, use, device=device) for s in seeds] for use in ("act", "update")}
     episodes = [runlog.new_episode() for _ in seeds]
     last_eval = [{"tasks": [], "bias": {}, "history": []} for _ in seeds]
+    last_info = [{} for _ in seeds]
     divergence = runlog.Divergence(seeds, device)
     for i, run in enumerate(runs):
         _, state, transitions = run.load_checkpoint(start)
@@ -389,6 +390,7 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             buffer.restore(i, transitions["rows"], start)
             episodes[i] = state["episode"]
             last_eval[i] = state["last_eval"]
+            last_info[i] = state.get("info", {})  # older checkpoints have none
             divergence.step[i] = state["diverged"]
             runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
     obs, infos = envs.reset(options={key: [episode[key] for episode in episodes] for key in ("number", "actions")})
@@ -405,7 +407,9 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
     progress = runlog.Progress(start, args.total_timesteps, f"{runlog.env_name(args.env_id)} {args.activation}")
     save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     saved_step = start
-    info = {}
+    info = {}  # of the newest updates; with --policy-frequency not each of them is the actor's
+    for key in last_info[0]:
+        info[key] = torch.stack([each[key] for each in last_info]).to(device)
     for step in range(start + 1, args.total_timesteps + 1):
         at_end = step == args.total_timesteps
         filled = step - buffer.first
@@ -470,6 +474,7 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
                     "generators": {use: each[i].get_state() for use, each in generators.items()},
                     "episode": episodes[i],
                     "last_eval": last_eval[i],
+                    "info": {key: value[i] for key, value in info.items()},
                     "diverged": int(divergence.step[i]),
                 }
                 run.stage_checkpoint(step, state, {"rows": rows[i]}, keep_transitions=buffer.rows.shape[1])

@@ -489,7 +489,8 @@ class Run:
         None does not import wandb. Raises UserError: folder not writable, in use by another process, of another
         configuration, or finished (unless `fresh`); W&B does not start. A folder that it made is removed then.
         """
-        self._acquire_lock()
+        if self._lock is None:
+            self._acquire_lock()
         try:
             if self._fresh:
                 self._delete_content()
@@ -1074,6 +1075,8 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
     try:
         with stop_on_signals():
             try:
+                for run in seeds:  # all, before --fresh deletes the first one's files
+                    run._acquire_lock()
                 for run in seeds:
                     setting = config_hash(run.config, (*NOT_IDENTITY, "seed"))  # seeds of one setting make a group
                     group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"

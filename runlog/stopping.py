@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from runlog.terminal import UserError, reason
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONE_STOP = 1.0  # seconds: a batch system, a launcher and a terminal may each send the same stop to every process
 _requested: list[int] = []  # the signal that asked this process to stop; signals belong to a process, and so does this
@@ -31,13 +33,22 @@ def _request_stop(number: int, frame) -> None:
         os.kill(os.getpid(), number)
 
 
+def _stopped(told: str) -> Stopped:
+    """What to raise for the signal that has come; prints the one line about it."""
+    name = signal.Signals(_requested[0]).name
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"stopped by {name}{told}", file=sys.stderr)
+    return Stopped(128 + _requested[0])
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
     """While it is open SIGINT (Ctrl-C), SIGTERM and SIGHUP let the loop finish its step and save (`SaveTimes`).
 
     A signal that is ignored already stays so: `nohup` ignores SIGHUP, a shell ignores SIGINT for `command &`. Outside
     the main thread Python cannot handle signals, and nothing happens. Raises Stopped at its end if a signal came too
-    late for the loop: what comes next is not begun.
+    late for the loop: what comes next is not begun. Likewise if something failed behind a signal: a terminal and a
+    batch system also signal the compiler that torch.compile waits for, and whatever else the training has started.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -47,7 +58,15 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
         if _requested:
-            raise Stopped(128 + _requested[0])
+            raise _stopped(": what was begun is complete, nothing more is begun")
+    except UserError:
+        raise
+    except Exception as error:
+        if not _requested:
+            raise
+        raise _stopped(
+            f": nothing saved since the last checkpoint ({reason(error)}); the same command goes on"
+        ) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -83,9 +102,5 @@ class SaveTimes:
         self._saved_at = time.monotonic()
         if not _requested or at_end:
             return
-        number = _requested[0]
         what = f"{runs[0].folder}" if len(runs) == 1 else f"{len(runs)} runs such as {runs[0].folder}"
-        name = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            print(f"stopped by {name} at step {self._step}, saved: {what}; the same command goes on", file=sys.stderr)
-        raise Stopped(128 + number)
+        raise _stopped(f" at step {self._step}, saved: {what}; the same command goes on")

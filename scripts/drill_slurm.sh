@@ -102,7 +102,7 @@ if [[ $TRAINING == toy ]]; then
 else
   grid="sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --seed 1 --total-timesteps 12000 --learning-starts 1000"
   grid+=" --widths 32 32 --batch-size 64 --eval-frequency 4000 --num-eval-episodes 1 --metrics-frequency 4000"
-  grid+=" --log-frequency 100 --checkpoint-frequency 0 --checkpoint-minutes 0.2 --threads 1 --no-compile --no-tensorboard"
+  grid+=" --log-frequency 100 --checkpoint-frequency 1000000 --checkpoint-minutes 0.2 --threads 1 --no-compile --no-tensorboard"
   last_step() { tail -n 1 "$1/scalars.csv" | cut -d, -f1; }
 fi
 slices() { "$PYTHON" "$ROOT/scripts/sweep.py" "$grid" --name slices --runs-dir slices "$@"; }

@@ -14,6 +14,7 @@ import pytest
 from test_runlog import CONFIG, NAME, content, in_child, interrupted, new_run
 
 import runlog
+import sac_continuous
 from runlog import UserError
 
 NOT_META = {  # what meta.json might hold instead
@@ -212,6 +213,23 @@ def test_abandon_leaves_runs_as_they_were(tmp_path):
     logged.log(1, {"a": 1.0})
     logged.abandon()  # has rows by now: these stay
     assert "1,a,1.0" in (logged.folder / "scalars.csv").read_text() and logged.status() == "interrupted"
+
+
+def test_fresh_deletes_nothing_of_a_batch_of_which_one_is_in_use(tmp_path):
+    first = interrupted(tmp_path)
+    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    new = runlog.Run(tmp_path, "new", {**CONFIG, "env_id": "toy", "activation": "relu"}, fresh=True)
+    again = runlog.Run(tmp_path, first.name, {**first.config, "env_id": "toy", "activation": "relu"}, fresh=True)
+    used = runlog.Run(tmp_path, "used", {**CONFIG, "env_id": "toy", "activation": "relu"}, fresh=True)
+    (tmp_path / "used").mkdir()
+    with open(tmp_path / "used" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        args = sac_continuous.Args(compile=False, tensorboard=False)
+        with pytest.raises(UserError, match="used is in use"), runlog.opened({1: again, 2: new, 3: used}, args, "toy"):
+            pass
+    after = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+    assert sorted(os.listdir(tmp_path)) == sorted([first.name, "used"])
 
 
 def test_a_folder_that_is_removed_while_another_process_waits_for_it(tmp_path):

@@ -178,6 +178,30 @@ def test_ctrl_c_stops_in_one_line_and_exits_with_130():
     assert err == f"stopped by SIGINT at step {saved}, saved: here; the same command goes on\n"
 
 
+def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
+    """A terminal signals the whole group: the compiler dies, torch.compile fails, and the run is interrupted."""
+    run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
+    args = sac_continuous.Args(compile=False, tensorboard=False)
+    with pytest.raises(SystemExit) as stop, runlog.opened({1: run}, args, "toy"):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("C++ compile error\nof many lines")
+    assert stop.value.code == 130
+    assert status(tmp_path) == ["interrupted"]
+    with pytest.raises(RuntimeError), runlog.opened({1: run}, args, "toy"):
+        raise RuntimeError("not by a signal")
+    assert status(tmp_path) == ["failed"]
+
+
+def test_a_signal_at_the_very_end_is_told(tmp_path, capsys):
+    run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
+    args = sac_continuous.Args(compile=False, tensorboard=False)
+    with pytest.raises(SystemExit) as stop, runlog.opened({1: run}, args, "toy"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        runlog.finish([run], [0], keep_replay=False)
+    assert stop.value.code == 143 and status(tmp_path) == ["finished"]
+    assert capsys.readouterr().err == "stopped by SIGTERM: what was begun is complete, nothing more is begun\n"
+
+
 def test_ctrl_c_before_the_training_leaves_no_traceback():
     code = "import os, runlog, signal\nwith runlog.exit_on_user_error():\n    os.kill(os.getpid(), signal.SIGINT)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -207,6 +231,29 @@ def test_a_save_by_the_clock_changes_no_row(tmp_path):
     flags, _ = SCRIPTS[sac_continuous]
     train(sac_continuous, flags, tmp_path / "a")
     train(sac_continuous, f"{flags} --checkpoint-minutes 1e-9", tmp_path / "b")  # after every step
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkeypatch):
+    """With --policy-frequency the row of losses holds the actor's newest update, which may come before the save."""
+    flags = f"{SCRIPTS[sac_continuous][0]} --policy-frequency 7"
+    asked = []
+    is_due = runlog.SaveTimes.is_due
+
+    def is_due_and_signalled(times, step, at_end):
+        if step in (50, 99, 103) and step not in asked:  # the first update, before a row, behind one
+            asked.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_due(times, step, at_end)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runlog.SaveTimes, "is_due", is_due_and_signalled)
+        for _ in range(3):
+            with pytest.raises(SystemExit):
+                train(sac_continuous, flags, tmp_path / "a")
+        train(sac_continuous, flags, tmp_path / "a")
+    train(sac_continuous, flags, tmp_path / "b")
+    assert asked == [50, 99, 103]
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
