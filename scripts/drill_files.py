@@ -37,6 +37,7 @@ SAVE_EVERY = 4
 
 @dataclasses.dataclass
 class Args:
+    every: int = 1  # kill at every operation, at every second, ...
     twice: int = 0  # random pairs of kills besides
     disk: bool = False  # also begin on disks of 4, 8, 12, ... kB, and go on when there is space
     seed: int = 1  # of these pairs
@@ -237,7 +238,7 @@ def main(args: Args) -> None:
     number = number_of_operations(folder)
     expected = outcome(folder)
     shutil.rmtree(folder)
-    drills = [[kill] for kill in itertools.product(range(1, number + 1), (True, False))]
+    drills = [[kill] for kill in itertools.product(range(1, number + 1, args.every), (True, False))]
     rng = random.Random(args.seed)
     for _ in range(args.twice):
         drills.append([(rng.randint(1, number), rng.random() < 0.5), (rng.randint(1, number), rng.random() < 0.5)])

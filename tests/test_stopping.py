@@ -24,10 +24,10 @@ ROOT = Path(__file__).parent.parent
 ATARI = "--no-compile --no-tensorboard --threads 1 --env-threads 1 --metrics-frequency 0 --ntk-frequency 0"
 SCRIPTS = {  # flags of a training of some seconds, and the step at which the signal comes
     sac_continuous: (
-        "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 400 --learning-starts 50 --widths 8 8 --batch-size 8 "
-        "--eval-frequency 200 --num-eval-episodes 1 --log-frequency 10 --metrics-frequency 0 --ntk-frequency 0 "
+        "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 200 --learning-starts 50 --widths 8 8 --batch-size 8 "
+        "--eval-frequency 100 --num-eval-episodes 1 --log-frequency 10 --metrics-frequency 0 --ntk-frequency 0 "
         "--no-compile --no-tensorboard --threads 1",
-        200,
+        100,
     ),
     dqn_atari: (
         f"{ATARI} --total-timesteps 120 --learning-starts 20 --buffer-size 100 --log-frequency 10 "
@@ -258,7 +258,7 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
 
 
 def test_a_training_killed_at_any_file_operation_ends_with_the_same_rows():
-    command = [sys.executable, "scripts/drill_files.py", "--twice", "20"]
+    command = [sys.executable, "scripts/drill_files.py", "--every", "5", "--twice", "10"]  # all of them: by hand
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "the same rows each time" in done.stdout
