@@ -58,7 +58,7 @@ class Args:
     double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: the greatest target value (CleanRL)
     gamma: float = 0.99  # discount factor
     learning_rate: float = 1e-4  # Adam's learning rate
-    adam_eps: float = 1e-8  # epsilon of Adam, as CleanRL's; with HR's printed 1e-5 tanh_hr does not learn
+    adam_eps: float = 1e-8  # epsilon of Adam, as CleanRL's; with HR's printed 1e-5 the rank of tanh_hr collapses
     start_epsilon: float = 1.0  # fraction of random actions at the start
     final_epsilon: float = 0.1  # fraction of random actions at the end (CleanRL: 0.01)
     exploration_steps: int = 1_000_000  # environment steps in which epsilon falls linearly

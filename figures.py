@@ -1179,9 +1179,12 @@ def write_compared(
 
 def draw_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
     """scripts/export_results.py's curves.csv and references: a panel per metric (spec's panels: metric -> label) with
-    mean over seeds, thin lines for the seeds, band from worst to best. Grey: not an activation, or one without a style.
+    mean over seeds, thin lines for the seeds, band from worst to best. Grey: another program, an activation without a
+    style; variants of one activation (export_results.py --by) have a style each.
     """
     rows = [row for table in tables.values() for row in table]
+    ours = [name for name in dict.fromkeys(row["activation"] for row in rows if row["exp"] == "ours") if ", " in name]
+    variant_styles = dict(zip(ours, STYLES.values()))
     labels = spec["panels"]
     figure = Figure((10, 2.9 * ((len(labels) + 1) // 2) + 0.6), layout="constrained")
     panels, handles = figure.subplots((len(labels) + 1) // 2, 2, squeeze=False).ravel(), {}
@@ -1195,8 +1198,8 @@ def draw_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
                 continue
             steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
             values = np.array([[curve[step] for step in steps] for curve in curves.values()])
-            look = style(name) if name in STYLES else {"color": "0.45", "linestyle": ":"}
-            look = {key: value for key, value in look.items() if key in ("color", "linestyle")}
+            color, line, _ = STYLES.get(name) or variant_styles.get(name, ("0.45", ":", ""))
+            look = {"color": color, "linestyle": line}
             panel.plot(steps, values.mean(0), linewidth=2, label=f"{name}, n = {len(values)}", **look)
             panel.plot(steps, values.T, linewidth=0.5, alpha=0.6, color=look["color"])
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.15, color=look["color"], linewidth=0)
@@ -1205,7 +1208,8 @@ def draw_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
         handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
     for panel in panels[len(labels) :]:
         panel.remove()
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, handlelength=3.5)
+    columns = 4 if max(map(len, handles)) < 30 else 2
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, handlelength=3.5)
     _caption(figure, *spec["caption"])
     return figure
 
