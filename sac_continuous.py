@@ -411,6 +411,11 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
     for key in last_info[0]:
         info[key] = torch.stack([each[key] for each in last_info]).to(device)
     for step in range(start + 1, args.total_timesteps + 1):
+        done = step - 1
+        if done % args.log_frequency == 0 and all(divergence.step):  # here, so that a resumed run ends at once as well
+            for later in runlog.multiples(done, args.total_timesteps, args.eval_frequency, task_steps):
+                runlog.log_evaluations(runs, later, last_eval, task_steps)
+            break
         at_end = step == args.total_timesteps
         filled = step - buffer.first
         # act and store
@@ -488,10 +493,6 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
                     for i, run in enumerate(runs):
                         film(agent, i, seeds[i], args.env_id[task], run.folder / "videos" / f"step-{step}.mp4")
         progress.update(step)
-        if step % args.log_frequency == 0 and not at_end and all(divergence.step):
-            for later in runlog.multiples(step, args.total_timesteps, args.eval_frequency, task_steps):
-                runlog.log_evaluations(runs, later, last_eval, task_steps)
-            break
     runlog.finish(runs, divergence.report(), args.keep_replay)
     envs.close()
     for each in eval_envs.values():

@@ -40,6 +40,5 @@ class Divergence:
             if step and i not in self._reported:
                 self._reported.add(i)
                 name = f": {self.names[cause - 1]} is not finite" if cause else ""
-                told = f"seed {seed} has diverged at step {step}{name}"
-                warn(f"{told}; its last evaluation is carried forward")
+                warn(f"seed {seed} has diverged at step {step}{name}")
         return steps
