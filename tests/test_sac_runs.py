@@ -216,6 +216,19 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
     assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
     with pytest.raises(runlog.UserError, match="train it to the end first"):
         run(tmp_path, f"{flags} --evaluate")
+    # killed at its very end and begun again, it ends there: no step more, the same rows
+    steps.clear()
+    flags += " --checkpoint-frequency 10"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog.Run, "finish", interrupt)
+        run(tmp_path / "killed", flags)
+    taken = len(steps)
+    (again,) = run(tmp_path / "killed", flags).values()
+    assert again == rows and len(steps) == taken
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
     steps.clear()
     (rows,) = run(tmp_path / "b", flags.replace("30000", "40")).values()
     rows = {step: value for (step, key), value in values(rows).items() if key == "eval/episodic_return"}
