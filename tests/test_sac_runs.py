@@ -218,17 +218,13 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
         run(tmp_path, f"{flags} --evaluate")
     # killed at its very end and begun again, it ends there: no step more, the same rows
     steps.clear()
-    flags += " --checkpoint-frequency 10"
+    often = f"{flags} --checkpoint-frequency 10"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runlog.Run, "finish", interrupt)
-        run(tmp_path / "killed", flags)
+        run(tmp_path / "killed", often)
     taken = len(steps)
-    (again,) = run(tmp_path / "killed", flags).values()
+    (again,) = run(tmp_path / "killed", often).values()
     assert again == rows and len(steps) == taken
-
-
-def interrupt(*_, **__):
-    raise KeyboardInterrupt
     steps.clear()
     (rows,) = run(tmp_path / "b", flags.replace("30000", "40")).values()
     rows = {step: value for (step, key), value in values(rows).items() if key == "eval/episodic_return"}
@@ -291,3 +287,7 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
     assert scalars(tmp_path / "a") == scalars(tmp_path / "b") and len(scalars(tmp_path / "a")) == 2
     for meta in (tmp_path / "b").glob("*/meta.json"):
         assert [s.get("from_step", 0) > 0 for s in json.loads(meta.read_text())["sessions"]][1:] == [True] * 3
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
