@@ -277,12 +277,15 @@ def test_no_worker_outlives_its_parent(end):
     parent = subprocess.Popen(argv, start_new_session=True, env={**os.environ, "PYTHONPATH": os.getcwd()}, **pipes)
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(workers) == 4
-    if end == "SIGINT":
-        time.sleep(0.5)
-        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
-    if end == "SIGKILL":
-        parent.kill()
-    _, err = parent.communicate(timeout=60)
+    try:
+        if end == "SIGINT":
+            time.sleep(0.5)
+            os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+        if end == "SIGKILL":
+            parent.kill()
+        _, err = parent.communicate(timeout=60)
+    finally:
+        parent.kill()  # it would step its environments for ever
     assert err.count("Traceback") == (end == "SIGINT"), err  # the parent's own: no script around it here
     deadline = time.monotonic() + 20
     while any(map(alive, workers)) and time.monotonic() < deadline:
