@@ -80,8 +80,8 @@ def _jittered(z: Tensor, noise_variance: float, generator: Generator) -> Iterato
     num_samples, num_neurons = z.shape[-2:]
     if noise_variance < 0:
         raise ValueError(f"noise_variance must be >= 0, got {noise_variance}")
-    generator = torch.Generator(z.device).manual_seed(0) if generator is None else generator
-    noise = torch.randn(num_neurons, num_samples, generator=generator, device=z.device)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    noise = torch.randn(num_neurons, num_samples, generator=generator, device=generator.device).to(z.device)
     rows = z.transpose(-1, -2).reshape(-1, num_samples)
     chunk = max(1, KDE_CHUNK // num_samples)
     for start in range(0, rows.shape[0], chunk):
@@ -123,9 +123,9 @@ def dead_neurons_kde(z: Tensor, omega: float = 20.0, noise_variance: float = 1e-
     x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1), f(y) = 1/(n h) sum_i phi((y - x_i) / h), phi the
     standard normal density: `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated at its own samples. z: (*batch,
     samples >= 2, neurons), after the non-linearity. generator draws the jitter, (neurons, samples), shared by the
-    batch entries; None: a fresh one, seed 0, on z's device. Returns dead (bool) and the peak density (1 / unit of z),
-    (*batch, neurons). NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf, dead. omega
-    is meant for tanh, where 20 says std < about 0.02; unbounded units depend on scale. Wrong shapes: ValueError.
+    batch entries; None: a fresh one, seed 0, the same numbers on every device. Returns dead (bool) and the peak density
+    (1 / unit of z), (*batch, neurons). NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak
+    inf, dead. omega is meant for tanh, where 20 says std < about 0.02; unbounded units depend on scale. Wrong shapes: ValueError.
     O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n) n^(1/5) bandwidths, whatever its
     outliers, so a grid of step s = h/16 is small. Cubic weights spread each sample over 4 nodes, an FFT smooths them,
     the same weights read the grid at the samples; the density is then summed exactly at the best one: never above the
@@ -694,8 +694,8 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
 def _subset(x: Tensor, batch_dims: int, generator: torch.Generator, max_samples: int) -> Tensor:
     """channel_samples of x; beyond max_samples a random subset of them, the same for all batch entries."""
     x = channel_samples(x, batch_dims)
-    chosen = torch.randperm(x.shape[-2], generator=generator, device=x.device)[:max_samples]
-    return x if x.shape[-2] <= max_samples else x.index_select(-2, chosen)
+    chosen = torch.randperm(x.shape[-2], generator=generator, device=generator.device)[:max_samples]
+    return x if x.shape[-2] <= max_samples else x.index_select(-2, chosen.to(x.device))
 
 
 def layer_metrics(
@@ -710,7 +710,7 @@ def layer_metrics(
     >>> layer_metrics(LayerRecord([z], [z.tanh()], z.tanh()))["dead_share"]
     tensor(0.)
     """
-    generator = torch.Generator(record.output.device).manual_seed(0) if generator is None else generator
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     subset = functools.partial(_subset, batch_dims=batch_dims, generator=generator, max_samples=max_samples)
     output = subset(record.output)
     quantiles = preactivation_quantiles(torch.cat([subset(x) for x in record.pre_activations], dim=-1))
@@ -781,7 +781,7 @@ def network_report(
     weight_norm, gradient_norm, coefficient_gradient_norm. A set that layers share counts in each, once in the whole.
     """
     device = next(network.parameters()).device
-    generator = torch.Generator(device).manual_seed(0) if generator is None else generator
+    generator = torch.Generator().manual_seed(0) if generator is None else generator  # the same draws on every device
     with record_layers(network) as records:
         network(*inputs)
     report, layers = NetworkReport(), [(network.get_submodule(name), record) for name, record in records.items()]

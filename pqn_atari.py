@@ -295,6 +295,9 @@ def train(args: Args, run: runlog.Run) -> None:
         optimizer.load_state_dict(state["optimizer"])
         for group in optimizer.param_groups:
             group["capturable"] = args.compile and device.type == "cuda"
+            for parameter in group["params"]:  # step counts are on the GPU only if the optimiser is compiled for it
+                steps = optimizer.state[parameter]["step"]
+                optimizer.state[parameter]["step"] = steps.to(device if group["capturable"] else "cpu")
         num_updates = state["num_updates"]
         test_returns = state["test_returns"]
         last_eval = state["last_eval"]

@@ -1071,6 +1071,7 @@ def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, li
     seeds = {run: seed for seed, run in runs.items() if run.status() not in ENDED}
     if seeds:
         check_machine(args)
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU convolutions would round to 10 bits; matrix products do not
     kwargs = {"project": args.wandb_project, "entity": args.wandb_entity, "job_type": job_type}
     try:
         with stop_on_signals():

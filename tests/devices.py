@@ -1,0 +1,71 @@
+"""For the tests of the GPU: the devices that a test runs on, games that need no emulator, and how close is equal."""
+
+import numpy as np
+import pytest
+import torch
+
+CUDA_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+CPU_AND_CUDA = ["cpu", pytest.param("cuda", marks=CUDA_MARKS)]
+# A tensor on "meta" has no values: item(), tolist(), nonzero(), cpu(), numpy() and arithmetic with a tensor of another
+# device raise there, as what waits for a GPU does on "cuda" with set_sync_debug_mode("error").
+META_AND_CUDA = ["meta", pytest.param("cuda", marks=CUDA_MARKS)]
+
+
+def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> tuple[float, str]:
+    """The largest |found - expected| relative to the largest |expected| of a tensor, and the name of that tensor."""
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    worst = 0.0
+    worst_name = ""
+    for name, tensor in expected.items():
+        expected_values = tensor.detach().cpu().double()
+        found_values = found[name].detach().cpu().double()
+        assert found_values.isfinite().all(), f"{name} is not finite"
+        scale = expected_values.abs().max().clamp_min(1e-12)
+        difference = ((found_values - expected_values).abs().max() / scale).item()
+        if difference > worst:
+            worst = difference
+            worst_name = name
+    return worst, worst_name
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Every tensor equals the expected one within tolerance, relative to its largest entry."""
+    difference, name = largest_difference(found, expected)
+    assert difference <= tolerance, f"{name}: off by {difference:.2g} of its largest entry (tolerance {tolerance:g})"
+
+
+class SameGames:
+    """Observations depend on nothing but the time; reward for action 1; a life is lost at every third step."""
+
+    def __init__(self, args, num_envs: int):
+        self.num_envs = num_envs
+        self.num_actions = 4
+
+    def reset(self, seed: int, *keys) -> np.ndarray:
+        self.time = 0
+        return self.observe()
+
+    def observe(self) -> np.ndarray:
+        shape = (self.num_envs, 4, 84, 84)
+        return np.random.default_rng(self.time).integers(0, 256, shape, dtype=np.uint8)
+
+    def step(self, actions: np.ndarray) -> tuple:
+        self.time += 1
+        lost = np.full(self.num_envs, self.time % 3 == 0)
+        rewards = (actions == 1) * 1.0
+        return self.observe(), rewards, lost, np.zeros_like(lost), self.observe(), []
+
+
+def draw_the_same_everywhere(monkeypatch) -> None:
+    """torch.rand and torch.randperm with a generator give numpy's numbers: a GPU's generators draw others."""
+    numbers = np.random.default_rng(0)
+
+    def rand(*shape, generator, device=None) -> torch.Tensor:
+        values = torch.from_numpy(numbers.random(shape, dtype=np.float32))
+        return values.to(device or "cpu", torch.get_default_dtype())
+
+    def randperm(size, generator, device=None) -> torch.Tensor:
+        return torch.from_numpy(numbers.permutation(size)).to(device or "cpu")
+
+    monkeypatch.setattr(torch, "rand", rand)
+    monkeypatch.setattr(torch, "randperm", randperm)
