@@ -249,6 +249,8 @@ def test_a_meta_tensor_raises_where_a_gpu_would_have_to_be_waited_for(device):
             wait()
     with pytest.raises(RuntimeError):
         x + torch.ones(3)
+    with pytest.raises(RuntimeError, match="waits for the device"), NoValues():
+        torch.ones(3).sum().item()
 
 
 @pytest.mark.parametrize("device", META_AND_CUDA)

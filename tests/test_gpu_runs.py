@@ -1,0 +1,238 @@
+"""Whole runs of SAC: as one CUDA graph, killed and resumed, beside another on the same card, and played on the CPU.
+
+`make test-gpu` where there is a GPU (about a minute); `pytest -q tests/test_gpu_runs.py -m "not gpu"` runs the same
+bodies on the CPU (about a minute), where a stand-in takes the graph's place. The kernels of SAC add in a fixed order,
+so that a run repeats bit for bit, on a GPU too, as long as it takes the same kernels.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from devices import CPU_AND_CUDA, CUDA_MARKS
+
+import runlog
+import sac_continuous
+
+ROOT = Path(__file__).resolve().parent.parent
+TOTAL = 48
+STOP = 20  # where runs are interrupted
+TINY = "--env-id dm_control/cartpole-balance-v0 --no-tensorboard --threads 1 --widths 8 8 --batch-size 16 --utd 4"
+TINY += f" --policy-frequency 2 --learning-starts 8 --total-timesteps {TOTAL} --checkpoint-frequency {STOP}"
+TINY += " --checkpoint-minutes 0 --eval-frequency 1000 --num-eval-episodes 1 --log-frequency 1 --metrics-frequency 24"
+TINY += " --metrics-samples 32 --ntk-frequency 0 --activation crational --learning-rate 1e-3"
+Rows = dict[tuple[str, int, str], float]
+
+
+def command(folder: Path, flags: str) -> list[str]:
+    return [*TINY.split(), "--runs-dir", str(folder), *flags.split()]
+
+
+def run(folder: Path, flags: str) -> Rows:
+    """Runs the command in this process."""
+    sac_continuous.main(runlog.parse_args(sac_continuous.Args, command(folder, flags)))
+    return read_rows(folder)
+
+
+def read_rows(folder: Path) -> Rows:
+    """(seed, step, key) -> value of all runs in a folder."""
+    rows = {}
+    for file in sorted(folder.glob("*/scalars.csv")):
+        seed = file.parent.name.split("__")[3]
+        for line in file.read_text().splitlines()[1:]:
+            step, key, value, _ = line.split(",")
+            rows[seed, int(step), key] = float(value)
+    return rows
+
+
+def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
+    """Equal rows; says how far they are apart where they are not. Not exact: to within 1e-3 of the value."""
+    assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:5]
+    assert any("losses/actor_loss" in key for key in expected), "no updates"
+    differences = {}
+    for key, value in expected.items():
+        if found[key] != value and not (math.isnan(found[key]) and math.isnan(value)):
+            differences[key] = abs(found[key] - value) / max(abs(value), 1e-3)
+    if not differences:
+        return
+    worst = max(differences, key=differences.get)
+    first = min(differences, key=lambda key: key[1])
+    told = f"{len(differences)} of {len(expected)} rows differ, first {first}, most {worst} by {differences[worst]:.2g}"
+    assert not exact and differences[worst] < 1e-3, told
+
+
+@pytest.fixture(autouse=True)
+def short_evaluations(monkeypatch):
+    """An episode has 1,000 steps; here nothing is evaluated in the middle, and at the end only five steps."""
+
+    def play(agent, envs, seeds, index, stochastic):
+        return [{"eval/episodic_return": float(index)} for _ in seeds]
+
+    monkeypatch.setattr(sac_continuous, "evaluate", play)
+
+
+# ---- --cudagraphs ---------------------------------------------------------------------------------------------------
+
+
+def graph_on_the_cpu(block):
+    """What runlog.graphed does but for the capture: always the same inputs, from the fourth call the same outputs."""
+    kept = {}
+    outputs = []
+
+    def call(batches, noise):
+        inputs = {**batches, "noise": noise}
+        for name, x in inputs.items():
+            kept.setdefault(name, torch.empty_like(x)).copy_(x)
+        out = block({name: kept[name] for name in batches}, kept["noise"])
+        call.count += 1
+        if call.count < 4:
+            return out
+        if not outputs:
+            outputs.append({name: x.clone() for name, x in out.items()})
+        for name, x in out.items():
+            outputs[0][name].copy_(x)
+        return outputs[0]
+
+    call.count = 0
+    calls.append(call)
+    return call
+
+
+calls = []  # of graph_on_the_cpu
+
+
+def diverge_at(step: int):
+    """ReplayBuffer.add whose second seed gets an infinite reward at this step."""
+    add = sac_continuous.ReplayBuffer.add
+
+    def poisoned(buffer, obs, actions, rewards, *rest):
+        rewards = np.array(rewards, dtype=float)
+        if buffer.num_added + 1 == step:
+            rewards[1] = np.inf
+        add(buffer, obs, actions, rewards, *rest)
+
+    return poisoned
+
+
+def stop_here(runs, step):
+    if step == STOP:
+        raise KeyboardInterrupt
+
+
+CASES = ["seeds", "resume", "divergence"]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "device, compiled",
+    [
+        ("cpu", "--no-compile"),
+        pytest.param("cuda", "--no-compile", marks=CUDA_MARKS),
+        pytest.param("cuda", "--compile", marks=CUDA_MARKS),
+    ],
+)
+def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypatch):
+    if compiled == "--compile" and case != "seeds":
+        pytest.skip("the compiled update is captured in one test: it takes half a minute")
+    flags = f"--device {device} {compiled} --num-seeds 3"
+    if case == "divergence":
+        monkeypatch.setattr(sac_continuous.ReplayBuffer, "add", diverge_at(30))
+    rows = run(tmp_path / "without", flags)
+    if device == "cpu":
+        monkeypatch.setattr(runlog, "graphed", graph_on_the_cpu)
+        monkeypatch.setattr(sac_continuous, "validate", runlog.sequence_length)  # else: needs a CUDA device
+    calls.clear()
+    if case == "resume":
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runlog, "draw", stop_here)
+            run(tmp_path / "with", f"{flags} --cudagraphs")
+    graphed_rows = run(tmp_path / "with", f"{flags} --cudagraphs")
+    if device == "cpu":
+        assert calls[-1].count == TOTAL - (STOP if case == "resume" else 7)
+    lost = {seed for (seed, _, key), value in rows.items() if "loss" in key and math.isnan(value)}
+    ends = [runlog.read_meta(folder)["status"] for folder in sorted((tmp_path / "with").iterdir())]
+    assert ends == ["finished", "diverged" if case == "divergence" else "finished", "finished"], ends
+    assert not lost
+    assert_same(graphed_rows, rows, exact=device == "cpu")
+
+
+# ---- resumption, two processes, evaluation ------------------------------------------------------------------------
+
+# A process of its own, in which nothing else is patched; with STOP it sends SIGTERM to itself after that step
+PROGRAM = """
+import os, signal, sys
+import runlog, sac_continuous
+sac_continuous.evaluate = lambda agent, envs, seeds, index, stochastic: [
+    {"eval/episodic_return": float(index)} for _ in seeds
+]
+def kill(runs, step):
+    if step == int(os.environ["STOP"]):
+        os.kill(os.getpid(), signal.SIGTERM)
+if os.environ.get("STOP"):
+    runlog.draw = kill
+with runlog.exit_on_user_error():
+    sac_continuous.main(runlog.parse_args(sac_continuous.Args))
+"""
+
+
+def start(folder: Path, flags: str, stop: str = "") -> subprocess.Popen:
+    environment = os.environ | {"STOP": stop, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", PROGRAM, *command(folder, flags)]
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("device", CPU_AND_CUDA)
+def test_a_killed_run_ends_as_one_that_was_not_and_plays_on_the_cpu(device, tmp_path, monkeypatch, capfd):
+    flags = f"--device {device} --no-compile --num-seeds 2"
+    killed = start(tmp_path / "killed", flags, str(STOP))
+    expected = run(tmp_path / "whole", flags)
+    told, _ = killed.communicate(timeout=120)
+    assert killed.returncode == 143, told[-500:]
+    steps = {step for _, step, _ in read_rows(tmp_path / "killed")}
+    assert max(steps) < TOTAL, "it ended before it was killed"
+    found = run(tmp_path / "killed", flags)
+    for folder in (tmp_path / "killed").iterdir():
+        sessions = runlog.read_meta(folder)["sessions"]
+        assert len(sessions) == 2 and sessions[1]["from_step"] == STOP + 1, sessions
+    # the checkpoint on the CPU
+    monkeypatch.setattr(sac_continuous, "film", lambda *_: math.nan)
+    capfd.readouterr()
+    run(tmp_path / "killed", f"{flags} --evaluate --device cpu")
+    told = capfd.readouterr().out
+    assert told.startswith("seed 1: eval/episodic_return ") and told.count("\n") == 2, told
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("device", CPU_AND_CUDA)
+def test_two_processes_on_one_device_train_as_one_alone(device, tmp_path):
+    flags = f"--device {device} --no-compile"
+    both = [start(tmp_path / name, flags) for name in ("one", "other")]
+    alone = run(tmp_path / "alone", flags)
+    for process in both:
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, told[-500:]
+    for name in ("one", "other"):
+        assert_same(read_rows(tmp_path / name), alone)
+
+
+@pytest.mark.parametrize("device", CPU_AND_CUDA)
+def test_networks_of_a_checkpoint_act_alike_on_both(device, tmp_path):
+    """The newest checkpoint in an agent on the device and in one on the CPU: equal modes and Q-values."""
+    flags = f"--device {device} --no-compile"
+    run(tmp_path, flags)
+    args = runlog.parse_args(sac_continuous.Args, command(tmp_path, flags))
+    (one,) = runlog.make_runs(args, "sac_continuous").values()
+    _, state, _ = one.load_checkpoint()
+    obs = np.random.default_rng(0).normal(size=(1, 5)).astype(np.float32)
+    actions = []
+    for each in (device, "cpu"):
+        agent = sac_continuous.Agent(5, 1, args, [1], torch.device(each))
+        agent.restore(0, state["agent"])
+        actions.append(agent.act(obs)[0])
+    np.testing.assert_allclose(*actions, atol=1e-5)
+    assert np.abs(actions[0]).max() > 0
