@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo figures test test-slow lint format golden bench clean
+.PHONY: help setup demo figures test test-slow test-gpu lint format golden bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -45,6 +45,9 @@ test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that 
 
 test-slow: .venv/dev.stamp  ## the slow tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+test-gpu: .venv/dev.stamp  ## the tests that need a CUDA device, eight at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 8 -m gpu tests/test_gpu_updates.py tests/test_gpu_runs.py
 
 lint: .venv/dev.stamp  ## ruff check and ruff format --check
 	@$(BIN)/ruff check .

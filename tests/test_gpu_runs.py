@@ -24,7 +24,7 @@ TOTAL = 48
 STOP = 20  # where runs are interrupted
 TINY = "--env-id dm_control/cartpole-balance-v0 --no-tensorboard --threads 1 --widths 8 8 --batch-size 16 --utd 4"
 TINY += f" --policy-frequency 2 --learning-starts 8 --total-timesteps {TOTAL} --checkpoint-frequency {STOP}"
-TINY += " --checkpoint-minutes 0 --eval-frequency 1000 --num-eval-episodes 1 --log-frequency 1 --metrics-frequency 24"
+TINY += " --checkpoint-minutes 0 --eval-frequency 1000 --num-eval-episodes 1 --log-frequency 1 --metrics-frequency 48"
 TINY += " --metrics-samples 32 --ntk-frequency 0 --activation crational --learning-rate 1e-3"
 Rows = dict[tuple[str, int, str], float]
 
@@ -67,13 +67,14 @@ def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
 
 
 @pytest.fixture(autouse=True)
-def short_evaluations(monkeypatch):
-    """An episode has 1,000 steps; here nothing is evaluated in the middle, and at the end only five steps."""
+def no_evaluation_and_no_plots(monkeypatch):
+    """An episode has 1,000 steps, and plots take seconds."""
 
     def play(agent, envs, seeds, index, stochastic):
         return [{"eval/episodic_return": float(index)} for _ in seeds]
 
     monkeypatch.setattr(sac_continuous, "evaluate", play)
+    monkeypatch.setattr(runlog, "draw", lambda runs, step: None)
 
 
 # ---- --cudagraphs ---------------------------------------------------------------------------------------------------
@@ -173,8 +174,7 @@ sac_continuous.evaluate = lambda agent, envs, seeds, index, stochastic: [
 def kill(runs, step):
     if step == int(os.environ["STOP"]):
         os.kill(os.getpid(), signal.SIGTERM)
-if os.environ.get("STOP"):
-    runlog.draw = kill
+runlog.draw = kill if os.environ.get("STOP") else lambda runs, step: None
 with runlog.exit_on_user_error():
     sac_continuous.main(runlog.parse_args(sac_continuous.Args))
 """
