@@ -45,7 +45,9 @@ class Sizes:
     loop_seconds: float = 6.0
     atari_seconds: float = 4.0
     atari_envs: int | None = None  # None: the script's default
+    atari_steps: int | None = None  # the same, of each game between updates
     dqn_starts: int = 2_000
+    dqn_warm_up: int = 400
     rational_batches: tuple[int, ...] = (256, 16_384)  # as in an update; more than the caches hold
 
 
@@ -61,7 +63,9 @@ def quick_sizes() -> Sizes:
         loop_seconds=1.0,
         atari_seconds=0.2,
         atari_envs=4,
+        atari_steps=8,
         dqn_starts=100,
+        dqn_warm_up=20,
         rational_batches=(16,),
     )
 
@@ -207,6 +211,8 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
 
     def draw() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         batches = buffer.sample(sizes.utd, sizes.batch_size, generators=generators)
+        # a graph copies its inputs and so compiles the update for contiguous ones: the same code for all modes
+        batches = {name: part.contiguous() for name, part in batches.items()}
         shape = (sizes.utd, 2, sizes.batch_size, ACTION_DIM)
         return batches, runlog.normals(generators, *shape, axis=2)
 
@@ -719,14 +725,16 @@ def atari(job: Job, algorithm: str, what: str) -> None:
         return
     if what == "learner":
         module.AtariGames = benchmark.FreeGames
-    flags = {"learning_starts": job.sizes.dqn_starts} if algorithm == "dqn" else {}
     script = benchmark.script_args(args, module)
-    script = dataclasses.replace(script, **flags)
-    if algorithm == "dqn":  # its file has room for two checkpoint intervals
+    if algorithm == "dqn":
+        script = dataclasses.replace(script, learning_starts=job.sizes.dqn_starts)
+        # its file has room for two checkpoint intervals
         script = dataclasses.replace(script, checkpoint_frequency=50_000)
-        warm_up = (script.learning_starts + 400) // script.num_envs
+        warm_up = (script.learning_starts + job.sizes.dqn_warm_up) // script.num_envs
         period = max(script.train_frequency // script.num_envs, 1)
     else:
+        if job.sizes.atari_steps:
+            script = dataclasses.replace(script, num_steps=job.sizes.atari_steps, num_minibatches=2)
         warm_up = 3 * script.num_steps
         period = script.num_steps
     window = Window(warm_up, period, job.sizes.atari_seconds)
