@@ -79,9 +79,13 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
         times = {}
         for name, way in ways.items():
             way(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             start = time.perf_counter()
             for _ in range(20):
                 way(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             times[name] = time.perf_counter() - start
         return ways[min(times, key=times.get)]
 
