@@ -181,9 +181,12 @@ with runlog.exit_on_user_error():
 
 
 def start(folder: Path, flags: str, stop: str = "") -> subprocess.Popen:
-    environment = os.environ | {"STOP": stop, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"STOP": stop, "PYTHONPATH": path}
     argv = [sys.executable, "-c", PROGRAM, *command(folder, flags)]
-    return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
