@@ -59,12 +59,18 @@ class SameGames:
 def draw_the_same_everywhere(monkeypatch) -> None:
     """torch.rand and torch.randperm with a generator give numpy's numbers: a GPU's generators draw others."""
     numbers = np.random.default_rng(0)
+    torch_rand = torch.rand
+    torch_randperm = torch.randperm
 
-    def rand(*shape, generator, device=None) -> torch.Tensor:
+    def rand(*shape, generator=None, device=None, **options) -> torch.Tensor:
+        if generator is None:  # torch's compiler draws as well
+            return torch_rand(*shape, device=device, **options)
         values = torch.from_numpy(numbers.random(shape, dtype=np.float32))
         return values.to(device or "cpu", torch.get_default_dtype())
 
-    def randperm(size, generator, device=None) -> torch.Tensor:
+    def randperm(size, generator=None, device=None, **options) -> torch.Tensor:
+        if generator is None:
+            return torch_randperm(size, device=device, **options)
         return torch.from_numpy(numbers.permutation(size)).to(device or "cpu")
 
     monkeypatch.setattr(torch, "rand", rand)
