@@ -1,0 +1,239 @@
+"""The command line: parsing it, and checks of its values. A mistake is one line `error: ...`,
+before anything is created (docs/runs.md)."""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import io
+import math
+import os
+import re
+import resource
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import tyro
+
+from runlog.terminal import UserError, reason
+
+LARGEST_COUNT = (
+    2**53
+)  # float64, which rows and schedules are in, holds every whole number up to here
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+FILES_OF_LIBRARIES = 256  # that a process has open without any run
+LONGEST_RUN_NAME = 240  # characters, of a run's folder (runlog.run_name) and of the files in it
+
+
+def parse_args(cls, argv: Sequence[str] | None = None):
+    """Parse the command line into the dataclass `cls` with `tyro.cli`, but tell a mistake in one
+    line.
+
+    argv: arguments without the program's name; None takes `sys.argv[1:]`. Raises SystemExit: 0
+    after `--help`, 2 after a mistake, which is printed on stderr as `error: ...`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            return tyro.cli(cls, args=argv)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    told = []
+    for section in _sections_of_boxes(boxes.getvalue()):
+        if section and not section.startswith("For full help"):
+            told.append(section.replace("Argument helptext:", "expected").rstrip("."))
+    told += _switches_with_a_value(argv, told[0])
+    print(f"error: {'; '.join(told)} (--help lists every flag)", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _sections_of_boxes(text: str) -> list[str]:
+    """What tyro says of a mistake: boxes with a title, and sections that are parted by rules."""
+    has_sides = "╭" in text  # without Unicode a box has none, and a rule below its title
+    sections = [""]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
+        line = line.strip("│ \t")
+        if set(line) in ({"─"}, {"-"}):
+            sections.append("")
+        elif not line.startswith(("╭", "╰")):
+            sections[-1] = f"{sections[-1]} {line}".strip()
+    return sections if has_sides else sections[1:]
+
+
+def _switches_with_a_value(argv: Sequence[str], told: str) -> list[str]:
+    """What to write instead of `--compile False`, of which tyro only says that False is unknown."""
+    remedies = []
+    for value in {"True", "False", "true", "false"} & {*argv[1:]}:
+        flag = argv[argv.index(value) - 1]
+        if flag.startswith("--") and value in told:
+            instead = f"write {flag}, or --no-{flag[2:]} to turn it off"
+            remedies.append(f"{flag} is a switch without a value: {instead}")
+    return remedies
+
+
+# ---- single flags --------------------------------------------------------------------------------
+
+
+def flag_name(field: str) -> str:
+    """`total_timesteps` -> `--total-timesteps`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    """Raises UserError, with the nearest names, unless `value` is one of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3)
+        near = near or sorted(choices)[:3]
+        raise UserError(f"{flag} {value}: unknown; did you mean {' or '.join(near)}?")
+
+
+def _largest(args, field: str) -> int:
+    """The greatest whole number that a flag takes; the last seed of a batch counts too."""
+    if field != "seed":
+        return LARGEST_COUNT
+    num_seeds = min(getattr(args, "num_seeds", 1), LARGEST_COUNT)
+    return LARGEST_SEED - max(num_seeds - 1, 0)
+
+
+def check_range(args, interval: str, flags: str) -> None:
+    """Raises UserError unless each of these fields (parted by spaces; a number or a tuple of at
+    least one) is finite, in `interval`, written as "[1, inf)" or "(0, 1]", and, a whole number, not
+    too large to count with."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    for field in flags.split():
+        value = getattr(args, field)
+        told = f"{flag_name(field)} {value}: must lie in"
+        numbers = value if isinstance(value, tuple) else (value,)
+        largest = _largest(args, field)
+        for x in numbers or (math.nan,):
+            is_whole = isinstance(x, int)
+            if is_whole and x > largest and high > largest:
+                raise UserError(f"{told} {interval.split(',')[0]}, {largest}]")
+            above = x > low if interval[0] == "(" else x >= low
+            below = x < high if interval[-1] == ")" else x <= high
+            finite = is_whole or math.isfinite(x)
+            if not (finite and above and below):
+                raise UserError(f"{told} {interval}")
+
+
+@contextlib.contextmanager
+def value_errors_are_user_errors() -> Iterator[None]:
+    """For calls whose ValueError names a flag already."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+@contextlib.contextmanager
+def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
+    """For libraries that raise whatever they like: one line `what (reason); remedy`."""
+    try:
+        yield
+    except UserError:  # says what to do already
+        raise
+    except Exception as error:
+        raise UserError(f"{what} ({reason(error)}); {remedy}") from error
+
+
+# ---- all flags of a script -----------------------------------------------------------------------
+
+
+def _all_fields(args, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """(name, value, default) of every field, those of nested configurations as `rational.form`."""
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _all_fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value, field.default
+
+
+def check_flags(args, num_runs: int = 1, files_per_run: int = 0) -> None:
+    """What holds for every flag of every script, and so for one that is new: whole numbers that can
+    be counted with, finite numbers, no empty or unprintable text, threads and open files that the
+    machine can have, folders that can be written.
+
+    num_runs: folders that are open at a time. files_per_run: that the script itself holds open for
+    each. Raises UserError (flag, value, remedy); creates nothing.
+    """
+    for name, value, default in _all_fields(args):
+        for x in value if isinstance(value, tuple) else (value,):
+            _check_value(args, name, value, x, default)
+        if name.endswith("threads"):
+            _check_threads(name, value)
+    check_folder("--runs-dir", args.runs_dir)
+    _check_open_files(args, num_runs, files_per_run)
+
+
+def _check_value(args, name: str, value, x, default) -> None:
+    """x: the value, or one of several."""
+    flag = flag_name(name)
+    if isinstance(x, str):
+        _check_text(flag, x, default)
+    elif isinstance(x, int) and not isinstance(x, bool):
+        largest = _largest(args, name)
+        if not -LARGEST_COUNT <= x <= largest:
+            raise UserError(f"{flag} {value}: must lie in [{-LARGEST_COUNT}, {largest}]")
+    elif isinstance(x, float) and not math.isfinite(x):
+        raise UserError(f"{flag} {value}: must be a finite number")
+
+
+def _check_threads(name: str, number: int) -> None:
+    cores = os.cpu_count()
+    most = max(64, 8 * (cores or 1))
+    if number > most:
+        told = f"must lie in [0, {most}] on a machine of {cores} cores"
+        raise UserError(f"{flag_name(name)} {number}: {told}; 0 takes as many as are useful")
+
+
+def _check_text(flag: str, text: str, default) -> None:
+    if not text.strip():
+        without = "for no name" if default is None else "for its default"
+        raise UserError(f"{flag} {text!r}: is empty; leave the flag out {without}")
+    if any(ord(character) < 32 for character in text):
+        raise UserError(f"{flag} {text!r}: holds a character that cannot be printed; leave it out")
+
+
+def check_folder(flag: str, folder: str, written: bool = True) -> None:
+    """Raises UserError unless `folder` is one, or can be made (and be written to, if `written`).
+    Creates nothing."""
+    remedy = "choose a writable folder" if written else "choose a folder"
+    problem = None
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(Path(folder, "x" * LONGEST_RUN_NAME))  # a run's folder must fit in as well
+        existing = Path(folder).absolute()
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir():
+            problem = f"{existing} is a file"
+        elif written and not os.access(existing, os.W_OK | os.X_OK):
+            problem = f"{existing} is not writable"
+    except OSError as error:
+        problem = error.strerror
+        if error.errno == errno.ENAMETOOLONG:
+            remedy = f"{remedy} with a shorter name"
+    if problem is not None:
+        raise UserError(f"{flag} {folder}: {problem}; {remedy}")
+
+
+def _check_open_files(args, num_runs: int, files_per_run: int) -> None:
+    """A run holds its lock and, with TensorBoard, its event file. Raises the number of files that
+    this process may open as far as the system allows it."""
+    files_per_run += 1 + getattr(args, "tensorboard", False)
+    needed = FILES_OF_LIBRARIES + num_runs * files_per_run
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        most = max((hard - FILES_OF_LIBRARIES) // files_per_run, 1)
+        needs = f"{num_runs} runs at a time need {needed} open files"
+        told = f"{needs}, and the system allows {hard} (ulimit -Hn)"
+        flag = f"--num-seeds {getattr(args, 'num_seeds', 1)}"
+        raise UserError(f"{flag}: {told}; train at most {most} runs at a time")
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

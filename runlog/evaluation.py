@@ -1,0 +1,54 @@
+"""--evaluate: what a finished run is measured to be."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from runlog.meta import ENDED
+from runlog.report import log_report
+from runlog.run import Run
+from runlog.terminal import UserError
+from runlog.video import write_video
+
+
+def load_finished(run: Run) -> tuple[int, dict]:
+    """Step and state of the last checkpoint, for --evaluate. Raises UserError: not at its end, or
+    none was saved."""
+    if run.status() not in ENDED or not run.checkpoint_steps():  # diverged before the first
+        raise UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
+    return run.load_checkpoint()[:2]
+
+
+def record_evaluation(
+    run: Run,
+    step: int,
+    returns: Sequence[float],
+    screens,
+    prefix: str,
+    report,
+    draw_plots: Callable | None = None,
+    **scalars,
+) -> None:
+    """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's
+    `videos/`; mean and standard deviation of the returns, further scalars and a
+    NetworkReport in its `evaluation-<step>/`, which is made anew and has the files and
+    plots of a run's folder. Prints one line. Raises UserError: not writable. Without ffmpeg there
+    is no video, and a warning."""
+    name = f"evaluation-{step}"
+    again = Run(run.folder, name, run.config, exclude=run.exclude, fresh=True)
+    again.open(tensorboard=False)
+    mean = float(np.mean(returns))
+    std = float(np.std(returns))
+    row = {"eval/episodic_return": mean, "eval/episodic_return_std": std}
+    again.log(step, row | {"eval/num_games": len(returns)})
+    again.log(step, scalars)
+    log_report(again, step, prefix, report)
+    again.flush()
+    again.draw(step, draw_plots)
+    again.finish()
+    told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f}"
+    told += f" (standard deviation, {len(returns)} games)"
+    video = run.folder / "videos" / f"{name}.mp4"
+    if write_video(video, screens, fps=15):
+        told += f"; {video} shows a game of {returns[0]:.0f}"
+    print(f"{told}; measures: {again.folder}", flush=True)
