@@ -22,6 +22,7 @@ import torch.nn.functional as F
 import activations
 import environments
 import metrics
+import optimizers
 import runlog
 
 
@@ -132,7 +133,7 @@ class Agent(nn.Module):
         self.actor = Actor(obs_dim, action_dim, args, seeds)
         self.qf, self.qf_target = (SoftQNetworks(obs_dim, action_dim, args, seeds) for _ in range(2))
         self.log_alpha = nn.Parameter(torch.full((len(seeds), 1), math.log(args.init_temperature)))
-        adam = functools.partial(activations.Adam, learning_rate=args.learning_rate, rational=args.rational)
+        adam = functools.partial(optimizers.Adam, learning_rate=args.learning_rate, rational=args.rational)
         self.actor_optimizer = adam(self.actor)
         self.qf_optimizer = adam(self.qf)
         self.alpha_optimizer = adam(nn.ParameterList([self.log_alpha]))
