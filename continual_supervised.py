@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import activations
 import metrics
 import optimizers
+import reports
 import runlog
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -263,7 +264,7 @@ class Learner(nn.Module):
     def recycle(self, x: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """ReDo on inputs x; returns the share of recycled neurons, (seeds,)."""
         layers = [*self.network.convolutions, *self.network.hidden]
-        with metrics.record_layers(self.network) as records:
+        with reports.record_layers(self.network) as records:
             self.network(x)
         outputs = [metrics.channel_samples(record.output, 1) for record in records.values()]
         dormant = [metrics.dormant_neurons(h, self.args.redo_tau)[0] for h in outputs]
@@ -298,7 +299,7 @@ def log_network_metrics(learner: Learner, runs: list[runlog.Run], x, labels, ste
     logits = learner.network(x)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1)
     grads = dict(zip(learner.optimizer.names, torch.autograd.grad(loss.sum(), learner.optimizer.parameters_)))
-    runlog.log_report(runs, step, "network/classifier", metrics.network_report(learner.network, (x,), grads, 1), muted)
+    runlog.log_report(runs, step, "network/classifier", reports.network_report(learner.network, (x,), grads, 1), muted)
 
 
 def coefficients(network: Classifier) -> dict[str, torch.Tensor]:

@@ -35,6 +35,7 @@ import tyro
 from tqdm import tqdm
 
 import metrics
+import reports
 from runlog import compiler, mirrors
 from runlog.checks import (  # noqa: F401  (handed on)
     ADAM_COPIES,
@@ -1151,7 +1152,7 @@ def load_finished(run: Run) -> tuple[int, dict]:
 
 def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, prefix: str, report, **scalars) -> None:
     """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's `videos/`; mean and
-    standard deviation of the returns, further scalars and a metrics.NetworkReport in its `evaluation-<step>/`, which is
+    standard deviation of the returns, further scalars and a reports.NetworkReport in its `evaluation-<step>/`, which is
     made anew and has the files and plots of a run's folder. Prints one line. Raises UserError: not writable. Without
     ffmpeg there is no video, and a warning."""
     again = Run(run.folder, f"evaluation-{step}", run.config, exclude=NOT_IDENTITY, fresh=True).open(tensorboard=False)
@@ -1170,7 +1171,7 @@ def record_evaluation(run: Run, step: int, returns: Sequence[float], screens, pr
 
 
 def log_report(runs: Run | Sequence[Run], step: int, prefix: str, report, muted: Sequence = ()) -> None:
-    """Log a metrics.NetworkReport into the runs of its batch, scalars, histograms and curves, as `<prefix>/<key>`.
+    """Log a reports.NetworkReport into the runs of its batch, scalars, histograms and curves, as `<prefix>/<key>`.
 
     The first batch axis is the runs, in their order; a Run alone takes a report without that axis. A second axis (twin
     critics) is spelled out: with the prefix "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of
@@ -1218,7 +1219,7 @@ def draw_function_approximation(folders: Sequence[Path], out: Path) -> None:
 
 def log_ntk(runs: Run | Sequence[Run], step: int, prefix: str, ranks: dict[str, torch.Tensor]) -> None:
     """Log what metrics.ntk_rank found as `<prefix>/ntk_<name>`; batch axes as in log_report."""
-    log_report(runs, step, prefix, metrics.NetworkReport({f"ntk_{name}": value for name, value in ranks.items()}))
+    log_report(runs, step, prefix, reports.NetworkReport({f"ntk_{name}": value for name, value in ranks.items()}))
 
 
 def log_losses(runs: Sequence[Run], step: int, info: dict[str, torch.Tensor], muted, sps: float, updates: int) -> None:

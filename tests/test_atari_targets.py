@@ -19,6 +19,7 @@ import metrics
 import optimizers
 import ppo_atari
 import pqn_atari
+import reports
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"dqn_atari": dqn_atari.QNetwork, "ppo_atari": ppo_atari.Agent, "pqn_atari": pqn_atari.QNetwork}
@@ -214,7 +215,7 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
             branch.linear.bias[dead] = torch.linspace(-9, 9, int(dead.sum()))  # saturated, or stuck in between
     obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     obs[::2] //= 3
-    with torch.no_grad(), metrics.record_layers(net) as records:
+    with torch.no_grad(), reports.record_layers(net) as records:
         q_values = net(obs)
     hidden = records["fc"].output
     assert torch.equal(metrics.dead_neurons_kde(hidden)[0], dead)

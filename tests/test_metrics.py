@@ -12,6 +12,7 @@ from scipy.stats import gaussian_kde
 from torch import nn
 
 import metrics
+import reports
 
 KINDS = {
     "constant": lambda g, n: np.full(n, g.choice([-1.0, 0.0, 1.0, 1e3])),
@@ -187,10 +188,10 @@ def test_record_layers():
     expected = network(x)
     after = torch.get_rng_state()
     torch.set_rng_state(rng_state)
-    with metrics.record_layers(network) as records:
+    with reports.record_layers(network) as records:
         torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
         for record in records.values():
-            metrics.layer_metrics(record)
+            reports.layer_metrics(record)
     assert torch.equal(torch.get_rng_state(), after)  # only the network's own dropout has drawn
     assert network.training and all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
@@ -200,10 +201,10 @@ def test_record_layers():
         torch.testing.assert_close(outputs, branch(x))
     torch.testing.assert_close(records["0"].output, network[0](x))
     assert not records["0"].output.requires_grad and not records["0"].pre_activations[0].requires_grad
-    with pytest.raises(RuntimeError, match="shape"), metrics.record_layers(network):
+    with pytest.raises(RuntimeError, match="shape"), reports.record_layers(network):
         network(torch.randn(3, 5))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-    with pytest.raises(ValueError, match="branches"), metrics.record_layers(nn.Linear(2, 2)):
+    with pytest.raises(ValueError, match="branches"), reports.record_layers(nn.Linear(2, 2)):
         pass
 
 
@@ -211,15 +212,15 @@ def test_layer_metrics_batched_equals_alone():
     g = torch.Generator().manual_seed(0)
     pre = [torch.randn(3, 300, 6, generator=g) for _ in range(2)]
     outputs = [(z * torch.tensor([0.0, 1, 1, 1, 9, 9])).tanh() for z in pre]
-    batched = metrics.layer_metrics(metrics.LayerRecord(pre, outputs, outputs[0] * outputs[1]), 1, max_samples=200)
+    batched = reports.layer_metrics(reports.LayerRecord(pre, outputs, outputs[0] * outputs[1]), 1, max_samples=200)
     for k in range(3):
-        alone = metrics.LayerRecord([z[k] for z in pre], [h[k] for h in outputs], outputs[0][k] * outputs[1][k])
-        for name, value in metrics.layer_metrics(alone, max_samples=200).items():
+        alone = reports.LayerRecord([z[k] for z in pre], [h[k] for h in outputs], outputs[0][k] * outputs[1][k])
+        for name, value in reports.layer_metrics(alone, max_samples=200).items():
             torch.testing.assert_close(batched[name][k], value)
     assert set(batched) >= {"dead_share", "branch1_dead_share", "dormant_share_centred", "srank", "preact_q01"}
     torch.testing.assert_close(batched["dead_share"], torch.full((3,), 1 / 6))
     maps = torch.randn(2, 40, 3, 5, 5, generator=g)
-    assert metrics.layer_metrics(metrics.LayerRecord([maps], [maps], maps), 1)["srank"].shape == (2,)
+    assert reports.layer_metrics(reports.LayerRecord([maps], [maps], maps), 1)["srank"].shape == (2,)
 
 
 def test_doctests_and_wrong_shapes():

@@ -153,7 +153,9 @@ def test_rational_health_equals_a_loop():
     rng = np.random.default_rng(4)
     for case in range(100):
         a, b, c, x = (torch.tensor(rng.normal(size=s)) for s in ((3, 4), (3, 2), (3,), (3, 8, 5)))
-        health = metrics.rational_health(a, b, c.exp() if case % 2 else None, 1 + x**2, x, batch_dims=1)
+        health = metrics.rational_health(
+            a, b, c.exp() if case % 2 else None, q_x=1 + x**2, f_x=x, batch_dims=1
+        )
         for k in range(3):
             assert health["a_max"][k] == max(abs(v) for v in a[k].tolist())
             assert health["b_max"][k] == max(abs(v) for v in b[k].tolist())

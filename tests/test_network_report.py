@@ -1,4 +1,4 @@
-"""metrics.network_report: names, numbers against direct computation, batch axes, side effects, sharing.
+"""reports.network_report: names, numbers against direct computation, batch axes, side effects, sharing.
 
 Run: pytest -q tests/test_network_report.py
 """
@@ -10,6 +10,7 @@ from torch import nn
 
 import activations
 import metrics
+import reports
 
 
 def network_of(activation, seeds, layer_norm=False, shared=None, width=24):
@@ -29,11 +30,11 @@ def gradients(network, x):
 def test_a_batch_entry_reads_the_same_alone(activation, seeds):
     batch, x = np.shape(seeds), torch.randn(*np.shape(seeds), 100, 5, generator=torch.Generator().manual_seed(0))
     network = network_of(activation, seeds, layer_norm=True)
-    report = metrics.network_report(network, (x,), gradients(network, x), len(batch))
+    report = reports.network_report(network, (x,), gradients(network, x), len(batch))
     assert {value.shape for value in report.scalars.values()} == {batch}
     for index in np.ndindex(batch):
         single = network_of(activation, int(np.asarray(seeds)[index]), layer_norm=True)
-        alone = metrics.network_report(single, (x[index],), gradients(single, x[index]), 0)
+        alone = reports.network_report(single, (x[index],), gradients(single, x[index]), 0)
         assert list(alone.scalars) == list(report.scalars) and list(alone.curves) == list(report.curves)
         for name, value in alone.scalars.items():
             torch.testing.assert_close(report.scalars[name][index], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -49,7 +50,7 @@ def test_numbers_equal_a_direct_computation():
     for branch in network[0].branches:
         branch.linear.weight.data[1, :, 3] = 0.0  # the second seed's neuron 3 is dead
     grads, layer = gradients(network, x), network[1]
-    report = metrics.network_report(network, (x,), grads, 1)
+    report = reports.network_report(network, (x,), grads, 1)
     for seed in range(2):
 
         def norm(*tensors, seed=seed):
@@ -87,7 +88,7 @@ def test_numbers_equal_a_direct_computation():
 
 def test_crelu_maps_and_frozen_parameters():
     network = nn.Sequential(activations.conv(4, 3, 4, "crelu", stride=2, seeds=[1, 2]))
-    report = metrics.network_report(network, (torch.randn(2, 8, 4, 10, 10),), {}, 1)
+    report = reports.network_report(network, (torch.randn(2, 8, 4, 10, 10),), {}, 1)
     grid, positive, _ = report.curves["conv1/activation0"]
     torch.testing.assert_close(positive, grid.relu().expand(2, 201))
     torch.testing.assert_close(report.curves["conv1/activation1"][1], (-grid).relu().expand(2, 201))
@@ -100,7 +101,7 @@ def test_shared_coefficients_count_in_each_layer_and_once_in_the_network():
     x = torch.randn(1, 64, 5)
     network = network_of("crational", [1], shared={})
     grads = gradients(network, x)
-    report = metrics.network_report(network, (x,), grads, 1)
+    report = reports.network_report(network, (x,), grads, 1)
     whole = report.scalars["coefficient_gradient_norm"]
     assert whole > 0 and report.scalars["fc1/coefficient_gradient_norm"] == whole
     assert report.scalars["fc2/coefficient_gradient_norm"] == whole
@@ -109,11 +110,11 @@ def test_shared_coefficients_count_in_each_layer_and_once_in_the_network():
 def test_no_side_effects_and_non_finite_values():
     network, x = network_of("crational", [1, 2]), torch.randn(2, 64, 5)
     state, rng = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
-    metrics.network_report(network, (x,), gradients(network, x), 1)
+    reports.network_report(network, (x,), gradients(network, x), 1)
     assert torch.equal(torch.get_rng_state(), rng) and all(p.grad is None for p in network.parameters())
     assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
     with torch.no_grad():
         network[0].branches[0].linear.weight[1] = torch.nan
-    report = metrics.network_report(network, (x,), {}, 1)
+    report = reports.network_report(network, (x,), {}, 1)
     assert report.scalars["fc2/srank"].isnan().tolist() == [False, True]
     assert report.histograms["fc2/preactivations"][0].sum(-1).tolist() == [64 * 24, 0]

@@ -67,9 +67,10 @@ def test_ntk_equals_a_loop_over_samples(activation, seeds):
     for output, scalar in ways.items():
         for coefficients in (True, False):
             expected = loop_gram(network, x, scalar, len(batch), coefficients)
-            arguments = (network, (x,), len(batch), None, output, targets, coefficients)
-            torch.testing.assert_close(metrics.ntk_gram(*arguments), expected.detach(), rtol=1e-9, atol=1e-12)
-            found = metrics.ntk_rank(*arguments)
+            options = {"output": output, "targets": targets, "coefficients": coefficients}
+            gram = metrics.ntk_gram(network, (x,), len(batch), **options)
+            torch.testing.assert_close(gram, expected.detach(), rtol=1e-9, atol=1e-12)
+            found = metrics.ntk_rank(network, (x,), len(batch), **options)
             for i in np.ndindex(*batch):
                 for name, value in numpy_ranks(expected[i].detach()).items():
                     assert found[name][i].item() == pytest.approx(value, rel=1e-6), (output, coefficients, name)

@@ -9,7 +9,7 @@ import torch
 
 import figures
 import runlog
-from metrics import NetworkReport
+from reports import NetworkReport
 
 CONFIG = {"env_id": "toy", "seed": 1}
 
