@@ -48,8 +48,8 @@ def _largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 def _power_of_two(largest: Tensor) -> Tensor:
-    """A power of two near the largest |x|; 1 where squares of x neither overflow nor vanish, and where
-    x is 0 or not finite. Dividing by it changes no digit of x."""
+    """A power of two near the largest |x|; 1 where squares of x neither overflow nor vanish, and
+    where x is 0 or not finite. Dividing by it changes no digit of x."""
     lowest_exponent = round(math.log2(torch.finfo(largest.dtype).tiny))
     # 2^50 for float32, 2^409 for float64: the square times any number of terms is a number
     limit = 2.0 ** (-0.4 * lowest_exponent)
@@ -191,16 +191,19 @@ def dead_neurons_kde(
     device. Returns dead (bool) and the peak density (1 / unit of z), (*batch, neurons). NaN or inf:
     peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf, dead. omega is meant
     for tanh, where 20 says std < about 0.02; unbounded units depend on scale. Wrong shapes:
-    ValueError. O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n)
-    n^(1/5) bandwidths, whatever its outliers, so a grid of step s = h/16 is small. Cubic weights
-    spread each sample over 4 nodes, an FFT smooths them, the same weights read the grid at the
-    samples; the density is then summed exactly at the best one: never above the maximum. How far
-    below: cubic interpolation errs by 0.0235 s^4 |phi''''|, twice, with sum |w| <= 1.25. A stretch
-    of one h with m samples has f >= m phi(1) / (n h) at each, so m <= n h f_max / phi(1); sup
-    |phi''''| summed over the stretches bounds the error by 1.7e-5 f_max; the wrong sample can win
-    by twice that: peak >= (1 - 4e-5) max f(x_j). >>> z = torch.stack([torch.ones(64),
-    torch.linspace(-1, 1, 64)], dim=-1)  # saturated, and in use
-    >>> dead_neurons_kde(z)[0]
+    ValueError.
+
+    O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n) n^(1/5)
+    bandwidths, whatever its outliers, so a grid of step s = h/16 is small. Cubic weights spread
+    each sample over 4 nodes, an FFT smooths them, the same weights read the grid at the samples;
+    the density is then summed exactly at the best one: never above the maximum. How far below:
+    cubic interpolation errs by 0.0235 s^4 |phi''''|, twice, with sum |w| <= 1.25. A stretch of one
+    h with m samples has f >= m phi(1) / (n h) at each, so m <= n h f_max / phi(1); sup |phi''''|
+    summed over the stretches bounds the error by 1.7e-5 f_max; the wrong sample can win by twice
+    that: peak >= (1 - 4e-5) max f(x_j).
+
+    >>> used = torch.linspace(-1, 1, 64)
+    >>> dead_neurons_kde(torch.stack([torch.ones(64), used], dim=-1))[0]  # the first: saturated
     tensor([ True, False])
     """
     z = _samples(z, 2)
@@ -285,9 +288,10 @@ def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> Pair:
     (h * dead) W^T and (h * ~dead) W^T. Dead neurons are constant, so their part is the constant
     mean(h_dead) W_dead^T, a hidden bias; it is 0 for ReLU neurons dead at 0. h: (*batch, samples,
     neurons); dead: (*batch, neurons) bool; weight: (*batch, outputs, neurons). Returns two (*batch,
-    samples, outputs), unit of the outputs. Misfit: ValueError. >>> hidden_bias(torch.tensor([[1.0,
-    2.0]]), torch.tensor([True, False]), torch.tensor([[0.5, 10.0]])) (tensor([[0.5000]]),
-    tensor([[20.]]))
+    samples, outputs), unit of the outputs. Misfit: ValueError.
+    >>> dead, weight = torch.tensor([True, False]), torch.tensor([[0.5, 10.0]])
+    >>> hidden_bias(torch.tensor([[1.0, 2.0]]), dead, weight)
+    (tensor([[0.5000]]), tensor([[20.]]))
     """
     h = _samples(h)
     shape = (*h.shape[:-2], h.shape[-1])
@@ -711,9 +715,11 @@ def q_overestimation(
     batch entries of which no state would stay. Returns a dict: errors, returns, kept, (*batch,
     time); over kept states (NaN if none), (*batch): mean and std (ddof 0) of errors, normalised =
     mean of error / max(|G|, floor) state by state as in REDQ, num_kept; bootstrapped, (*batch) bool
-    (False: cut states left out). >>> end = torch.tensor([False, True]) >>>
-    q_overestimation(torch.tensor([2.5, 2.0]), torch.ones(2), end, torch.zeros(2),
-    gamma=0.5)["mean"] tensor(1.)
+    (False: cut states left out).
+    >>> end = torch.tensor([False, True])
+    >>> q = torch.tensor([2.5, 2.0])
+    >>> q_overestimation(q, torch.ones(2), end, torch.zeros(2), gamma=0.5)["mean"]
+    tensor(1.)
     """
     if q.shape != rewards.shape:
         shape = tuple(rewards.shape)
@@ -787,15 +793,20 @@ def sequence_scores(history: Sequence[Sequence[float]], task_steps: int) -> dict
 
     history: a row (step, score of task 1, ..., score of task n) for each evaluation so far, of a
     score where more is better. Task k is trained in the steps ((k - 1) T, k T], T = task_steps, and
-    evaluated at its end k T too. Returns sequence/average, the mean score over all n tasks now;
-    and, where task k ends at this step, sequence/task<k>/end_score, its score now,
-    sequence/task<k>/mean_score, the mean over the evaluations in its steps (the area under its
-    learning curve over T, as in Continual World, 2105.10919; learnt alone: the mean over the run),
-    and sequence/plasticity, the mean of the mean scores of the tasks that have ended. Of each task
-    that ended before: sequence/task<k>/forgetting = end score - score now; sequence/forgetting,
-    their mean, is the negative of the backward transfer of Lopez-Paz and Ranzato 2017 (1706.08840):
-    below 0 if old tasks have become better. >>> sequence_scores([(10, 0.2, 0.0), (20, 0.6, 0.1),
-    (30, 0.5, 0.3)], task_steps=20)["sequence/forgetting"] 0.09999999999999998
+    evaluated at its end k T too. Returns
+
+    - sequence/average, the mean score over all n tasks now;
+    - where task k ends at this step, sequence/task<k>/end_score, its score now,
+      sequence/task<k>/mean_score, the mean over the evaluations in its steps (the area under its
+      learning curve over T, as in Continual World, 2105.10919; learnt alone: the mean over the
+      run), and sequence/plasticity, the mean of the mean scores of the tasks that have ended;
+    - of each task that ended before, sequence/task<k>/forgetting = end score - score now;
+      sequence/forgetting, their mean, is the negative of the backward transfer of Lopez-Paz and
+      Ranzato 2017 (1706.08840): below 0 if old tasks have become better.
+
+    >>> history = [(10, 0.2, 0.0), (20, 0.6, 0.1), (30, 0.5, 0.3)]
+    >>> sequence_scores(history, task_steps=20)["sequence/forgetting"]
+    0.09999999999999998
     """
     rows = torch.tensor(history, dtype=torch.float64)
     steps = rows[:, 0]

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import gaussian_kde
 from torch import nn
 
+import activations
 import metrics
 import reports
 
@@ -224,8 +225,9 @@ def test_layer_metrics_batched_equals_alone():
 
 
 def test_doctests_and_wrong_shapes():
-    failures, attempted = doctest.testmod(metrics)
-    assert failures == 0 and attempted >= 18
+    for module, least in ((metrics, 18), (reports, 2), (activations, 3)):
+        failures, attempted = doctest.testmod(module)
+        assert failures == 0 and attempted >= least, module.__name__
     with pytest.raises(ValueError, match="samples >= 2"):
         metrics.dead_neurons_kde(torch.zeros(1, 4))
     for call in (

@@ -22,7 +22,9 @@ SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised
 SCRIPTS = {module.__name__: module for module in SCRIPTS}
 SHARED = [
     "activations.py",
+    "optimizers.py",
     "metrics.py",
+    "reports.py",
     "figures.py",
     *(f"runlog/{path.name}" for path in (ROOT / "runlog").glob("*.py")),
     *(f"environments/{path.name}" for path in (ROOT / "environments").glob("*.py")),
