@@ -64,7 +64,7 @@ def _power_of_two(largest: Tensor) -> Tensor:
 
 def _divide(x: Tensor, scale: Tensor) -> Tensor:
     """x / scale; x itself where every scale is 1, as it is for all usual numbers."""
-    return x if bool((scale == 1).all()) else x / scale
+    return x if (scale == 1).all() else x / scale
 
 
 def _scaled(x: Tensor, dim: int | tuple[int, ...]) -> Pair:
@@ -436,22 +436,7 @@ def _scaled_ntk_gram(
     }
     if not theta:
         raise ValueError(f"{type(network).__name__} has no such parameters")
-
-    def scalar(theta, target, *sample):
-        """Of one sample. The batch entries are independent: the gradient of their sum is each
-        one's."""
-        sample = tuple(x.unsqueeze(dim) for x in sample)
-        y = torch.func.functional_call(network, theta, sample)
-        if callable(output):
-            y = output(y)
-        elif output == "true_class":
-            y = y.gather(-1, target[..., None, None])
-        elif output == "loss":
-            y = -y.log_softmax(-1).gather(-1, target[..., None, None])
-        return y.sum()
-
-    in_dims = (None, None if targets is None else -1, *[dim] * len(inputs))
-    gradients = torch.func.vmap(torch.func.grad(scalar), in_dims)(theta, targets, *inputs)
+    gradients = _sample_gradients(network, theta, inputs, dim, output, targets)
     rows = []  # (*batch, n, entries) of each parameter
     for gradient in gradients.values():  # (n, *batch, ...)
         has_entries = gradient.ndim > 1 + batch_dims
@@ -465,6 +450,26 @@ def _scaled_ntk_gram(
             part = _divide(part.double(), scale)
             gram = gram + part @ part.mT
     return gram, scale
+
+
+def _sample_gradients(network, theta, inputs, dim, output, targets) -> dict[str, Tensor]:
+    """Gradients of y with respect to the parameters theta, sample by sample: name -> (n, *batch,
+    ...)."""
+
+    def scalar(theta, target, *sample):
+        # The batch entries are independent: the gradient of their sum is each one's.
+        sample = tuple(x.unsqueeze(dim) for x in sample)
+        y = torch.func.functional_call(network, theta, sample)
+        if callable(output):
+            y = output(y)
+        elif output == "true_class":
+            y = y.gather(-1, target[..., None, None])
+        elif output == "loss":
+            y = -y.log_softmax(-1).gather(-1, target[..., None, None])
+        return y.sum()
+
+    in_dims = (None, None if targets is None else -1, *[dim] * len(inputs))
+    return torch.func.vmap(torch.func.grad(scalar), in_dims)(theta, targets, *inputs)
 
 
 def _ids_of_coefficients(network: nn.Module) -> set[int]:
@@ -924,7 +929,9 @@ class Reservoir:
     1985, R)."""
 
     def __init__(self, size: int, seed: int):
-        self._size, self._seen, self._rows = size, 0, []
+        self._size = size
+        self._seen = 0
+        self._rows = []
         self._generator = torch.Generator().manual_seed(seed)
 
     def add(self, batch: Tensor) -> None:
@@ -933,9 +940,9 @@ class Reservoir:
             self._seen += 1
             if len(self._rows) < self._size:
                 self._rows.append(row.clone())
-            elif (
-                slot := int(torch.randint(self._seen, (), generator=self._generator))
-            ) < self._size:
+                continue
+            slot = int(torch.randint(self._seen, (), generator=self._generator))
+            if slot < self._size:
                 self._rows[slot] = row.clone()
 
     def sample(self) -> Tensor:
