@@ -67,8 +67,7 @@ class RationalConfig:
     constraint_power: int = 4
     """d of crational's |x/c|^d; must exceed n so that f decays"""
     constraint_scale: float = 5.0
-    """c of crational's |x/c|^d at the start; the fit does not identify it (least squares drives it
-    to infinity)"""
+    """c of crational's |x/c|^d at the start; no fit tells it (least squares: to infinity)"""
     train_constraint_scale: bool = True
     """c is trained (as its logarithm, so that it stays positive)"""
     remove_constraint: bool = False
@@ -84,8 +83,7 @@ class RationalConfig:
     coefficient_weight_decay: float = 0.0
     """decoupled weight decay per unit step size, on the coefficients only (CR)"""
     share_across_layers: bool = False
-    """one coefficient set for all layers of a network (the recurrent rational of Delfosse et al.
-    2021)"""
+    """one coefficient set for all layers of a network (recurrent rational, Delfosse et al. 2021)"""
 
     def __post_init__(self):
         n = self.numerator_degree

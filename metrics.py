@@ -117,8 +117,9 @@ def _jittered(z: Tensor, noise_variance: float, generator: Generator) -> Iterato
     if noise_variance < 0:
         raise ValueError(f"noise_variance must be >= 0, got {noise_variance}")
     if generator is None:
-        generator = torch.Generator(z.device).manual_seed(0)
-    noise = torch.randn(num_neurons, num_samples, generator=generator, device=z.device)
+        generator = torch.Generator().manual_seed(0)  # the same draws on every device
+    noise = torch.randn(num_neurons, num_samples, generator=generator, device=generator.device)
+    noise = noise.to(z.device)
     rows = z.transpose(-1, -2).reshape(-1, num_samples)
     size = max(1, KDE_CHUNK // num_samples)
     for start in range(0, rows.shape[0], size):
@@ -187,11 +188,11 @@ def dead_neurons_kde(
     x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1), f(y) = 1/(n h) sum_i phi((y - x_i) /
     h), phi the standard normal density: `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated
     at its own samples. z: (*batch, samples >= 2, neurons), after the non-linearity. generator draws
-    the jitter, (neurons, samples), shared by the batch entries; None: a fresh one, seed 0, on z's
-    device. Returns dead (bool) and the peak density (1 / unit of z), (*batch, neurons). NaN or inf:
-    peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf, dead. omega is meant
-    for tanh, where 20 says std < about 0.02; unbounded units depend on scale. Wrong shapes:
-    ValueError.
+    the jitter, (neurons, samples), shared by the batch entries; None: a fresh one, seed 0, the same
+    numbers on every device. Returns dead (bool) and the peak density (1 / unit of z), (*batch,
+    neurons). NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf,
+    dead. omega is meant for tanh, where 20 says std < about 0.02; unbounded units depend on scale.
+    Wrong shapes: ValueError.
 
     O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n) n^(1/5)
     bandwidths, whatever its outliers, so a grid of step s = h/16 is small. Cubic weights spread

@@ -91,8 +91,10 @@ def _subset(x: Tensor, batch_dims: int, generator: torch.Generator, max_samples:
     entries."""
     x = metrics.channel_samples(x, batch_dims)
     num_samples = x.shape[-2]
-    chosen = torch.randperm(num_samples, generator=generator, device=x.device)[:max_samples]
-    return x if num_samples <= max_samples else x.index_select(-2, chosen)
+    order = torch.randperm(num_samples, generator=generator, device=generator.device)
+    if num_samples <= max_samples:
+        return x
+    return x.index_select(-2, order[:max_samples].to(x.device))
 
 
 # ---- one layer ---------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def layer_metrics(
     tensor(0.)
     """
     if generator is None:
-        generator = torch.Generator(record.output.device).manual_seed(0)
+        generator = torch.Generator().manual_seed(0)  # the same draws on every device
     subset = functools.partial(
         _subset, batch_dims=batch_dims, generator=generator, max_samples=max_samples
     )
@@ -190,8 +192,7 @@ def network_report(
     that layers share counts in each, once in the whole.
     """
     if generator is None:
-        device = next(network.parameters()).device
-        generator = torch.Generator(device).manual_seed(0)
+        generator = torch.Generator().manual_seed(0)  # the same draws on every device
     with record_layers(network) as records:
         network(*inputs)
     layers = {name: network.get_submodule(name) for name in records}
