@@ -118,3 +118,47 @@ def test_no_side_effects_and_non_finite_values():
     report = reports.network_report(network, (x,), {}, 1)
     assert report.scalars["fc2/srank"].isnan().tolist() == [False, True]
     assert report.histograms["fc2/preactivations"][0].sum(-1).tolist() == [64 * 24, 0]
+
+
+class Wave(nn.Module):
+    """x + sum_k amplitude_k sin(rate x)^k, k = 1, 2; amplitudes and rate trained."""
+
+    def __init__(self, batch_shape):
+        super().__init__()
+        self.rate = nn.Parameter(torch.full(batch_shape, -2.0))
+        self.amplitudes = nn.Parameter(torch.tensor([3.0, 4.0]).expand(*batch_shape, 2).clone())
+
+    def forward(self, x):
+        ones = (1,) * (x.dim() - self.rate.dim())
+        first, second = (part.reshape(part.shape + ones) for part in self.amplitudes.unbind(-1))
+        wave = torch.sin(self.rate.reshape(self.rate.shape + ones) * x)
+        return x + first * wave + second * wave * wave
+
+
+@pytest.mark.parametrize("seeds", [7, [1, 2], [[1, 2], [3, 4]]])
+def test_an_activation_that_is_no_rational_reports_its_own_parameters(seeds, monkeypatch):
+    entry = activations.Activation("", "", build=lambda batch_shape, _: Wave(batch_shape))
+    monkeypatch.setitem(activations.ACTIVATIONS, "wave", entry)
+    batch = np.shape(seeds)
+    network = nn.Sequential(
+        activations.dense(5, 6, "wave*tanh", seeds=seeds),
+        activations.dense(6, 6, "wave", seeds=seeds),
+        activations.Linear(6, 1, seeds=seeds),
+    )
+    x = torch.randn(*batch, 64, 5, generator=torch.Generator().manual_seed(0))
+    grads = gradients(network, x)
+    report = reports.network_report(network, (x,), grads, len(batch))
+    for place in ("fc1/branch0_", "fc2/"):
+        torch.testing.assert_close(report.scalars[f"{place}rate_norm"], torch.full(batch, 2.0))
+        torch.testing.assert_close(report.scalars[f"{place}amplitudes_norm"], torch.full(batch, 5.0))
+        assert f"{place}a_max" not in report.scalars
+    own = {name: grad for name, grad in grads.items() if ".activation." in name}
+    assert len(own) == 4
+    for layer, start in (("fc1/", "0."), ("fc2/", "1."), ("", "")):
+        entries = [g.reshape(*batch, -1) for name, g in own.items() if name.startswith(start)]
+        found = report.scalars[f"{layer}coefficient_gradient_norm"]
+        torch.testing.assert_close(found, torch.cat(entries, -1).norm(dim=-1))
+    grid, curve, _ = report.curves["fc2/activation"]
+    wave = torch.sin(-2 * grid)
+    expected = grid + 3 * wave + 4 * wave * wave
+    torch.testing.assert_close(curve, expected.expand(*batch, 201))
