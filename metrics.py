@@ -74,6 +74,14 @@ def _scaled(x: Tensor, dim: int | tuple[int, ...]) -> Pair:
     return _divide(x, scale), scale
 
 
+def _scaled_row(x: Tensor, origin: torch.dtype) -> Pair:
+    """_scaled over the last axis, of float64 numbers that come from numbers of dtype `origin`: the
+    squares of what was float32 are safe, unseen."""
+    if origin != torch.float64:
+        return x, torch.ones_like(x[..., :1])
+    return _scaled(x, -1)
+
+
 def _norm(x: Tensor, dim: int) -> Tensor:
     """L2 norm over one axis; it overflows or vanishes only where the norm itself does."""
     scaled, scale = _scaled(x, dim)
@@ -123,23 +131,19 @@ def _jittered(z: Tensor, noise_variance: float, generator: Generator) -> Iterato
     rows = z.transpose(-1, -2).reshape(-1, num_samples)
     size = max(1, KDE_CHUNK // num_samples)
     for start in range(0, rows.shape[0], size):
-        chunk = rows[start : start + size]
-        scale = _power_of_two(_largest(chunk, -1).double())
-        x = chunk.double()
-        mean = _divide(x, scale).mean(-1, keepdim=True) * scale
+        x = rows[start : start + size].double()
+        scaled, scale = _scaled_row(x, z.dtype)
+        mean = scaled.mean(-1, keepdim=True) * scale
         neuron = torch.arange(start, start + x.shape[0], device=z.device) % num_neurons
         yield mean, x - mean + math.sqrt(noise_variance) * noise[neuron].double()
 
 
-def _peak_density(x: Tensor) -> Tensor:
+def _peak_density(x: Tensor, origin: torch.dtype) -> Tensor:
     """Largest KDE value over a row's own samples: (rows, samples) float64 -> (rows,). See
     dead_neurons_kde."""
-    low = x.amin(-1, keepdim=True)
-    high = x.amax(-1, keepdim=True)
-    unit = _power_of_two(torch.maximum(high, -low))
-    x = _divide(x, unit)
+    x, unit = _scaled_row(x, origin)
     h = x.shape[-1] ** -0.2 * x.std(-1, keepdim=True)  # ddof 1, like scipy
-    u = (x - low / unit) / h  # in bandwidths, from 0
+    u = (x - x.amin(-1, keepdim=True)) / h  # in bandwidths, from 0
     usable = u.isfinite().all(-1)
     u = torch.where(usable.unsqueeze(-1), u, 0.0)
     smooth, cell, weights = _smoothed_grid(u)
@@ -208,7 +212,8 @@ def dead_neurons_kde(
     tensor([ True, False])
     """
     z = _samples(z, 2)
-    chunks = [_peak_density(x) for _, x in _jittered(z, noise_variance, generator)]
+    jittered = _jittered(z, noise_variance, generator)
+    chunks = [_peak_density(x, z.dtype) for _, x in jittered]
     peaks = torch.cat(chunks).view_as(z[..., 0, :])
     return peaks >= omega, peaks.to(z.dtype)
 
@@ -246,7 +251,7 @@ def kde_curves(
     unit = torch.linspace(0, 1, num_points, dtype=torch.float64, device=z.device)
     for means, chunk in _jittered(z, noise_variance, generator):
         for mean, x in zip(means, chunk):
-            x, scale = _scaled(x, -1)
+            x, scale = _scaled_row(x, z.dtype)
             h = x.shape[0] ** -0.2 * x.std()
             if limits is None:
                 low = x.min() - 3 * h
