@@ -23,6 +23,8 @@ import torch.nn.functional as F
 
 import activations
 import metrics
+import optimizers
+import reports
 import runlog
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -225,7 +227,7 @@ class Learner(nn.Module):
         self.args = args
         self.scale = scale
         self.network = Classifier(args, image_shape, outputs, seeds)
-        self.optimizer = activations.Adam(self.network, args.learning_rate, args.rational)
+        self.optimizer = optimizers.Adam(self.network, args.learning_rate, args.rational)
         coefficients = activations.coefficient_names(self.network)
         self.penalties = [0.0 if name in coefficients else 2 * args.l2 for name in self.optimizer.names]
         self.to(device)
@@ -262,12 +264,12 @@ class Learner(nn.Module):
     def recycle(self, x: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """ReDo on inputs x; returns the share of recycled neurons, (seeds,)."""
         layers = [*self.network.convolutions, *self.network.hidden]
-        with metrics.record_layers(self.network) as records:
+        with reports.record_layers(self.network) as records:
             self.network(x)
         outputs = [metrics.channel_samples(record.output, 1) for record in records.values()]
         dormant = [metrics.dormant_neurons(h, self.args.redo_tau)[0] for h in outputs]
         init = activations.orthogonal()
-        return activations.recycle_layers(layers, [self.network.head], dormant, self.optimizer, init, generators)
+        return optimizers.recycle_layers(layers, [self.network.head], dormant, self.optimizer, init, generators)
 
     def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
         """Seed i of every tensor, and the step count that the seeds share, from a checkpoint."""
@@ -297,7 +299,7 @@ def log_network_metrics(learner: Learner, runs: list[runlog.Run], x, labels, ste
     logits = learner.network(x)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1)
     grads = dict(zip(learner.optimizer.names, torch.autograd.grad(loss.sum(), learner.optimizer.parameters_)))
-    runlog.log_report(runs, step, "network/classifier", metrics.network_report(learner.network, (x,), grads, 1), muted)
+    runlog.log_report(runs, step, "network/classifier", reports.network_report(learner.network, (x,), grads, 1), muted)
 
 
 def coefficients(network: Classifier) -> dict[str, torch.Tensor]:

@@ -23,6 +23,8 @@ import torch.nn as nn
 
 import activations
 import metrics
+import optimizers
+import reports
 import runlog
 
 
@@ -198,11 +200,11 @@ class QNetwork(nn.Module):
 def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args, generator: torch.Generator) -> float:
     """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their share."""
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
-    with metrics.record_layers(network) as records:
+    with reports.record_layers(network) as records:
         network(obs)
     outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
     dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
-    return activations.recycle_layers(layers, [network.q], dormant, optimizer, activations.fan_in_uniform, generator)
+    return optimizers.recycle_layers(layers, [network.q], dormant, optimizer, activations.fan_in_uniform, generator)
 
 
 def dqn_target(rewards, terminations, next_q_online, next_q_target, gamma: float, double_q: bool) -> torch.Tensor:
@@ -375,7 +377,7 @@ class ReplayBuffer:
 def q_split(network: QNetwork, obs: torch.Tensor) -> dict[str, float]:
     """What dead neurons, live neurons and the bias of the last layer give to Q (HR, Theorem 4.1 and Fig. 4), as means
     over observations and actions. Dead neurons are constant, so their part is a hidden bias."""
-    with metrics.record_layers(network) as records:
+    with reports.record_layers(network) as records:
         network(obs)
     hidden = records["fc"].output
     parts = metrics.hidden_bias(hidden, metrics.dead_neurons_kde(hidden)[0], network.q.weight.mT)
@@ -503,7 +505,7 @@ def train(args: Args, run: runlog.Run) -> None:
     games = AtariGames(args, args.num_envs)
     networks = (QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last) for _ in range(2))
     q_network, target_network = networks  # equal at first
-    groups = activations.parameter_groups(q_network, args.learning_rate, args.rational)
+    groups = optimizers.parameter_groups(q_network, args.learning_rate, args.rational)
     optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
     generators = {use: runlog.make_generator(args.seed, use) for use in ("act", "update", "metrics", "redo")}
     num_updates = 0
@@ -554,7 +556,7 @@ def train(args: Args, run: runlog.Run) -> None:
         if crossed(args.metrics_frequency) and step >= args.learning_starts:  # before the updates
             batch = buffer.sample(args.metrics_samples, generators["metrics"], device)
             grads = metrics.named_gradients(q_network, lambda *x: td_loss(*x)[0], batch, 256)
-            report = metrics.network_report(q_network, batch[:1], grads, 0, max_samples=args.metrics_samples)
+            report = reports.network_report(q_network, batch[:1], grads, 0, max_samples=args.metrics_samples)
             runlog.log_report(run, step, "network/q", report)
             run.log(step, q_split(q_network, batch[0]) if args.analyse else {})
         if crossed(args.ntk_frequency) and step >= args.learning_starts:
@@ -629,7 +631,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
         return act(q_network, args.eval_epsilon, generator, obs)
 
     returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
-    report = metrics.network_report(q_network, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
+    report = reports.network_report(q_network, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
     runlog.record_evaluation(run, step, returns, screens, "network/q", report, **q_split(q_network, seen.sample()))
 
 

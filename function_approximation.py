@@ -22,6 +22,8 @@ from scipy.stats import binomtest
 
 import activations
 import metrics
+import optimizers
+import reports
 import runlog
 
 # Number of trained parameters that the paper tells (captions of Figs. 2 and 12)
@@ -90,7 +92,7 @@ class Networks(nn.Module):
                     nn.init.uniform_(bias, -bound, bound, generator=generator)
         self.to(device)
         rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
-        self.optimizer = activations.Adam(self, rates, args.rational)
+        self.optimizer = optimizers.Adam(self, rates, args.rational)
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
         torch.compiler.reset()  # one code object may be compiled for a few networks only
         self.update = torch.compile(self.one_update, fullgraph=True, dynamic=False, disable=not args.compile)
@@ -134,7 +136,7 @@ def log_networks(networks: Networks, runs: list[runlog.Run], points: torch.Tenso
     x = torch.linspace(*points[[0, -1]].tolist(), DENSE_POINTS, device=points.device)
     grads = torch.autograd.grad(networks.errors(points).sum(), networks.optimizer.parameters_)
     grads = dict(zip(networks.optimizer.names, grads))
-    report = metrics.network_report(networks, (x,), grads, batch_dims=1, max_samples=DENSE_POINTS)
+    report = reports.network_report(networks, (x,), grads, batch_dims=1, max_samples=DENSE_POINTS)
     report.curves = {key: curve for key, curve in report.curves.items() if "kde" not in key}  # 16 per layer are many
     runlog.log_report(runs, step, "network/mlp", report)
     for run, fit in zip(runs, networks(x).tolist()):

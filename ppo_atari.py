@@ -22,6 +22,8 @@ import torch.nn.functional as F
 
 import activations
 import metrics
+import optimizers
+import reports
 import runlog
 
 
@@ -198,11 +200,11 @@ class Agent(nn.Module):
 def recycle_dormant(network: Agent, optimizer, obs: torch.Tensor, args: Args, generator: torch.Generator) -> float:
     """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their share."""
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
-    with metrics.record_layers(network) as records:
+    with reports.record_layers(network) as records:
         network(obs)
     outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
     dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
-    return activations.recycle_layers(
+    return optimizers.recycle_layers(
         layers, [network.actor, network.critic], dormant, optimizer, activations.orthogonal(), generator
     )
 
@@ -291,7 +293,7 @@ def train(args: Args, run: runlog.Run) -> None:
     games = AtariGames(args, args.num_envs)
     agent = Agent(games.num_actions, args).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        activations.parameter_groups(agent, args.learning_rate, args.rational), eps=args.adam_eps, fused=True
+        optimizers.parameter_groups(agent, args.learning_rate, args.rational), eps=args.adam_eps, fused=True
     )
     generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
     generators["redo"] = runlog.make_generator(args.seed, "redo")
@@ -435,7 +437,7 @@ def train(args: Args, run: runlog.Run) -> None:
             columns = dict(enumerate(batch))
             limit = args.metrics_samples
             grads = metrics.mean_gradients(lambda x: ppo_loss(*x.values())[0], columns, trained, batch_size)
-            report = metrics.network_report(agent, (seen[chosen],), dict(zip(names, grads)), 0, max_samples=limit)
+            report = reports.network_report(agent, (seen[chosen],), dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/agent", report)
             clock += time.monotonic() - paused
         if crossed(args.ntk_frequency):
@@ -477,7 +479,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
         return torch.multinomial(F.softmax(agent(obs)[0], -1), 1, generator=generator).squeeze(1).numpy()
 
     returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
-    report = metrics.network_report(agent, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
+    report = reports.network_report(agent, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
     runlog.record_evaluation(run, step, returns, screens, "network/agent", report)
 
 

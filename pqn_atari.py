@@ -21,6 +21,8 @@ import torch.nn as nn
 
 import activations
 import metrics
+import optimizers
+import reports
 import runlog
 
 
@@ -193,11 +195,11 @@ class QNetwork(nn.Module):
 def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args, generator: torch.Generator) -> float:
     """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their share."""
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
-    with metrics.record_layers(network) as records:
+    with reports.record_layers(network) as records:
         network(obs)
     outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
     dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
-    return activations.recycle_layers(layers, [network.q], dormant, optimizer, activations.he_normal, generator)
+    return optimizers.recycle_layers(layers, [network.q], dormant, optimizer, activations.he_normal, generator)
 
 
 def q_lambda_returns(rewards, terminations, truncations, next_values, gamma: float, q_lambda: float) -> torch.Tensor:
@@ -280,7 +282,7 @@ def train(args: Args, run: runlog.Run) -> None:
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
     torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn of that
     optimizer = torch.optim.RAdam(
-        activations.parameter_groups(q_network, args.learning_rate, args.rational),
+        optimizers.parameter_groups(q_network, args.learning_rate, args.rational),
         decoupled_weight_decay=True,
         capturable=args.compile and device.type == "cuda",
     )
@@ -419,7 +421,7 @@ def train(args: Args, run: runlog.Run) -> None:
             pieces = dict(enumerate(sample))  # bounded memory
             limit = args.metrics_samples
             grads = metrics.mean_gradients(lambda x: td_loss(*x.values())[0], pieces, trained, 256)
-            report = metrics.network_report(q_network, sample[:1], dict(zip(names, grads)), 0, max_samples=limit)
+            report = reports.network_report(q_network, sample[:1], dict(zip(names, grads)), 0, max_samples=limit)
             runlog.log_report(run, step, "network/q", report)
             clock += time.monotonic() - paused
         if crossed(args.ntk_frequency):
@@ -458,7 +460,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
         return q_network(obs).argmax(-1).numpy()
 
     returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
-    report = metrics.network_report(q_network, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
+    report = reports.network_report(q_network, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
     runlog.record_evaluation(run, step, returns, screens, "network/q", report)
 
 

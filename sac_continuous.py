@@ -22,6 +22,8 @@ import torch.nn.functional as F
 import activations
 import environments
 import metrics
+import optimizers
+import reports
 import runlog
 
 
@@ -132,7 +134,7 @@ class Agent(nn.Module):
         self.actor = Actor(obs_dim, action_dim, args, seeds)
         self.qf, self.qf_target = (SoftQNetworks(obs_dim, action_dim, args, seeds) for _ in range(2))
         self.log_alpha = nn.Parameter(torch.full((len(seeds), 1), math.log(args.init_temperature)))
-        adam = functools.partial(activations.Adam, learning_rate=args.learning_rate, rational=args.rational)
+        adam = functools.partial(optimizers.Adam, learning_rate=args.learning_rate, rational=args.rational)
         self.actor_optimizer = adam(self.actor)
         self.qf_optimizer = adam(self.qf)
         self.alpha_optimizer = adam(nn.ParameterList([self.log_alpha]))
@@ -257,8 +259,17 @@ def evaluate(agent: Agent, envs, seeds: list[int], index: int, stochastic: bool)
         q.append(agent.qf(*part[:2]).mean(-2))
         next_actions, next_log_probs = agent.actor.sample(part[2], runlog.normals(generators, *part[1].shape[1:]))
         next_values.append(agent.qf(part[2], next_actions).mean(-2) - agent.log_alpha.exp() * next_log_probs)
-    columns = [torch.cat(q, 1).cpu(), rewards, terminations, truncations, log_probs, torch.cat(next_values, 1).cpu()]
-    bias = metrics.overestimation_of_first(lengths, agent.args.gamma, agent.log_alpha.exp().cpu(), *columns)
+    bias = metrics.overestimation_of_first(
+        lengths,
+        q=torch.cat(q, 1).cpu(),
+        rewards=rewards,
+        terminations=terminations,
+        truncations=truncations,
+        gamma=agent.args.gamma,
+        log_probs=log_probs,
+        alpha=agent.log_alpha.exp().cpu(),
+        fallback_values=torch.cat(next_values, 1).cpu(),
+    )
     return [row | {"eval/stochastic_return": r} for row, r in zip(bias, returns.mean(-1).tolist())]
 
 
@@ -274,11 +285,11 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Ru
         return dict(zip(optimizer.names, grads))
 
     grads = gradients(agent.actor_loss, agent.actor_optimizer)
-    report = metrics.network_report(agent.actor, (batch["obs"],), grads, 1, max_samples=limit)
+    report = reports.network_report(agent.actor, (batch["obs"],), grads, 1, max_samples=limit)
     runlog.log_report(runs, step, "network/actor", report)
     grads = gradients(agent.qf_loss, agent.qf_optimizer)
     inputs = (batch["obs"], batch["actions"])
-    report = metrics.network_report(agent.qf, inputs, grads, 2, max_samples=limit)
+    report = reports.network_report(agent.qf, inputs, grads, 2, max_samples=limit)
     runlog.log_report(runs, step, "network/qf", report)
 
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dqn_atari
-import metrics
 import ppo_atari
 import pqn_atari
+import reports
 
 
 def play_randomly(args, num_envs: int, num_steps: int, seed: int) -> dict[str, torch.Tensor]:
@@ -102,7 +102,7 @@ def root_mean_square(x: torch.Tensor) -> float:
 
 def measure(network, losses, data, max_norm: float, epsilons: tuple[float, ...]) -> list[str]:
     """The cells of one row of the table."""
-    with metrics.record_layers(network) as records, torch.no_grad():
+    with reports.record_layers(network) as records, torch.no_grad():
         network(data["obs"].flatten(0, 1)[:: data["obs"].shape[1]])
     record = records["fc"]
     weights = [branch.linear.weight for branch in network.fc.branches]

@@ -1,4 +1,5 @@
-"""Names, values, gradients and fits of the activations. `OMP_NUM_THREADS=1 pytest -q tests/test_activations.py`"""
+"""Names, values, gradients and fits of the activations. `OMP_NUM_THREADS=1 pytest -q
+tests/test_activations.py`"""
 
 import math
 
@@ -24,27 +25,62 @@ FORMULAS = {  # float64, numpy and scipy only
     "tanh": np.tanh,
     "sigmoid": special.expit,
 }
-# Reference constants: fits of leaky ReLU (slope 0.01) on [-5, 5] derived apart from this code, by MINPACK from a start
-# of ones on 2,001 points, rounded to the digits shown. (form, n, m, d, c or None for the unconstrained rational, a, b)
-A54 = (0.049672, 0.618385, 1.393395, 1.097721, 0.320413, 0.032473), (-0.684922, 1.580101, -0.187991, 0.044913)
+# Reference constants: fits of leaky ReLU (slope 0.01) on [-5, 5] derived apart from this code, by
+# MINPACK from a start of ones on 2,001 points, rounded to the digits shown. (form, n, m, d, c or
+# None for the unconstrained rational, a, b)
+A54 = (
+    (0.049672, 0.618385, 1.393395, 1.097721, 0.320413, 0.032473),
+    (-0.684922, 1.580101, -0.187991, 0.044913),
+)
 REFERENCE_FITS = [
     ("A", 5, 4, 6, None, *A54),
     ("A", 3, 2, 4, None, (0.190766, 0.589163, 0.325280, 0.047786), (0.124443, 0.074542)),
-    ("B", 5, 4, 6, None, (0.055954, 0.504994, 0.991587, 0.722910, 0.201000, 0.019716), (0, 1.431533, 0, 0.039042)),
+    (
+        "B",
+        5,
+        4,
+        6,
+        None,
+        (0.055954, 0.504994, 0.991587, 0.722910, 0.201000, 0.019716),
+        (0, 1.431533, 0, 0.039042),
+    ),
     ("B", 3, 2, 4, None, (0.204404, 0.504996, 0.255604, 0.035858), (0, 0.071007)),
     ("A", 3, 2, 4, 5, (0.99008, 0.76, 0.129), (0.88978, 0.06785)),
     ("A", 3, 2, 4, 10, (0.82934, 0.62941, 0.10613), (0.52581, 0.11922)),
     ("B", 3, 2, 4, 5, (1.05471, 0.73608, 0.11685), (-0.96956, -0.03338)),
     ("B", 3, 2, 4, 10, (0.50573, 0.35966, 0.05872), (0.00817, 0.11260)),
-    ("A", 5, 4, 6, 5, (0.85013, 2.74040, 2.54668, 0.81723, 0.08800), (-2.37159, 2.81414, 0.74991, 0.09209)),
-    ("B", 5, 4, 6, 5, (0.50503, 1.49126, 1.32188, 0.41262, 0.04357), (0.00851, 2.59425, 0.01823, 0.08206)),
+    (
+        "A",
+        5,
+        4,
+        6,
+        5,
+        (0.85013, 2.74040, 2.54668, 0.81723, 0.08800),
+        (-2.37159, 2.81414, 0.74991, 0.09209),
+    ),
+    (
+        "B",
+        5,
+        4,
+        6,
+        5,
+        (0.50503, 1.49126, 1.32188, 0.41262, 0.04357),
+        (0.00851, 2.59425, 0.01823, 0.08206),
+    ),
 ]
-DEGREES = [(1, 1, 2), (3, 2, 4), (5, 4, 6), (7, 1, 8), (2, 8, 3)]  # n, m, d; numbers and forms are enough without fits
+DEGREES = [
+    (1, 1, 2),
+    (3, 2, 4),
+    (5, 4, 6),
+    (7, 1, 8),
+    (2, 8, 3),
+]  # n, m, d; numbers and forms are enough without fits
 FAR = torch.cat([torch.zeros(1), torch.logspace(-30, 4, 400), -torch.logspace(-30, 4, 400)])
 
 
 def quotient(x: float, form: str, a, b, c: float | None, d: int) -> float:
-    """The definition of both rationals, term by term; c None = unconstrained, else a starts at a_1."""
+    """The definition of both rationals, term by term; c None = unconstrained, else a starts at
+    a_1."""
     p = sum(value * x ** (i + (c is not None)) for i, value in enumerate(a))
     terms = [value * x**j for j, value in enumerate(b, start=1)]
     q = 1 + (sum(abs(t) for t in terms) if form == "A" else abs(sum(terms)))
@@ -53,7 +89,9 @@ def quotient(x: float, form: str, a, b, c: float | None, d: int) -> float:
 
 def random_rational(form, n, m, d, constrained, c=1.7, **kwargs) -> Rational:
     """A float64 rational with coefficients from a standard normal, whatever the fit gives."""
-    config = RationalConfig(n, m, form, d, c, fit_target="identity" if (n, m) == (2, 8) else "leaky_relu", **kwargs)
+    config = RationalConfig(
+        n, m, form, d, c, fit_target="identity" if (n, m) == (2, 8) else "leaky_relu", **kwargs
+    )
     module = Rational(config, constrained).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -72,8 +110,12 @@ def test_values_gradients_and_range(name):
     x = np.concatenate([np.linspace(-8, 8, 161), [-1e4, -50.0, 50.0, 1e4]])
     module = make_activation(name)
     for dtype, rtol, atol in [(torch.float64, 1e-9, 1e-12), (torch.float32, 1e-5, 1e-6)]:
-        np.testing.assert_allclose(module(torch.from_numpy(x).to(dtype)), FORMULAS[name](x), rtol=rtol, atol=atol)
-    near = torch.linspace(-3.05, 3.05, 24, dtype=torch.float64, requires_grad=True)  # no kink on the grid
+        np.testing.assert_allclose(
+            module(torch.from_numpy(x).to(dtype)), FORMULAS[name](x), rtol=rtol, atol=atol
+        )
+    near = torch.linspace(
+        -3.05, 3.05, 24, dtype=torch.float64, requires_grad=True
+    )  # no kink on the grid
     assert torch.autograd.gradcheck(module, near)
     y = module(far := FAR.clone().requires_grad_())
     assert y.isfinite().all() and torch.autograd.grad(y.sum(), far)[0].isfinite().all()
@@ -83,7 +125,9 @@ def test_crelu_joins_the_feature_axis():
     x = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for axis in (-1, -3):
         reference = np.concatenate([np.maximum(x.numpy(), 0), np.maximum(-x.numpy(), 0)], axis)
-        np.testing.assert_array_equal(make_activation("crelu", feature_axis=axis)(x).numpy(), reference)
+        np.testing.assert_array_equal(
+            make_activation("crelu", feature_axis=axis)(x).numpy(), reference
+        )
     assert torch.autograd.gradcheck(make_activation("crelu"), x[0].clone().requires_grad_())
 
 
@@ -91,12 +135,22 @@ def test_crelu_joins_the_feature_axis():
 @pytest.mark.parametrize("degrees", DEGREES)
 @pytest.mark.parametrize("constrained", [False, True])
 def test_rational_equals_the_quotient(form, degrees, constrained):
-    module, x = random_rational(form, *degrees, constrained), [*np.linspace(-6, 6, 97).tolist(), -1e4, -300.0, 1e3, 1e4]
-    a, b, c, d = module.numerator.tolist(), module.denominator.tolist(), 1.7 if constrained else None, degrees[2]
+    module, x = (
+        random_rational(form, *degrees, constrained),
+        [*np.linspace(-6, 6, 97).tolist(), -1e4, -300.0, 1e3, 1e4],
+    )
+    a, b, c, d = (
+        module.numerator.tolist(),
+        module.denominator.tolist(),
+        1.7 if constrained else None,
+        degrees[2],
+    )
     assert (len(a), len(b)) == (degrees[0] + (not constrained), degrees[1])
     expected = [quotient(value, form, a, b, c, d) for value in x]
     y = module(torch.tensor(x, dtype=torch.float64)).detach().numpy()
-    np.testing.assert_allclose(y, expected, rtol=1e-6 if constrained else 1e-11, atol=1e-12)  # log c is a float32
+    np.testing.assert_allclose(
+        y, expected, rtol=1e-6 if constrained else 1e-11, atol=1e-12
+    )  # log c is a float32
     assert (module.numerator_and_denominator(torch.tensor(x, dtype=torch.float64))[1] >= 1).all()
 
 
@@ -105,13 +159,17 @@ def test_rational_equals_the_quotient(form, degrees, constrained):
 def test_rational_gradients(form, constrained):
     module = random_rational(form, 3, 2, 4, constrained)
     parameters = dict(module.named_parameters())
-    assert set(parameters) == {"numerator", "denominator"} | ({"log_scale"} if constrained else set())
+    assert set(parameters) == {"numerator", "denominator"} | (
+        {"log_scale"} if constrained else set()
+    )
     x = torch.linspace(-3.07, 3.1, 14, dtype=torch.float64, requires_grad=True)
 
     def function(x, *values):
         return torch.func.functional_call(module, dict(zip(parameters, values)), (x,))
 
-    assert torch.autograd.gradcheck(function, (x, *(p.detach().clone().requires_grad_() for p in parameters.values())))
+    assert torch.autograd.gradcheck(
+        function, (x, *(p.detach().clone().requires_grad_() for p in parameters.values()))
+    )
 
 
 @pytest.mark.parametrize("target", ["leaky_relu", "identity", "softplus"])
@@ -120,7 +178,9 @@ def test_rational_gradients(form, constrained):
 def test_float32_is_finite_far_out(form, degrees, target):
     n, m, d = degrees
     scales = (
-        (5.0, 1.001 * 10 ** (4 - 36 / d), 0.999 * 10 ** (18 / d)) if target == "leaky_relu" else (5.0,)
+        (5.0, 1.001 * 10 ** (4 - 36 / d), 0.999 * 10 ** (18 / d))
+        if target == "leaky_relu"
+        else (5.0,)
     )  # the bounds of c
     for constrained, c in [(False, 5.0), *((True, c) for c in scales)]:
         config = RationalConfig(n, m, form, d, c, fit_target=target)
@@ -138,7 +198,9 @@ def test_crational_vanishes_at_zero_and_far_out(form):
     assert module(torch.zeros(5)).eq(0).all()
     far = module(torch.tensor([-1e4, -1e3, 1e3, 1e4])).abs()
     assert far[[0, 3]].max() < 0.01 and far[[1, 2]].max() < 0.1
-    law = module.numerator[-1] * module.scale() ** 4 / torch.tensor([-1e4, 1e4])  # f -> a_n c^d x^(n-d)
+    law = (
+        module.numerator[-1] * module.scale() ** 4 / torch.tensor([-1e4, 1e4])
+    )  # f -> a_n c^d x^(n-d)
     torch.testing.assert_close(far[[0, 3]], law.abs(), rtol=1e-2, atol=0)
 
 
@@ -171,8 +233,11 @@ def test_fit_agrees_with_the_reference_constants(reference):
 @pytest.mark.parametrize("target", FORMULAS)
 @pytest.mark.parametrize("constrained", [False, True])
 def test_fit_of_every_base_name(target, constrained):
-    # on another range, where the target is at most 4; crational's f(0) = 0 costs softplus and sigmoid their value there
-    config = RationalConfig(5, 4, constraint_power=6, constraint_scale=8.0, fit_target=target, fit_range=(-4.0, 3.0))
+    # on another range, where the target is at most 4; crational's f(0) = 0 costs softplus and
+    # sigmoid their value there
+    config = RationalConfig(
+        5, 4, constraint_power=6, constraint_scale=8.0, fit_target=target, fit_range=(-4.0, 3.0)
+    )
     a, b = fit_rational(config, constrained)
     x = np.linspace(-4, 3, 701)
     f = np.array([quotient(v, "A", a, b, 8.0 if constrained else None, 6) for v in x.tolist()])
@@ -182,9 +247,15 @@ def test_fit_of_every_base_name(target, constrained):
 
 
 def test_fit_follows_the_range():
-    # widening the range by s multiplies a_i by s^(1 - i) and b_j by s^-j for a target with f(s x) = s f(x)
-    (narrow, wide), s = [fit_rational(RationalConfig(fit_range=(-r, r)), False) for r in (3.0, 5.0)], 5 / 3
-    np.testing.assert_allclose(wide[0], [a * s ** (1 - i) for i, a in enumerate(narrow[0])], rtol=1e-3)
+    # widening the range by s multiplies a_i by s^(1 - i) and b_j by s^-j for a target with f(s x) =
+    # s f(x)
+    (narrow, wide), s = (
+        [fit_rational(RationalConfig(fit_range=(-r, r)), False) for r in (3.0, 5.0)],
+        5 / 3,
+    )
+    np.testing.assert_allclose(
+        wide[0], [a * s ** (1 - i) for i, a in enumerate(narrow[0])], rtol=1e-3
+    )
     np.testing.assert_allclose(wide[1], [b * s**-j for j, b in enumerate(narrow[1], 1)], rtol=2e-3)
 
 
@@ -195,7 +266,12 @@ def test_a_fit_outside_float32_is_an_error():
 
 @pytest.mark.parametrize(
     "form, n, m, constrained, best",
-    [("A", 7, 6, False, 0.00110), ("B", 7, 6, False, 0.00124), ("A", 7, 6, True, 0.00143), ("A", 6, 5, False, 0.00228)],
+    [
+        ("A", 7, 6, False, 0.00110),
+        ("B", 7, 6, False, 0.00124),
+        ("A", 7, 6, True, 0.00143),
+        ("A", 6, 5, False, 0.00228),
+    ],
 )
 def test_no_ridge_shows_in_fits_of_high_degree(form, n, m, constrained, best):
     """best: the rmse on [-3, 3]. With the ridge of the default degrees the first was 0.00235."""
@@ -209,7 +285,14 @@ def test_no_ridge_shows_in_fits_of_high_degree(form, n, m, constrained, best):
 
 DEFAULT_FITS = {  # recorded before the fit had weaker ridges for high degrees
     ("A", False): [0.190764402, 0.589166911, 0.325284408, 0.0477869427, 0.124449041, 0.0745424532],
-    ("B", False): [0.204404132, 0.504995727, 0.255604012, 0.035857995, -6.28038927e-06, 0.0710069104],
+    ("B", False): [
+        0.204404132,
+        0.504995727,
+        0.255604012,
+        0.035857995,
+        -6.28038927e-06,
+        0.0710069104,
+    ],
     ("A", True): [0.990075023, 0.760004732, 0.128998023, 0.889784079, 0.06785324],
     ("B", True): [1.05469653, 0.736073991, 0.116847414, 0.969553108, 0.0333849752],
 }
@@ -217,7 +300,8 @@ DEFAULT_FITS = {  # recorded before the fit had weaker ridges for high degrees
 
 @pytest.mark.parametrize("form, constrained", DEFAULT_FITS)
 def test_fits_of_the_default_degrees_stay(form, constrained):
-    """Runs of one name start from the same coefficients for ever, to what MINPACK repeats on other machines."""
+    """Runs of one name start from the same coefficients for ever, to what MINPACK repeats on other
+    machines."""
     a, b = fit_rational(RationalConfig(form=form), constrained)
     np.testing.assert_allclose([*a, *b], DEFAULT_FITS[form, constrained], rtol=1e-5, atol=1e-6)
 
@@ -242,7 +326,9 @@ def test_grammar(expression):
 
 @pytest.mark.parametrize("expression", ["", " ", "*", "+", "tanh*", "*tanh", "tanh++relu", "relu+"])
 def test_a_missing_name_is_an_error(expression):
-    with pytest.raises(ValueError, match=r"^--activation .*a name is missing; choose from identity relu"):
+    with pytest.raises(
+        ValueError, match=r"^--activation .*a name is missing; choose from identity relu"
+    ):
         parse(expression)
 
 
@@ -258,7 +344,12 @@ def test_unknown_names_and_names_that_do_not_combine():
         ) as error:
             parse(f"tanh*{wrong}", "--encoder-activation")
         assert " ".join([*ACTIVATIONS, "tanh_2hr", "tanh_add", "NAME_hr"]) in str(error.value)
-    for wrong in ("crelu*relu", "crelu+tanh", "tanh_add*relu", "relu*tanh_add"):  # known, but they do not combine
+    for wrong in (
+        "crelu*relu",
+        "crelu+tanh",
+        "tanh_add*relu",
+        "relu*tanh_add",
+    ):  # known, but they do not combine
         with pytest.raises(ValueError, match=r"^--activation .*widths differ|is a sum"):
             parse(wrong)
     with pytest.raises(ValueError, match="did you mean selu"):
@@ -295,17 +386,38 @@ def test_degrees_beyond_every_float_are_errors_too():
             RationalConfig(**{name: 10**400})
 
 
-WRONG = [("numerator_degree", 0), ("numerator_degree", 8), ("numerator_degree", 4), ("denominator_degree", 0)]
-WRONG += [("denominator_degree", 9), ("constraint_power", 3), ("constraint_power", 9), ("form", "C")]
+WRONG = [
+    ("numerator_degree", 0),
+    ("numerator_degree", 8),
+    ("numerator_degree", 4),
+    ("denominator_degree", 0),
+]
+WRONG += [
+    ("denominator_degree", 9),
+    ("constraint_power", 3),
+    ("constraint_power", 9),
+    ("form", "C"),
+]
 WRONG += [("constraint_scale", value) for value in (0.0, -1.0, 1e-6, 1e7, math.nan, math.inf)]
-WRONG += [("fit_target", "crelu"), ("fit_target", "rational"), ("fit_target", "tahn"), ("init_scale", math.nan)]
+WRONG += [
+    ("fit_target", "crelu"),
+    ("fit_target", "rational"),
+    ("fit_target", "tahn"),
+    ("init_scale", math.nan),
+]
 WRONG += [("fit_range", r) for r in ((1.0, 1.0), (3.0, -3.0), (-math.inf, 1.0), (0.0, math.nan))]
-WRONG += [(name, v) for name in ("learning_rate", "coefficient_weight_decay") for v in (-1.0, math.nan, math.inf)]
+WRONG += [
+    (name, v)
+    for name in ("learning_rate", "coefficient_weight_decay")
+    for v in (-1.0, math.nan, math.inf)
+]
 
 
 @pytest.mark.parametrize("name, value", WRONG)
 def test_wrong_options_name_their_flag(name, value):
-    flag = "constraint-power" if (name, value) == ("numerator_degree", 4) else name.replace("_", "-")
+    flag = (
+        "constraint-power" if (name, value) == ("numerator_degree", 4) else name.replace("_", "-")
+    )
     with pytest.raises(ValueError, match=f"^--rational.{flag} "):
         RationalConfig(**{name: value})
     assert RationalConfig(learning_rate=0.0).learning_rate == 0  # frozen is legal

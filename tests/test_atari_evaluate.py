@@ -10,6 +10,7 @@ from scipy.stats import chi2
 from test_atari_runs import ALL, MODULES, TINY, short_games  # noqa: F401  (a fixture)
 
 import metrics
+import reports
 import runlog
 
 
@@ -75,7 +76,7 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
 def test_ppo_measures_on_more_observations_than_an_iteration_has(short_games, tmp_path, monkeypatch):  # noqa: F811
     """16 observations per iteration, 40 wanted: those of this iteration and of those before it, also when resumed."""
     module, argv = MODULES["ppo_atari"], f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48"
-    stored, measured, step, report = [], [], module.AtariGames.step, metrics.network_report
+    stored, measured, step, report = [], [], module.AtariGames.step, reports.network_report
 
     def reset_and_store(games, actions):
         result = step(games, actions)
@@ -87,7 +88,7 @@ def test_ppo_measures_on_more_observations_than_an_iteration_has(short_games, tm
         return report(network, inputs, *rest, **named)
 
     monkeypatch.setattr(module.AtariGames, "step", reset_and_store)
-    monkeypatch.setattr(metrics, "network_report", watched)
+    monkeypatch.setattr(reports, "network_report", watched)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runlog.Run, "draw", interrupt)  # at the first checkpoint, step 32
         module.main(runlog.parse_args(module.Args, f"{argv} --runs-dir {tmp_path}".split()))

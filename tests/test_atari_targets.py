@@ -16,8 +16,10 @@ import torch
 import activations
 import dqn_atari
 import metrics
+import optimizers
 import ppo_atari
 import pqn_atari
+import reports
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"dqn_atari": dqn_atari.QNetwork, "ppo_atari": ppo_atari.Agent, "pqn_atari": pqn_atari.QNetwork}
@@ -152,7 +154,7 @@ RECYCLED = [("relu", "none"), ("relu", "channel"), ("tanh_hr", "none"), ("crelu"
 def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, layer_norm):
     flags = {"layer_norm": layer_norm, "width": 16, "encoder_activation": (activation,), "activation": activation}
     net = network(script, **flags)
-    optimizer = torch.optim.AdamW(activations.parameter_groups(net, 1e-3, activations.RationalConfig()))
+    optimizer = torch.optim.AdamW(optimizers.parameter_groups(net, 1e-3, activations.RationalConfig()))
     obs = torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def outputs(net):
@@ -171,7 +173,7 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     outs = {name: neurons[name].repeat(x.width // len(neurons[name])) for name, x in zip(names, layers)}
     generator = torch.Generator().manual_seed(3)
     init = activations.he_normal
-    assert activations.recycle_layers(layers, heads, [*outs.values()], optimizer, init, generator) == 6 / 176
+    assert optimizers.recycle_layers(layers, heads, [*outs.values()], optimizer, init, generator) == 6 / 176
     reads = {"conv2": outs["conv1"], "conv3": outs["conv2"], "fc": outs["conv3"].repeat_interleave(49)}
     reads |= dict.fromkeys(("q", "actor", "critic"), outs["fc"])
     before = dict(old.named_parameters())
@@ -213,7 +215,7 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
             branch.linear.bias[dead] = torch.linspace(-9, 9, int(dead.sum()))  # saturated, or stuck in between
     obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     obs[::2] //= 3
-    with torch.no_grad(), metrics.record_layers(net) as records:
+    with torch.no_grad(), reports.record_layers(net) as records:
         q_values = net(obs)
     hidden = records["fc"].output
     assert torch.equal(metrics.dead_neurons_kde(hidden)[0], dead)

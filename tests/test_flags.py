@@ -15,9 +15,9 @@ from own_scripts import SCRIPTS
 import continual_supervised
 import dqn_atari
 import function_approximation
-import metrics
 import ppo_atari
 import pqn_atari
+import reports
 import runlog
 import sac_continuous
 from runlog import cli, memory
@@ -245,7 +245,7 @@ def test_memory_of_the_atari_networks(activation, encoder, layer_norm):
             network, outputs = script.QNetwork(18, args), 18
         size = runlog.nature_cnn_size(args, outputs)
         assert size.parameters == sum(p.numel() for p in network.parameters())
-        with metrics.record_layers(network) as records:
+        with reports.record_layers(network) as records:
             network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))
         held = outputs
         for record in records.values():

@@ -1,4 +1,5 @@
-"""Layers: initial weights, seeds as a batch axis, norms, products and sums. `pytest -q tests/test_layers.py`"""
+"""Layers: initial weights, seeds as a batch axis, norms, products and sums. `pytest -q
+tests/test_layers.py`"""
 
 import copy
 import functools
@@ -10,10 +11,24 @@ import torch
 import torch.nn as nn
 
 import activations
-from activations import ACTIVATIONS, Activation, Linear, Rational, RationalConfig, coefficient_names, conv, dense
+import optimizers
+from activations import (
+    ACTIVATIONS,
+    Activation,
+    Linear,
+    Rational,
+    RationalConfig,
+    coefficient_names,
+    conv,
+    dense,
+)
 
 IMAGES = (2, 4, 84, 84)
-NATURE = [(4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]  # in, out, kernel, stride (Mnih et al. 2015)
+NATURE = [
+    (4, 32, 8, 4),
+    (32, 64, 4, 2),
+    (64, 64, 3, 1),
+]  # in, out, kernel, stride (Mnih et al. 2015)
 
 
 def normal(*shape, seed=0):
@@ -29,7 +44,8 @@ def count(*modules) -> int:
 
 
 def nature(encoder, last, norm="none", actions=6):
-    """Hidden layers and head of a Q-network on 84x84 frames; `init` saves the seconds of orthogonal ones."""
+    """Hidden layers and head of a Q-network on 84x84 frames; `init` saves the seconds of orthogonal
+    ones."""
     options, layers, width = {"init": lambda weight, generator: weight.zero_()}, [], 4
     for _, out, kernel, stride in NATURE:
         layers.append(conv(width, out, kernel, encoder, stride=stride, layer_norm=norm, **options))
@@ -40,7 +56,11 @@ def nature(encoder, last, norm="none", actions=6):
 
 def test_parameter_counts_of_atari_networks():
     relu = count(nature("relu", "relu"))
-    assert relu == sum(i * o * k * k + o for i, o, k, _ in NATURE) + 3136 * 512 + 512 + 512 * 6 + 6 == 1_687_206
+    assert (
+        relu
+        == sum(i * o * k * k + o for i, o, k, _ in NATURE) + 3136 * 512 + 512 + 512 * 6 + 6
+        == 1_687_206
+    )
     assert count(nature("relu", "tanh_hr")) == relu + 3136 * 512 + 512 == 3_293_350
     assert (
         count(nature("tanh_hr", "tanh_hr", "channel")) == 3_374_022
@@ -54,27 +74,39 @@ def test_parameter_counts_of_layers(n, m):
     rational = RationalConfig(n, m, constraint_power=6)
     for name, own in [("relu", 0), ("rational", n + 1 + m), ("crational", n + m + 1)]:
         assert count(dense(7, 5, name, rational=rational)) == 7 * 5 + 5 + own
-        assert count(dense(7, 5, f"{name}*{name}+{name}", rational=rational)) == 3 * (7 * 5 + 5 + own)
+        assert count(dense(7, 5, f"{name}*{name}+{name}", rational=rational)) == 3 * (
+            7 * 5 + 5 + own
+        )
         assert count(small_conv(name, rational=rational)) == 2 * 3 * 9 + 3 + own
-        assert count(dense(7, 5, name, rational=rational, seeds=[[1, 2], [3, 4]])) == 4 * (7 * 5 + 5 + own)
+        assert count(dense(7, 5, name, rational=rational, seeds=[[1, 2], [3, 4]])) == 4 * (
+            7 * 5 + 5 + own
+        )
     assert count(dense(7, 5, "crelu")) == 7 * 5 + 5 and dense(7, 5, "crelu").width == 10
 
 
-@pytest.mark.parametrize("make", [lambda name, **kw: dense(6, 4, name, **kw), small_conv], ids=["dense", "conv"])
+@pytest.mark.parametrize(
+    "make", [lambda name, **kw: dense(6, 4, name, **kw), small_conv], ids=["dense", "conv"]
+)
 def test_initial_weights(make):
     state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     reference = make("relu_hr", seeds=3)
     for name in [*ACTIVATIONS, "tanh_hr", "tanh_2hr", "tanh_add", "identity*silu"]:
         layer = make(name, seeds=3)
-        for mine, theirs in zip(layer.branches, reference.branches):  # branch by branch, whatever the activation
-            assert torch.equal(mine.linear.weight, theirs.linear.weight) and not mine.linear.bias.any()
+        for mine, theirs in zip(
+            layer.branches, reference.branches
+        ):  # branch by branch, whatever the activation
+            assert (
+                torch.equal(mine.linear.weight, theirs.linear.weight) and not mine.linear.bias.any()
+            )
     first, second = (branch.linear.weight for branch in reference.branches)
     assert not torch.equal(first, second)
     assert not torch.equal(first, make("relu", seeds=4).branches[0].linear.weight)
     assert torch.equal(state[0], torch.get_rng_state())
     assert np.array_equal(state[1], np.random.get_state()[1])  # noqa: NPY002
     rows = first.flatten(1) if first.dim() == 4 else first.T
-    torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-5, rtol=0)  # orthogonal, gain sqrt(2)
+    torch.testing.assert_close(
+        rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-5, rtol=0
+    )  # orthogonal, gain sqrt(2)
 
 
 EXPRESSIONS = ["relu", "crelu", "tanh_hr", "crational_hr", "rational*silu+tanh"]
@@ -83,16 +115,24 @@ EXPRESSIONS = ["relu", "crelu", "tanh_hr", "crational_hr", "rational*silu+tanh"]
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_a_stack_of_seeds_equals_its_seeds(name, norm):
-    conv_options = {"layer_norm": "channel" if norm else "none"}, {"layer_norm": "chw" if norm else "none"}
+    conv_options = (
+        {"layer_norm": "channel" if norm else "none"},
+        {"layer_norm": "chw" if norm else "none"},
+    )
     for data, make in [
         (normal(3, 5, 6), lambda seeds: dense(6, 4, name, seeds=seeds, layer_norm=norm)),
         (normal(3, 5, 2, 9, 9), lambda seeds: small_conv(name, seeds=seeds, **conv_options[0])),
-        (normal(3, 5, 2, 9, 9), lambda seeds: small_conv(name, seeds=seeds, out_size=(4, 4), **conv_options[1])),
+        (
+            normal(3, 5, 2, 9, 9),
+            lambda seeds: small_conv(name, seeds=seeds, out_size=(4, 4), **conv_options[1]),
+        ),
     ]:
         stack, singles = make([1, 2, 3]), [make(seed) for seed in (1, 2, 3)]
         expected = torch.stack([layer(data[i]) for i, layer in enumerate(singles)])
         torch.testing.assert_close(stack(data), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(make([[1, 2, 3]])(data[None])[0], expected, atol=1e-5, rtol=1e-5)  # two leading axes
+        torch.testing.assert_close(
+            make([[1, 2, 3]])(data[None])[0], expected, atol=1e-5, rtol=1e-5
+        )  # two leading axes
         state = torch.func.stack_module_state(singles)
         one = functools.partial(torch.func.functional_call, copy.deepcopy(singles[0]))
         mapped = torch.vmap(lambda *args, one=one: one(args[:2], args[2]))(*state, data)
@@ -113,7 +153,9 @@ def test_compiled_equals_eager():
         y = forward(x)
         return y, torch.autograd.grad(y.square().sum(), list(network.parameters()))
 
-    torch.testing.assert_close(loss_and_grads(torch.compile(network)), loss_and_grads(network), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        loss_and_grads(torch.compile(network)), loss_and_grads(network), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_norms_against_torch_and_a_per_pixel_reference():
@@ -152,7 +194,10 @@ def test_products_and_sums_by_hand(norm):
 
 
 def test_convolution_against_torch():
-    layer, reference = conv(2, 3, 3, "relu", stride=2, padding=1, seeds=1), nn.Conv2d(2, 3, 3, stride=2, padding=1)
+    layer, reference = (
+        conv(2, 3, 3, "relu", stride=2, padding=1, seeds=1),
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+    )
     with torch.no_grad():
         reference.weight.copy_(layer.branches[0].linear.weight)
         layer.branches[0].linear.bias.copy_(reference.bias)
@@ -176,22 +221,39 @@ def test_state_dict_round_trip(tmp_path):
         target.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
         assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters()))
     x = normal(2, 5, 6).double()
-    assert dense(6, 4, "crational_hr", seeds=[1, 2], layer_norm=True).double()(x).dtype == torch.float64
+    assert (
+        dense(6, 4, "crational_hr", seeds=[1, 2], layer_norm=True).double()(x).dtype
+        == torch.float64
+    )
 
 
 def test_one_coefficient_set_for_all_layers():
     options = {"seeds": [1, 2], "shared": {}}
     layers = [small_conv("crelu", **options), dense(6, 4, "crational", **options)]
-    layers += [dense(4, 4, "identity*crational*crational", **options), dense(4, 3, "crational+rational", **options)]
+    layers += [
+        dense(4, 4, "identity*crational*crational", **options),
+        dense(4, 3, "crational+rational", **options),
+    ]
     network = nn.Sequential(*layers[1:])
     one, two = (layers[2].branches[k].activation for k in (1, 2))
-    assert one.numerator is layers[1].branches[0].activation.numerator is layers[3].branches[0].activation.numerator
-    assert two.numerator is not one.numerator and one.log_scale is layers[3].branches[0].activation.log_scale
-    assert len({id(branch.activation) for layer in layers for branch in layer.branches}) == 7  # hooks stay per layer
+    assert (
+        one.numerator
+        is layers[1].branches[0].activation.numerator
+        is layers[3].branches[0].activation.numerator
+    )
+    assert (
+        two.numerator is not one.numerator
+        and one.log_scale is layers[3].branches[0].activation.log_scale
+    )
+    assert (
+        len({id(branch.activation) for layer in layers for branch in layer.branches}) == 7
+    )  # hooks stay per layer
     names = coefficient_names(network)
     assert len(names) == 3 + 3 + 2 and names < {name for name, _ in network.named_parameters()}
     dense_crelu = dense(6, 4, "crelu", **options)  # the convolution's crelu joins another axis
-    assert dense_crelu(normal(2, 5, 6)).shape == (2, 5, 8) and layers[0](normal(2, 5, 2, 9, 9)).shape == (2, 5, 6, 4, 4)
+    assert dense_crelu(normal(2, 5, 6)).shape == (2, 5, 8) and layers[0](
+        normal(2, 5, 2, 9, 9)
+    ).shape == (2, 5, 6, 4, 4)
     x = normal(2, 5, 6)
     network(x).sum().backward()
     tied = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -201,16 +263,27 @@ def test_one_coefficient_set_for_all_layers():
 
 
 def test_coefficient_names():
-    network = nn.Sequential(dense(3, 4, "crational*relu", layer_norm=True), Rational(RationalConfig(), False))
-    expected = {f"0.branches.0.activation.{name}" for name in ("numerator", "denominator", "log_scale")}
+    network = nn.Sequential(
+        dense(3, 4, "crational*relu", layer_norm=True), Rational(RationalConfig(), False)
+    )
+    expected = {
+        f"0.branches.0.activation.{name}" for name in ("numerator", "denominator", "log_scale")
+    }
     assert coefficient_names(network) == expected | {"1.numerator", "1.denominator"}
     assert coefficient_names(dense(3, 4, "tanh")) == set()
-    assert coefficient_names(dense(3, 4, "rational").branches[0]) == {"activation.numerator", "activation.denominator"}
+    assert coefficient_names(dense(3, 4, "rational").branches[0]) == {
+        "activation.numerator",
+        "activation.denominator",
+    }
 
 
 def test_one_entry_adds_an_activation(monkeypatch):
-    monkeypatch.setitem(ACTIVATIONS, "bent", Activation("(sqrt(x^2 + 1) - 1) / 2 + x", "test", lambda x: bent(x)))
-    monkeypatch.setitem(ACTIVATIONS, "both", Activation("[x, |x|]", "test", lambda x: (x, x.abs()), width=2))
+    monkeypatch.setitem(
+        ACTIVATIONS, "bent", Activation("(sqrt(x^2 + 1) - 1) / 2 + x", "test", lambda x: bent(x))
+    )
+    monkeypatch.setitem(
+        ACTIVATIONS, "both", Activation("[x, |x|]", "test", lambda x: (x, x.abs()), width=2)
+    )
 
     def bent(x):
         return ((x * x + 1).sqrt() - 1) / 2 + x
@@ -220,7 +293,9 @@ def test_one_entry_adds_an_activation(monkeypatch):
     first, second = (x @ branch.linear.weight for branch in product.branches)
     torch.testing.assert_close(single(x), bent(first))
     torch.testing.assert_close(product(x), bent(first) * bent(second))
-    assert activations.dense(3, 4, "both").width == 8 and activations.dense(3, 4, "both")(x).shape == (6, 8)
+    assert activations.dense(3, 4, "both").width == 8 and activations.dense(3, 4, "both")(
+        x
+    ).shape == (6, 8)
     module = Rational(RationalConfig(fit_target="bent"), False)
     grid = torch.linspace(-5, 5, 101)
     torch.testing.assert_close(module(grid), bent(grid), atol=0.1, rtol=0)
@@ -228,7 +303,8 @@ def test_one_entry_adds_an_activation(monkeypatch):
 
 
 class Swish(nn.Module):
-    """x sigmoid(beta x), beta trained (Ramachandran et al. 2017): the example of docs/activations.md."""
+    """x sigmoid(beta x), beta trained (Ramachandran et al. 2017): the example of
+    docs/activations.md."""
 
     def __init__(self, batch_shape):
         super().__init__()
@@ -240,7 +316,9 @@ class Swish(nn.Module):
 
 
 def test_one_entry_adds_trainable_parameters(monkeypatch):
-    entry = Activation("x sigmoid(beta x)", "Ramachandran et al. 2017", build=lambda shape, _: Swish(shape))
+    entry = Activation(
+        "x sigmoid(beta x)", "Ramachandran et al. 2017", build=lambda shape, _: Swish(shape)
+    )
     monkeypatch.setitem(ACTIVATIONS, "swish", entry)
     layer, x = dense(6, 4, "swish_hr", seeds=[1, 2]), normal(2, 5, 6)
     torch.testing.assert_close(layer(x), dense(6, 4, "silu_hr", seeds=[1, 2])(x))
@@ -252,16 +330,19 @@ def test_one_entry_adds_trainable_parameters(monkeypatch):
 
 
 def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(monkeypatch):
-    """Own step size, decay on them alone, gradients, seeds apart: as the coefficients of a rational."""
-    entry = Activation("x sigmoid(beta x)", "Ramachandran et al. 2017", build=lambda shape, _: Swish(shape))
+    """Own step size, decay on them alone, gradients, seeds apart: as the coefficients of a
+    rational."""
+    entry = Activation(
+        "x sigmoid(beta x)", "Ramachandran et al. 2017", build=lambda shape, _: Swish(shape)
+    )
     monkeypatch.setitem(ACTIVATIONS, "swish", entry)
     rational = RationalConfig(learning_rate=0.5, coefficient_weight_decay=0.1)
     layer, x = dense(6, 4, "swish", seeds=[1, 2], layer_norm=True), normal(2, 5, 6)
     beta = layer.branches[0].activation.beta
-    groups = activations.parameter_groups(layer, 1e-3, rational)
+    groups = optimizers.parameter_groups(layer, 1e-3, rational)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0), (0.5, 0.1)]
     assert len(groups[1]["params"]) == 1 and groups[1]["params"][0] is beta
-    adam = activations.Adam(layer, 1e-3, rational)
+    adam = optimizers.Adam(layer, 1e-3, rational)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     grads = torch.autograd.grad(layer(x).square().sum(), adam.parameters_)
     with torch.no_grad():
@@ -270,11 +351,14 @@ def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(
         rate, decay = (0.5, 0.1) if name.endswith("beta") else (1e-3, 0.0)
         direction = grad / (grad.abs() + 1e-8)  # Adam's first step
         expected = before[name] - rate * (direction + decay * before[name])
-        torch.testing.assert_close(dict(layer.named_parameters())[name], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            dict(layer.named_parameters())[name], expected, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_uniform_biases_are_torchs_and_leave_the_weights_alone():
-    """uniform: in +-1/sqrt(fan_in), another draw for each branch; the weights are those of zero biases, bit for bit."""
+    """uniform: in +-1/sqrt(fan_in), another draw for each branch; the weights are those of zero
+    biases, bit for bit."""
     for make, fan_in in [
         (functools.partial(activations.dense, 400, 5_000, "tanh_hr"), 400),
         (functools.partial(activations.conv, 4, 5_000, 8, "tanh_hr"), 4 * 8 * 8),
@@ -287,7 +371,10 @@ def test_uniform_biases_are_torchs_and_leave_the_weights_alone():
             assert not b.linear.bias.any()
             assert a.linear.bias.abs().max() <= bound
             for bias in a.linear.bias.detach():
-                assert scipy.stats.kstest(bias.numpy() / bound, scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-3
+                assert (
+                    scipy.stats.kstest(bias.numpy() / bound, scipy.stats.uniform(-1, 2).cdf).pvalue
+                    > 1e-3
+                )
         first, second = (branch.linear.bias for branch in uniform.branches)
         assert not torch.equal(first, second) and not torch.equal(first[0], first[1])
     with pytest.raises(ValueError, match="zero uniform"):

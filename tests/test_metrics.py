@@ -1,4 +1,5 @@
-"""Representation metrics against independent references: scipy's KDE, numpy's float64 SVD, plain loops.
+"""Representation metrics against independent references: scipy's KDE, numpy's float64 SVD, plain
+loops.
 
 Run: pytest -q tests/test_metrics.py
 """
@@ -11,7 +12,9 @@ import torch
 from scipy.stats import gaussian_kde
 from torch import nn
 
+import activations
 import metrics
+import reports
 
 KINDS = {
     "constant": lambda g, n: np.full(n, g.choice([-1.0, 0.0, 1.0, 1e3])),
@@ -52,20 +55,35 @@ def test_kde_equals_scipy(kind, dtype):
 
 def test_kde_known_verdicts():
     rng = np.random.default_rng(0)
-    columns = [np.ones(512), np.zeros(512), 0.005 * rng.normal(size=512), rng.normal(size=512), np.r_[np.ones(511), -1]]
+    columns = [
+        np.ones(512),
+        np.zeros(512),
+        0.005 * rng.normal(size=512),
+        rng.normal(size=512),
+        np.r_[np.ones(511), -1],
+    ]
     dead, _ = metrics.dead_neurons_kde(torch.tensor(np.stack(columns, axis=1)))
     assert dead.tolist() == [True, True, True, False, False]  # one outlier saves a neuron
 
 
 def test_kde_never_above_and_at_most_4e5_below_the_maximum():
-    """The bound of the docstring, on clusters of every distance and weight, where the grid has most to get wrong."""
+    """The bound of the docstring, on clusters of every distance and weight, where the grid has most
+    to get wrong."""
     rng = np.random.default_rng(1)
     columns = []
     for _ in range(120):
-        centres, weights = rng.normal(size=6) * 10 ** rng.uniform(-2, 2), rng.dirichlet(np.full(6, 0.5))
-        columns.append(rng.choice(centres, size=300, p=weights) + 10 ** rng.uniform(-4, 0) * rng.normal(size=300))
+        centres, weights = (
+            rng.normal(size=6) * 10 ** rng.uniform(-2, 2),
+            rng.dirichlet(np.full(6, 0.5)),
+        )
+        columns.append(
+            rng.choice(centres, size=300, p=weights)
+            + 10 ** rng.uniform(-4, 0) * rng.normal(size=300)
+        )
     x = np.stack(columns, axis=1)
-    ratio = metrics.dead_neurons_kde(torch.tensor(x), noise_variance=0.0)[1].numpy() / scipy_peaks(x)
+    ratio = metrics.dead_neurons_kde(torch.tensor(x), noise_variance=0.0)[1].numpy() / scipy_peaks(
+        x
+    )
     assert ratio.max() <= 1 + 1e-9 and ratio.min() >= 1 - 4e-5
 
 
@@ -81,7 +99,9 @@ def test_kde_curves_equal_scipy():
     x = np.random.default_rng(2).normal(size=(200, 3))
     grid, density = metrics.kde_curves(torch.tensor(x), num_points=50, noise_variance=0.0)
     for k in range(3):
-        np.testing.assert_allclose(density[k], gaussian_kde(x[:, k], bw_method=200**-0.2)(grid[k].numpy()), rtol=1e-8)
+        np.testing.assert_allclose(
+            density[k], gaussian_kde(x[:, k], bw_method=200**-0.2)(grid[k].numpy()), rtol=1e-8
+        )
     grid, _ = metrics.kde_curves(torch.tensor(x), num_points=5, limits=(-1.0, 1.0))
     np.testing.assert_allclose(grid, np.tile(np.linspace(-1, 1, 5), (3, 1)), atol=1e-12)
 
@@ -108,24 +128,41 @@ def test_ranks_equal_numpy_svd():
         z = torch.tensor(x)
         assert metrics.effective_rank(z).item() == srank, k
         assert metrics.effective_rank(z).dtype == torch.float32
-        np.testing.assert_allclose(metrics.singular_values(z), sigma, atol=5e-7 * max(sigma[0], 1e-30))
+        np.testing.assert_allclose(
+            metrics.singular_values(z), sigma, atol=5e-7 * max(sigma[0], 1e-30)
+        )
         if sigma[0] > 0:
             p = sigma[sigma > 0] / sigma.sum()
-            np.testing.assert_allclose(metrics.stable_rank(z), (sigma**2).sum() / sigma[0] ** 2, rtol=1e-5)
-            np.testing.assert_allclose(metrics.entropy_rank(z), np.exp(-(p * np.log(p)).sum()), rtol=1e-3)
-        np.testing.assert_allclose(metrics.feature_norm(z), np.linalg.norm(x, axis=1).mean(), rtol=1e-4)
+            np.testing.assert_allclose(
+                metrics.stable_rank(z), (sigma**2).sum() / sigma[0] ** 2, rtol=1e-5
+            )
+            np.testing.assert_allclose(
+                metrics.entropy_rank(z), np.exp(-(p * np.log(p)).sum()), rtol=1e-3
+            )
+        np.testing.assert_allclose(
+            metrics.feature_norm(z), np.linalg.norm(x, axis=1).mean(), rtol=1e-4
+        )
 
 
 def test_ranks_of_zero_and_non_finite_features():
     x = torch.stack([torch.zeros(8, 4), torch.full((8, 4), float("nan")), torch.ones(8, 4)])
-    assert metrics.effective_rank(x)[[0, 2]].tolist() == [1.0, 1.0] and metrics.effective_rank(x)[1].isnan()
-    assert metrics.stable_rank(x)[0] == 0 and metrics.entropy_rank(x)[0] == 0 and metrics.entropy_rank(x)[1].isnan()
+    assert (
+        metrics.effective_rank(x)[[0, 2]].tolist() == [1.0, 1.0]
+        and metrics.effective_rank(x)[1].isnan()
+    )
+    assert (
+        metrics.stable_rank(x)[0] == 0
+        and metrics.entropy_rank(x)[0] == 0
+        and metrics.entropy_rank(x)[1].isnan()
+    )
 
 
 def test_dormant_neurons_equal_a_loop():
     rng = np.random.default_rng(4)
     for k in range(100):
-        h = rng.normal(size=(20, 7)) * (rng.uniform(size=7) > 0.4) + (k % 2) * rng.integers(-1, 2, size=7)
+        h = rng.normal(size=(20, 7)) * (rng.uniform(size=7) > 0.4) + (k % 2) * rng.integers(
+            -1, 2, size=7
+        )
         for centred in (False, True):
             x = h - h.mean(axis=0) if centred else h
             activity = [sum(abs(v) for v in column) / 20 for column in x.T]
@@ -136,19 +173,30 @@ def test_dormant_neurons_equal_a_loop():
     maps = torch.tensor(rng.normal(size=(2, 5, 3, 4, 6)))
     flat = metrics.channel_samples(maps, batch_dims=1)
     assert flat.shape == (2, 5 * 4 * 6, 3)
-    torch.testing.assert_close(flat.abs().mean(-2), maps.abs().mean((1, 3, 4)))  # one score per channel
+    torch.testing.assert_close(
+        flat.abs().mean(-2), maps.abs().mean((1, 3, 4))
+    )  # one score per channel
 
 
 def test_hidden_bias_equals_a_loop_and_theorem_41():
     rng = np.random.default_rng(5)
     for _ in range(100):
-        h, dead, weight = rng.normal(size=(6, 5)), rng.uniform(size=5) < 0.5, rng.normal(size=(3, 5))
+        h, dead, weight = (
+            rng.normal(size=(6, 5)),
+            rng.uniform(size=5) < 0.5,
+            rng.normal(size=(3, 5)),
+        )
         h[:, dead] = np.sign(h[0, dead])  # collapsed into -1 or 1
         got = metrics.hidden_bias(*(torch.tensor(v) for v in (h, dead, weight)))
         for part, member in zip(got, (dead, ~dead)):
-            loop = [[sum(h[s, i] * w[i] for i in range(5) if member[i]) for w in weight] for s in range(6)]
+            loop = [
+                [sum(h[s, i] * w[i] for i in range(5) if member[i]) for w in weight]
+                for s in range(6)
+            ]
             np.testing.assert_allclose(part, loop, atol=1e-12)
-        constant = h[:, dead].mean(axis=0) @ weight[:, dead].T  # Theorem 4.1: the same for every observation
+        constant = (
+            h[:, dead].mean(axis=0) @ weight[:, dead].T
+        )  # Theorem 4.1: the same for every observation
         np.testing.assert_allclose(got[0], np.tile(constant, (6, 1)), atol=1e-12)
         np.testing.assert_allclose(got[0] + got[1], h @ weight.T, atol=1e-12)
 
@@ -176,7 +224,9 @@ class Product(nn.Module):
 
 def toy_network():
     shared = nn.Tanh()  # one module in two layers: must be recorded where it is called
-    return nn.Sequential(Product([shared, nn.Sigmoid()]), nn.Dropout(0.5), Product([shared]), shared, nn.Linear(4, 2))
+    return nn.Sequential(
+        Product([shared, nn.Sigmoid()]), nn.Dropout(0.5), Product([shared]), shared, nn.Linear(4, 2)
+    )
 
 
 def test_record_layers():
@@ -187,23 +237,29 @@ def test_record_layers():
     expected = network(x)
     after = torch.get_rng_state()
     torch.set_rng_state(rng_state)
-    with metrics.record_layers(network) as records:
+    with reports.record_layers(network) as records:
         torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
         for record in records.values():
-            metrics.layer_metrics(record)
+            reports.layer_metrics(record)
     assert torch.equal(torch.get_rng_state(), after)  # only the network's own dropout has drawn
-    assert network.training and all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+    assert network.training and all(
+        torch.equal(v, state[k]) for k, v in network.state_dict().items()
+    )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
     assert set(records) == {"0", "2"} and len(records["2"].pre_activations) == 1
-    for branch, inputs, outputs in zip(network[0].branches, records["0"].pre_activations, records["0"].branch_outputs):
+    for branch, inputs, outputs in zip(
+        network[0].branches, records["0"].pre_activations, records["0"].branch_outputs
+    ):
         torch.testing.assert_close(inputs, branch.norm(branch.linear(x)))
         torch.testing.assert_close(outputs, branch(x))
     torch.testing.assert_close(records["0"].output, network[0](x))
-    assert not records["0"].output.requires_grad and not records["0"].pre_activations[0].requires_grad
-    with pytest.raises(RuntimeError, match="shape"), metrics.record_layers(network):
+    assert (
+        not records["0"].output.requires_grad and not records["0"].pre_activations[0].requires_grad
+    )
+    with pytest.raises(RuntimeError, match="shape"), reports.record_layers(network):
         network(torch.randn(3, 5))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
-    with pytest.raises(ValueError, match="branches"), metrics.record_layers(nn.Linear(2, 2)):
+    with pytest.raises(ValueError, match="branches"), reports.record_layers(nn.Linear(2, 2)):
         pass
 
 
@@ -211,20 +267,33 @@ def test_layer_metrics_batched_equals_alone():
     g = torch.Generator().manual_seed(0)
     pre = [torch.randn(3, 300, 6, generator=g) for _ in range(2)]
     outputs = [(z * torch.tensor([0.0, 1, 1, 1, 9, 9])).tanh() for z in pre]
-    batched = metrics.layer_metrics(metrics.LayerRecord(pre, outputs, outputs[0] * outputs[1]), 1, max_samples=200)
+    batched = reports.layer_metrics(
+        reports.LayerRecord(pre, outputs, outputs[0] * outputs[1]), 1, max_samples=200
+    )
     for k in range(3):
-        alone = metrics.LayerRecord([z[k] for z in pre], [h[k] for h in outputs], outputs[0][k] * outputs[1][k])
-        for name, value in metrics.layer_metrics(alone, max_samples=200).items():
+        alone = reports.LayerRecord(
+            [z[k] for z in pre], [h[k] for h in outputs], outputs[0][k] * outputs[1][k]
+        )
+        for name, value in reports.layer_metrics(alone, max_samples=200).items():
             torch.testing.assert_close(batched[name][k], value)
-    assert set(batched) >= {"dead_share", "branch1_dead_share", "dormant_share_centred", "srank", "preact_q01"}
+    assert set(batched) >= {
+        "dead_share",
+        "branch1_dead_share",
+        "dormant_share_centred",
+        "srank",
+        "preact_q01",
+    }
     torch.testing.assert_close(batched["dead_share"], torch.full((3,), 1 / 6))
     maps = torch.randn(2, 40, 3, 5, 5, generator=g)
-    assert metrics.layer_metrics(metrics.LayerRecord([maps], [maps], maps), 1)["srank"].shape == (2,)
+    assert reports.layer_metrics(reports.LayerRecord([maps], [maps], maps), 1)["srank"].shape == (
+        2,
+    )
 
 
 def test_doctests_and_wrong_shapes():
-    failures, attempted = doctest.testmod(metrics)
-    assert failures == 0 and attempted >= 18
+    for module, least in ((metrics, 18), (reports, 2), (activations, 3)):
+        failures, attempted = doctest.testmod(module)
+        assert failures == 0 and attempted >= least, module.__name__
     with pytest.raises(ValueError, match="samples >= 2"):
         metrics.dead_neurons_kde(torch.zeros(1, 4))
     for call in (
@@ -233,7 +302,9 @@ def test_doctests_and_wrong_shapes():
         lambda: metrics.effective_rank(torch.zeros(4, 4), delta=1.0),
         lambda: metrics.channel_samples(torch.zeros(4, 4, 4)),
         lambda: metrics.hidden_bias(torch.zeros(4, 3), torch.zeros(3), torch.zeros(2, 3)),
-        lambda: metrics.hidden_bias(torch.zeros(4, 3), torch.zeros(3, dtype=torch.bool), torch.zeros(3, 2)),
+        lambda: metrics.hidden_bias(
+            torch.zeros(4, 3), torch.zeros(3, dtype=torch.bool), torch.zeros(3, 2)
+        ),
         lambda: metrics.dead_neurons_kde(torch.zeros(4, 3), noise_variance=-1.0),
     ):
         with pytest.raises(ValueError):

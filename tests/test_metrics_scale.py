@@ -1,4 +1,5 @@
-"""Metrics of finite numbers whose squares overflow or vanish: those of the same numbers at an ordinary scale.
+"""Metrics of finite numbers whose squares overflow or vanish: those of the same numbers at an
+ordinary scale.
 
 Run: pytest -q tests/test_metrics_scale.py
 """
@@ -11,6 +12,13 @@ import torch
 from torch import nn
 
 import metrics
+
+
+@pytest.fixture(autouse=True)
+def with_denormals():
+    """A training in the same process may have had them flushed, and float32 at 2^-110 has some."""
+    torch.set_flush_denormal(False)
+
 
 # powers of two, so that the scaled input holds the same digits
 SCALES = [(torch.float64, 2.0**k) for k in (-900, -560, -450, 450, 531, 990)]
@@ -45,14 +53,19 @@ def test_norms_deviations_and_densities_follow_the_scale(dtype, scale):
     pairs = [
         (metrics.singular_values(large), metrics.singular_values(x) * scale),
         (metrics.feature_norm(large), metrics.feature_norm(x) * scale),
-        (metrics.weight_norm([large, large[..., 0]], 1), metrics.weight_norm([x, x[..., 0]], 1) * scale),
+        (
+            metrics.weight_norm([large, large[..., 0]], 1),
+            metrics.weight_norm([x, x[..., 0]], 1) * scale,
+        ),
         (metrics.weight_norm([large[0, 0], large * 0]), metrics.weight_norm([x[0, 0]]) * scale),
         (metrics.dead_neurons_std(large)[1], metrics.dead_neurons_std(x)[1] * scale),
         (metrics.preactivation_quantiles(large), metrics.preactivation_quantiles(x) * scale),
         (metrics.histogram(large, 5)[1], metrics.histogram(x, 5)[1] * scale),
     ]
     spread = x[..., :5]  # without jitter: a density is 1 / unit
-    old, new = (metrics.dead_neurons_kde(z, noise_variance=0.0)[1] for z in (spread, spread * scale))
+    old, new = (
+        metrics.dead_neurons_kde(z, noise_variance=0.0)[1] for z in (spread, spread * scale)
+    )
     pairs.append((new, old / scale))
     old, new = (metrics.kde_curves(z, 7, noise_variance=0.0) for z in (spread, spread * scale))
     pairs += [(new[0], old[0] * scale), (new[1], old[1] / scale)]
@@ -122,4 +135,7 @@ def test_what_is_not_finite_stays_so():
     assert metrics.feature_norm(x)[0] == math.inf and metrics.weight_norm([x], 1)[0] == math.inf
     zero = torch.zeros(4, 3)
     assert metrics.feature_norm(zero) == 0 and metrics.weight_norm([zero]) == 0
-    assert metrics.dormant_neurons(zero)[1].eq(0).all() and metrics.dead_neurons_std(zero)[1].eq(0).all()
+    assert (
+        metrics.dormant_neurons(zero)[1].eq(0).all()
+        and metrics.dead_neurons_std(zero)[1].eq(0).all()
+    )

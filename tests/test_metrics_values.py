@@ -1,4 +1,5 @@
-"""Value metrics, norms, quantiles and histograms against slow plain-Python loops and numpy; batch axes; the global RNG.
+"""Value metrics, norms, quantiles and histograms against slow plain-Python loops and numpy; batch
+axes; the global RNG.
 
 Run: pytest -q tests/test_metrics_values.py
 """
@@ -14,7 +15,8 @@ import metrics
 
 
 def slow_return(t, r, term, trunc, gamma, log_probs=None, alpha=0.0, bootstrap=None):
-    """(G_t, weight of the missing tail) of one sequence, forwards: sum of discounted rewards and later entropies."""
+    """(G_t, weight of the missing tail) of one sequence, forwards: sum of discounted rewards and
+    later entropies."""
     total, discount, k = 0.0, 1.0, t
     while True:
         total += discount * r[k]
@@ -22,7 +24,9 @@ def slow_return(t, r, term, trunc, gamma, log_probs=None, alpha=0.0, bootstrap=N
         if term[k]:
             return total, 0.0
         if trunc[k] or k == len(r) - 1:
-            return (total, discount) if bootstrap is None else (total + discount * bootstrap[k], 0.0)
+            return (
+                (total, discount) if bootstrap is None else (total + discount * bootstrap[k], 0.0)
+            )
         k += 1
         if log_probs is not None:
             total -= discount * alpha * log_probs[k]
@@ -46,10 +50,15 @@ def test_returns_and_overestimation_equal_a_slow_loop():
         soft, bootstrap = case % 4 < 2, case % 5 < 2
         options = {"bootstrap_values": torch.tensor(values)} if bootstrap else {}
         if soft:
-            options |= {"log_probs": torch.tensor(log_probs), "alpha": torch.tensor(alpha) if case % 2 else alpha}
+            options |= {
+                "log_probs": torch.tensor(log_probs),
+                "alpha": torch.tensor(alpha) if case % 2 else alpha,
+            }
         args = [torch.tensor(v) for v in (r, term, trunc)]
         returns, weight = metrics.discounted_returns(*args, gamma, **options)
-        got = metrics.q_overestimation(torch.tensor(q), *args, gamma, tail_tolerance=tolerance, **options)
+        got = metrics.q_overestimation(
+            torch.tensor(q), *args, gamma, tail_tolerance=tolerance, **options
+        )
         for i in np.ndindex(*batch):
             a = np.broadcast_to(alpha, batch)[i]
             extras = (log_probs[i] if soft else None, a, values[i] if bootstrap else None)
@@ -59,10 +68,19 @@ def test_returns_and_overestimation_equal_a_slow_loop():
             kept = [w <= tolerance for _, w in slow]
             assert got["kept"][i].tolist() == kept and got["num_kept"][i] == sum(kept)
             errors = [q[i][t] - slow[t][0] for t in range(time) if kept[t]]
-            scaled = [(q[i][t] - slow[t][0]) / max(abs(slow[t][0]), 10) for t in range(time) if kept[t]]
-            for name, value in (("mean", errors and np.mean(errors)), ("normalised", scaled and np.mean(scaled))):
-                np.testing.assert_allclose(got[name][i], value if errors else math.nan, rtol=1e-7, atol=1e-9)
-            np.testing.assert_allclose(got["std"][i], np.std(errors) if errors else math.nan, rtol=1e-7, atol=1e-9)
+            scaled = [
+                (q[i][t] - slow[t][0]) / max(abs(slow[t][0]), 10) for t in range(time) if kept[t]
+            ]
+            for name, value in (
+                ("mean", errors and np.mean(errors)),
+                ("normalised", scaled and np.mean(scaled)),
+            ):
+                np.testing.assert_allclose(
+                    got[name][i], value if errors else math.nan, rtol=1e-7, atol=1e-9
+                )
+            np.testing.assert_allclose(
+                got["std"][i], np.std(errors) if errors else math.nan, rtol=1e-7, atol=1e-9
+            )
         assert got["bootstrapped"].tolist() == np.full(batch, bootstrap).tolist() and (
             not bootstrap or bool(got["kept"].all())
         )
@@ -71,7 +89,9 @@ def test_returns_and_overestimation_equal_a_slow_loop():
 def test_fallback_values_serve_only_entries_that_would_keep_no_state():
     rewards, never, cut = torch.rand(2, 200), torch.zeros(2, 200), torch.zeros(2, 200)
     end = never.clone()
-    end[0, 49] = 1  # entry 0 keeps the 50 states before its termination, entry 1 none: 0.99^200 > 0.05
+    end[0, 49] = (
+        1  # entry 0 keeps the 50 states before its termination, entry 1 none: 0.99^200 > 0.05
+    )
     q, values = torch.rand(2, 200), torch.rand(2, 200)
     plain = metrics.q_overestimation(q, rewards, end, cut, 0.99)
     full = metrics.q_overestimation(q, rewards, end, cut, 0.99, bootstrap_values=values)
@@ -79,11 +99,14 @@ def test_fallback_values_serve_only_entries_that_would_keep_no_state():
     assert plain["num_kept"].tolist() == [50, 0] and got["num_kept"].tolist() == [50, 200]
     assert got["bootstrapped"].tolist() == [False, True] and not plain["bootstrapped"].any()
     for name in ("mean", "std", "normalised", "errors", "returns", "kept"):
-        torch.testing.assert_close(got[name], torch.stack([plain[name][0], full[name][1]]), rtol=0, atol=0)
+        torch.testing.assert_close(
+            got[name], torch.stack([plain[name][0], full[name][1]]), rtol=0, atol=0
+        )
 
 
 def test_overestimation_of_a_constant_reward_process():
-    """Reward 1 for ever: Q = 1 / (1 - gamma). Bootstrapping gives error 0 at every state; leaving out, 702 of 1,000."""
+    """Reward 1 for ever: Q = 1 / (1 - gamma). Bootstrapping gives error 0 at every state; leaving
+    out, 702 of 1,000."""
     gamma, time = 0.99, 1_000
     q, flags = torch.full((2, time), 100.0), torch.zeros(2, time, dtype=torch.bool)
     cut = flags.clone()
@@ -93,7 +116,9 @@ def test_overestimation_of_a_constant_reward_process():
     assert 0 < left_out["mean"].max() < 0.01 * 100  # at most 5 % of Q at a state, 0.7 % on average
     whole = metrics.q_overestimation(q, torch.ones(2, time), flags, cut, gamma, bootstrap_values=q)
     assert whole["kept"].all() and whole["errors"].abs().max() < 1e-3
-    short = metrics.q_overestimation(q[:, :200], torch.ones(2, 200), flags[:, :200], cut[:, -200:], gamma)
+    short = metrics.q_overestimation(
+        q[:, :200], torch.ones(2, 200), flags[:, :200], cut[:, -200:], gamma
+    )
     assert short["num_kept"].sum() == 0 and short["mean"].isnan().all()
 
 
@@ -110,8 +135,12 @@ def test_quantiles_equal_numpy_and_have_no_size_limit():
     for _ in range(100):
         z = rng.normal(size=(2, *rng.integers(1, 30, size=2))).astype(np.float32)
         expected = np.quantile(z.astype(np.float64).reshape(2, -1), metrics.QUANTILES, axis=1).T
-        np.testing.assert_allclose(metrics.preactivation_quantiles(torch.tensor(z)), expected, rtol=1e-5, atol=1e-6)
-    big = torch.arange(2**24 + 1_024, dtype=torch.float32).reshape(-1, 1_024)  # torch.quantile stops at 2^24
+        np.testing.assert_allclose(
+            metrics.preactivation_quantiles(torch.tensor(z)), expected, rtol=1e-5, atol=1e-6
+        )
+    big = torch.arange(2**24 + 1_024, dtype=torch.float32).reshape(
+        -1, 1_024
+    )  # torch.quantile stops at 2^24
     assert metrics.preactivation_quantiles(big, (0.0, 1.0)).tolist() == [0.0, big.max().item()]
     z = torch.ones(2, 3, 3)
     z[1, 0, 0] = math.nan
@@ -121,7 +150,11 @@ def test_quantiles_equal_numpy_and_have_no_size_limit():
 def test_histogram_equals_numpy():
     rng = np.random.default_rng(2)
     for case in range(100):
-        z = rng.normal(size=(3, 20, 4)) if case % 3 else rng.integers(-3, 4, size=(3, 20, 4)).astype(float)
+        z = (
+            rng.normal(size=(3, 20, 4))
+            if case % 3
+            else rng.integers(-3, 4, size=(3, 20, 4)).astype(float)
+        )
         limits = (-1.0, 1.5) if case % 2 else None
         counts, edges = metrics.histogram(torch.tensor(z), bins=1 + case % 17, limits=limits)
         for k in range(3):
@@ -139,21 +172,31 @@ def test_norms_equal_a_loop():
         seeds = int(rng.integers(1, 4))
         shapes = [(seeds, 3, 2), (seeds, 5), (seeds,)]
         parameters = [nn.Parameter(torch.tensor(rng.normal(size=s))) for s in shapes]
-        parameters[0].grad, parameters[1].grad = (torch.tensor(rng.normal(size=s)) for s in shapes[:2])
+        parameters[0].grad, parameters[1].grad = (
+            torch.tensor(rng.normal(size=s)) for s in shapes[:2]
+        )
         for k in range(seeds):
             slow = math.sqrt(sum(float((p.detach()[k] ** 2).sum()) for p in parameters))
-            assert math.isclose(metrics.weight_norm(parameters, batch_dims=1)[k], slow, rel_tol=1e-9)
+            assert math.isclose(
+                metrics.weight_norm(parameters, batch_dims=1)[k], slow, rel_tol=1e-9
+            )
             slow = math.sqrt(sum(float((p.grad[k] ** 2).sum()) for p in parameters[:2]))
-            assert math.isclose(metrics.gradient_norm(parameters, batch_dims=1)[k], slow, rel_tol=1e-9)
+            assert math.isclose(
+                metrics.gradient_norm(parameters, batch_dims=1)[k], slow, rel_tol=1e-9
+            )
         total = metrics.weight_norm(parameters)
-        assert math.isclose(total, math.sqrt(sum(float((p.detach() ** 2).sum()) for p in parameters)), rel_tol=1e-9)
+        assert math.isclose(
+            total, math.sqrt(sum(float((p.detach() ** 2).sum()) for p in parameters)), rel_tol=1e-9
+        )
 
 
 def test_rational_health_equals_a_loop():
     rng = np.random.default_rng(4)
     for case in range(100):
         a, b, c, x = (torch.tensor(rng.normal(size=s)) for s in ((3, 4), (3, 2), (3,), (3, 8, 5)))
-        health = metrics.rational_health(a, b, c.exp() if case % 2 else None, 1 + x**2, x, batch_dims=1)
+        health = metrics.rational_health(
+            a, b, c.exp() if case % 2 else None, q_x=1 + x**2, f_x=x, batch_dims=1
+        )
         for k in range(3):
             assert health["a_max"][k] == max(abs(v) for v in a[k].tolist())
             assert health["b_max"][k] == max(abs(v) for v in b[k].tolist())
@@ -176,10 +219,13 @@ SAMPLE_METRICS = {
 
 @pytest.mark.parametrize("name", SAMPLE_METRICS)
 def test_batched_equals_loop_over_batch(name):
-    """Any leading axes; the same values alone as in a batch; same dtype out; input and global RNG untouched."""
+    """Any leading axes; the same values alone as in a batch; same dtype out; input and global RNG
+    untouched."""
     metric = SAMPLE_METRICS[name]
     for dtype in (torch.float32, torch.float64):
-        z = torch.randn(2, 3, 50, 7, dtype=dtype, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        z = torch.randn(
+            2, 3, 50, 7, dtype=dtype, generator=torch.Generator().manual_seed(0), requires_grad=True
+        )
         before, rng_state = z.detach().clone(), torch.get_rng_state()
         batched = metric(z)
         assert torch.equal(torch.get_rng_state(), rng_state) and torch.equal(z, before)
@@ -210,8 +256,13 @@ def test_mean_gradients_in_pieces_are_those_of_the_whole():
     for case in range(100):
         generator = torch.Generator().manual_seed(case)
         samples, size = int(torch.randint(1, 30, (), generator=generator)), 1 + case % 9
-        w = [torch.randn(2, 3, 1, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-        batch = {k: torch.randn(2, samples, 3, generator=generator, dtype=torch.float64) for k in "xy"}
+        w = [
+            torch.randn(2, 3, 1, generator=generator, dtype=torch.float64, requires_grad=True)
+            for _ in range(2)
+        ]
+        batch = {
+            k: torch.randn(2, samples, 3, generator=generator, dtype=torch.float64) for k in "xy"
+        }
 
         def loss(part, w=w):
             return ((part["x"] @ w[0]).tanh() * (part["y"] @ w[1])).square().mean((1, 2)).sum()

@@ -1,4 +1,5 @@
-"""The empirical NTK against a loop over single-sample gradients in float64, and its ranks against numpy.
+"""The empirical NTK against a loop over single-sample gradients in float64, and its ranks against
+numpy.
 
 Run: pytest -q tests/test_ntk.py
 """
@@ -49,7 +50,9 @@ def numpy_ranks(gram):
     }
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh_hr", "crelu", "rational", "crational", "identity*silu+tanh"])
+@pytest.mark.parametrize(
+    "activation", ["relu", "tanh_hr", "crelu", "rational", "crational", "identity*silu+tanh"]
+)
 @pytest.mark.parametrize("seeds", [1, [1, 2], [[1, 2], [3, 4]]], ids=str)
 def test_ntk_equals_a_loop_over_samples(activation, seeds):
     if activation == "identity*silu+tanh" and np.ndim(seeds) == 2:
@@ -62,28 +65,40 @@ def test_ntk_equals_a_loop_over_samples(activation, seeds):
     ways = {
         "sum": lambda y, i: y,
         "true_class": lambda y, i: y.gather(-1, targets[..., i : i + 1, None]),
-        "loss": lambda y, i: nn.functional.cross_entropy(y.flatten(0, -2), targets[..., i].flatten(), reduction="none"),
+        "loss": lambda y, i: nn.functional.cross_entropy(
+            y.flatten(0, -2), targets[..., i].flatten(), reduction="none"
+        ),
     }
     for output, scalar in ways.items():
         for coefficients in (True, False):
             expected = loop_gram(network, x, scalar, len(batch), coefficients)
-            arguments = (network, (x,), len(batch), None, output, targets, coefficients)
-            torch.testing.assert_close(metrics.ntk_gram(*arguments), expected.detach(), rtol=1e-9, atol=1e-12)
-            found = metrics.ntk_rank(*arguments)
+            options = {"output": output, "targets": targets, "coefficients": coefficients}
+            gram = metrics.ntk_gram(network, (x,), len(batch), **options)
+            torch.testing.assert_close(gram, expected.detach(), rtol=1e-9, atol=1e-12)
+            found = metrics.ntk_rank(network, (x,), len(batch), **options)
             for i in np.ndindex(*batch):
                 for name, value in numpy_ranks(expected[i].detach()).items():
-                    assert found[name][i].item() == pytest.approx(value, rel=1e-6), (output, coefficients, name)
+                    assert found[name][i].item() == pytest.approx(value, rel=1e-6), (
+                        output,
+                        coefficients,
+                        name,
+                    )
     if activation in ("rational", "crational"):
-        with_own, without = (metrics.ntk_gram(network, (x,), len(batch), coefficients=c) for c in (True, False))
+        with_own, without = (
+            metrics.ntk_gram(network, (x,), len(batch), coefficients=c) for c in (True, False)
+        )
         assert (with_own - without).diagonal(0, -2, -1).min() > 0
     next(network.parameters()).requires_grad_(False)  # a frozen parameter does not count
     expected = loop_gram(network, x, ways["sum"], len(batch)).detach()
-    torch.testing.assert_close(metrics.ntk_gram(network, (x,), len(batch)), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        metrics.ntk_gram(network, (x,), len(batch)), expected, rtol=1e-9, atol=1e-12
+    )
     assert all(p.grad is None for p in network.parameters())
 
 
 def test_ntk_of_other_axes_and_functions():
-    """Twin critics as in SAC: inputs (seeds, n, ...), parameters (seeds, 2, ...), outputs (seeds, 2, n)."""
+    """Twin critics as in SAC: inputs (seeds, n, ...), parameters (seeds, 2, ...), outputs (seeds,
+    2, n)."""
     seeds = [[1, 2], [3, 4]]
     hidden, head = activations.mlp(3, (5,), "tanh", seeds), activations.Linear(5, 1, seeds=seeds)
 
@@ -106,13 +121,17 @@ def test_ntk_of_other_axes_and_functions():
 
 def test_ntk_of_convolutions_in_pieces(monkeypatch):
     network = nn.Sequential(
-        activations.conv(1, 3, 3, "crational", seeds=[1, 2]), nn.Flatten(2), activations.Linear(48, 2, seeds=[1, 2])
+        activations.conv(1, 3, 3, "crational", seeds=[1, 2]),
+        nn.Flatten(2),
+        activations.Linear(48, 2, seeds=[1, 2]),
     ).double()
     x = torch.randn(2, 5, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = loop_gram(network, x, lambda y, i: y, 1).detach()
     for columns in (7, 2**14):
         monkeypatch.setattr(metrics, "NTK_COLUMNS", columns)
-        torch.testing.assert_close(metrics.ntk_gram(network, (x,), 1), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            metrics.ntk_gram(network, (x,), 1), expected, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_ntk_ranks_of_known_kernels():
@@ -141,7 +160,9 @@ def test_ntk_ranks_of_known_kernels():
     assert found["trace"][0].isfinite() and found["trace"][1].isnan() and found["srank"][1].isnan()
 
 
-@pytest.mark.parametrize("arguments", [{"output": "mean"}, {"output": "loss"}, {"output": "true_class"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{"output": "mean"}, {"output": "loss"}, {"output": "true_class"}], ids=str
+)
 def test_ntk_refuses(arguments):
     with pytest.raises(ValueError, match="must be one of sum, true_class, loss"):
         metrics.ntk_rank(nn.Linear(2, 2), (torch.ones(3, 2),), **arguments)

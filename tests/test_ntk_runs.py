@@ -1,4 +1,5 @@
-"""Ranks of the neural tangent kernel in the scripts: of which network, when, and that training does not notice.
+"""Ranks of the neural tangent kernel in the scripts: of which network, when, and that training does
+not notice.
 
 `pytest -q tests/test_ntk_runs.py` (about 20 s).
 """
@@ -14,17 +15,22 @@ import sac_continuous
 
 
 def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
-    flags = f"{AB} --activation crational --num-seeds 2 --keep-replay --no-reset-replay --ntk-samples 16"
+    flags = f"{AB} --activation crational --num-seeds 2 --keep-replay --no-reset-replay"
+    flags += " --ntk-samples 16"
     without = run(tmp_path / "a", flags)
     got = run(tmp_path / "b", f"{flags} --ntk-frequency 50")
     assert [{key: v for key, v in rows.items() if "ntk" not in key[1]} for rows in got] == without
     names = {"srank", "entropy_rank", "trace", "condition"}
-    keys = {f"network/{network}/ntk_{name}" for network in ("actor", "qf1", "qf2") for name in names}
+    keys = {
+        f"network/{network}/ntk_{name}" for network in ("actor", "qf1", "qf2") for name in names
+    }
     args = runlog.parse_args(sac_continuous.Args, command("x", flags))
     for i, rows in enumerate(got):
         measured = {key: sorted(step for step, k in rows if k == key) for key in keys}
         assert all(steps == [20, 50, 100, 120] for steps in measured.values())
-        agent = sac_continuous.Agent(2, 1, args, [i + 1], torch.device("cpu"))  # at step 20: untrained
+        agent = sac_continuous.Agent(
+            2, 1, args, [i + 1], torch.device("cpu")
+        )  # at step 20: untrained
         (folder,) = (tmp_path / "b").glob(f"*__s{i + 1}__*")
         stored = runlog.storage.load_pt(min((folder / "replay").iterdir()))["transitions"]["rows"]
         index = torch.randint(20, (16,), generator=runlog.make_generator(i + 1, "ntk", 20))
@@ -38,7 +44,9 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
         assert rows[20, "network/qf2/ntk_trace"] == pytest.approx(kernel.trace().item(), rel=1e-4)
         share = torch.linalg.eigvalsh(kernel).clamp_min(0) / kernel.trace()
         entropy = -torch.xlogy(share, share).sum()
-        assert rows[20, "network/qf2/ntk_entropy_rank"] == pytest.approx(entropy.exp().item(), rel=1e-3)
+        assert rows[20, "network/qf2/ntk_entropy_rank"] == pytest.approx(
+            entropy.exp().item(), rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("script", test_atari_runs.TINY)
@@ -47,7 +55,9 @@ def test_atari_scripts_measure_q_or_the_value_and_train_the_same(script, tmp_pat
 
     def recorded(network, inputs, **kwargs):
         with torch.no_grad():
-            seen.append((kwargs.get("output", lambda y: y)(network(*inputs)).shape, inputs[0].dtype))
+            seen.append(
+                (kwargs.get("output", lambda y: y)(network(*inputs)).shape, inputs[0].dtype)
+            )
         return rank(network, inputs, **kwargs)
 
     monkeypatch.setattr(metrics, "ntk_rank", recorded)
@@ -55,8 +65,14 @@ def test_atari_scripts_measure_q_or_the_value_and_train_the_same(script, tmp_pat
     assert not seen
     got = test_atari_runs.run(script, tmp_path / "b", f"{flags} --ntk-frequency 160")
     assert [row for row in got if ",network/" not in row] == without
-    assert seen == 2 * [((8,) if script == "ppo_atari" else (8, 4), torch.uint8)]  # values; the game has 4 actions
+    assert seen == 2 * [
+        ((8,) if script == "ppo_atari" else (8, 4), torch.uint8)
+    ]  # values; the game has 4 actions
     network = "agent" if script == "ppo_atari" else "q"
-    found = {key: steps for key, steps in test_atari_runs.steps_of(got).items() if key.startswith("network/")}
+    found = {
+        key: steps
+        for key, steps in test_atari_runs.steps_of(got).items()
+        if key.startswith("network/")
+    }
     names = ("srank", "entropy_rank", "trace", "condition")
     assert found == {f"network/{network}/ntk_{name}": [160, 320] for name in names}

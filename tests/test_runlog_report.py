@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import runlog
-from metrics import NetworkReport
+from reports import NetworkReport
 from runlog.report import log_report
 
 CONFIG = {"env_id": "toy", "seed": 1}

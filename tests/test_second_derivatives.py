@@ -45,7 +45,11 @@ def functions(module):
         return {name: t.view(p.shape) for (name, p), t in zip(named.items(), theta.split(sizes))}
 
     def ours(z):
-        return torch.func.functional_call(module, unflatten(z[len(X) :]), (z[: len(X)],)).square().sum()
+        return (
+            torch.func.functional_call(module, unflatten(z[len(X) :]), (z[: len(X)],))
+            .square()
+            .sum()
+        )
 
     def reference(z):
         return plain(module, unflatten(z[len(X) :]), z[: len(X)]).square().sum()
@@ -62,10 +66,14 @@ def test_hessians_of_inputs_and_coefficients(shape, constrained):
     for outer, inner in MODES:
         torch.testing.assert_close(outer(inner(ours))(z), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(torch.func.hessian(ours)(z), expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(torch.autograd.functional.hessian(ours, z), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        torch.autograd.functional.hessian(ours, z), expected, rtol=1e-9, atol=1e-9
+    )
     points = torch.stack([z, 1.1 * z, -0.9 * z])
     each = torch.stack([torch.func.hessian(reference)(point) for point in points])
-    torch.testing.assert_close(torch.vmap(torch.func.hessian(ours))(points), each, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        torch.vmap(torch.func.hessian(ours))(points), each, rtol=1e-9, atol=1e-9
+    )
     twice = torch.func.jacrev(torch.func.jacrev(ours))
     torch.testing.assert_close(torch.vmap(twice)(points), each, rtol=1e-9, atol=1e-9)
 
@@ -82,7 +90,9 @@ def test_gradgradcheck_with_a_seed_axis(form, constrained):
 
     arguments = (x, *(p.detach().clone().requires_grad_() for p in module.parameters()))
     assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, arguments, check_fwd_over_rev=True, check_rev_over_rev=True)
+    assert torch.autograd.gradgradcheck(
+        function, arguments, check_fwd_over_rev=True, check_rev_over_rev=True
+    )
 
 
 @pytest.mark.parametrize("form", "AB")
@@ -99,4 +109,6 @@ def test_at_the_kinks_every_derivative_is_the_one_from_the_right(form, power):
     for outer, inner in MODES:
         at_zero, expected = outer(inner(ours))(zero), outer(inner(ours))(near)
         torch.testing.assert_close(at_zero, expected, rtol=1e-7, atol=1e-7)
-        assert expected[place_of_b, 2].abs() > 1e-3  # torch's own |.|, whose derivative at 0 is 0, would give 0 here
+        assert (
+            expected[place_of_b, 2].abs() > 1e-3
+        )  # torch's own |.|, whose derivative at 0 is 0, would give 0 here
