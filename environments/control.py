@@ -84,7 +84,7 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     if not limited:
         env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
     env = EpisodeSeeds(_flat_observations(env, env_id), index, seed, stream, env_id)
-    env.has_own_limit = limited or suites.suite_of(env_id) is not None  # the one without is documented
+    env.has_own_limit = limited or suites.suite_of(env_id) is not None  # lqr: documented
     return env
 
 
