@@ -48,9 +48,7 @@ class Args:
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
     dataset: datasets.Name = "digits"  # digits comes with scikit-learn, the others are fetched
     data_dir: str = runlog.option("data")  # where mnist and cifar100 are, or are downloaded to
-    tasks: datasets.TaskKind = (
-        "random_labels"  # what changes from task to task (docs/continual_supervised.md)
-    )
+    tasks: datasets.TaskKind = "random_labels"  # what changes from one to the next (see docs/)
     num_tasks: int = 50  # tasks, one after the other
     epochs: int = 400  # passes through the images in each task
     num_train: int = 1_200  # images of a task; 0 = all there are
@@ -66,26 +64,17 @@ class Args:
     # network
     network: Literal["auto", "mlp", "cnn"] = "auto"  # auto: cnn for cifar100, mlp for the others
     widths: tuple[int, ...] = (100, 100)  # units of the dense hidden layers
-    channels: tuple[int, ...] = (
-        16,
-        16,
-    )  # of the cnn's 5x5 convolutions, each followed by 2x2 max pooling
-    activation: str = (
-        "relu"  # name or expression: relu, crational, tanh_hr, identity*silu (docs/activations.md)
-    )
+    channels: tuple[int, ...] = (16, 16)  # of the cnn's 5x5 convolutions, each 2x2 max-pooled
+    activation: str = "relu"  # name or expression: tanh_hr, identity*silu (docs/activations.md)
     layer_norm: bool = False  # layer normalisation before each activation
     rational: activations.RationalConfig = dataclasses.field(
         default_factory=activations.RationalConfig
     )
     # metrics
     threshold: float = 0.95  # accuracy in an epoch from which a task counts as fitted
-    log_frequency: int = (
-        1_000  # updates between rows of loss, accuracy and coefficients (at the end of an epoch)
-    )
-    metrics_samples: int = (
-        512  # images that the network metrics look at, at the end of each task; 0 = off
-    )
-    ntk_samples: int = 128  # images of the NTK rank, at the start and the end of each task; 0 = off
+    log_frequency: int = 1_000  # updates between rows of loss and accuracy (at the end of an epoch)
+    metrics_samples: int = 512  # images of the network metrics, at the end of each task; 0 = off
+    ntk_samples: int = 128  # images of the NTK rank, at both ends of each task; 0 = off
 
 
 # ---- network: tensors are (seeds, batch, ...) ----------------------------------------------------

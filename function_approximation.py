@@ -64,9 +64,7 @@ class Args:
     shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
     deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks, or none
     deep_widths: tuple[int, ...] = runlog.option((200, 200, 200))  # hidden units of deep networks
-    learning_rates: tuple[float, ...] = runlog.option(
-        (1e-4, 1e-3, 1e-2)
-    )  # Adam's, constant over time
+    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # of Adam, constant
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
     num_points: int = 64  # even training points; the error is also measured half-way between them

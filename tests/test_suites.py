@@ -3,15 +3,13 @@
 `pytest -q tests/test_suites.py` (about 15 s).
 """
 
-import dataclasses
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import gymnasium
-import numpy as np
 import pytest
+from test_paper_figures import read_csv, write_run
 
 import environments
 import figures
@@ -91,18 +89,18 @@ def test_a_new_suite_is_one_entry(toy_suite):
         environments.make_env("toy/g11", 0, 1, "train")
 
 
-def test_figures_take_score_and_scale_from_the_suite(toy_suite):
+def test_figures_take_score_and_scale_from_the_suite(toy_suite, tmp_path):
+    """Evaluations log all three keys; the last scores are 0.8, 1.0 and -0.004."""
     rows = {
-        "eval/percent": np.array([[10, 20.0], [20, 80.0]]),
-        "eval/episodic_return": np.array([[10, -5.0], [20, -4.0]]),
-        "eval/success": np.array([[10, 0.5], [20, 1.0]]),
+        "eval/percent": ([10, 20], [20, 80]),
+        "eval/success": ([10, 20], [0.5, 1.0]),
+        "eval/episodic_return": ([10, 20], [-5, -4]),
     }
-    run = SimpleNamespace(scalars=rows, has_diverged=False)
-    for env_id, expected in {
-        "toy/g1": [0.2, 0.8],
-        "metaworld/reach-v3": [0.5, 1.0],
-        "dm_control/cheetah-run-v0": [-0.005, -0.004],
-    }.items():
-        study = figures.Study("sac_continuous", {("relu", env_id): [run]}, [], {"relu": {}}, {}, {})
-        _, found = figures.curves(study, dataclasses.replace(figures.IQM))
-        assert found["relu", env_id][:, 0].tolist() == pytest.approx(expected)
+    for env_id in ("toy/g1", "metaworld/reach-v3", "dm_control/cheetah-run-v0"):
+        for activation in ("relu", "rational", "crational"):
+            write_run(tmp_path / "runs", "sac_continuous", env_id, activation, 1, rows, utd=10)
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    figures.main(["cr1", *folders])
+    found = {row["group"]: float(row["value"]) for row in read_csv(tmp_path / "out" / "cr1.csv")}
+    expected = {"Toy": 0.8, "Meta-World": 1.0, "DMC": -0.004, "all": (0.8 + 1.0 - 0.004) / 3}
+    assert found == pytest.approx(expected, rel=1e-5)
