@@ -383,19 +383,29 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     return on_device, {"table1_neurons": 4 * outputs}  # bytes of a float32
 
 
+def parse_all(args: Args, flag: str, names: tuple[str, ...]) -> list:
+    """The terms of each expression (activations.parse). Raises UserError: one is unknown."""
+    parsed = []
+    for name in names:
+        try:
+            parsed.append(activations.parse(name, flag))
+            activations.check(name, args.rational, flag)
+        except ValueError as error:  # it names the flag
+            raise runlog.UserError(str(error)) from None
+    return parsed
+
+
 def check_expressions(args: Args, flag: str, names: tuple[str, ...]) -> None:
     """Raises UserError unless each is an activation and names another network than the others."""
-    with runlog.value_errors_are_user_errors():
-        parsed = [activations.parse(name, flag) for name in names]
-        for name, terms in zip(names, parsed):
-            activations.check(name, args.rational, flag)
-            if parsed.count(terms) > 1:
-                remedy = "name every network once"
-                raise runlog.UserError(f"{flag} {name}: is given twice; {remedy}")
-            is_shallow = flag == "--activations"
-            if is_shallow and sum(map(len, terms)) > args.shallow_units:
-                told = f"less than the branches of {name}"
-                raise runlog.UserError(f"--shallow-units {args.shallow_units}: {told}")
+    parsed = parse_all(args, flag, names)
+    for name, terms in zip(names, parsed):
+        if parsed.count(terms) > 1:
+            told = "is given twice; name every network once"
+            raise runlog.UserError(f"{flag} {name}: {told}")
+        is_shallow = flag == "--activations"
+        if is_shallow and sum(map(len, terms)) > args.shallow_units:
+            told = f"less than the branches of {name}"
+            raise runlog.UserError(f"--shallow-units {args.shallow_units}: {told}")
 
 
 def validate(args: Args) -> None:
@@ -407,6 +417,8 @@ def validate(args: Args) -> None:
     runlog.check_range(args, "(0, inf)", "learning_rates")
     runlog.check_range(args, "(-inf, inf)", "interval")
     runlog.check_flags(args, args.num_seeds * len(args.learning_rates))
+    if args.out is not None:
+        runlog.check_folder("--out", args.out)
     if args.interval[0] >= args.interval[1]:
         raise runlog.UserError(f"--interval {args.interval}: the smaller number must come first")
     if not args.activations:

@@ -1,8 +1,10 @@
 # ruff: noqa: F401  (old names, until nothing uses them)
-"""A run's folder: identity, command line, rows, checkpoints, and the TensorBoard and W&B mirrors (docs/runs.md).
+"""A run's folder: identity, command line, rows, checkpoints, and the TensorBoard and W&B mirrors
+(docs/runs.md).
 
-One run = one seed = one folder `<root>/<env>__<script>__<activation>__s<seed>__<hash>`. Its `scalars.csv` is the source
-of every figure. A run killed at any moment resumes from its newest good checkpoint and ends with the same rows.
+One run = one seed = one folder `<root>/<env>__<script>__<activation>__s<seed>__<hash>`. Its
+`scalars.csv` is the source of every figure. A run killed at any moment resumes from its newest good
+checkpoint and ends with the same rows.
 """
 
 from runlog.batch import (
@@ -54,10 +56,10 @@ from runlog.leaving import (
     sequence_length,
 )
 from runlog.memory import ADAM_COPIES, FLOAT_BYTES, NTK_COPIES, bytes_text, check_memory
-from runlog.mirrors import SECTIONS
+from runlog.meta import ENDED, read_meta
 from runlog.progress import Progress, multiples
 from runlog.report import log_report
-from runlog.run import ENDED, Run, read_meta
+from runlog.run import Run
 from runlog.seeding import (
     derive_seed,
     derive_seeds,
