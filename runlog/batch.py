@@ -45,7 +45,6 @@ class Batch:
         self.folders: list[Path] = [run.folder for run in runs]
         self._seed_axis = seed_axis
         self._divergence = Divergence(self.seeds, torch.device("cpu"))
-        self._has_losses = False
 
     def settings(self, key: str) -> list:
         """This setting of each run, as config.json has it."""
@@ -81,14 +80,15 @@ class Batch:
     def log_curve(self, step: int, key: str, x, y) -> None:
         """Appends a curve of each seed to curves.jsonl. x: (points,), the same for all. y: (seeds,
         points)."""
+        if isinstance(y, torch.Tensor):
+            y = y.detach().cpu()
         curves = y if self._seed_axis else [y]
         for run, curve in zip(self.runs, curves, strict=True):
             run.log_curve(step, key, x, curve)
 
     def _column(self, key: str, value) -> list:
         """One value for each seed."""
-        is_shared = np.ndim(value) == 0
-        if is_shared or not self._seed_axis:
+        if not self._seed_axis or not _has_axis(value):
             return [float(value)] * len(self.runs)
         column = value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else list(value)
         self._check_length(key, column)
@@ -118,10 +118,11 @@ class Batch:
         self._divergence.step = torch.tensor(diverged, dtype=torch.int64)
         if not self._seed_axis:
             return states[0]
-        keys = [
-            key for key in states[0] if all(key in state for state in states)
-        ]  # an older version may have fewer
-        return {key: [state[key] for state in states] for key in keys}
+        loaded = {}
+        for key in states[0]:
+            if all(key in state for state in states):  # an older version may have saved fewer
+                loaded[key] = [state[key] for state in states]
+        return loaded
 
     def load_transitions(self) -> Iterator[dict[str, torch.Tensor]]:
         """The transitions of each seed, after `load`, as far back as `keep_transitions` of `save`
@@ -160,27 +161,22 @@ class Batch:
         """
         diverged = self._divergence.step.tolist()
         for i, run in enumerate(self.runs):
-            own_state = {key: self._of_seed(value, i, key) for key, value in state.items()}
+            own_state = self._of_seed(state, i)
             own_state["diverged"] = diverged[i]
-            own_transitions = None
-            if transitions is not None:
-                own_transitions = {
-                    key: self._of_seed(rows, i, key) for key, rows in transitions.items()
-                }
+            own_transitions = self._of_seed(transitions, i)
             run.stage_checkpoint(step, own_state, own_transitions, keep_transitions)
         for run in self.runs:
             run.commit_checkpoint()
         self.save_times.done(self.runs, self.save_times.at_end)
 
-    def _of_seed(self, value, i: int, where: str):
-        """Seed i's part of a value."""
-        if not self._seed_axis:
-            return value
+    def _of_seed(self, value, i: int, where: str = ""):
+        """Seed i's part of a value. where: the keys that lead to it, for a message."""
         if isinstance(value, dict):
-            return {key: self._of_seed(item, i, f"{where}[{key!r}]") for key, item in value.items()}
-        if isinstance(value, list | tuple) or (
-            isinstance(value, torch.Tensor | np.ndarray) and value.ndim
-        ):
+            parts = {}
+            for key, item in value.items():
+                parts[key] = self._of_seed(item, i, f"{where}[{key!r}]" if where else key)
+            return parts
+        if self._seed_axis and _has_axis(value):
             self._check_length(where, value)
             value = value[i]
         if isinstance(value, np.ndarray | np.generic):
@@ -192,13 +188,11 @@ class Batch:
     def note_losses(self, step: int | torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
         """A seed has diverged at the first step at which one of these (seeds,) values is not
         finite. Does not wait for the GPU. The step may be a tensor (seeds,)."""
-        losses = {
-            key: torch.as_tensor(value).reshape(len(self.runs)) for key, value in losses.items()
-        }
-        if not self._has_losses and losses:
-            self._has_losses = True
-            self._divergence.move_to(next(iter(losses.values())).device)
-        self._divergence.update(step, losses)
+        by_seed = {}
+        for key, value in losses.items():
+            by_seed[key] = torch.as_tensor(value).reshape(len(self.runs))
+            self._divergence.move_to(by_seed[key].device)
+        self._divergence.update(step, by_seed)
 
     def diverged(self) -> list[int]:
         """For each seed the step at which it has diverged, 0 if it has not. Waits for the GPU, and
@@ -215,6 +209,11 @@ class Batch:
         """Ends the runs, finished or diverged. keep_replay: whether transitions stay on the disk.
         extra: keys of meta.json."""
         finish(self.runs, self.diverged(), keep_replay, **extra)
+
+
+def _has_axis(value) -> bool:
+    """Whether a value has entries: for the seeds, or of one seed."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
 
 
 def stack(states: Sequence[dict]) -> dict:
@@ -271,9 +270,8 @@ def seed_runs(args, script: str, **own) -> list[Run]:
             (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
         digest = config_hash(config, exclude)
         name = run_name(env_name(config["env_id"]), script, config["activation"], seed, digest)
-        runs.append(
-            Run(args.runs_dir, name, config, exclude=exclude, fresh=args.fresh, script=script)
-        )
+        run = Run(args.runs_dir, name, config, exclude=exclude, fresh=args.fresh, script=script)
+        runs.append(run)
     return runs
 
 
@@ -338,10 +336,7 @@ def open_batches(
     try:
         with stop_on_signals():
             groups = _open_all(unfinished, args, sections)
-            yield (
-                _batch(together, step, args, seed_axis)
-                for step, together in _parts(groups, seed_axis)
-            )
+            yield _batches(groups, args, seed_axis)
     except BaseException as error:
         is_a_stop = isinstance(error, KeyboardInterrupt | Stopped)
         for run in unfinished:
@@ -399,18 +394,10 @@ def _wandb_kwargs(run: Run, args) -> dict | None:
     }
 
 
-def _parts(
-    groups: Sequence[tuple[int, list[Run]]], seed_axis: bool
-) -> Iterator[tuple[int, list[Run]]]:
-    """The groups or, without a seed axis, each run by itself."""
+def _batches(groups: Sequence[tuple[int, list[Run]]], args, seed_axis: bool) -> Iterator[Batch]:
+    """The groups or, without a seed axis, each run by itself. A batch is made when its training
+    begins, with which the clock of its saves begins too."""
     for step, together in groups:
-        if seed_axis:
-            yield step, together
-            continue
-        for run in together:
-            yield step, [run]
-
-
-def _batch(runs: list[Run], step: int, args, seed_axis: bool) -> Batch:
-    save_times = SaveTimes(step, args.checkpoint_frequency, args.checkpoint_minutes)
-    return Batch(runs, step, save_times, seed_axis)
+        for runs in [together] if seed_axis else [[run] for run in together]:
+            save_times = SaveTimes(step, args.checkpoint_frequency, args.checkpoint_minutes)
+            yield Batch(runs, step, save_times, seed_axis)

@@ -26,6 +26,8 @@ class Divergence:
 
     def move_to(self, device: torch.device) -> None:
         """From now on the values are on this device."""
+        if self.step.device == device:
+            return
         self.step = self.step.to(device)
         self.cause = self.cause.to(device)
 

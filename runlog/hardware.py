@@ -40,7 +40,7 @@ def machine() -> dict:
     return {"argv": sys.argv, **_code_and_hardware()}
 
 
-@functools.cache  # a process runs the code that it has loaded; git takes 30 ms for each of many runs
+@functools.cache  # a process runs the code that it has loaded; git takes 30 ms
 def _code_and_hardware() -> dict:
     hardware = {
         "cpu": _cpu(),

@@ -20,7 +20,7 @@ from runlog.meta import ENDED, Meta, read_meta
 from runlog.storage import Damaged, keep_or_fresh, plain, read_json, write_atomic
 from runlog.terminal import UserError, WarnOnce, reason, warn_once
 
-REPLAY_FILE = "replay.dat"  # one that an algorithm keeps in the run's folder by itself (DQN)
+REPLAY_FILE = "replay.dat"  # one that a script keeps in the run's folder by itself
 
 
 class Run:

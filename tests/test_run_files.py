@@ -226,7 +226,7 @@ def test_fresh_deletes_nothing_of_a_batch_of_which_one_is_in_use(tmp_path):
     with open(tmp_path / "used" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         args = sac_continuous.Args(compile=False, tensorboard=False)
-        with pytest.raises(UserError, match="used is in use"), runlog.opened({1: again, 2: new, 3: used}, args, "toy"):
+        with pytest.raises(UserError, match="used is in use"), runlog.open_batches([again, new, used], args):
             pass
     after = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before

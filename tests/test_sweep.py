@@ -145,13 +145,14 @@ def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monke
     opened = []
 
     @contextlib.contextmanager
-    def record(runs, args, job_type):
-        opened.extend(str(run.folder) for run in runs.values())
+    def record(runs, args, **options):
+        opened.extend(str(run.folder) for run in runs)
         yield []
 
     module = SCRIPTS[script]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runlog, "opened", record)
+    monkeypatch.setattr(runlog, "open_batches", record)
+    monkeypatch.setattr(runlog.batch, "open_batches", record)
     monkeypatch.setattr(runlog, "draw_function_approximation", lambda *_: None)
     monkeypatch.setattr(function_approximation, "save_table1", lambda *_: None)
     flags = [*MAINS[script].split(), "--device", "cpu", "--threads", "1"]
@@ -167,7 +168,7 @@ def test_a_sequence_of_tasks_is_planned_at_its_length():
         "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} --steps-per-task 10000"
     )
     args = runlog.parse_args(sac_continuous.Args, process["argv"][1:])
-    (run,) = runlog.make_runs(dataclasses.replace(args, total_timesteps=20_000), "sac_continuous").values()
+    (run,) = runlog.seed_runs(dataclasses.replace(args, total_timesteps=20_000), "sac_continuous")
     assert process["runs"] == [str(run.folder)]
 
 
