@@ -171,48 +171,48 @@ def load_script(name: str) -> ModuleType:
     """The module whose Args are the script's flags, imported once: its own, or that of the
     project's script which it imports (a file that adds an activation, README). Raises UserError: no
     such file, or no Args, or no runs_of, which tells the runs of flags."""
-    path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
-    if path is None or path.suffix != ".py":
-        example = own_scripts()[-1]
-        raise runlog.UserError(
-            f"{name}: is no script here; a command begins with one, such as {example}.py"
-        )
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, ValueError, SyntaxError) as error:
-        told = str(error).splitlines()[0]
-        raise runlog.UserError(
-            f"{name}: cannot be read as a Python script ({told}); mend it first"
-        ) from None
+    path = _path_of_args(name)
     module = path.stem
-    if not defines(tree, "Args"):
-        imported = _imported(tree)
-        known = own_scripts()
-        module = next((own for own in known if own in imported), None)
-        if module is None:
-            raise runlog.UserError(
-                f"{name}: has no class Args, and imports none of {', '.join(known)}"
-            )
-        path = ROOT / f"{module}.py"
-    elif not defines(tree, "runs_of"):
-        told = f"{name}: has no function runs_of(args), which gives the runs of its flags"
-        raise runlog.UserError(f"{told}; add one, as the project's scripts have")
-    elif b"__main__" not in path.read_bytes():
-        raise runlog.UserError(
-            f'{name}: would run when imported; begin its last part with if __name__ == "__main__":'
-        )
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, path)
         sys.modules[module] = importlib.util.module_from_spec(spec)
+        told = f"{name}: cannot be imported"
         try:
-            with runlog.errors_are_user_errors(
-                f"{name}: cannot be imported", "run it by itself to see why"
-            ):
+            with runlog.errors_are_user_errors(told, "run it by itself to see why"):
                 spec.loader.exec_module(sys.modules[module])
         except BaseException:
             del sys.modules[module]
             raise
     return sys.modules[module]
+
+
+def _path_of_args(name: str) -> Path:
+    """The file that has the Args of the script `name`. Reads it without importing it."""
+    path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
+    if path is None or path.suffix != ".py":
+        remedy = f"a command begins with one, such as {own_scripts()[-1]}.py"
+        raise runlog.UserError(f"{name}: is no script here; {remedy}")
+    try:
+        source = path.read_bytes()
+        tree = ast.parse(source)
+    except (OSError, ValueError, SyntaxError) as error:
+        told = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
+        raise runlog.UserError(f"{told}; mend it first") from None
+    if not defines(tree, "Args"):
+        known = own_scripts()
+        imported = _imported(tree)
+        used = [script for script in known if script in imported]
+        if not used:
+            told = f"{name}: has no class Args, and imports none of {', '.join(known)}"
+            raise runlog.UserError(told)
+        return ROOT / f"{used[0]}.py"
+    if not defines(tree, "runs_of"):
+        told = f"{name}: has no function runs_of(args), which gives the runs of its flags"
+        raise runlog.UserError(f"{told}; add one, as the project's scripts have")
+    if b"__main__" not in source:
+        remedy = 'begin its last part with if __name__ == "__main__":'
+        raise runlog.UserError(f"{name}: would run when imported; {remedy}")
+    return path
 
 
 def _imported(tree: ast.Module) -> set[str]:
@@ -240,19 +240,18 @@ def parse(module: ModuleType, words: Sequence[str], command: str):
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             args = runlog.parse_args(module.Args, words)
     except SystemExit:
-        told = (
-            said.getvalue().strip().removeprefix("error: ") or "tells its flags and trains nothing"
-        )
+        told = said.getvalue().strip().removeprefix("error: ")
+        told = told or "tells its flags and trains nothing"
         raise runlog.UserError(f"{command}: {told}") from None
-    for flag in ("fresh", "evaluate", "print_network"):
-        if getattr(args, flag, False):
-            raise runlog.UserError(
-                f"{command}: --{flag.replace('_', '-')} has no place in a sweep, which resumes runs"
-            )
-    for flag, interval in (("seed", "[0, inf)"), ("num_seeds", "[1, inf)")):
-        if hasattr(args, flag):
-            with naming(command):
-                runlog.check_range(args, interval, flag)
+    for field in ("fresh", "evaluate", "print_network"):
+        if getattr(args, field, False):
+            told = f"{command}: --{field.replace('_', '-')} has no place in a sweep"
+            raise runlog.UserError(f"{told}, which resumes runs")
+    with naming(command):
+        if hasattr(args, "seed"):
+            runlog.check_range(args, "[0, inf)", "seed")
+        if hasattr(args, "num_seeds"):
+            runlog.check_range(args, "[1, inf)", "num_seeds")
     if getattr(args, "num_seeds", 1) > MAX_COMMANDS:
         raise runlog.UserError(f"{command}: --num-seeds {args.num_seeds}: at most {MAX_COMMANDS:,}")
     return args
