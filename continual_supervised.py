@@ -1,18 +1,17 @@
-"""Continual supervised learning for studying plasticity: a network learns one task after the other (CR, 2507.14736).
+"""Continual supervised learning, to study plasticity: one task after the other (CR, 2507.14736).
 
-The images stay (or their pixels move), the labels change with every task: what a network learns on the tenth task, and
-how fast, tells how much of its plasticity is left. All seeds train in one process, in one compiled update; each is one
-run folder; the same command again resumes it or says "finished".
+The images stay (or their pixels move), the labels change with every task: what a network learns on
+the tenth task, and how fast, tells how much of its plasticity is left. All seeds train in one
+process, in one compiled update; each is one run folder; the same command again resumes it or says
+"finished".
 
-    python continual_supervised.py --dataset digits --activation crational --num-seeds 10 --num-tasks 10 --epochs 134
+    python continual_supervised.py --activation crational --num-seeds 10 --num-tasks 10 --epochs 134
 
 Protocol, data sets, measures and results: docs/continual_supervised.md.
 """
 
 import dataclasses
-import gzip
-import hashlib
-import tarfile
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -26,16 +25,10 @@ import metrics
 import optimizers
 import reports
 import runlog
+from environments import datasets
 
-MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MNIST_MD5 = {  # of the file, and of the compressed file that the URL gives
-    "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-    "train-labels-idx1-ubyte": ("a25bea736e30d166cdddb491f175f624", "d53e105ee54ea40749a09fcbcd1e9432"),
-    "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", "9fb629c4189551a2d022fa330f9573f3"),
-    "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", "ec29112dd5afa0611ce80d1b7f02629c"),
-}
-CIFAR100 = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"
-Tasks = Literal["random_labels", "permuted_labels", "permuted_pixels", "split_classes"]
+KERNEL = 5  # pixels a side of a convolution, which 2x2 max pooling follows
+REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
 
 
 @dataclasses.dataclass
@@ -55,9 +48,9 @@ class Args:
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
-    dataset: Literal["digits", "mnist", "cifar100"] = "digits"  # digits comes with scikit-learn, the others are fetched
+    dataset: datasets.Name = "digits"  # digits comes with scikit-learn, the others are fetched
     data_dir: str = runlog.option("data")  # where mnist and cifar100 are, or are downloaded to
-    tasks: Tasks = "random_labels"  # what changes from task to task (docs/continual_supervised.md)
+    tasks: datasets.TaskKind = "random_labels"  # what changes from one to the next (see docs/)
     num_tasks: int = 50  # tasks, one after the other
     epochs: int = 400  # passes through the images in each task
     num_train: int = 1_200  # images of a task; 0 = all there are
@@ -73,140 +66,81 @@ class Args:
     # network
     network: Literal["auto", "mlp", "cnn"] = "auto"  # auto: cnn for cifar100, mlp for the others
     widths: tuple[int, ...] = (100, 100)  # units of the dense hidden layers
-    channels: tuple[int, ...] = (16, 16)  # of the cnn's 5x5 convolutions, each followed by 2x2 max pooling
-    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu (docs/activations.md)
+    channels: tuple[int, ...] = (16, 16)  # of the cnn's 5x5 convolutions, each 2x2 max-pooled
+    activation: str = "relu"  # name or expression: tanh_hr, identity*silu (docs/activations.md)
     layer_norm: bool = False  # layer normalisation before each activation
-    rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
+    rational: activations.RationalConfig = dataclasses.field(
+        default_factory=activations.RationalConfig
+    )
     # metrics
     threshold: float = 0.95  # accuracy in an epoch from which a task counts as fitted
-    log_frequency: int = 1_000  # updates between rows of loss, accuracy and coefficients (at the end of an epoch)
-    metrics_samples: int = 512  # images that the network metrics look at, at the end of each task; 0 = off
-    ntk_samples: int = 128  # images of the NTK rank, at the start and the end of each task; 0 = off
+    log_frequency: int = 1_000  # updates between rows of loss and accuracy (at the end of an epoch)
+    metrics_samples: int = 512  # images of the network metrics, at the end of each task; 0 = off
+    ntk_samples: int = 128  # images of the NTK rank, at both ends of each task; 0 = off
 
 
-# ---- data: images uint8 (n, channels, height, width), labels int64 (n,) ----------------------------------------------
-
-
-def fetch(url: str, md5: str, folder: Path) -> Path:
-    """Downloads once; an existing file must have this MD5 too. Raises UserError, with the URL, if it cannot."""
-    import pooch
-
-    pooch.get_logger().setLevel("ERROR")
-    name = url.rpartition("/")[2]
-    if not (folder / name).exists():
-        print(f"downloading {url}", flush=True)
-    remedy = f"download {url} into {folder} yourself, or use --dataset digits"
-    with runlog.errors_are_user_errors(f"--data-dir {folder}: no {name}", remedy):
-        return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder))
-
-
-def read_mnist(name: str, folder: Path) -> np.ndarray:
-    """An array of bytes in the IDX format: 0, 0, type, number of axes, their lengths (big-endian), the values."""
-    file = folder / name
-    md5, md5_compressed = MNIST_MD5[name]
-    if file.exists():
-        content = file.read_bytes()
-    else:
-        content = gzip.decompress(fetch(f"{MNIST_URL}{name}.gz", md5_compressed, folder).read_bytes())
-    if hashlib.md5(content).hexdigest() != md5:
-        raise runlog.UserError(f"--data-dir {folder}: {name} is damaged (its MD5 is not {md5}); delete it")
-    shape = np.frombuffer(content, ">i4", content[3], 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-
-
-def load_data(dataset: str, folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int, float]:
-    """({"train": (images, labels), "test": ...}, number of classes, largest value of a pixel)."""
-    if dataset == "digits":  # 1,797 images of 8 x 8
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
-        images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)
-        return {"train": (images[:1200], labels[:1200]), "test": (images[1200:], labels[1200:])}, 10, 16.0
-    data = {}
-    for split, mnist in {"train": "train", "test": "t10k"}.items():
-        if dataset == "mnist":
-            images = read_mnist(f"{mnist}-images-idx3-ubyte", folder)[:, None]
-            data[split] = images, read_mnist(f"{mnist}-labels-idx1-ubyte", folder).astype(np.int64)
-            continue
-        with tarfile.open(fetch(*CIFAR100, folder)) as archive:  # rows: coarse label, label, pixels
-            content = archive.extractfile(f"cifar-100-binary/{split}.bin").read()
-        rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * 32 * 32)
-        data[split] = rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1].astype(np.int64)
-    return data, 10 if dataset == "mnist" else 100, 255.0
-
-
-def num_images(args: Args, data: dict, num_classes: int, split: str = "train") -> int:
-    """Images of a task, the same for every task and seed; of split classes as often the rarest as there are classes."""
-    labels = data[split][1]
-    rarest = np.bincount(labels, minlength=num_classes).min()
-    available = args.classes_per_task * int(rarest) if args.tasks == "split_classes" else len(labels)
-    return args.num_train if split == "train" and args.num_train else available
-
-
-def make_task(args: Args, data: dict, num_classes: int, seed: int, task: int) -> dict[str, np.ndarray]:
-    """One seed's task: rows of the training images and their labels (n,); test_rows and test_labels, but for random
-    labels; the order of the pixels where it changes. All depend on (seed, task) alone."""
-
-    def rng(*keys):
-        return np.random.default_rng(runlog.derive_seed(seed, *keys))
-
-    found = {}
-    for split, prefix in (("train", ""), ("test", "test_")):
-        labels = data[split][1]
-        rows = np.arange(len(data[split][1]))
-        when = ()
-        if args.tasks == "split_classes":
-            classes = rng("classes").permutation(num_classes)[task * args.classes_per_task :][: args.classes_per_task]
-            place = np.full(num_classes, -1)
-            place[classes] = np.arange(args.classes_per_task)
-            labels = place[labels]
-            when = (task,)
-            rows = np.flatnonzero(labels >= 0)
-        elif args.tasks == "permuted_labels":
-            labels = rng("labels", task).permutation(num_classes)[labels]
-        rows = rng("images", split, *when).permutation(rows)[: num_images(args, data, num_classes, split)]
-        found |= {prefix + "rows": rows, prefix + "labels": labels[rows]}
-    if args.tasks == "random_labels":
-        labels = rng("labels", task).integers(num_classes, size=len(found["rows"]))
-        found = {"rows": found["rows"], "labels": labels}
-    elif args.tasks == "permuted_pixels":
-        found["pixels"] = rng("pixels", task).permutation(data["train"][0][0].size)
-    return found
+# ---- network: tensors are (seeds, batch, ...) ----------------------------------------------------
 
 
 def uses_cnn(args: Args) -> bool:
     return args.network == "cnn" or (args.network == "auto" and args.dataset == "cifar100")
 
 
-# ---- network: tensors are (seeds, batch, ...) ------------------------------------------------------------------------
+def conv_sizes(args: Args, image_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(height, width) of what each convolution makes, before it is pooled."""
+    _, height, width = image_shape
+    sizes = []
+    for _ in args.channels if uses_cnn(args) else ():
+        height -= KERNEL - 1
+        width -= KERNEL - 1
+        sizes.append((height, width))
+        height //= 2
+        width //= 2
+    return sizes
 
 
 class Classifier(nn.Module):
-    """Pixels (seeds, batch, channels * height * width) in [0, 1] -> logits (seeds, batch, outputs)."""
+    """Pixels (seeds, batch, channels * height * width) -> logits (seeds, batch, outputs)."""
 
     def __init__(self, args: Args, image_shape: tuple[int, ...], outputs: int, seeds):
         super().__init__()
         self.image_shape = image_shape
         self.convolutional = uses_cnn(args)
         shared = {} if args.rational.share_across_layers else None
-        convolutions = []
+
         features, height, width = image_shape
-        for i, channels in enumerate(args.channels if self.convolutional else ()):
-            height, width = height - 4, width - 4
-            norm = {"layer_norm": "chw" if args.layer_norm else "none", "out_size": (height, width)}
-            options = {"seeds": runlog.derive_seeds(seeds, "conv", i), "rational": args.rational, "shared": shared}
-            convolutions.append(activations.conv(features, channels, 5, args.activation, **norm, **options))
-            features = convolutions[-1].width
-            height = height // 2
-            width = width // 2
-        self.convolutions = nn.ModuleList(convolutions)
+        self.convolutions = nn.ModuleList()
+        for i, size in enumerate(conv_sizes(args, image_shape)):
+            layer = activations.conv(
+                features,
+                args.channels[i],
+                KERNEL,
+                args.activation,
+                seeds=runlog.derive_seeds(seeds, "conv", i),
+                layer_norm="chw" if args.layer_norm else "none",
+                out_size=size,
+                rational=args.rational,
+                shared=shared,
+            )
+            self.convolutions.append(layer)
+            features = layer.width
+            height = size[0] // 2
+            width = size[1] // 2
+
         features = features * height * width
-        layers = []
+        self.hidden = nn.Sequential()
         for i, units in enumerate(args.widths):
-            options = {"seeds": runlog.derive_seeds(seeds, "dense", i), "rational": args.rational, "shared": shared}
-            layers.append(activations.dense(features, units, args.activation, layer_norm=args.layer_norm, **options))
-            features = layers[-1].width
-        self.hidden = nn.Sequential(*layers)
+            layer = activations.dense(
+                features,
+                units,
+                args.activation,
+                seeds=runlog.derive_seeds(seeds, "dense", i),
+                layer_norm=args.layer_norm,
+                rational=args.rational,
+                shared=shared,
+            )
+            self.hidden.append(layer)
+            features = layer.width
         self.head = activations.Linear(features, outputs, seeds=runlog.derive_seeds(seeds, "head"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -214,47 +148,87 @@ class Classifier(nn.Module):
             x = x.unflatten(-1, self.image_shape)
             for convolution in self.convolutions:
                 x = convolution(x)
-                x = F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
+                pooled = F.max_pool2d(x.flatten(0, 1), 2)
+                x = pooled.unflatten(0, x.shape[:2])
             x = x.flatten(2)
         return self.head(self.hidden(x))
+
+
+# ---- losses: (seeds,), of logits (seeds, batch, outputs) and labels (seeds, batch) ---------------
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch."""
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return each.view_as(labels).mean(-1)
+
+
+def share_of_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Share of images whose largest logit is that of their label."""
+    return (logits.argmax(-1) == labels).float().mean(-1)
 
 
 class Learner(nn.Module):
     """All that an update changes: the network and its optimiser."""
 
-    def __init__(self, args: Args, image_shape, outputs: int, scale: float, seeds: list[int], device: torch.device):
+    def __init__(
+        self,
+        args: Args,
+        image_shape: tuple[int, ...],
+        outputs: int,
+        scale: float,  # largest value of a pixel
+        seeds: list[int],
+        device: torch.device,
+    ):
         super().__init__()
         self.args = args
         self.scale = scale
         self.network = Classifier(args, image_shape, outputs, seeds)
         self.optimizer = optimizers.Adam(self.network, args.learning_rate, args.rational)
-        coefficients = activations.coefficient_names(self.network)
-        self.penalties = [0.0 if name in coefficients else 2 * args.l2 for name in self.optimizer.names]
+        unpenalised = activations.coefficient_names(self.network)
+        names = self.optimizer.names
+        self.penalties = [0.0 if name in unpenalised else 2 * args.l2 for name in names]
         self.to(device)
-        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
-        self.update = torch.compile(self.one_update, fullgraph=True, dynamic=False, disable=not args.compile)
+        torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside a compiled function
+        self.update = torch.compile(
+            self.one_update, fullgraph=True, dynamic=False, disable=not args.compile
+        )
 
-    def pixels(self, images: torch.Tensor, rows: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-        """Rows (seeds, batch) of images (n, pixels) -> (seeds, batch, pixels) in [0, 1], in each seed's order."""
+    def pixels(
+        self, images: torch.Tensor, rows: torch.Tensor, order: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Rows (seeds, batch) of images (n, pixels) -> (seeds, batch, pixels) in [0, 1], in each
+        seed's order."""
         x = images[rows].float() / self.scale
-        return x if order is None else x.gather(-1, order.unsqueeze(-2).expand_as(x))
+        if order is None:
+            return x
+        return x.gather(-1, order.unsqueeze(-2).expand_as(x))
 
-    def one_update(self, images, rows, labels, order) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of Adam; returns loss and share of right answers before it, (seeds,) each. The seeds are
-        independent, so the gradient of the sum of their losses is each one's own."""
+    def one_update(
+        self,
+        images: torch.Tensor,
+        rows: torch.Tensor,
+        labels: torch.Tensor,
+        order: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of Adam; returns loss and share of right answers before it, (seeds,) each. The
+        seeds are independent, so the gradient of the sum of their losses is each one's own."""
         logits = self.network(self.pixels(images, rows, order))
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1)
-        grads = torch.autograd.grad(loss.sum(), self.optimizer.parameters_)
+        loss = cross_entropy(logits, labels)
+        grads = list(torch.autograd.grad(loss.sum(), self.optimizer.parameters_))
         with torch.no_grad():
-            penalised = zip(grads, self.optimizer.parameters_, self.penalties)
-            self.optimizer.step([grad + penalty * p if penalty else grad for grad, p, penalty in penalised])
-        return loss.detach(), (logits.detach().argmax(-1) == labels).float().mean(-1)
+            for i, penalty in enumerate(self.penalties):
+                if penalty:
+                    grads[i] = grads[i] + penalty * self.optimizer.parameters_[i]
+            self.optimizer.step(grads)
+        return loss.detach(), share_of_right(logits.detach(), labels)
 
     @torch.no_grad()
     def reset_head(self, seeds: list[int], task: int) -> None:
-        """Draws the output layer of each seed anew for this task, and clears Adam's moments of it."""
+        """Draws each seed's output layer anew for this task, and clears Adam's moments of it."""
         head = self.network.head
-        fresh = activations.Linear(*head.weight.shape[-2:], seeds=runlog.derive_seeds(seeds, "head", task))
+        head_seeds = runlog.derive_seeds(seeds, "head", task)
+        fresh = activations.Linear(*head.weight.shape[-2:], seeds=head_seeds)
         for parameter, new in zip(head.parameters(), fresh.parameters()):
             parameter.copy_(new)
             for moment in self.optimizer.moments(parameter):
@@ -266,73 +240,104 @@ class Learner(nn.Module):
         layers = [*self.network.convolutions, *self.network.hidden]
         with reports.record_layers(self.network) as records:
             self.network(x)
-        outputs = [metrics.channel_samples(record.output, 1) for record in records.values()]
-        dormant = [metrics.dormant_neurons(h, self.args.redo_tau)[0] for h in outputs]
+        dormant = []
+        for record in records.values():
+            outputs = metrics.channel_samples(record.output, batch_dims=1)
+            mask, _ = metrics.dormant_neurons(outputs, self.args.redo_tau)
+            dormant.append(mask)
         init = activations.orthogonal()
-        return optimizers.recycle_layers(layers, [self.network.head], dormant, self.optimizer, init, generators)
+        readers = [self.network.head]
+        return optimizers.recycle_layers(
+            layers, readers, dormant, self.optimizer, init, generators
+        )
 
     def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
         """Seed i of every tensor, and the step count that the seeds share, from a checkpoint."""
         for name, tensor in self.state_dict().items():
-            (tensor[i] if tensor.dim() else tensor).copy_(state[name])
+            part = tensor[i] if tensor.dim() else tensor
+            part.copy_(state[name])
 
 
-# ---- measures have no effect on the training -------------------------------------------------------------------------
+# ---- measures have no effect on the training -----------------------------------------------------
 
 
 @torch.no_grad()
 def accuracy(learner: Learner, images, rows, labels, order) -> torch.Tensor:
     """Share of right answers, (seeds,); rows, labels (seeds, n)."""
-    parts = zip(rows.split(1_000, 1), labels.split(1_000, 1))
-    right = [learner.network(learner.pixels(images, x, order)).argmax(-1) == wanted for x, wanted in parts]
+    right = []
+    for part, wanted in zip(rows.split(1_000, 1), labels.split(1_000, 1)):
+        logits = learner.network(learner.pixels(images, part, order))
+        right.append(logits.argmax(-1) == wanted)
     return torch.cat(right, 1).float().mean(-1)
 
 
 def ntk(learner: Learner, x: torch.Tensor, prefix: str) -> dict[str, torch.Tensor]:
     """Ranks of the NTK of the sum of the logits on inputs x, key -> (seeds,)."""
-    found = metrics.ntk_rank(learner.network, (x,), 1) if learner.args.ntk_samples else {}
+    if not learner.args.ntk_samples:
+        return {}
+    found = metrics.ntk_rank(learner.network, (x,), batch_dims=1)
     return {f"{prefix}/ntk_{name}": value for name, value in found.items()}
 
 
-def log_network_metrics(learner: Learner, runs: list[runlog.Run], x, labels, step: int, muted) -> None:
-    """Health of every layer on images of the task, with the gradients of the loss there, into each seed's run."""
-    logits = learner.network(x)
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(-1)
-    grads = dict(zip(learner.optimizer.names, torch.autograd.grad(loss.sum(), learner.optimizer.parameters_)))
-    runlog.log_report(runs, step, "network/classifier", reports.network_report(learner.network, (x,), grads, 1), muted)
+def health(learner: Learner, x: torch.Tensor, labels: torch.Tensor) -> reports.NetworkReport:
+    """Of every layer on images of the task, with the gradients of the loss there."""
+    loss = cross_entropy(learner.network(x), labels)
+    grads = torch.autograd.grad(loss.sum(), learner.optimizer.parameters_)
+    named_grads = dict(zip(learner.optimizer.names, grads))
+    return reports.network_report(learner.network, (x,), named_grads, batch_dims=1)
 
 
 def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
-    """Every coefficient of the activations, (seeds,): coefficients/fc1/numerator1 is a_1 of a rational, log_scale is
-    log c; the places of other activations' parameters count from 0."""
+    """Every coefficient of the activations, (seeds,): coefficients/fc1/numerator1 is a_1 of a
+    rational, log_scale is log c; the places of other activations' parameters count from 0."""
+    layers = {}
+    for i, layer in enumerate(network.convolutions, start=1):
+        layers[f"conv{i}"] = layer
+    for i, layer in enumerate(network.hidden, start=1):
+        layers[f"fc{i}"] = layer
     found = {}
-    named = {f"conv{i}": layer for i, layer in enumerate(network.convolutions, 1)}
-    for place, layer in (named | {f"fc{i}": layer for i, layer in enumerate(network.hidden, 1)}).items():
+    for place, layer in layers.items():
         for b, branch in enumerate(layer.branches):
-            prefix = f"coefficients/{place}/" + (f"branch{b}_" if len(layer.branches) > 1 else "")
-            first = {"denominator": 1, "numerator": int(getattr(branch.activation, "constrained", False))}
+            prefix = f"coefficients/{place}/"
+            if len(layer.branches) > 1:
+                prefix += f"branch{b}_"
             for name, value in branch.activation.named_parameters():
-                places = [""] if value.dim() == 1 else [str(k + first.get(name, 0)) for k in range(value[0].numel())]
+                first = first_power(branch.activation, name)
                 columns = value.detach().reshape(len(value), -1).unbind(1)
-                found |= {prefix + name + place: column for place, column in zip(places, columns)}
+                for k, column in enumerate(columns, start=first):
+                    key = f"{prefix}{name}{k}" if value.dim() > 1 else f"{prefix}{name}"
+                    found[key] = column
     return found
 
 
-# ---- the run ---------------------------------------------------------------------------------------------------------
+def first_power(activation: nn.Module, name: str) -> int:
+    """The power of x that the first entry of a parameter belongs to."""
+    if name == "denominator":
+        return 1
+    if name == "numerator":
+        return int(getattr(activation, "constrained", False))  # crational has no a_0
+    return 0
+
+
+# ---- flags ---------------------------------------------------------------------------------------
 
 
 def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> runlog.NetworkSize:
     """How many numbers `Classifier` holds."""
     size = runlog.NetworkSize()
     features, height, width = image_shape
-    for channels in args.channels if uses_cnn(args) else ():
-        height, width = height - 4, width - 4
-        norm = channels * height * width if args.layer_norm else 0
-        features = size.add_layer(features, channels, args.activation, norm, kernel=25, pixels=height * width)
-        height, width = height // 2, width // 2
-    features *= height * width
+    for channels, (height, width) in zip(args.channels, conv_sizes(args, image_shape)):
+        pixels = height * width
+        norm = channels * pixels if args.layer_norm else 0
+        features = size.add_layer(
+            features, channels, args.activation, norm, kernel=KERNEL**2, pixels=pixels
+        )
+        height //= 2
+        width //= 2
+    features = features * height * width
     for units in args.widths:
-        features = size.add_layer(features, units, args.activation, norm=units if args.layer_norm else 0)
+        norm = units if args.layer_norm else 0
+        features = size.add_layer(features, units, args.activation, norm)
     size.add_head(features, outputs)
     return size
 
@@ -340,198 +345,277 @@ def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> runl
 def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[str, int]:
     """Bytes of what takes the memory, of all seeds, by the flags that set it."""
     size = network_size(args, image_shape, outputs)
-    of_image = np.prod(image_shape).item() + size.activations
+    size.activations += math.prod(image_shape)
     network_flags = "widths channels num_seeds" if uses_cnn(args) else "widths num_seeds"
-    transient = {
-        f"batch_size {network_flags}": args.batch_size * of_image,
-        f"metrics_samples {network_flags}": args.metrics_samples * of_image,
-        f"ntk_samples {network_flags}": runlog.NTK_COPIES * args.ntk_samples * size.parameters,
+    one_at_a_time = {
+        f"batch_size {network_flags}": size.sample_bytes(args.batch_size),
+        f"metrics_samples {network_flags}": size.sample_bytes(args.metrics_samples),
+        f"ntk_samples {network_flags}": size.ntk_bytes(args.ntk_samples),
     }
-    largest = max(transient, key=transient.get)  # one after the other
-    numbers = {network_flags: runlog.ADAM_COPIES * size.parameters}
-    numbers[largest] = transient[largest]
-    return {fields: runlog.FLOAT_BYTES * args.num_seeds * count for fields, count in numbers.items()}
+    largest = max(one_at_a_time, key=one_at_a_time.get)
+    return {
+        network_flags: args.num_seeds * size.training_bytes(),
+        largest: args.num_seeds * one_at_a_time[largest],
+    }
 
 
-def validate(args: Args) -> tuple[dict, int, float]:
-    """Raises UserError (flag, value, remedy) before anything is created; returns the data (see load_data)."""
+def validate(args: Args) -> datasets.Tasks:
+    """The tasks to learn. Raises UserError (flag, value, remedy) before anything is created."""
     runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2 checkpoint_minutes")
-    runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency num_tasks epochs classes_per_task batch_size")
-    runlog.check_range(args, "[1, inf)", "redo_period widths channels log_frequency")
+    runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency num_tasks epochs")
+    runlog.check_range(args, "[1, inf)", "classes_per_task batch_size redo_period widths channels")
+    runlog.check_range(args, "[1, inf)", "log_frequency")
     runlog.check_range(args, "(0, inf)", "learning_rate")
     runlog.check_range(args, "(0, 1]", "threshold")
-    runlog.check_range(args, "[2, inf)", " ".join(x for x in ("metrics_samples", "ntk_samples") if getattr(args, x)))
+    for flag in ("metrics_samples", "ntk_samples"):
+        if getattr(args, flag):  # 0 = off
+            runlog.check_range(args, "[2, inf)", flag)
     runlog.check_flags(args, args.num_seeds)
     device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
-    runlog.check_folder("--data-dir", args.data_dir, written=False)
-    remedy = "make it readable, or choose another --data-dir or --dataset digits"
-    with runlog.errors_are_user_errors(f"--data-dir {args.data_dir}: {args.dataset} cannot be read", remedy):
-        data, num_classes, scale = load_data(args.dataset, Path(args.data_dir))
-    is_split = args.tasks == "split_classes"
-    if is_split and args.classes_per_task > num_classes:
-        told = f"--tasks split_classes takes them from the {num_classes} of {args.dataset}"
-        raise runlog.UserError(f"--classes-per-task {args.classes_per_task}: {told}; must lie in 1..{num_classes}")
-    size = data["train"][0].shape[-1]
+
+    data = datasets.load(args.dataset, Path(args.data_dir))
+    tasks = datasets.Tasks(data, args.tasks, args.num_tasks, args.num_train, args.classes_per_task)
+    tasks.check()
+    side = data.image_shape[-1]
     depth = len(args.channels)
-    available = num_images(args, data, num_classes)
-    smallest = 5 * 2**depth - 4  # 5x5, then halved, again and again
-    most = num_images(dataclasses.replace(args, num_train=0), data, num_classes)
-    most_tasks = num_classes // args.classes_per_task if is_split else args.num_tasks
-    tasks_there_are = f"{num_classes} classes make {most_tasks} of --classes-per-task {args.classes_per_task}"
-    problems = {
-        f"channels {args.channels}: {args.dataset} has {size} pixels a side, {depth} convolutions need {smallest}; "
-        "use --network mlp": uses_cnn(args) and size < smallest,
-        f"num-tasks {args.num_tasks}: {tasks_there_are}": args.num_tasks > most_tasks,
-        f"num-train {args.num_train}: must be 0 (all) or lie in 2..{most}": not 2 <= available <= most,
-        f"batch-size {args.batch_size}: must lie in 1..{available}": args.batch_size > available,
-    }
-    for problem, is_so in problems.items():
-        if is_so:
-            raise runlog.UserError(f"--{problem}")
-    outputs = args.classes_per_task if is_split else num_classes
-    runlog.check_memory(args, device, big_tensors(args, data["train"][0].shape[1:], outputs))
-    return data, num_classes, scale
+    smallest = (KERNEL - 1) * (2**depth - 1) + 2**depth  # pixels a side: convolved, then halved
+    if uses_cnn(args) and side < smallest:
+        told = f"{args.dataset} has {side} pixels a side, {depth} convolutions need {smallest}"
+        raise runlog.UserError(f"--channels {args.channels}: {told}; use --network mlp")
+    num_train = tasks.num_images("train")
+    if args.batch_size > num_train:
+        raise runlog.UserError(f"--batch-size {args.batch_size}: must lie in 1..{num_train}")
+    runlog.check_memory(args, device, big_tensors(args, data.image_shape, tasks.num_outputs))
+    return tasks
 
 
-def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: list[runlog.Run], start: int) -> None:
-    """Trains these seeds together from update `start`, at which each has a checkpoint (0: from the beginning)."""
-    data, num_classes, scale = loaded
+# ---- the run -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Training:
+    """Seeds that train together."""
+
+    learner: Learner
+    images: torch.Tensor  # (n, pixels) uint8, of the training split
+    test_images: torch.Tensor
+    order: list[torch.Generator]  # draw the order of a task's images in each epoch
+    redo: list[torch.Generator]  # draw the weights of recycled neurons
+    online: torch.Tensor  # (seeds,) sum over the task's epochs of the share of right answers
+    fitted: torch.Tensor  # (seeds,) updates until the task was fitted; nan: not yet
+    last: list[dict[str, float]]  # each seed's measures of its last task
+
+    def state(self) -> dict:
+        """What a checkpoint holds, with an entry for each seed."""
+        return {
+            "learner": self.learner.state_dict(),
+            "last": self.last,
+            "online": self.online,
+            "fitted": self.fitted,
+            "generators": {
+                "order": [generator.get_state() for generator in self.order],
+                "redo": [generator.get_state() for generator in self.redo],
+            },
+        }
+
+    def restore(self, state: dict[str, list]) -> None:
+        for i in range(len(self.last)):
+            self.learner.restore(i, state["learner"][i])
+            self.last[i] = state["last"][i]
+            self.online[i] = state["online"][i]
+            self.fitted[i] = state["fitted"][i]
+            self.order[i].set_state(state["generators"][i]["order"])
+            self.redo[i].set_state(state["generators"][i]["redo"])
+
+    def task_pixels(self, task: datasets.Task, num: int) -> torch.Tensor:
+        """The first `num` training images of a task, (seeds, num, pixels)."""
+        return self.learner.pixels(self.images, task.rows[:, :num], task.pixels)
+
+
+def begin_training(args: Args, tasks: datasets.Tasks, seeds: list[int]) -> Training:
     device = runlog.find_device(args.device)
-    outputs = args.classes_per_task if args.tasks == "split_classes" else num_classes
-    images, test_images = (torch.tensor(data[s][0]).flatten(1).to(device) for s in ("train", "test"))
-    learner = Learner(args, data["train"][0].shape[1:], outputs, scale, seeds, device)
-    generators = {use: [runlog.make_generator(seed, use) for seed in seeds] for use in ("order", "redo")}
-    online = torch.zeros(len(seeds), device=device)  # sum over the task's epochs of the share of right answers
-    fitted = torch.full((len(seeds),), torch.nan, device=device)  # updates until the task was fitted
-    divergence = runlog.Divergence(seeds, device)
-    last = [{} for _ in seeds]  # each seed's measures of the last task
-    for i, run in enumerate(runs):
-        _, state, _ = run.load_checkpoint(start)
-        if state:
-            learner.restore(i, state["learner"])
-            online[i] = state["online"]
-            fitted[i] = state["fitted"]
-            divergence.step[i] = state["diverged"]
-            last[i] = state["last"]
-            runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
+    data = tasks.data
+    learner = Learner(args, data.image_shape, tasks.num_outputs, data.largest, seeds, device)
+    return Training(
+        learner=learner,
+        images=torch.tensor(data.train.images).flatten(1).to(device),
+        test_images=torch.tensor(data.test.images).flatten(1).to(device),
+        order=runlog.make_generators(seeds, "order"),
+        redo=runlog.make_generators(seeds, "redo"),
+        online=torch.zeros(len(seeds), device=device),
+        fitted=torch.full((len(seeds),), torch.nan, device=device),
+        last=[{} for _ in seeds],
+    )
 
-    def log(step: int, values: dict[str, torch.Tensor]) -> None:
-        columns = {key: value.tolist() for key, value in values.items()}
-        for i, run in enumerate(runs):
-            run.log(step, {} if divergence.step[i] else {key: column[i] for key, column in columns.items()})
 
-    num_train = num_images(args, data, num_classes)
-    num_epochs = args.num_tasks * args.epochs
-    steps_per_epoch = num_train // args.batch_size  # an epoch leaves out an incomplete batch
-    steps_per_task = steps_per_epoch * args.epochs
-    end = steps_per_epoch * num_epochs
-    progress = runlog.Progress(start, end, f"{args.dataset} {args.tasks} {args.activation}")
-    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
-    task = {}
-    for epoch in range(start // steps_per_epoch, num_epochs):
-        step = epoch * steps_per_epoch
-        number = epoch // args.epochs
-        if all(divergence.step) and epoch % args.epochs == 0:
-            runlog.carry_forward(runs, last, runlog.multiples(step, end, steps_per_task))
+def begin_task(
+    args: Args, training: Training, batch: runlog.Batch, step: int, number: int, task: datasets.Task
+) -> None:
+    learner = training.learner
+    if args.reset_head and number:
+        learner.reset_head(batch.seeds, number)
+    training.online.zero_()
+    training.fitted.fill_(torch.nan)
+    ranks = ntk(learner, training.task_pixels(task, args.ntk_samples), "task_start")
+    batch.log(step, ranks, skip_diverged=True)
+
+
+def learn_epoch(
+    args: Args, training: Training, batch: runlog.Batch, step: int, task: datasets.Task
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Passes through the task's images once, in an order that each seed draws; leaves out what does
+    not fill a batch. Returns losses (updates, seeds), and shares of right answers (seeds,)."""
+    num_train = task.rows.shape[1]
+    num_updates = num_train // args.batch_size
+    orders = [torch.randperm(num_train, generator=generator) for generator in training.order]
+    shuffled = torch.stack(orders).to(task.rows.device)[:, : num_updates * args.batch_size]
+    rows = task.rows.gather(1, shuffled).unflatten(1, (num_updates, -1)).unbind(1)
+    labels = task.labels.gather(1, shuffled).unflatten(1, (num_updates, -1)).unbind(1)
+    losses = []
+    shares = []
+    for mb_rows, mb_labels in zip(rows, labels):
+        loss, share = training.learner.update(training.images, mb_rows, mb_labels, task.pixels)
+        losses.append(loss)
+        shares.append(share)
+        step += 1
+        if args.redo and step % args.redo_period == 0:
+            x = training.task_pixels(task, REDO_IMAGES)
+            recycled = training.learner.recycle(x, training.redo)
+            batch.log(step, {"redo/recycled_share": recycled}, skip_diverged=True)
+    return torch.stack(losses), torch.stack(shares).mean(0)
+
+
+def note_divergence(batch: runlog.Batch, before: int, losses: torch.Tensor) -> None:
+    """Tells the batch the first update after `before` whose loss is not finite, of each seed."""
+    is_bad = ~losses.isfinite()
+    first_bad = before + 1 + is_bad.int().argmax(0)
+    batch.note_losses(first_bad, {"loss": torch.where(is_bad.any(0), torch.nan, 0.0)})
+    batch.diverged()  # prints a line for each that is new
+
+
+def measure_task(
+    args: Args, training: Training, number: int, task: datasets.Task
+) -> dict[str, torch.Tensor]:
+    """What is known of each seed at the end of a task, (seeds,)."""
+    learner = training.learner
+    images = training.images
+    values = {
+        "charts/task": torch.full_like(training.online, number + 1),
+        "charts/steps_to_threshold": training.fitted,
+        "charts/online_accuracy": training.online / args.epochs,
+        "charts/end_accuracy": accuracy(learner, images, task.rows, task.labels, task.pixels),
+    }
+    if task.test_rows is not None:
+        values["charts/test_accuracy"] = accuracy(
+            learner, training.test_images, task.test_rows, task.test_labels, task.pixels
+        )
+    x = training.task_pixels(task, args.ntk_samples)
+    return values | ntk(learner, x, "task_end")
+
+
+def end_task(
+    args: Args, training: Training, batch: runlog.Batch, step: int, number: int, task: datasets.Task
+) -> str:
+    """Logs the measures of a task, and returns a line on them. A diverged seed carries those of its
+    last task forward."""
+    values = measure_task(args, training, number, task)
+    columns = [value.tolist() for value in values.values()]
+    rows = [dict(zip(values, column)) for column in zip(*columns)]
+    for i, diverged_at in enumerate(batch.diverged()):
+        if not diverged_at:
+            training.last[i] = rows[i]
+    batch.log_rows(step, training.last)
+    if args.metrics_samples:
+        x = training.task_pixels(task, args.metrics_samples)
+        report = health(training.learner, x, task.labels[:, : args.metrics_samples])
+        batch.log_report(step, "network/classifier", report, skip_diverged=True)
+    told = []
+    for key in values:
+        if "accuracy" in key:
+            mean = np.mean([row.get(key, np.nan) for row in training.last])
+            told.append(f"{key.removeprefix('charts/')} {mean:.3f}")
+    return f"task {number + 1}: {', '.join(told)}"
+
+
+def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
+    """Trains the seeds of a batch together, from where it stands to the end."""
+    updates_per_epoch = tasks.num_images("train") // args.batch_size
+    updates_per_task = updates_per_epoch * args.epochs
+    end = updates_per_task * args.num_tasks
+    training = begin_training(args, tasks, batch.seeds)
+    state = batch.load()
+    if state is not None:
+        training.restore(state)
+    label = f"{args.dataset} {args.tasks} {args.activation}"
+    progress = runlog.Progress(batch.start, end, label)
+    task = None
+    for before in range(batch.start, end, updates_per_epoch):
+        step = before + updates_per_epoch
+        number = before // updates_per_task
+        is_new = before % updates_per_task == 0
+        if is_new and all(batch.diverged()):
+            for later in range(before + updates_per_task, end + 1, updates_per_task):
+                batch.log_rows(later, training.last)
             break
+
         # begin a task
-        if epoch % args.epochs == 0 or not task:
-            each = [make_task(args, data, num_classes, seed, number) for seed in seeds]
-            task = {key: torch.from_numpy(np.stack([t[key] for t in each])).to(device) for key in each[0]}
-            rows = task["rows"]
-            labels = task["labels"]
-            order = task.get("pixels")
-        if epoch % args.epochs == 0:
-            if args.reset_head and number:
-                learner.reset_head(seeds, number)
-            online.zero_()
-            fitted.fill_(torch.nan)
-            log(step, ntk(learner, learner.pixels(images, rows[:, : args.ntk_samples], order), "task_start"))
+        if is_new or task is None:
+            each = [tasks.make(seed, number) for seed in batch.seeds]
+            task = datasets.stack(each, training.images.device)
+        if is_new:
+            begin_task(args, training, batch, before, number, task)
+
         # learn
-        shuffled = torch.stack([torch.randperm(num_train, generator=g) for g in generators["order"]]).to(device)
-        shuffled = shuffled[:, : steps_per_epoch * args.batch_size]
-        batches = (x.gather(1, shuffled).unflatten(1, (steps_per_epoch, -1)).unbind(1) for x in (rows, labels))
-        losses = []
-        right = []
-        for mb_rows, mb_labels in zip(*batches):
-            loss, share = learner.update(images, mb_rows, mb_labels, order)
-            losses.append(loss)
-            right.append(share)
-            step += 1
-            if args.redo and step % args.redo_period == 0:
-                x = learner.pixels(images, rows[:, :1_200], order)
-                log(step, {"redo/recycled_share": learner.recycle(x, generators["redo"])})
-        losses = torch.stack(losses)
-        share = torch.stack(right).mean(0)
-        online += share
-        fitted = torch.where(fitted.isnan() & (share >= args.threshold), step - number * steps_per_task, fitted)
-        is_bad = ~losses.isfinite()
-        first_bad = step - steps_per_epoch + 1 + is_bad.int().argmax(0)  # the update, where there is one
-        divergence.update(first_bad, {"loss": torch.where(is_bad.any(0), torch.nan, 0.0)})
-        divergence.report()
+        losses, share = learn_epoch(args, training, batch, before, task)
+        note_divergence(batch, before, losses)
+        training.online += share
+        is_fitted = training.fitted.isnan() & (share >= args.threshold)
+        updates_of_task = step - number * updates_per_task
+        training.fitted = torch.where(is_fitted, updates_of_task, training.fitted)
+
         # measure
-        if step // args.log_frequency > (step - steps_per_epoch) // args.log_frequency or step == end:
-            speed = progress.speed(step) * len(seeds)
+        if step // args.log_frequency > before // args.log_frequency or step == end:
+            speed = progress.speed(step) * len(batch.seeds)
             values = {"losses/loss": losses.mean(0), "charts/epoch_accuracy": share}
-            values |= {"perf/updates_per_second": torch.full_like(online, speed)}
-            log(step, values | coefficients(learner.network))
-            progress.update(step, task=number + 1, accuracy=f"{share.mean():.3f}", ups=f"{speed:.0f}")
-        if step % steps_per_task == 0:
-            values = {"charts/task": torch.full_like(online, number + 1), "charts/steps_to_threshold": fitted}
-            values["charts/online_accuracy"] = online / args.epochs
-            values["charts/end_accuracy"] = accuracy(learner, images, rows, labels, order)
-            if "test_rows" in task:
-                test = task["test_rows"], task["test_labels"]
-                values |= {"charts/test_accuracy": accuracy(learner, test_images, *test, order)}
-            values |= ntk(learner, learner.pixels(images, rows[:, : args.ntk_samples], order), "task_end")
-            columns = {key: value.tolist() for key, value in values.items()}
-            for i, run in enumerate(runs):  # a diverged seed carries its last task forward
-                last[i] = last[i] if divergence.step[i] else {key: column[i] for key, column in columns.items()}
-                run.log(step, last[i])
-            if num := args.metrics_samples:
-                sample = learner.pixels(images, rows[:, :num], order), labels[:, :num]
-                log_network_metrics(learner, runs, *sample, step, divergence.step)
-            told = {key[7:]: np.mean([x.get(key, np.nan) for x in last]) for key in values if "accuracy" in key}
-            told = ", ".join(f"{key} {value:.3f}" for key, value in told.items())
-            progress.note(f"task {number + 1}: {told}")
+            values |= {"perf/updates_per_second": speed}
+            values |= coefficients(training.learner.network)
+            batch.log(step, values, skip_diverged=True)
+            ups = f"{speed:.0f}"
+            progress.update(step, task=number + 1, accuracy=f"{share.mean():.3f}", ups=ups)
+        if step % updates_per_task == 0:
+            progress.note(end_task(args, training, batch, step, number, task))
+
         # save
-        if save_times.is_due(step, step == end):
-            tensors = learner.state_dict()
-            for i, run in enumerate(runs):
-                state = {
-                    "learner": {name: tensor[i] if tensor.dim() else tensor for name, tensor in tensors.items()},
-                    "last": last[i],
-                    "online": online[i],
-                    "fitted": fitted[i],
-                    "diverged": int(divergence.step[i]),
-                    "generators": {use: each[i].get_state() for use, each in generators.items()},
-                }
-                run.stage_checkpoint(step, state)
-            for run in runs:
-                run.commit_checkpoint()
-            save_times.done(runs, step == end)
+        if batch.save_is_due(step, step == end):
+            batch.save(step, training.state())
+
     if args.plots:
-        runlog.draw(runs, end)
-    runlog.finish(runs, divergence.report(), keep_replay=False)
+        batch.draw(end, draw_run)
+    batch.finish()
     progress.close()
 
 
-def runs_of(args: Args) -> list[runlog.Run]:
-    """The runs of these flags, one for each seed. Creates nothing."""
+def draw_run(folder: Path) -> list[Path]:
+    import figures  # slow to import
+
+    return figures.draw_run(folder)
+
+
+def runs_of(args: Args) -> list:
+    """The run of each seed."""
     env_id = f"{args.dataset}-{args.tasks}"
     return runlog.seed_runs(args, "continual_supervised", env_id=env_id)
 
 
 def main(args: Args) -> None:
-    loaded = validate(args)
+    tasks = validate(args)
     torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    runs = {run.config["seed"]: run for run in runs_of(args)}
-    with runlog.opened(runs, args, "continual_supervised") as groups:
-        for step, seeds, together in groups:
-            train(args, loaded, seeds, together, step)
+    with runlog.open_batches(runs_of(args), args) as batches:
+        for batch in batches:
+            train(args, tasks, batch)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from scipy import stats
 import activations
 import metrics
 import runlog
+from environments import suites
 
 BLACK, ORANGE, SKY, GREEN, GREY = "#000000", "#E69F00", "#56B4E9", "#009E73", "#999999"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
@@ -1846,7 +1847,7 @@ class Panel:
 RETURN = r"eval/episodic_return"
 CRITICS, HIDDEN = r"network/qf\d", r"network/(q|agent)/fc1"
 IQM = Panel("IQM, normalised", "return / 1,000 or success", RETURN, score="suite")
-SUCCESS = Panel("success, Meta-World", "share (any step)", "eval/success", suite="metaworld/")
+SUCCESS = Panel("success, Meta-World", "share (any step)", "eval/success", suite=suites.METAWORLD.prefix)
 BIAS = Panel("overestimation", "(Q - G) / max(|G|, 10)", "overestimation/normalised", statistic="mean", scale="symlog")
 COEFFICIENTS = Panel(
     "coefficient gradient, critics", "L2 norm", rf"{CRITICS}/coefficient_gradient_norm", statistic="mean", scale="log"
@@ -2088,14 +2089,14 @@ def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str]
         print(f"left out: {env} has no score for {panel.title}")
     runs = {key: each for key, each in runs.items() if not _unscored(panel, key[1])}
     every = [run for each in runs.values() for run in each]
-    grid = grid_of(every, "eval/(success|episodic_return)" if suite else panel.key) if every else np.zeros(0)
+    grid = grid_of(every, suites.score_keys() if suite else panel.key) if every else np.zeros(0)
     window = grid[-1] / 40 if panel.key.startswith("charts/") and len(grid) else 0.0
 
     def values(each: list[Loaded], env: str) -> np.ndarray:
         """(steps, runs), NaN for a run without a row."""
         rows = [on_grid(_points(run, panel, env), grid, window) for run in each]
         scores = np.stack(rows, -1) if rows else np.zeros((len(grid), 0))
-        return scores / (1_000 if suite and not env.startswith("metaworld/") else 1)
+        return scores / (suites.suite_of(env).score_scale if suite else 1)
 
     found = {}
     for (variant, env), each in runs.items():
@@ -2120,8 +2121,8 @@ def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str]
 
 def _points(run: Loaded, panel: Panel, env: str) -> np.ndarray:
     """(rows, 2) of step and value of what a panel shows of a run; not normalised."""
-    success = panel.score == "suite" and env.startswith("metaworld/")
-    return combined(run, "eval/success" if success else panel.key, panel.reduce)
+    key = suites.suite_of(env).score_key if panel.score == "suite" else panel.key
+    return combined(run, key, panel.reduce)
 
 
 def _early(study: Study, panels: Sequence[Panel]) -> list[str]:
@@ -2154,7 +2155,7 @@ def _early(study: Study, panels: Sequence[Panel]) -> list[str]:
 def _unscored(panel: Panel, env: str) -> bool:
     """Whether an environment has no normalised score: not of the two suites, tasks in a row, not of the 57 games."""
     if panel.score == "suite":
-        return "," in env or not env.startswith(("dm_control/", "metaworld/"))
+        return "," in env or suites.suite_of(env) is None
     return panel.score == "human" and env not in metrics.atari_scores()
 
 
@@ -2528,7 +2529,8 @@ def _environments(study: Study, panels: Sequence[Panel], out: Path, name: str, t
 
 
 def _keys(*panels: Panel) -> str:
-    return "|".join(dict.fromkeys(f"(?:{p.key})" + ("|eval/success" if p.score == "suite" else "") for p in panels))
+    scores = "|" + suites.score_keys()
+    return "|".join(dict.fromkeys(f"(?:{p.key})" + (scores if p.score == "suite" else "") for p in panels))
 
 
 def _plain(study: Study) -> list[str]:
@@ -2543,8 +2545,8 @@ HR_VARIANTS = ("relu", "tanh", "sigmoid", "tanh_hr", "relu_hr", "crelu", "relu, 
 def cr1(runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()) -> list[Path]:
     """CR Fig. 1: IQM at the end of training, over Meta-World (success), DMC (return / 1,000) and both."""
     study, rows = _chosen(read_study(runs, SAC, _keys(IQM), where), CR_VARIANTS, variants), []
-    suites = {"Meta-World": "metaworld/", "DMC": "dm_control/", "all": ""}
-    for title, prefix in suites.items():
+    groups = {suite.title: suite.prefix for suite in suites.SUITES} | {"all": ""}
+    for title, prefix in groups.items():
         for name, curve in aggregate(study, dataclasses.replace(IQM, suite=prefix)).items():
             ends = {key: float(curve[key][-1]) for key in ("value", "low", "high", "step")}
             own = {"environments": curve["environments"], "runs": curve["runs"]}

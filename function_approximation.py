@@ -1,8 +1,9 @@
-"""Regression of y = 10 sin(7x) + 15 sin(10x) + 5 cos(5x): which activation fits best (HR, 2406.09079, Figs. 2 and 12)?
+"""Regression of y = 10 sin(7x) + 15 sin(10x) + 5 cos(5x): which activation fits best?
 
-Shallow networks of about 600 parameters against each other and against deep ones of 81,001. All seeds and learning
-rates of a network train in one process, as one leading axis; each pair is one run folder, and the same command again
-resumes them or says "finished". At the end it draws both figures. Also Table 1, the probability that a neuron is dead.
+HR (2406.09079, Figs. 2 and 12) compares shallow networks of about 600 parameters with each other
+and with deep ones of 81,001. All seeds and learning rates of a network train in one process, as one
+leading axis; each pair is one run folder, and the same command again resumes them or says
+"finished". At the end it draws both figures. Also Table 1, the probability that a neuron is dead.
 
     python function_approximation.py
     python function_approximation.py --activations relu tanh tanh_hr crational "identity*silu"
@@ -12,8 +13,10 @@ Results, implementation details and what the paper leaves open: docs/function_ap
 
 import csv
 import dataclasses
-import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +29,16 @@ import optimizers
 import reports
 import runlog
 
-# Number of trained parameters that the paper tells (captions of Figs. 2 and 12)
-PAPER_COUNTS = {("relu", (200,)): 601, ("tanh", (200,)): 601, ("tanh_hr", (100,)): 501}
-PAPER_COUNTS |= {("relu", (200, 200, 200)): 81_001, ("tanh", (200, 200, 200)): 81_001}
-DENSE_POINTS = 256  # even points of the interval that the fit is stored at and the network metrics look at
+PAPER_COUNTS = {  # trained parameters that the paper tells (captions of Figs. 2 and 12)
+    ("relu", (200,)): 601,
+    ("tanh", (200,)): 601,
+    ("tanh_hr", (100,)): 501,
+    ("relu", (200, 200, 200)): 81_001,
+    ("tanh", (200, 200, 200)): 81_001,
+}
+DENSE_POINTS = 256  # even ones, at which the fit is stored, and which the network metrics look at
+TABLE1_SAMPLES = 256
+TABLE1_FEATURES = 16
 
 
 @dataclasses.dataclass
@@ -49,13 +58,15 @@ class Args:
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
-    # what is compared: every network with every learning rate and seed; from here on the name `activations` is a field
+    rational: activations.RationalConfig = dataclasses.field(
+        default_factory=activations.RationalConfig
+    )
+    # what is compared: every network with every learning rate and seed
     activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # of shallow networks
     shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
     deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks, or none
     deep_widths: tuple[int, ...] = runlog.option((200, 200, 200))  # hidden units of deep networks
-    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # Adam's, constant
+    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # of Adam, constant
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
     num_points: int = 64  # even training points; the error is also measured half-way between them
@@ -69,33 +80,73 @@ def target(x: torch.Tensor) -> torch.Tensor:
     return 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
 
 
-class Networks(nn.Module):
-    """One network for each entry of `seeds`, with its own learning rate, and their optimiser. Losses are (networks,).
+# ---- networks ------------------------------------------------------------------------------------
 
-    Weights and biases start uniform in +-1/sqrt(fan_in), torch's default: with biases 0 every kink of a relu would lie
-    at x = 0. They depend on the seed alone: learning rates, and activations of the same width, start equal.
+
+class Architecture(NamedTuple):
+    activation: str
+    widths: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """`200x200` of two hidden layers of 200 units."""
+        return "x".join(map(str, self.widths))
+
+
+def architectures(args: Args) -> list[Architecture]:
+    """Those that are compared: the shallow ones, then the deep ones; each once."""
+    found = {}
+    for activation in args.activations:
+        terms = activations.parse(activation, "--activations")
+        num_branches = sum(map(len, terms))
+        found[Architecture(activation, (args.shallow_units // num_branches,))] = None
+    for activation in args.deep_activations:
+        found[Architecture(activation, args.deep_widths)] = None
+    return list(found)
+
+
+def mean_squared_error(fit: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Over the points: (networks, points), (points,) -> (networks,)."""
+    return (fit - y).square().mean(-1)
+
+
+class Networks(nn.Module):
+    """One network for each entry of `seeds`, with its own learning rate, and their optimiser.
+
+    Weights and biases start uniform in +-1/sqrt(fan_in), torch's default: with biases 0 every kink
+    of a relu would lie at x = 0. They depend on the seed alone: learning rates, and activations of
+    the same width, start equal.
     """
 
-    def __init__(self, activation: str, widths, seeds, learning_rates, args: Args, device: torch.device):
+    def __init__(
+        self,
+        activation: str,
+        widths: tuple[int, ...],
+        seeds: Sequence[int],
+        learning_rates: Sequence[float],
+        args: Args,
+        device: torch.device,
+    ):
         super().__init__()
         init = activations.fan_in_uniform
-        seeds = np.asarray(seeds)
         hidden_seeds = runlog.derive_seeds(seeds, "hidden")
-        self.hidden = activations.mlp(1, widths, activation, hidden_seeds, rational=args.rational, init=init)
+        self.hidden = activations.mlp(
+            1, widths, activation, hidden_seeds, rational=args.rational, init=init
+        )
+        width = self.hidden[-1].width
         output_seeds = runlog.derive_seeds(seeds, "output")
-        self.output = activations.Linear(self.hidden[-1].width, 1, seeds=output_seeds, init=init)
+        self.output = activations.Linear(width, 1, seeds=output_seeds, init=init)
         for name, module in self.named_modules():
             if isinstance(module, activations.Linear):
-                bound = module.weight.shape[-2] ** -0.5
-                for bias, seed in zip(module.bias, seeds):
-                    generator = runlog.make_generator(int(seed), "bias", name)
-                    nn.init.uniform_(bias, -bound, bound, generator=generator)
+                draw_biases(module, runlog.derive_seeds(seeds, "bias", name))
         self.to(device)
         rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
         self.optimizer = optimizers.Adam(self, rates, args.rational)
-        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
+        torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside a compiled function
         torch.compiler.reset()  # one code object may be compiled for a few networks only
-        self.update = torch.compile(self.one_update, fullgraph=True, dynamic=False, disable=not args.compile)
+        self.update = torch.compile(
+            self.one_update, fullgraph=True, dynamic=False, disable=not args.compile
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(points,) -> (networks, points)"""
@@ -103,11 +154,11 @@ class Networks(nn.Module):
 
     def errors(self, x: torch.Tensor) -> torch.Tensor:
         """Mean squared error over the points, (networks,)."""
-        return (self(x) - target(x)).square().mean(-1)
+        return mean_squared_error(self(x), target(x))
 
     def one_update(self, x: torch.Tensor) -> torch.Tensor:
-        """One step of Adam on all points; returns the losses before it. The networks are independent, so the gradient
-        of the sum of their losses is each one's own."""
+        """One step of Adam on all points; returns the losses before it. The networks are
+        independent, so the gradient of the sum of their losses is each one's own."""
         loss = self.errors(x)
         grads = torch.autograd.grad(loss.sum(), self.optimizer.parameters_)
         with torch.no_grad():
@@ -121,92 +172,122 @@ class Networks(nn.Module):
     def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
         """Network i of every tensor, and the step count that they share, from a checkpoint."""
         for name, tensor in self.state_dict().items():
-            (tensor[i] if tensor.dim() else tensor).copy_(state[name])
+            part = tensor[i] if tensor.dim() else tensor
+            part.copy_(state[name])
 
 
-def architectures(args: Args) -> list[tuple[str, tuple[int, ...]]]:
-    """(activation, widths) of every network to compare: the shallow ones, then the deep ones."""
-    branches = {name: sum(map(len, activations.parse(name, "--activations"))) for name in args.activations}
-    shallow = [(name, (args.shallow_units // number,)) for name, number in branches.items()]
-    return list(dict.fromkeys([*shallow, *((name, args.deep_widths) for name in args.deep_activations)]))
+def draw_biases(layer: activations.Linear, seeds: np.ndarray) -> None:
+    """Uniform in +-1/sqrt(fan_in), each network's from its seed."""
+    fan_in = layer.weight.shape[-2]
+    bound = fan_in**-0.5
+    for bias, seed in zip(layer.bias, seeds):
+        generator = torch.Generator().manual_seed(int(seed))
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
 
 
-def log_networks(networks: Networks, runs: list[runlog.Run], points: torch.Tensor, step: int) -> None:
-    """At the end: the fit, and the health of every hidden layer with the gradients of the loss, on dense points."""
-    x = torch.linspace(*points[[0, -1]].tolist(), DENSE_POINTS, device=points.device)
+def parameter_count(args: Args, architecture: Architecture) -> int:
+    """Of one network; what the paper tells of it must be the same."""
+    networks = Networks(*architecture, [args.seed], [1.0], args, torch.device("cpu"))
+    count = networks.count()
+    assert count == PAPER_COUNTS.get(architecture, count), (architecture, count)
+    return count
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def log_networks(networks: Networks, batch: runlog.Batch, points: torch.Tensor, step: int) -> None:
+    """At the end: the fit, and the health of every hidden layer with the gradients of the loss, on
+    dense points."""
+    low, high = points[[0, -1]].tolist()
+    x = torch.linspace(low, high, DENSE_POINTS, device=points.device)
     grads = torch.autograd.grad(networks.errors(points).sum(), networks.optimizer.parameters_)
-    grads = dict(zip(networks.optimizer.names, grads))
-    report = reports.network_report(networks, (x,), grads, batch_dims=1, max_samples=DENSE_POINTS)
-    report.curves = {key: curve for key, curve in report.curves.items() if "kde" not in key}  # 16 per layer are many
-    runlog.log_report(runs, step, "network/mlp", report)
-    for run, fit in zip(runs, networks(x).tolist()):
-        run.log_curve(step, "fit", x.tolist(), fit)
+    named_grads = dict(zip(networks.optimizer.names, grads))
+    report = reports.network_report(
+        networks, (x,), named_grads, batch_dims=1, max_samples=DENSE_POINTS
+    )
+    for key in list(report.curves):
+        if "kde" in key:  # 16 per layer are many
+            del report.curves[key]
+    batch.log_report(step, "network/mlp", report)
+    batch.log_curve(step, "fit", x.tolist(), networks(x).tolist())
 
 
-def train(args: Args, activation: str, widths, cells: list[tuple[float, int]], runs: list[runlog.Run], start: int):
-    """Trains one network for each cell (learning rate, seed) from step `start`, at which each has a checkpoint."""
+@torch.no_grad()
+def measure(
+    networks: Networks, batch: runlog.Batch, points: torch.Tensor, step: int, last: list[dict]
+) -> None:
+    """Logs the errors on the points and half-way between them, and puts them into `last`; a
+    diverged network carries its last ones forward."""
+    between = (points[1:] + points[:-1]) / 2
+    on_points = networks.errors(points).tolist()
+    off_points = networks.errors(between).tolist()
+    for i, diverged_at in enumerate(batch.diverged()):
+        is_finite = math.isfinite(on_points[i]) and math.isfinite(off_points[i])
+        if is_finite and not diverged_at:
+            last[i] = {"losses/mse": on_points[i], "eval/mse": off_points[i]}
+    batch.log_rows(step, last)
+
+
+def train(args: Args, architecture: Architecture, batch: runlog.Batch) -> None:
+    """Trains one network for each run of the batch, from the step at which it stands to the end."""
     device = runlog.find_device(args.device)
-    learning_rates, seeds = zip(*cells)
-    networks = Networks(activation, widths, seeds, learning_rates, args, device)
-    last = [{} for _ in cells]
-    divergence = runlog.Divergence(seeds, device)
-    for i, run in enumerate(runs):
-        _, state, _ = run.load_checkpoint(start)
-        if state:
-            networks.restore(i, state["networks"])
-            last[i] = state["last"]
-            divergence.step[i] = state["diverged"]
-    x = torch.linspace(*args.interval, args.num_points, device=device)
-    between = (x[1:] + x[:-1]) / 2
-    progress = runlog.Progress(start, args.total_steps, label := f"{activation} {'x'.join(map(str, widths))}")
+    rates = batch.settings("learning_rate")
+    networks = Networks(*architecture, batch.seeds, rates, args, device)
+    last = [{} for _ in batch.seeds]
+    state = batch.load()
+    if state is not None:
+        last = state["last"]
+        for i, tensors in enumerate(state["networks"]):
+            networks.restore(i, tensors)
 
-    @torch.no_grad()
-    def measure() -> None:
-        rows = torch.stack([networks.errors(x), networks.errors(between)], -1).tolist()
-        for i, run in enumerate(runs):
-            if not divergence.step[i] and np.isfinite(rows[i]).all():  # a diverged one carries its last row forward
-                last[i] = dict(zip(("losses/mse", "eval/mse"), rows[i]))
-            run.log(step, last[i])
-
-    step = start
-    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
-    if start == 0:
-        measure()
-    for step in range(start + 1, args.total_steps + 1):
+    points = torch.linspace(*args.interval, args.num_points, device=device)
+    label = f"{architecture.activation} {architecture.name}"
+    progress = runlog.Progress(batch.start, args.total_steps, label)
+    if batch.start == 0:
+        measure(networks, batch, points, 0, last)
+    for step in range(batch.start + 1, args.total_steps + 1):
         at_end = step == args.total_steps
-        divergence.update(step, {"loss": networks.update(x)})
+
+        # learn
+        loss = networks.update(points)
+        batch.note_losses(step, {"loss": loss})
+
+        # measure
         if step % args.log_frequency == 0 or at_end:
-            measure()
+            measure(networks, batch, points, step, last)
             progress.update(step)
         if at_end:
-            log_networks(networks, runs, x, step)
-        if save_times.is_due(step, at_end):
-            tensors = networks.state_dict()
-            for i, run in enumerate(runs):
-                state = {
-                    "networks": {name: tensor[i] if tensor.dim() else tensor for name, tensor in tensors.items()},
-                    "last": last[i],
-                    "diverged": int(divergence.step[i]),
-                }
-                run.stage_checkpoint(step, state)
-            for run in runs:
-                run.commit_checkpoint()
-            save_times.done(runs, at_end)
-    runlog.finish(runs, divergence.report(), keep_replay=False, num_parameters=networks.count())
+            log_networks(networks, batch, points, step)
+
+        # save
+        if batch.save_is_due(step, at_end):
+            batch.save(step, {"networks": networks.state_dict(), "last": last})
+
+    batch.finish(num_parameters=networks.count())
     progress.close()
-    for rate in sorted(set(learning_rates)):
-        errors = [row["eval/mse"] for row, (other, _) in zip(last, cells) if other == rate and row]
-        told = f"{np.median(errors):.3g}" if errors else "diverged"
-        progress.note(f"{label}: learning rate {rate:g}, median error {told} (n = {len(errors)})")
+    for rate in sorted(set(rates)):
+        progress.note(f"{label}: learning rate {rate:g}, {median_error(last, rates, rate)}")
 
 
-# ---- Table 1 -----------------------------------------------------------------------------------------------------
+def median_error(last: list[dict], rates: list[float], rate: float) -> str:
+    """Over the networks of this learning rate that have an error."""
+    errors = []
+    for row, own_rate in zip(last, rates):
+        if own_rate == rate and row:
+            errors.append(row["eval/mse"])
+    median = f"{np.median(errors):.3g}" if errors else "diverged"
+    return f"median error {median} (n = {len(errors)})"
 
-CLOSED_FORMS = {  # expression: probability that a neuron is dead, where each of its branches is saturated with p
+
+# ---- Table 1 -------------------------------------------------------------------------------------
+
+CLOSED_FORMS = {  # expression: probability that a neuron is dead, where each of its branches is
+    # saturated with probability p
     "tanh": lambda p: p,
     "tanh_hr": lambda p: p**2,  # a saturated tanh is -1 or 1 and lets the other factor through
     "sigmoid": lambda p: p,
-    "sigmoid_hr": lambda p: p,  # either is saturated at 0, or both at 1: 1 - (1 - p / 2)^2 + (p / 2)^2
+    "sigmoid_hr": lambda p: p,  # one is 0, or both are 1: 1 - (1 - p / 2)^2 + (p / 2)^2
     "relu": lambda p: p,
     "relu_hr": lambda p: 2 * p - p**2,  # a saturated relu is 0, and so is the product
 }
@@ -214,68 +295,126 @@ CLOSED_FORMS = {  # expression: probability that a neuron is dead, where each of
 
 @torch.no_grad()
 def dead_share(expression: str, p: float, neurons: int, seed: int) -> int:
-    """Simulates HR's Table 1: how many of `neurons` are dead (KDE), where each branch of each is saturated with
-    probability p, by a bias of 30 in size: negative for relu, of either sign for the others. The layer is
-    `activations.dense`, on 256 normal samples of 16 features; weights are normal with variance 1/16."""
-    generator = runlog.make_generator(seed, "table1", expression, str(p))
-    options = {"seeds": runlog.derive_seed(seed, "table1", expression, str(p)), "init": activations.lecun_normal}
-    layer = activations.dense(16, neurons, expression, **options)
+    """Simulates HR's Table 1: how many of `neurons` are dead (KDE), where each branch of each is
+    saturated with probability p, by a bias of 30 in size: negative for relu, of either sign for the
+    others. The layer is `activations.dense`, on 256 normal samples of 16 features; weights are
+    normal with variance 1/16."""
+    own_seed = int(runlog.derive_seeds(seed, "table1", expression, str(p)))
+    generator = torch.Generator().manual_seed(own_seed)
+    init = activations.lecun_normal
+    layer = activations.dense(TABLE1_FEATURES, neurons, expression, seeds=own_seed, init=init)
     for branch in layer.branches:
-        is_relu = getattr(branch.activation, "name", "") == "relu"
-        sign = -1.0 if is_relu else torch.randint(2, (neurons,), generator=generator) * 2.0 - 1
+        if getattr(branch.activation, "name", "") == "relu":
+            sign = -1.0
+        else:
+            sign = torch.randint(2, (neurons,), generator=generator) * 2.0 - 1
         saturated = torch.rand(neurons, generator=generator) < p
         branch.linear.bias.copy_(30.0 * sign * saturated)
-    outputs = layer(torch.randn(256, 16, generator=generator))
-    return int(metrics.dead_neurons_kde(outputs)[0].sum())
+    samples = torch.randn(TABLE1_SAMPLES, TABLE1_FEATURES, generator=generator)
+    dead, _ = metrics.dead_neurons_kde(layer(samples))
+    return int(dead.sum())
 
 
 def table1(neurons: int, seed: int) -> list[dict]:
-    """Rows of Table 1: simulated share with a 95 % binomial interval (Clopper-Pearson) and closed form."""
+    """Rows of Table 1: simulated share with a 95 % binomial interval (Clopper-Pearson) and closed
+    form."""
     rows = []
-    for (expression, formula), p in itertools.product(CLOSED_FORMS.items(), (0.1, 0.3, 0.5, 0.7, 0.9)):
-        dead = dead_share(expression, p, neurons, seed)
-        low, high = binomtest(dead, neurons).proportion_ci(0.95)
-        row = {"activation": expression, "p": p, "neurons": neurons, "dead_share": dead / neurons}
-        rows.append(row | {"low": low, "high": high, "closed_form": formula(p)})
+    for expression, formula in CLOSED_FORMS.items():
+        for p in (0.1, 0.3, 0.5, 0.7, 0.9):
+            dead = dead_share(expression, p, neurons, seed)
+            low, high = binomtest(dead, neurons).proportion_ci(0.95)
+            row = {
+                "activation": expression,
+                "p": p,
+                "neurons": neurons,
+                "dead_share": dead / neurons,
+                "low": low,
+                "high": high,
+                "closed_form": formula(p),
+            }
+            rows.append(row)
     return rows
 
 
 def save_table1(args: Args, folder: Path) -> None:
     """Writes table1.csv and prints how the simulation and the closed forms agree."""
     rows = table1(args.table1_neurons, args.seed)
-    with runlog.writing(folder / "table1.csv"), open(folder / "table1.csv", "w", newline="") as file:
+    path = folder / "table1.csv"
+    with runlog.writing(path), open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows({key: round(x, 6) if isinstance(x, float) else x for key, x in row.items()} for row in rows)
-    for expression in CLOSED_FORMS:
-        own = [row for row in rows if row["activation"] == expression]
-        told = ", ".join(f"{row['p']} -> {row['dead_share']:.3f} ({row['closed_form']:.3f})" for row in own)
-        print(f"Table 1, {expression}: p -> dead share (closed form): {told}", flush=True)
-    inside = sum(row["low"] <= row["closed_form"] <= row["high"] for row in rows)
+        for row in rows:
+            writer.writerow({key: rounded(value) for key, value in row.items()})
+    inside = 0
+    told = {expression: [] for expression in CLOSED_FORMS}
+    for row in rows:
+        found = f"{row['p']} -> {row['dead_share']:.3f} ({row['closed_form']:.3f})"
+        told[row["activation"]].append(found)
+        if row["low"] <= row["closed_form"] <= row["high"]:
+            inside += 1
+    for expression, found in told.items():
+        joined = ", ".join(found)
+        print(f"Table 1, {expression}: p -> dead share (closed form): {joined}", flush=True)
     print(f"Table 1: {inside} of {len(rows)} closed forms lie in the 95 % interval", flush=True)
 
 
+def rounded(value):
+    return round(value, 6) if isinstance(value, float) else value
+
+
+# ---- flags ---------------------------------------------------------------------------------------
+
+
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host). The networks of one
-    architecture are trained together, one architecture after the other."""
+    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host). The
+    networks of one architecture are trained together, one architecture after the other."""
     num_networks = args.num_seeds * len(args.learning_rates)
     on_device = {}
     for activation, widths in architectures(args):
         size = runlog.mlp_size(1, widths, activation, 1)
-        of_points = max(args.num_points, DENSE_POINTS) * size.activations
+        of_points = size.sample_bytes(max(args.num_points, DENSE_POINTS))
         field = "deep_widths" if widths == args.deep_widths else "shallow_units"
-        sizes = {f"{field} num_seeds": runlog.ADAM_COPIES * size.parameters, f"num_points {field} num_seeds": of_points}
-        sizes = {fields: runlog.FLOAT_BYTES * num_networks * count for fields, count in sizes.items()}
-        on_device = max(on_device, sizes, key=lambda parts: sum(parts.values()))
-    outputs = 256 * args.table1_neurons * 2 * 3  # of both branches: pre-activations, outputs, copies for the density
-    return on_device, {"table1_neurons": runlog.FLOAT_BYTES * outputs}
+        sizes = {
+            f"{field} num_seeds": num_networks * size.training_bytes(),
+            f"num_points {field} num_seeds": num_networks * of_points,
+        }
+        if sum(sizes.values()) > sum(on_device.values()):
+            on_device = sizes
+    copies = 2 * 3  # of both branches: pre-activations, outputs, copies for the density
+    outputs = TABLE1_SAMPLES * args.table1_neurons * copies
+    return on_device, {"table1_neurons": 4 * outputs}  # bytes of a float32
+
+
+def parse_all(args: Args, flag: str, names: tuple[str, ...]) -> list:
+    """The terms of each expression (activations.parse). Raises UserError: one is unknown."""
+    parsed = []
+    for name in names:
+        try:
+            parsed.append(activations.parse(name, flag))
+            activations.check(name, args.rational, flag)
+        except ValueError as error:  # it names the flag
+            raise runlog.UserError(str(error)) from None
+    return parsed
+
+
+def check_expressions(args: Args, flag: str, names: tuple[str, ...]) -> None:
+    """Raises UserError unless each is an activation and names another network than the others."""
+    parsed = parse_all(args, flag, names)
+    for name, terms in zip(names, parsed):
+        if parsed.count(terms) > 1:
+            told = "is given twice; name every network once"
+            raise runlog.UserError(f"{flag} {name}: {told}")
+        is_shallow = flag == "--activations"
+        if is_shallow and sum(map(len, terms)) > args.shallow_units:
+            told = f"less than the branches of {name}"
+            raise runlog.UserError(f"--shallow-units {args.shallow_units}: {told}")
 
 
 def validate(args: Args) -> None:
     """Raises UserError (flag, value, remedy) before anything is created."""
     runlog.check_range(args, "[0, inf)", "seed threads table1_neurons checkpoint_minutes")
-    runlog.check_range(args, "[1, inf)", "num_seeds total_steps checkpoint_frequency shallow_units deep_widths")
-    runlog.check_range(args, "[1, inf)", "log_frequency")
+    runlog.check_range(args, "[1, inf)", "num_seeds total_steps checkpoint_frequency")
+    runlog.check_range(args, "[1, inf)", "shallow_units deep_widths log_frequency")
     runlog.check_range(args, "[3, inf)", "num_points")
     runlog.check_range(args, "(0, inf)", "learning_rates")
     runlog.check_range(args, "(-inf, inf)", "interval")
@@ -285,63 +424,68 @@ def validate(args: Args) -> None:
     if args.interval[0] >= args.interval[1]:
         raise runlog.UserError(f"--interval {args.interval}: the smaller number must come first")
     if not args.activations:
-        raise runlog.UserError("--activations (): give at least one name, such as relu tanh tanh_hr")
-    for flag, values in {"--activations": args.activations, "--deep-activations": args.deep_activations}.items():
-        with runlog.value_errors_are_user_errors():
-            parsed = [activations.parse(name, flag) for name in values]
-            for name, terms in zip(values, parsed):
-                activations.check(name, args.rational, flag)
-                if parsed.count(terms) > 1:
-                    raise runlog.UserError(f"{flag} {name}: is given twice; name every network once")
-                if flag == "--activations" and sum(map(len, terms)) > args.shallow_units:
-                    raise runlog.UserError(f"--shallow-units {args.shallow_units}: less than the branches of {name}")
+        remedy = "give at least one name, such as relu tanh tanh_hr"
+        raise runlog.UserError(f"--activations (): {remedy}")
+    check_expressions(args, "--activations", args.activations)
+    check_expressions(args, "--deep-activations", args.deep_activations)
     if len(set(args.learning_rates)) < len(args.learning_rates):
-        raise runlog.UserError(f"--learning-rates {args.learning_rates}: name every learning rate once")
-    runlog.check_memory(args, runlog.find_device(args.device), *big_tensors(args))
+        remedy = "name every learning rate once"
+        raise runlog.UserError(f"--learning-rates {args.learning_rates}: {remedy}")
+    device = runlog.find_device(args.device)
+    on_device, on_host = big_tensors(args)
+    runlog.check_memory(args, device, on_device, on_host)
 
 
-def runs_of_network(args: Args, activation: str, widths: tuple[int, ...]) -> list[runlog.Run]:
-    """The runs of one network: every learning rate with every seed."""
-    name = f"regression-{'x'.join(map(str, widths))}"
+# ---- the whole comparison ------------------------------------------------------------------------
+
+
+def runs_of_architecture(args: Args, architecture: Architecture) -> list:
+    """The run of each learning rate and seed."""
     runs = []
     for rate in args.learning_rates:
-        own = {"env_id": f"{name}-lr{rate:g}", "activation": activation}
-        own |= {"widths": widths, "learning_rate": rate}
-        runs += runlog.seed_runs(args, "function_approximation", **own)
+        runs += runlog.seed_runs(
+            args,
+            "function_approximation",
+            env_id=f"regression-{architecture.name}-lr{rate:g}",
+            activation=architecture.activation,
+            widths=architecture.widths,
+            learning_rate=rate,
+        )
     return runs
 
 
-def runs_of(args: Args) -> list[runlog.Run]:
-    """The runs of these flags, of one network after the other. Creates nothing."""
+def runs_of(args: Args) -> list:
+    """The run of each architecture, learning rate and seed."""
     runs = []
-    for activation, widths in architectures(args):
-        runs += runs_of_network(args, activation, widths)
+    for architecture in architectures(args):
+        runs += runs_of_architecture(args, architecture)
     return runs
+
+
+def make_out_folder(args: Args) -> Path:
+    out = Path(args.out or Path(args.runs_dir) / "function_approximation")
+    with runlog.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def main(args: Args) -> None:
     validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    out = Path(args.out or Path(args.runs_dir) / "function_approximation")
-    if not out.exists():
-        runlog.check_machine(args)
-    with runlog.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    for architecture in architectures(args):
+        units = " ".join(map(str, architecture.widths))
+        count = parameter_count(args, architecture)
+        print(f"{architecture.activation}, hidden units {units}: {count:,} parameters", flush=True)
+
     folders = []
-    counts = {}
-    for activation, widths in architectures(args):
-        count = Networks(activation, widths, [args.seed], [1.0], args, torch.device("cpu")).count()
-        assert count == PAPER_COUNTS.get((activation, widths), count), (activation, widths, count)
-        counts[activation, widths] = count
-        print(f"{activation}, hidden units {' '.join(map(str, widths))}: {count:,} parameters", flush=True)
-    for activation, widths in counts:
-        cells = {}
-        for run in runs_of_network(args, activation, widths):
-            cells[run.config["learning_rate"], run.config["seed"]] = run
-        with runlog.opened(cells, args, "function_approximation") as groups:
-            for step, keys, together in groups:
-                train(args, activation, widths, keys, together, step)
-        folders += [run.folder for run in cells.values()]
+    for architecture in architectures(args):
+        runs = runs_of_architecture(args, architecture)
+        with runlog.open_batches(runs, args) as batches:
+            for batch in batches:
+                train(args, architecture, batch)
+        folders += [run.folder for run in runs]
+
+    out = make_out_folder(args)
     if args.table1_neurons:
         save_table1(args, out)
     runlog.draw_function_approximation(folders, out)

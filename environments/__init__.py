@@ -5,16 +5,18 @@ from environments.control import (
     check_environments,
     check_equal_spaces,
     count_errors,
-    import_suites,
     log_errors,
     make_env,
     make_envs,
     play_episodes,
     true_successors,
 )
+from environments.suites import SUITES, Suite, import_suites, suite_of
 
 __all__ = [
+    "SUITES",
     "EpisodeSeeds",
+    "Suite",
     "check_environments",
     "check_equal_spaces",
     "count_errors",
@@ -23,5 +25,6 @@ __all__ = [
     "make_env",
     "make_envs",
     "play_episodes",
+    "suite_of",
     "true_successors",
 ]

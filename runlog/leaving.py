@@ -20,6 +20,7 @@ from runlog import batch, opening
 from runlog.cli import check_range
 from runlog.divergence import Divergence
 from runlog.identity import BEFORE_META_SAID_SO
+from runlog.memory import ADAM_COPIES, FLOAT_BYTES, NTK_COPIES
 from runlog.report import log_report
 from runlog.run import Run
 from runlog.terminal import UserError, reason, warn_once
@@ -228,6 +229,18 @@ class NetworkSize:
         """Counts a linear layer of outputs."""
         self.parameters += inputs * outputs + outputs
         self.activations += outputs
+
+    def training_bytes(self) -> int:
+        """Of the parameters, their gradients and Adam's moments."""
+        return FLOAT_BYTES * ADAM_COPIES * self.parameters
+
+    def sample_bytes(self, number: int) -> int:
+        """Of what a forward pass of this many inputs leaves for the backward pass."""
+        return FLOAT_BYTES * self.activations * number
+
+    def ntk_bytes(self, number: int) -> int:
+        """Of the gradients of this many inputs, as the NTK takes them."""
+        return FLOAT_BYTES * NTK_COPIES * self.parameters * number
 
 
 def mlp_size(

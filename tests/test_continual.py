@@ -40,11 +40,10 @@ def scalars(folder) -> dict[str, dict[tuple[int, str], str]]:
     return found
 
 
-def some_data(num_classes=10, num=300, size=8, channels=1):
+def some_images() -> torch.Tensor:
+    """300 images of 64 pixels, as the learner takes them."""
     rng = np.random.default_rng(0)
-    images = rng.integers(17, size=(num, channels, size, size)).astype(np.uint8)
-    labels = np.arange(num) % num_classes
-    return {"train": (images, labels), "test": (images[::2], labels[::2])}
+    return torch.from_numpy(rng.integers(17, size=(300, 64)).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def some_data(num_classes=10, num=300, size=8, channels=1):
 )
 def test_updates_equal_torch_in_float64(flags):
     """The middle one of three seeds against nn.Linear, nn.CrossEntropyLoss and torch.optim.Adam."""
-    args, data = parse(flags), some_data()
+    args = parse(flags)
     learner = script.Learner(args, (1, 8, 8), 10, 16.0, [1, 2, 3], torch.device("cpu"))
     act, sizes, reference = {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation], (64, 8, 6), nn.Sequential()
     for i, layer in enumerate(learner.network.hidden):
@@ -67,7 +66,7 @@ def test_updates_equal_torch_in_float64(flags):
     )
     reference.double()
     adam, loss_of = torch.optim.Adam(reference.parameters(), 1e-3), nn.CrossEntropyLoss()
-    images, generator = torch.from_numpy(data["train"][0].reshape(300, -1)), torch.Generator().manual_seed(0)
+    images, generator = some_images(), torch.Generator().manual_seed(0)
     for _ in range(30):
         rows = torch.randint(300, (3, 10), generator=generator)
         labels = torch.randint(10, (3, 10), generator=generator)
@@ -119,15 +118,17 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
     flags = "--seed 5 --activation tanh_hr --tasks permuted_labels --dataset digits"
     (rows,) = run(tmp_path, flags).values()
     args = parse(flags)
-    (data, classes, scale), state = script.validate(args), torch.load(next(tmp_path.glob("*/checkpoint.pt")))["state"]
-    learner = script.Learner(args, (1, 8, 8), classes, scale, [5], torch.device("cpu"))
+    tasks = script.validate(args)
+    data, task = tasks.data, tasks.make(5, 2)
+    state = torch.load(next(tmp_path.glob("*/checkpoint.pt")))["state"]
+    learner = script.Learner(args, (1, 8, 8), 10, data.largest, [5], torch.device("cpu"))
     learner.restore(0, state["learner"])
-    task = script.make_task(args, data, classes, 5, 2)
-    for split, prefix, key in (("train", "", "end"), ("test", "test_", "test")):
-        x = torch.from_numpy(data[split][0][task[f"{prefix}rows"]].reshape(1, -1, 64)) / 16.0
-        right = learner.network(x)[0].argmax(-1).numpy() == task[f"{prefix}labels"]
+    parts = ((data.train, task.rows, task.labels, "end"), (data.test, task.test_rows, task.test_labels, "test"))
+    for split, where, labels, key in parts:
+        x = torch.from_numpy(split.images[where].reshape(1, -1, 64)) / 16.0
+        right = learner.network(x)[0].argmax(-1).numpy() == labels
         assert float(rows[36, f"charts/{key}_accuracy"]) == pytest.approx(right.mean(), rel=1e-6)
-    x = torch.from_numpy(data["train"][0][task["rows"][:12]].reshape(1, -1, 64)) / 16.0
+    x = torch.from_numpy(data.train.images[task.rows[:12]].reshape(1, -1, 64)) / 16.0
     assert float(rows[36, "task_end/ntk_trace"]) == metrics.ntk_rank(learner.network, (x,), 1)["trace"].item()
 
 
@@ -227,7 +228,7 @@ def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
 
 def test_reset_head_draws_anew_and_forgets_moments():
     learner = script.Learner(parse(""), (1, 8, 8), 10, 16.0, [1, 2], torch.device("cpu"))
-    images = torch.from_numpy(some_data()["train"][0].reshape(300, -1))
+    images = some_images()
     learner.update(images, torch.arange(20).view(2, 10), torch.arange(20).view(2, 10) % 10, None)
     before = copy.deepcopy(learner)
     learner.reset_head([1, 2], 1)

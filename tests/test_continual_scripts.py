@@ -17,6 +17,7 @@ import pytest
 import continual_supervised
 import function_approximation
 import runlog
+from environments import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -46,10 +47,10 @@ def test_idx_files_are_read_as_they_were_written(tmp_path, monkeypatch):
         content[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28]) and len(content) == 16 + images.size
     )
     with pytest.raises(runlog.UserError, match="damaged"):  # these are not MNIST's
-        continual_supervised.read_mnist("t10k-images-idx3-ubyte", tmp_path)
+        datasets.read_mnist("t10k-images-idx3-ubyte", tmp_path)
     sums = {"t10k-images-idx3-ubyte": (hashlib.md5(content).hexdigest(), "")}
-    monkeypatch.setattr(continual_supervised, "MNIST_MD5", sums)
-    assert (continual_supervised.read_mnist("t10k-images-idx3-ubyte", tmp_path) == images).all()
+    monkeypatch.setattr(datasets, "MNIST_MD5", sums)
+    assert (datasets.read_mnist("t10k-images-idx3-ubyte", tmp_path) == images).all()
 
 
 def test_the_unpickler_makes_arrays_and_nothing_else():

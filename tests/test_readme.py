@@ -24,6 +24,7 @@ import ppo_atari
 import pqn_atari
 import runlog
 import sac_continuous
+from environments import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -93,7 +94,7 @@ def test_commands_parse(page, words, monkeypatch):
     scripts |= {f"{module.__name__}.py": module for module in modules}
     if file in scripts:
         monkeypatch.setattr(environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
-        monkeypatch.setattr(continual_supervised, "load_data", some_data)  # nothing is downloaded
+        monkeypatch.setattr(datasets, "load", some_data)  # nothing is downloaded
         scripts[file].validate(runlog.parse_args(scripts[file].Args, argv))
     elif file == "figures.py":
         runlog.parse_args(figures.Command, argv)
@@ -108,13 +109,13 @@ def help_works(file: str) -> bool:
     )
 
 
-def some_data(dataset: str, folder: Path) -> tuple[dict, int, float]:
-    """As continual_supervised.load_data: noughts of the data set's shape, every class equally often."""
+def some_data(name: str, folder: Path) -> datasets.DataSet:
+    """As datasets.load: noughts of the data set's shape, every class equally often."""
     shape, num, classes = {"digits": ((1, 8, 8), 1_200, 10), "mnist": ((1, 28, 28), 60_000, 10)}.get(
-        dataset, ((3, 32, 32), 50_000, 100)
+        name, ((3, 32, 32), 50_000, 100)
     )
-    split = np.broadcast_to(np.uint8(0), (num, *shape)), np.arange(num) % classes
-    return {"train": split, "test": split}, classes, 1.0
+    split = datasets.Split(np.broadcast_to(np.uint8(0), (num, *shape)), np.arange(num) % classes)
+    return datasets.DataSet(name, split, split, classes, 1.0)
 
 
 def test_commands_are_found():
