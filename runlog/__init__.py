@@ -39,10 +39,7 @@ from runlog import compiler, mirrors
 from runlog.checks import (  # noqa: F401  (handed on)
     ADAM_COPIES,
     FLOAT_BYTES,
-    GAME_BYTES,
-    MOST_ACTIONS,
     NTK_COPIES,
-    OBSERVATION_BYTES,
     NetworkSize,
     bytes_text,
     check_choice,
@@ -55,7 +52,6 @@ from runlog.checks import (  # noqa: F401  (handed on)
     flag_name,
     keep_or_fresh,
     mlp_size,
-    nature_cnn_size,
     sequence_length,
     value_errors_are_user_errors,
 )

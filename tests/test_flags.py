@@ -19,6 +19,7 @@ import ppo_atari
 import pqn_atari
 import runlog
 import sac_continuous
+from environments import atari
 from runlog import checks
 
 SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
@@ -244,7 +245,7 @@ def test_memory_of_the_atari_networks(activation, encoder, layer_norm):
             network, outputs = script.Agent(18, args), 19
         else:
             network, outputs = script.QNetwork(18, args), 18
-        size = runlog.nature_cnn_size(args, outputs)
+        size = atari.nature_cnn_size(encoder, activation, 40, layer_norm, outputs)
         assert size.parameters == sum(p.numel() for p in network.parameters())
         with metrics.record_layers(network) as records:
             network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))

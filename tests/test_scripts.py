@@ -25,6 +25,7 @@ import ppo_atari
 import pqn_atari
 import runlog
 import sac_continuous
+from environments.atari import atari_game
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -155,7 +156,7 @@ def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
     assert {*found["HR_GAMES_51"]} == scores - unexplored
     for name, each in found.items():
         if "GAMES" in name or name == "CR_ATARI":
-            assert {*each} <= scores and [dqn_atari.atari_game(game)[0] for game in each] == each
+            assert {*each} <= scores and [atari_game(game)[0] for game in each] == each
         else:
             assert {*each} <= known, name
 
