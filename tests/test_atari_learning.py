@@ -109,7 +109,7 @@ FLAGS = {
     "--buffer-size 4800",
     ppo_atari: "--num-envs 8 --num-steps 20 --total-timesteps 8000 --num-minibatches 4",
     pqn_atari: "--num-envs 8 --num-steps 20 --total-timesteps 8000 --num-minibatches 4 "
-    "--num-test-envs 1 --exploration-fraction 0.3",
+    "--num-test-envs 1 --exploration-fraction 0.3 --update-epochs 4",
 }
 
 
