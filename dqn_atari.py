@@ -1,7 +1,8 @@
-"""Deep Q-Network on Atari (DQN, Mnih et al. 2015), for the Hadamard representations of HR (2406.09079, Table 4).
+"""Deep Q-Network on Atari (DQN, Mnih et al. 2015), for the Hadamard representations of HR.
 
-One game, a replay of single frames, a Double-DQN target (HR, eq. 5). The last hidden layer carries --activation, the
-convolutions --encoder-activation. The same command again resumes or says "finished".
+HR = arXiv 2406.09079, Table 4. One game, a replay of single frames, a Double-DQN target (HR, eq.
+5). The last hidden layer carries --activation, the convolutions --encoder-activation. The same
+command again resumes or says "finished".
 
     python dqn_atari.py --env-id Breakout --activation tanh_hr --analyse
 
@@ -31,64 +32,46 @@ from runlog.rows import DamagedRows, MappedRows
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # of weights, exploration, replay and games
-    total_timesteps: int = (
-        10_000_000  # environment steps of all training games together; frames are 4 times as many
-    )
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    env_threads: int = 0  # threads that step the games; 0 = as many as cores
-    compile: bool = True  # torch.compile the network; --no-compile runs it eagerly
-    runs_dir: str = "runs"  # where the run folders are
-    fresh: bool = False  # delete an existing run of this configuration and start anew
-    checkpoint_frequency: int = 25_000  # environment steps between checkpoints
-    checkpoint_minutes: float = (
-        10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    )
-    keep_replay: bool = False  # keep the replay on disk once the run has finished
-    evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
-    print_network: bool = False  # print the layers and their parameter counts, and stop
-    tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
-    wandb_project: str = "activations-rl"  # W&B project
-    wandb_entity: str | None = None  # W&B team; None = the account's default
+    total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
+    env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
+    compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
+    evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
+    print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
-    repeat_action_probability: float = (
-        0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
-    )
+    repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
-    # algorithm; the defaults are HR's Table 4 but for Adam's epsilon and the biases (docs/dqn_atari.md)
-    num_envs: int = (
-        1  # training games side by side; must divide --train-frequency or be a multiple of it
-    )
-    buffer_size: int = (
-        1_000_000  # replay capacity in transitions, of all games together; 7.4 GB of disk
-    )
+    # algorithm; HR's Table 4 but for Adam's epsilon and the biases (docs/dqn_atari.md)
+    num_envs: int = 1  # games side by side; must divide --train-frequency or be its multiple
+    buffer_size: int = 1_000_000  # replay capacity in transitions of all games; 7.4 GB of disk
     learning_starts: int = 80_000  # environment steps before the first update
     train_frequency: int = 4  # environment steps between gradient steps
     batch_size: int = 32  # transitions per gradient step
     target_frequency: int = 1_000  # environment steps between copies to the target network
-    double_q: bool = (
-        True  # Double-DQN target (HR, eq. 5); --no-double-q: the greatest target value (CleanRL)
-    )
+    double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: as CleanRL's
     gamma: float = 0.99  # discount factor
     learning_rate: float = 1e-4  # Adam's learning rate
-    adam_eps: float = (
-        1e-8  # epsilon of Adam, as CleanRL's; with HR's printed 1e-5 the rank of tanh_hr collapses
-    )
+    adam_eps: float = 1e-8  # epsilon of Adam (CleanRL); HR's 1e-5 makes tanh_hr's rank collapse
     start_epsilon: float = 1.0  # fraction of random actions at the start
     final_epsilon: float = 0.1  # fraction of random actions at the end (CleanRL: 0.01)
     exploration_steps: int = 1_000_000  # environment steps in which epsilon falls linearly
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
-    bias_init: Literal["uniform", "zero"] = (
-        "uniform"  # initial biases: uniform in +-1/sqrt(fan_in) as torch's, or 0
-    )
-    activation: str = "relu"  # name or expression of the last hidden layer: relu, crational, tanh_hr, identity*silu
+    bias_init: Literal["uniform", "zero"] = "uniform"  # in +-1/sqrt(fan_in) as torch's, or 0
+    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
     encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
     width: int = 512  # units of the last hidden layer
-    layer_norm: Literal["channel", "chw", "none"] = (
-        "none"  # before each activation; over channels or C, H, W
-    )
+    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
     redo_tau: float = 0.025  # score up to which a neuron is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
@@ -102,15 +85,9 @@ class Args:
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
-    ntk_frequency: int = (
-        250_000  # environment steps between ranks of the neural tangent kernel; 0 = off
-    )
-    ntk_samples: int = (
-        64  # observations that the kernel is taken on; each needs the memory of the network
-    )
-    analyse: bool = (
-        False  # with the metrics also the contributions of live and dead neurons to Q (HR, Fig. 4)
-    )
+    ntk_frequency: int = 250_000  # environment steps between ranks of the NTK; 0 = off
+    ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
+    analyse: bool = runlog.option(False)  # log what live and dead neurons add to Q (HR, Fig. 4)
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
@@ -457,19 +434,20 @@ def check_disk(args: Args, run: runlog.Run) -> None:
     check_space(run.folder / "replay.dat", size, NO_SPACE, flag=flag)
 
 
-def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer]:
-    """(step, state, replay) of the newest checkpoint whose replay is whole; (0, None, an empty one)
-    before the first.
+def open_replay(args: Args, run: runlog.Batch) -> ReplayBuffer:
+    """The replay of the newest checkpoint that finds its rows, from which the run then starts; an
+    empty one before the first checkpoint.
 
     Raises UserError: neither the newest checkpoint nor the one before finds its replay. Both are
     still there then.
     """
-    path = run.folder / "replay.dat"
+    (only,) = run.runs
+    path = only.folder / "replay.dat"
     problems = []
-    for step in run.checkpoint_steps():
+    for step in only.checkpoint_steps():
         if step == 0:  # killed in its first save, which a damaged replay makes useless
             break
-        state = run.read_state(step)
+        state = only.read_state(step)
         sizes = replay_sizes(args, state["ring"])
         checksum = state.get("replay_checksum")
         try:
@@ -479,13 +457,13 @@ def restore(args: Args, run: runlog.Run) -> tuple[int, dict | None, ReplayBuffer
             continue
         for problem in problems:
             runlog.warn(f"{problem.reason}; using the checkpoint before, step {step}")
-        run.load_checkpoint(step)
-        return step, state, buffer
+        run.start = step
+        return buffer
 
-    if problems and 0 not in run.checkpoint_steps():
+    if problems and 0 not in only.checkpoint_steps():
         raise problems[0]
-    run.load_checkpoint(0)
-    return 0, None, ReplayBuffer(path, *replay_sizes(args, args.checkpoint_frequency))
+    run.start = 0
+    return ReplayBuffer(path, *replay_sizes(args, args.checkpoint_frequency))
 
 
 # ---- measures ----------------------------------------------------------------------------------
@@ -538,7 +516,7 @@ def q_split(network: QNetwork, obs: torch.Tensor) -> dict[str, float]:
 
 def measure_network(
     args: Args,
-    run: runlog.Run,
+    run: runlog.Batch,
     step: int,
     q_network: QNetwork,
     target_network: QNetwork,
@@ -554,9 +532,15 @@ def measure_network(
     report = metrics.network_report(
         q_network, (batch.obs,), gradients, 0, max_samples=args.metrics_samples
     )
-    runlog.log_report(run, step, "network/q", report)
+    run.log_report(step, "network/q", report)
     if args.analyse:
         run.log(step, q_split(q_network, batch.obs))
+
+
+def measure_ntk(run: runlog.Batch, step: int, q_network: QNetwork, obs: torch.Tensor) -> None:
+    """Logs the ranks of the neural tangent kernel of the summed Q-values."""
+    ranks = metrics.ntk_rank(q_network, (obs,))
+    run.log_report(step, "network/q", {f"ntk_{name}": rank for name, rank in ranks.items()})
 
 
 def evaluate(args: Args, q_network: QNetwork, index: int) -> dict[str, float]:
@@ -641,7 +625,7 @@ def validate(args: Args) -> Args:
 # ---- training ----------------------------------------------------------------------------------
 
 
-def train(args: Args, run: runlog.Run) -> None:
+def train(args: Args, run: runlog.Batch) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way
     start anew."""
     device = runlog.find_device(args.device)
@@ -664,7 +648,9 @@ def train(args: Args, run: runlog.Run) -> None:
     last_eval = {}
 
     # resume
-    start, state, buffer = restore(args, run)
+    buffer = open_replay(args, run)
+    state = run.load()
+    start = run.start
     ring = args.checkpoint_frequency  # the replay is made for checkpoints this often
     if state is not None:
         q_network.load_state_dict(state["q_network"])
@@ -681,8 +667,7 @@ def train(args: Args, run: runlog.Run) -> None:
     compiled_td_loss = torch.compile(td_loss, dynamic=False, disable=not args.compile)
     acting_network = torch.compile(q_network, dynamic=False, disable=not args.compile)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
-    save_frequency = min(ring, args.checkpoint_frequency)
-    save_times = runlog.SaveTimes(start, save_frequency, args.checkpoint_minutes)
+    run.save_times.frequency = min(ring, args.checkpoint_frequency)
     obs = games.reset(args.seed, "games", start)
     for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):
         before = step - args.num_envs
@@ -718,8 +703,7 @@ def train(args: Args, run: runlog.Run) -> None:
             if is_due(args.ntk_frequency):
                 generator = runlog.make_generator(args.seed, "ntk", step)
                 batch = buffer.sample(args.ntk_samples, generator, device)
-                ranks = metrics.ntk_rank(q_network, (batch.obs,))
-                runlog.log_ntk(run, step, "network/q", ranks)
+                measure_ntk(run, step, q_network, batch.obs)
             progress.skip(time.monotonic() - paused)
 
         # learn
@@ -745,9 +729,9 @@ def train(args: Args, run: runlog.Run) -> None:
             row = {"charts/epsilon": epsilon, "perf/sps": progress.speed(step)}
             if num_updates > logged_updates:
                 loss_mean, q_mean = (totals / (num_updates - logged_updates)).tolist()
-                if not math.isfinite(loss_mean):
+                run.note_losses(step, {"td_loss": loss_mean})
+                if any(run.diverged()):
                     run.log(args.total_timesteps, last_eval)  # carried forward
-                    runlog.finish_diverged(run, step, "td_loss", args.keep_replay)
                     break
                 row["losses/td_loss"] = loss_mean
                 row["losses/q_mean"] = q_mean
@@ -765,13 +749,13 @@ def train(args: Args, run: runlog.Run) -> None:
             progress.skip(time.monotonic() - paused)
 
         # save
-        if save_times.is_due(step, at_end) or step - saved_step >= ring:
+        if run.save_is_due(step, at_end) or step - saved_step >= ring:
             buffer.flush()
             state = {
                 "q_network": q_network.state_dict(),
                 "target_network": target_network.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generators": {use: each.get_state() for use, each in generators.items()},
+                "generators": runlog.get_states(generators),
                 "num_updates": num_updates,
                 "logged_updates": logged_updates,
                 "totals": totals,
@@ -780,14 +764,13 @@ def train(args: Args, run: runlog.Run) -> None:
                 "ring": ring,
                 "replay_checksum": buffer.checksum(),
             }
-            run.save_checkpoint(step, state)
+            run.save(step, state)
             saved_step = step
-            save_times.done([run], at_end)
-            if save_times.regular:
-                run.draw(step)
+            if run.save_is_regular:
+                run.draw(step, runlog.leaving.draw_run)
         progress.update(step)
-    else:
-        runlog.finish([run], [0], args.keep_replay)
+
+    run.finish(keep_replay=args.keep_replay)
     progress.close()
 
 
@@ -813,21 +796,25 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     runlog.record_evaluation(run, step, returns, screens, "network/q", report, **split)
 
 
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The run of these flags; nobody needs to have validated them."""
+    return runlog.seed_runs(args, "dqn_atari")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
         runlog.print_network(QNetwork(make_games(args, 1).num_actions, args))
         return
-    runs = runlog.make_runs(args, "dqn_atari")
-    run = runs[args.seed]
+    runs = runs_of(args)
     if args.evaluate:
-        evaluate_finished(args, run)
+        evaluate_finished(args, runs[0])
         return
-    check_disk(args, run)
-    with runlog.opened(runs, args, "dqn_atari") as groups:
-        if groups:
-            train(args, run)
+    check_disk(args, runs[0])
+    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+        for batch in batches:
+            train(args, batch)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Proximal Policy Optimisation on Atari (PPO, 1707.06347), for the Hadamard representations of HR (2406.09079).
+"""Proximal Policy Optimisation on Atari (PPO, 1707.06347), for the Hadamard representations of HR.
 
-8 games play 128 steps; actor and critic share the Nature CNN and learn from them. The last hidden layer carries
---activation, the convolutions --encoder-activation. The same command again resumes or says "finished".
+HR = arXiv 2406.09079, Table 5. 8 games play 128 steps; actor and critic share the Nature CNN and
+learn from them. The last hidden layer carries --activation, the convolutions --encoder-activation.
+The same command again resumes or says "finished".
 
     python ppo_atari.py --env-id Breakout --activation tanh_hr
 
@@ -10,7 +11,6 @@ Results, implementation details, differences from CleanRL: docs/ppo_atari.md.
 
 import dataclasses
 import functools
-import math
 import time
 from typing import Literal, NamedTuple
 
@@ -27,29 +27,23 @@ from environments import atari
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # of weights, actions and games
-    total_timesteps: int = (
-        10_000_000  # environment steps of all training games together; frames are 4 times as many
-    )
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    env_threads: int = 0  # threads that step the games; 0 = as many as cores
-    compile: bool = True  # torch.compile the network; --no-compile runs it eagerly
-    runs_dir: str = "runs"  # where the run folders are
-    fresh: bool = False  # delete an existing run of this configuration and start anew
-    checkpoint_frequency: int = 250_000  # environment steps between checkpoints
-    checkpoint_minutes: float = (
-        10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    )
-    evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
-    print_network: bool = False  # print the layers and their parameter counts, and stop
-    tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
-    wandb_project: str = "activations-rl"  # W&B project
-    wandb_entity: str | None = None  # W&B team; None = the account's default
+    total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
+    env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
+    compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
+    print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
-    repeat_action_probability: float = (
-        0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
-    )
+    repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
     # algorithm; the defaults are HR's Table 5
     num_envs: int = 8  # training games (CleanRL's value)
@@ -67,17 +61,13 @@ class Args:
     entropy_coefficient: float = 0.01  # weight of the entropy bonus
     value_coefficient: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this L2 norm
-    target_kl: float | None = (
-        None  # end an update early beyond this approximate KL divergence; None = never
-    )
+    target_kl: float | None = None  # end an update beyond this approximate KL; None = never
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
-    activation: str = "relu"  # name or expression of the last hidden layer: relu, crational, tanh_hr, identity*silu
+    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
     encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
     width: int = 512  # units of the last hidden layer
-    layer_norm: Literal["channel", "chw", "none"] = (
-        "none"  # before each activation; over channels or C, H, W
-    )
+    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
     redo_tau: float = 0.025  # score up to which a neuron is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
@@ -89,12 +79,8 @@ class Args:
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
-    ntk_frequency: int = (
-        250_000  # environment steps between ranks of the neural tangent kernel; 0 = off
-    )
-    ntk_samples: int = (
-        64  # observations that the kernel is taken on; each needs the memory of the network
-    )
+    ntk_frequency: int = 250_000  # environment steps between ranks of the NTK; 0 = off
+    ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
@@ -284,7 +270,7 @@ def recycle_dormant(
 
 
 def measure_network(
-    args: Args, run: runlog.Run, step: int, agent: Agent, batch: Batch, obs: torch.Tensor
+    args: Args, run: runlog.Batch, step: int, agent: Agent, batch: Batch, obs: torch.Tensor
 ) -> None:
     """Logs the network's metrics on these observations, and gradients of the loss on a batch."""
 
@@ -294,13 +280,19 @@ def measure_network(
 
     gradients = metrics.named_gradients(agent, loss_of, batch, len(batch.obs))
     report = metrics.network_report(agent, (obs,), gradients, 0, max_samples=args.metrics_samples)
-    runlog.log_report(run, step, "network/agent", report)
+    run.log_report(step, "network/agent", report)
 
 
 def value_of(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Of what the agent returns; the neural tangent kernel is that of the values."""
     _, values = outputs
     return values
+
+
+def measure_ntk(run: runlog.Batch, step: int, agent: Agent, obs: torch.Tensor) -> None:
+    """Logs the ranks of the neural tangent kernel of the values."""
+    ranks = metrics.ntk_rank(agent, (obs,), output=value_of)
+    run.log_report(step, "network/agent", {f"ntk_{name}": rank for name, rank in ranks.items()})
 
 
 # ---- flags -------------------------------------------------------------------------------------
@@ -372,7 +364,7 @@ def validate(args: Args) -> Args:
 # ---- training ----------------------------------------------------------------------------------
 
 
-def train(args: Args, run: runlog.Run) -> None:
+def train(args: Args, run: runlog.Batch) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way
     start anew."""
     device = runlog.find_device(args.device)
@@ -394,7 +386,8 @@ def train(args: Args, run: runlog.Run) -> None:
     earlier_obs = torch.empty(0, 4, 84, 84, dtype=torch.uint8, device=device)
 
     # resume
-    start, state, _ = run.load_checkpoint()
+    start = run.start
+    state = run.load()
     if state is not None:
         agent.load_state_dict(state["agent"])
         optimizer.load_state_dict(state["optimizer"])
@@ -415,7 +408,6 @@ def train(args: Args, run: runlog.Run) -> None:
     terminations = np.empty(shape, np.float32)
     truncations = np.empty(shape, np.float32)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
-    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     next_obs = games.reset(args.seed, "games", start)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step
@@ -498,10 +490,9 @@ def train(args: Args, run: runlog.Run) -> None:
         losses = dict(zip(names, means))
 
         # log
-        bad_losses = [name for name, value in losses.items() if not math.isfinite(value)]
-        if bad_losses:
+        run.note_losses(step, losses)
+        if any(run.diverged()):
             run.log(args.total_timesteps, last_return)  # carried forward
-            runlog.finish_diverged(run, step, bad_losses[0])
             break
         if is_due(args.log_frequency):
             residual = (returns - values).var() / returns.var()
@@ -528,29 +519,27 @@ def train(args: Args, run: runlog.Run) -> None:
             generator = runlog.make_generator(args.seed, "ntk", step, device=device)
             order = torch.randperm(batch_size, generator=generator, device=device)
             sample = batch.obs[order[: args.ntk_samples]]
-            ranks = metrics.ntk_rank(agent, (sample,), output=value_of)
-            runlog.log_ntk(run, step, "network/agent", ranks)
+            measure_ntk(run, step, agent, sample)
         progress.skip(time.monotonic() - paused)
         if args.metrics_samples > batch_size:
             earlier_obs = torch.cat([earlier_obs, batch.obs])[batch_size - args.metrics_samples :]
 
         # save
-        if save_times.is_due(step, at_end):
+        if run.save_is_due(step, at_end):
             state = {
                 "agent": agent.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generators": {use: each.get_state() for use, each in generators.items()},
+                "generators": runlog.get_states(generators),
                 "num_updates": num_updates,
                 "last_return": last_return,
                 "earlier_obs": earlier_obs,
             }
-            run.save_checkpoint(step, state)
-            save_times.done([run], at_end)
-            if save_times.regular:
-                run.draw(step)
+            run.save(step, state)
+            if run.save_is_regular:
+                run.draw(step, runlog.leaving.draw_run)
         progress.update(step)
-    else:
-        run.finish()
+
+    run.finish()
     progress.close()
 
 
@@ -579,20 +568,24 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     runlog.record_evaluation(run, step, returns, screens, "network/agent", report)
 
 
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The run of these flags; nobody needs to have validated them."""
+    return runlog.seed_runs(args, "ppo_atari")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
         runlog.print_network(Agent(make_games(args, 1).num_actions, args))
         return
-    runs = runlog.make_runs(args, "ppo_atari")
-    run = runs[args.seed]
+    runs = runs_of(args)
     if args.evaluate:
-        evaluate_finished(args, run)
+        evaluate_finished(args, runs[0])
         return
-    with runlog.opened(runs, args, "ppo_atari") as groups:
-        if groups:
-            train(args, run)
+    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+        for batch in batches:
+            train(args, batch)
 
 
 if __name__ == "__main__":

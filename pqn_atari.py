@@ -1,7 +1,8 @@
-"""Parallelised Q-Network on Atari (PQN, 2407.04811), for the Hadamard representations of HR (2406.09079, Table 6).
+"""Parallelised Q-Network on Atari (PQN, 2407.04811), for the Hadamard representations of HR.
 
-One Q-network, no target network and no replay: 128 games play 32 steps, the network learns Q(lambda) returns of them.
-Every hidden layer is layer-normalised and carries --activation. The same command again resumes or says "finished".
+HR = arXiv 2406.09079, Table 6. One Q-network, no target network and no replay: 128 games play 32
+steps, the network learns Q(lambda) returns of them. Every hidden layer is layer-normalised and
+carries --activation. The same command again resumes or says "finished".
 
     python pqn_atari.py --env-id Breakout --activation tanh_hr
 
@@ -10,7 +11,6 @@ Results, implementation details, differences from purejaxql and CleanRL: docs/pq
 
 import dataclasses
 import functools
-import math
 import time
 from typing import Literal, NamedTuple
 
@@ -27,29 +27,23 @@ from environments import atari
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # of weights, exploration and games
-    total_timesteps: int = (
-        10_000_000  # environment steps of all training games together; frames are 4 times as many
-    )
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    env_threads: int = 0  # threads that step the games; 0 = as many as cores
-    compile: bool = True  # torch.compile the network; --no-compile runs it eagerly
-    runs_dir: str = "runs"  # where the run folders are
-    fresh: bool = False  # delete an existing run of this configuration and start anew
-    checkpoint_frequency: int = 250_000  # environment steps between checkpoints
-    checkpoint_minutes: float = (
-        10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    )
-    evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
-    print_network: bool = False  # print the layers and their parameter counts, and stop
-    tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
-    wandb_project: str = "activations-rl"  # W&B project
-    wandb_entity: str | None = None  # W&B team; None = the account's default
+    total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
+    env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
+    compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
+    print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
-    repeat_action_probability: float = (
-        0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
-    )
+    repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
     # algorithm; the defaults are HR's Table 6
     num_envs: int = 128  # training games
@@ -67,14 +61,12 @@ class Args:
     loss_coefficient: float = 0.5  # factor of the squared error (purejaxql: 0.5, CleanRL: 1)
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
-    activation: str = "relu"  # name or expression of the last hidden layer: relu, crational, tanh_hr, identity*silu
+    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
     encoder_activation: tuple[
         str, ...
-    ] = ()  # of the convolutions: one for all, or three; none = as --activation
+    ] = ()  # of the convolutions: one or three; none = --activation
     width: int = 512  # units of the last hidden layer
-    layer_norm: Literal["channel", "chw", "none"] = (
-        "channel"  # before each activation; over channels or C, H, W
-    )
+    layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
     redo_tau: float = 0.025  # score up to which a neuron is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
@@ -83,19 +75,13 @@ class Args:
     )
     # evaluation and metrics
     num_test_envs: int = 8  # greedy games beside the training games, not learned from
-    eval_frequency: int = (
-        50_000  # environment steps between rows of eval/: test games that ended since
-    )
+    eval_frequency: int = 50_000  # environment steps between means of the test games' returns
     num_eval_episodes: int = 8  # games that --evaluate plays
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
-    ntk_frequency: int = (
-        500_000  # environment steps between ranks of the neural tangent kernel; 0 = off
-    )
-    ntk_samples: int = (
-        64  # observations that the kernel is taken on; each needs the memory of the network
-    )
+    ntk_frequency: int = 500_000  # environment steps between ranks of the NTK; 0 = off
+    ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
@@ -264,7 +250,7 @@ def recycle_dormant(
 
 
 def measure_network(
-    args: Args, run: runlog.Run, step: int, q_network: QNetwork, batch: Batch
+    args: Args, run: runlog.Batch, step: int, q_network: QNetwork, batch: Batch
 ) -> None:
     """Logs the network's metrics, and gradients of the loss, on a batch."""
 
@@ -276,7 +262,13 @@ def measure_network(
     report = metrics.network_report(
         q_network, (batch.obs,), gradients, 0, max_samples=args.metrics_samples
     )
-    runlog.log_report(run, step, "network/q", report)
+    run.log_report(step, "network/q", report)
+
+
+def measure_ntk(run: runlog.Batch, step: int, q_network: QNetwork, obs: torch.Tensor) -> None:
+    """Logs the ranks of the neural tangent kernel of the summed Q-values."""
+    ranks = metrics.ntk_rank(q_network, (obs,))
+    run.log_report(step, "network/q", {f"ntk_{name}": rank for name, rank in ranks.items()})
 
 
 # ---- flags -------------------------------------------------------------------------------------
@@ -349,7 +341,7 @@ def validate(args: Args) -> Args:
 # ---- training ----------------------------------------------------------------------------------
 
 
-def train(args: Args, run: runlog.Run) -> None:
+def train(args: Args, run: runlog.Batch) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way
     start anew."""
     device = runlog.find_device(args.device)
@@ -375,7 +367,8 @@ def train(args: Args, run: runlog.Run) -> None:
     last_eval = {}
 
     # resume
-    start, state, _ = run.load_checkpoint()
+    start = run.start
+    state = run.load()
     if state is not None:
         q_network.load_state_dict(state["q_network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -398,7 +391,6 @@ def train(args: Args, run: runlog.Run) -> None:
     terminations = np.empty(shape, np.float32)
     truncations = np.empty(shape, np.float32)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
-    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
     next_obs = games.reset(args.seed, "games", start)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step
@@ -481,9 +473,9 @@ def train(args: Args, run: runlog.Run) -> None:
         loss_mean, q_mean, norm_mean = means.tolist()
 
         # log
-        if not math.isfinite(loss_mean):
+        run.note_losses(step, {"td_loss": loss_mean})
+        if any(run.diverged()):
             run.log(args.total_timesteps, last_eval)  # carried forward
-            runlog.finish_diverged(run, step, "td_loss")
             break
         if is_due(args.log_frequency):
             row = {
@@ -517,27 +509,25 @@ def train(args: Args, run: runlog.Run) -> None:
             generator = runlog.make_generator(args.seed, "ntk", step, device=device)
             order = torch.randperm(batch_size, generator=generator, device=device)
             sample = batch.obs[order[: args.ntk_samples]]
-            ranks = metrics.ntk_rank(q_network, (sample,))
-            runlog.log_ntk(run, step, "network/q", ranks)
+            measure_ntk(run, step, q_network, sample)
         progress.skip(time.monotonic() - paused)
 
         # save
-        if save_times.is_due(step, at_end):
+        if run.save_is_due(step, at_end):
             state = {
                 "q_network": q_network.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generators": {use: each.get_state() for use, each in generators.items()},
+                "generators": runlog.get_states(generators),
                 "num_updates": num_updates,
                 "test_returns": test_returns,
                 "last_eval": last_eval,
             }
-            run.save_checkpoint(step, state)
-            save_times.done([run], at_end)
-            if save_times.regular:
-                run.draw(step)
+            run.save(step, state)
+            if run.save_is_regular:
+                run.draw(step, runlog.leaving.draw_run)
         progress.update(step)
-    else:
-        run.finish()
+
+    run.finish()
     progress.close()
 
 
@@ -563,20 +553,24 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     runlog.record_evaluation(run, step, returns, screens, "network/q", report)
 
 
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The run of these flags; nobody needs to have validated them."""
+    return runlog.seed_runs(args, "pqn_atari")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
         runlog.print_network(QNetwork(make_games(args, 1).num_actions, args))
         return
-    runs = runlog.make_runs(args, "pqn_atari")
-    run = runs[args.seed]
+    runs = runs_of(args)
     if args.evaluate:
-        evaluate_finished(args, run)
+        evaluate_finished(args, runs[0])
         return
-    with runlog.opened(runs, args, "pqn_atari") as groups:
-        if groups:
-            train(args, run)
+    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+        for batch in batches:
+            train(args, batch)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Atari: games in ale_py's vector environment, whole games played by a policy, and what games and networks take of
-memory (docs/dqn_atari.md)."""
+"""Atari: games in ale_py's vector environment, whole games played by a policy, and what games and
+networks take of memory (docs/dqn_atari.md)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -51,8 +51,8 @@ class FinishedGame:
 class GameStep:
     """What one step of all games brought; every array has one entry per game.
 
-    Where a game has ended, `obs` is the first observation of the next one, and `real_next_obs` the last one of the game
-    that ended; elsewhere both are the same.
+    Where a game has ended, `obs` is the first observation of the next one, and `real_next_obs` the
+    last one of the game that ended; elsewhere both are the same.
     """
 
     obs: np.ndarray  # (num_envs, 4, 84, 84) uint8
@@ -74,12 +74,15 @@ class GameStep:
 
 
 class AtariGames:
-    """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey, 84x84, 4 stacked.
+    """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey,
+    84x84, 4 stacked.
 
-    A lost life is a termination for the learner, and the game goes on: with `fire_on_life_loss` its next step presses
-    fire, whatever was chosen, in games that have that button. Rewards are raw; `step` tells each whole game.
+    A lost life is a termination for the learner, and the game goes on: with `fire_on_life_loss` its
+    next step presses fire, whatever was chosen, in games that have that button. Rewards are raw;
+    `step` tells each whole game.
 
-    num_threads: that step the games, 0 = as many as cores. options: further ones of ale_py's AtariVectorEnv.
+    num_threads: that step the games, 0 = as many as cores. options: further ones of ale_py's
+    AtariVectorEnv.
     """
 
     def __init__(
@@ -153,9 +156,9 @@ def play_games(
 ) -> list[float]:
     """The raw returns of `number` whole games side by side.
 
-    Of each environment the first game counts, so that short ones count no more than long ones. make_games: number of
-    games and further options of AtariGames -> games. policy: observations -> actions, both numpy. screens: gets every
-    fourth screen of game 0 (RGB, the first MOST_SCREENS).
+    Of each environment the first game counts, so that short ones count no more than long ones.
+    make_games: number of games and further options of AtariGames -> games. policy: observations ->
+    actions, both numpy. screens: gets every fourth screen of game 0 (RGB, the first MOST_SCREENS).
     """
     games = make_games(number)
     obs = games.reset(seed, "play")
@@ -215,8 +218,8 @@ def nature_cnn_size(
 ) -> runlog.NetworkSize:
     """NetworkSize of the Nature CNN (Mnih et al. 2015) with a linear layer of outputs.
 
-    encoder: activation of the convolutions, one for all or three. activation, width: of the last hidden layer.
-    layer_norm: channel, chw or none.
+    encoder: activation of the convolutions, one for all or three. activation, width: of the last
+    hidden layer. layer_norm: channel, chw or none.
     """
     if len(encoder) == 1:
         encoder = encoder * 3

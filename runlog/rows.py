@@ -18,14 +18,17 @@ class DamagedRows(UserError):
 
 
 class MappedRows:
-    """Rows of a numpy dtype in a file, mapped into memory: `array` (num_rows, ...), and a CRC-32 of each row.
+    """Rows of a numpy dtype in a file, mapped into memory: `array` (num_rows, ...), and a CRC-32 of
+    each row.
 
-    The space is reserved beforehand, since a mapped file on a full disk ends the process without a message. Whoever
-    writes into a row calls `update_checksum` then; the checksums are in memory only.
+    The space is reserved beforehand, since a mapped file on a full disk ends the process without a
+    message. Whoever writes into a row calls `update_checksum` then; the checksums are in memory
+    only.
 
-    keep: go on with the file that is there; otherwise it begins anew. no_space, damaged: how messages end when there is
-    no space, and when the rows are not what they should be. Raises UserError: the disk is too small, or not writable;
-    DamagedRows: the file is missing or too short.
+    keep: go on with the file that is there; otherwise it begins anew. no_space, damaged: how
+    messages end when there is no space, and when the rows are not what they should be. Raises
+    UserError: the disk is too small, or not writable; DamagedRows: the file is missing or too
+    short.
     """
 
     def __init__(
@@ -53,9 +56,8 @@ class MappedRows:
         self.checksums[row] = zlib.crc32(self.array[row])
 
     def read_checksums(self, first: int, end: int) -> None:
-        """Computes those of the rows first ... end - 1 from the file. Raises DamagedRows: the disk cannot read it."""
-        if first == end:
-            return
+        """Computes those of the rows first ... end - 1 from the file. Raises DamagedRows: the disk
+        cannot read it."""
         try:
             self.checksums[first:end] = row_checksums(self.path, self.row_size, first, end)
         except OSError as error:
