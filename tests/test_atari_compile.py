@@ -38,7 +38,7 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
 
 
 def stop_at(last: int):
-    def draw(run, step):
+    def draw(run, step, draw_plots):
         if step >= last:
             raise KeyboardInterrupt
 

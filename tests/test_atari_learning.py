@@ -22,8 +22,9 @@ NUM_ACTIONS = 4
 
 
 class DelayedBandit:
-    """A bright quarter of the newest frame says which action is right. Whoever took it sees a bright bar in the next
-    frame, and gets the reward with the step after: only the value of that frame tells that the action was right."""
+    """A bright quarter of the newest frame says which action is right. Whoever took it sees a bright
+    bar in the next frame, and gets the reward with the step after: only the value of that frame
+    tells that the action was right."""
 
     def __init__(self, args, num_envs: int, **options):
         self.num_envs = num_envs
@@ -121,7 +122,6 @@ def test_each_algorithm_learns(script, tmp_path, monkeypatch):
         monkeypatch.setattr(script, "Agent", SmallAgent)
     else:
         monkeypatch.setattr(script, "QNetwork", SmallQNetwork)
-    monkeypatch.setattr(runlog.Run, "draw", lambda run, step: None)
     flags = f"{COMMON} {FLAGS[script]} --runs-dir {tmp_path}"
     script.main(runlog.parse_args(script.Args, flags.split()))
     (file,) = tmp_path.glob("*/scalars.csv")

@@ -199,8 +199,14 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
 @pytest.mark.parametrize("frequency", [7, 1_000])
 def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(frequency, dying, tmp_path, monkeypatch):
     folder = dying(tmp_path)
-    steps, save = [140], runlog.Run.save_checkpoint
-    monkeypatch.setattr(runlog.Run, "save_checkpoint", lambda r, step, *x: steps.append(step) or save(r, step, *x))
+    steps = [140]
+    save = runlog.Batch.save
+
+    def noted(run, step, state):
+        steps.append(step)
+        save(run, step, state)
+
+    monkeypatch.setattr(runlog.Batch, "save", noted)
     run("dqn_atari", tmp_path, f"{QUICK} --checkpoint-frequency {frequency}")
     assert max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320  # two games: even steps only
     assert json.loads((folder / "meta.json").read_text())["status"] == "finished"
