@@ -554,8 +554,9 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
-    """The run of these flags; nobody needs to have validated them."""
-    return runlog.seed_runs(args, "pqn_atari")
+    """The run of these flags. Raises UserError: an unknown game."""
+    name, _ = atari.atari_game(args.env_id)
+    return runlog.seed_runs(args, "pqn_atari", env_id=name)
 
 
 def main(args: Args) -> None:

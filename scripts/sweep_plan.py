@@ -160,7 +160,7 @@ def planned_runs(module: ModuleType, args) -> list[runlog.Run]:
     if script == "sac_continuous":
         args = runlog.sequence_length(args)
     elif script.endswith("_atari"):
-        args = dataclasses.replace(args, env_id=module.atari_game(args.env_id)[0])
+        args = dataclasses.replace(args, env_id=module.atari.atari_game(args.env_id)[0])
     elif script == "continual_supervised":
         own = {"env_id": f"{args.dataset}-{args.tasks}"}
     elif script == "function_approximation":
