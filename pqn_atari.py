@@ -1,7 +1,8 @@
-"""Parallelised Q-Network on Atari (PQN, 2407.04811), for the Hadamard representations of HR (2406.09079, Table 6).
+"""Parallelised Q-Network on Atari (PQN, 2407.04811), for the Hadamard representations of HR.
 
-One Q-network, no target network and no replay: 128 games play 32 steps, the network learns Q(lambda) returns of them.
-Every hidden layer is layer-normalised and carries --activation. The same command again resumes or says "finished".
+HR = arXiv 2406.09079, Table 6. One Q-network, no target network and no replay: 128 games play 32
+steps, the network learns Q(lambda) returns of them. Every hidden layer is layer-normalised and
+carries --activation. The same command again resumes or says "finished".
 
     python pqn_atari.py --env-id Breakout --activation tanh_hr
 
@@ -10,11 +11,9 @@ Results, implementation details, differences from purejaxql and CleanRL: docs/pq
 
 import dataclasses
 import functools
-import math
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
@@ -24,12 +23,13 @@ import metrics
 import optimizers
 import reports
 import runlog
+from environments import atari
 
 
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # of weights, exploration and games
-    total_timesteps: int = 10_000_000  # environment steps of all training games together; frames are 4 times as many
+    total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
     env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
@@ -45,7 +45,7 @@ class Args:
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
-    repeat_action_probability: float = 0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
+    repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
     # algorithm; the defaults are HR's Table 6
     num_envs: int = 128  # training games
@@ -63,158 +63,145 @@ class Args:
     loss_coefficient: float = 0.5  # factor of the squared error (purejaxql: 0.5, CleanRL: 1)
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
-    activation: str = "relu"  # name or expression of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[str, ...] = ()  # of the convolutions: one for all, or three; none = as --activation
+    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
+    encoder_activation: tuple[
+        str, ...
+    ] = ()  # of the convolutions: one or three; none = --activation
     width: int = 512  # units of the last hidden layer
-    layer_norm: Literal["channel", "chw", "none"] = "channel"  # before each activation; over channels or C, H, W
+    layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
     redo_tau: float = 0.025  # score up to which a neuron is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
-    rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
+    rational: activations.RationalConfig = dataclasses.field(
+        default_factory=activations.RationalConfig
+    )
     # evaluation and metrics
     num_test_envs: int = 8  # greedy games beside the training games, not learned from
-    eval_frequency: int = 50_000  # environment steps between rows of eval/: test games that ended since
+    eval_frequency: int = 50_000  # environment steps between means of the test games' returns
     num_eval_episodes: int = 8  # games that --evaluate plays
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations that the network metrics look at
-    ntk_frequency: int = 500_000  # environment steps between ranks of the neural tangent kernel; 0 = off
-    ntk_samples: int = 64  # observations that the kernel is taken on; each needs the memory of the network
+    ntk_frequency: int = 500_000  # environment steps between ranks of the NTK; 0 = off
+    ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
 
 
-# ---- games: this part is the same in dqn_atari.py, ppo_atari.py and pqn_atari.py -------------------------------------
+def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
+    """Games side by side; options: further ones of AtariGames."""
+    return atari.AtariGames(
+        args.env_id,
+        num_envs,
+        repeat_action_probability=args.repeat_action_probability,
+        fire_on_life_loss=args.fire_on_life_loss,
+        num_threads=args.env_threads,
+        **options,
+    )
 
 
-def atari_game(env_id: str) -> tuple[str, str]:
-    """(name, rom) of a game: ("Breakout", "breakout") for Breakout and ALE/Breakout-v5. Raises UserError: unknown."""
-    import ale_py  # noqa: F401  (registers the ids)
-
-    specs = {name: spec for name, spec in gym.registry.items() if name.startswith("ALE/") and name.endswith("-v5")}
-    roms = {name[4:-3]: spec.kwargs["game"] for name, spec in specs.items()}
-    name = env_id.removeprefix("ALE/").removesuffix("-v5")
-    runlog.check_choice("--env-id", name, roms)
-    return name, roms[name]
-
-
-class AtariGames:
-    """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey, 84x84, 4 stacked.
-
-    A lost life is a termination for the learner, and the game goes on: with --fire-on-life-loss its next step presses
-    fire, whatever was chosen, in games that have that button. Rewards are raw; `step` tells each whole game.
-    """
-
-    def __init__(self, args: Args, num_envs: int, **kwargs):
-        from ale_py.vector_env import AtariVectorEnv
-
-        kwargs = {"repeat_action_probability": args.repeat_action_probability, "num_threads": args.env_threads} | kwargs
-        kwargs |= {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP, "reward_clipping": False}
-        self.envs = AtariVectorEnv(atari_game(args.env_id)[1], num_envs, life_loss_info=True, **kwargs)
-        buttons = [action.name for action in self.envs.ale.get_action_set()]
-        self.fire = buttons.index("FIRE") if args.fire_on_life_loss and "FIRE" in buttons else None
-        self.num_envs = num_envs
-        self.num_actions = len(buttons)
-
-    def reset(self, seed: int, *keys: str | int) -> np.ndarray:
-        """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
-        seeds = np.array([runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)])
-        obs, info = self.envs.reset(seed=seeds)
-        self.frames = info["episode_frame_number"]
-        self.returns = np.zeros(self.num_envs)
-        self.lengths = np.zeros(self.num_envs)
-        self.lost_life = np.zeros(self.num_envs, bool)
-        return obs
-
-    def step(self, actions: np.ndarray) -> tuple:
-        """(obs, rewards, terminations, truncations, real_next_obs, games); games: (env, return, length) of each one
-        that ended. Where one did, obs is the first of the next, and real_next_obs the last of the one that ended."""
-        actions = actions if self.fire is None else np.where(self.lost_life, self.fire, actions)
-        obs, rewards, terminations, truncations, info = self.envs.step(actions)
-        over = info["episode_frame_number"] < self.frames  # ale_py's final_obs is right only where a game ended
-        self.frames = info["episode_frame_number"]
-        self.returns = self.returns + rewards
-        self.lengths = self.lengths + 1
-        real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs) if over.any() else obs
-        games = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(over)]
-        self.returns[over] = 0
-        self.lengths[over] = 0
-        self.lost_life = terminations & ~over
-        return obs, rewards, terminations, truncations, real_next_obs, games
-
-
-def play_games(args: Args, policy, number: int, seed: int, screens: list | None = None) -> list[float]:
-    """The raw returns of `number` whole games side by side, the first of each environment, so that short ones count
-    no more than long ones. policy: observations -> actions, both numpy. screens: gets every fourth screen of game 0
-    (RGB, the first 2,000)."""
-    games = AtariGames(args, number)
-    colour = None
-    obs = games.reset(seed, "play")
-    returns = {}
-    step = 0
-    if screens is not None:  # one more environment plays game 0 again, in colour
-        colour = AtariGames(args, 1, img_height=210, img_width=160, stack_num=1, grayscale=False)
-        screens.append(colour.reset(seed, "play")[0, -1])
-    while len(returns) < number:
-        actions = policy(obs)
-        obs, *_, ended = games.step(actions)
-        if colour is not None and 0 not in returns and len(screens) < 2_000:
-            screen = colour.step(actions[:1])[0][0, -1]
-            step += 1
-            screens += [screen] if step % 4 == 0 else []
-        returns = {i: total for i, total, _ in ended} | returns
-    return [returns[i] for i in range(number)]
-
-
-# ---- network ---------------------------------------------------------------------------------------------------------
+# ---- network and loss --------------------------------------------------------------------------
 
 
 class QNetwork(nn.Module):
-    """Nature CNN (Mnih et al. 2015): observations (n, 4, 84, 84) uint8 -> Q-values (n, num_actions)."""
+    """Nature CNN (Mnih et al. 2015): observations (n, 4, 84, 84) uint8 -> Q (n, num_actions)."""
 
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
-        encoder = args.encoder_activation or (args.activation,)
-        first, second, third = encoder * 3 if len(encoder) == 1 else encoder
+        encoder = encoder_activations(args)
         seed = functools.partial(runlog.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
         options = {"rational": args.rational, "shared": shared, "init": activations.he_normal}
+
         conv = functools.partial(activations.conv, layer_norm=args.layer_norm, **options)
-        self.conv1 = conv(4, 32, 8, first, stride=4, out_size=(20, 20), seeds=seed("conv1"))
-        self.conv2 = conv(self.conv1.width, 64, 4, second, stride=2, out_size=(9, 9), seeds=seed("conv2"))
-        self.conv3 = conv(self.conv2.width, 64, 3, third, stride=1, out_size=(7, 7), seeds=seed("conv3"))
-        norm = args.layer_norm != "none"
-        inputs = self.conv3.width * 7 * 7
-        self.fc = activations.dense(inputs, args.width, args.activation, layer_norm=norm, seeds=seed("fc"), **options)
-        self.q = activations.Linear(self.fc.width, num_actions, seeds=seed("q"), init=activations.lecun_normal)
+        self.conv1 = conv(4, 32, 8, encoder[0], stride=4, out_size=(20, 20), seeds=seed("conv1"))
+        width = self.conv1.width
+        self.conv2 = conv(width, 64, 4, encoder[1], stride=2, out_size=(9, 9), seeds=seed("conv2"))
+        width = self.conv2.width
+        self.conv3 = conv(width, 64, 3, encoder[2], stride=1, out_size=(7, 7), seeds=seed("conv3"))
+        self.fc = activations.dense(
+            self.conv3.width * 7 * 7,
+            args.width,
+            args.activation,
+            layer_norm=args.layer_norm != "none",
+            seeds=seed("fc"),
+            **options,
+        )
+        self.q = activations.Linear(
+            self.fc.width, num_actions, seeds=seed("q"), init=activations.lecun_normal
+        )
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         x = self.conv3(self.conv2(self.conv1(obs / 255.0)))
         return self.q(self.fc(x.flatten(1)))
 
 
+def encoder_activations(args: Args) -> tuple[str, ...]:
+    """The activations of the three convolutions."""
+    names = args.encoder_activation or (args.activation,)
+    return names * 3 if len(names) == 1 else names
+
+
+class Batch(NamedTuple):
+    """Transitions of an iteration, and what the network learns from them."""
+
+    obs: torch.Tensor  # (n, 4, 84, 84) uint8
+    actions: torch.Tensor  # (n,) int64
+    returns: torch.Tensor  # (n,) Q(lambda)
+
+
 @torch.no_grad()
-def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args, generator: torch.Generator) -> float:
-    """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their share."""
-    layers = [network.conv1, network.conv2, network.conv3, network.fc]
-    with reports.record_layers(network) as records:
-        network(obs)
-    outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
-    dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
-    return optimizers.recycle_layers(layers, [network.q], dormant, optimizer, activations.he_normal, generator)
+def greedy(q_network: QNetwork, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(max_a Q(s, a), the action that has it), (n,) each."""
+    return q_network(obs).max(-1)
 
 
-def q_lambda_returns(rewards, terminations, truncations, next_values, gamma: float, q_lambda: float) -> torch.Tensor:
+def explore(
+    actions: torch.Tensor, epsilon: float, num_actions: int, generator: torch.Generator
+) -> torch.Tensor:
+    """The actions (n,), each with probability epsilon replaced by a uniform one."""
+    draws = torch.rand(2, len(actions), generator=generator, device=actions.device)
+    random_actions = (draws[1] * num_actions).long()
+    return torch.where(draws[0] < epsilon, random_actions, actions)
+
+
+def q_lambda_returns(
+    rewards: torch.Tensor,
+    terminations: torch.Tensor,
+    truncations: torch.Tensor,
+    next_values: torch.Tensor,
+    gamma: float,
+    q_lambda: float,
+) -> torch.Tensor:
     """Q(lambda) returns (Gallici et al. 2024, eq. 5), all (num_steps, num_envs) float:
 
-    G_t = r_t + gamma (1 - termination_t) ((1 - lambda) v_t + lambda G_{t+1}), v_t = next_values[t] = max_a Q(s', a) of
-    the true successor s'. At a truncation and at the last step G_{t+1} is not of this episode or not known: v_t alone.
+    G_t = r_t + gamma (1 - termination_t) ((1 - lambda) v_t + lambda G_{t+1})
+
+    with v_t = next_values[t] = max_a Q(s', a) of the true successor s'. At a truncation and at the
+    last step G_{t+1} is not of this episode or not known: v_t alone.
     """
     returns = torch.empty_like(rewards)
     next_return = next_values[-1]
     for t in reversed(range(len(rewards))):
         mixed = torch.lerp(next_values[t], next_return, q_lambda)
         tail = torch.where(truncations[t].bool(), next_values[t], mixed)
-        returns[t] = next_return = rewards[t] + gamma * (1 - terminations[t]) * tail
+        next_return = rewards[t] + gamma * (1 - terminations[t]) * tail
+        returns[t] = next_return
     return returns
+
+
+def td_loss(q_network: QNetwork, batch: Batch, args: Args) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss_coefficient times the mean squared error of Q(s, a) to the returns, mean Q(s, a))."""
+    q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    loss = args.loss_coefficient * (q_values - batch.returns).square().mean()
+    return loss, q_values.detach().mean()
+
+
+def clip_and_step(
+    q_network: QNetwork, optimizer: torch.optim.Optimizer, max_grad_norm: float
+) -> torch.Tensor:
+    """One gradient step; returns the norm of the gradients before they are scaled down."""
+    norm = nn.utils.clip_grad_norm_(q_network.parameters(), max_grad_norm)
+    optimizer.step()
+    return norm
 
 
 def linear_schedule(start: float, end: float, fraction: float) -> float:
@@ -227,42 +214,120 @@ def has_crossed(before: int, step: int, period: int) -> bool:
     return period > 0 and step // period > before // period
 
 
+def epsilon_at(args: Args, step: int) -> float:
+    """The fraction of random actions in the iteration that begins at this step."""
+    fraction = step / args.total_timesteps / args.exploration_fraction
+    return linear_schedule(args.start_epsilon, args.final_epsilon, fraction)
+
+
+# ---- measures ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def recycle_dormant(
+    network: QNetwork,
+    optimizer: torch.optim.Optimizer,
+    obs: torch.Tensor,
+    tau: float,
+    generator: torch.Generator,
+) -> float:
+    """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their
+    share of all neurons."""
+    names = ("conv1", "conv2", "conv3", "fc")
+    with reports.record_layers(network) as records:
+        network(obs)
+    dormant = []
+    for name in names:
+        outputs = metrics.channel_samples(records[name].output)
+        is_dormant, _ = metrics.dormant_neurons(outputs, tau)
+        dormant.append(is_dormant)
+    return optimizers.recycle_layers(
+        layers=[network.get_submodule(name) for name in names],
+        heads=[network.q],
+        dormant=dormant,
+        optimizer=optimizer,
+        init=activations.he_normal,
+        generators=generator,
+    )
+
+
+def measure_network(
+    args: Args, run: runlog.Batch, step: int, q_network: QNetwork, batch: Batch
+) -> None:
+    """Logs the network's metrics, and gradients of the loss, on a batch."""
+
+    def loss_of(*columns: torch.Tensor) -> torch.Tensor:
+        loss, _ = td_loss(q_network, Batch(*columns), args)
+        return loss
+
+    gradients = metrics.named_gradients(q_network, loss_of, batch, 256)  # bounded memory
+    report = reports.network_report(
+        q_network, (batch.obs,), gradients, 0, max_samples=args.metrics_samples
+    )
+    run.log_report(step, "network/q", report)
+
+
+def measure_ntk(run: runlog.Batch, step: int, q_network: QNetwork, obs: torch.Tensor) -> None:
+    """Logs the ranks of the neural tangent kernel of the summed Q-values."""
+    ranks = metrics.ntk_rank(q_network, (obs,))
+    run.log_report(step, "network/q", {f"ntk_{name}": rank for name, rank in ranks.items()})
+
+
+# ---- flags -------------------------------------------------------------------------------------
+
+
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of what takes the memory, by the flags that set it: (on the device, on the host)."""
-    network = runlog.nature_cnn_size(args, runlog.MOST_ACTIONS)
+    network = atari.learner_bytes(
+        encoder_activations(args), args.activation, args.width, args.layer_norm, atari.MOST_ACTIONS
+    )
     batch_size = args.num_envs * args.num_steps
-    of_observation = runlog.OBSERVATION_BYTES + runlog.FLOAT_BYTES * (runlog.OBSERVATION_BYTES + network.activations)
-    transient = {"num_envs num_steps": batch_size // args.num_minibatches * of_observation}
+    minibatch_size = batch_size // args.num_minibatches
+    transient = {"num_envs num_steps": minibatch_size * network.observation}
     if args.metrics_frequency or args.redo:
-        transient["metrics_samples"] = min(args.metrics_samples, batch_size) * of_observation
+        samples = min(args.metrics_samples, batch_size)
+        transient["metrics_samples"] = samples * network.observation
     if args.ntk_frequency:
         samples = min(args.ntk_samples, batch_size)
-        gradients = runlog.NTK_COPIES * samples * network.parameters
-        transient["ntk_samples width"] = runlog.FLOAT_BYTES * gradients
-    on_device = {"width": runlog.ADAM_COPIES * runlog.FLOAT_BYTES * network.parameters}
-    on_device["num_steps num_envs"] = batch_size * runlog.OBSERVATION_BYTES
+        transient["ntk_samples width"] = samples * network.ntk_sample
+    on_device = {
+        "width": network.training,
+        "num_steps num_envs": batch_size * atari.OBSERVATION_BYTES,
+    }
     largest = max(transient, key=transient.get)  # one after the other
     on_device[largest] = on_device.get(largest, 0) + transient[largest]
-    games = {"num_envs": args.num_envs, "num_test_envs": args.num_test_envs}
-    return on_device, {field: number * runlog.GAME_BYTES for field, number in games.items()}
+    on_host = {
+        "num_envs": args.num_envs * atari.GAME_BYTES,
+        "num_test_envs": args.num_test_envs * atari.GAME_BYTES,
+    }
+    return on_device, on_host
+
+
+def check_minibatches(args: Args) -> None:
+    """Raises UserError unless the steps of an iteration can be parted into the minibatches."""
+    batch_size = args.num_envs * args.num_steps
+    if batch_size % args.num_minibatches:
+        flag = f"--num-minibatches {args.num_minibatches}"
+        steps = f"--num-envs {args.num_envs} times --num-steps {args.num_steps} = {batch_size}"
+        raise runlog.UserError(f"{flag}: must divide {steps}")
 
 
 def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created; returns args with the game's plain name."""
-    runlog.check_range(args, "[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
-    runlog.check_range(args, "[0, inf)", "checkpoint_minutes num_test_envs redo_tau")
-    runlog.check_range(args, "[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
-    runlog.check_range(args, "[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
-    runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
-    runlog.check_range(args, "(0, inf)", "learning_rate max_grad_norm loss_coefficient exploration_fraction")
-    runlog.check_range(args, "[0, 1]", "repeat_action_probability gamma q_lambda start_epsilon final_epsilon")
-    batch_size = args.num_envs * args.num_steps
-    runlog.check_range(args, f"[{batch_size}, inf)", "total_timesteps")
-    if batch_size % args.num_minibatches:
-        text = f"must divide --num-envs {args.num_envs} times --num-steps {args.num_steps} = {batch_size}"
-        raise runlog.UserError(f"--num-minibatches {args.num_minibatches}: {text}")
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
+    game's plain name."""
+    check = functools.partial(runlog.check_range, args)
+    check("[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
+    check("[0, inf)", "checkpoint_minutes num_test_envs redo_tau")
+    check("[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
+    check("[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
+    check("[2, inf)", "metrics_samples ntk_samples")
+    check("(0, inf)", "learning_rate max_grad_norm loss_coefficient exploration_fraction")
+    check("[0, 1]", "repeat_action_probability gamma q_lambda start_epsilon final_epsilon")
+    check(f"[{args.num_envs * args.num_steps}, inf)", "total_timesteps")
+    check_minibatches(args)
     if len(args.encoder_activation) not in (0, 1, 3):
-        raise runlog.UserError(f"--encoder-activation {' '.join(args.encoder_activation)}: give one name, or three")
+        flag = f"--encoder-activation {' '.join(args.encoder_activation)}"
+        raise runlog.UserError(f"{flag}: give one name, or three")
     runlog.check_flags(args)
     device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
@@ -271,216 +336,247 @@ def validate(args: Args) -> Args:
             activations.check(name, args.rational, "--encoder-activation")
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
-    return dataclasses.replace(args, env_id=atari_game(args.env_id)[0])
+    name, _ = atari.atari_game(args.env_id)
+    return dataclasses.replace(args, env_id=name)
 
 
-def train(args: Args, run: runlog.Run) -> None:
-    """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way start anew."""
+# ---- training ----------------------------------------------------------------------------------
+
+
+def train(args: Args, run: runlog.Batch) -> None:
+    """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way
+    start anew."""
     device = runlog.find_device(args.device)
-    batch_size = args.num_envs * args.num_steps
-    games = AtariGames(args, args.num_envs + args.num_test_envs)
+    num_envs = args.num_envs
+    batch_size = num_envs * args.num_steps
+    games = make_games(args, num_envs + args.num_test_envs)  # the training games come first
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
-    torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn of that
+    torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn
+    capturable = args.compile and device.type == "cuda"
     optimizer = torch.optim.RAdam(
         optimizers.parameter_groups(q_network, args.learning_rate, args.rational),
         decoupled_weight_decay=True,
-        capturable=args.compile and device.type == "cuda",
+        capturable=capturable,
     )
-    generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
-    generators["redo"] = runlog.make_generator(args.seed, "redo")
+    generators = {
+        "act": runlog.make_generator(args.seed, "act", device=device),
+        "update": runlog.make_generator(args.seed, "update", device=device),
+        "metrics": runlog.make_generator(args.seed, "metrics", device=device),
+        "redo": runlog.make_generator(args.seed, "redo"),
+    }
     num_updates = 0
-    test_returns = []
+    test_returns = []  # since the last evaluation
     last_eval = {}
-    start, state, _ = run.load_checkpoint()
-    if state:
+
+    # resume
+    start = run.start
+    state = run.load()
+    if state is not None:
         q_network.load_state_dict(state["q_network"])
         optimizer.load_state_dict(state["optimizer"])
         for group in optimizer.param_groups:
-            group["capturable"] = args.compile and device.type == "cuda"
-            for parameter in group["params"]:  # step counts are on the GPU only if the optimiser is compiled for it
-                steps = optimizer.state[parameter]["step"]
-                optimizer.state[parameter]["step"] = steps.to(device if group["capturable"] else "cpu")
+            group["capturable"] = capturable
+            for parameter in group["params"]:  # on the GPU only if the optimiser is compiled for it
+                moments = optimizer.state[parameter]
+                moments["step"] = moments["step"].to(device if capturable else "cpu")
+        runlog.set_states(generators, state["generators"])
         num_updates = state["num_updates"]
         test_returns = state["test_returns"]
         last_eval = state["last_eval"]
-        runlog.set_states(generators, state["generators"])
-
-    def td_loss(obs: torch.Tensor, actions: torch.Tensor, returns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        q_values = q_network(obs).gather(1, actions.unsqueeze(1)).squeeze(1)
-        return args.loss_coefficient * (q_values - returns).square().mean(), q_values.detach().mean()
-
-    def update() -> torch.Tensor:
-        norm = nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
-        optimizer.step()
-        return norm
-
-    @torch.no_grad()
-    def greedy(obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return q_network(obs).max(-1)
 
     compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
-    compiled_td_loss = compiled(td_loss)
-    compiled_update = compiled(update)
     compiled_greedy = compiled(greedy)
-    shape = (args.num_steps, args.num_envs)
-    train_games = slice(0, args.num_envs)
-    b_obs = torch.empty(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
-    b_actions = torch.empty(shape, dtype=torch.int64, device=device)
-    b_values = torch.empty(
-        args.num_steps + 1, args.num_envs, device=device
-    )  # max_a Q(s_t, a), as they were when acting
+    compiled_td_loss = compiled(td_loss)
+    compiled_clip_and_step = compiled(clip_and_step)
+    shape = (args.num_steps, num_envs)
+    obs = torch.empty(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
+    actions = torch.empty(shape, dtype=torch.int64, device=device)
+    values = torch.empty(args.num_steps + 1, num_envs, device=device)  # max_a Q(s_t, a)
+    rewards = np.empty(shape, np.float32)
+    terminations = np.empty(shape, np.float32)
+    truncations = np.empty(shape, np.float32)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
-    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
-    obs = games.reset(args.seed, "games", start)
-    clock = time.monotonic()
-    clock_step = start
-    postfix = {}
-    for step in range(start + batch_size, args.total_timesteps + 1, batch_size):  # at the end of each iteration
-        fraction = (step - batch_size) / args.total_timesteps
+    next_obs = games.reset(args.seed, "games", start)
+    for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
+        before = step - batch_size  # an iteration goes from here to step
         at_end = step + batch_size > args.total_timesteps
-        crossed = functools.partial(has_crossed, step - batch_size, args.total_timesteps if at_end else step)
-        # act
-        epsilon = linear_schedule(args.start_epsilon, args.final_epsilon, fraction / args.exploration_fraction)
-        ends = []
-        cut_values = []
+        reached = args.total_timesteps if at_end else step
+        is_due = functools.partial(has_crossed, before, reached)
+
+        # act and store
+        epsilon = epsilon_at(args, before)
+        cut_values = {}  # t -> where a time limit cut games off, and values of their successors
         for t in range(args.num_steps):
-            values, actions = compiled_greedy(torch.from_numpy(obs).to(device))
-            draws = torch.rand(2, args.num_envs, generator=generators["act"], device=device)
-            randoms = (draws[1] * games.num_actions).long()
-            actions[train_games] = torch.where(draws[0] < epsilon, randoms, actions[train_games])
-            b_obs[t] = torch.from_numpy(obs[train_games])
-            b_actions[t] = actions[train_games]
-            b_values[t] = values[train_games]
-            obs, *ends_of_step, real_next_obs, ended = games.step(actions.cpu().numpy())
-            ends.append([x[train_games] for x in ends_of_step])
-            if (cut := ends[-1][2]).any():  # a time limit: its successor is not in b_obs
-                with torch.no_grad():
-                    cut_obs = torch.from_numpy(real_next_obs[train_games][cut]).to(device)
-                    cut_values.append((t, torch.from_numpy(cut).to(device), q_network(cut_obs).amax(-1)))
-            for i, total, length in ended:
-                if i < args.num_envs:
-                    row = {"charts/episodic_return": total, "charts/episodic_length": length}
-                    run.log(step - batch_size + (t + 1) * args.num_envs, row)
-                else:
-                    test_returns.append(total)
-        b_values[-1] = compiled_greedy(torch.from_numpy(obs).to(device))[0][train_games]
-        # learn
-        rewards, terminations, truncations = (
-            torch.as_tensor(np.stack(x), dtype=torch.float32, device=device) for x in zip(*ends)
-        )
-        next_values = b_values[1:].clone()
-        for t, cut, value in cut_values:
+            obs_of_all = torch.from_numpy(next_obs).to(device)
+            values_of_all, actions_of_all = compiled_greedy(q_network, obs_of_all)
+            actions[t] = explore(
+                actions_of_all[:num_envs], epsilon, games.num_actions, generators["act"]
+            )
+            actions_of_all[:num_envs] = actions[t]
+            obs[t] = obs_of_all[:num_envs]
+            values[t] = values_of_all[:num_envs]
+            played = games.step(actions_of_all.cpu().numpy())
+            next_obs = played.obs
+            rewards[t] = played.rewards[:num_envs]
+            terminations[t] = played.terminations[:num_envs]
+            truncations[t] = played.truncations[:num_envs]
+            cut = played.truncations[:num_envs]
+            if cut.any():  # the successor is not the next observation
+                successors = torch.from_numpy(played.real_next_obs[:num_envs][cut]).to(device)
+                value, _ = greedy(q_network, successors)
+                cut_values[t] = (torch.from_numpy(cut).to(device), value)
+            for game in played.games:
+                if game.env >= num_envs:
+                    test_returns.append(game.total)
+                    continue
+                row = {
+                    "charts/episodic_return": game.total,
+                    "charts/episodic_length": game.length,
+                }
+                run.log(before + (t + 1) * num_envs, row)
+
+        # targets
+        last_values, _ = compiled_greedy(q_network, torch.from_numpy(next_obs).to(device))
+        values[-1] = last_values[:num_envs]
+        next_values = values[1:].clone()
+        for t, (cut, value) in cut_values.items():
             next_values[t, cut] = value
-        rewards = rewards.sign() if args.clip_rewards else rewards
-        returns = q_lambda_returns(rewards, terminations, truncations, next_values, args.gamma, args.q_lambda)
-        batch = b_obs.flatten(0, 1), b_actions.flatten(), returns.flatten()
-        groups = optimizer.param_groups
-        elapsed = fraction if args.anneal_lr else 0.0
-        rates = [linear_schedule(group["initial_lr"], 0.0, elapsed) for group in groups]
-        for group, rate in zip(groups, rates):
-            group["lr"] = torch.tensor(rate, device=device) if args.compile else rate  # a number would be compiled in
+        returns = q_lambda_returns(
+            torch.from_numpy(np.sign(rewards) if args.clip_rewards else rewards).to(device),
+            torch.from_numpy(terminations).to(device),
+            torch.from_numpy(truncations).to(device),
+            next_values,
+            args.gamma,
+            args.q_lambda,
+        )
+        batch = Batch(obs.flatten(0, 1), actions.flatten(), returns.flatten())
+
+        # learn
+        elapsed = before / args.total_timesteps if args.anneal_lr else 0.0
+        for group in optimizer.param_groups:
+            rate = linear_schedule(group["initial_lr"], 0.0, elapsed)
+            # a number would be compiled in
+            group["lr"] = torch.tensor(rate, device=device) if args.compile else rate
         totals = torch.zeros(3, device=device)
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=generators["update"], device=device)
             for index in order.chunk(args.num_minibatches):
+                minibatch = Batch(*(column.index_select(0, index) for column in batch))
                 optimizer.zero_grad()
-                loss, q_mean = compiled_td_loss(*(x.index_select(0, index) for x in batch))
+                loss, q_mean = compiled_td_loss(q_network, minibatch, args)
                 loss.backward()
-                norm = compiled_update()
+                norm = compiled_clip_and_step(q_network, optimizer, args.max_grad_norm)
                 num_updates += 1
                 totals += torch.stack([loss.detach(), q_mean, norm])
                 if args.redo and num_updates % args.redo_period == 0:
-                    obs_sample = batch[0][order[: args.metrics_samples]]
-                    share = recycle_dormant(q_network, optimizer, obs_sample, args, generators["redo"])
+                    sample = batch.obs[order[: args.metrics_samples]]
+                    share = recycle_dormant(
+                        q_network, optimizer, sample, args.redo_tau, generators["redo"]
+                    )
                     run.log(step, {"redo/recycled_share": share})
-        loss, q_mean, norm = (totals / (args.update_epochs * args.num_minibatches)).tolist()
-        # measure
-        if not math.isfinite(loss):
+        means = totals / (args.update_epochs * args.num_minibatches)
+        loss_mean, q_mean, norm_mean = means.tolist()
+
+        # log
+        run.note_losses(step, {"td_loss": loss_mean})
+        if any(run.diverged()):
             run.log(args.total_timesteps, last_eval)  # carried forward
-            runlog.finish_diverged(run, step, "td_loss")
             break
-        if crossed(args.log_frequency):
-            speed = (step - clock_step) / (time.monotonic() - clock)
-            row = {"losses/td_loss": loss, "losses/q_mean": q_mean, "losses/gradient_norm": norm}
-            row |= {"charts/epsilon": epsilon, "charts/learning_rate": rates[0]}
-            run.log(step, row | {"perf/sps": speed})
-            clock = time.monotonic()
-            clock_step = step
-            postfix["sps"] = f"{speed:.0f}"
-        if crossed(args.eval_frequency) and test_returns:
-            last_eval = {"eval/episodic_return": float(np.mean(test_returns)), "eval/num_games": len(test_returns)}
+        if is_due(args.log_frequency):
+            row = {
+                "losses/td_loss": loss_mean,
+                "losses/q_mean": q_mean,
+                "losses/gradient_norm": norm_mean,
+                "charts/epsilon": epsilon,
+                "charts/learning_rate": linear_schedule(args.learning_rate, 0.0, elapsed),
+                "perf/sps": progress.speed(step),
+            }
+            run.log(step, row)
+        if is_due(args.eval_frequency) and test_returns:
+            last_eval = {
+                "eval/episodic_return": float(np.mean(test_returns)),
+                "eval/num_games": len(test_returns),
+            }
             run.log(step, last_eval)
-            postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
             test_returns = []
-            progress.note(f"step {step}: " + ", ".join(f"{key} {value}" for key, value in postfix.items()))
-        if crossed(args.metrics_frequency):
-            chosen = torch.randperm(batch_size, generator=generators["metrics"], device=device)[: args.metrics_samples]
-            sample = tuple(x[chosen] for x in batch)
-            paused = time.monotonic()
-            names, trained = zip(*((n, p) for n, p in q_network.named_parameters() if p.requires_grad))
-            pieces = dict(enumerate(sample))  # bounded memory
-            limit = args.metrics_samples
-            grads = metrics.mean_gradients(lambda x: td_loss(*x.values())[0], pieces, trained, 256)
-            report = reports.network_report(q_network, sample[:1], dict(zip(names, grads)), 0, max_samples=limit)
-            runlog.log_report(run, step, "network/q", report)
-            clock += time.monotonic() - paused
-        if crossed(args.ntk_frequency):
-            paused = time.monotonic()
+            progress.postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
+            told = ", ".join(f"{key} {value}" for key, value in progress.postfix.items())
+            progress.note(f"step {step}: {told}")
+
+        # measure the network
+        paused = time.monotonic()
+        if is_due(args.metrics_frequency):
+            order = torch.randperm(batch_size, generator=generators["metrics"], device=device)
+            chosen = order[: args.metrics_samples]
+            sample = Batch(*(column[chosen] for column in batch))
+            measure_network(args, run, step, q_network, sample)
+        if is_due(args.ntk_frequency):
             generator = runlog.make_generator(args.seed, "ntk", step, device=device)
-            chosen = torch.randperm(batch_size, generator=generator, device=device)[: args.ntk_samples]
-            ranks = metrics.ntk_rank(q_network, (batch[0][chosen],))
-            runlog.log_ntk(run, step, "network/q", ranks)
-            clock += time.monotonic() - paused
+            order = torch.randperm(batch_size, generator=generator, device=device)
+            sample = batch.obs[order[: args.ntk_samples]]
+            measure_ntk(run, step, q_network, sample)
+        progress.skip(time.monotonic() - paused)
+
         # save
-        if save_times.is_due(step, at_end):
-            state = {"q_network": q_network.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"generators": {use: generator.get_state() for use, generator in generators.items()}}
-            state |= {"num_updates": num_updates, "test_returns": test_returns, "last_eval": last_eval}
-            run.save_checkpoint(step, state)
-            save_times.done([run], at_end)
-            if save_times.regular:
-                run.draw(step)
-        progress.update(step, **postfix)
-    else:
-        run.finish()
+        if run.save_is_due(step, at_end):
+            state = {
+                "q_network": q_network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generators": runlog.get_states(generators),
+                "num_updates": num_updates,
+                "test_returns": test_returns,
+                "last_eval": last_eval,
+            }
+            run.save(step, state)
+            if run.save_is_regular:
+                run.draw(step, runlog.leaving.draw_run)
+        progress.update(step)
+
+    run.finish()
     progress.close()
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
-    """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, films the first, and measures
-    the network on what it saw."""
+    """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, films the
+    first, and measures the network on what it saw."""
     step, state = runlog.load_finished(run)
-    q_network = QNetwork(AtariGames(args, 1).num_actions, args)
+    make = functools.partial(make_games, args)
+    q_network = QNetwork(make(1).num_actions, args)
     q_network.load_state_dict(state["q_network"])
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
+    screens = []
 
-    @torch.no_grad()
     def policy(obs: np.ndarray) -> np.ndarray:
-        seen.add(obs := torch.from_numpy(obs))
-        return q_network(obs).argmax(-1).numpy()
+        obs = torch.from_numpy(obs)
+        seen.add(obs)
+        _, actions = greedy(q_network, obs)
+        return actions.numpy()
 
-    returns = play_games(args, policy, args.num_eval_episodes, args.seed, screens := [])
-    report = reports.network_report(q_network, (seen.sample(),), {}, 0, max_samples=args.metrics_samples)
+    returns = atari.play_games(make, policy, args.num_eval_episodes, args.seed, screens)
+    obs = seen.sample()
+    report = reports.network_report(q_network, (obs,), {}, 0, max_samples=args.metrics_samples)
     runlog.record_evaluation(run, step, returns, screens, "network/q", report)
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
-    """The run of these flags. Creates nothing."""
-    name, _ = atari_game(args.env_id)
-    return runlog.seed_runs(dataclasses.replace(args, env_id=name), "pqn_atari")
+    """The run of these flags. Raises UserError: an unknown game."""
+    name, _ = atari.atari_game(args.env_id)
+    return runlog.seed_runs(args, "pqn_atari", env_id=name)
 
 
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
-        return runlog.print_network(QNetwork(AtariGames(args, 1).num_actions, args))
-    runs = {run.config["seed"]: run for run in runs_of(args)}
+        runlog.print_network(QNetwork(make_games(args, 1).num_actions, args))
+        return
+    runs = runs_of(args)
     if args.evaluate:
-        return evaluate_finished(args, runs[args.seed])
-    with runlog.opened(runs, args, "pqn_atari") as groups:
-        for _, _, (run,) in groups:
-            train(args, run)
+        evaluate_finished(args, runs[0])
+        return
+    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+        for batch in batches:
+            train(args, batch)
 
 
 if __name__ == "__main__":

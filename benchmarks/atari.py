@@ -33,6 +33,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
+from environments.atari import FinishedGame, GameStep
 
 PARTS = ("env", "learner", "script", "metrics", "floor", "memory", "sb3")
 
@@ -60,18 +61,23 @@ class Args:
 class FreeGames:
     """Games that cost nothing: the same few random observations again and again; a game ends every 200 steps."""
 
-    def __init__(self, args, num_envs: int, **kwargs):
-        self.num_envs, self.num_actions, self.t = num_envs, 4, 0
-        self.obs = np.random.default_rng(0).integers(0, 256, (4, num_envs, 4, 84, 84), dtype=np.uint8)
+    def __init__(self, args, num_envs: int, **options):
+        self.num_envs = num_envs
+        self.num_actions = 4
+        self.t = 0
+        rng = np.random.default_rng(0)
+        self.obs = rng.integers(0, 256, (4, num_envs, 4, 84, 84), dtype=np.uint8)
 
     def reset(self, seed, *keys):
         return self.obs[0]
 
     def step(self, actions):
         self.t += 1
-        ends, obs = np.full(self.num_envs, self.t % 200 == 0), self.obs[self.t % 4]
-        games = [(int(i), 1.0, 200) for i in np.flatnonzero(ends)]
-        return obs, (actions == 1).astype(np.float32), ends, np.zeros_like(ends), obs, games
+        ends = np.full(self.num_envs, self.t % 200 == 0)
+        obs = self.obs[self.t % 4]
+        games = [FinishedGame(int(i), 1.0, 200) for i in np.flatnonzero(ends)]
+        rewards = (actions == 1).astype(np.float32)
+        return GameStep(obs, rewards, ends, np.zeros_like(ends), obs, games)
 
 
 def script_args(args: Args, module, **flags):
@@ -97,8 +103,7 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
     script = script_args(args, module, **flags)
     if hasattr(script, "train_frequency"):  # the ring on disk has room for two checkpoint intervals
         script = dataclasses.replace(script, checkpoint_frequency=25_000)
-        make, capacity, full = module.ReplayBuffer, args.buffer_size, args.parts == ("memory",)
-        module.ReplayBuffer = lambda path, _, *rest: filled(make(path, capacity, *rest), full)
+        enlarge_replay(module, args.buffer_size, full=args.parts == ("memory",))
     start = time.perf_counter()
     module.main(script)
     (file,) = Path(script.runs_dir).glob("*/perf.csv")
@@ -109,21 +114,37 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
     return speeds | {"fastest": max(kept), "seconds": time.perf_counter() - start}
 
 
-def filled(buffer, full: bool):
-    """The replay, with random frames in every row if full."""
-    if full:
-        frames = np.random.default_rng(0).integers(0, 256, (1_000, *buffer.rows["frame"].shape[1:]), dtype=np.uint8)
-        for first in range(0, buffer.num_rows, 1_000):
-            rows = buffer.rows["frame"][first : first + 1_000]
-            rows[...] = frames[: len(rows)]
-        buffer.num_added = buffer.capacity
-    return buffer
+def enlarge_replay(module, capacity: int, full: bool) -> None:
+    """DQN's replay has this capacity, however short the run; if full, random frames in every row."""
+    open_replay = module.open_replay
+
+    def replay_sizes(script, checkpoint_frequency: int):
+        return capacity, 2 * checkpoint_frequency, script.num_envs
+
+    def open_and_fill(script, run):
+        buffer = open_replay(script, run)
+        if full:
+            fill(buffer)
+        return buffer
+
+    module.replay_sizes = replay_sizes
+    module.open_replay = open_and_fill
+
+
+def fill(buffer) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (1_000, *buffer.rows["frame"].shape[1:]), dtype=np.uint8)
+    for first in range(0, buffer.num_rows, 1_000):
+        rows = buffer.rows["frame"][first : first + 1_000]
+        rows[...] = frames[: len(rows)]
+    buffer.num_added = buffer.capacity
 
 
 def env_alone(args: Args, module, name: str) -> dict:
     script = script_args(args, module)
     num_test = getattr(script, "num_test_envs", 0)
-    games, rng = module.AtariGames(script, script.num_envs + num_test), np.random.default_rng(0)
+    games = module.make_games(script, script.num_envs + num_test)
+    rng = np.random.default_rng(0)
     games.reset(1, "games", 0)
     steps, start = 0, None
     while start is None or time.perf_counter() - start < args.seconds:
@@ -152,7 +173,7 @@ def metrics_share(args: Args, module, name: str) -> dict:
         setattr(owner, function, call)
 
     for function in seconds:
-        timed(runlog if function == "log_report" else module.metrics, function)
+        timed(runlog.Batch if function == "log_report" else module.metrics, function)
     speed = run_script(args, module, name, metrics_frequency=max(args.steps // 8, 1))["steps_per_second"]
     each = sum(map(sum, seconds.values())) / len(seconds["network_report"])
     return {"seconds_each": each, "metrics_share": each / (each + args.metrics_frequency / speed)}
@@ -217,7 +238,7 @@ def sb3(args: Args, module, name: str) -> dict:
         """AtariGames as Stable-Baselines3 wants it, as far as `learn` asks."""
 
         def __init__(self):
-            self.games = module.AtariGames(script, script.num_envs)
+            self.games = module.make_games(script, script.num_envs)
             space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
             super().__init__(script.num_envs, space, gym.spaces.Discrete(self.games.num_actions))
 
@@ -242,10 +263,13 @@ def sb3(args: Args, module, name: str) -> dict:
             self.actions = actions
 
         def step_wait(self):
-            obs, rewards, terminations, truncations, real_next_obs, _ = self.games.step(self.actions)
-            cut = truncations & ~terminations
-            infos = [{"terminal_observation": x, "TimeLimit.truncated": bool(c)} for x, c in zip(real_next_obs, cut)]
-            return obs, np.sign(rewards).astype(np.float32), terminations | truncations, infos
+            step = self.games.step(self.actions)
+            infos = []
+            for i, last_obs in enumerate(step.real_next_obs):
+                is_cut = bool(step.truncations[i] and not step.terminations[i])
+                infos.append({"terminal_observation": last_obs, "TimeLimit.truncated": is_cut})
+            rewards = np.sign(step.rewards).astype(np.float32)
+            return step.obs, rewards, step.terminations | step.truncations, infos
 
     device = runlog.find_device(args.device)
     if args.threads:
@@ -290,7 +314,7 @@ def child(args: Args) -> dict:
     (name,), (part,) = args.algorithms, args.parts
     module = importlib.import_module(f"{name}_atari")
     if part == "learner":
-        module.AtariGames = FreeGames
+        module.make_games = FreeGames
     if args.threads:
         torch.set_num_threads(args.threads)
     makers = {"env": env_alone, "learner": run_script, "script": run_script, "memory": run_script}

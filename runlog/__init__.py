@@ -72,10 +72,7 @@ from runlog.evaluation import load_finished, record_evaluation
 from runlog.hardware import keep_freed_memory, machine
 from runlog.identity import config_hash, env_name, identity_of, run_name
 from runlog.leaving import (
-    GAME_BYTES,
-    MOST_ACTIONS,
     NOT_IDENTITY,
-    OBSERVATION_BYTES,
     NetworkSize,
     carry_forward,
     draw,
@@ -87,7 +84,6 @@ from runlog.leaving import (
     log_ntk,
     make_runs,
     mlp_size,
-    nature_cnn_size,
     new_episode,
     opened,
     print_network,

@@ -26,9 +26,6 @@ from runlog.run import Run
 from runlog.terminal import UserError, reason, warn_once
 
 NOT_IDENTITY = BEFORE_META_SAID_SO  # readers ask identity.identity_of
-OBSERVATION_BYTES = 4 * 84 * 84  # Atari's, uint8
-MOST_ACTIONS = 18  # of an Atari game
-GAME_BYTES = 1_200_000  # of one Atari game in ale_py's vector environment
 
 
 def log_evaluations(
@@ -251,26 +248,6 @@ def mlp_size(
     for width in widths:
         inputs = size.add_layer(inputs, width, expression, norm=width if layer_norm else 0)
     size.add_head(inputs, outputs)
-    return size
-
-
-def nature_cnn_size(args, outputs: int) -> NetworkSize:
-    """NetworkSize of the Nature CNN (Mnih et al. 2015) of the Atari scripts, with a linear layer of
-    outputs."""
-    encoder = args.encoder_activation or (args.activation,)
-    size = NetworkSize()
-    features = 4
-    layers = (
-        (32, 8, 20),
-        (64, 4, 9),
-        (64, 3, 7),
-    )  # channels, kernel size, pixels a side of what it makes
-    for (channels, kernel, side), expression in zip(layers, encoder * (3 // len(encoder))):
-        norm = {"none": 0, "channel": channels, "chw": channels * side**2}[args.layer_norm]
-        features = size.add_layer(features, channels, expression, norm, kernel**2, side**2)
-    norm = args.width if args.layer_norm != "none" else 0
-    features = size.add_layer(features * 7 * 7, args.width, args.activation, norm)
-    size.add_head(features, outputs)
     return size
 
 

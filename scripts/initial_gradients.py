@@ -26,15 +26,16 @@ import reports
 
 def play_randomly(args, num_envs: int, num_steps: int, seed: int) -> dict[str, torch.Tensor]:
     """Tensors (num_steps, num_envs, ...) of uniformly random play: obs, next_obs, actions, rewards (sign), ends."""
-    games = dqn_atari.AtariGames(args, num_envs)
+    games = dqn_atari.make_games(args, num_envs)
     generator = np.random.default_rng(seed)
     obs = games.reset(seed, "initial_gradients")
     rows = []
     for _ in range(num_steps):
         actions = generator.integers(games.num_actions, size=num_envs)
-        next_obs, rewards, terminations, truncations, real_next_obs, _ = games.step(actions)
-        rows.append((obs, real_next_obs, actions, np.sign(rewards), terminations, truncations))
-        obs = next_obs
+        step = games.step(actions)
+        ends = (step.terminations, step.truncations)
+        rows.append((obs, step.real_next_obs, actions, np.sign(step.rewards), *ends))
+        obs = step.obs
     names = ("obs", "next_obs", "actions", "rewards", "terminations", "truncations")
     columns = {name: torch.from_numpy(np.stack(column)) for name, column in zip(names, zip(*rows))}
     for name in ("rewards", "terminations", "truncations"):

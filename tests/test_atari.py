@@ -14,10 +14,12 @@ import dqn_atari
 import ppo_atari
 import pqn_atari
 import runlog
-from dqn_atari import Args, AtariGames, ReplayBuffer, atari_game, play_games
+from dqn_atari import ReplayBuffer
+from environments.atari import AtariGames, atari_game, play_games
 
 CPU = torch.device("cpu")
-ARGS = Args(env_threads=1)
+make_games = functools.partial(AtariGames, num_threads=1)
+make_breakout = functools.partial(make_games, "Breakout")
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
@@ -68,9 +70,10 @@ class ScalarGame:
 
 @pytest.mark.parametrize(("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)])
 def test_games_are_those_of_a_plain_interface(env_id, limit):
-    args, rng, seen = Args(env_id=env_id, env_threads=1), np.random.default_rng(0), {"life": 0, "over": 0, "cut": 0}
+    rng = np.random.default_rng(0)
+    seen = {"life": 0, "over": 0, "cut": 0}
     fires = [False, False]
-    games = AtariGames(args, 2, max_num_frames_per_episode=limit)
+    games = make_games(env_id, 2, max_num_frames_per_episode=limit)
     obs = games.reset(5, "games", 0)
     rom = atari_game(env_id)[1]
     plain = [ScalarGame(rom, runlog.derive_seed(5, "games", 0, i) % 2**31) for i in range(2)]
@@ -80,19 +83,21 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
         assert np.abs(game.reset(frame) - each).max() <= 0.51  # rounded to whole grey values
     for _ in range(400):
         actions = rng.integers(games.num_actions, size=2)
-        obs, rewards, terminations, truncations, real_next_obs, ended = games.step(actions)
-        told = {i: (total, length) for i, total, length in ended}
+        step = games.step(actions)
+        told = {ended.env: (ended.total, ended.length) for ended in step.games}
+        assert step.overs.tolist() == [0 in told, 1 in told]
         for i, game in enumerate(plain):
             truth, reward, lost, over = game.step(1 if fires[i] else actions[i])  # 1 is fire in both games
             fires[i] = lost and not over
             cut = not over and game.length * 4 >= limit
             compared = slice(0, 3 if over or cut else 4)  # ale_py mixes older frames into the last one of a game
-            assert np.abs(truth - real_next_obs[i])[compared].max() <= 0.51
-            assert (rewards[i], terminations[i], truncations[i]) == (reward, lost or over, cut)
+            assert np.abs(truth - step.real_next_obs[i])[compared].max() <= 0.51
+            assert (step.rewards[i], step.terminations[i]) == (reward, lost or over)
+            assert step.truncations[i] == cut
             assert told.get(i) == ((game.total, game.length) if over or cut else None)
             if over or cut:
                 truth = game.reset(int(games.frames[i]))
-            assert np.abs(truth - obs[i]).max() <= 0.51
+            assert np.abs(truth - step.obs[i]).max() <= 0.51
             seen = {"life": seen["life"] + lost, "over": seen["over"] + over, "cut": seen["cut"] + cut}
     assert seen["life"] >= 2 and (seen["cut"] >= 2 if limit < 108_000 else seen["over"] >= 2), seen
 
@@ -100,18 +105,18 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
 def test_breakout_goes_on_after_a_lost_life_only_if_fire_is_pressed():
     lost = {}
     for fires in (True, False):
-        games = AtariGames(Args(env_threads=1, fire_on_life_loss=fires), 1)
+        games = make_breakout(1, fire_on_life_loss=fires)
         games.reset(1, "games", 0)
-        lost[fires] = sum(games.step(np.zeros(1, int))[2][0] for _ in range(300))
+        lost[fires] = sum(games.step(np.zeros(1, int)).terminations[0] for _ in range(300))
     assert lost[True] > 5 and lost[False] == 1
-    assert AtariGames(Args(env_id="Freeway"), 1).fire is None  # no such button
+    assert make_games("Freeway", 1).fire is None  # no such button
 
 
 def test_sticky_actions_and_seeds():
     def play(seed, **flags):
-        games = AtariGames(Args(env_threads=1, **flags), 2)
+        games = make_breakout(2, **flags)
         first = games.reset(seed, "games", 0)
-        return [first, *(games.step(np.full(2, 2 + t % 2))[0] for t in range(20))]
+        return [first, *(games.step(np.full(2, 2 + t % 2)).obs for t in range(20))]
 
     plain, same = play(1), play(1)
     sticky, again, other = (play(s, repeat_action_probability=0.25) for s in (1, 1, 2))
@@ -132,8 +137,8 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
         assert obs.shape == (3, 4, 84, 84) and obs.dtype == np.uint8
         return np.full(3, [1, 2, 2, 3, 0][next(times) % 5])
 
-    returns = play_games(ARGS, policy, 3, 11, screens)
-    games = AtariGames(ARGS, 3)
+    returns = play_games(make_breakout, policy, 3, 11, screens)
+    games = make_breakout(3)
     games.reset(11, "play")
     for i, frame in enumerate(games.frames):
         game, lost, over, t = ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31), False, False, 0
@@ -146,19 +151,20 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
             assert np.array_equal(screens[0], start) and len(screens) == 1 + game.length // 4
             assert all(screen.shape == (210, 160, 3) for screen in screens)
     times = iter(range(10_000))
-    assert play_games(ARGS, policy, 3, 11) == returns and max(returns) > 0
+    assert play_games(make_breakout, policy, 3, 11) == returns and max(returns) > 0
 
 
 def collect(buffer, games, obs, steps, rng, truth):
     """Random steps into the buffer and the list; the reward stored is the row's number, by which it is known again."""
     for _ in range(steps):
         actions, number = rng.integers(games.num_actions, size=games.num_envs), len(truth)
-        next_obs, _, terminations, truncations, real_next_obs, ended = games.step(actions)
-        overs = np.isin(np.arange(games.num_envs), [i for i, *_ in ended])
+        step = games.step(actions)
+        ends = (step.terminations, step.truncations, step.overs)
         ids = (number * games.num_envs + np.arange(games.num_envs)).astype(np.float32)
-        buffer.add(obs, actions, ids, terminations, truncations, overs)
-        truth.append((obs, actions, terminations, truncations & ~terminations, overs, real_next_obs))
-        obs = next_obs
+        buffer.add(obs, actions, ids, *ends)
+        cut = step.truncations & ~step.terminations
+        truth.append((obs, actions, step.terminations, cut, step.overs, step.real_next_obs))
+        obs = step.obs
 
 
 def check_samples(buffer, truth, oldest: int, lost=()):
@@ -188,7 +194,7 @@ def check_samples(buffer, truth, oldest: int, lost=()):
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
     rng, truth, path = np.random.default_rng(1), [], tmp_path / "replay.dat"
-    games = AtariGames(ARGS, num_envs, max_num_frames_per_episode=500)
+    games = make_breakout(num_envs, max_num_frames_per_episode=500)
     buffer = ReplayBuffer(path, 200 * num_envs, 20 * num_envs, num_envs)
     collect(buffer, games, games.reset(1, "games", 0), 190, rng, truth)
     counts = check_samples(buffer, truth, 0)
@@ -208,7 +214,7 @@ def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
 
 def test_the_replay_of_a_checkpoint_survives_until_there_are_two_newer_ones(tmp_path):
     rng, truth, path = np.random.default_rng(2), [], tmp_path / "replay.dat"
-    games = AtariGames(ARGS, 2, max_num_frames_per_episode=300)
+    games = make_breakout(2, max_num_frames_per_episode=300)
     buffer = ReplayBuffer(path, 100, 2 * 30, 2)  # a checkpoint every 30 transitions, 15 rows
     collect(buffer, games, games.reset(3, "games", 0), 90, rng, truth)
     kept = truth[:90]
@@ -235,7 +241,7 @@ def test_a_replay_that_does_not_fit_or_is_missing_is_told(tmp_path):
 
 
 def test_a_million_transitions_take_less_than_seven_and_a_half_gigabytes():
-    args = Args()
+    args = dqn_atari.Args()
     assert args.buffer_size == 1_000_000  # a row: frame, action, reward, 3 flags
     assert (args.buffer_size + 2 * args.checkpoint_frequency + 8) * (84 * 84 + 1 + 4 + 3) < 7.5e9
 

@@ -10,6 +10,7 @@ from test_atari_runs import ALL, TINY
 
 import pqn_atari
 import runlog
+from environments.atari import GameStep
 
 
 def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypatch):
@@ -21,7 +22,7 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
     for name, flags, stops in sessions:
         argv = f"{ALL} {TINY['pqn_atari']} --no-redo --activation tanh --runs-dir {tmp_path / name} {flags}"
         args = runlog.parse_args(pqn_atari.Args, argv.split())
-        monkeypatch.setattr(pqn_atari, "AtariGames", SameGames)
+        monkeypatch.setattr(pqn_atari, "make_games", SameGames)
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(runlog.Run, "draw", stop_at(160))
@@ -37,7 +38,7 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
 
 
 def stop_at(last: int):
-    def draw(run, step):
+    def draw(run, step, draw_plots):
         if step >= last:
             raise KeyboardInterrupt
 
@@ -60,4 +61,5 @@ class SameGames:
     def step(self, actions):
         self.t += self.num_envs - 1  # of the training games: one more is the test game
         lost = np.full(self.num_envs, self.t % 14 == 0)
-        return self.observe(), (actions == 1) * 1.0, lost, np.zeros_like(lost), self.observe(), []
+        rewards = np.where(actions == 1, 1.0, 0.0)
+        return GameStep(self.observe(), rewards, lost, np.zeros_like(lost), self.observe(), [])

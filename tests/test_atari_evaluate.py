@@ -12,6 +12,7 @@ from test_atari_runs import ALL, MODULES, TINY, short_games  # noqa: F401  (a fi
 import metrics
 import reports
 import runlog
+from environments import atari
 
 
 @pytest.mark.parametrize("script", TINY)
@@ -21,12 +22,18 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, short_games, t
     args = dataclasses.replace(args, metrics_samples=4_096)  # all that is seen
     module.main(args)
     (folder,) = tmp_path.iterdir()
-    trained, seen, play = (folder / "scalars.csv").read_text(), [], module.play_games
+    trained = (folder / "scalars.csv").read_text()
+    seen = []
+    play = atari.play_games
 
-    def watched(args, policy, *rest):
-        return play(args, lambda obs: seen.append(obs.copy()) or policy(obs), *rest)
+    def watched(make_games, policy, *rest):
+        def seeing_policy(obs):
+            seen.append(obs.copy())
+            return policy(obs)
 
-    monkeypatch.setattr(module, "play_games", watched)
+        return play(make_games, seeing_policy, *rest)
+
+    monkeypatch.setattr(atari, "play_games", watched)
     files = []
     for flags in ({}, {"analyse": True} if script == "dqn_atari" else {}):  # it does not change the run's name
         module.main(dataclasses.replace(args, evaluate=True, **flags))
@@ -76,18 +83,18 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
 def test_ppo_measures_on_more_observations_than_an_iteration_has(short_games, tmp_path, monkeypatch):  # noqa: F811
     """16 observations per iteration, 40 wanted: those of this iteration and of those before it, also when resumed."""
     module, argv = MODULES["ppo_atari"], f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48"
-    stored, measured, step, report = [], [], module.AtariGames.step, reports.network_report
+    stored, measured, step, report = [], [], atari.AtariGames.step, reports.network_report
 
     def reset_and_store(games, actions):
         result = step(games, actions)
-        stored.append(result[0].copy())
+        stored.append(result.obs.copy())
         return result
 
     def watched(network, inputs, *rest, **named):
         measured.append((len(stored), inputs[0].numpy()))
         return report(network, inputs, *rest, **named)
 
-    monkeypatch.setattr(module.AtariGames, "step", reset_and_store)
+    monkeypatch.setattr(atari.AtariGames, "step", reset_and_store)
     monkeypatch.setattr(reports, "network_report", watched)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runlog.Run, "draw", interrupt)  # at the first checkpoint, step 32

@@ -23,6 +23,7 @@ import figures
 import ppo_atari
 import pqn_atari
 import runlog
+from environments.atari import FinishedGame, GameStep
 
 MODULES = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
 ALL = "--no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 --width 8 --metrics-samples 16 --seed 3"
@@ -136,9 +137,12 @@ class FakeGames:
     def step(self, actions):
         self.t, which = self.t + 1, np.arange(self.num_envs)
         terminations, truncations = (self.t + which) % 7 == 0, (self.t + which) % 9 == 0
-        games = [(int(i), float(self.t + i), self.t + int(i)) for i in which] if self.t % 20 == 0 else []
+        games = []
+        if self.t % 20 == 0:
+            games = [FinishedGame(int(i), float(self.t + i), self.t + int(i)) for i in which]
         obs = self.observe()
-        return obs, 1.0 * (actions == self.t % 4), terminations, truncations & ~terminations, obs // 2, games
+        rewards = np.where(actions == self.t % 4, 1.0, 0.0)
+        return GameStep(obs, rewards, terminations, truncations & ~terminations, obs // 2, games)
 
 
 class UnmarkedReplay(dqn_atari.ReplayBuffer):
@@ -150,7 +154,7 @@ class UnmarkedReplay(dqn_atari.ReplayBuffer):
 
 def fake(monkeypatch):
     for module in MODULES.values():
-        monkeypatch.setattr(module, "AtariGames", FakeGames)
+        monkeypatch.setattr(module, "make_games", FakeGames)
     monkeypatch.setattr(dqn_atari, "ReplayBuffer", UnmarkedReplay)
     monkeypatch.setattr(figures, "draw_run", lambda folder: [])  # other tests draw
 

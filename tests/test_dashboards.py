@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(runlog, "draw_function_approximation", lambda folders, out: None)
-        patch.setattr(runlog.Run, "draw", lambda run, step: draw(run, step) if "dqn" in run.name else None)  # has all
+        patch.setattr(runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None)  # has all
         sac = "--env-id ReachA-v0 ReachB-v0 --steps-per-task 40 --metrics-frequency 80 --metrics-samples 32"
         sac += " --ntk-frequency 80 --ntk-samples 8 --activation crational"
         run(sac_continuous, test_sac_sequences.command(folder, sac))

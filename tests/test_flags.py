@@ -20,6 +20,7 @@ import pqn_atari
 import reports
 import runlog
 import sac_continuous
+from environments import atari
 from runlog import cli, memory
 
 START = {"sac_continuous": "--env-id Pendulum-v1"}  # quick to make
@@ -243,7 +244,7 @@ def test_memory_of_the_atari_networks(activation, encoder, layer_norm):
             network, outputs = script.Agent(18, args), 19
         else:
             network, outputs = script.QNetwork(18, args), 18
-        size = runlog.nature_cnn_size(args, outputs)
+        size = atari.nature_cnn_size(encoder, activation, 40, layer_norm, outputs)
         assert size.parameters == sum(p.numel() for p in network.parameters())
         with reports.record_layers(network) as records:
             network(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))

@@ -18,7 +18,8 @@ from test_atari_runs import FakeGames, fake, run, scalars
 
 import dqn_atari
 import runlog
-from dqn_atari import DamagedReplay, ReplayBuffer
+from dqn_atari import ReplayBuffer
+from runlog.rows import DamagedRows
 
 CAPACITY = 40  # transitions
 RING = 20  # environment steps
@@ -89,19 +90,19 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
         data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(8)  # not in the flags
         path.write_bytes(data)
         if number in numbers:
-            with pytest.raises(DamagedReplay, match="does not hold what the checkpoint counted"):
+            with pytest.raises(DamagedRows, match="does not hold what the checkpoint counted"):
                 reopen(path, *counted)
         else:
             reopen(path, *counted)
     path.write_bytes(bytes(len(good)))
-    with pytest.raises(DamagedReplay):
+    with pytest.raises(DamagedRows):
         reopen(path, *counted)
     path.write_bytes(good[:-1])
-    with pytest.raises(DamagedReplay, match="missing or too short"):
+    with pytest.raises(DamagedRows, match="missing or too short"):
         reopen(path, *counted)
     other = fill(tmp_path / "other.dat", seed=1, rows=100)
     shutil.copyfile(other.path, path)
-    with pytest.raises(DamagedReplay, match="or of another run; put the right one back, or move the folder away"):
+    with pytest.raises(DamagedRows, match="or of another run; put the right one back, or move the folder away"):
         reopen(path, *counted)
 
 
@@ -119,7 +120,7 @@ def test_pages_that_never_reached_the_disk_are_found(tmp_path):
     assert data[page] != before[page]
     data[page] = before[page]
     path.write_bytes(data)
-    with pytest.raises(DamagedReplay):
+    with pytest.raises(DamagedRows):
         reopen(path, *counted)
 
 
@@ -198,8 +199,14 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
 @pytest.mark.parametrize("frequency", [7, 1_000])
 def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(frequency, dying, tmp_path, monkeypatch):
     folder = dying(tmp_path)
-    steps, save = [140], runlog.Run.save_checkpoint
-    monkeypatch.setattr(runlog.Run, "save_checkpoint", lambda r, step, *x: steps.append(step) or save(r, step, *x))
+    steps = [140]
+    save = runlog.Batch.save
+
+    def noted(run, step, state):
+        steps.append(step)
+        save(run, step, state)
+
+    monkeypatch.setattr(runlog.Batch, "save", noted)
     run("dqn_atari", tmp_path, f"{QUICK} --checkpoint-frequency {frequency}")
     assert max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320  # two games: even steps only
     assert json.loads((folder / "meta.json").read_text())["status"] == "finished"

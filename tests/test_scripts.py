@@ -18,10 +18,10 @@ import pytest
 from own_scripts import SCRIPTS as SCRIPTS_HERE
 
 import continual_supervised
-import dqn_atari
 import environments
 import figures
 import runlog
+from environments.atari import atari_game
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -151,7 +151,7 @@ def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
     assert {*found["HR_GAMES_51"]} == scores - unexplored
     for name, each in found.items():
         if "GAMES" in name or name == "CR_ATARI":
-            assert {*each} <= scores and [dqn_atari.atari_game(game)[0] for game in each] == each
+            assert {*each} <= scores and [atari_game(game)[0] for game in each] == each
         else:
             assert {*each} <= known, name
 

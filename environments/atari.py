@@ -1,0 +1,235 @@
+"""Atari: games in ale_py's vector environment, whole games played by a policy, and what games and
+networks take of memory (docs/dqn_atari.md)."""
+
+import dataclasses
+from collections.abc import Callable
+
+import gymnasium as gym
+import numpy as np
+
+import runlog
+
+OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
+MOST_ACTIONS = 18  # of a game
+GAME_BYTES = 1_200_000  # of one game in ale_py's vector environment
+MOST_SCREENS = 2_000  # of a film
+
+
+# ---- games -------------------------------------------------------------------------------------
+
+
+def atari_game(env_id: str) -> tuple[str, str]:
+    """(name, rom) of a game: ("Breakout", "breakout") for Breakout and ALE/Breakout-v5.
+
+    Raises UserError: unknown.
+    """
+    import ale_py  # noqa: F401  (registers the ids)
+
+    roms = {}
+    for registered, spec in gym.registry.items():
+        if registered.startswith("ALE/") and registered.endswith("-v5"):
+            roms[_plain_name(registered)] = spec.kwargs["game"]
+    name = _plain_name(env_id)
+    runlog.check_choice("--env-id", name, roms)
+    return name, roms[name]
+
+
+def _plain_name(env_id: str) -> str:
+    return env_id.removeprefix("ALE/").removesuffix("-v5")
+
+
+@dataclasses.dataclass
+class FinishedGame:
+    """A whole game, from its start until it was over or cut off by the time limit."""
+
+    env: int  # which of the games that are played side by side
+    total: float  # its return: the sum of its raw rewards
+    length: int  # steps
+
+
+@dataclasses.dataclass
+class GameStep:
+    """What one step of all games brought; every array has one entry per game.
+
+    Where a game has ended, `obs` is the first observation of the next one, and `real_next_obs` the
+    last one of the game that ended; elsewhere both are the same.
+    """
+
+    obs: np.ndarray  # (num_envs, 4, 84, 84) uint8
+    rewards: np.ndarray  # raw
+    terminations: (
+        np.ndarray
+    )  # bool: a lost life or the end of the game, which end the learner's episode
+    truncations: np.ndarray  # bool: the time limit
+    real_next_obs: np.ndarray
+    games: list[FinishedGame]
+
+    @property
+    def overs(self) -> np.ndarray:
+        """(num_envs,) bool: whose game has ended with this step."""
+        overs = np.zeros(len(self.obs), bool)
+        for game in self.games:
+            overs[game.env] = True
+        return overs
+
+
+class AtariGames:
+    """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey,
+    84x84, 4 stacked.
+
+    A lost life is a termination for the learner, and the game goes on: with `fire_on_life_loss` its
+    next step presses fire, whatever was chosen, in games that have that button. Rewards are raw;
+    `step` tells each whole game.
+
+    num_threads: that step the games, 0 = as many as cores. options: further ones of ale_py's
+    AtariVectorEnv.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        repeat_action_probability: float = 0.0,
+        fire_on_life_loss: bool = True,
+        num_threads: int = 0,
+        **options,
+    ):
+        from ale_py.vector_env import AtariVectorEnv
+
+        _, rom = atari_game(env_id)
+        self.envs = AtariVectorEnv(
+            rom,
+            num_envs,
+            repeat_action_probability=repeat_action_probability,
+            num_threads=num_threads,
+            autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+            reward_clipping=False,
+            life_loss_info=True,
+            **options,
+        )
+        buttons = [action.name for action in self.envs.ale.get_action_set()]
+        self.fire = None  # the action that presses fire after a lost life
+        if fire_on_life_loss and "FIRE" in buttons:
+            self.fire = buttons.index("FIRE")
+        self.num_envs = num_envs
+        self.num_actions = len(buttons)
+
+    def reset(self, seed: int, *keys: str | int) -> np.ndarray:
+        """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
+        seeds = [runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)]
+        obs, info = self.envs.reset(seed=np.array(seeds))
+        self.frames = info["episode_frame_number"]
+        self.returns = np.zeros(self.num_envs)
+        self.lengths = np.zeros(self.num_envs)
+        self.lost_life = np.zeros(self.num_envs, bool)
+        return obs
+
+    def step(self, actions: np.ndarray) -> GameStep:
+        """One action (num_envs,) for each game."""
+        if self.fire is not None:
+            actions = np.where(self.lost_life, self.fire, actions)
+        obs, rewards, terminations, truncations, info = self.envs.step(actions)
+
+        over = info["episode_frame_number"] < self.frames  # the frame counter has gone back
+        self.frames = info["episode_frame_number"]
+        self.lost_life = terminations & ~over
+        real_next_obs = obs
+        if over.any():  # ale_py's final_obs is right only where a game ended
+            real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs)
+
+        self.returns = self.returns + rewards
+        self.lengths = self.lengths + 1
+        games = []
+        for i in np.flatnonzero(over):
+            games.append(FinishedGame(int(i), float(self.returns[i]), int(self.lengths[i])))
+        self.returns[over] = 0
+        self.lengths[over] = 0
+        return GameStep(obs, rewards, terminations, truncations, real_next_obs, games)
+
+
+def play_games(
+    make_games: Callable[..., AtariGames],
+    policy: Callable[[np.ndarray], np.ndarray],
+    number: int,
+    seed: int,
+    screens: list | None = None,
+) -> list[float]:
+    """The raw returns of `number` whole games side by side.
+
+    Of each environment the first game counts, so that short ones count no more than long ones.
+    make_games: number of games and further options of AtariGames -> games. policy: observations ->
+    actions, both numpy. screens: gets every fourth screen of game 0 (RGB, the first MOST_SCREENS).
+    """
+    games = make_games(number)
+    obs = games.reset(seed, "play")
+    film = None
+    if screens is not None:  # one more environment plays game 0 again, in colour
+        film = make_games(1, img_height=210, img_width=160, stack_num=1, grayscale=False)
+        screens.append(film.reset(seed, "play")[0, -1])
+
+    returns = {}
+    num_steps = 0
+    while len(returns) < number:
+        actions = policy(obs)
+        step = games.step(actions)
+        obs = step.obs
+        num_steps += 1
+        if film is not None and 0 not in returns and len(screens) < MOST_SCREENS:
+            screen = film.step(actions[:1]).obs[0, -1]
+            if num_steps % 4 == 0:
+                screens.append(screen)
+        for game in step.games:
+            returns.setdefault(game.env, game.total)
+    return [returns[i] for i in range(number)]
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class LearnerBytes:
+    """Bytes that a Nature CNN and its training take."""
+
+    parameters: int  # of the network alone
+    training: int  # of the network, its gradients and Adam's moments
+    observation: (
+        int  # of each observation of a batch: as stored, as floats, and what the layers keep
+    )
+    ntk_sample: int  # of each observation that the neural tangent kernel is taken on
+
+
+def learner_bytes(
+    encoder: tuple[str, ...], activation: str, width: int, layer_norm: str, outputs: int
+) -> LearnerBytes:
+    """For a network of `nature_cnn_size`."""
+    network = nature_cnn_size(encoder, activation, width, layer_norm, outputs)
+    parameters = runlog.FLOAT_BYTES * network.parameters
+    floats = OBSERVATION_BYTES + network.activations
+    return LearnerBytes(
+        parameters=parameters,
+        training=runlog.ADAM_COPIES * parameters,
+        observation=OBSERVATION_BYTES + runlog.FLOAT_BYTES * floats,
+        ntk_sample=runlog.NTK_COPIES * parameters,
+    )
+
+
+def nature_cnn_size(
+    encoder: tuple[str, ...], activation: str, width: int, layer_norm: str, outputs: int
+) -> runlog.NetworkSize:
+    """NetworkSize of the Nature CNN (Mnih et al. 2015) with a linear layer of outputs.
+
+    encoder: activation of the convolutions, one for all or three. activation, width: of the last
+    hidden layer. layer_norm: channel, chw or none.
+    """
+    if len(encoder) == 1:
+        encoder = encoder * 3
+    size = runlog.NetworkSize()
+    features = 4
+    layers = ((32, 8, 20), (64, 4, 9), (64, 3, 7))  # channels, kernel size, height and width
+    for (channels, kernel, side), expression in zip(layers, encoder):
+        normalised = {"none": 0, "channel": channels, "chw": channels * side**2}[layer_norm]
+        features = size.add_layer(features, channels, expression, normalised, kernel**2, side**2)
+    normalised = 0 if layer_norm == "none" else width
+    features = size.add_layer(features * 7 * 7, width, activation, normalised)
+    size.add_head(features, outputs)
+    return size

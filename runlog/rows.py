@@ -1,0 +1,70 @@
+"""A file of rows that is mapped into memory, with a checksum of every row."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from runlog.disk import reserve, row_checksums, writing
+from runlog.terminal import UserError
+
+
+class DamagedRows(UserError):
+    """A file does not hold the rows that it should. reason: why, without the remedy."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}; {remedy}")
+        self.reason = reason
+
+
+class MappedRows:
+    """Rows of a numpy dtype in a file, mapped into memory: `array` (num_rows, ...), and a CRC-32 of
+    each row.
+
+    The space is reserved beforehand, since a mapped file on a full disk ends the process without a
+    message. Whoever writes into a row calls `update_checksum` then; the checksums are in memory
+    only.
+
+    keep: go on with the file that is there; otherwise it begins anew. no_space, damaged: how
+    messages end when there is no space, and when the rows are not what they should be. Raises
+    UserError: the disk is too small, or not writable; DamagedRows: the file is missing or too
+    short.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+        keep: bool,
+        no_space: str,
+        damaged: str,
+    ):
+        self.path = path
+        self.damaged = damaged
+        size = int(np.prod(shape)) * dtype.itemsize
+        if not keep:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or path.stat().st_size < size:
+            raise DamagedRows(f"{path} is missing or too short for the checkpoint", damaged)
+        reserve(path, size, no_space)
+        self.array = np.memmap(path, dtype, "r+", shape=shape)
+        self.row_size = self.array[0].nbytes
+        self.checksums = np.zeros(len(self.array), np.uint32)
+
+    def update_checksum(self, row: int) -> None:
+        self.checksums[row] = zlib.crc32(self.array[row])
+
+    def read_checksums(self, first: int, end: int) -> None:
+        """Computes those of the rows first ... end - 1 from the file. Raises DamagedRows: the disk
+        cannot read it."""
+        try:
+            self.checksums[first:end] = row_checksums(self.path, self.row_size, first, end)
+        except OSError as error:
+            told = f"{self.path} cannot be read ({error.strerror})"
+            raise DamagedRows(told, self.damaged) from error
+
+    def flush(self) -> None:
+        """Waits until all rows are on the disk. Raises UserError: it cannot write."""
+        with writing(self.path):
+            self.array.flush()
