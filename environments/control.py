@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import gymnasium
 import numpy as np
@@ -26,7 +26,9 @@ FAILURES_IN_A_ROW = 10  # episodes that fail before they have made a step, after
 def provide_in1d() -> None:
     """numpy 2.4 removed `in1d`, which dm_control's quadruped calls."""
     if not hasattr(np, "in1d"):
-        setattr(np, "in1d", lambda values, among, **kwargs: np.isin(np.ravel(values), among, **kwargs))  # noqa: B010
+        setattr(
+            np, "in1d", lambda values, among, **kwargs: np.isin(np.ravel(values), among, **kwargs)
+        )  # noqa: B010
 
 
 def import_suites():
@@ -79,7 +81,9 @@ def _make_raw(env_id: str, seed: int, render_mode: str | None, metaworld) -> gym
     """The environment as its makers meant it. What is drawn while it is built follows from `seed` alone, so that
     training, evaluation and a resumed run have the same one: the stiffness of lqr's joints, for example."""
     construction_seed = runlog.derive_seed(seed, "construction") % 2**32
-    kwargs = {} if render_mode is None else {"render_mode": render_mode}  # a class need not know the argument
+    kwargs = (
+        {} if render_mode is None else {"render_mode": render_mode}
+    )  # a class need not know the argument
     suite, _, task = env_id.partition("/")
     if suite == "metaworld":
         kwargs |= {"env_name": task, "seed": seed % 2**31, "max_episode_steps": 200}
@@ -109,7 +113,9 @@ def _has_time_limit(env: gymnasium.Env) -> bool:
         env = env.env
     of_dm_control = getattr(env, "_env", None)
     steps = getattr(of_dm_control, "_step_limit", getattr(of_dm_control, "_time_limit", math.inf))
-    return getattr(env, "max_path_length", math.inf) < math.inf or steps < math.inf  # Meta-World's; dm_control's
+    return (
+        getattr(env, "max_path_length", math.inf) < math.inf or steps < math.inf
+    )  # Meta-World's; dm_control's
 
 
 def _flat_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
@@ -117,10 +123,14 @@ def _flat_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     space = env.observation_space
     if not isinstance(space, gymnasium.Space) or not space.is_np_flattenable:
         told = "use Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these"
-        raise runlog.UserError(f"--env-id {env_id}: observations {space} have no fixed length; {told}")
+        raise runlog.UserError(
+            f"--env-id {env_id}: observations {space} have no fixed length; {told}"
+        )
     env = gymnasium.wrappers.FlattenObservation(env)
     if not env.observation_space.shape[0]:
-        raise runlog.UserError(f"--env-id {env_id}: observations {space} are empty; give them at least one number")
+        raise runlog.UserError(
+            f"--env-id {env_id}: observations {space} are empty; give them at least one number"
+        )
     return env
 
 
@@ -136,12 +146,16 @@ def _flat_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
         raise runlog.UserError(f"{refused}: they are empty; try Pendulum-v1")
     if (box.low >= box.high).any():
         first = int(np.argmax((box.low >= box.high).ravel()))
-        bounds = f"action {first} lies between {box.low.ravel()[first]} and {box.high.ravel()[first]}"
+        bounds = (
+            f"action {first} lies between {box.low.ravel()[first]} and {box.high.ravel()[first]}"
+        )
         raise runlog.UserError(f"{refused}: {bounds}; leave out what cannot vary")
     if len(box.shape) != 1:
         flat = gymnasium.spaces.Box(box.low.ravel(), box.high.ravel(), dtype=box.dtype)
         shape = box.shape
-        env = gymnasium.wrappers.TransformAction(env, lambda action: np.reshape(action, shape), flat)
+        env = gymnasium.wrappers.TransformAction(
+            env, lambda action: np.reshape(action, shape), flat
+        )
         box = flat
     largest = np.abs([box.low, box.high]).max()
     if largest > LARGEST_BOUND:
@@ -153,7 +167,9 @@ def _flat_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     return gymnasium.wrappers.RescaleAction(env, *box.dtype.type([-1, 1]))
 
 
-def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str | None = None) -> gymnasium.Env:
+def make_env(
+    env_id: str, index: int, seed: int, stream: str, render_mode: str | None = None
+) -> gymnasium.Env:
     """One environment with observations (obs_dim,) and actions (action_dim,) in [-1, 1], wrapped in EpisodeSeeds.
 
     env_id: dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, a Gymnasium id, or module:Id. index: its place in the batch.
@@ -162,9 +178,13 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     """
     metaworld = import_suites()
     _check_id(env_id, metaworld)
-    with runlog.errors_are_user_errors(f"--env-id {env_id}: cannot be made here", "choose another, or install it"):
+    with runlog.errors_are_user_errors(
+        f"--env-id {env_id}: cannot be made here", "choose another, or install it"
+    ):
         env = _make_raw(env_id, seed, render_mode, metaworld)
-        draws_with_mujoco = hasattr(env.unwrapped, "mujoco_renderer") or hasattr(env.unwrapped, "physics")
+        draws_with_mujoco = hasattr(env.unwrapped, "mujoco_renderer") or hasattr(
+            env.unwrapped, "physics"
+        )
     if render_mode is not None and draws_with_mujoco:
         enable_graphics()
     env = _flat_actions(env, env_id)
@@ -176,13 +196,17 @@ def make_env(env_id: str, index: int, seed: int, stream: str, render_mode: str |
     return env
 
 
-def make_envs(env_id: str, seeds: Sequence[int], stream: str, workers: bool = False) -> gymnasium.vector.VectorEnv:
+def make_envs(
+    env_id: str, seeds: Sequence[int], stream: str, workers: bool = False
+) -> gymnasium.vector.VectorEnv:
     """One environment per seed, in this process or in one worker process each. SAME_STEP: the observation after an end
     is the first of the next episode."""
     thunks = [functools.partial(make_env, env_id, i, seed, stream) for i, seed in enumerate(seeds)]
     if workers:
         return WorkerEnvs(thunks, [f"--env-id {env_id}, seed {seed}" for seed in seeds])
-    return gymnasium.vector.SyncVectorEnv(thunks, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP)
+    return gymnasium.vector.SyncVectorEnv(
+        thunks, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
+    )
 
 
 def check_environments(env_ids: Sequence[str], seed: int) -> tuple[int, int]:
@@ -205,6 +229,13 @@ def check_environments(env_ids: Sequence[str], seed: int) -> tuple[int, int]:
     return obs_dim, action_dim
 
 
+def sizes(envs: gymnasium.vector.VectorEnv) -> tuple[int, int]:
+    """(obs_dim, action_dim) of environments that make_envs has made."""
+    (obs_dim,) = envs.single_observation_space.shape
+    (action_dim,) = envs.single_action_space.shape
+    return obs_dim, action_dim
+
+
 def _check_plays(env: "EpisodeSeeds") -> None:
     env.told = True  # what fails here now and then is told when it fails in the run
     action = np.zeros(env.action_space.shape, env.action_space.dtype)
@@ -216,7 +247,10 @@ def _check_plays(env: "EpisodeSeeds") -> None:
                 break
     if not env.has_own_limit:
         remedy = "gymnasium.register(..., max_episode_steps=...) sets another"
-        print(f"{env.env_id}: has no time limit; its episodes end after {TIME_LIMIT:,} steps ({remedy})", flush=True)
+        print(
+            f"{env.env_id}: has no time limit; its episodes end after {TIME_LIMIT:,} steps ({remedy})",
+            flush=True,
+        )
 
 
 def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
@@ -225,7 +259,10 @@ def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
     shapes = {}
     for env_id, env in envs.items():
         env.close()
-        shapes[env_id] = {"observations": env.observation_space.shape, "actions": env.action_space.shape}
+        shapes[env_id] = {
+            "observations": env.observation_space.shape,
+            "actions": env.action_space.shape,
+        }
         for what, shape in shapes[env_id].items():
             there = shapes[first][what]
             if shape != there:
@@ -250,7 +287,9 @@ class EpisodeSeeds(gymnasium.Wrapper):
     Of the infos only "success" is kept, as a float.
     """
 
-    def __init__(self, env: gymnasium.Env, index: int, seed: int, stream: str, env_id: str | None = None):
+    def __init__(
+        self, env: gymnasium.Env, index: int, seed: int, stream: str, env_id: str | None = None
+    ):
         super().__init__(env)
         self.index = index
         self.seed = seed
@@ -282,7 +321,9 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     def _begin(self, actions: Sequence) -> np.ndarray:
         episode_seed = runlog.derive_seed(self.seed, self.stream, self.episode) % 2**32
-        self.unwrapped.np_random = np.random.default_rng(episode_seed)  # Meta-World ignores `seed` and draws goals here
+        self.unwrapped.np_random = np.random.default_rng(
+            episode_seed
+        )  # Meta-World ignores `seed` and draws goals here
         obs, _ = self.env.reset(seed=episode_seed)
         obs = self._checked(obs)
         for action in actions:
@@ -290,7 +331,9 @@ class EpisodeSeeds(gymnasium.Wrapper):
             obs = self._checked(obs)
             self.steps += 1
             if terminated or truncated:
-                raise RuntimeError("the same actions give another episode than before: it cannot be resumed")
+                raise RuntimeError(
+                    "the same actions give another episode than before: it cannot be resumed"
+                )
         return obs
 
     def step(self, action):
@@ -311,7 +354,9 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     def _checked(self, obs: np.ndarray) -> np.ndarray:
         if obs.shape != self.observation_space.shape:
-            raise ValueError(f"{obs.size} numbers in an observation instead of {self.observation_space.shape[0]}")
+            raise ValueError(
+                f"{obs.size} numbers in an observation instead of {self.observation_space.shape[0]}"
+            )
         good = np.abs(obs) <= LARGEST
         if not good.all():
             where = int(np.argmin(good))
@@ -326,7 +371,9 @@ class EpisodeSeeds(gymnasium.Wrapper):
             self.failures_in_a_row += 1
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
             told = f"--env-id {self.env_id}: {FAILURES_IN_A_ROW} episodes in a row failed at once"
-            raise runlog.UserError(f"{told}, the last ({self.stream}, {place}) by {reason}; mend the environment")
+            raise runlog.UserError(
+                f"{told}, the last ({self.stream}, {place}) by {reason}; mend the environment"
+            )
         if not self.told:
             self.told = True
             told = f"{self.env_id}, {place} ({self.stream}): the environment failed at step {self.steps + 1}"
@@ -339,55 +386,3 @@ def _checked_reward(reward) -> float:
     if value.size != 1 or not abs(value.item()) <= LARGEST:
         raise ValueError(f"the reward is {reward}")
     return value.item()
-
-
-def true_successors(next_obs: np.ndarray, infos: dict, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode that ended."""
-    nothing = np.full(len(dones), np.nan)
-    real_next_obs = next_obs.copy()
-    success = np.array(infos.get("success", nothing), dtype=np.float64)
-    if dones.any():
-        real_next_obs[dones] = np.stack(infos["final_obs"][dones])
-        success[dones] = infos["final_info"].get("success", nothing)[dones]
-    return real_next_obs, success
-
-
-def count_errors(infos: dict, num_envs: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `step` or `reset` of a vector of EpisodeSeeds says of failures, each (num_envs,) int: 1 where this step
-    failed; and how many episodes could not begin after it."""
-    none = np.zeros(num_envs, dtype=np.int64)
-    in_step = infos.get("final_info", {}).get("environment_error", none)
-    in_reset = infos.get("reset_errors", none)
-    return in_step, in_reset
-
-
-def log_errors(runs: Sequence, step: int, episodes: list[dict], infos: dict) -> None:
-    """After `reset`, or after `step` and runlog.log_episodes: logs how often each run's environment has failed so far
-    as `charts/environment_errors`, when it does; an episode that could not begin gives way to the one that has."""
-    in_step, in_reset = count_errors(infos, len(runs))
-    for i in np.flatnonzero(in_step + in_reset):
-        errors = episodes[i].get("errors", 0) + int(in_step[i] + in_reset[i])
-        episodes[i]["errors"] = errors
-        runs[i].log(step, {"charts/environment_errors": errors})
-        if in_reset[i]:
-            episodes[i] = runlog.new_episode(int(infos["episode_number"][i]), errors)
-
-
-def play_episodes(envs, policy: Callable, first: int, number: int) -> list[np.ndarray]:
-    """Plays the episodes first, first + 1, ... of each environment (EpisodeSeeds) until each has ended `number`.
-
-    policy: observations (envs, obs_dim) -> actions (envs, action_dim), log-probs (envs,). Returns, as float32 arrays
-    (envs, time, ...): obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones.
-    """
-    obs, _ = envs.reset(options={"number": [first] * envs.num_envs})
-    history = []
-    ended = np.zeros(envs.num_envs, dtype=int)
-    while (ended < number).any():
-        actions, log_probs = policy(obs)
-        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        dones = terminations | truncations
-        real_next_obs, success = true_successors(next_obs, infos, dones)
-        history.append((obs, actions, real_next_obs, rewards, terminations, truncations, log_probs, success, dones))
-        obs = next_obs
-        ended += dones
-    return [np.stack(x, 1).astype(np.float32) for x in zip(*history)]

@@ -12,7 +12,16 @@ from collections.abc import Iterator
 import runlog
 
 OFF = ("disable", "disabled", "off", "false", "0")
-SYNONYMS = {"enable": "", "enabled": "", "on": "", "true": "", "1": "", "glx": "glfw", "wgl": "glfw", "cgl": "glfw"}
+SYNONYMS = {
+    "enable": "",
+    "enabled": "",
+    "on": "",
+    "true": "",
+    "1": "",
+    "glx": "glfw",
+    "wgl": "glfw",
+    "cgl": "glfw",
+}
 VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 PROBE_SECONDS = 60
 # Opens a context and hands it to MuJoCo; os._exit, since some drivers crash or complain when a process tidies up.
@@ -71,7 +80,9 @@ def reason_against(backend: str) -> str | None:
     environment |= {key: value for key, value in settings(backend).items() if value is not None}
     command = [sys.executable, "-c", PROBE]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return f"no answer in {PROBE_SECONDS} s"
     except OSError as error:
@@ -79,7 +90,11 @@ def reason_against(backend: str) -> str | None:
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     if done.returncode > 0:
-        errors = [line for line in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        errors = [
+            line
+            for line in done.stderr.splitlines()
+            if re.match(r"[\w.]*(Error|Exception)\b", line)
+        ]
         return errors[0] if errors else f"exit code {done.returncode}"
     return None
 
@@ -108,9 +123,13 @@ def enable_graphics() -> str:
         raise NoGraphics(f"MUJOCO_GL={wanted} turns graphics off; unset it")
     backend, told = _choose(wanted)
     if backend is None:
-        raise NoGraphics(f"no graphics here: {told}; install Mesa's EGL (libegl1) or OSMesa (libosmesa6)")
+        raise NoGraphics(
+            f"no graphics here: {told}; install Mesa's EGL (libegl1) or OSMesa (libosmesa6)"
+        )
     if wanted and backend != wanted:
-        runlog.warn(f"MUJOCO_GL={wanted} does not work here, so videos are drawn with {backend} ({told})")
+        runlog.warn(
+            f"MUJOCO_GL={wanted} does not work here, so videos are drawn with {backend} ({told})"
+        )
     for variable, value in settings(backend).items():
         _set(variable, value)
     # What was imported by no_graphics looks at MUJOCO_GL again.

@@ -36,10 +36,14 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _worker(index, env_fn, pipe, parent_pipe, shared_memory, errors, autoreset_mode, semaphore) -> None:
+def _worker(
+    index, env_fn, pipe, parent_pipe, shared_memory, errors, autoreset_mode, semaphore
+) -> None:
     """What a worker process does: gymnasium's protocol with SAME_STEP. An error is one line for the parent, after which
     the worker waits for the next command. It ends when the pipe closes, or when the parent is no more."""
-    for number in SIGNALS:  # they reach the whole group, and the parent decides when its workers end
+    for (
+        number
+    ) in SIGNALS:  # they reach the whole group, and the parent decides when its workers end
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -126,7 +130,9 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
             _end(self.parent_pipes, self.processes)
             raise
         # Before multiprocessing ends: it would send SIGTERM and wait for ever.
-        multiprocessing.util.Finalize(self, _end, (self.parent_pipes, self.processes), exitpriority=10)
+        multiprocessing.util.Finalize(
+            self, _end, (self.parent_pipes, self.processes), exitpriority=10
+        )
 
     def reset(self, **kwargs):
         with self._deaths_told():
