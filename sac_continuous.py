@@ -28,79 +28,50 @@ import runlog
 class Args:
     seed: int = 1  # first seed
     num_seeds: int = 1  # seeds trained together in this process: seed, seed + 1, ...
-    total_timesteps: int = (
-        1_000_000  # environment steps of each seed; several tasks: tasks x --steps-per-task
-    )
+    total_timesteps: int = 1_000_000  # environment steps of each seed; several tasks: tasks x --steps-per-task
     device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int = 0  # CPU threads; 0 = torch's choice
     compile: bool = True  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = (
-        False  # replay the UTD block as one CUDA graph (has never run on a GPU, hence off)
-    )
+    cudagraphs: bool = False  # replay the UTD block as one CUDA graph (has never run on a GPU, hence off)
     runs_dir: str = "runs"  # where the run folders are
     fresh: bool = False  # delete an existing run of this configuration and start anew
     checkpoint_frequency: int = 25_000  # environment steps between checkpoints
-    checkpoint_minutes: float = (
-        10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    )
+    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
     keep_replay: bool = False  # keep the replay on disk once the run has finished
-    evaluate: bool = (
-        False  # load the finished run of these flags, play episodes, print returns, save a video
-    )
+    evaluate: bool = False  # load the finished run of these flags, play episodes, print returns, save a video
     capture_video: bool = False  # save a video of one deterministic episode with every checkpoint
     tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
     track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = "activations-rl"  # W&B project
     wandb_entity: str | None = None  # W&B team; None = the account's default
-    env_id: tuple[str, ...] = (
-        "dm_control/cheetah-run-v0",
-    )  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or others
+    env_id: tuple[str, ...] = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or others
     steps_per_task: int | None = None  # environment steps of each task, if --env-id names several
-    reset_replay: bool = (
-        True  # begin each further task with an empty replay and --learning-starts random steps
-    )
+    reset_replay: bool = True  # begin each further task with an empty replay and --learning-starts random steps
     reset_optimizer: bool = True  # begin each further task with Adam's moments and step counts at 0
-    async_envs: bool = (
-        False  # step the seeds' environments in worker processes (pays for slow ones: Meta-World)
-    )
+    async_envs: bool = False  # step the seeds' environments in worker processes (pays for slow ones: Meta-World)
     # algorithm; the defaults are those of CR's group
     utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
-    learning_starts: int = (
-        5_000  # environment steps with uniformly random actions before the first update
-    )
+    learning_starts: int = 5_000  # environment steps with uniformly random actions before the first update
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # Polyak coefficient of the target networks, applied at every update
     learning_rate: float = 3e-4  # Adam's learning rate for actor, critics and temperature
-    policy_frequency: int = (
-        1  # critic updates per actor and temperature update; must divide --utd or be a multiple
-    )
+    policy_frequency: int = 1  # critic updates per actor and temperature update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
     init_temperature: float = 1.0  # alpha at the start
     # networks
-    activation: str = (
-        "relu"  # name or expression: relu, crational, tanh_hr, identity*silu (docs/activations.md)
-    )
-    widths: tuple[int, ...] = (
-        256,
-        256,
-    )  # units of the hidden layers, of the actor and of each critic
+    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu (docs/activations.md)
+    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of the actor and of each critic
     layer_norm: bool = False  # layer normalisation before each activation
-    rational: activations.RationalConfig = dataclasses.field(
-        default_factory=activations.RationalConfig
-    )
+    rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
     # evaluation and metrics
     eval_frequency: int = 10_000  # environment steps between evaluations
-    num_eval_episodes: int = (
-        5  # deterministic episodes per evaluation, and as many stochastic ones for the value bias
-    )
+    num_eval_episodes: int = 5  # deterministic episodes per evaluation, and as many stochastic ones for the value bias
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions that the network metrics look at
-    ntk_frequency: int = (
-        50_000  # environment steps between ranks of the neural tangent kernel; 0 = off
-    )
+    ntk_frequency: int = 50_000  # environment steps between ranks of the neural tangent kernel; 0 = off
     ntk_samples: int = 64  # replay transitions that the kernel is taken on
 
 

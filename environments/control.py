@@ -1,4 +1,5 @@
-"""Continuous control: dm_control, Meta-World, Gymnasium and environments of one's own, made ready for SAC."""
+"""Continuous control: dm_control, Meta-World, Gymnasium and environments of one's own, made ready
+to train on: flat observations, actions in [-1, 1], episodes that can be played again."""
 
 import contextlib
 import functools
@@ -23,19 +24,23 @@ LARGEST = float(np.finfo(np.float32).max)  # networks and replay are float32
 FAILURES_IN_A_ROW = 10  # episodes that fail before they have made a step, after which the run ends
 
 
+def _in1d(values, among, **kwargs) -> np.ndarray:
+    return np.isin(np.ravel(values), among, **kwargs)
+
+
 def provide_in1d() -> None:
     """numpy 2.4 removed `in1d`, which dm_control's quadruped calls."""
     if not hasattr(np, "in1d"):
-        setattr(
-            np, "in1d", lambda values, among, **kwargs: np.isin(np.ravel(values), among, **kwargs)
-        )  # noqa: B010
+        setattr(np, "in1d", _in1d)  # noqa: B010
 
 
 def import_suites():
-    """Imports shimmy, which registers the dm_control ids, and returns metaworld. No graphics library is loaded."""
+    """Imports shimmy, which registers the dm_control ids, and returns metaworld. No graphics
+    library is loaded."""
     provide_in1d()
     warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
-    with no_graphics(), warnings.catch_warnings():  # shimmy would switch all DeprecationWarnings on
+    # shimmy would switch all DeprecationWarnings on
+    with no_graphics(), warnings.catch_warnings():
         import metaworld
         import shimmy  # noqa: F401
     return metaworld
@@ -43,8 +48,10 @@ def import_suites():
 
 @contextlib.contextmanager
 def _seeded_globals(seed: int) -> Iterator[None]:
-    """Python's and numpy's global generators begin at `seed`; afterwards they are where they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    """Python's and numpy's global generators begin at `seed`; afterwards they are where they
+    were."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -55,8 +62,8 @@ def _seeded_globals(seed: int) -> Iterator[None]:
 
 
 def _check_id(env_id: str, metaworld) -> None:
-    """Raises UserError, with the nearest ids, unless there is such an environment. `module:Id` imports the module, from
-    the current folder too."""
+    """Raises UserError, with the nearest ids, unless there is such an environment. `module:Id`
+    imports the module, from the current folder too."""
     module, colon, _ = env_id.rpartition(":")
     if colon:
         if os.getcwd() not in sys.path:
@@ -78,12 +85,13 @@ def _check_id(env_id: str, metaworld) -> None:
 
 
 def _make_raw(env_id: str, seed: int, render_mode: str | None, metaworld) -> gymnasium.Env:
-    """The environment as its makers meant it. What is drawn while it is built follows from `seed` alone, so that
-    training, evaluation and a resumed run have the same one: the stiffness of lqr's joints, for example."""
+    """The environment as its makers meant it. What is drawn while it is built follows from `seed`
+    alone, so that training, evaluation and a resumed run have the same one: the stiffness of lqr's
+    joints, for example."""
     construction_seed = runlog.derive_seed(seed, "construction") % 2**32
-    kwargs = (
-        {} if render_mode is None else {"render_mode": render_mode}
-    )  # a class need not know the argument
+    kwargs = {}
+    if render_mode is not None:  # a class need not know the argument
+        kwargs["render_mode"] = render_mode
     suite, _, task = env_id.partition("/")
     if suite == "metaworld":
         kwargs |= {"env_name": task, "seed": seed % 2**31, "max_episode_steps": 200}
@@ -101,7 +109,8 @@ def _make_raw(env_id: str, seed: int, render_mode: str | None, metaworld) -> gym
     with _seeded_globals(construction_seed):
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     if "task_kwargs" in kwargs and render_mode is None:
-        # quadruped-escape hands its terrain to a drawing context, if there is one, and asks for it by making one.
+        # quadruped-escape hands its terrain to a drawing context, if there is one, and asks for it
+        # by making one
         env.unwrapped.physics._make_rendering_contexts = lambda: None
     return env
 
@@ -113,80 +122,86 @@ def _has_time_limit(env: gymnasium.Env) -> bool:
         env = env.env
     of_dm_control = getattr(env, "_env", None)
     steps = getattr(of_dm_control, "_step_limit", getattr(of_dm_control, "_time_limit", math.inf))
-    return (
-        getattr(env, "max_path_length", math.inf) < math.inf or steps < math.inf
-    )  # Meta-World's; dm_control's
+    steps_of_meta_world = getattr(env, "max_path_length", math.inf)
+    return min(steps, steps_of_meta_world) < math.inf
 
 
 def _flat_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     """Observations as one vector. Raises UserError where there is none."""
     space = env.observation_space
+    refused = f"--env-id {env_id}: observations {space}"
     if not isinstance(space, gymnasium.Space) or not space.is_np_flattenable:
-        told = "use Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these"
-        raise runlog.UserError(
-            f"--env-id {env_id}: observations {space} have no fixed length; {told}"
-        )
+        remedy = "use Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these"
+        raise runlog.UserError(f"{refused} have no fixed length; {remedy}")
     env = gymnasium.wrappers.FlattenObservation(env)
     if not env.observation_space.shape[0]:
-        raise runlog.UserError(
-            f"--env-id {env_id}: observations {space} are empty; give them at least one number"
-        )
+        raise runlog.UserError(f"{refused} are empty; give them at least one number")
     return env
 
 
 def _flat_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """Actions as one vector in [-1, 1]. Raises UserError where they are not bounded and continuous."""
+    """Actions as one vector in [-1, 1]. Raises UserError where they are not bounded and
+    continuous."""
     box = env.action_space
-    refused = f"--env-id {env_id}: SAC needs bounded, continuous actions, not {box}"
-    if not isinstance(box, gymnasium.spaces.Box) or not np.issubdtype(box.dtype, np.floating):
-        raise runlog.UserError(f"{refused}; try Pendulum-v1")
-    if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
-        raise runlog.UserError(f"{refused}; try Pendulum-v1")
-    if not box.low.size:
-        raise runlog.UserError(f"{refused}: they are empty; try Pendulum-v1")
-    if (box.low >= box.high).any():
-        first = int(np.argmax((box.low >= box.high).ravel()))
-        bounds = (
-            f"action {first} lies between {box.low.ravel()[first]} and {box.high.ravel()[first]}"
-        )
-        raise runlog.UserError(f"{refused}: {bounds}; leave out what cannot vary")
+    _check_action_space(box, env_id)
     if len(box.shape) != 1:
-        flat = gymnasium.spaces.Box(box.low.ravel(), box.high.ravel(), dtype=box.dtype)
         shape = box.shape
-        env = gymnasium.wrappers.TransformAction(
-            env, lambda action: np.reshape(action, shape), flat
-        )
-        box = flat
-    largest = np.abs([box.low, box.high]).max()
-    if largest > LARGEST_BOUND:
-        if not env_id.startswith("dm_control/lqr"):
-            remedy = f"bounds above {LARGEST_BOUND:g} are none; give the actions' true ones"
-            raise runlog.UserError(f"{refused}; {remedy}")
+        box = gymnasium.spaces.Box(box.low.ravel(), box.high.ravel(), dtype=box.dtype)
+
+        def reshaped(action: np.ndarray) -> np.ndarray:
+            return np.reshape(action, shape)
+
+        env = gymnasium.wrappers.TransformAction(env, reshaped, box)
+    if _largest_bound(box) > LARGEST_BOUND:  # lqr: its true bounds are none
         unit = gymnasium.spaces.Box(-1, 1, box.shape, box.dtype)
         env = gymnasium.wrappers.TransformAction(env, np.asarray, unit)
-    return gymnasium.wrappers.RescaleAction(env, *box.dtype.type([-1, 1]))
+    low, high = box.dtype.type([-1, 1])
+    return gymnasium.wrappers.RescaleAction(env, low, high)
+
+
+def _largest_bound(box: gymnasium.spaces.Box) -> float:
+    return float(np.abs([box.low, box.high]).max())
+
+
+def _check_action_space(box: gymnasium.Space, env_id: str) -> None:
+    refused = f"--env-id {env_id}: training needs bounded, continuous actions, not {box}"
+    if not isinstance(box, gymnasium.spaces.Box) or not np.issubdtype(box.dtype, np.floating):
+        raise runlog.UserError(f"{refused}; try Pendulum-v1")
+    low = box.low.ravel()
+    high = box.high.ravel()
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise runlog.UserError(f"{refused}; try Pendulum-v1")
+    if not low.size:
+        raise runlog.UserError(f"{refused}: they are empty; try Pendulum-v1")
+    if (low >= high).any():
+        first = int(np.argmax(low >= high))
+        bounds = f"action {first} lies between {low[first]} and {high[first]}"
+        raise runlog.UserError(f"{refused}: {bounds}; leave out what cannot vary")
+    if _largest_bound(box) > LARGEST_BOUND and not env_id.startswith("dm_control/lqr"):
+        remedy = f"bounds above {LARGEST_BOUND:g} are none; give the actions' true ones"
+        raise runlog.UserError(f"{refused}; {remedy}")
 
 
 def make_env(
     env_id: str, index: int, seed: int, stream: str, render_mode: str | None = None
 ) -> gymnasium.Env:
-    """One environment with observations (obs_dim,) and actions (action_dim,) in [-1, 1], wrapped in EpisodeSeeds.
+    """One environment with observations (obs_dim,) and actions (action_dim,) in [-1, 1], wrapped in
+    EpisodeSeeds.
 
-    env_id: dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, a Gymnasium id, or module:Id. index: its place in the batch.
-    Episodes follow from seed and stream. render_mode "rgb_array": MuJoCo's graphics are looked for.
-    Raises UserError: unknown id, cannot be made, spaces that cannot be used; NoGraphics: it cannot be drawn.
+    env_id: dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, a Gymnasium id, or module:Id. index: its
+    place in the batch. Episodes follow from seed and stream. render_mode "rgb_array": MuJoCo's
+    graphics are looked for. Raises UserError: unknown id, cannot be made, spaces that cannot be
+    used; NoGraphics: it cannot be drawn.
     """
     metaworld = import_suites()
     _check_id(env_id, metaworld)
-    with runlog.errors_are_user_errors(
-        f"--env-id {env_id}: cannot be made here", "choose another, or install it"
-    ):
+    failed = f"--env-id {env_id}: cannot be made here"
+    with runlog.errors_are_user_errors(failed, "choose another, or install it"):
         env = _make_raw(env_id, seed, render_mode, metaworld)
-        draws_with_mujoco = hasattr(env.unwrapped, "mujoco_renderer") or hasattr(
-            env.unwrapped, "physics"
-        )
-    if render_mode is not None and draws_with_mujoco:
-        enable_graphics()
+    if render_mode is not None:
+        inner = env.unwrapped
+        if hasattr(inner, "mujoco_renderer") or hasattr(inner, "physics"):  # draws with MuJoCo
+            enable_graphics()
     env = _flat_actions(env, env_id)
     limited = _has_time_limit(env)
     if not limited:
@@ -199,21 +214,21 @@ def make_env(
 def make_envs(
     env_id: str, seeds: Sequence[int], stream: str, workers: bool = False
 ) -> gymnasium.vector.VectorEnv:
-    """One environment per seed, in this process or in one worker process each. SAME_STEP: the observation after an end
-    is the first of the next episode."""
+    """One environment per seed, in this process or in one worker process each. SAME_STEP: the
+    observation after an end is the first of the next episode."""
     thunks = [functools.partial(make_env, env_id, i, seed, stream) for i, seed in enumerate(seeds)]
     if workers:
         return WorkerEnvs(thunks, [f"--env-id {env_id}, seed {seed}" for seed in seeds])
-    return gymnasium.vector.SyncVectorEnv(
-        thunks, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
-    )
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    return gymnasium.vector.SyncVectorEnv(thunks, autoreset_mode=mode)
 
 
 def check_environments(env_ids: Sequence[str], seed: int) -> tuple[int, int]:
-    """Makes each environment and plays a step; returns the sizes of their observations and actions, which they share.
+    """Makes each environment and plays a step; returns the sizes of their observations and actions,
+    which they share.
 
-    Raises UserError as make_env does, if none of the first episodes can be played, or if the spaces differ. Says in one
-    line which gets a time limit.
+    Raises UserError as make_env does, if none of the first episodes can be played, or if the spaces
+    differ. Says in one line which gets a time limit.
     """
     envs = {}
     for env_id in env_ids:
@@ -246,43 +261,42 @@ def _check_plays(env: "EpisodeSeeds") -> None:
             if "environment_error" not in info:
                 break
     if not env.has_own_limit:
+        told = f"has no time limit; its episodes end after {TIME_LIMIT:,} steps"
         remedy = "gymnasium.register(..., max_episode_steps=...) sets another"
-        print(
-            f"{env.env_id}: has no time limit; its episodes end after {TIME_LIMIT:,} steps ({remedy})",
-            flush=True,
-        )
+        print(f"{env.env_id}: {told} ({remedy})", flush=True)
 
 
 def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
-    """Closes the environments. Raises UserError, naming the first that differs, unless all have spaces of one shape."""
-    first = next(iter(envs))
-    shapes = {}
-    for env_id, env in envs.items():
+    """Closes the environments. Raises UserError, naming the first that differs, unless all have
+    spaces of one shape."""
+    for env in envs.values():
         env.close()
-        shapes[env_id] = {
-            "observations": env.observation_space.shape,
-            "actions": env.action_space.shape,
-        }
-        for what, shape in shapes[env_id].items():
-            there = shapes[first][what]
-            if shape != there:
-                told = f"--env-id {first} and {env_id} have {what} of shape {there} and {shape}"
-                raise runlog.UserError(
-                    f"{told}; sequential tasks need equal ones, as those of one dm_control domain have"
-                )
+    first_id, first = next(iter(envs.items()))
+    for env_id, env in envs.items():
+        there = first.observation_space.shape, first.action_space.shape
+        here = env.observation_space.shape, env.action_space.shape
+        for what, shape_there, shape_here in zip(("observations", "actions"), there, here):
+            if shape_here != shape_there:
+                told = f"have {what} of shape {shape_there} and {shape_here}"
+                remedy = "sequential tasks need equal ones, as those of one dm_control domain have"
+                raise runlog.UserError(f"--env-id {first_id} and {env_id} {told}; {remedy}")
 
 
 class EpisodeSeeds(gymnasium.Wrapper):
-    """Resets episode n with a seed derived from (seed, stream, n): every episode can be played again, bit for bit.
+    """Resets episode n with a seed derived from (seed, stream, n): every episode can be played
+    again, bit for bit.
 
-    index: place of the environment in its batch. reset(options={"number": [n, ...], "actions": [[...], ...]}), both
-    indexed by it, goes to episode n and replays its first actions: so a resumed run is back in mid-episode.
+    index: place of the environment in its batch. reset(options={"number": [n, ...], "actions":
+    [[...], ...]}), both indexed by it, goes to episode n and replays its first actions: so a
+    resumed run is back in mid-episode.
 
-    An environment that fails (any exception; an observation that is not finite in float32 or has another shape than
-    promised; a reward that is None or not finite) does not end the run. In `step`: the episode ends as truncated, with
-    the last good observation, reward 0 and info["environment_error"] = 1. In `reset`: the next episode takes its place.
-    The info of `reset` has the "episode_number" that has begun and "reset_errors", how many failed before it. The first
-    failure is one line on stderr. Raises UserError after FAILURES_IN_A_ROW episodes that failed without a good step.
+    An environment that fails (any exception; an observation that is not finite in float32 or has
+    another shape than promised; a reward that is None or not finite) does not end the run. In
+    `step`: the episode ends as truncated, with the last good observation, reward 0 and
+    info["environment_error"] = 1. In `reset`: the next episode takes its place. The info of `reset`
+    has the "episode_number" that has begun and "reset_errors", how many failed before it. The first
+    failure is one line on stderr. Raises UserError after FAILURES_IN_A_ROW episodes that failed
+    without a good step.
 
     Of the infos only "success" is kept, as a float.
     """
@@ -303,8 +317,12 @@ class EpisodeSeeds(gymnasium.Wrapper):
         self.tells_success = False
 
     def reset(self, *, seed=None, options=None):
-        number = self.episode + 1 if options is None else options["number"][self.index]
-        actions = (options or {}).get("actions", {self.index: ()})[self.index]
+        number = self.episode + 1
+        actions = ()
+        if options is not None:
+            number = options["number"][self.index]
+        if options is not None and "actions" in options:
+            actions = options["actions"][self.index]
         errors = 0
         while True:
             self.episode = number
@@ -321,9 +339,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     def _begin(self, actions: Sequence) -> np.ndarray:
         episode_seed = runlog.derive_seed(self.seed, self.stream, self.episode) % 2**32
-        self.unwrapped.np_random = np.random.default_rng(
-            episode_seed
-        )  # Meta-World ignores `seed` and draws goals here
+        # Meta-World ignores `seed` and draws goals here
+        self.unwrapped.np_random = np.random.default_rng(episode_seed)
         obs, _ = self.env.reset(seed=episode_seed)
         obs = self._checked(obs)
         for action in actions:
@@ -331,9 +348,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
             obs = self._checked(obs)
             self.steps += 1
             if terminated or truncated:
-                raise RuntimeError(
-                    "the same actions give another episode than before: it cannot be resumed"
-                )
+                told = "the same actions give another episode than before: it cannot be resumed"
+                raise RuntimeError(told)
         return obs
 
     def step(self, action):
@@ -341,22 +357,25 @@ class EpisodeSeeds(gymnasium.Wrapper):
             obs, reward, terminated, truncated, info = self.env.step(action)
             obs = self._checked(obs)
             reward = _checked_reward(reward)
-            success = {} if info.get("success") is None else {"success": float(info["success"])}
+            kept = {}
+            if info.get("success") is not None:
+                kept["success"] = float(info["success"])
         except Exception as error:
             self._failed(error)
-            success = {"success": 0.0} if self.tells_success else {}
-            return self.last_obs, 0.0, False, True, {"environment_error": 1, **success}
+            info = {"environment_error": 1}
+            if self.tells_success:
+                info["success"] = 0.0
+            return self.last_obs, 0.0, False, True, info
         self.last_obs = obs
         self.steps += 1
         self.failures_in_a_row = 0
-        self.tells_success = bool(success)
-        return obs, reward, terminated, truncated, success
+        self.tells_success = "success" in kept
+        return obs, reward, terminated, truncated, kept
 
     def _checked(self, obs: np.ndarray) -> np.ndarray:
         if obs.shape != self.observation_space.shape:
-            raise ValueError(
-                f"{obs.size} numbers in an observation instead of {self.observation_space.shape[0]}"
-            )
+            (size,) = self.observation_space.shape
+            raise ValueError(f"{obs.size} numbers in an observation instead of {size}")
         good = np.abs(obs) <= LARGEST
         if not good.all():
             where = int(np.argmin(good))
@@ -371,14 +390,14 @@ class EpisodeSeeds(gymnasium.Wrapper):
             self.failures_in_a_row += 1
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
             told = f"--env-id {self.env_id}: {FAILURES_IN_A_ROW} episodes in a row failed at once"
-            raise runlog.UserError(
-                f"{told}, the last ({self.stream}, {place}) by {reason}; mend the environment"
-            )
+            last = f"the last ({self.stream}, {place}) by {reason}"
+            raise runlog.UserError(f"{told}, {last}; mend the environment")
         if not self.told:
             self.told = True
-            told = f"{self.env_id}, {place} ({self.stream}): the environment failed at step {self.steps + 1}"
-            told = f"{told} ({reason}), not the agent; the episode ends there, as by a time limit"
-            runlog.warn(f"{told}; later failures of this seed are only counted")
+            told = f"{self.env_id}, {place} ({self.stream}): the environment failed"
+            told = f"{told} at step {self.steps + 1} ({reason}), not the agent"
+            end = "the episode ends there, as by a time limit"
+            runlog.warn(f"{told}; {end}; later failures of this seed are only counted")
 
 
 def _checked_reward(reward) -> float:

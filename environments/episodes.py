@@ -13,12 +13,13 @@ import metrics
 import runlog
 from environments.control import make_env
 
-# ---- a step ----------------------------------------------------------------------------------------------------------
+# ---- a step --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Transition:
-    """What one step of a batch of environments gave. The first axis of every array is the environments."""
+    """What one step of a batch of environments gave. The first axis of every array is the
+    environments."""
 
     obs: np.ndarray  # (envs, obs_dim)
     actions: np.ndarray  # (envs, action_dim)
@@ -88,7 +89,7 @@ def count_errors(infos: dict, num_envs: int) -> tuple[np.ndarray, np.ndarray]:
     return in_step, in_reset
 
 
-# ---- training episodes -----------------------------------------------------------------------------------------------
+# ---- training episodes ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -171,7 +172,7 @@ def log_errors(runs: Sequence, step: int, episodes: list[Episode], infos: dict) 
             episodes[i] = Episode(number, errors=episodes[i].errors)
 
 
-# ---- played episodes -------------------------------------------------------------------------------------------------
+# ---- played episodes -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -244,7 +245,7 @@ def evaluate(envs, act: Callable, first: int, number: int) -> list[dict[str, flo
 
 
 def film(path: Path, env_id: str, seeds: Sequence[int], i: int, act: Callable) -> float:
-    """Saves a video of one episode of seeds[i] and returns its return (nan: it could not be filmed).
+    """Saves a video of one episode of seeds[i]; returns its return, nan if it could not be filmed.
 
     act: observations (seeds, obs_dim) -> actions (seeds, action_dim).
     """

@@ -215,7 +215,8 @@ def test_a_seed_is_the_same_run_alone(tmp_path):
 def child(argv: list[str], at: int, where: str, log: str) -> None:
     """The script's main, killed by itself: in step `at`, or at the `at`-th call of make_envs."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    owner, calls = (runlog if hasattr(runlog, where) else sac_continuous), []
+    owner = environments if where == "log_episodes" else environments.sequences
+    calls = []
     call = getattr(owner, where)
 
     def deadly(*args):
