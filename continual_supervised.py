@@ -39,22 +39,22 @@ Tasks = Literal["random_labels", "permuted_labels", "permuted_pixels", "split_cl
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # first seed
-    num_seeds: int = 1  # seeds trained together in this process: seed, seed + 1, ...
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
-    threads: int = 0  # CPU threads; 0 = torch's choice
-    compile: bool = True  # torch.compile the update; --no-compile runs it eagerly
-    runs_dir: str = "runs"  # where the run folders are
-    fresh: bool = False  # delete an existing run of this configuration and start anew
-    checkpoint_frequency: int = 25_000  # updates between checkpoints (at the end of an epoch)
-    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    plots: bool = False  # at the end draw each run's activations, densities and pre-activations (about 3 s a run)
-    tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
-    wandb_project: str = "activations-rl"  # W&B project
-    wandb_entity: str | None = None  # W&B team; None = the account's default
+    num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    checkpoint_frequency: int = runlog.option(25_000)  # updates between checkpoints (at epoch ends)
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    plots: bool = runlog.option(False)  # draw the activations and densities at the end (3 s a run)
+    tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
     dataset: Literal["digits", "mnist", "cifar100"] = "digits"  # digits comes with scikit-learn, the others are fetched
-    data_dir: str = "data"  # where mnist and cifar100 are, or are downloaded to
+    data_dir: str = runlog.option("data")  # where mnist and cifar100 are, or are downloaded to
     tasks: Tasks = "random_labels"  # what changes from task to task (docs/continual_supervised.md)
     num_tasks: int = 50  # tasks, one after the other
     epochs: int = 400  # passes through the images in each task

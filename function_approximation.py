@@ -33,33 +33,33 @@ DENSE_POINTS = 256  # even points of the interval that the fit is stored at and 
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # first seed
-    num_seeds: int = 10  # seeds: seed, seed + 1, ...
+    num_seeds: int = runlog.option(10)  # seeds: seed, seed + 1, ...
     total_steps: int = 2_000  # updates of each network, each on all points
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
-    threads: int = 0  # CPU threads; 0 = torch's choice
-    compile: bool = True  # torch.compile the update; --no-compile runs it eagerly
-    runs_dir: str = "runs"  # where the run folders are
-    out: str | None = None  # folder of the figures and tables; None = function_approximation in --runs-dir
-    fresh: bool = False  # delete existing runs of this configuration and start anew
-    checkpoint_frequency: int = 1_000  # updates between checkpoints
-    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    tensorboard: bool = False  # mirror the scalars to TensorBoard event files (off: there are many short runs)
-    track: bool = False  # mirror every run to Weights & Biases (offline: WANDB_MODE=offline)
-    wandb_project: str = "activations-rl"  # W&B project
-    wandb_entity: str | None = None  # W&B team; None = the account's default
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    out: str | None = runlog.option(None)  # folder of figures and tables; None = in --runs-dir
+    fresh: bool = runlog.option(False)  # delete existing runs of this configuration and start anew
+    checkpoint_frequency: int = runlog.option(1_000)  # updates between checkpoints
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    tensorboard: bool = runlog.option(False)  # TensorBoard event files (off: there are many runs)
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
     # what is compared: every network with every learning rate and seed; from here on the name `activations` is a field
-    activations: tuple[str, ...] = ("relu", "tanh", "tanh_hr")  # of networks with one hidden layer; any expressions
-    shallow_units: int = 200  # hidden units of these, divided by the number of branches (tanh_hr: 100)
-    deep_activations: tuple[str, ...] = ("relu", "tanh")  # of the deep networks; give none to leave them out
-    deep_widths: tuple[int, ...] = (200, 200, 200)  # hidden units of the deep networks, layer by layer
-    learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)  # Adam's learning rates, constant over training
+    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # of shallow networks
+    shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
+    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks, or none
+    deep_widths: tuple[int, ...] = runlog.option((200, 200, 200))  # hidden units of deep networks
+    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # Adam's, constant
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
     num_points: int = 64  # even training points; the error is also measured half-way between them
     # measuring
     log_frequency: int = 20  # updates between rows of losses
-    table1_neurons: int = 1_024  # simulated neurons for each row of Table 1; 0 = leave it out
+    table1_neurons: int = runlog.option(1_024)  # neurons simulated for Table 1; 0 = leave it out
 
 
 def target(x: torch.Tensor) -> torch.Tensor:

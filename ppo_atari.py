@@ -29,20 +29,20 @@ import runlog
 class Args:
     seed: int = 1  # of weights, actions and games
     total_timesteps: int = 10_000_000  # environment steps of all training games together; frames are 4 times as many
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
-    env_threads: int = 0  # threads that step the games; 0 = as many as cores
-    compile: bool = True  # torch.compile the network; --no-compile runs it eagerly
-    runs_dir: str = "runs"  # where the run folders are
-    fresh: bool = False  # delete an existing run of this configuration and start anew
-    checkpoint_frequency: int = 250_000  # environment steps between checkpoints
-    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    evaluate: bool = False  # play whole games with the finished run of these flags, film one, measure the network
-    print_network: bool = False  # print the layers and their parameter counts, and stop
-    tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
-    wandb_project: str = "activations-rl"  # W&B project
-    wandb_entity: str | None = None  # W&B team; None = the account's default
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
+    env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
+    compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
+    print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
     repeat_action_probability: float = 0.0  # sticky actions; 0 as in HR, 0.25 as in Machado et al. 2018
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen

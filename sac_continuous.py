@@ -27,28 +27,28 @@ import runlog
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # first seed
-    num_seeds: int = 1  # seeds trained together in this process: seed, seed + 1, ...
+    num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
     total_timesteps: int = 1_000_000  # environment steps of each seed; several tasks: tasks x --steps-per-task
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
-    threads: int = 0  # CPU threads; 0 = torch's choice
-    compile: bool = True  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = False  # replay the UTD block as one CUDA graph (has never run on a GPU, hence off)
-    runs_dir: str = "runs"  # where the run folders are
-    fresh: bool = False  # delete an existing run of this configuration and start anew
-    checkpoint_frequency: int = 25_000  # environment steps between checkpoints
-    checkpoint_minutes: float = 10.0  # minutes from one checkpoint to the next at the most; 0 = by steps alone
-    keep_replay: bool = False  # keep the replay on disk once the run has finished
-    evaluate: bool = False  # load the finished run of these flags, play episodes, print returns, save a video
-    capture_video: bool = False  # save a video of one deterministic episode with every checkpoint
-    tensorboard: bool = True  # mirror the scalars to TensorBoard event files in the run folder
-    track: bool = False  # mirror the run to Weights & Biases (offline: WANDB_MODE=offline)
-    wandb_project: str = "activations-rl"  # W&B project
-    wandb_entity: str | None = None  # W&B team; None = the account's default
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
+    cudagraphs: bool = runlog.option(False)  # replay the UTD block as one CUDA graph (untried)
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
+    evaluate: bool = runlog.option(False)  # play with the finished run of these flags, save a video
+    capture_video: bool = runlog.option(False)  # save a video of one episode with every checkpoint
+    tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     env_id: tuple[str, ...] = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or others
     steps_per_task: int | None = None  # environment steps of each task, if --env-id names several
     reset_replay: bool = True  # begin each further task with an empty replay and --learning-starts random steps
     reset_optimizer: bool = True  # begin each further task with Adam's moments and step counts at 0
-    async_envs: bool = False  # step the seeds' environments in worker processes (pays for slow ones: Meta-World)
+    async_envs: bool = runlog.option(False)  # workers step the environments (pays for Meta-World)
     # algorithm; the defaults are those of CR's group
     utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     batch_size: int = 256  # transitions per update

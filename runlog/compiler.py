@@ -39,13 +39,19 @@ def check_compiler(device: torch.device) -> None:
     include = sysconfig.get_path("include")
     command = [compiler, "-fsyntax-only", "-I", include, "-x", language, "-"]
     try:
-        done = subprocess.run(command, input="#include <Python.h>\n", capture_output=True, text=True)
+        done = subprocess.run(
+            command, input="#include <Python.h>\n", capture_output=True, text=True
+        )
         complaint = done.stderr if done.returncode else ""
     except OSError as error:
         complaint = str(error)
     if complaint:
-        lines = [line.strip() for line in complaint.splitlines() if "error" in line.lower()] or [complaint.strip()]
-        raise UserError(_told(f"{compiler} cannot compile a file with Python.h ({lines[0][:200]})", variable))
+        lines = [line.strip() for line in complaint.splitlines() if "error" in line.lower()] or [
+            complaint.strip()
+        ]
+        raise UserError(
+            _told(f"{compiler} cannot compile a file with Python.h ({lines[0][:200]})", variable)
+        )
 
 
 def _told(problem: str, variable: str) -> str:
@@ -81,7 +87,10 @@ def _find_cache() -> None:
         ) from None
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    warn_once("cache", f"torch.compile cannot keep compiled code ({problem}); using {folder} for this process")
+    warn_once(
+        "cache",
+        f"torch.compile cannot keep compiled code ({problem}); using {folder} for this process",
+    )
 
 
 def _default_cache() -> str:
@@ -90,4 +99,6 @@ def _default_cache() -> str:
         user = getpass.getuser()
     except (KeyError, ModuleNotFoundError, OSError):  # a container whose user has no name
         user = f"uid_{os.getuid()}"
-    return os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))
+    return os.path.join(
+        tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user)
+    )

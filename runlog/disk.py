@@ -17,7 +17,12 @@ import numpy as np
 from runlog.terminal import UserError
 
 PIECE = 2**24  # bytes that are read or written at once
-CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # not an error of the disk
+CANNOT_RESERVE = (
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.EINVAL,
+    errno.ENOSYS,
+)  # not an error of the disk
 
 
 @contextlib.contextmanager
@@ -63,7 +68,9 @@ def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
     if missing > 0 and missing + size // 20 > free:
         needs = f"needs {_megabytes(missing + size // 20)}"
         beginning = f"{flag}: {path}" if flag else f"{path}"
-        raise UserError(f"{beginning} {needs} of disk, of which {_megabytes(free)} are free; {remedy}")
+        raise UserError(
+            f"{beginning} {needs} of disk, of which {_megabytes(free)} are free; {remedy}"
+        )
 
 
 def reserve(path: Path, size: int, remedy: str) -> None:

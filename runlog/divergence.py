@@ -16,9 +16,16 @@ class Divergence:
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self.seeds = list(seeds)
         self.step = torch.zeros(len(seeds), dtype=torch.int64, device=device)
-        self.cause = torch.zeros(len(seeds), dtype=torch.int64, device=device)  # a place in `names`, from 1
+        self.cause = torch.zeros(
+            len(seeds), dtype=torch.int64, device=device
+        )  # a place in `names`, from 1
         self.names: list[str] = []
         self._reported = set()
+
+    def move_to(self, device: torch.device) -> None:
+        """From now on the values are on this device."""
+        self.step = self.step.to(device)
+        self.cause = self.cause.to(device)
 
     def update(self, step: int | torch.Tensor, values: dict[str, torch.Tensor]) -> None:
         """values: name -> (seeds,). Where one is not finite, and none was before, this step and the first such name.

@@ -19,7 +19,13 @@ from runlog.disk import append
 from runlog.terminal import UserError, reason, warn_once
 
 WANDB_VERSION = "wandb>=0.31,<0.32"  # as in requirements.txt
-WANDB_MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
+WANDB_MODES = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+}
 WANDB_MODES |= {"disabled": "disabled"}
 # Characters that its server takes at most. Offline nothing tells before `wandb sync`.
 WANDB_LENGTHS = {"name": 128, "group": 128, "job_type": 64}
@@ -122,7 +128,10 @@ class TensorBoard:
     def _stop(self, error: Exception) -> None:
         self._works = False
         self._pending.clear()
-        warn_once("TensorBoard", f"no more TensorBoard events of {self._folder} ({reason(error)}); scalars.csv goes on")
+        warn_once(
+            "TensorBoard",
+            f"no more TensorBoard events of {self._folder} ({reason(error)}); scalars.csv goes on",
+        )
 
     def _write(self, purge_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -151,7 +160,10 @@ class TensorBoard:
 def _event_path(folder: Path) -> Path:
     """TensorBoard reads a folder's files in the order of their names: seconds, then a number."""
     number = len(list(folder.glob("events.out.tfevents.*")))
-    return folder / f"events.out.tfevents.{int(time.time()):010d}.{number:04d}.{socket.gethostname()}.{os.getpid()}"
+    return (
+        folder
+        / f"events.out.tfevents.{int(time.time()):010d}.{number:04d}.{socket.gethostname()}.{os.getpid()}"
+    )
 
 
 def _layout() -> dict:
@@ -171,7 +183,10 @@ def _image_summary(key: str, encoded: bytes, summary):
 
     image = Image.open(io.BytesIO(encoded))
     shown = summary.Summary.Image(
-        height=image.height, width=image.width, colorspace=len(image.getbands()), encoded_image_string=encoded
+        height=image.height,
+        width=image.width,
+        colorspace=len(image.getbands()),
+        encoded_image_string=encoded,
     )
     return summary.Summary(value=[summary.Summary.Value(tag=key, image=shown)])
 
@@ -182,7 +197,9 @@ def _histogram_summary(key: str, counts: np.ndarray, edges: np.ndarray, summary)
     first_moment = counts @ middles
     second_moment = counts @ middles**2
     numbers = (edges[0], edges[-1], total, first_moment, second_moment)
-    return summary.histogram_raw(key, *numbers, bucket_limits=edges[1:].tolist(), bucket_counts=counts.tolist())
+    return summary.histogram_raw(
+        key, *numbers, bucket_limits=edges[1:].tolist(), bucket_counts=counts.tolist()
+    )
 
 
 class Wandb:
@@ -230,7 +247,10 @@ class Wandb:
 
     def _stop(self, error: Exception) -> None:
         self._run = None
-        warn_once("W&B", f"W&B has failed ({reason(error)}); going on without it, scalars.csv has every value")
+        warn_once(
+            "W&B",
+            f"W&B has failed ({reason(error)}); going on without it, scalars.csv has every value",
+        )
         import wandb
 
         try:  # else its own hook fails at the exit of Python, with a traceback
@@ -258,22 +278,32 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
         import wandb
         from wandb.sdk import wandb_setup
     except Exception as error:
-        raise UserError(f"--track: cannot import wandb ({reason(error)}); `pip install '{WANDB_VERSION}'`") from error
+        raise UserError(
+            f"--track: cannot import wandb ({reason(error)}); `pip install '{WANDB_VERSION}'`"
+        ) from error
     version = tuple(int(part) for part in wandb.__version__.split(".")[:2] if part.isdigit())
     if version < (0, 31):
-        raise UserError(f"--track: wandb {wandb.__version__} is too old; `pip install '{WANDB_VERSION}'`")
+        raise UserError(
+            f"--track: wandb {wandb.__version__} is too old; `pip install '{WANDB_VERSION}'`"
+        )
     asked = os.environ.get("WANDB_MODE")
     if asked and asked not in WANDB_MODES:
-        raise UserError(f"WANDB_MODE={asked}: unknown; use online, offline or disabled, or unset it")
+        raise UserError(
+            f"WANDB_MODE={asked}: unknown; use online, offline or disabled, or unset it"
+        )
     try:
         filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
     except Exception as error:
-        raise UserError(f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)}); mend or unset it") from None
+        raise UserError(
+            f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)}); mend or unset it"
+        ) from None
     try:
         wandb.Settings(project=project)
     except Exception as error:
         raise UserError(f"--wandb-project {project}: {_wandb_reason(error)}") from None
-    mode = WANDB_MODES.get(mode or asked or filed, "online")  # wandb itself warns of a wrong mode in the file
+    mode = WANDB_MODES.get(
+        mode or asked or filed, "online"
+    )  # wandb itself warns of a wrong mode in the file
     if mode == "online":
         _log_in()
     return mode
@@ -294,12 +324,16 @@ def _log_in() -> None:
     try:
         logged_in = wandb.login(prompt=False)
     except Exception as error:
-        raise UserError(f"--track: W&B refuses the login ({str(error).strip()[:200]!r}); {remedy}") from None
+        raise UserError(
+            f"--track: W&B refuses the login ({str(error).strip()[:200]!r}); {remedy}"
+        ) from None
     if not logged_in:
         raise UserError(f"--track: W&B is not logged in; {remedy}")
 
 
-def start_wandb(kwargs: dict, digest: str, name: str, folder: Path, config: dict, fresh: bool) -> Wandb | None:
+def start_wandb(
+    kwargs: dict, digest: str, name: str, folder: Path, config: dict, fresh: bool
+) -> Wandb | None:
     """A run of W&B with the id `digest`, which goes on if that exists (unless fresh); None where W&B is disabled.
 
     kwargs: project, entity, group, tags, mode, ... of `wandb.init`. Raises UserError as check_wandb does, and if W&B
@@ -307,16 +341,25 @@ def start_wandb(kwargs: dict, digest: str, name: str, folder: Path, config: dict
     """
     mode = check_wandb(kwargs.get("project"), kwargs.get("mode"))
     if mode == "disabled":
-        warn_once("disabled", "--track does nothing: W&B is disabled here (WANDB_MODE, or `wandb disabled`)")
+        warn_once(
+            "disabled",
+            "--track does nothing: W&B is disabled here (WANDB_MODE, or `wandb disabled`)",
+        )
         return None
     import wandb
     from wandb.sdk import wandb_setup
 
-    options = {"console": "off", "init_timeout": 60, "x_transaction_log_flush_interval": WANDB_FLUSH_SECONDS}
+    options = {
+        "console": "off",
+        "init_timeout": 60,
+        "x_transaction_log_flush_interval": WANDB_FLUSH_SECONDS,
+    }
     if not wandb_setup.singleton().settings.finish_timeout:  # the user has set none
         options["finish_timeout"] = WANDB_FINISH_SECONDS
     ours = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
-    ours["resume"] = None if fresh else "allow"  # a fresh run replaces the one of this id; W&B would drop early steps
+    ours["resume"] = (
+        None if fresh else "allow"
+    )  # a fresh run replaces the one of this id; W&B would drop early steps
     given = {**kwargs, **ours}
     for key, limit in WANDB_LENGTHS.items():
         if given.get(key):
@@ -326,9 +369,13 @@ def start_wandb(kwargs: dict, digest: str, name: str, folder: Path, config: dict
     known = {key: value for key, value in options.items() if key in wandb.Settings.model_fields}
     try:
         settings = wandb.Settings(**known)
-        run = wandb.init(**given, reinit="create_new", settings=settings)  # create_new: a process has several runs
+        run = wandb.init(
+            **given, reinit="create_new", settings=settings
+        )  # create_new: a process has several runs
         run.define_metric("*", step_metric="global_step")
     except Exception as error:
         remedy = "set WANDB_MODE=offline and use `wandb sync` later, or leave --track out"
-        raise UserError(f"--track: W&B does not start ({str(error).strip()[:200]!r}); {remedy}") from error
+        raise UserError(
+            f"--track: W&B does not start ({str(error).strip()[:200]!r}); {remedy}"
+        ) from error
     return Wandb(run)

@@ -12,7 +12,9 @@ from runlog.terminal import UserError, reason
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONE_STOP = 1.0  # seconds: a batch system, a launcher and a terminal may each send the same stop to every process
-_requested: list[int] = []  # the signal that asked this process to stop; signals belong to a process, and so does this
+_requested: list[
+    int
+] = []  # the signal that asked this process to stop; signals belong to a process, and so does this
 _requested_at: list[float] = []
 
 
@@ -26,8 +28,13 @@ def _request_stop(number: int, frame) -> None:
     if not _requested:
         _requested.append(number)
         _requested_at.append(now)
-        if os.isatty(2):  # print() may be interrupted in the middle of itself, which os.write does not mind
-            os.write(2, b"\nstopping: this step is finished and saved first; the same signal again ends at once\n")
+        if os.isatty(
+            2
+        ):  # print() may be interrupted in the middle of itself, which os.write does not mind
+            os.write(
+                2,
+                b"\nstopping: this step is finished and saved first; the same signal again ends at once\n",
+            )
     elif now - _requested_at[0] >= ONE_STOP:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -84,6 +91,7 @@ class SaveTimes:
     def __init__(self, start: int, frequency: int, minutes: float):
         self.frequency = frequency
         self.seconds = 60 * minutes
+        self.at_end = False  # whether the step asked about last is the last one
         self.regular = False  # whether the step asked about last is due by its number, not by the clock or a signal
         self._step = start
         self._saved_at = time.monotonic()
@@ -92,6 +100,7 @@ class SaveTimes:
         """Whether to save after `step`. To be asked after every step, or every group of steps done at once."""
         before = self._step
         self._step = step
+        self.at_end = at_end
         passed_a_multiple = self.frequency > 0 and step // self.frequency > before // self.frequency
         self.regular = passed_a_multiple or at_end
         by_the_clock = self.seconds > 0 and time.monotonic() - self._saved_at >= self.seconds
@@ -102,5 +111,7 @@ class SaveTimes:
         self._saved_at = time.monotonic()
         if not _requested or at_end:
             return
-        what = f"{runs[0].folder}" if len(runs) == 1 else f"{len(runs)} runs such as {runs[0].folder}"
+        what = (
+            f"{runs[0].folder}" if len(runs) == 1 else f"{len(runs)} runs such as {runs[0].folder}"
+        )
         raise _stopped(f" at step {self._step}, saved: {what}; the same command goes on")

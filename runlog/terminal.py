@@ -64,7 +64,9 @@ class _Guarded:
             told = getattr(error, "strerror", None) or str(error)
             nobody_reads = getattr(error, "errno", None) == errno.EPIPE
             if self._matters and not nobody_reads:
-                raise UserError(f"cannot write to {self._name}: {told}; send it elsewhere or free some space") from None
+                raise UserError(
+                    f"cannot write to {self._name}: {told}; send it elsewhere or free some space"
+                ) from None
             if self._name == "stdout" and self._stream is not sys.stderr:
                 warn_once("stdout", f"cannot write to stdout ({told}); going on without")
 

@@ -187,7 +187,7 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
     (meta,) = (tmp_path / "b").glob("*/meta.json")
     sessions = json.loads(meta.read_text())["sessions"]
     assert len(sessions) == 4 and all(session["from_step"] > 0 for session in sessions[1:])
-    first, last = (runlog._load_pt(next(tmp_path.glob(f"{x}/*/checkpoint.pt")))["state"] for x in "ab")
+    first, last = (runlog.storage.load_pt(next(tmp_path.glob(f"{x}/*/checkpoint.pt")))["state"] for x in "ab")
     assert first.keys() == last.keys() and first["num_updates"] == last["num_updates"] > 20
     torch.testing.assert_close(first, last, rtol=0, atol=0)
 

@@ -151,12 +151,12 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
     argv = [*TINY.split(), "--runs-dir", str(tmp_path), "--keep-replay"]
     assert call(argv, capfd)[0] == 0
     (folder,) = tmp_path.iterdir()
-    checkpoints = [folder / runlog.CHECKPOINT, folder / runlog.PREVIOUS]
+    checkpoints = [folder / runlog.storage.CHECKPOINT, folder / runlog.storage.PREVIOUS]
     whole = [path.read_bytes() for path in checkpoints]
 
     def set_status(status):
-        meta = runlog._read_json(folder / "meta.json")
-        runlog._write_json(folder / "meta.json", meta | {"status": status})
+        meta = runlog.storage.read_json(folder / "meta.json")
+        runlog.storage.write_json(folder / "meta.json", meta | {"status": status})
 
     # one tampered byte in the newer generation: told, and the older one is used
     middle = len(whole[0]) // 2
@@ -181,7 +181,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
     other = call([*argv, "--gamma", "0.9"], capfd)
     assert other[0] == 0
     (theirs,) = set(tmp_path.iterdir()) - {folder}
-    checkpoints[0].write_bytes((theirs / runlog.CHECKPOINT).read_bytes())
+    checkpoints[0].write_bytes((theirs / runlog.storage.CHECKPOINT).read_bytes())
     set_status("running")
     check(*call(argv, capfd), str(checkpoints[0]), "another configuration", "use --fresh")
     assert call([*argv, "--fresh"], capfd)[0] == 0
@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_afterwards(tmp_path
     done = run(limit)
     check(done.returncode, "", done.stderr, "cannot write", "free some space", "start the same command again")
     (folder,) = tmp_path.iterdir()
-    assert runlog._read_json(folder / "meta.json")["status"] == "failed"
+    assert runlog.storage.read_json(folder / "meta.json")["status"] == "failed"
     assert not list(folder.rglob("*.tmp"))
     done = run("")
-    assert done.returncode == 0 and runlog._read_json(folder / "meta.json")["status"] == "finished", done
+    assert done.returncode == 0 and runlog.storage.read_json(folder / "meta.json")["status"] == "finished", done

@@ -19,7 +19,7 @@ import ppo_atari
 import pqn_atari
 import runlog
 import sac_continuous
-from runlog import checks
+from runlog import cli, memory
 
 SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
 SCRIPTS = {module.__name__: module for module in SCRIPTS}
@@ -43,7 +43,7 @@ def refused(script: str, argv: list[str], folder, capfd) -> str:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_flag_takes_a_number_that_cannot_be_counted_with_or_an_empty_text(script, tmp_path, capfd):
     tried = 0
-    for name, default, _ in checks._all_fields(SCRIPTS[script].Args()):
+    for name, default, _ in cli._all_fields(SCRIPTS[script].Args()):
         value = WITHOUT_DEFAULT.get(name, default)
         count = len(value) if isinstance(value, tuple) else 1
         first = value[0] if isinstance(value, tuple) and value else value
@@ -57,7 +57,7 @@ def test_no_flag_takes_a_number_that_cannot_be_counted_with_or_an_empty_text(scr
         elif isinstance(first, float):
             values = ["nan", "inf", "-inf"]
         for text in values:
-            flag = checks.flag_name(name)
+            flag = cli.flag_name(name)
             assert flag in refused(script, [flag, *[text] * max(count, 1)], tmp_path, capfd), (flag, text)
             tried += 1
     assert tried > 60
@@ -70,11 +70,11 @@ def test_a_new_field_is_checked_without_being_listed(tmp_path):
         new: int = 1
         news: tuple[float, ...] = (0.5,)
 
-    checks.check_flags(Args())
+    cli.check_flags(Args())
     for change in ({"new": 2**53 + 1}, {"new": -(2**64)}, {"news": (0.5, math.nan)}, {"runs_dir": " "}):
         (name,) = change
         with pytest.raises(runlog.UserError, match=f"--{name.replace('_', '-')} "):
-            checks.check_flags(Args(**change))
+            cli.check_flags(Args(**change))
 
 
 def test_the_last_seed_of_a_batch_counts(tmp_path):
@@ -285,7 +285,7 @@ def test_memory_of_the_classifier_and_of_the_regression(network, activation):
 
 
 def test_memory_that_is_available(tmp_path):
-    here = checks.available_memory(CPU)
+    here = memory.available_memory(CPU)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < here <= total
     root, group = tmp_path, tmp_path / "job" / "step"
@@ -294,24 +294,24 @@ def test_memory_that_is_available(tmp_path):
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
-    assert checks._left_in_control_groups("0::/job/step\n", root) == [500]
+    assert memory._left_in_control_groups("0::/job/step\n", root) == [500]
     old = tmp_path / "memory" / "a"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("50")
     (old / "memory.usage_in_bytes").write_text("60")
     (old / "memory.stat").write_text("total_inactive_file 5\n")
-    assert checks._left_in_control_groups("5:cpu,memory:/a\n", root) == [0]
-    assert checks._left_in_control_groups("0::/elsewhere\n", root) == []
+    assert memory._left_in_control_groups("5:cpu,memory:/a\n", root) == [0]
+    assert memory._left_in_control_groups("0::/elsewhere\n", root) == []
 
 
 def test_a_run_that_fits_is_not_refused_and_one_that_does_not_names_its_seeds(monkeypatch, tmp_path):
     args = sac_continuous.Args(env_id=("Pendulum-v1",), runs_dir=str(tmp_path), num_seeds=10)
     on_device, on_host = sac_continuous.big_tensors(args, 3, 1)
     needed = sum(on_device.values()) + sum(on_host.values())
-    monkeypatch.setattr(checks, "available_memory", lambda device: needed)
+    monkeypatch.setattr(memory, "available_memory", lambda device: needed)
     sac_continuous.validate(args)
-    monkeypatch.setattr(checks, "available_memory", lambda device: needed - 1)
+    monkeypatch.setattr(memory, "available_memory", lambda device: needed - 1)
     with pytest.raises(runlog.UserError, match="--num-seeds 10: the run would need about"):
         sac_continuous.validate(args)
-    monkeypatch.setattr(checks, "available_memory", lambda device: None)
+    monkeypatch.setattr(memory, "available_memory", lambda device: None)
     sac_continuous.validate(args)

@@ -148,7 +148,7 @@ def test_the_error_is_that_of_the_stored_network_between_the_points(tmp_path, ca
     flags = "--activations tanh_hr --deep-activations --num-seeds 11 --learning-rates 1e-2 --interval -0.5 1.5"
     rows = run(tmp_path, flags)
     (folder,) = (path.parent for path in tmp_path.glob("*__s11__*/checkpoint.pt"))
-    state = runlog._load_pt(folder / "checkpoint.pt")["state"]["networks"]
+    state = runlog.storage.load_pt(folder / "checkpoint.pt")["state"]["networks"]
     weights = {name: tensor.double().numpy() for name, tensor in state.items() if "exp_avg" not in name}
     points = np.linspace(-0.5, 1.5, 16)
     for key, x in (("losses/mse", points), ("eval/mse", (points[1:] + points[:-1]) / 2)):

@@ -26,7 +26,7 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
         assert all(steps == [20, 50, 100, 120] for steps in measured.values())
         agent = sac_continuous.Agent(2, 1, args, [i + 1], torch.device("cpu"))  # at step 20: untrained
         (folder,) = (tmp_path / "b").glob(f"*__s{i + 1}__*")
-        stored = runlog._load_pt(min((folder / "replay").iterdir()))["transitions"]["rows"]
+        stored = runlog.storage.load_pt(min((folder / "replay").iterdir()))["transitions"]["rows"]
         index = torch.randint(20, (16,), generator=runlog.make_generator(i + 1, "ntk", 20))
         obs, actions = stored[index, :2], stored[index, 2:3]
         gradients = []  # of the second critic, a sample at a time

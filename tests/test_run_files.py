@@ -112,7 +112,7 @@ def test_a_side_file_that_lost_rows_does_not_stop_the_run(tmp_path, capsys, name
     lost = "some" if damage == "cut in a row" else "all"
     assert f"{file} has lost {lost} of its rows up to step 30" in told
     now = file.read_text().splitlines(keepends=True)
-    header = [runlog.APPEND_ONLY[name]] if runlog.APPEND_ONLY[name] else []
+    header = [runlog.run.APPEND_ONLY[name]] if runlog.APPEND_ONLY[name] else []
     expected = lines[:-1] if damage == "cut in a row" else header
     assert now[:-1] == expected and ("40" in now[-1])
     assert len((run.folder / "scalars.csv").read_text().splitlines()) == 5
@@ -171,7 +171,7 @@ def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise UserError(f"cannot write {path}: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(runlog, "_write_json", no_space)
+        patched.setattr(runlog.storage, "write_json", no_space)
         for fresh in (False, True):
             with pytest.raises(UserError, match="No space"):
                 new_run(root, fresh=fresh).open(tensorboard=False)
@@ -188,9 +188,9 @@ def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch):
     # a run that exists stays as it is
     meta = interrupted(root).folder / "meta.json"
     before = {path.name: path.read_bytes() for path in meta.parent.iterdir() if path.is_file()}
-    whole = runlog._write_json
+    whole = runlog.storage.write_json
     with monkeypatch.context() as patched:
-        patched.setattr(runlog, "_write_json", lambda p, c: no_space(p, c) if p == meta else whole(p, c))
+        patched.setattr(runlog.storage, "write_json", lambda p, c: no_space(p, c) if p == meta else whole(p, c))
         with pytest.raises(UserError, match="No space"):
             new_run(root).open(tensorboard=False)
     before.pop(".lock")
@@ -248,7 +248,7 @@ def test_a_folder_that_is_removed_while_another_process_waits_for_it(tmp_path):
             owner = tmp_path / "owner"
             with open(owner, "x"):  # fails if two have it at a time
                 pass
-            assert runlog._is_file(run._lock, run.folder / ".lock")
+            assert runlog.storage.is_file(run._lock, run.folder / ".lock")
             owner.unlink()
             run.abandon()
             opened += 1

@@ -225,7 +225,7 @@ def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeyp
     here = runlog.machine()
     for commit, argv in (("a" * 40, ["one"]), ("a" * 40, ["two"]), ("b" * 40, ["three"])):
         there = {**here, "git": {"commit": commit, "dirty": False}, "argv": argv}
-        monkeypatch.setattr(runlog, "machine", lambda there=there: there)
+        monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
         run = new_run(tmp_path).open(tensorboard=False)
         run.close()
         told = capsys.readouterr().err

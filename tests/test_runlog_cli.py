@@ -48,9 +48,9 @@ def test_generators_go_back_or_name_the_device():
 def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
     groups = []
     monkeypatch.setattr(runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"]))
-    monkeypatch.setattr(runlog.Run, "_acquire_lock", lambda run: None)  # nobody ends these runs, which would free them
-    monkeypatch.setattr(runlog, "group_by_step", lambda runs: [])
-    monkeypatch.setattr(runlog, "check_machine", lambda args: None)  # neither a login nor a GPU
+    monkeypatch.setattr(runlog.Run, "lock", lambda run: None)  # nobody ends these runs, which would free them
+    monkeypatch.setattr(runlog.batch, "group_by_step", lambda runs: [])
+    monkeypatch.setattr(runlog.batch, "check_machine", lambda args: None)  # neither a login nor a GPU
     for flags in ({"seed": 1, "num_seeds": 2}, {"seed": 7}, {"utd": 10}, {"device": "cuda"}, {"layer_norm": True}):
         args = sac_continuous.Args(track=True, runs_dir=str(tmp_path), **flags)
         with runlog.opened(runlog.make_runs(args, "sac"), args, "sac"):

@@ -133,7 +133,7 @@ def test_options_run(flags, tmp_path):
     for name, rows in results.items():
         got = values(rows)
         assert {key for _, key in got} >= LOSSES | EVAL and all(math.isfinite(got[60, key]) for key in LOSSES)
-        state = runlog._load_pt(tmp_path / name / runlog.CHECKPOINT)["state"]["agent"]
+        state = runlog.storage.load_pt(tmp_path / name / runlog.storage.CHECKPOINT)["state"]["agent"]
         assert int(state["qf_optimizer.count"]) == VARIANTS[flags]
         assert int(state["actor_optimizer.count"]) == VARIANTS[flags] // (2 if "--policy" in flags else 1)
 
@@ -147,7 +147,7 @@ def test_meta_world_logs_success_and_hopper_terminates(tmp_path):
     ends = [step for step, key in values(rows) if key == "charts/episodic_return"]
     (checkpoint,) = (tmp_path / "b").glob("*/checkpoint.pt")
     chunks = sorted((checkpoint.parent / "replay").iterdir())
-    stored = sac_continuous.torch.cat([runlog._load_pt(chunk)["transitions"]["rows"] for chunk in chunks])
+    stored = sac_continuous.torch.cat([runlog.storage.load_pt(chunk)["transitions"]["rows"] for chunk in chunks])
     terminated = (stored[:, 11 + 3 + 1] == 1).nonzero().flatten() + 1
     assert ends and terminated.tolist() == ends  # a hopper falls long before its time limit
 
@@ -233,7 +233,7 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
 
 
 def test_a_video_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(runlog.gymnasium.Wrapper, "render", lambda env: 1 / 0)
+    monkeypatch.setattr(gym.Wrapper, "render", lambda env: 1 / 0)
     run(tmp_path, f"--env-id {CARTPOLE} --metrics-frequency 0 --capture-video")
     (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("warning"))
     assert "no video" in line and "step-60.mp4 (ZeroDivisionError: division by zero)" in line

@@ -63,7 +63,7 @@ def run(folder, flags: str) -> list[dict[tuple[int, str], float]]:
 
 
 def state_at(folder, step: int) -> dict:
-    contents = [runlog._load_pt(path) for path in folder.glob("*/checkpoint*.pt")]
+    contents = [runlog.storage.load_pt(path) for path in folder.glob("*/checkpoint*.pt")]
     (state,) = (content["state"] for content in contents if content["step"] == step)
     return state
 
@@ -113,8 +113,8 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     assert (later == 1).any() == keeps and (later == -1).any()
     # a new episode, of the second task; its first actions are random only if the replay is empty
     chunks = sorted(tmp_path.glob("*/replay/*.pt"))
-    rows = torch.cat([runlog._load_pt(chunk)["transitions"]["rows"] for chunk in chunks])[-2 * TASK :]
-    content = runlog._load_pt(next(tmp_path.glob("*/checkpoint.pt")))
+    rows = torch.cat([runlog.storage.load_pt(chunk)["transitions"]["rows"] for chunk in chunks])[-2 * TASK :]
+    content = runlog.storage.load_pt(next(tmp_path.glob("*/checkpoint.pt")))
     needed = sum(stop - start for _, start, stop in content["chunks"])
     assert content["num_rows"] == 2 * TASK and needed == (120 if keeps else 60)
     second = rows[-TASK:]

@@ -147,6 +147,7 @@ def own_environment(**extra):
 
 WANDB_DRILL = """
 import os, signal, subprocess, sys
+import torch
 import runlog
 root, when = sys.argv[1:]
 def kill_the_service():
@@ -167,7 +168,7 @@ with runlog.exit_on_user_error():
         if step == 20 and when == "under way":
             kill_the_service()
     for run in runs:
-        run.save_checkpoint(40, {}, {"rows": runlog.torch.zeros(3, 2)})
+        run.save_checkpoint(40, {}, {"rows": torch.zeros(3, 2)})
     if when == "at the end":
         kill_the_service()
     runlog.finish(runs, [0, 0, 0], keep_replay=False)

@@ -1,0 +1,85 @@
+"""The machine: what it is, for meta.json; its devices; how glibc allocates."""
+
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from runlog.terminal import UserError
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "gymnasium",
+    "mujoco",
+    "dm_control",
+    "metaworld",
+    "shimmy",
+    "ale-py",
+    "wandb",
+)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without such a device."""
+    chosen = name
+    if name == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(chosen)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        first_sentence = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(
+            f"--device {name}: not on this machine ({first_sentence}); use cpu or auto"
+        ) from None
+    return device
+
+
+def machine() -> dict:
+    """Command line, git commit, versions and hardware, as meta.json has them."""
+    return {"argv": sys.argv, **_code_and_hardware()}
+
+
+@functools.cache  # a process runs the code that it has loaded; git takes 30 ms, and there may be 100 runs to open
+def _code_and_hardware() -> dict:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    cpu = platform.machine()
+    commit = ""
+    with contextlib.suppress(OSError, AttributeError):
+        cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
+    with contextlib.suppress(OSError):
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        commit = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        ).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    git = {
+        "commit": commit.removesuffix("-dirty") or None,
+        "dirty": commit.endswith("-dirty") if commit else None,
+    }
+    hardware = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()}
+    return {"git": git, "versions": versions, "hardware": hardware}
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed buffers of up to 32 MB for the next ones. By default many go back to the kernel, and
+    page faults of the next take a tenth to a fifth of an Atari update on the CPU (docs/log.md). Elsewhere: no-op."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
+        mmap_threshold = -3  # M_MMAP_THRESHOLD
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the greatest that there is
+        libc.mallopt(trim_threshold, 2**31 - 1)

@@ -1,0 +1,53 @@
+"""Videos, which are optional: without graphics or ffmpeg there is a warning, and the training goes on."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from runlog.terminal import reason, warn_once
+
+
+def save_video(path: Path, make_env: Callable, policy: Callable, every: int = 4) -> float:
+    """Films one episode, every fourth step, at 25 frames a second; returns the episode's return.
+
+    make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) -> action (action_dim,).
+    Training does not depend on it: without graphics or ffmpeg the reason is one line on stderr, and the return is nan.
+    """
+    total = 0.0
+    steps = 0
+    done = False
+    frames = []
+    try:
+        env = make_env()
+        obs, _ = env.reset()
+        while not done:
+            if steps % every == 0:
+                frames.append(env.render())
+            obs, reward, terminated, truncated, _ = env.step(policy(obs))
+            total += float(reward)
+            steps += 1
+            done = terminated or truncated
+        env.close()
+    except Exception as error:
+        warn_once("video", f"no video {path} ({reason(error)})")
+        return float("nan")
+    write_video(path, frames, fps=25)
+    return total
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
+    """An mp4 of RGB frames (height, width, 3) uint8. Returns whether it was written; if not, the first reason of this
+    process is one line on stderr."""
+    try:
+        import imageio.v2 as imageio
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imageio.mimsave(path, frames, fps=fps, macro_block_size=1)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # a part of it
+        warn_once("video", f"no video {path} ({reason(error)})")
+        return False
+    return True

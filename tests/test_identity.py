@@ -1,0 +1,89 @@
+"""Which flags make other runs: by what `Args` says of its fields. `pytest -q tests/test_identity.py`."""
+
+import dataclasses
+
+import pytest
+
+import runlog
+from runlog.identity import not_identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    degree: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterInner:
+    degree: int = 3
+    margin: float = dataclasses.field(default=1.0, metadata={"identity": "unless default"})
+
+
+@dataclasses.dataclass
+class Args:
+    seed: int = 1
+    env_id: str = "toy"
+    activation: str = "relu"
+    runs_dir: str = runlog.option("runs")
+    fresh: bool = runlog.option(False)
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+@dataclasses.dataclass
+class LaterArgs(Args):
+    warmup: int = runlog.added(0)  # steps of warm-up
+    decays: tuple[float, ...] = runlog.added((0.5, 0.5))
+    inner: LaterInner = dataclasses.field(default_factory=LaterInner)
+    nested: Inner = dataclasses.field(
+        default_factory=Inner, metadata={"identity": "unless default"}
+    )
+
+
+def name(args) -> str:
+    (run,) = runlog.seed_runs(args, "script")
+    return run.name
+
+
+def test_a_field_that_changes_no_result_changes_no_name():
+    assert name(Args()) == name(Args(device="cuda", runs_dir="elsewhere", fresh=True))
+    assert len({name(Args()), name(Args(seed=2)), name(Args(inner=Inner(4)))}) == 3
+
+
+def test_a_later_field_counts_unless_it_has_its_default():
+    before = name(Args())
+    assert name(LaterArgs()) == before
+    changes = (
+        {"warmup": 5},
+        {"decays": (0.5,)},
+        {"inner": LaterInner(3, 2.0)},
+        {"nested": Inner(4)},
+    )
+    names = {name(LaterArgs(**change)) for change in changes}
+    assert len({before, *names}) == 5
+    assert name(LaterArgs(inner=LaterInner(4))) == name(Args(inner=Inner(4)))
+    assert name(LaterArgs(warmup=5, device="cuda")) == name(LaterArgs(warmup=5))
+
+
+def test_what_is_left_out_is_told_by_its_path():
+    assert not_identity(Args()) == ["runs_dir", "fresh", "device"]
+    assert not_identity(LaterArgs(warmup=1))[3:] == ["inner.margin", "decays", "nested"]
+
+
+def test_a_word_that_nobody_knows_is_an_error():
+    @dataclasses.dataclass
+    class Wrong:
+        x: int = dataclasses.field(default=1, metadata={"identity": "maybe"})
+
+    with pytest.raises(ValueError, match="x: its identity is 'maybe'"):
+        not_identity(Wrong())
+
+
+def test_help_shows_the_comment_and_the_default(capsys):
+    with pytest.raises(SystemExit):
+        runlog.parse_args(LaterArgs, ["--help"])
+    lines = " ".join(capsys.readouterr().out.split())
+    assert "auto (cuda where there is one), cpu (default: auto)" in lines.replace("│ ", "")
+    assert "steps of warm-up (default: 0)" in lines
+    assert runlog.parse_args(LaterArgs, ["--device", "cpu", "--warmup", "3"]).warmup == 3
+    assert LaterArgs.warmup == 0 and LaterArgs.device == "auto"
