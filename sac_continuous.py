@@ -1,10 +1,12 @@
-"""Soft Actor-Critic on DeepMind Control, Meta-World and Gymnasium, for studying activation functions (CR, 2507.14736).
+"""Soft Actor-Critic on DeepMind Control, Meta-World and Gymnasium, for studying activation functions
+(CR, 2507.14736).
 
-All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading seed axis, and the
-losses below read as for one seed. One seed is one run folder; the same command again resumes it or says "finished".
-Several --env-id are tasks that the same networks learn one after the other.
+All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading
+seed axis, and the losses below read as for one seed. One seed is one run folder; the same command
+again resumes it or says "finished". Several --env-id are tasks that the same networks learn one
+after the other.
 
-    python sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --activation crational --utd 2 --num-seeds 3
+    python sac_continuous.py --activation crational --utd 2 --num-seeds 3
 
 Results, implementation details and every difference from CleanRL's SAC: docs/sac_continuous.md.
 """
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 import activations
 import environments
 import metrics
+import plots
 import runlog
 
 
@@ -237,19 +240,6 @@ class Agent(nn.Module):
         self.qf_optimizer.reset()
         self.alpha_optimizer.reset()
 
-    def state_of(self, i: int) -> dict[str, torch.Tensor]:
-        """Seed i of every tensor, and the step counts that the seeds share."""
-        state = {}
-        for name, tensor in self.state_dict().items():
-            state[name] = tensor[i] if tensor.dim() else tensor
-        return state
-
-    def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
-        """What state_of gave, back to its place."""
-        for name, tensor in self.state_dict().items():
-            of_seed = tensor[i] if tensor.dim() else tensor
-            of_seed.copy_(state[name])
-
 
 # ---- replay --------------------------------------------------------------------------------------
 
@@ -318,17 +308,13 @@ class ReplayBuffer:
 # ---- evaluation and metrics have their own generators and environments: training does not notice -
 
 
-def make_generators(seeds, *keys, device: torch.device) -> list[torch.Generator]:
-    return [runlog.make_generator(seed, *keys, device=device) for seed in seeds]
-
-
 @torch.no_grad()
 def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, float]]:
     """Q - G on the index-th num_eval_episodes stochastic episodes of each seed: the mean of the
     critics minus the soft Monte-Carlo return (metrics.q_overestimation). One dict per seed."""
     number = agent.args.num_eval_episodes
     device = agent.log_alpha.device
-    generators = make_generators(seeds, "eval", index, device=device)
+    generators = runlog.make_generators(seeds, "eval", index, device=device)
     policy = functools.partial(agent.act_with_log_probs, generators=generators)
     first = (2 * index + 1) * number  # the deterministic episodes have the numbers before these
     episodes = environments.play_episodes(envs, policy, first, number)
@@ -369,13 +355,13 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
 
 
 def log_network_metrics(
-    agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int
+    agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int
 ) -> None:
     """Health of every layer on replay transitions, with the gradients of the losses there."""
     num_samples = agent.args.metrics_samples
-    generators = make_generators(seeds, "metrics", step, device=buffer.rows.device)
-    batch = buffer.sample(num_samples, generators=generators)
-    batch["noise"] = runlog.normals(generators, num_samples, agent.action_dim)
+    generators = runlog.make_generators(batch.seeds, "metrics", step, device=buffer.rows.device)
+    samples = buffer.sample(num_samples, generators=generators)
+    samples["noise"] = runlog.normals(generators, num_samples, agent.action_dim)
 
     def actor_loss(part: dict) -> torch.Tensor:
         loss, _ = agent.actor_loss(part, part["noise"])
@@ -386,36 +372,35 @@ def log_network_metrics(
         return loss.sum()
 
     trained = agent.actor_optimizer
-    grads = metrics.mean_gradients(actor_loss, batch, trained.parameters_, size=256, dim=1)
+    grads = metrics.mean_gradients(actor_loss, samples, trained.parameters_, size=256, dim=1)
     grads = dict(zip(trained.names, grads))
-    inputs = (batch["obs"],)
+    inputs = (samples["obs"],)
     report = metrics.network_report(agent.actor, inputs, grads, 1, max_samples=num_samples)
-    runlog.log_report(runs, step, "network/actor", report)
+    batch.log_report(step, "network/actor", report)
 
     trained = agent.qf_optimizer
-    grads = metrics.mean_gradients(qf_loss, batch, trained.parameters_, size=256, dim=1)
+    grads = metrics.mean_gradients(qf_loss, samples, trained.parameters_, size=256, dim=1)
     grads = dict(zip(trained.names, grads))
-    inputs = (batch["obs"], batch["actions"])
+    inputs = (samples["obs"], samples["actions"])
     report = metrics.network_report(agent.qf, inputs, grads, 2, max_samples=num_samples)
-    runlog.log_report(runs, step, "network/qf", report)
+    batch.log_report(step, "network/qf", report)
 
 
-def log_ntk_ranks(
-    agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int
-) -> None:
+def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
     """Ranks of the neural tangent kernel, of either critic and of the sum of mean actions, on
     replay transitions."""
-    generators = make_generators(seeds, "ntk", step, device=buffer.rows.device)
-    batch = buffer.sample(agent.args.ntk_samples, generators=generators)
+    generators = runlog.make_generators(batch.seeds, "ntk", step, device=buffer.rows.device)
+    samples = buffer.sample(agent.args.ntk_samples, generators=generators)
 
     def mean_actions(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         mean, _ = outputs
         return mean
 
-    ranks = metrics.ntk_rank(agent.actor, (batch["obs"],), 1, output=mean_actions)
-    runlog.log_ntk(runs, step, "network/actor", ranks)
-    ranks = metrics.ntk_rank(agent.qf, (batch["obs"], batch["actions"]), 2, 1)
-    runlog.log_ntk(runs, step, "network/qf", ranks)
+    ranks = metrics.ntk_rank(agent.actor, (samples["obs"],), 1, output=mean_actions)
+    batch.log_report(step, "network/actor", {f"ntk_{name}": x for name, x in ranks.items()})
+    inputs = (samples["obs"], samples["actions"])
+    ranks = metrics.ntk_rank(agent.qf, inputs, 2, 1)
+    batch.log_report(step, "network/qf", {f"ntk_{name}": x for name, x in ranks.items()})
 
 
 # ---- checks, before anything is created ----------------------------------------------------------
@@ -436,10 +421,10 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
     actor = runlog.mlp_size(obs_dim, args.widths, args.activation, 2 * action_dim, args.layer_norm)
     critic = runlog.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
     trained = actor.parameters + 2 * critic.parameters
-    targets = 2 * critic.parameters
+    learner = 4 * trained + 2 * critic.parameters  # gradients, Adam's two moments; the targets
     transition = 2 * obs_dim + action_dim + 2
     noise = 2 * action_dim
-    bytes_of_seeds = runlog.FLOAT_BYTES * args.num_seeds
+    bytes_of_seeds = 4 * args.num_seeds  # of a float32 number of each
 
     # of what is there for a moment only the largest counts
     block = args.utd * args.batch_size * (transition + noise + 2)  # 2: the rows' int64 numbers
@@ -450,11 +435,11 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
         moments["metrics_samples widths num_seeds"] = args.metrics_samples * of_sample
     if args.ntk_frequency:
         gradients = args.ntk_samples * max(actor.parameters, 2 * critic.parameters)
-        moments["ntk_samples widths num_seeds"] = runlog.NTK_COPIES * gradients
+        moments["ntk_samples widths num_seeds"] = 2 * gradients  # twice while they are multiplied
     largest = max(moments, key=moments.get)
 
     on_device = {
-        "widths num_seeds": bytes_of_seeds * (runlog.ADAM_COPIES * trained + targets),
+        "widths num_seeds": bytes_of_seeds * learner,
         "buffer_size num_seeds": bytes_of_seeds * replay_capacity(args) * transition,
         largest: bytes_of_seeds * moments[largest],
     }
@@ -503,8 +488,10 @@ def validate(args: Args) -> Args:
     if device.type != "cuda" and args.cudagraphs:
         told = "needs a CUDA device; use --no-cudagraphs"
         raise runlog.UserError(f"--cudagraphs with --device {args.device}: {told}")
-    with runlog.value_errors_are_user_errors():
+    try:
         activations.check(args.activation, args.rational)
+    except ValueError as error:  # names the flag
+        raise runlog.UserError(str(error)) from None
     obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)
@@ -515,52 +502,47 @@ def validate(args: Args) -> Args:
 # ---- training ------------------------------------------------------------------------------------
 
 
-def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> None:
-    """Trains these seeds together from step `start`, at which each has a checkpoint (0: from the
-    beginning)."""
+def train(args: Args, batch: runlog.Batch) -> None:
+    """Trains the seeds of the batch together, from the step at which each has a checkpoint."""
     device = runlog.find_device(args.device)
+    start = batch.start
     tasks = environments.TaskSequence(
-        args.env_id, seeds, args.total_timesteps, start, args.async_envs
+        args.env_id, batch.seeds, args.total_timesteps, start, args.async_envs
     )
     obs_dim, action_dim = environments.sizes(tasks.envs)
-    agent = Agent(obs_dim, action_dim, args, seeds, device)
-    if args.cudagraphs:
-        graph = runlog.graphed(agent.update_block)
-    buffer = ReplayBuffer(len(seeds), replay_capacity(args), obs_dim, action_dim, device)
-    if args.reset_replay:
-        buffer.first = tasks.current * tasks.task_steps
-    generators = {"act": make_generators(seeds, "act", device=device)}
-    generators["update"] = make_generators(seeds, "update", device=device)
-    episodes = [environments.Episode() for _ in seeds]
-    divergence = runlog.Divergence(seeds, device)
+    agent = Agent(obs_dim, action_dim, args, batch.seeds, device)
+    num_seeds = len(batch.seeds)
+    buffer = ReplayBuffer(num_seeds, replay_capacity(args), obs_dim, action_dim, device)
+    generators = {
+        "act": runlog.make_generators(batch.seeds, "act", device=device),
+        "update": runlog.make_generators(batch.seeds, "update", device=device),
+    }
+    episodes = [environments.Episode() for _ in batch.seeds]
     info = {}  # of the newest updates; with --policy-frequency not each of them is the actor's
 
-    # go on from a checkpoint
-    infos_of_seeds = []
-    for i, run in enumerate(runs):
-        _, state, transitions = run.load_checkpoint(start)
-        if state:
-            agent.restore(i, state["agent"])
+    state = batch.load()
+    if state:
+        runlog.restore_module(agent, state["agent"])
+        runlog.set_states(generators, state["generators"])
+        for i, transitions in enumerate(batch.load_transitions()):
             buffer.restore(i, transitions["rows"], start)
-            episodes[i] = environments.Episode.from_state(state["episode"])
-            tasks.newest[i] = environments.Evaluation(**state["last_eval"])
-            divergence.step[i] = state["diverged"]
-            infos_of_seeds.append(state.get("info", {}))  # older checkpoints have none
-            of_seed = {use: each[i] for use, each in generators.items()}
-            runlog.set_states(of_seed, state["generators"])
-    if infos_of_seeds:
-        for key in infos_of_seeds[0]:
-            info[key] = torch.stack([each[key] for each in infos_of_seeds]).to(device)
-    obs = environments.begin_episodes(tasks.envs, runs, start, episodes)
+        episodes = [environments.Episode.from_state(each) for each in state["episode"]]
+        tasks.restore(state["last_eval"])
+        if "info" in state:  # older checkpoints have none
+            info = runlog.stack(state["info"])
+            info = {key: value.to(device) for key, value in info.items()}
+    if args.reset_replay:
+        buffer.first = tasks.current * tasks.task_steps
+    obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
 
-    told = f"{runlog.env_name(args.env_id)} {args.activation}"
-    progress = runlog.Progress(start, args.total_timesteps, told)
-    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
+    if args.cudagraphs:
+        update_block = runlog.graphed(agent.update_block)
+    progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
         # asked here, so that a resumed run ends at once as well
-        if (step - 1) % args.log_frequency == 0 and divergence.step.all():
-            tasks.carry_forward(runs, step - 1, args.total_timesteps, args.eval_frequency)
+        if (step - 1) % args.log_frequency == 0 and all(batch.diverged()):
+            tasks.carry_forward(batch, step - 1, args.total_timesteps, args.eval_frequency)
             break
         at_end = step == args.total_timesteps
         num_stored = step - buffer.first  # transitions in each replay, with this step's
@@ -571,6 +553,7 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
         else:
             actions = agent.act(obs, generators["act"])
         transition = environments.take_step(tasks.envs, obs, actions)
+        environments.log_episodes(batch, step, episodes, transition)
         obs = transition.next_obs
 
         # store
@@ -582,48 +565,47 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
             transition.real_next_obs,
             transition.failed,
         )
-        environments.log_episodes(runs, step, episodes, transition, divergence.step)
 
-        # measure the networks: before the updates, since the first are of new networks
+        # measure the networks, before the updates: at learning_starts they are new
         always = num_stored == args.learning_starts or at_end
         if args.metrics_frequency and (always or step % args.metrics_frequency == 0):
-            log_network_metrics(agent, buffer, runs, seeds, step)
+            log_network_metrics(agent, buffer, batch, step)
         if args.ntk_frequency and (always or step % args.ntk_frequency == 0):
-            log_ntk_ranks(agent, buffer, runs, seeds, step)
+            log_ntk_ranks(agent, buffer, batch, step)
 
         # learn
         if num_stored >= args.learning_starts:
-            batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
-            noise = runlog.normals(
-                generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2
-            )
+            samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
+            shape = (args.utd, 2, args.batch_size, action_dim)
+            noise = runlog.normals(generators["update"], *shape, axis=2)
             if args.cudagraphs:
-                info |= graph(batches, noise)
+                info |= update_block(samples, noise)
             else:
-                info |= agent.update_block(batches, noise, step * args.utd)
+                info |= agent.update_block(samples, noise, step * args.utd)
             losses = {key: info[key] for key in ("qf_loss", "actor_loss") if key in info}
-            divergence.update(step, losses)
+            batch.note_losses(step, losses)
         if info and (step % args.log_frequency == 0 or at_end):
-            muted = divergence.report()
-            num_updates = args.utd * len(seeds)
-            runlog.log_losses(runs, step, info, muted, progress.speed(step), num_updates)
+            speed = progress.speed(step)
+            updates_per_second = speed * args.utd * num_seeds
+            rows = {f"losses/{key}": value for key, value in info.items()}
+            batch.log(step, rows, skip_diverged=True)
+            batch.log(step, {"perf/sps": speed, "perf/updates_per_second": updates_per_second})
 
         # evaluate
         if step % args.eval_frequency == 0 or tasks.ends_at(step):
             index = math.ceil(step / args.eval_frequency)
             number = args.num_eval_episodes
-            results = tasks.evaluate(agent.act, 2 * index * number, number)
-            biases = q_bias(agent, tasks.current_eval_envs(), seeds, index)
-            tasks.note(results, biases, divergence.step)
-            rows = tasks.log(runs, step)
+            returns = tasks.evaluate(agent.act, 2 * index * number, number)
+            biases = q_bias(agent, tasks.current_eval_envs(), batch.seeds, index)
+            rows = tasks.log(batch, step, returns, biases)
             shown = ("eval/episodic_return", "eval/success", "overestimation/mean")
             progress.note_means(step, rows, shown)
 
         # begin the next task
         if tasks.ends_at(step) and not at_end:
             tasks.begin_next()
-            episodes = [environments.Episode(errors=episode.errors) for episode in episodes]
-            obs = environments.begin_episodes(tasks.envs, runs, step, episodes)
+            episodes = [environments.Episode(errors=each.errors) for each in episodes]
+            obs = environments.begin_episodes(tasks.envs, batch, step, episodes)
             if args.reset_replay:
                 buffer.clear()
                 info = {}
@@ -631,68 +613,68 @@ def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> N
                 agent.reset_optimizers()
 
         # save
-        if save_times.is_due(step, at_end):
-            rows = buffer.newest(step - saved_step)
-            for i, run in enumerate(runs):
-                state = {
-                    "agent": agent.state_of(i),
-                    "generators": {use: each[i].get_state() for use, each in generators.items()},
-                    "episode": episodes[i].state(),
-                    "last_eval": dataclasses.asdict(tasks.newest[i]),
-                    "info": {key: value[i] for key, value in info.items()},
-                    "diverged": int(divergence.step[i]),
-                }
-                new = {"rows": rows[i]}
-                run.stage_checkpoint(step, state, new, keep_transitions=buffer.capacity)
-            for run in runs:
-                run.commit_checkpoint()
+        if batch.save_is_due(step, at_end):
+            state = {
+                "agent": agent.state_dict(),
+                "generators": runlog.get_states(generators),
+                "episode": [episode.state() for episode in episodes],
+                "last_eval": tasks.state(),
+                "info": info,
+            }
+            rows = {"rows": buffer.newest(step - saved_step)}
+            batch.save(step, state, rows, keep_transitions=buffer.capacity)
             saved_step = step
-            save_times.done(runs, at_end)
-            if save_times.regular:
-                runlog.draw(runs, step)
-            if save_times.regular and args.capture_video:
-                for i, run in enumerate(runs):
-                    path = run.folder / "videos" / f"step-{step}.mp4"
-                    environments.film(path, args.env_id[tasks.current], seeds, i, agent.act)
+            if batch.save_is_regular:
+                batch.draw(step, plots.draw_run)
+            if batch.save_is_regular and args.capture_video:
+                for i, folder in enumerate(batch.folders):
+                    path = folder / "videos" / f"step-{step}.mp4"
+                    environments.film(path, tasks.env_id, batch.seeds, i, agent.act)
         progress.update(step)
-    runlog.finish(runs, divergence.report(), args.keep_replay)
+    batch.finish(keep_replay=args.keep_replay)
     tasks.close()
     progress.close()
 
 
-def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
+def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the
     returns, films one more."""
     step, state = runlog.load_finished(run)
+    seed = run.config["seed"]
     args = dataclasses.replace(args, compile=False)
     for task, env_id in enumerate(args.env_id, 1):
         envs = environments.make_envs(env_id, [seed], "play", args.async_envs)
         obs_dim, action_dim = environments.sizes(envs)
         agent = Agent(obs_dim, action_dim, args, [seed], torch.device("cpu"))
-        agent.restore(0, state["agent"])
-        place = f"seed {seed}"
+        runlog.restore_module(agent, [state["agent"]])
+        played = f"seed {seed}"
         path = run.folder / "videos" / f"evaluation-{step}.mp4"
         if len(args.env_id) > 1:
-            place = f"seed {seed}, task {task}"
-            path = path.with_name(f"evaluation-{step}-task{task}.mp4")
+            played = f"seed {seed}, task {task}"
+            path = path.with_stem(f"evaluation-{step}-task{task}")
         (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
         values["return of the video"] = environments.film(path, env_id, [seed], 0, agent.act)
         told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
-        print(f"{place}: {told}; {path}", flush=True)
+        print(f"{played}: {told}; {path}", flush=True)
         envs.close()
+
+
+def runs_of(args: Args) -> list[runlog.Run]:
+    """One run for each seed."""
+    return runlog.seed_runs(environments.sequence_length(args), "sac_continuous")
 
 
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    runs = runlog.make_runs(args, "sac_continuous")
+    runs = runs_of(args)
     if args.evaluate:
-        for seed, run in runs.items():
-            evaluate_finished(args, run, seed)
+        for run in runs:
+            evaluate_finished(args, run)
         return
-    with runlog.opened(runs, args, "sac_continuous") as groups:
-        for step, seeds, together in groups:
-            train(args, seeds, together, step)
+    with runlog.open_batches(runs, args) as batches:
+        for batch in batches:
+            train(args, batch)
 
 
 if __name__ == "__main__":

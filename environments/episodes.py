@@ -131,45 +131,53 @@ class Episode:
         )
 
 
-def begin_episodes(envs, runs: Sequence, step: int, episodes: list[Episode]) -> np.ndarray:
+def begin_episodes(envs, batch: runlog.Batch, step: int, episodes: list[Episode]) -> np.ndarray:
     """Resets every environment to its episode, new or under way; returns the observations."""
     numbers = [episode.number for episode in episodes]
     actions = [episode.actions for episode in episodes]
     obs, infos = envs.reset(options={"number": numbers, "actions": actions})
-    log_errors(runs, step, episodes, infos)
+    log_errors(batch, step, episodes, infos)
     return obs
 
 
 def log_episodes(
-    runs: Sequence, step: int, episodes: list[Episode], transition: Transition, muted: Sequence
+    batch: runlog.Batch, step: int, episodes: list[Episode], transition: Transition
 ) -> None:
     """Adds a step to the episodes, in place. One that ends is logged into its seed's run, unless
-    the seed is `muted` (has diverged), and the next takes its place. Logs failures too."""
+    the seed has diverged, and the next takes its place. Logs failures too."""
+    dones = transition.dones
+    muted = batch.diverged() if dones.any() else []
+    rows = [{} for _ in episodes]
     for i, episode in enumerate(episodes):
         success = transition.success[i]
         episode.add(transition.actions[i], transition.rewards[i], success)
-        if not transition.dones[i]:
-            continue
-        if not muted[i]:
-            row = {} if math.isnan(success) else {"charts/success": episode.success}
-            row["charts/episodic_return"] = episode.total_reward
-            row["charts/episodic_length"] = len(episode.actions)
-            runs[i].log(step, row)
-        episodes[i] = Episode(episode.number + 1, errors=episode.errors)
-    log_errors(runs, step, episodes, transition.infos)
+        if dones[i] and not muted[i]:
+            if not math.isnan(success):
+                rows[i]["charts/success"] = episode.success
+            rows[i]["charts/episodic_return"] = episode.total_reward
+            rows[i]["charts/episodic_length"] = len(episode.actions)
+        if dones[i]:
+            episodes[i] = Episode(episode.number + 1, errors=episode.errors)
+    if dones.any():
+        batch.log_rows(step, rows)
+    log_errors(batch, step, episodes, transition.infos)
 
 
-def log_errors(runs: Sequence, step: int, episodes: list[Episode], infos: dict) -> None:
-    """After a step or a reset: logs how often each run's environment has failed so far as
+def log_errors(batch: runlog.Batch, step: int, episodes: list[Episode], infos: dict) -> None:
+    """After a step or a reset: logs how often each seed's environment has failed so far as
     `charts/environment_errors`, when it does; an episode that could not begin gives way to the one
     that has."""
-    in_step, in_reset = count_errors(infos, len(runs))
+    in_step, in_reset = count_errors(infos, len(episodes))
+    if not (in_step + in_reset).any():
+        return
+    rows = [{} for _ in episodes]
     for i in np.flatnonzero(in_step + in_reset):
-        episodes[i].errors += int(in_step[i] + in_reset[i])
-        runs[i].log(step, {"charts/environment_errors": episodes[i].errors})
+        errors = episodes[i].errors + int(in_step[i] + in_reset[i])
+        rows[i]["charts/environment_errors"] = errors
+        episodes[i].errors = errors
         if in_reset[i]:
-            number = int(infos["episode_number"][i])
-            episodes[i] = Episode(number, errors=episodes[i].errors)
+            episodes[i] = Episode(int(infos["episode_number"][i]), errors=errors)
+    batch.log_rows(step, rows)
 
 
 # ---- played episodes -----------------------------------------------------------------------------

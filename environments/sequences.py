@@ -40,6 +40,7 @@ class TaskSequence:
         """total_steps: of all tasks. start: step that training goes on from. workers: as of
         make_envs."""
         self.env_ids = list(env_ids)
+        self.name = runlog.env_name(env_ids)
         self.seeds = seeds
         self.task_steps = total_steps // len(env_ids)
         self.workers = workers
@@ -70,8 +71,13 @@ class TaskSequence:
         self.current += 1
         self.envs = self._make_training_envs()
 
+    @property
+    def env_id(self) -> str:
+        """Of the current task."""
+        return self.env_ids[self.current]
+
     def current_eval_envs(self):
-        return self.eval_envs[self.env_ids[self.current]]
+        return self.eval_envs[self.env_id]
 
     def evaluate(self, act: Callable, first: int, number: int) -> list[list[dict[str, float]]]:
         """environments.evaluate of every task, in order; a task that comes twice is played once."""
@@ -80,27 +86,37 @@ class TaskSequence:
             results[env_id] = evaluate(envs, act, first, number)
         return [results[env_id] for env_id in self.env_ids]
 
-    def note(self, results: list[list[dict]], biases: list[dict], muted: Sequence) -> None:
-        """A new evaluation: results as of `evaluate`, further values of the current task for each
-        seed. A seed that is `muted` (has diverged) keeps its last evaluation."""
+    def log(
+        self, batch: runlog.Batch, step: int, returns: list[list[dict]], biases: list[dict]
+    ) -> list[dict[str, float]]:
+        """Logs a new evaluation: returns as of `evaluate`, and further values of the current task
+        for each seed. A seed that has diverged carries its last one forward. Returns the rows."""
+        diverged = batch.diverged()
         for i, newest in enumerate(self.newest):
-            if not muted[i]:
-                newest.tasks = [of_task[i] for of_task in results]
+            if not diverged[i]:
+                newest.tasks = [of_task[i] for of_task in returns]
                 newest.bias = biases[i]
+        return self._log_newest(batch, step)
 
-    def log(self, runs: Sequence, step: int) -> list[dict[str, float]]:
-        """Logs each run's newest evaluation: the current task's values and, of several tasks, each
-        one's, with plasticity and forgetting of the success rate or, without one, of the return
-        (metrics.sequence_scores). Returns the rows, {} before the first evaluation."""
+    def carry_forward(self, batch: runlog.Batch, step: int, end: int, frequency: int) -> None:
+        """When all seeds have diverged at `step`: logs the newest evaluations again wherever one
+        would have come, every `frequency` steps and at the end of each task."""
+        for later in runlog.multiples(step, end, frequency, self.task_steps):
+            self._log_newest(batch, later)
+
+    def _log_newest(self, batch: runlog.Batch, step: int) -> list[dict[str, float]]:
+        """The current task's values and, of several tasks, each one's, with plasticity and
+        forgetting of the success rate or, without one, of the return (metrics.sequence_scores); {}
+        before the first evaluation."""
         rows = []
-        for run, newest in zip(runs, self.newest):
+        for newest in self.newest:
             row = {}
             if newest.tasks:
                 row |= newest.tasks[self.task_at(step)] | newest.bias
             if len(newest.tasks) > 1:
                 row |= self._rows_of_tasks(step, newest)
-            run.log(step, row)
             rows.append(row)
+        batch.log_rows(step, rows)
         return rows
 
     def _rows_of_tasks(self, step: int, newest: Evaluation) -> dict[str, float]:
@@ -113,11 +129,12 @@ class TaskSequence:
         newest.history.append([step, *scores])
         return row | metrics.sequence_scores(newest.history, self.task_steps)
 
-    def carry_forward(self, runs: Sequence, step: int, end: int, frequency: int) -> None:
-        """When all seeds have diverged at `step`: logs the newest evaluations again wherever one
-        would have come, every `frequency` steps and at the end of each task."""
-        for later in runlog.multiples(step, end, frequency, self.task_steps):
-            self.log(runs, later)
+    def state(self) -> list[dict]:
+        """The newest evaluation of each seed, for a checkpoint."""
+        return [dataclasses.asdict(newest) for newest in self.newest]
+
+    def restore(self, states: list[dict]) -> None:
+        self.newest = [Evaluation(**state) for state in states]
 
     def close(self) -> None:
         self.envs.close()
