@@ -1,5 +1,5 @@
-"""Soft Actor-Critic on DeepMind Control, Meta-World and Gymnasium, for studying activation functions
-(CR, 2507.14736).
+"""Soft Actor-Critic on DeepMind Control, Meta-World and Gymnasium, for studying activation
+functions (CR, 2507.14736).
 
 All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading
 seed axis, and the losses below read as for one seed. One seed is one run folder; the same command
@@ -26,12 +26,14 @@ import metrics
 import plots
 import runlog
 
+EnvIds = tuple[str, ...]
+
 
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
-    total_timesteps: int = 1_000_000  # environment steps of each seed; several tasks: tasks x --steps-per-task
+    total_timesteps: int = 1_000_000  # environment steps of each seed, of all its tasks together
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
@@ -47,34 +49,34 @@ class Args:
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    env_id: tuple[str, ...] = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or others
+    env_id: EnvIds = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3
     steps_per_task: int | None = None  # environment steps of each task, if --env-id names several
-    reset_replay: bool = True  # begin each further task with an empty replay and --learning-starts random steps
+    reset_replay: bool = True  # begin each further task with an empty replay and random steps
     reset_optimizer: bool = True  # begin each further task with Adam's moments and step counts at 0
     async_envs: bool = runlog.option(False)  # workers step the environments (pays for Meta-World)
     # algorithm; the defaults are those of CR's group
     utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
-    learning_starts: int = 5_000  # environment steps with uniformly random actions before the first update
+    learning_starts: int = 5_000  # environment steps with random actions before the first update
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # Polyak coefficient of the target networks, applied at every update
     learning_rate: float = 3e-4  # Adam's learning rate for actor, critics and temperature
-    policy_frequency: int = 1  # critic updates per actor and temperature update; must divide --utd or be a multiple
+    policy_frequency: int = 1  # critic updates per actor update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
     init_temperature: float = 1.0  # alpha at the start
     # networks
-    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu (docs/activations.md)
-    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of the actor and of each critic
+    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
+    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
     layer_norm: bool = False  # layer normalisation before each activation
-    rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
+    rational: activations.RationalConfig = dataclasses.field(default=activations.RationalConfig())
     # evaluation and metrics
     eval_frequency: int = 10_000  # environment steps between evaluations
-    num_eval_episodes: int = 5  # deterministic episodes per evaluation, and as many stochastic ones for the value bias
+    num_eval_episodes: int = 5  # deterministic episodes per evaluation, and as many stochastic ones
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions that the network metrics look at
-    ntk_frequency: int = 50_000  # environment steps between ranks of the neural tangent kernel; 0 = off
+    ntk_frequency: int = 50_000  # environment steps between ranks of the tangent kernel; 0 = off
     ntk_samples: int = 64  # replay transitions that the kernel is taken on
 
 
@@ -354,9 +356,7 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
     return rows
 
 
-def log_network_metrics(
-    agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int
-) -> None:
+def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
     """Health of every layer on replay transitions, with the gradients of the losses there."""
     num_samples = agent.args.metrics_samples
     generators = runlog.make_generators(batch.seeds, "metrics", step, device=buffer.rows.device)

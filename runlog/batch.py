@@ -67,7 +67,7 @@ class Batch:
         """As `log`, of a dict key -> number for each seed; they need not have the same keys."""
         left_out = self.diverged() if skip_diverged else [0] * len(self.runs)
         for run, row, is_left_out in zip(self.runs, rows, left_out, strict=True):
-            if not is_left_out:
+            if row and not is_left_out:
                 run.log(step, row)
 
     def log_report(self, step: int, prefix: str, report, skip_diverged: bool = False) -> None:

@@ -11,7 +11,7 @@ import environments
 import runlog
 import sac_continuous
 from environments import make_env
-from sac_continuous import Agent, Args, q_bias, train
+from sac_continuous import Agent, Args, q_bias, runs_of, train
 
 ENV_ID = "RaggedEpisodes-v0"
 ARGS = Args(
@@ -76,13 +76,13 @@ def test_every_stored_transition_and_logged_return_is_the_truth(async_envs, tmp_
 
     monkeypatch.setattr(sac_continuous, "ReplayBuffer", Spied)
     args = dataclasses.replace(ARGS, runs_dir=str(tmp_path), async_envs=async_envs)
-    runs = runlog.make_runs(args, "sac_continuous")
-    with runlog.opened(runs, args, "sac_continuous") as groups:
-        for step, seeds, together in groups:
-            train(args, seeds, together, step)
+    runs = runs_of(args)
+    with runlog.open_batches(runs, args) as batches:
+        for batch in batches:
+            train(args, batch)
     transitions, ends = truth(30)
     assert len(buffers) == 1 and buffers[0].num_added == 30
-    for i, run in enumerate(runs.values()):
+    for i, run in enumerate(runs):
         obs, actions, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
         stored = zip(obs.tolist(), rewards.flatten().tolist(), terminations.flatten().tolist(), next_obs.tolist())
         assert list(stored) == transitions
