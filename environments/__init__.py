@@ -5,7 +5,6 @@ from environments.control import (
     EpisodeSeeds,
     check_environments,
     check_equal_spaces,
-    import_suites,
     make_env,
     make_envs,
     sizes,
@@ -24,12 +23,15 @@ from environments.episodes import (
     true_successors,
 )
 from environments.sequences import Evaluation, TaskSequence, sequence_length
+from environments.suites import SUITES, Suite, import_suites, suite_of
 
 __all__ = [
+    "SUITES",
     "Episode",
     "EpisodeSeeds",
     "Episodes",
     "Evaluation",
+    "Suite",
     "TaskSequence",
     "Transition",
     "begin_episodes",
@@ -45,6 +47,7 @@ __all__ = [
     "random_actions",
     "sequence_length",
     "sizes",
+    "suite_of",
     "take_step",
     "true_successors",
 ]

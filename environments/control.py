@@ -1,118 +1,22 @@
 """Continuous control: dm_control, Meta-World, Gymnasium and environments of one's own, made ready
 to train on: flat observations, actions in [-1, 1], episodes that can be played again."""
 
-import contextlib
 import functools
-import importlib
 import math
-import os
-import random
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import gymnasium
 import numpy as np
 
 import runlog
-from environments.graphics import enable_graphics, no_graphics
+from environments import suites
+from environments.graphics import enable_graphics
 from environments.workers import WorkerEnvs
 
 TIME_LIMIT = 1_000  # steps of an episode where an environment has no limit of its own
-LARGEST_BOUND = 1e6  # an action that may be larger has no bounds: dm_control's lqr says 1e10
+LARGEST_BOUND = 1e6  # an action that may be larger has no bounds
 LARGEST = float(np.finfo(np.float32).max)  # networks and replay are float32
 FAILURES_IN_A_ROW = 10  # episodes that fail before they have made a step, after which the run ends
-
-
-def _in1d(values, among, **kwargs) -> np.ndarray:
-    return np.isin(np.ravel(values), among, **kwargs)
-
-
-def provide_in1d() -> None:
-    """numpy 2.4 removed `in1d`, which dm_control's quadruped calls."""
-    if not hasattr(np, "in1d"):
-        setattr(np, "in1d", _in1d)  # noqa: B010
-
-
-def import_suites():
-    """Imports shimmy, which registers the dm_control ids, and returns metaworld. No graphics
-    library is loaded."""
-    provide_in1d()
-    warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
-    # shimmy would switch all DeprecationWarnings on
-    with no_graphics(), warnings.catch_warnings():
-        import metaworld
-        import shimmy  # noqa: F401
-    return metaworld
-
-
-@contextlib.contextmanager
-def _seeded_globals(seed: int) -> Iterator[None]:
-    """Python's and numpy's global generators begin at `seed`; afterwards they are where they
-    were."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-def _check_id(env_id: str, metaworld) -> None:
-    """Raises UserError, with the nearest ids, unless there is such an environment. `module:Id`
-    imports the module, from the current folder too."""
-    module, colon, _ = env_id.rpartition(":")
-    if colon:
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        remedy = "start where Python finds the module, for example in its folder"
-        with runlog.errors_are_user_errors(f"--env-id {env_id}: cannot import {module}", remedy):
-            importlib.import_module(module)
-        own = [f"{module}:{each}" for each in gymnasium.registry]
-        runlog.check_choice("--env-id", env_id, own)
-        return
-    suite = env_id.partition("/")[0]
-    if suite == "metaworld":
-        choices = [f"metaworld/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS]
-    else:
-        choices = [name for name in gymnasium.registry if not name.startswith("Meta-World/")]
-    if suite == "dm_control":
-        choices = [name for name in choices if suite in name]
-    runlog.check_choice("--env-id", env_id, choices)
-
-
-def _make_raw(env_id: str, seed: int, render_mode: str | None, metaworld) -> gymnasium.Env:
-    """The environment as its makers meant it. What is drawn while it is built follows from `seed`
-    alone, so that training, evaluation and a resumed run have the same one: the stiffness of lqr's
-    joints, for example."""
-    construction_seed = runlog.derive_seed(seed, "construction") % 2**32
-    kwargs = {}
-    if render_mode is not None:  # a class need not know the argument
-        kwargs["render_mode"] = render_mode
-    suite, _, task = env_id.partition("/")
-    if suite == "metaworld":
-        kwargs |= {"env_name": task, "seed": seed % 2**31, "max_episode_steps": 200}
-        env_id = "Meta-World/MT1"
-    elif suite == "dm_control":
-        entry_point = gymnasium.spec(env_id).entry_point
-        settings = getattr(entry_point, "keywords", {})
-        if "domain_name" in settings:
-            kwargs["task_kwargs"] = {"random": construction_seed}
-        else:  # locomotion and manipulation; some of them observe pictures
-            if "env_fn" in settings:
-                kwargs["random_state"] = np.random.RandomState(construction_seed)
-            with contextlib.suppress(RuntimeError):
-                enable_graphics()
-    with _seeded_globals(construction_seed):
-        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    if "task_kwargs" in kwargs and render_mode is None:
-        # quadruped-escape hands its terrain to a drawing context, if there is one, and asks for it
-        # by making one
-        env.unwrapped.physics._make_rendering_contexts = lambda: None
-    return env
 
 
 def _has_time_limit(env: gymnasium.Env) -> bool:
@@ -152,15 +56,8 @@ def _flat_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
             return np.reshape(action, shape)
 
         env = gymnasium.wrappers.TransformAction(env, reshaped, box)
-    if _largest_bound(box) > LARGEST_BOUND:  # lqr: its true bounds are none
-        unit = gymnasium.spaces.Box(-1, 1, box.shape, box.dtype)
-        env = gymnasium.wrappers.TransformAction(env, np.asarray, unit)
     low, high = box.dtype.type([-1, 1])
     return gymnasium.wrappers.RescaleAction(env, low, high)
-
-
-def _largest_bound(box: gymnasium.spaces.Box) -> float:
-    return float(np.abs([box.low, box.high]).max())
 
 
 def _check_action_space(box: gymnasium.Space, env_id: str) -> None:
@@ -177,7 +74,7 @@ def _check_action_space(box: gymnasium.Space, env_id: str) -> None:
         first = int(np.argmax(low >= high))
         bounds = f"action {first} lies between {low[first]} and {high[first]}"
         raise runlog.UserError(f"{refused}: {bounds}; leave out what cannot vary")
-    if _largest_bound(box) > LARGEST_BOUND and not env_id.startswith("dm_control/lqr"):
+    if np.abs([low, high]).max() > LARGEST_BOUND:
         remedy = f"bounds above {LARGEST_BOUND:g} are none; give the actions' true ones"
         raise runlog.UserError(f"{refused}; {remedy}")
 
@@ -188,16 +85,15 @@ def make_env(
     """One environment with observations (obs_dim,) and actions (action_dim,) in [-1, 1], wrapped in
     EpisodeSeeds.
 
-    env_id: dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, a Gymnasium id, or module:Id. index: its
-    place in the batch. Episodes follow from seed and stream. render_mode "rgb_array": MuJoCo's
-    graphics are looked for. Raises UserError: unknown id, cannot be made, spaces that cannot be
-    used; NoGraphics: it cannot be drawn.
+    env_id: of a suite (suites.py), a Gymnasium id, or module:Id. index: its place in the batch.
+    Episodes follow from seed and stream. render_mode "rgb_array": MuJoCo's graphics are looked for.
+    Raises UserError: unknown id, cannot be made, spaces that cannot be used; NoGraphics: it cannot
+    be drawn.
     """
-    metaworld = import_suites()
-    _check_id(env_id, metaworld)
+    suites.check_id(env_id)
     failed = f"--env-id {env_id}: cannot be made here"
     with runlog.errors_are_user_errors(failed, "choose another, or install it"):
-        env = _make_raw(env_id, seed, render_mode, metaworld)
+        env = suites.make_raw(env_id, seed, render_mode)
     if render_mode is not None:
         inner = env.unwrapped
         if hasattr(inner, "mujoco_renderer") or hasattr(inner, "physics"):  # draws with MuJoCo
@@ -207,7 +103,8 @@ def make_env(
     if not limited:
         env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
     env = EpisodeSeeds(_flat_observations(env, env_id), index, seed, stream, env_id)
-    env.has_own_limit = limited or env_id.startswith("dm_control/lqr")  # documented there
+    # of the suites only lqr has none, which is documented
+    env.has_own_limit = limited or suites.suite_of(env_id) is not None
     return env
 
 
@@ -254,7 +151,7 @@ def sizes(envs: gymnasium.vector.VectorEnv) -> tuple[int, int]:
 def _check_plays(env: "EpisodeSeeds") -> None:
     env.told = True  # what fails here now and then is told when it fails in the run
     action = np.zeros(env.action_space.shape, env.action_space.dtype)
-    with _seeded_globals(0):
+    with suites.seeded_globals(0):
         for _ in range(FAILURES_IN_A_ROW):
             env.reset()
             *_, info = env.step(action)

@@ -467,14 +467,31 @@ def test_global_generators_are_seeded_for_the_building_only():
     assert (repr(np.random.get_state()), random.getstate()) == states  # noqa: NPY002
 
 
-def test_quadruped_without_in1d():
-    code = "import numpy as np\nif hasattr(np, 'in1d'):\n    del np.in1d\n    np.__all__.remove('in1d')\n"
-    code += "import environments\nenv = environments.make_env('dm_control/quadruped-walk-v0', 0, 1, 'train')\n"
-    code += "print(env.reset()[0].sum().item())"
+WITHOUT_IN1D = """
+import numpy as np
+if hasattr(np, "in1d"):
+    del np.in1d
+    np.__all__.remove("in1d")
+import environments
+for env_id in ("metaworld/reach-v3", "dm_control/quadruped-walk-v0"):
+    env = environments.make_env(env_id, 0, 1, "train")
+    first, _ = env.reset()
+    second, reward, *_ = env.step(np.zeros(env.action_space.shape, env.action_space.dtype))
+    print(env_id, first.sum().item(), second.sum().item(), reward)
+"""
+
+
+def test_environments_without_in1d():
+    """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made and step as they do before it."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    truth = make_env("dm_control/quadruped-walk-v0", 0, 1, "train").reset()[0].sum().item()
-    assert done.stdout.strip() == str(truth), done.stderr
+    done = subprocess.run([sys.executable, "-c", WITHOUT_IN1D], capture_output=True, text=True, env=environment)
+    truth = []
+    for env_id in ("metaworld/reach-v3", "dm_control/quadruped-walk-v0"):
+        env = make_env(env_id, 0, 1, "train")
+        first, _ = env.reset()
+        second, reward, *_ = env.step(np.zeros(env.action_space.shape, env.action_space.dtype))
+        truth.append(f"{env_id} {first.sum().item()} {second.sum().item()} {reward}")
+    assert done.stdout.splitlines() == truth, done.stderr
 
 
 # ---- graphics --------------------------------------------------------------------------------------------------------
