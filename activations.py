@@ -1,28 +1,33 @@
-"""Activation functions, the rational family and the Hadamard combinators, for layers with leading batch axes.
+"""Activation functions, the rational family and the Hadamard combinators, for layers with batch
+axes.
 
-An expression such as `tanh*tanh` or `identity*silu` names a hidden layer: its branches (each with its own weights,
-bias, norm and coefficients) are multiplied (`*`, the Hadamard representation) or added (`+`, which binds weaker).
+An expression such as `tanh*tanh` or `identity*silu` names a hidden layer: its branches (each with
+its own weights, bias, norm and coefficients) are multiplied (`*`, the Hadamard representation) or
+added (`+`, which binds weaker).
 
-    layer = dense(17, 256, "crational", seeds=1)                # one network:   (batch, 17) -> (batch, 256)
-    layer = dense(17, 256, "tanh_hr", seeds=[1, 2, 3])          # three seeds:   (3, batch, 17) -> (3, batch, 256)
-    layer = conv(4, 32, 8, "crelu", stride=4, seeds=1)          # images: (batch, 4, 84, 84) -> (batch, 64, 20, 20)
+    dense(17, 256, "crational", seeds=1)          # one network: (batch, 17) -> (batch, 256)
+    dense(17, 256, "tanh_hr", seeds=[1, 2, 3])    # three seeds: (3, batch, 17) -> (3, batch, 256)
+    conv(4, 32, 8, "crelu", stride=4, seeds=1)    # (batch, 4, 84, 84) -> (batch, 64, 20, 20)
 
-`layer.width` is the number of outputs (crelu doubles it). `seeds` fixes the initial weights and, by its shape, the
-leading batch axes: parameters of shape `np.shape(seeds) + (...)`. Nothing here draws from the global generators, and
-branch k of a layer starts from the same weights whatever the activation is. The layers of a network need different
-seeds: two layers of one shape and one seed start equal.
+`layer.width` is the number of outputs (crelu doubles it). `seeds` fixes the initial weights and, by
+its shape, the leading batch axes: parameters of shape `np.shape(seeds) + (...)`. Nothing here draws
+from the global generators, and branch k of a layer starts from the same weights whatever the
+activation is. The layers of a network need different seeds: two layers of one shape and one seed
+start equal.
 
-To add an activation, add one entry to ACTIVATIONS (docs/activations.md).
-Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv 2406.09079 (Hadamard representations).
+To add an activation, add one entry to ACTIVATIONS (docs/activations.md). How its parameters are
+trained is in optimizers.py. Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv
+2406.09079 (Hadamard representations).
 """
 
 import difflib
 import functools
+import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +37,21 @@ import torch.nn.functional as F
 from scipy.optimize import least_squares
 from torch.autograd import forward_ad
 
-MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; one more power of a large coefficient would not be safe
+MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; another power of a large coefficient is not safe
+
+
+@dataclass(frozen=True)
+class CoefficientGroup:
+    """How parameters of an activation are trained, where that is not what --rational.* says.
+
+    The module of an activation declares it by the parameter's name (optimizers.py follows it):
+    self.coefficient_groups = {"log_scale": CoefficientGroup(weight_decay=0.0)}
+    """
+
+    learning_rate: float | None = None
+    """None: --rational.learning-rate, which is the network's by default"""
+    weight_decay: float | None = None
+    """decoupled, per unit of learning rate; None: --rational.coefficient-weight-decay"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,8 @@ class RationalConfig:
     constraint_power: int = 4
     """d of crational's |x/c|^d; must exceed n so that f decays"""
     constraint_scale: float = 5.0
-    """c of crational's |x/c|^d at the start; the fit does not identify it (least squares drives it to infinity)"""
+    """c of crational's |x/c|^d at the start; the fit does not identify it (least squares drives it
+    to infinity)"""
     train_constraint_scale: bool = True
     """c is trained (as its logarithm, so that it stays positive)"""
     remove_constraint: bool = False
@@ -64,34 +84,63 @@ class RationalConfig:
     coefficient_weight_decay: float = 0.0
     """decoupled weight decay per unit step size, on the coefficients only (CR)"""
     share_across_layers: bool = False
-    """one coefficient set for all layers of a network (the recurrent rational of Delfosse et al. 2021)"""
+    """one coefficient set for all layers of a network (the recurrent rational of Delfosse et al.
+    2021)"""
 
     def __post_init__(self):
-        n, m, d, c = self.numerator_degree, self.denominator_degree, self.constraint_power, self.constraint_scale
-        target, (low, high) = self.fit_target, self.fit_range
-        rate, decay = self.learning_rate, self.coefficient_weight_decay
+        n = self.numerator_degree
+        m = self.denominator_degree
+        d = self.constraint_power
+        c = self.constraint_scale
+        low, high = self.fit_range
+        target = self.fit_target
+        rate = self.learning_rate
+        decay = self.coefficient_weight_decay
         power = min(max(d, 1), MAX_POWER)
-        lowest, highest = 10 ** (4 - 36 / power), 10 ** (18 / power)  # |x/c|^d stays in float32 for |x| <= 1e4
-        checks = {
-            f"numerator-degree {n}: must lie in 1..{MAX_POWER - 1}": 1 <= n < MAX_POWER,
-            f"denominator-degree {m}: must lie in 1..{MAX_POWER}": 1 <= m <= MAX_POWER,
-            f"constraint-power {d}: must exceed numerator-degree {n}, at most {MAX_POWER}": n < d <= MAX_POWER,
-            f"form {self.form!r}: must be A or B": self.form in ("A", "B"),
-            f"constraint-scale {c}: must lie in {lowest:.2g}..{highest:.2g}": lowest <= c <= highest,
-            f"fit-target {target!r}: {_nearest(target, fit_targets())}": target in fit_targets(),
-            f"fit-range {low} {high}: must be two finite numbers, the smaller first": -math.inf < low < high < math.inf,
-            f"init-scale {self.init_scale}: must be finite": math.isfinite(self.init_scale),
-            f"learning-rate {rate}: must be 0 (frozen) or positive": 0 <= (rate or 0) < math.inf,
-            f"coefficient-weight-decay {decay}: must be 0 (off) or positive": 0 <= decay < math.inf,
-        }
-        for problem, passed in checks.items():
-            if not passed:
-                raise ValueError(f"--rational.{problem}")
+        lowest = 10 ** (4 - 36 / power)  # |x/c|^d stays in float32 for |x| <= 1e4
+        highest = 10 ** (18 / power)
+
+        _require(1 <= n < MAX_POWER, f"numerator-degree {n}: must lie in 1..{MAX_POWER - 1}")
+        _require(1 <= m <= MAX_POWER, f"denominator-degree {m}: must lie in 1..{MAX_POWER}")
+        _require(
+            n < d <= MAX_POWER,
+            f"constraint-power {d}: must exceed numerator-degree {n}, at most {MAX_POWER}",
+        )
+        _require(self.form in ("A", "B"), f"form {self.form!r}: must be A or B")
+        _require(
+            lowest <= c <= highest,
+            f"constraint-scale {c}: must lie in {lowest:.2g}..{highest:.2g}",
+        )
+        _require(
+            target in fit_targets(),
+            f"fit-target {target!r}: {_nearest(target, fit_targets())}",
+        )
+        _require(
+            -math.inf < low < high < math.inf,
+            f"fit-range {low} {high}: must be two finite numbers, the smaller first",
+        )
+        _require(math.isfinite(self.init_scale), f"init-scale {self.init_scale}: must be finite")
+        _require(
+            rate is None or 0 <= rate < math.inf,
+            f"learning-rate {rate}: must be 0 (frozen) or positive",
+        )
+        _require(
+            0 <= decay < math.inf,
+            f"coefficient-weight-decay {decay}: must be 0 (off) or positive",
+        )
+
+
+def _require(passed: bool, problem: str) -> None:
+    if not passed:
+        raise ValueError(f"--rational.{problem}")
 
 
 def _horner(x: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor:
     """sum_k coefficients[k] x^k"""
-    return functools.reduce(lambda total, coefficient: coefficient + x * total, reversed(coefficients))
+    total = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        total = coefficient + x * total
+    return total
 
 
 def _is_forward_mode() -> bool:
@@ -100,50 +149,90 @@ def _is_forward_mode() -> bool:
 
 
 def _absolute(x: torch.Tensor) -> torch.Tensor:
-    """|x|. Where its derivative is recorded, the one at 0 is that from the right, 1 (torch's abs: 0), so that second
-    derivatives agree with the closed form of the first ones below."""
-    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return torch.where(x >= 0, x, -x) if recorded or _is_forward_mode() else x.abs()
+    """|x|. Where its derivative is recorded, the one at 0 is that from the right, 1 (torch's abs:
+    0), so that second derivatives agree with the closed form of the first ones below."""
+    is_recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if is_recorded or _is_forward_mode():
+        return torch.where(x >= 0, x, -x)
+    return x.abs()
 
 
-def _rational_parts(x, numerator, denominator, weight, form: str, first: int, power: int):
-    """P, Q and S of P/Q, and the coefficients, shaped to broadcast with x. weight = c^-d or None, first: power of a[0],
-    power: d. S is what form B takes the absolute value of (form A: None)."""
+def _absolute_power(x: torch.Tensor, power: int) -> torch.Tensor:
+    """|x|^power"""
+    even = (x * x) ** (power // 2)
+    return even * _absolute(x) if power % 2 else even
+
+
+def _sign(x: torch.Tensor) -> torch.Tensor:
+    """The derivative of |x|, at 0 the one from the right: 1 where x >= 0, else -1."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class _Parts(NamedTuple):
+    """P/Q at x, and the coefficients, shaped to broadcast with x."""
+
+    p: torch.Tensor
+    q: torch.Tensor
+    s: torch.Tensor | None  # what form B takes the absolute value of; form A: None
+    a: list[torch.Tensor]
+    b: list[torch.Tensor]  # form A: |b|
+    weight: torch.Tensor | None  # c^-d; None without a constraint
+
+
+def _rational_parts(x, numerator, denominator, weight, form: str, first: int, power: int) -> _Parts:
+    """x: (*batch, ...). numerator, denominator: (*batch, coefficients). weight: c^-d, (*batch,), or
+    None. first: power of x that a[0] belongs to. power: d."""
     ones = (1,) * (x.dim() - numerator.dim() + 1)
-    a, b = ([c.reshape(c.shape + ones) for c in t.unbind(-1)] for t in (numerator, denominator))
-    p = x * _horner(x, a) if first else _horner(x, a)
+    a = [coefficient.reshape(coefficient.shape + ones) for coefficient in numerator.unbind(-1)]
+    b = [coefficient.reshape(coefficient.shape + ones) for coefficient in denominator.unbind(-1)]
+    p = _horner(x, a)
+    if first:
+        p = x * p
     if form == "A":
         s = None
-        b = [_absolute(c) for c in b]
+        b = [_absolute(coefficient) for coefficient in b]
         q = 1 + _absolute(x) * _horner(_absolute(x), b)
     else:
         s = x * _horner(x, b)
         q = 1 + _absolute(s)
     if weight is not None:
         weight = weight.reshape(weight.shape + ones)
-        q = q + weight * (x * x) ** (power // 2) * (_absolute(x) if power % 2 else 1)
-    return p, q, s, a, b, weight
+        constraint = weight * (x * x) ** (power // 2)
+        if power % 2:
+            constraint = constraint * _absolute(x)
+        q = q + constraint
+    return _Parts(p, q, s, a, b, weight)
 
 
-# Compiled code with this function may come from the cache (a warm start is seconds faster): its derivatives are traced
-# into the graph whose hash is the key, so that code edited since is compiled anew.
+def _sum_to_batch(t: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    """The sum over all axes but the leading ones, (*batch,): over the last axis first, which
+    compiled code keeps in registers."""
+    if t.dim() > batch_dims:
+        t = t.sum(-1)
+    return t.flatten(batch_dims).sum(-1) if t.dim() > batch_dims else t
+
+
+# Compiled code with this function may come from the cache (a warm start is seconds faster): its
+# derivatives are traced into the graph whose hash is the key, so code edited since is compiled
+# anew.
 torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
 
 
 class _RationalFunction(torch.autograd.Function):
-    """P/Q with the derivatives in closed form: one pass over x, nothing saved but x, and sums over the last axis first,
-    which compiled code keeps in registers. Where |.| has a kink, at 0, it takes the derivative from the right.
+    """P/Q with the derivatives in closed form: one pass over x, nothing saved but x. Where |.| has
+    a kink, at 0, it takes the derivative from the right.
 
-    The derivatives are ordinary operations on what is saved, so they have derivatives too (double backward). In forward
-    mode Rational computes P / Q by ordinary operations instead: torch.compile takes no function that defines `jvp`,
-    and torch records no tangents inside one, which would make a nested forward mode silently wrong."""
+    The derivatives are ordinary operations on what is saved, so they have derivatives too (double
+    backward). In forward mode Rational computes P / Q by ordinary operations instead: torch.compile
+    takes no function that defines `jvp`, and torch records no tangents inside one, which would make
+    a nested forward mode silently wrong."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x, numerator, denominator, weight, form, first, power):
-        p, q, *_ = _rational_parts(x, numerator, denominator, weight, form, first, power)
-        return p / q
+        parts = _rational_parts(x, numerator, denominator, weight, form, first, power)
+        return parts.p / parts.q
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -153,124 +242,149 @@ class _RationalFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, numerator, denominator, weight = ctx.saved_tensors
-        form, first, power, batch_dims = ctx.form, ctx.first, ctx.power, numerator.dim() - 1
+        form = ctx.form
+        first = ctx.first
+        power = ctx.power
+        batch_dims = numerator.dim() - 1
         p, q, s, a, b, w = _rational_parts(x, numerator, denominator, weight, form, first, power)
         inverse = 1 / q
         to_p = grad * inverse  # dL/dP
         to_q = -to_p * (p * inverse)  # dL/dQ
-        sign = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-        u = _absolute(x) if form == "A" else x
+
+        sign = _sign(x)
+        u = _absolute(x) if form == "A" else x  # Q is a polynomial of u
         slope = _horner(u, [j * c for j, c in enumerate(b, start=1)])
-        slope = slope * (sign if form == "A" else torch.where(s >= 0, 1.0, -1.0).to(x.dtype))
-        exponents = (power - 1, power) if w is not None else ()
-        powers = [(x * x) ** (k // 2) * (_absolute(x) if k % 2 else 1) for k in exponents]
-        if powers:
-            slope = slope + sign * (power * w) * powers[0]
-        grad_x = to_p * _horner(x, [k * c for k, c in enumerate(a, start=first) if k]) + to_q * slope
+        slope = slope * (sign if form == "A" else _sign(s))
+        if w is not None:
+            slope = slope + sign * (power * w) * _absolute_power(x, power - 1)  # dQ/dx
+        p_slope = _horner(x, [k * c for k, c in enumerate(a, start=first) if k])  # dP/dx
+        grad_x = to_p * p_slope + to_q * slope
 
-        def total(t):
-            t = t.sum(-1) if t.dim() > batch_dims else t
-            return t.flatten(batch_dims).sum(-1) if t.dim() > batch_dims else t
-
-        grad_a, grad_b, t = [], [], to_p * x if first else to_p
+        grad_a = []
+        term = to_p * x if first else to_p
         for _ in a:
-            grad_a, t = [*grad_a, total(t)], t * x
-        t = to_q if form == "A" else to_q * torch.where(s >= 0, 1.0, -1.0).to(x.dtype)
+            grad_a.append(_sum_to_batch(term, batch_dims))
+            term = term * x
+        grad_b = []
+        term = to_q if form == "A" else to_q * _sign(s)
         for _ in b:
-            t = t * u
-            grad_b.append(total(t))
-        grad_b = torch.stack(grad_b, -1) * (torch.where(denominator >= 0, 1.0, -1.0) if form == "A" else 1)
-        grad_w = total(to_q * powers[1]) if powers else None
-        return grad_x, torch.stack(grad_a, -1), grad_b, grad_w, None, None, None
+            term = term * u
+            grad_b.append(_sum_to_batch(term, batch_dims))
+        grad_a = torch.stack(grad_a, -1)
+        grad_b = torch.stack(grad_b, -1)
+        if form == "A":
+            grad_b = grad_b * _sign(denominator)
+        grad_w = None
+        if w is not None:
+            grad_w = _sum_to_batch(to_q * _absolute_power(x, power), batch_dims)
+        return grad_x, grad_a, grad_b, grad_w, None, None, None
 
 
 @functools.lru_cache(maxsize=256)
-def fit_rational(config: RationalConfig, constrained: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Least-squares coefficients (a, b) of the rational that approximates config.fit_target on config.fit_range.
+def fit_rational(
+    config: RationalConfig, constrained: bool
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Least-squares coefficients (a, b) of the rational that approximates config.fit_target on
+    config.fit_range.
 
-    Levenberg-Marquardt on 2,001 even points, in float64; c stays at config.constraint_scale. Started from ones and
-    from ones in units of the range, since either may get stuck; a ridge too weak to be seen in the fit stops P and Q
-    from growing together without bound. With degrees above 5/4 it can be seen: there the fit goes on with a tenth and
-    a hundredth of it where that is clearly better. a holds a_0..a_n (a_1..a_n if constrained). Cached per
-    setting. Raises ValueError, led by a flag, where the target is not finite on the range, where the range is too small
-    or too large for float64, or where P or Q would overflow float32 within |x| <= 1e4.
+    Levenberg-Marquardt on 2,001 even points, in float64; c stays at config.constraint_scale.
+    Started from ones and from ones in units of the range, since either may get stuck; a ridge too
+    weak to be seen in the fit stops P and Q from growing together without bound. With degrees above
+    5/4 it can be seen: there the fit goes on with a tenth and a hundredth of it where that is
+    clearly better. a holds a_0..a_n (a_1..a_n if constrained). Cached per setting. Raises
+    ValueError, led by a flag, where the target is not finite on the range, where the range is too
+    small or too large for float64, or where P or Q would overflow float32 within |x| <= 1e4.
     """
     low, high = config.fit_range
-    flag = f"--rational.fit-range {low} {high}"
+    range_flag = f"--rational.fit-range {low} {high}"
     with np.errstate(all="ignore"):
         x = np.linspace(low, high, 2001)
         target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
     if not np.isfinite(x).all():
-        raise ValueError(f"{flag}: high - low must be a finite number")
+        raise ValueError(f"{range_flag}: high - low must be a finite number")
     if not np.isfinite(target).all():
-        raise ValueError(
-            f"--rational.fit-target {config.fit_target!r}: not finite on --rational.fit-range {low} {high}"
-        )
+        target_flag = f"--rational.fit-target {config.fit_target!r}"
+        raise ValueError(f"{target_flag}: not finite on {range_flag}")
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             best = _least_squares_fit(config, constrained, x, target)
-    except (ArithmeticError, ValueError, np.linalg.LinAlgError):  # scipy's words for residuals that are not finite
-        best = None
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError):
+        best = None  # scipy's words for residuals that are not finite
     if best is None or not np.isfinite(best).all():
-        n, m = config.numerator_degree, config.denominator_degree
-        raise ValueError(f"{flag}: too small or too large a range for powers up to {max(n, m)}; -5 5 is the default")
+        degree = max(config.numerator_degree, config.denominator_degree)
+        problem = f"too small or too large a range for powers up to {degree}; -5 5 is the default"
+        raise ValueError(f"{range_flag}: {problem}")
     if not _lasts_far_out(config, constrained, best):
-        raise ValueError(f"--rational.fit-range {config.fit_range}: the fit overflows float32 within |x| <= 1e4")
+        range_flag = f"--rational.fit-range {config.fit_range}"
+        raise ValueError(f"{range_flag}: the fit overflows float32 within |x| <= 1e4")
     if not _lasts_far_out(config, constrained, best, config.init_scale):
-        flag = f"--rational.init-scale {config.init_scale}"
-        raise ValueError(f"{flag}: P or Q would overflow float32 within |x| <= 1e4; 1 is the default")
+        problem = "P or Q would overflow float32 within |x| <= 1e4; 1 is the default"
+        raise ValueError(f"--rational.init-scale {config.init_scale}: {problem}")
     num_a = config.numerator_degree + 1 - int(constrained)
     return tuple(best[:num_a].tolist()), tuple(best[num_a:].tolist())
 
 
 def _powers(config: RationalConfig, constrained: bool) -> tuple[np.ndarray, np.ndarray]:
     """The powers of x that a and b belong to."""
-    return np.arange(int(constrained), config.numerator_degree + 1), np.arange(1, config.denominator_degree + 1)
+    of_a = np.arange(int(constrained), config.numerator_degree + 1)
+    of_b = np.arange(1, config.denominator_degree + 1)
+    return of_a, of_b
 
 
-def _lasts_far_out(config: RationalConfig, constrained: bool, coefficients: np.ndarray, scale: float = 1.0) -> bool:
+def _lasts_far_out(
+    config: RationalConfig, constrained: bool, coefficients: np.ndarray, scale: float = 1.0
+) -> bool:
     """Whether each term of P and Q, times scale, stays within float32 for |x| <= 1e4."""
     i, j = _powers(config, constrained)
     with np.errstate(over="ignore"):
-        return bool(np.abs(scale * coefficients * 1e4 ** np.append(i, j)).max() < 1e36)
+        terms = np.abs(scale * coefficients * 1e4 ** np.append(i, j))
+        return bool(terms.max() < 1e36)
 
 
-def _least_squares_fit(config: RationalConfig, constrained: bool, x: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _least_squares_fit(
+    config: RationalConfig, constrained: bool, x: np.ndarray, target: np.ndarray
+) -> np.ndarray:
     """The coefficients a, b of fit_rational for target(x), before anything is checked."""
     i, j = _powers(config, constrained)
-    p_basis, q_basis = x[:, None] ** i, (np.abs(x) if config.form == "A" else x)[:, None] ** j
-    tail = np.abs(x / config.constraint_scale) ** config.constraint_power
-    tail = tail if constrained and not config.remove_constraint else 0.0
+    p_basis = x[:, None] ** i
+    q_basis = (np.abs(x) if config.form == "A" else x)[:, None] ** j
+    tail = 0.0
+    if constrained and not config.remove_constraint:
+        tail = np.abs(x / config.constraint_scale) ** config.constraint_power
     reach = np.abs(x).max()
-    ridge = 1e-6 * math.sqrt(x.size) * np.concatenate([reach**i, np.abs(target).max() * reach**j])
+    units = np.concatenate([reach**i, np.abs(target).max() * reach**j])
+    ridge = 1e-6 * math.sqrt(x.size) * units
 
     def error(coefficients):
-        a, b = coefficients[: i.size], coefficients[i.size :]
+        a = coefficients[: i.size]
+        b = coefficients[i.size :]
         q = q_basis @ np.abs(b) if config.form == "A" else np.abs(q_basis @ b)
         return p_basis @ a / (1 + q + tail) - target
-
-    def residual(coefficients):
-        return np.append(error(coefficients), ridge * coefficients)
-
-    starts = np.ones(ridge.size), np.concatenate([1 / reach**i, 1 / reach**j])
-    first, second = (least_squares(residual, start, method="lm", max_nfev=1_000) for start in starts)
-    best = second.x if second.cost < 0.99 * first.cost else first.x
-
-    if config.numerator_degree <= 5 and config.denominator_degree <= 4:  # the ridge cannot be seen
-        return best
 
     def rmse(coefficients):
         return np.sqrt(np.square(error(coefficients)).mean())
 
+    def fit(start, ridge, max_evaluations):
+        def residual(coefficients):
+            return np.append(error(coefficients), ridge * coefficients)
+
+        return least_squares(residual, start, method="lm", max_nfev=max_evaluations)
+
+    first = fit(np.ones(ridge.size), ridge, 1_000)
+    second = fit(np.concatenate([1 / reach**i, 1 / reach**j]), ridge, 1_000)
+    best = second.x if second.cost < 0.99 * first.cost else first.x
+
+    if config.numerator_degree <= 5 and config.denominator_degree <= 4:  # the ridge cannot be seen
+        return best
     for _ in range(2):
-        if rmse(best) < 1e-4 * np.abs(target).max():  # nothing is left to gain, and the coefficients would only grow
-            break
+        if rmse(best) < 1e-4 * np.abs(target).max():
+            break  # nothing is left to gain, and the coefficients would only grow
         ridge = ridge / 10
-        weaker = least_squares(residual, best, method="lm", max_nfev=50).x
+        weaker = fit(best, ridge, 50).x
         is_better = rmse(weaker) < 0.98 * rmse(best)
-        can_be_trained = np.abs(weaker).max() < 1e3 and _lasts_far_out(config, constrained, weaker)
-        if not (is_better and can_be_trained):
+        is_moderate = np.abs(weaker).max() < 1e3
+        if not (is_better and is_moderate and _lasts_far_out(config, constrained, weaker)):
             break
         best = weaker
     return best
@@ -279,39 +393,63 @@ def _least_squares_fit(config: RationalConfig, constrained: bool, x: np.ndarray,
 class Rational(nn.Module):
     """f(x) = P(x) / Q(x), trainable; one coefficient set per module and per leading batch index.
 
-    rational  (OR): P = sum_{i=0..n} a_i x^i; form A: Q = 1 + sum_{j=1..m} |b_j x^j|; B: Q = 1 + |sum_{j=1..m} b_j x^j|.
+    rational (OR): P = sum_{i=0..n} a_i x^i, over Q = 1 + sum_{j=1..m} |b_j x^j| (form A) or
+    Q = 1 + |sum_{j=1..m} b_j x^j| (form B).
     crational (CR): P without a_0, so f(0) = 0; Q gains |x/c|^d with d > n, so f -> 0 as |x| -> inf.
-    Sources: Molina et al. 2020 (safe Pade units), CR (the constraint). Shapes: numerator (*batch, n + 1, or n if
-    constrained), denominator (*batch, m), log_scale (*batch,) = log c; x: (*batch, ..., features), any further axes.
+    Sources: Molina et al. 2020 (safe Pade units), CR (the constraint). x: (*batch, ..., features).
+    Parameters: numerator (*batch, n + 1, or n if constrained), denominator (*batch, m) and
+    log_scale (*batch,), log c, so that c stays positive.
 
     >>> f = Rational(RationalConfig(), constrained=True)
     >>> f(torch.tensor([0.0, 1e4])).abs().max().item() < 0.01
     True
     """
 
-    def __init__(self, config: RationalConfig, constrained: bool, batch_shape: tuple[int, ...] = ()):
+    def __init__(
+        self, config: RationalConfig, constrained: bool, batch_shape: tuple[int, ...] = ()
+    ):
         super().__init__()
-        self.config, self.constrained, self.batch_shape = config, constrained, batch_shape
+        self.config = config
+        self.constrained = constrained
+        self.batch_shape = batch_shape
         self.has_constraint = constrained and not config.remove_constraint
-        a, b = (config.init_scale * torch.tensor(t) for t in fit_rational(config, constrained))
+        self.coefficient_groups = {}
+        a, b = fit_rational(config, constrained)
+        a = config.init_scale * torch.tensor(a)
+        b = config.init_scale * torch.tensor(b)
         self.numerator = nn.Parameter(a.expand(*batch_shape, -1).clone())
         self.denominator = nn.Parameter(b.expand(*batch_shape, -1).clone())
         if self.has_constraint:
             log_scale = torch.full(batch_shape, math.log(config.constraint_scale))
             self.log_scale = nn.Parameter(log_scale, requires_grad=config.train_constraint_scale)
+            # decay would draw log c to 0, which is c to 1: no less of a function than another c
+            self.coefficient_groups["log_scale"] = CoefficientGroup(weight_decay=0.0)
 
     def scale(self) -> torch.Tensor | None:
         """c, shape (*batch,); None without a constraint."""
         return self.log_scale.exp() if self.has_constraint else None
 
+    def _constraint_weight(self) -> torch.Tensor | None:
+        """c^-d, shape (*batch,); None without a constraint. All that P/Q knows of c."""
+        if not self.has_constraint:
+            return None
+        return torch.exp(-self.config.constraint_power * self.log_scale)
+
     def _arguments(self) -> tuple:
-        power = self.config.constraint_power
-        weight = torch.exp(-power * self.log_scale) if self.has_constraint else None  # c^-d
-        return self.numerator, self.denominator, weight, self.config.form, int(self.constrained), power
+        """What _rational_parts wants besides x."""
+        return (
+            self.numerator,
+            self.denominator,
+            self._constraint_weight(),
+            self.config.form,
+            int(self.constrained),
+            self.config.constraint_power,
+        )
 
     def numerator_and_denominator(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(P(x), Q(x)), each of the shape of x."""
-        return _rational_parts(x, *self._arguments())[:2]
+        parts = _rational_parts(x, *self._arguments())
+        return parts.p, parts.q
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if _is_forward_mode():
@@ -320,13 +458,15 @@ class Rational(nn.Module):
         return _RationalFunction.apply(x, *self._arguments())
 
     def extra_repr(self) -> str:
-        return f"constrained={self.constrained}, batch_shape={self.batch_shape}, form={self.config.form}"
+        shape = self.batch_shape
+        return f"constrained={self.constrained}, batch_shape={shape}, form={self.config.form}"
 
 
 @dataclass(frozen=True)
 class Activation:
-    """One base activation: an element-wise `function`, or `build(batch_shape, rational_config)` -> nn.Module where it
-    has parameters of its own. Where `width` > 1 the function returns that many tensors, to be joined as features."""
+    """One base activation: an element-wise `function`, or `build(batch_shape, rational_config)` ->
+    nn.Module where it has parameters of its own, of shape (*batch_shape, ...). Where `width` > 1
+    the function returns that many tensors, to be joined as features."""
 
     formula: str
     source: str
@@ -340,14 +480,21 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation("max(x, 0)", "Nair & Hinton 2010", F.relu),
     "leaky_relu": Activation("max(x, 0.01 x)", "Maas et al. 2013", F.leaky_relu),
     "elu": Activation("x if x > 0 else e^x - 1", "Clevert et al. 2016", F.elu),
-    "selu": Activation("1.0507 (x if x > 0 else 1.6733 (e^x - 1))", "Klambauer et al. 2017", F.selu),
+    "selu": Activation(
+        "1.0507 (x if x > 0 else 1.6733 (e^x - 1))", "Klambauer et al. 2017", F.selu
+    ),
     "gelu": Activation("x Phi(x), Phi the normal cdf", "Hendrycks & Gimpel 2016", F.gelu),
     "silu": Activation("x sigmoid(x)", "Elfwing et al. 2018", F.silu),
     "mish": Activation("x tanh(log(1 + e^x))", "Misra 2019", F.mish),
     "softplus": Activation("log(1 + e^x)", "Dugas et al. 2001", F.softplus),
     "tanh": Activation("tanh(x)", "-", torch.tanh),
     "sigmoid": Activation("1 / (1 + e^-x)", "-", torch.sigmoid),
-    "crelu": Activation("[max(x, 0), max(-x, 0)]", "Shang et al. 2016", lambda x: (F.relu(x), F.relu(-x)), width=2),
+    "crelu": Activation(
+        "[max(x, 0), max(-x, 0)]",
+        "Shang et al. 2016",
+        lambda x: (F.relu(x), F.relu(-x)),
+        width=2,
+    ),
     "rational": Activation(
         "P(x) / Q(x), P of degree 3, Q = 1 + |b1 x| + |b2 x^2|",
         "Molina et al. 2020; Delfosse et al. 2021",
@@ -359,56 +506,75 @@ ACTIVATIONS: dict[str, Activation] = {
         build=lambda batch_shape, config: Rational(config, True, batch_shape),
     ),
 }
-ALIASES = {"tanh_2hr": "tanh*tanh*tanh", "tanh_add": "tanh+tanh"}  # and NAME_hr = NAME*NAME for every base name
+# and NAME_hr = NAME*NAME for every base name
+ALIASES = {"tanh_2hr": "tanh*tanh*tanh", "tanh_add": "tanh+tanh"}
 
 
 def fit_targets() -> list[str]:
     """Names that --rational.fit-target takes: the element-wise activations, added ones too."""
-    return [name for name, entry in ACTIVATIONS.items() if entry.function is not None and entry.width == 1]
+    entries = ACTIVATIONS.items()
+    return [name for name, entry in entries if entry.function is not None and entry.width == 1]
 
 
 def _nearest(name: str, names, more=()) -> str:
     """The end of an error message: the nearest of `names` and `more`, then the list of `names`."""
-    close = difflib.get_close_matches(name.lower(), list(dict.fromkeys([*names, *more])), n=3, cutoff=0.5)
+    candidates = list(dict.fromkeys([*names, *more]))
+    close = difflib.get_close_matches(name.lower(), candidates, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}choose from {' '.join(names)}"
 
 
 def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
-    """A sum of products of base names: "tanh_hr" -> [["tanh", "tanh"]], "tanh+relu_hr" -> [["tanh"], ["relu", "relu"]].
+    """A sum of products of base names: "tanh_hr" -> [["tanh", "tanh"]], "tanh+relu_hr" ->
+    [["tanh"], ["relu", "relu"]].
 
-    Raises ValueError, led by the flag, with the nearest names and the whole list where a name is unknown.
+    Raises ValueError, led by the flag, with the nearest names and the whole list where a name is
+    unknown.
     """
-    products = {f"{name}_hr": f"{name}*{name}" for name in ACTIVATIONS}
-    expansions, terms = products | ALIASES | {name: name for name in ACTIVATIONS}, []
+    started = f"{flag} {expression!r}"
+    bases = {name: name for name in ACTIVATIONS}
+    squares = {f"{name}_hr": f"{name}*{name}" for name in ACTIVATIONS}
+    expansions = squares | ALIASES | bases
+    terms = []
     for term in expression.split("+"):
         names = [name.strip() for name in term.split("*")]
         for name in names:
             if not name:
-                raise ValueError(f"{flag} {expression!r}: a name is missing; choose from {' '.join(ACTIVATIONS)}")
+                known = " ".join(ACTIVATIONS)
+                raise ValueError(f"{started}: a name is missing; choose from {known}")
             if name not in expansions:
                 hint = _nearest(name, [*ACTIVATIONS, *ALIASES, "NAME_hr"], expansions)
-                raise ValueError(f"{flag} {expression!r}: unknown name {name!r}; {hint}")
+                raise ValueError(f"{started}: unknown name {name!r}; {hint}")
             if len(names) > 1 and "+" in expansions[name]:
-                raise ValueError(f"{flag} {expression!r}: {name} is a sum ({expansions[name]}), which is no factor")
-        terms += [product.split("*") for product in "*".join(expansions[name] for name in names).split("+")]
-    if len({ACTIVATIONS[name].width for product in terms for name in product}) > 1:
-        raise ValueError(f"{flag} {expression!r}: the widths differ (crelu doubles it)")
+                problem = f"{name} is a sum ({expansions[name]}), which is no factor"
+                raise ValueError(f"{started}: {problem}")
+        expanded = "*".join(expansions[name] for name in names)
+        terms += [product.split("*") for product in expanded.split("+")]
+    if len({ACTIVATIONS[name].width for name in _factors(terms)}) > 1:
+        raise ValueError(f"{started}: the widths differ (crelu doubles it)")
     return terms
 
 
+def _factors(terms: list[list[str]]) -> list[str]:
+    """The base names of all branches, in order."""
+    return list(itertools.chain.from_iterable(terms))
+
+
 def check(expression: str, rational: RationalConfig, flag: str = "--activation") -> None:
-    """Raises ValueError, led by a flag, unless the expression parses and its rationals can be fitted."""
-    for name in {name for product in parse(expression, flag) for name in product}:
+    """Raises ValueError, led by a flag, unless the expression parses and its rationals can be
+    fitted."""
+    for name in set(_factors(parse(expression, flag))):
         make_activation(name, rational)
 
 
 def check_encoder(names: tuple[str, ...], rational: RationalConfig) -> None:
-    """`check` for the activations of three convolutions: one for all, or three. Raises ValueError."""
+    """`check` for the activations of three convolutions: one for all, or three. Raises
+    ValueError."""
+    flag = "--encoder-activation"
     if len(names) not in (1, 3):
-        raise ValueError(f"--encoder-activation {' '.join(names)}: give one name, or three")
+        raise ValueError(f"{flag} {' '.join(names)}: give one name, or three")
     for name in names:
-        check(name, rational, "--encoder-activation")
+        check(name, rational, flag)
 
 
 class Elementwise(nn.Module):
@@ -416,26 +582,37 @@ class Elementwise(nn.Module):
 
     def __init__(self, name: str, feature_axis: int):
         super().__init__()
-        self.name, self.feature_axis = name, feature_axis
+        self.name = name
+        self.feature_axis = feature_axis
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         entry = ACTIVATIONS[self.name]
-        return entry.function(x) if entry.width == 1 else torch.cat(entry.function(x), self.feature_axis)
+        if entry.width == 1:
+            return entry.function(x)
+        return torch.cat(entry.function(x), self.feature_axis)
 
     def extra_repr(self) -> str:
         return self.name
 
 
-def make_activation(name: str, rational: RationalConfig | None = None, batch_shape=(), feature_axis=-1) -> nn.Module:
+def make_activation(
+    name: str,
+    rational: RationalConfig | None = None,
+    batch_shape: Sequence[int] = (),
+    feature_axis: int = -1,
+) -> nn.Module:
     """One new module for one base name (no `*` or `+`). Raises ValueError for an unknown name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"--activation {name!r}: {_nearest(name, ACTIVATIONS)}")
     build = ACTIVATIONS[name].build
-    return build(tuple(batch_shape), rational or RationalConfig()) if build else Elementwise(name, feature_axis)
+    if build is None:
+        return Elementwise(name, feature_axis)
+    return build(tuple(batch_shape), rational or RationalConfig())
 
 
 def orthogonal(gain: float = math.sqrt(2)) -> Callable:
-    """Initialiser of one weight matrix or kernel from a generator; the gain is the same for every activation."""
+    """Initialiser of one weight matrix or kernel from a generator; the gain is the same for every
+    activation."""
     return lambda weight, generator: nn.init.orthogonal_(weight, gain, generator=generator)
 
 
@@ -446,8 +623,10 @@ def fan_in_uniform(weight: torch.Tensor, generator: torch.Generator) -> None:
 
 
 def he_normal(weight: torch.Tensor, generator: torch.Generator, variance: float = 2.0) -> None:
-    """Normal with variance 2 / fan_in, cut off at 2 standard deviations of what is cut (jax's he_normal)."""
-    std = math.sqrt(variance / weight[0].numel()) / 0.87962566103423978  # std of a normal cut off at -2 and 2
+    """Normal with variance 2 / fan_in, cut off at 2 standard deviations of what is cut (jax's
+    he_normal)."""
+    std_of_cut = 0.87962566103423978  # of a standard normal cut off at -2 and 2
+    std = math.sqrt(variance / weight[0].numel()) / std_of_cut
     nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
@@ -459,21 +638,28 @@ def lecun_normal(weight: torch.Tensor, generator: torch.Generator) -> None:
 BiasInit = Literal["zero", "uniform"]
 
 
-def _initialise(shape: tuple[int, ...], seeds, branch: int, init: Callable, *purpose: int) -> torch.Tensor:
-    """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed, branch and purpose."""
+def _initialise(
+    shape: tuple[int, ...], seeds, branch: int, init: Callable, *purpose: int
+) -> torch.Tensor:
+    """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed,
+    branch and purpose."""
     seeds = np.asarray(seeds)
     drawn = []
     for seed in seeds.ravel():
-        entropy = np.random.SeedSequence([int(seed), branch, *purpose]).generate_state(1, np.uint64)[0]
+        sequence = np.random.SeedSequence([int(seed), branch, *purpose])
+        entropy = sequence.generate_state(1, np.uint64)[0]
         parameter = torch.empty(shape)
         init(parameter, torch.Generator().manual_seed(int(entropy)))
         drawn.append(parameter)
     return torch.stack(drawn).reshape(*seeds.shape, *shape)
 
 
-def _initial_biases(shape: tuple[int, ...], seeds, branch: int, bias_init: BiasInit) -> nn.Parameter:
-    """Biases of a layer whose weights have `shape`, (out, in, ...): zero, or uniform in +-1 / sqrt(fan_in), which is
-    torch's default. They come from a generator of their own: the weights do not depend on the choice."""
+def _initial_biases(
+    shape: tuple[int, ...], seeds, branch: int, bias_init: BiasInit
+) -> nn.Parameter:
+    """Biases of a layer whose weights have `shape`, (out, in, ...): zero, or uniform in
+    +-1 / sqrt(fan_in), which is torch's default. They come from a generator of their own: the
+    weights do not depend on the choice."""
     if bias_init not in ("zero", "uniform"):
         raise ValueError(f"bias_init {bias_init!r}: choose from zero uniform")
     out_features = shape[0]
@@ -489,7 +675,8 @@ def _initial_biases(shape: tuple[int, ...], seeds, branch: int, bias_init: BiasI
 
 
 class Linear(nn.Module):
-    """x W + b with leading batch axes: x (*batch, n, in_features), weight (*batch, in, out), bias (*batch, out)."""
+    """x W + b with leading batch axes: x (*batch, n, in_features), weight (*batch, in, out),
+    bias (*batch, out)."""
 
     def __init__(
         self,
@@ -511,12 +698,13 @@ class Linear(nn.Module):
         return f"weight {tuple(self.weight.shape)}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # matmul and a separate sum: the sum fuses into the activation, which baddbmm would not allow
+        # matmul and a separate sum: the sum fuses into the activation, which baddbmm prevents
         return torch.matmul(x, self.weight) + self.bias.unsqueeze(-2)
 
 
 class Conv2d(nn.Module):
-    """Convolution with leading batch axes: x (*batch, n, channels, height, width), weight (*batch, out, in, k, k)."""
+    """Convolution with leading batch axes: x (*batch, n, channels, height, width),
+    weight (*batch, out, in, k, k), bias (*batch, out)."""
 
     def __init__(
         self,
@@ -549,7 +737,7 @@ class Conv2d(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last `len(shape)` axes, or over the channels of each pixel (axes "channel").
+    """Layer normalisation over the last `len(shape)` axes, or over the channels of each pixel.
 
     Scale and bias have shape (*batch, *shape), eps 1e-5 (torch's default).
     """
@@ -557,7 +745,8 @@ class LayerNorm(nn.Module):
     def __init__(self, shape: tuple[int, ...], batch_shape=(), per_pixel: bool = False):
         super().__init__()
         self.axes = (-3,) if per_pixel else tuple(range(-len(shape), 0))
-        self.per_pixel, self.num_batch = per_pixel, len(batch_shape)
+        self.per_pixel = per_pixel
+        self.num_batch = len(batch_shape)
         self.weight = nn.Parameter(torch.ones(*batch_shape, *shape))
         self.bias = nn.Parameter(torch.zeros(*batch_shape, *shape))
 
@@ -565,7 +754,8 @@ class LayerNorm(nn.Module):
         variance, mean = torch.var_mean(x, self.axes, correction=0, keepdim=True)
         normalised = (x - mean) * torch.rsqrt(variance + 1e-5)
         tail = (..., None, None) if self.per_pixel else (...,)
-        weight, bias = self.weight[tail].unsqueeze(self.num_batch), self.bias[tail].unsqueeze(self.num_batch)
+        weight = self.weight[tail].unsqueeze(self.num_batch)
+        bias = self.bias[tail].unsqueeze(self.num_batch)
         return normalised * weight + bias
 
 
@@ -574,39 +764,64 @@ class Branch(nn.Module):
 
     def __init__(self, linear: nn.Module, norm: nn.Module, activation: nn.Module):
         super().__init__()
-        self.linear, self.norm, self.activation = linear, norm, activation
+        self.linear = linear
+        self.norm = norm
+        self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.activation(self.norm(self.linear(x)))
 
 
 class HiddenLayer(nn.Module):
-    """Sum of products of branches that see the same input (HR, eq. 3 and 4 for one product of two)."""
+    """Sum of products of branches that see the same input (HR, eq. 3 and 4 for one product of two).
+    terms: the names of each product. width: number of outputs."""
 
     def __init__(self, branches: list[Branch], terms: list[list[str]], width: int):
         super().__init__()
-        self.branches, self.term_sizes, self.width = nn.ModuleList(branches), [len(t) for t in terms], width
+        self.branches = nn.ModuleList(branches)
+        self.term_sizes = [len(names) for names in terms]
+        self.width = width
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        outputs = iter([branch(x) for branch in self.branches])
-        products = [functools.reduce(torch.mul, [next(outputs) for _ in range(size)]) for size in self.term_sizes]
+        outputs = [branch(x) for branch in self.branches]
+        products = []
+        start = 0
+        for size in self.term_sizes:
+            products.append(functools.reduce(torch.mul, outputs[start : start + size]))
+            start += size
         return functools.reduce(torch.add, products)
 
 
-def _tie_parameters(module: nn.Module, source: nn.Module) -> None:
-    """Gives `module` the parameters of `source`; the modules stay two, so that each layer has hooks of its own."""
+def _share_coefficients(module: nn.Module, source: nn.Module) -> None:
+    """Gives `module` the parameters and buffers of `source`; the modules stay two, so that each
+    layer has hooks of its own."""
     for mine, theirs in zip(module.modules(), source.modules(), strict=True):
-        for name, parameter in list(theirs.named_parameters(recurse=False)):
-            setattr(mine, name, parameter)
+        tensors = [*theirs.named_parameters(recurse=False), *theirs.named_buffers(recurse=False)]
+        for name, tensor in tensors:
+            setattr(mine, name, tensor)
 
 
-def _hidden_layer(expression, make_linear, make_norm, out_width, seeds, rational, shared, feature_axis):
-    terms, branches = parse(expression), []
-    names = [name for product in terms for name in product]
+def _hidden_layer(
+    expression: str,
+    make_linear: Callable,
+    make_norm: Callable,
+    *,
+    out_width: int,
+    seeds,
+    rational: RationalConfig | None,
+    shared: dict | None,
+    feature_axis: int,
+) -> HiddenLayer:
+    """A layer of branches; see `dense`. make_linear(branch=k), make_norm(): new modules of a
+    branch. out_width: outputs of each linear. feature_axis: the axis that crelu doubles."""
+    terms = parse(expression)
+    names = _factors(terms)
+    branches = []
     for k, name in enumerate(names):
         activation = make_activation(name, rational, np.shape(seeds), feature_axis)
-        if shared is not None:  # the i-th `rational` of a layer shares with the i-th of every other
-            _tie_parameters(activation, shared.setdefault((name, names[:k].count(name)), activation))
+        if shared is not None:
+            place = (name, names[:k].count(name))  # the i-th `rational` of every layer is one
+            _share_coefficients(activation, shared.setdefault(place, activation))
         branches.append(Branch(make_linear(branch=k), make_norm(), activation))
     return HiddenLayer(branches, terms, out_width * ACTIVATIONS[names[0]].width)
 
@@ -623,19 +838,31 @@ def dense(
     init: Callable | None = None,
     bias_init: BiasInit = "zero",
 ) -> HiddenLayer:
-    """A hidden layer (*batch, n, in_features) -> (*batch, n, layer.width) with any activation expression.
+    """A hidden layer (*batch, n, in_features) -> (*batch, n, layer.width) with any expression.
 
-    seeds: int or nested sequence of ints; its shape is the batch shape. layer_norm: normalise each branch before its
-    activation. shared: a dict that the layers of one network pass on, {} at first, to have one coefficient set
-    (--rational.share-across-layers). init: see `orthogonal`. bias_init: "zero", or "uniform" in +-1 / sqrt(fan_in).
-    Raises ValueError for an unknown name.
+    seeds: int or nested sequence of ints; its shape is the batch shape. layer_norm: normalise each
+    branch before its activation. shared: a dict that the layers of one network pass on, {} at
+    first, to have one coefficient set (--rational.share-across-layers). init: see `orthogonal`.
+    bias_init: "zero", or "uniform" in +-1 / sqrt(fan_in). Raises ValueError for an unknown name.
 
     >>> dense(3, 8, "crelu", seeds=[1, 2]).width
     16
     """
-    make_linear = functools.partial(Linear, in_features, out_features, seeds=seeds, init=init, bias_init=bias_init)
-    make_norm = functools.partial(LayerNorm, (out_features,), np.shape(seeds)) if layer_norm else nn.Identity
-    return _hidden_layer(activation, make_linear, make_norm, out_features, seeds, rational, shared, feature_axis=-1)
+    start = {"seeds": seeds, "init": init, "bias_init": bias_init}
+    make_linear = functools.partial(Linear, in_features, out_features, **start)
+    make_norm = nn.Identity
+    if layer_norm:
+        make_norm = functools.partial(LayerNorm, (out_features,), np.shape(seeds))
+    return _hidden_layer(
+        activation,
+        make_linear,
+        make_norm,
+        out_width=out_features,
+        seeds=seeds,
+        rational=rational,
+        shared=shared,
+        feature_axis=-1,
+    )
 
 
 def conv(
@@ -654,179 +881,100 @@ def conv(
     init: Callable | None = None,
     bias_init: BiasInit = "zero",
 ) -> HiddenLayer:
-    """A convolution layer (*batch, n, in_channels, h, w) -> (*batch, n, layer.width, h', w'); see `dense`.
+    """A convolution layer (*batch, n, in_channels, h, w) -> (*batch, n, layer.width, h', w'); see
+    `dense`.
 
-    layer_norm: "channel" normalises over the channels of each pixel (flax), "chw" over channels, height and width with
-    one scale per element (CleanRL's PQN), which needs out_size = (h', w'). Raises ValueError without it.
+    layer_norm: "channel" normalises over the channels of each pixel (flax), "chw" over channels,
+    height and width with one scale per element (CleanRL's PQN), which needs out_size = (h', w').
+    Raises ValueError without it.
     """
     if layer_norm == "chw" and out_size is None:
-        raise ValueError("conv: layer_norm 'chw' has a scale per element, so it needs out_size=(height, width)")
+        problem = "has a scale per element, so it needs out_size=(height, width)"
+        raise ValueError(f"conv: layer_norm 'chw' {problem}")
+    batch_shape = np.shape(seeds)
     norms = {
         "none": nn.Identity,
-        "channel": functools.partial(LayerNorm, (out_channels,), np.shape(seeds), per_pixel=True),
-        "chw": functools.partial(LayerNorm, (out_channels, *(out_size or ())), np.shape(seeds)),
+        "channel": functools.partial(LayerNorm, (out_channels,), batch_shape, per_pixel=True),
+        "chw": functools.partial(LayerNorm, (out_channels, *(out_size or ())), batch_shape),
     }
     if layer_norm not in norms:
         raise ValueError(f"conv: layer_norm {layer_norm!r}: choose from {' '.join(norms)}")
-    sizes, make_norm = (in_channels, out_channels, kernel_size, stride, padding), norms[layer_norm]
-    make_linear = functools.partial(Conv2d, *sizes, seeds=seeds, init=init, bias_init=bias_init)
-    return _hidden_layer(activation, make_linear, make_norm, out_channels, seeds, rational, shared, feature_axis=-3)
+    sizes = (in_channels, out_channels, kernel_size, stride, padding)
+    start = {"seeds": seeds, "init": init, "bias_init": bias_init}
+    return _hidden_layer(
+        activation,
+        functools.partial(Conv2d, *sizes, **start),
+        norms[layer_norm],
+        out_width=out_channels,
+        seeds=seeds,
+        rational=rational,
+        shared=shared,
+        feature_axis=-3,
+    )
 
 
-def mlp(in_features: int, widths, activation: str, seeds, layer_norm=False, rational=None, init=None) -> nn.Sequential:
-    """Hidden layers of the given widths, one independent network per entry of `seeds`; see `dense`. One coefficient set
-    for all layers if rational.share_across_layers. Layer i draws from (seed, i)."""
-    layers, shared = [], {} if rational is not None and rational.share_across_layers else None
+def mlp(
+    in_features: int,
+    widths: Sequence[int],
+    activation: str,
+    seeds,
+    layer_norm: bool = False,
+    rational: RationalConfig | None = None,
+    init: Callable | None = None,
+) -> nn.Sequential:
+    """Hidden layers of the given widths, one independent network per entry of `seeds`; see `dense`.
+    One coefficient set for all layers if rational.share_across_layers. Layer i draws from (seed,
+    i)."""
+    shared = {} if rational is not None and rational.share_across_layers else None
+    layers = []
     for i, width in enumerate(widths):
-        mixed = [np.random.SeedSequence([int(s), i]).generate_state(1, np.uint64)[0] >> 1 for s in np.ravel(seeds)]
-        layer_seeds = np.array(mixed, dtype=np.int64).reshape(np.shape(seeds))
-        options = {"seeds": layer_seeds, "layer_norm": layer_norm, "rational": rational, "shared": shared, "init": init}
-        layers.append(dense(in_features, width, activation, **options))
-        in_features = layers[-1].width
+        layer = dense(
+            in_features,
+            width,
+            activation,
+            seeds=_layer_seeds(seeds, i),
+            layer_norm=layer_norm,
+            rational=rational,
+            shared=shared,
+            init=init,
+        )
+        layers.append(layer)
+        in_features = layer.width
     return nn.Sequential(*layers)
 
 
+def _layer_seeds(seeds, layer: int) -> np.ndarray:
+    """A seed of its own for this layer of each network, in the shape of `seeds`."""
+    mixed = []
+    for seed in np.ravel(seeds):
+        sequence = np.random.SeedSequence([int(seed), layer])
+        mixed.append(sequence.generate_state(1, np.uint64)[0] >> 1)  # 63 bits: an int64
+    return np.array(mixed, dtype=np.int64).reshape(np.shape(seeds))
+
+
+def coefficient_groups(network: nn.Module) -> dict[str, CoefficientGroup]:
+    """Name, as in network.named_parameters() -> its group, of every parameter that belongs to an
+    activation: to that of a Branch, or to a module that declares groups. Raises ValueError where a
+    module declares a parameter that it has not."""
+    groups = {}  # by the parameter's id, as layers may share it
+    for module in network.modules():
+        if isinstance(module, Branch):
+            for parameter in module.activation.parameters():
+                groups.setdefault(id(parameter), CoefficientGroup())
+        declared = getattr(module, "coefficient_groups", None)
+        if declared is None:
+            continue
+        own = dict(module.named_parameters())
+        if unknown := declared.keys() - own.keys():
+            kind = type(module).__name__
+            raise ValueError(f"{kind}.coefficient_groups: no parameter {' '.join(sorted(unknown))}")
+        for name, parameter in own.items():
+            groups[id(parameter)] = declared.get(name, CoefficientGroup())
+    named = network.named_parameters()
+    return {name: groups[id(parameter)] for name, parameter in named if id(parameter) in groups}
+
+
 def coefficient_names(network: nn.Module) -> set[str]:
-    """Names, as in network.named_parameters(), of the parameters that belong to activations (not to weights)."""
-    modules = network.named_modules()
-    found = [m for name, m in modules if name.split(".")[-1] == "activation" or isinstance(m, Rational)]
-    coefficients = {id(parameter) for module in found for parameter in module.parameters()}
-    return {name for name, parameter in network.named_parameters() if id(parameter) in coefficients}
-
-
-def parameter_groups(network: nn.Module, learning_rate: float, rational: RationalConfig) -> list[dict]:
-    """Groups for a torch optimiser with decoupled weight decay: weights, a and b of rationals, log c.
-
-    As `Adam` below does for stacked seeds: coefficients have rational.learning_rate (None: learning_rate), a and b
-    decay by rational.coefficient_weight_decay. Each group keeps its first step size as "initial_lr", for schedules.
-    """
-    coefficients, own = coefficient_names(network), rational.learning_rate
-    own = learning_rate if own is None else own
-    groups = {"weights": (learning_rate, 0.0), "a, b": (own, rational.coefficient_weight_decay), "log c": (own, 0.0)}
-    members = {name: [] for name in groups}
-    for name, parameter in network.named_parameters():
-        kind = "weights" if name not in coefficients else "log c" if name.endswith("log_scale") else "a, b"
-        members[kind] += [parameter] if parameter.requires_grad else []
-    return [
-        {"params": members[kind], "lr": lr, "initial_lr": lr, "weight_decay": decay}
-        for kind, (lr, decay) in groups.items()
-        if members[kind]
-    ]
-
-
-@torch.no_grad()
-def recycle_neurons(
-    layer: HiddenLayer,
-    readers: list[nn.Module],
-    dormant: torch.Tensor,
-    optimizer: "torch.optim.Optimizer | Adam",
-    init: Callable,
-    generators: torch.Generator | list[torch.Generator],
-) -> torch.Tensor:
-    """Recycles the dormant neurons of a layer (ReDo, Sokar et al. 2023), in place; returns how many, (*batch).
-
-    In every branch: incoming weights drawn again by `init`, bias 0, norm scale 1 and bias 0. Weights that read these
-    neurons become 0: what reads them loses what they gave, and sees nothing of their new weights. (A LayerNorm between
-    divides by another spread then, so that everything it normalises changes.) Of a chain of layers, recycle the first
-    one first, as recycle_layers does: a reading neuron that is recycled as well has its incoming weights drawn again
-    afterwards, those from recycled neurons too, and its own readers' weights are the ones that become 0. The
-    optimiser's moments of all these entries become 0; its step counts and the coefficients of activations stay.
-
-    readers: the Linear and Conv2d that read the layer; a Linear may read it flattened (channel by channel). dormant:
-    (*batch, layer.width) bool, on feature maps for convolutions; a neuron with several outputs (crelu) needs all of
-    them. generators: one, or a list with one for each batch entry, in order.
-    """
-    neurons = dormant.unflatten(-1, (-1, layer.branches[0].linear.bias.shape[-1])).all(-2)
-    generators = [generators] if isinstance(generators, torch.Generator) else generators
-    num_batch = neurons.dim() - 1
-    outputs = neurons.repeat(*(1,) * num_batch, layer.width // neurons.shape[-1])
-
-    def put(parameter, mask, axis, values):  # where mask, along an axis counted behind those of the batch
-        shape = (*mask.shape[:-1], *(1,) * axis, mask.shape[-1], *(1,) * (parameter.dim() - num_batch - axis - 1))
-        mask = mask.view(shape)
-        parameter.copy_(torch.where(mask, values, parameter))
-        for moment in _moments(optimizer, parameter):
-            moment.masked_fill_(mask, 0.0)
-
-    for branch in layer.branches:
-        weight, is_dense = branch.linear.weight, isinstance(branch.linear, Linear)
-        entries = weight.flatten(0, num_batch - 1) if num_batch else [weight]
-        fresh = [torch.empty((w.mT if is_dense else w).shape) for w in entries]
-        for each, generator in zip(fresh, generators, strict=True):
-            init(each, generator)
-        fresh = torch.stack([x.mT if is_dense else x for x in fresh]).view(weight.shape).to(weight)
-        put(weight, neurons, 1 if is_dense else 0, fresh)
-        put(branch.linear.bias, neurons, 0, 0.0)
-        if isinstance(branch.norm, LayerNorm):
-            put(branch.norm.weight, neurons, 0, 1.0)
-            put(branch.norm.bias, neurons, 0, 0.0)
-    for reader in readers:
-        if isinstance(reader, Conv2d):
-            put(reader.weight, outputs, 1, 0.0)
-        else:  # (in_features, out_features); a flattened feature map has height * width features in a row
-            features = outputs.repeat_interleave(reader.weight.shape[-2] // layer.width, -1)
-            put(reader.weight, features, 0, 0.0)
-    return neurons.sum(-1)
-
-
-def _moments(optimizer, parameter: nn.Parameter) -> list[torch.Tensor]:
-    if isinstance(optimizer, Adam):
-        return optimizer.moments(parameter)
-    state = optimizer.state.get(parameter, {})
-    return [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
-
-
-def recycle_layers(layers: list, heads: list, dormant: list, optimizer, init: Callable, generators) -> torch.Tensor:
-    """recycle_neurons for a chain of hidden layers, each read by the next and the last by `heads`; returns the share of
-    neurons that were recycled, (*batch). dormant: a mask for each layer."""
-    following = [[branch.linear for branch in layer.branches] for layer in layers[1:]]
-    chain = zip(layers, [*following, heads], dormant)
-    recycled = sum(recycle_neurons(*each, optimizer, init, generators) for each in chain)
-    return recycled.double() / sum(layer.branches[0].linear.bias.shape[-1] for layer in layers)
-
-
-class Adam(nn.Module):
-    """torch.optim.Adam's rule (Kingma & Ba 2015) for a network with leading seed axes, in place, so
-    that it compiles into an update. Its state is in state_dict().
-
-    Activation coefficients are a group of their own: step size rational.learning_rate, decoupled weight decay
-    rational.coefficient_weight_decay (Loshchilov & Hutter 2019; not on log c). parameters_: what is trained, in order.
-    learning_rate: a number, or a tensor on the network's device that has (the first of) its leading axes: one for each.
-    """
-
-    def __init__(self, network: nn.Module, learning_rate, rational: RationalConfig, eps: float = 1e-8):
-        super().__init__()
-        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        coefficients, own = coefficient_names(network), rational.learning_rate
-        self.names, self.parameters_, self.eps = list(trained), list(trained.values()), eps
-        self.lr = [own if name in coefficients and own is not None else learning_rate for name in trained]
-        pairs = zip(self.lr, self.parameters_)
-        self.lr = [lr.view(*lr.shape, *[1] * (p.dim() - lr.dim())) if torch.is_tensor(lr) else lr for lr, p in pairs]
-        decayed = [name in coefficients and not name.endswith("log_scale") for name in trained]
-        self.decay = [rational.coefficient_weight_decay if is_decayed else 0.0 for is_decayed in decayed]
-        self.register_buffer("count", torch.zeros(()))
-        for name, parameter in trained.items():
-            self.register_buffer("exp_avg_" + name.replace(".", "_"), torch.zeros_like(parameter))
-            self.register_buffer("exp_avg_sq_" + name.replace(".", "_"), torch.zeros_like(parameter))
-
-    def reset(self) -> None:
-        """Moments and step count as before the first step."""
-        for buffer in self.buffers():
-            buffer.zero_()
-
-    def moments(self, parameter: nn.Parameter) -> list[torch.Tensor]:
-        """The running means of its gradient and of its square; [] if it is not trained."""
-        names = [name.replace(".", "_") for name, p in zip(self.names, self.parameters_) if p is parameter]
-        return [self.get_buffer(key + name) for name in names for key in ("exp_avg_", "exp_avg_sq_")]
-
-    def step(self, grads) -> None:
-        """One step; grads in the order of parameters_. Call it under torch.no_grad()."""
-        self.count += 1
-        bias1, bias2 = 1 - 0.9**self.count, (1 - 0.999**self.count).sqrt()
-        buffers = dict(self.named_buffers())
-        for name, parameter, grad, lr, decay in zip(self.names, self.parameters_, grads, self.lr, self.decay):
-            exp_avg, exp_avg_sq = (buffers[key + name.replace(".", "_")] for key in ("exp_avg_", "exp_avg_sq_"))
-            exp_avg.lerp_(grad, 0.1)
-            exp_avg_sq.lerp_(grad * grad, 0.001)
-            direction = exp_avg / bias1 / (exp_avg_sq.sqrt() / bias2 + self.eps)
-            parameter.sub_(lr * (direction + decay * parameter))
+    """Names, as in network.named_parameters(), of the parameters that belong to activations (not to
+    weights)."""
+    return set(coefficient_groups(network))

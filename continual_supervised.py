@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 import activations
 import metrics
+import optimizers
 import runlog
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -225,7 +226,7 @@ class Learner(nn.Module):
         self.args = args
         self.scale = scale
         self.network = Classifier(args, image_shape, outputs, seeds)
-        self.optimizer = activations.Adam(self.network, args.learning_rate, args.rational)
+        self.optimizer = optimizers.Adam(self.network, args.learning_rate, args.rational)
         coefficients = activations.coefficient_names(self.network)
         self.penalties = [0.0 if name in coefficients else 2 * args.l2 for name in self.optimizer.names]
         self.to(device)
@@ -267,7 +268,7 @@ class Learner(nn.Module):
         outputs = [metrics.channel_samples(record.output, 1) for record in records.values()]
         dormant = [metrics.dormant_neurons(h, self.args.redo_tau)[0] for h in outputs]
         init = activations.orthogonal()
-        return activations.recycle_layers(layers, [self.network.head], dormant, self.optimizer, init, generators)
+        return optimizers.recycle_layers(layers, [self.network.head], dormant, self.optimizer, init, generators)
 
     def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
         """Seed i of every tensor, and the step count that the seeds share, from a checkpoint."""

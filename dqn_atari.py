@@ -23,6 +23,7 @@ import torch.nn as nn
 
 import activations
 import metrics
+import optimizers
 import runlog
 
 
@@ -202,7 +203,7 @@ def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args,
         network(obs)
     outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
     dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
-    return activations.recycle_layers(layers, [network.q], dormant, optimizer, activations.fan_in_uniform, generator)
+    return optimizers.recycle_layers(layers, [network.q], dormant, optimizer, activations.fan_in_uniform, generator)
 
 
 def dqn_target(rewards, terminations, next_q_online, next_q_target, gamma: float, double_q: bool) -> torch.Tensor:
@@ -503,7 +504,7 @@ def train(args: Args, run: runlog.Run) -> None:
     games = AtariGames(args, args.num_envs)
     networks = (QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last) for _ in range(2))
     q_network, target_network = networks  # equal at first
-    groups = activations.parameter_groups(q_network, args.learning_rate, args.rational)
+    groups = optimizers.parameter_groups(q_network, args.learning_rate, args.rational)
     optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
     generators = {use: runlog.make_generator(args.seed, use) for use in ("act", "update", "metrics", "redo")}
     num_updates = 0

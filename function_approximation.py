@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 
 import activations
 import metrics
+import optimizers
 import runlog
 
 # Number of trained parameters that the paper tells (captions of Figs. 2 and 12)
@@ -90,7 +91,7 @@ class Networks(nn.Module):
                     nn.init.uniform_(bias, -bound, bound, generator=generator)
         self.to(device)
         rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
-        self.optimizer = activations.Adam(self, rates, args.rational)
+        self.optimizer = optimizers.Adam(self, rates, args.rational)
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
         torch.compiler.reset()  # one code object may be compiled for a few networks only
         self.update = torch.compile(self.one_update, fullgraph=True, dynamic=False, disable=not args.compile)

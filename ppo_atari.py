@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 import activations
 import metrics
+import optimizers
 import runlog
 
 
@@ -202,7 +203,7 @@ def recycle_dormant(network: Agent, optimizer, obs: torch.Tensor, args: Args, ge
         network(obs)
     outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
     dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
-    return activations.recycle_layers(
+    return optimizers.recycle_layers(
         layers, [network.actor, network.critic], dormant, optimizer, activations.orthogonal(), generator
     )
 
@@ -291,7 +292,7 @@ def train(args: Args, run: runlog.Run) -> None:
     games = AtariGames(args, args.num_envs)
     agent = Agent(games.num_actions, args).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        activations.parameter_groups(agent, args.learning_rate, args.rational), eps=args.adam_eps, fused=True
+        optimizers.parameter_groups(agent, args.learning_rate, args.rational), eps=args.adam_eps, fused=True
     )
     generators = {use: runlog.make_generator(args.seed, use, device=device) for use in ("act", "update", "metrics")}
     generators["redo"] = runlog.make_generator(args.seed, "redo")

@@ -21,6 +21,7 @@ import torch.nn as nn
 
 import activations
 import metrics
+import optimizers
 import runlog
 
 
@@ -197,7 +198,7 @@ def recycle_dormant(network: QNetwork, optimizer, obs: torch.Tensor, args: Args,
         network(obs)
     outputs = [metrics.channel_samples(records[name].output) for name in ("conv1", "conv2", "conv3", "fc")]
     dormant = [metrics.dormant_neurons(x, args.redo_tau)[0] for x in outputs]
-    return activations.recycle_layers(layers, [network.q], dormant, optimizer, activations.he_normal, generator)
+    return optimizers.recycle_layers(layers, [network.q], dormant, optimizer, activations.he_normal, generator)
 
 
 def q_lambda_returns(rewards, terminations, truncations, next_values, gamma: float, q_lambda: float) -> torch.Tensor:
@@ -280,7 +281,7 @@ def train(args: Args, run: runlog.Run) -> None:
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
     torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn of that
     optimizer = torch.optim.RAdam(
-        activations.parameter_groups(q_network, args.learning_rate, args.rational),
+        optimizers.parameter_groups(q_network, args.learning_rate, args.rational),
         decoupled_weight_decay=True,
         capturable=args.compile and device.type == "cuda",
     )

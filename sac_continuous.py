@@ -23,6 +23,7 @@ import torch.nn.functional as F
 import activations
 import environments
 import metrics
+import optimizers
 import plots
 import runlog
 
@@ -149,9 +150,9 @@ class Agent(nn.Module):
         self.log_alpha = nn.Parameter(torch.full((len(seeds), 1), log_alpha))
 
         alpha = nn.ParameterList([self.log_alpha])
-        self.actor_optimizer = activations.Adam(self.actor, args.learning_rate, args.rational)
-        self.qf_optimizer = activations.Adam(self.qf, args.learning_rate, args.rational)
-        self.alpha_optimizer = activations.Adam(alpha, args.learning_rate, args.rational)
+        self.actor_optimizer = optimizers.Adam(self.actor, args.learning_rate, args.rational)
+        self.qf_optimizer = optimizers.Adam(self.qf, args.learning_rate, args.rational)
+        self.alpha_optimizer = optimizers.Adam(alpha, args.learning_rate, args.rational)
         self.to(device)
 
         # torch.autograd.grad inside a compiled function

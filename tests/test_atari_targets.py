@@ -16,6 +16,7 @@ import torch
 import activations
 import dqn_atari
 import metrics
+import optimizers
 import ppo_atari
 import pqn_atari
 
@@ -152,7 +153,7 @@ RECYCLED = [("relu", "none"), ("relu", "channel"), ("tanh_hr", "none"), ("crelu"
 def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, layer_norm):
     flags = {"layer_norm": layer_norm, "width": 16, "encoder_activation": (activation,), "activation": activation}
     net = network(script, **flags)
-    optimizer = torch.optim.AdamW(activations.parameter_groups(net, 1e-3, activations.RationalConfig()))
+    optimizer = torch.optim.AdamW(optimizers.parameter_groups(net, 1e-3, activations.RationalConfig()))
     obs = torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def outputs(net):
@@ -171,7 +172,7 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     outs = {name: neurons[name].repeat(x.width // len(neurons[name])) for name, x in zip(names, layers)}
     generator = torch.Generator().manual_seed(3)
     init = activations.he_normal
-    assert activations.recycle_layers(layers, heads, [*outs.values()], optimizer, init, generator) == 6 / 176
+    assert optimizers.recycle_layers(layers, heads, [*outs.values()], optimizer, init, generator) == 6 / 176
     reads = {"conv2": outs["conv1"], "conv3": outs["conv2"], "fc": outs["conv3"].repeat_interleave(49)}
     reads |= dict.fromkeys(("q", "actor", "critic"), outs["fc"])
     before = dict(old.named_parameters())

@@ -18,6 +18,7 @@ from test_continual import TINY, parse, some_data
 
 import activations
 import continual_supervised as script
+import optimizers
 import runlog
 
 
@@ -224,7 +225,7 @@ def test_batched_recycling_equals_that_of_each_seed():
     results = []
     for seeds in ([1, 2], [1], [2]):
         network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
-        optimizer = activations.Adam(network, 1e-3, activations.RationalConfig())
+        optimizer = optimizers.Adam(network, 1e-3, activations.RationalConfig())
         with torch.no_grad():
             optimizer.step([torch.ones_like(p) for p in optimizer.parameters_])  # moments that are not 0
         dormant = [torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden]
@@ -232,7 +233,7 @@ def test_batched_recycling_equals_that_of_each_seed():
             dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = True  # crelu: k and k + units
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         arguments = [*network.hidden], [network.head], dormant, optimizer, activations.orthogonal(), generators
-        results.append((network, optimizer, activations.recycle_layers(*arguments)))
+        results.append((network, optimizer, optimizers.recycle_layers(*arguments)))
     (network, optimizer, share), *alone = results
     assert share.tolist() == [each[2].item() for each in alone] and 0 < share.min() < 1
     for name, p in network.named_parameters():

@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 import activations
+import optimizers
 from activations import ACTIVATIONS, Activation, Linear, Rational, RationalConfig, coefficient_names, conv, dense
 
 IMAGES = (2, 4, 84, 84)
@@ -258,10 +259,10 @@ def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(
     rational = RationalConfig(learning_rate=0.5, coefficient_weight_decay=0.1)
     layer, x = dense(6, 4, "swish", seeds=[1, 2], layer_norm=True), normal(2, 5, 6)
     beta = layer.branches[0].activation.beta
-    groups = activations.parameter_groups(layer, 1e-3, rational)
+    groups = optimizers.parameter_groups(layer, 1e-3, rational)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0), (0.5, 0.1)]
     assert len(groups[1]["params"]) == 1 and groups[1]["params"][0] is beta
-    adam = activations.Adam(layer, 1e-3, rational)
+    adam = optimizers.Adam(layer, 1e-3, rational)
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     grads = torch.autograd.grad(layer(x).square().sum(), adam.parameters_)
     with torch.no_grad():

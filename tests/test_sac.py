@@ -12,6 +12,7 @@ import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 import activations
+import optimizers
 import runlog
 from sac_continuous import Actor, Agent, Args, ReplayBuffer
 
@@ -188,7 +189,7 @@ def test_the_compiled_update_is_the_eager_one(activation):  # most of a minute: 
 def test_adam_is_torchs_and_coefficients_are_a_group_of_their_own():
     rational = activations.RationalConfig(learning_rate=3e-2, coefficient_weight_decay=0.5)
     network = activations.mlp(4, (6, 5), "crational", np.array([1, 2]), True, rational)
-    adam = activations.Adam(network, 1e-2, rational)
+    adam = optimizers.Adam(network, 1e-2, rational)
     names = activations.coefficient_names(network)
     assert 0 < len(names) < len(adam.names)
     mine, theirs, kinds = dict(network.named_parameters()), {}, {"decayed": [], "log_scale": [], "weights": []}
