@@ -529,9 +529,9 @@ def train(args: Args, batch: runlog.Batch) -> None:
             buffer.restore(i, transitions["rows"], start)
         episodes = [environments.Episode.from_state(each) for each in state["episode"]]
         tasks.restore(state["last_eval"])
-        if "info" in state:  # older checkpoints have none
-            info = runlog.stack(state["info"])
-            info = {key: value.to(device) for key, value in info.items()}
+        infos = state.get("info", [{}])  # older checkpoints have none
+        for key in infos[0]:
+            info[key] = torch.stack([each[key] for each in infos]).to(device)
     if args.reset_replay:
         buffer.first = tasks.current * tasks.task_steps
     obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
