@@ -634,12 +634,18 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     runlog.record_evaluation(run, step, returns, screens, "network/q", report, **q_split(q_network, seen.sample()))
 
 
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The run of these flags. Creates nothing."""
+    name, _ = atari_game(args.env_id)
+    return runlog.seed_runs(dataclasses.replace(args, env_id=name), "dqn_atari")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
         return runlog.print_network(QNetwork(AtariGames(args, 1).num_actions, args))
-    runs = runlog.make_runs(args, "dqn_atari")
+    runs = {run.config["seed"]: run for run in runs_of(args)}
     if args.evaluate:
         return evaluate_finished(args, runs[args.seed])
     check_disk(args, runs[args.seed])

@@ -482,12 +482,18 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     runlog.record_evaluation(run, step, returns, screens, "network/agent", report)
 
 
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The run of these flags. Creates nothing."""
+    name, _ = atari_game(args.env_id)
+    return runlog.seed_runs(dataclasses.replace(args, env_id=name), "ppo_atari")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
         return runlog.print_network(Agent(AtariGames(args, 1).num_actions, args))
-    runs = runlog.make_runs(args, "ppo_atari")
+    runs = {run.config["seed"]: run for run in runs_of(args)}
     if args.evaluate:
         return evaluate_finished(args, runs[args.seed])
     with runlog.opened(runs, args, "ppo_atari") as groups:

@@ -24,8 +24,9 @@ import activations
 import environments
 import metrics
 import optimizers
-import plots
+import plots.dashboards
 import runlog
+from runlog import cudagraphs, evaluation, seeding
 
 EnvIds = tuple[str, ...]
 
@@ -87,13 +88,13 @@ class Args:
 class Actor(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
         super().__init__()
-        seeds = runlog.derive_seeds(seeds, "actor")
+        seeds = seeding.derive_seeds(seeds, "actor")
         self.hidden = activations.mlp(
             obs_dim, args.widths, args.activation, seeds, args.layer_norm, args.rational
         )
         width = self.hidden[-1].width
-        of_mean = runlog.derive_seeds(seeds, "mean")
-        of_log_std = runlog.derive_seeds(seeds, "log_std")
+        of_mean = seeding.derive_seeds(seeds, "mean")
+        of_log_std = seeding.derive_seeds(seeds, "log_std")
         small = activations.orthogonal(1.0)
         self.mean = activations.Linear(width, action_dim, seeds=of_mean)
         self.log_std = activations.Linear(width, action_dim, seeds=of_log_std, init=small)
@@ -119,14 +120,14 @@ class SoftQNetworks(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
         super().__init__()
-        of_qf1 = runlog.derive_seeds(seeds, "qf1")
-        of_qf2 = runlog.derive_seeds(seeds, "qf2")
+        of_qf1 = seeding.derive_seeds(seeds, "qf1")
+        of_qf2 = seeding.derive_seeds(seeds, "qf2")
         seeds = np.stack([of_qf1, of_qf2], -1)
         inputs = obs_dim + action_dim
         self.hidden = activations.mlp(
             inputs, args.widths, args.activation, seeds, args.layer_norm, args.rational
         )
-        of_head = runlog.derive_seeds(seeds, "head")
+        of_head = seeding.derive_seeds(seeds, "head")
         self.q = activations.Linear(self.hidden[-1].width, 1, seeds=of_head)
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -174,7 +175,7 @@ class Agent(nn.Module):
         if generators is None:
             noise = obs.new_zeros(len(obs), 1, self.action_dim)
         else:
-            noise = runlog.normals(generators, 1, self.action_dim)
+            noise = seeding.normals(generators, 1, self.action_dim)
         actions, log_probs = self.sample(obs, noise)
         actions = np.nan_to_num(actions.squeeze(1).cpu().numpy())  # a diverged seed stands still
         return actions, log_probs.squeeze(1).cpu().numpy()
@@ -317,7 +318,7 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
     critics minus the soft Monte-Carlo return (metrics.q_overestimation). One dict per seed."""
     number = agent.args.num_eval_episodes
     device = agent.log_alpha.device
-    generators = runlog.make_generators(seeds, "eval", index, device=device)
+    generators = seeding.make_generators(seeds, "eval", index, device=device)
     policy = functools.partial(agent.act_with_log_probs, generators=generators)
     first = (2 * index + 1) * number  # the deterministic episodes have the numbers before these
     episodes = environments.play_episodes(envs, policy, first, number)
@@ -330,7 +331,7 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
         actions = episodes.actions[:, piece].to(device)
         next_obs = episodes.real_next_obs[:, piece].to(device)
         q_values.append(agent.qf(episodes.obs[:, piece].to(device), actions).mean(-2))
-        noise = runlog.normals(generators, *actions.shape[1:])
+        noise = seeding.normals(generators, *actions.shape[1:])
         next_actions, next_log_probs = agent.actor.sample(next_obs, noise)
         next_q = agent.qf(next_obs, next_actions).mean(-2)
         next_values.append(next_q - alpha * next_log_probs)
@@ -360,9 +361,9 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
 def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
     """Health of every layer on replay transitions, with the gradients of the losses there."""
     num_samples = agent.args.metrics_samples
-    generators = runlog.make_generators(batch.seeds, "metrics", step, device=buffer.rows.device)
+    generators = seeding.make_generators(batch.seeds, "metrics", step, device=buffer.rows.device)
     samples = buffer.sample(num_samples, generators=generators)
-    samples["noise"] = runlog.normals(generators, num_samples, agent.action_dim)
+    samples["noise"] = seeding.normals(generators, num_samples, agent.action_dim)
 
     def actor_loss(part: dict) -> torch.Tensor:
         loss, _ = agent.actor_loss(part, part["noise"])
@@ -390,7 +391,7 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch,
 def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
     """Ranks of the neural tangent kernel, of either critic and of the sum of mean actions, on
     replay transitions."""
-    generators = runlog.make_generators(batch.seeds, "ntk", step, device=buffer.rows.device)
+    generators = seeding.make_generators(batch.seeds, "ntk", step, device=buffer.rows.device)
     samples = buffer.sample(agent.args.ntk_samples, generators=generators)
 
     def mean_actions(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -482,7 +483,9 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
     runlog.check_range(args, "[0, 1)", "gamma")
     runlog.check_range(args, "(0, 1]", "tau")
-    runlog.check_flags(args, args.num_seeds)
+    pipes_of_a_worker = 4
+    files_per_run = pipes_of_a_worker if args.async_envs else 0
+    runlog.check_flags(args, args.num_seeds, files_per_run)
     args = environments.sequence_length(args)
     check_actor_updates(args)
     device = runlog.find_device(args.device)
@@ -515,8 +518,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
     num_seeds = len(batch.seeds)
     buffer = ReplayBuffer(num_seeds, replay_capacity(args), obs_dim, action_dim, device)
     generators = {
-        "act": runlog.make_generators(batch.seeds, "act", device=device),
-        "update": runlog.make_generators(batch.seeds, "update", device=device),
+        "act": seeding.make_generators(batch.seeds, "act", device=device),
+        "update": seeding.make_generators(batch.seeds, "update", device=device),
     }
     episodes = [environments.Episode() for _ in batch.seeds]
     info = {}  # of the newest updates; with --policy-frequency not each of them is the actor's
@@ -524,7 +527,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
     state = batch.load()
     if state:
         runlog.restore_module(agent, state["agent"])
-        runlog.set_states(generators, state["generators"])
+        seeding.set_states(generators, state["generators"])
         for i, transitions in enumerate(batch.load_transitions()):
             buffer.restore(i, transitions["rows"], start)
         episodes = [environments.Episode.from_state(each) for each in state["episode"]]
@@ -537,7 +540,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
     obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
 
     if args.cudagraphs:
-        update_block = runlog.graphed(agent.update_block)
+        update_block = cudagraphs.graphed(agent.update_block)
     progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
@@ -578,7 +581,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
         if num_stored >= args.learning_starts:
             samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             shape = (args.utd, 2, args.batch_size, action_dim)
-            noise = runlog.normals(generators["update"], *shape, axis=2)
+            noise = seeding.normals(generators["update"], *shape, axis=2)
             if args.cudagraphs:
                 info |= update_block(samples, noise)
             else:
@@ -617,7 +620,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
         if batch.save_is_due(step, at_end):
             state = {
                 "agent": agent.state_dict(),
-                "generators": runlog.get_states(generators),
+                "generators": seeding.get_states(generators),
                 "episode": [episode.state() for episode in episodes],
                 "last_eval": tasks.state(),
                 "info": info,
@@ -637,10 +640,10 @@ def train(args: Args, batch: runlog.Batch) -> None:
     progress.close()
 
 
-def evaluate_finished(args: Args, run: runlog.Run) -> None:
+def evaluate_finished(args: Args, run) -> None:
     """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the
     returns, films one more."""
-    step, state = runlog.load_finished(run)
+    step, state = evaluation.load_finished(run)
     seed = run.config["seed"]
     args = dataclasses.replace(args, compile=False)
     for task, env_id in enumerate(args.env_id, 1):
@@ -660,8 +663,8 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
         envs.close()
 
 
-def runs_of(args: Args) -> list[runlog.Run]:
-    """One run for each seed."""
+def runs_of(args: Args) -> list:
+    """The runs of these flags, one for each seed. Creates nothing."""
     return runlog.seed_runs(environments.sequence_length(args), "sac_continuous")
 
 
@@ -673,7 +676,7 @@ def main(args: Args) -> None:
         for run in runs:
             evaluate_finished(args, run)
         return
-    with runlog.open_batches(runs, args) as batches:
+    with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
         for batch in batches:
             train(args, batch)
 

@@ -1,4 +1,5 @@
-"""What torch.compile needs of the machine: a compiler, Python's headers, a folder for what it compiles."""
+"""What torch.compile needs of the machine: a compiler, Python's headers, a folder for what it
+compiles."""
 
 import atexit
 import getpass
@@ -13,14 +14,19 @@ import torch
 
 from runlog.terminal import UserError, reason, warn_once
 
-INSTALL = "`apt install g++ python3-dev`, `conda install cxx-compiler` or, on macOS, `xcode-select --install`"
+INSTALL = (
+    "`apt install g++ python3-dev`, `conda install cxx-compiler` or, on macOS, "
+    "`xcode-select --install`"
+)
 
 
 def check_compiler(device: torch.device) -> None:
-    """For a run with --compile: raises UserError, with what to install, unless this machine can compile.
+    """For a run with --compile: raises UserError, with what to install, unless this machine can
+    compile.
 
-    On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++), on CUDA Triton builds a C module
-    ($CC, else gcc or clang; never tried on a GPU machine). Either takes 0.3 s. Also finds a folder for compiled code.
+    On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++), on CUDA Triton builds
+    a C module ($CC, else gcc or clang; never tried on a GPU machine). Either takes 0.3 s. Also
+    finds a folder for compiled code.
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # torch's own switch: nothing is compiled
         return
@@ -55,7 +61,8 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _told(problem: str, variable: str) -> str:
-    return f"--compile: {problem}; use --no-compile, install one ({INSTALL}), or set {variable} to one that works"
+    remedy = f"use --no-compile, install one ({INSTALL}), or set {variable} to one that works"
+    return f"--compile: {problem}; {remedy}"
 
 
 def _inductors_compiler() -> str | None:
@@ -69,8 +76,8 @@ def _inductors_compiler() -> str | None:
 
 
 def _find_cache() -> None:
-    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written. Its modules make
-    theirs when they are imported, so this comes before."""
+    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written.
+    Its modules make theirs when they are imported, so this comes before."""
     try:
         cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _default_cache()
         os.makedirs(cache, exist_ok=True)

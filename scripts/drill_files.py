@@ -29,6 +29,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
+from runlog import seeding
 
 OPERATIONS = ("replace", "fsync", "unlink", "rmdir", "truncate", "mkdir", "open")
 STEPS = 12
@@ -45,56 +46,54 @@ class Args:
 
 @dataclasses.dataclass
 class TrainingArgs:
-    """What `runlog.make_runs` and `runlog.opened` need of a script's flags."""
+    """What `runlog.seed_runs` and `runlog.open_batches` need of a script's flags."""
 
-    runs_dir: str
+    runs_dir: str = runlog.option("runs")
     seed: int = 1
-    num_seeds: int = 2
+    num_seeds: int = runlog.option(2)
     env_id: str = "toy"
     activation: str = "relu"
-    fresh: bool = False
-    tensorboard: bool = False
-    track: bool = False
-    wandb_project: str = ""
-    wandb_entity: str | None = None
+    device: str = runlog.option("cpu")
+    fresh: bool = runlog.option(False)
+    checkpoint_frequency: int = runlog.option(SAVE_EVERY)
+    checkpoint_minutes: float = runlog.option(0.0)
+    tensorboard: bool = runlog.option(False)
+    track: bool = runlog.option(False)
+    wandb_project: str = runlog.option("")
+    wandb_entity: str | None = runlog.option(None)
 
 
 def train(args: TrainingArgs) -> None:
-    """A random walk for each seed; a row depends on the seed's past and on how many seeds are trained together."""
-    runs = runlog.make_runs(args, "drill")
-    with runlog.opened(runs, args, "drill") as groups:
-        for start, seeds, together in groups:
-            train_batch(seeds, together, start)
+    """A random walk for each seed; a row depends on the seed's past and on how many seeds are
+    trained together."""
+    with runlog.open_batches(runlog.seed_runs(args, "drill"), args) as batches:
+        for batch in batches:
+            train_batch(batch)
 
 
-def train_batch(seeds: list[int], runs: list[runlog.Run], start: int) -> None:
-    generators = [runlog.make_generator(seed, "walk") for seed in seeds]
-    places = [0.0] * len(seeds)
-    new_rows = [[] for _ in seeds]
-    for i, run in enumerate(runs):
-        _, state, transitions = run.load_checkpoint(start)
-        if state:
-            places[i] = state["place"]
-            generators[i].set_state(state["generator"])
-            assert len(transitions["rows"]) == min(start, 2 * SAVE_EVERY)
-            assert transitions["rows"][-1].item() == places[i]
-    save_times = runlog.SaveTimes(start, SAVE_EVERY, minutes=0)
-    for step in range(start + 1, STEPS + 1):
-        for i, run in enumerate(runs):
-            places[i] += torch.randn((), generator=generators[i]).item()
-            new_rows[i].append(places[i])
-            run.log(step, {"place": places[i], "together": len(runs)})
-            run.log_curve(step, "network/q/fc1/kde", [0.0, 1.0], [0.0, places[i]])
-        if save_times.is_due(step, step == STEPS):
-            for i, run in enumerate(runs):
-                state = {"place": places[i], "generator": generators[i].get_state()}
-                rows = torch.tensor(new_rows[i], dtype=torch.float64)
-                run.stage_checkpoint(step, state, {"rows": rows}, keep_transitions=2 * SAVE_EVERY)
-            for run in runs:
-                run.commit_checkpoint()
-            new_rows = [[] for _ in seeds]
-            save_times.done(runs, step == STEPS)
-    runlog.finish(runs, [0] * len(runs), keep_replay=False)
+def train_batch(batch: runlog.Batch) -> None:
+    generators = {"walk": seeding.make_generators(batch.seeds, "walk")}
+    places = torch.zeros(len(batch.seeds), dtype=torch.float64)
+    state = batch.load()
+    if state:
+        places = torch.stack(state["place"])
+        seeding.set_states(generators, state["generators"])
+        for i, transitions in enumerate(batch.load_transitions()):
+            assert len(transitions["rows"]) == min(batch.start, 2 * SAVE_EVERY)
+            assert transitions["rows"][-1] == places[i]
+    new_rows = []
+    for step in range(batch.start + 1, STEPS + 1):
+        places = places + seeding.normals(generators["walk"])
+        new_rows.append(places)
+        batch.log(step, {"place": places, "together": len(batch.seeds)})
+        curves = torch.stack([torch.zeros_like(places), places], 1)
+        batch.log_curve(step, "network/q/fc1/kde", [0.0, 1.0], curves)
+        if batch.save_is_due(step, step == STEPS):
+            state = {"place": places, "generators": seeding.get_states(generators)}
+            rows = torch.stack(new_rows, 1)
+            batch.save(step, state, {"rows": rows}, keep_transitions=2 * SAVE_EVERY)
+            new_rows = []
+    batch.finish()
 
 
 def in_child(work: Callable[[], None]) -> int:

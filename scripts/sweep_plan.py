@@ -19,8 +19,6 @@ sys.path.insert(0, str(ROOT))
 
 import runlog  # noqa: E402
 
-OWN_SCRIPTS = ("sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari")
-OWN_SCRIPTS += ("continual_supervised", "function_approximation")
 MAX_COMMANDS = 100_000  # of one sweep; also seeds of a command: more is a slip of the finger
 MAX_DEPTH = 20  # of braces within braces
 THREAD_CAPS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
@@ -123,23 +121,48 @@ def expand_all(grids: Sequence[str]) -> list[str]:
     return commands
 
 
+def defines(tree: ast.Module, name: str) -> bool:
+    """Whether a module has a class or function of this name."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return any(isinstance(node, kinds) and node.name == name for node in tree.body)
+
+
+def own_scripts() -> list[str]:
+    """The names of the project's training scripts: what lies beside figures.py and has Args and runs_of."""
+    names = []
+    for path in sorted(ROOT.glob("*.py")):
+        text = path.read_text()
+        if "class Args" in text and "def runs_of" in text:
+            tree = ast.parse(text)
+            if defines(tree, "Args") and defines(tree, "runs_of"):
+                names.append(path.stem)
+    return names
+
+
 def load_script(name: str) -> ModuleType:
-    """The module whose Args are the script's flags, imported once: its own, or that of the project's script which it
-    imports (a file that adds an activation, README). Raises UserError: no such file, or no flags to be found."""
+    """The module whose Args are the script's flags, imported once: its own, or that of the
+    project's script which it imports (a file that adds an activation, README). Raises UserError: no
+    such file, or no Args, or no runs_of, which tells the runs of flags."""
     path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
     if path is None or path.suffix != ".py":
-        raise runlog.UserError(f"{name}: is no script here; a command begins with one, such as {OWN_SCRIPTS[0]}.py")
+        example = own_scripts()[-1]
+        raise runlog.UserError(f"{name}: is no script here; a command begins with one, such as {example}.py")
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
         told = str(error).splitlines()[0]
         raise runlog.UserError(f"{name}: cannot be read as a Python script ({told}); mend it first") from None
-    module, imported = path.stem, {a.name for node in tree.body if isinstance(node, ast.Import) for a in node.names}
-    if not any(isinstance(node, ast.ClassDef) and node.name == "Args" for node in tree.body):
-        module = next((own for own in OWN_SCRIPTS if own in imported), None)
+    module = path.stem
+    if not defines(tree, "Args"):
+        imported = _imported(tree)
+        known = own_scripts()
+        module = next((own for own in known if own in imported), None)
         if module is None:
-            raise runlog.UserError(f"{name}: has no class Args, and imports none of {', '.join(OWN_SCRIPTS)}")
+            raise runlog.UserError(f"{name}: has no class Args, and imports none of {', '.join(known)}")
         path = ROOT / f"{module}.py"
+    elif not defines(tree, "runs_of"):
+        told = f"{name}: has no function runs_of(args), which gives the runs of its flags"
+        raise runlog.UserError(f"{told}; add one, as the project's scripts have")
     elif b"__main__" not in path.read_bytes():
         raise runlog.UserError(f'{name}: would run when imported; begin its last part with if __name__ == "__main__":')
     if module not in sys.modules:
@@ -154,23 +177,13 @@ def load_script(name: str) -> ModuleType:
     return sys.modules[module]
 
 
-def planned_runs(module: ModuleType, args) -> list[runlog.Run]:
-    """The runs that the script's main makes of these flags (a test holds the two together)."""
-    script, own = module.__name__, {}
-    if script == "sac_continuous":
-        args = runlog.sequence_length(args)
-    elif script.endswith("_atari"):
-        args = dataclasses.replace(args, env_id=module.atari_game(args.env_id)[0])
-    elif script == "continual_supervised":
-        own = {"env_id": f"{args.dataset}-{args.tasks}"}
-    elif script == "function_approximation":
-        runs = []
-        for (activation, widths), rate in itertools.product(module.architectures(args), args.learning_rates):
-            own = {"env_id": f"regression-{'x'.join(map(str, widths))}-lr{rate:g}", "activation": activation}
-            own |= {"widths": widths, "learning_rate": rate}
-            runs += runlog.make_runs(args, script, **own).values()
-        return runs
-    return list(runlog.make_runs(args, script, **own).values())
+def _imported(tree: ast.Module) -> set[str]:
+    """The modules that `import ...` lines at the top level name."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 @contextlib.contextmanager
@@ -268,7 +281,7 @@ def plan(commands: Sequence[str], runs_dir: str | None, seeds_per_process: int, 
             seed = {"seed": group[0]} | ({"num_seeds": len(group)} if together else {}) if group else {}
             argv = [script, *words, *own]
             with naming(shlex.join(argv)):
-                runs = planned_runs(module, dataclasses.replace(parsed, **seed))
+                runs = module.runs_of(dataclasses.replace(parsed, **seed))
             if not runs:
                 raise runlog.UserError(f"{shlex.join(argv)}: trains nothing; give every list at least one value")
             folders = [str(run.folder) for run in runs]

@@ -6,20 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from own_scripts import SCRIPTS
 
 import activations
-import continual_supervised
-import dqn_atari
-import function_approximation
-import ppo_atari
-import pqn_atari
 import runlog
-import sac_continuous
 from sac_continuous import Args
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
-SCRIPTS = {module.__name__: module for module in SCRIPTS}
 SHARED = [
     "activations.py",
     "metrics.py",

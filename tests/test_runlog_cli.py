@@ -53,7 +53,7 @@ def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
     monkeypatch.setattr(runlog.batch, "check_machine", lambda args: None)  # neither a login nor a GPU
     for flags in ({"seed": 1, "num_seeds": 2}, {"seed": 7}, {"utd": 10}, {"device": "cuda"}, {"layer_norm": True}):
         args = sac_continuous.Args(track=True, runs_dir=str(tmp_path), **flags)
-        with runlog.opened(runlog.make_runs(args, "sac"), args, "sac"):
+        with runlog.open_batches(runlog.seed_runs(args, "sac"), args):
             pass
     one, two, three, other, same, norm = groups
     assert one == two == three == same and len({one, other, norm}) == 3

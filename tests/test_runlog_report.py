@@ -10,6 +10,7 @@ import torch
 import figures
 import runlog
 from metrics import NetworkReport
+from runlog.report import log_report
 
 CONFIG = {"env_id": "toy", "seed": 1}
 
@@ -47,9 +48,9 @@ def report_of(*batch):
 @pytest.mark.parametrize("critics", [(), (2,)])
 def test_a_report_is_split_over_seeds_and_critics(tmp_path, critics):
     runs = [runlog.Run(tmp_path, f"s{i}", CONFIG).open(tensorboard=False) for i in range(3)]
-    runlog.log_report(runs, 7, "network/qf", report_of(3, *critics))
+    log_report(runs, 7, "network/qf", report_of(3, *critics))
     with pytest.raises(ValueError, match="2 runs"):
-        runlog.log_report(runs[:2], 7, "network/qf", report_of(3))
+        log_report(runs[:2], 7, "network/qf", report_of(3))
     for i, run in enumerate(runs):
         run.close()
         rows = list(csv.DictReader((run.folder / "scalars.csv").open()))
