@@ -323,39 +323,34 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
     first = (2 * index + 1) * number  # the deterministic episodes have the numbers before these
     episodes = environments.play_episodes(envs, policy, first, number)
 
-    alpha = agent.log_alpha.exp()
     q_values = []
     next_values = []
     for start in range(0, episodes.obs.shape[1], 1_000):  # piece by piece, to bound the memory
         piece = slice(start, start + 1_000)
+        obs = episodes.obs[:, piece].to(device)
         actions = episodes.actions[:, piece].to(device)
         next_obs = episodes.real_next_obs[:, piece].to(device)
-        q_values.append(agent.qf(episodes.obs[:, piece].to(device), actions).mean(-2))
+        q_values.append(agent.qf(obs, actions).mean(-2))
         noise = seeding.normals(generators, *actions.shape[1:])
         next_actions, next_log_probs = agent.actor.sample(next_obs, noise)
         next_q = agent.qf(next_obs, next_actions).mean(-2)
-        next_values.append(next_q - alpha * next_log_probs)
-    q_values = torch.cat(q_values, 1).cpu()
-    next_values = torch.cat(next_values, 1).cpu()
-    alpha = alpha.cpu()
+        next_values.append(next_q - agent.log_alpha.exp() * next_log_probs)
 
     returns, lengths = metrics.first_episodes(episodes.rewards, episodes.dones, number)
-    mean_returns = returns.mean(-1).tolist()
-    rows = []
-    for i, length in enumerate(lengths):
-        bias = metrics.q_overestimation(
-            q_values[i, :length],
-            episodes.rewards[i, :length],
-            episodes.terminations[i, :length],
-            episodes.truncations[i, :length],
-            agent.args.gamma,
-            log_probs=episodes.log_probs[i, :length],
-            alpha=alpha[i],
-            fallback_values=next_values[i, :length],  # where a time limit leaves no other state
-        )
-        row = {f"overestimation/{key}": bias[key].item() for key in ("mean", "std", "normalised")}
-        rows.append(row | {"eval/stochastic_return": mean_returns[i]})
-    return rows
+    biases = metrics.overestimation_of_first(
+        lengths,
+        q=torch.cat(q_values, 1).cpu(),
+        rewards=episodes.rewards,
+        terminations=episodes.terminations,
+        truncations=episodes.truncations,
+        gamma=agent.args.gamma,
+        log_probs=episodes.log_probs,
+        alpha=agent.log_alpha.exp().cpu(),
+        fallback_values=torch.cat(next_values, 1).cpu(),  # where time limits leave no other state
+    )
+    for row, mean_return in zip(biases, returns.mean(-1).tolist()):
+        row["eval/stochastic_return"] = mean_return
+    return biases
 
 
 def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
@@ -398,11 +393,13 @@ def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step:
         mean, _ = outputs
         return mean
 
-    ranks = metrics.ntk_rank(agent.actor, (samples["obs"],), 1, output=mean_actions)
-    batch.log_report(step, "network/actor", {f"ntk_{name}": x for name, x in ranks.items()})
+    def log(network: str, ranks: dict[str, torch.Tensor]) -> None:
+        report = {f"ntk_{name}": rank for name, rank in ranks.items()}
+        batch.log_report(step, f"network/{network}", report)
+
     inputs = (samples["obs"], samples["actions"])
-    ranks = metrics.ntk_rank(agent.qf, inputs, 2, 1)
-    batch.log_report(step, "network/qf", {f"ntk_{name}": x for name, x in ranks.items()})
+    log("actor", metrics.ntk_rank(agent.actor, inputs[:1], batch_dims=1, output=mean_actions))
+    log("qf", metrics.ntk_rank(agent.qf, inputs, batch_dims=2, sample_dim=1))
 
 
 # ---- checks, before anything is created ----------------------------------------------------------
@@ -586,8 +583,9 @@ def train(args: Args, batch: runlog.Batch) -> None:
                 info |= update_block(samples, noise)
             else:
                 info |= agent.update_block(samples, noise, step * args.utd)
-            losses = {key: info[key] for key in ("qf_loss", "actor_loss") if key in info}
-            batch.note_losses(step, losses)
+            batch.note_losses(step, {"qf_loss": info["qf_loss"]})
+            if "actor_loss" in info:
+                batch.note_losses(step, {"actor_loss": info["actor_loss"]})
         if info and (step % args.log_frequency == 0 or at_end):
             speed = progress.speed(step)
             updates_per_second = speed * args.utd * num_seeds

@@ -12,6 +12,7 @@ import runlog
 from environments import suites
 from environments.graphics import enable_graphics
 from environments.workers import WorkerEnvs
+from runlog import seeding, terminal
 
 TIME_LIMIT = 1_000  # steps of an episode where an environment has no limit of its own
 LARGEST_BOUND = 1e6  # an action that may be larger has no bounds
@@ -235,7 +236,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
                 return self.last_obs, {"episode_number": number, "reset_errors": errors}
 
     def _begin(self, actions: Sequence) -> np.ndarray:
-        episode_seed = runlog.derive_seed(self.seed, self.stream, self.episode) % 2**32
+        episode_seed = seeding.derive_seed(self.seed, self.stream, self.episode) % 2**32
         # Meta-World ignores `seed` and draws goals here
         self.unwrapped.np_random = np.random.default_rng(episode_seed)
         obs, _ = self.env.reset(seed=episode_seed)
@@ -281,7 +282,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     def _failed(self, error: Exception) -> None:
         """Tells the first failure. Raises UserError if there were too many at once."""
-        reason = runlog.reason(error)
+        reason = terminal.reason(error)
         place = f"seed {self.seed}, episode {self.episode}"
         if self.steps == 0:
             self.failures_in_a_row += 1

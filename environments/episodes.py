@@ -12,6 +12,7 @@ import torch
 import metrics
 import runlog
 from environments.control import make_env
+from runlog import video
 
 # ---- a step --------------------------------------------------------------------------------------
 
@@ -262,4 +263,4 @@ def film(path: Path, env_id: str, seeds: Sequence[int], i: int, act: Callable) -
         return act(np.stack([obs] * len(seeds)))[i]
 
     make = functools.partial(make_env, env_id, 0, seeds[i], "film", "rgb_array")
-    return runlog.save_video(path, make, policy)
+    return video.save_video(path, make, policy)

@@ -8,6 +8,7 @@ import metrics
 import runlog
 from environments.control import make_envs
 from environments.episodes import evaluate
+from runlog import identity, progress
 
 
 @dataclasses.dataclass
@@ -40,7 +41,7 @@ class TaskSequence:
         """total_steps: of all tasks. start: step that training goes on from. workers: as of
         make_envs."""
         self.env_ids = list(env_ids)
-        self.name = runlog.env_name(env_ids)
+        self.name = identity.env_name(env_ids)
         self.seeds = seeds
         self.task_steps = total_steps // len(env_ids)
         self.workers = workers
@@ -101,7 +102,7 @@ class TaskSequence:
     def carry_forward(self, batch: runlog.Batch, step: int, end: int, frequency: int) -> None:
         """When all seeds have diverged at `step`: logs the newest evaluations again wherever one
         would have come, every `frequency` steps and at the end of each task."""
-        for later in runlog.multiples(step, end, frequency, self.task_steps):
+        for later in progress.multiples(step, end, frequency, self.task_steps):
             self._log_newest(batch, later)
 
     def _log_newest(self, batch: runlog.Batch, step: int) -> list[dict[str, float]]:
