@@ -88,15 +88,20 @@ class TaskSequence:
         return [results[env_id] for env_id in self.env_ids]
 
     def log(
-        self, batch: runlog.Batch, step: int, returns: list[list[dict]], biases: list[dict]
+        self,
+        batch: runlog.Batch,
+        step: int,
+        returns: list[list[dict]],
+        biases: list[dict] | None = None,
     ) -> list[dict[str, float]]:
-        """Logs a new evaluation: returns as of `evaluate`, and further values of the current task
-        for each seed. A seed that has diverged carries its last one forward. Returns the rows."""
+        """Logs a new evaluation: returns as of `evaluate`; biases, further values of the current
+        task for each seed. A seed that has diverged carries its last one forward. Returns the
+        rows."""
         diverged = batch.diverged()
         for i, newest in enumerate(self.newest):
             if not diverged[i]:
                 newest.tasks = [of_task[i] for of_task in returns]
-                newest.bias = biases[i]
+                newest.bias = {} if biases is None else biases[i]
         return self._log_newest(batch, step)
 
     def carry_forward(self, batch: runlog.Batch, step: int, end: int, frequency: int) -> None:
