@@ -1,10 +1,12 @@
-"""Soft Actor-Critic on DeepMind Control, Meta-World and Gymnasium, for studying activation functions (CR, 2507.14736).
+"""Soft Actor-Critic on DeepMind Control, Meta-World and Gymnasium, for studying activation
+functions (CR, 2507.14736).
 
-All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading seed axis, and the
-losses below read as for one seed. One seed is one run folder; the same command again resumes it or says "finished".
-Several --env-id are tasks that the same networks learn one after the other.
+All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading
+seed axis, and the losses below read as for one seed. One seed is one run folder; the same command
+again resumes it or says "finished". Several --env-id are tasks that the same networks learn one
+after the other.
 
-    python sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --activation crational --utd 2 --num-seeds 3
+    python sac_continuous.py --activation crational --utd 2 --num-seeds 3
 
 Results, implementation details and every difference from CleanRL's SAC: docs/sac_continuous.md.
 """
@@ -13,7 +15,6 @@ import dataclasses
 import functools
 import math
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
@@ -23,15 +24,18 @@ import activations
 import environments
 import metrics
 import optimizers
-import reports
+import plots.dashboards
 import runlog
+from runlog import cudagraphs, evaluation, seeding
+
+EnvIds = tuple[str, ...]
 
 
 @dataclasses.dataclass
 class Args:
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
-    total_timesteps: int = 1_000_000  # environment steps of each seed; several tasks: tasks x --steps-per-task
+    total_timesteps: int = 1_000_000  # environment steps of each seed, of all its tasks together
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
@@ -47,66 +51,67 @@ class Args:
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    env_id: tuple[str, ...] = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, or others
+    env_id: EnvIds = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3
     steps_per_task: int | None = None  # environment steps of each task, if --env-id names several
-    reset_replay: bool = True  # begin each further task with an empty replay and --learning-starts random steps
+    reset_replay: bool = True  # begin each further task with an empty replay and random steps
     reset_optimizer: bool = True  # begin each further task with Adam's moments and step counts at 0
     async_envs: bool = runlog.option(False)  # workers step the environments (pays for Meta-World)
     # algorithm; the defaults are those of CR's group
     utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
-    learning_starts: int = 5_000  # environment steps with uniformly random actions before the first update
+    learning_starts: int = 5_000  # environment steps with random actions before the first update
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # Polyak coefficient of the target networks, applied at every update
     learning_rate: float = 3e-4  # Adam's learning rate for actor, critics and temperature
-    policy_frequency: int = 1  # critic updates per actor and temperature update; must divide --utd or be a multiple
+    policy_frequency: int = 1  # critic updates per actor update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
     init_temperature: float = 1.0  # alpha at the start
     # networks
-    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu (docs/activations.md)
-    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of the actor and of each critic
+    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
+    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
     layer_norm: bool = False  # layer normalisation before each activation
-    rational: activations.RationalConfig = dataclasses.field(default_factory=activations.RationalConfig)
+    rational: activations.RationalConfig = dataclasses.field(default=activations.RationalConfig())
     # evaluation and metrics
     eval_frequency: int = 10_000  # environment steps between evaluations
-    num_eval_episodes: int = 5  # deterministic episodes per evaluation, and as many stochastic ones for the value bias
+    num_eval_episodes: int = 5  # deterministic episodes per evaluation, and as many stochastic ones
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions that the network metrics look at
-    ntk_frequency: int = 50_000  # environment steps between ranks of the neural tangent kernel; 0 = off
+    ntk_frequency: int = 50_000  # environment steps between ranks of the tangent kernel; 0 = off
     ntk_samples: int = 64  # replay transitions that the kernel is taken on
 
 
-def make_envs(args: Args, seeds: list[int], stream: str, task: int = 0) -> gym.vector.VectorEnv:
-    """The environments of one task, one per seed (environments.make_envs)."""
-    if task and stream == "train":
-        stream += str(task + 1)  # training episodes differ from task to task
-    return environments.make_envs(args.env_id[task], seeds, stream, args.async_envs)
-
-
-# ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) ---------------------
+# ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) -
 
 
 class Actor(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
         super().__init__()
-        seeds = runlog.derive_seeds(seeds, "actor")
-        self.hidden = activations.mlp(obs_dim, args.widths, args.activation, seeds, args.layer_norm, args.rational)
-        head = functools.partial(activations.Linear, self.hidden[-1].width, action_dim)
-        self.mean = head(seeds=runlog.derive_seeds(seeds, "mean"))
-        self.log_std = head(seeds=runlog.derive_seeds(seeds, "log_std"), init=activations.orthogonal(1.0))
+        seeds = seeding.derive_seeds(seeds, "actor")
+        self.hidden = activations.mlp(
+            obs_dim, args.widths, args.activation, seeds, args.layer_norm, args.rational
+        )
+        width = self.hidden[-1].width
+        of_mean = seeding.derive_seeds(seeds, "mean")
+        of_log_std = seeding.derive_seeds(seeds, "log_std")
+        small = activations.orthogonal(1.0)
+        self.mean = activations.Linear(width, action_dim, seeds=of_mean)
+        self.log_std = activations.Linear(width, action_dim, seeds=of_log_std, init=small)
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean, log-std) before the tanh; the log-std is squashed to [-10, 2]."""
         x = self.hidden(obs)
-        return self.mean(x), 6.0 * torch.tanh(self.log_std(x)) - 4.0  # log-std squashed to [-10, 2]
+        return self.mean(x), 6.0 * torch.tanh(self.log_std(x)) - 4.0
 
     def sample(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squashed Gaussian: actions (seeds, batch, action_dim), log-probs (seeds, batch). Zero noise: the mode."""
+        """Squashed Gaussian: actions (seeds, batch, action_dim), log-probs (seeds, batch). Zero
+        noise: the mode."""
         mean, log_std = self(obs)
         x = mean + log_std.exp() * noise
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_prob = log_prob - 2 * (math.log(2) - x - F.softplus(-2 * x))  # log(1 - tanh(x)^2), right for large |x| too
+        # log(1 - tanh(x)^2), right for large |x| too
+        log_prob = log_prob - 2 * (math.log(2) - x - F.softplus(-2 * x))
         return torch.tanh(x), log_prob.sum(-1)
 
 
@@ -115,61 +120,93 @@ class SoftQNetworks(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
         super().__init__()
-        seeds = np.stack([runlog.derive_seeds(seeds, "qf1"), runlog.derive_seeds(seeds, "qf2")], -1)
+        of_qf1 = seeding.derive_seeds(seeds, "qf1")
+        of_qf2 = seeding.derive_seeds(seeds, "qf2")
+        seeds = np.stack([of_qf1, of_qf2], -1)
         inputs = obs_dim + action_dim
-        self.hidden = activations.mlp(inputs, args.widths, args.activation, seeds, args.layer_norm, args.rational)
-        self.q = activations.Linear(self.hidden[-1].width, 1, seeds=runlog.derive_seeds(seeds, "head"))
+        self.hidden = activations.mlp(
+            inputs, args.widths, args.activation, seeds, args.layer_norm, args.rational
+        )
+        of_head = seeding.derive_seeds(seeds, "head")
+        self.q = activations.Linear(self.hidden[-1].width, 1, seeds=of_head)
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        return self.q(self.hidden(torch.cat([obs, actions], -1).unsqueeze(-3))).squeeze(-1)
+        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)
+        return self.q(self.hidden(inputs)).squeeze(-1)
 
 
 class Agent(nn.Module):
-    """All that an update changes: networks, targets, temperature, optimisers. Losses are (seeds,) tensors."""
+    """All that an update changes: networks, targets, temperature, optimisers. Losses are (seeds,)
+    tensors. Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...)."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
         super().__init__()
         self.args = args
+        self.action_dim = action_dim
         self.target_entropy = -args.target_entropy_scale * action_dim
         self.actor = Actor(obs_dim, action_dim, args, seeds)
-        self.qf, self.qf_target = (SoftQNetworks(obs_dim, action_dim, args, seeds) for _ in range(2))
-        self.log_alpha = nn.Parameter(torch.full((len(seeds), 1), math.log(args.init_temperature)))
-        adam = functools.partial(optimizers.Adam, learning_rate=args.learning_rate, rational=args.rational)
-        self.actor_optimizer = adam(self.actor)
-        self.qf_optimizer = adam(self.qf)
-        self.alpha_optimizer = adam(nn.ParameterList([self.log_alpha]))
+        self.qf = SoftQNetworks(obs_dim, action_dim, args, seeds)
+        self.qf_target = SoftQNetworks(obs_dim, action_dim, args, seeds)  # equal seeds: a copy
+        log_alpha = math.log(args.init_temperature)
+        self.log_alpha = nn.Parameter(torch.full((len(seeds), 1), log_alpha))
+
+        alpha = nn.ParameterList([self.log_alpha])
+        self.actor_optimizer = optimizers.Adam(self.actor, args.learning_rate, args.rational)
+        self.qf_optimizer = optimizers.Adam(self.qf, args.learning_rate, args.rational)
+        self.alpha_optimizer = optimizers.Adam(alpha, args.learning_rate, args.rational)
         self.to(device)
-        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad inside a compiled function
-        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, disable=not args.compile)
+
+        # torch.autograd.grad inside a compiled function
+        torch._dynamo.config.trace_autograd_ops = True
+        compiled = functools.partial(
+            torch.compile, fullgraph=True, dynamic=False, disable=not args.compile
+        )
         self.sample = compiled(self.actor.sample)
         self.update = compiled(self.one_update)
 
     @torch.no_grad()
-    def act(self, obs: np.ndarray, generators: list | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without generators the mode."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.log_alpha.device).unsqueeze(1)
-        shape = 1, self.actor.mean.bias.shape[-1]
-        noise = obs.new_zeros(len(obs), *shape) if generators is None else runlog.normals(generators, *shape)
-        actions, log_probs = (x.squeeze(1).cpu().numpy() for x in self.sample(obs, noise))
-        return np.nan_to_num(actions), log_probs  # a diverged seed stands still
+    def act_with_log_probs(
+        self, obs: np.ndarray, generators: list | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without
+        generators the mode."""
+        device = self.log_alpha.device
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(1)
+        if generators is None:
+            noise = obs.new_zeros(len(obs), 1, self.action_dim)
+        else:
+            noise = seeding.normals(generators, 1, self.action_dim)
+        actions, log_probs = self.sample(obs, noise)
+        actions = np.nan_to_num(actions.squeeze(1).cpu().numpy())  # a diverged seed stands still
+        return actions, log_probs.squeeze(1).cpu().numpy()
 
-    def qf_loss(self, batch: dict[str, torch.Tensor], noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, Q-values): squared error of both critics to the soft target with the smaller next value."""
+    def act(self, obs: np.ndarray, generators: list | None = None) -> np.ndarray:
+        actions, _ = self.act_with_log_probs(obs, generators)
+        return actions
+
+    def qf_loss(self, batch: dict, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, Q-values): squared error of both critics to the soft target with the smaller next
+        value."""
         with torch.no_grad():
             next_actions, next_log_probs = self.actor.sample(batch["next_obs"], noise)
-            next_q = self.qf_target(batch["next_obs"], next_actions).amin(-2) - self.log_alpha.exp() * next_log_probs
+            next_q = self.qf_target(batch["next_obs"], next_actions).amin(-2)
+            next_q = next_q - self.log_alpha.exp() * next_log_probs
             td_target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * next_q
         q_values = self.qf(batch["obs"], batch["actions"])
         return (q_values - td_target.unsqueeze(-2)).square().mean(-1).sum(-1), q_values
 
-    def actor_loss(self, batch: dict[str, torch.Tensor], noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def actor_loss(self, batch: dict, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, log-probs): alpha log pi - min Q, with reparameterised actions."""
         actions, log_probs = self.actor.sample(batch["obs"], noise)
-        return (self.log_alpha.exp().detach() * log_probs - self.qf(batch["obs"], actions).amin(-2)).mean(-1), log_probs
+        min_q = self.qf(batch["obs"], actions).amin(-2)
+        return (self.log_alpha.exp().detach() * log_probs - min_q).mean(-1), log_probs
 
-    def one_update(self, batch: dict, noise: torch.Tensor, update_policy: bool = True) -> dict[str, torch.Tensor]:
-        """One step of the critics and targets and, if asked for, of actor and temperature. noise: (2, seeds, batch, A).
-        The seeds are independent, so the gradient of the sum of their losses is each one's own."""
+    def one_update(
+        self, batch: dict, noise: torch.Tensor, update_policy: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """One step of the critics and targets and, if asked for, of actor and temperature. noise:
+        (2, seeds, batch, action_dim). The seeds are independent, so the gradient of the sum of
+        their losses is each one's own."""
         loss, q_values = self.qf_loss(batch, noise[0])
         grads = torch.autograd.grad(loss.sum(), self.qf_optimizer.parameters_)
         with torch.no_grad():
@@ -177,162 +214,247 @@ class Agent(nn.Module):
             for target, parameter in zip(self.qf_target.parameters(), self.qf.parameters()):
                 target.lerp_(parameter, self.args.tau)
         info = {"qf_loss": loss.detach(), "q_mean": q_values.detach().mean((-2, -1))}
+
         if update_policy:
             loss, log_probs = self.actor_loss(batch, noise[1])
             grads = torch.autograd.grad(loss.sum(), self.actor_optimizer.parameters_)
             with torch.no_grad():
                 self.actor_optimizer.step(grads)
                 entropy = -log_probs.mean(-1, keepdim=True)
-                self.alpha_optimizer.step([self.log_alpha.exp() * (entropy - self.target_entropy)])
+                grad = self.log_alpha.exp() * (entropy - self.target_entropy)
+                self.alpha_optimizer.step([grad])
             info |= {"actor_loss": loss.detach(), "entropy": entropy.detach().squeeze(-1)}
         return info | {"alpha": self.log_alpha.detach().exp().squeeze(-1)}
 
-    def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
-        """Seed i of every tensor, and the step counts that the seeds share, from a checkpoint."""
-        for name, tensor in self.state_dict().items():
-            (tensor[i] if tensor.dim() else tensor).copy_(state[name])
+    def update_block(
+        self, batches: dict, noise: torch.Tensor, updates_before: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """The --utd updates of an environment step. batches: name -> (utd, seeds, batch, ...);
+        noise: (utd, 2, seeds, batch, action_dim); updates_before: how many there have been, which
+        tells whose turn the policy is. Returns the newest value of each loss."""
+        info = {}
+        for u in range(self.args.utd):
+            batch = {name: columns[u] for name, columns in batches.items()}
+            update_policy = (updates_before + u + 1) % self.args.policy_frequency == 0
+            info |= self.update(batch, noise[u], update_policy)
+        return info
+
+    def reset_optimizers(self) -> None:
+        self.actor_optimizer.reset()
+        self.qf_optimizer.reset()
+        self.alpha_optimizer.reset()
+
+
+# ---- replay --------------------------------------------------------------------------------------
 
 
 class ReplayBuffer:
-    """A ring of transitions for each seed; a row is obs, actions, rewards, terminations, next_obs. What was added
-    before number `first` counts as cleared."""
+    """A ring of transitions for each seed; a row is obs, actions, reward, termination, next_obs.
+    What was added before number `first` counts as cleared."""
 
-    def __init__(self, num_seeds: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+    def __init__(
+        self, num_seeds: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device
+    ):
         self.columns = [obs_dim, action_dim, 1, 1, obs_dim]
+        self.capacity = capacity
         self.rows = torch.empty(num_seeds, capacity, sum(self.columns), device=device)
         self.seed_index = torch.arange(num_seeds, device=device)[:, None]
         self.num_added = 0
         self.first = 0
 
     def add(self, obs, actions, rewards, terminations, next_obs, failed) -> None:
-        """One transition of each seed. Where `failed`, the environment gave none: the one before it is stored again."""
-        row = np.concatenate([obs, actions, rewards[:, None], terminations[:, None], next_obs], -1, dtype=np.float32)
-        row = torch.from_numpy(row).to(self.rows.device)
+        """One transition of each seed. Where `failed`, the environment gave none: the one before it
+        is stored again."""
+        parts = [obs, actions, rewards[:, None], terminations[:, None], next_obs]
+        row = torch.from_numpy(np.concatenate(parts, -1, dtype=np.float32)).to(self.rows.device)
         if failed.any() and self.num_added > self.first:
-            before = self.rows[:, (self.num_added - 1) % self.rows.shape[1]]
-            row = torch.where(torch.from_numpy(failed).to(row.device)[:, None], before, row)
-        self.rows[:, self.num_added % self.rows.shape[1]] = row
+            before = self.rows[:, (self.num_added - 1) % self.capacity]
+            failed = torch.from_numpy(failed).to(row.device)
+            row = torch.where(failed[:, None], before, row)
+        self.rows[:, self.num_added % self.capacity] = row
         self.num_added += 1
 
     def sample(self, *shape: int, generators: list[torch.Generator]) -> dict[str, torch.Tensor]:
-        """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]); each seed's by its own generator."""
-        capacity = self.rows.shape[1]
-        size = min(self.num_added - self.first, capacity)
-        index = torch.stack([torch.randint(size, shape, generator=g, device=g.device) for g in generators], -2)
-        parts = self.rows[self.seed_index, (self.first + index) % capacity].split(self.columns, -1)
-        named = zip(("obs", "actions", "rewards", "terminations", "next_obs"), parts)
-        return {name: x.squeeze(-1) if name in ("rewards", "terminations") else x for name, x in named}
+        """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]); each seed's by
+        its own generator."""
+        size = min(self.num_added - self.first, self.capacity)
+        numbers = []
+        for generator in generators:
+            numbers.append(torch.randint(size, shape, generator=generator, device=generator.device))
+        index = (self.first + torch.stack(numbers, -2)) % self.capacity
+        rows = self.rows[self.seed_index, index]
+        obs, actions, rewards, terminations, next_obs = rows.split(self.columns, -1)
+        return {
+            "obs": obs,
+            "actions": actions,
+            "rewards": rewards.squeeze(-1),
+            "terminations": terminations.squeeze(-1),
+            "next_obs": next_obs,
+        }
+
+    def clear(self) -> None:
+        self.first = self.num_added
 
     def newest(self, count: int) -> torch.Tensor:
-        """The newest rows of each seed in order, (seeds, count, row), as many as the ring still has."""
-        index = torch.arange(self.num_added - min(count, self.rows.shape[1]), self.num_added) % self.rows.shape[1]
+        """The newest rows of each seed in order, (seeds, count, row), as many as the ring still
+        has."""
+        first = self.num_added - min(count, self.capacity)
+        index = torch.arange(first, self.num_added) % self.capacity
         return self.rows[:, index].cpu()
 
     def restore(self, i: int, rows: torch.Tensor, num_added: int) -> None:
         """Puts the newest rows of seed i back where they were."""
-        index = torch.arange(num_added - len(rows), num_added) % self.rows.shape[1]
+        index = torch.arange(num_added - len(rows), num_added) % self.capacity
         self.rows[i, index] = rows.to(self.rows.device)
         self.num_added = num_added
 
 
-# ---- evaluation and metrics have their own generators and environments: they do not change the training --------------
+# ---- evaluation and metrics have their own generators and environments: training does not notice -
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, envs, seeds: list[int], index: int, stochastic: bool) -> list[dict[str, float]]:
-    """Plays num_eval_episodes of each seed for the index-th time; means over episodes, one dict per seed.
-    Stochastic: also Q - G, the mean of the critics minus the soft Monte-Carlo return (metrics.q_overestimation)."""
+def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, float]]:
+    """Q - G on the index-th num_eval_episodes stochastic episodes of each seed: the mean of the
+    critics minus the soft Monte-Carlo return (metrics.q_overestimation). One dict per seed."""
     number = agent.args.num_eval_episodes
     device = agent.log_alpha.device
-    generators = [runlog.make_generator(seed, "eval", index, device=device) for seed in seeds]
-    act = functools.partial(agent.act, generators=generators if stochastic else None)
-    columns = environments.play_episodes(envs, act, (2 * index + stochastic) * number, number)  # (seeds, time, ...)
-    *spaces, rewards, terminations, truncations, log_probs, success, dones = map(torch.from_numpy, columns)
-    returns, lengths = metrics.first_episodes(rewards, dones, number)
-    if not stochastic:
-        successes = metrics.first_episodes(success, dones, number, torch.amax)[0].mean(-1).tolist()
-        results = [{"eval/episodic_return": r, "eval/success": s} for r, s in zip(returns.mean(-1).tolist(), successes)]
-        return [{key: value for key, value in row.items() if not math.isnan(value)} for row in results]
-    q = []
+    generators = seeding.make_generators(seeds, "eval", index, device=device)
+    policy = functools.partial(agent.act_with_log_probs, generators=generators)
+    first = (2 * index + 1) * number  # the deterministic episodes have the numbers before these
+    episodes = environments.play_episodes(envs, policy, first, number)
+
+    q_values = []
     next_values = []
-    for part in zip(*(x.to(device).split(1_000, 1) for x in spaces)):
-        q.append(agent.qf(*part[:2]).mean(-2))
-        next_actions, next_log_probs = agent.actor.sample(part[2], runlog.normals(generators, *part[1].shape[1:]))
-        next_values.append(agent.qf(part[2], next_actions).mean(-2) - agent.log_alpha.exp() * next_log_probs)
-    bias = metrics.overestimation_of_first(
+    for start in range(0, episodes.obs.shape[1], 1_000):  # piece by piece, to bound the memory
+        piece = slice(start, start + 1_000)
+        obs = episodes.obs[:, piece].to(device)
+        actions = episodes.actions[:, piece].to(device)
+        next_obs = episodes.real_next_obs[:, piece].to(device)
+        q_values.append(agent.qf(obs, actions).mean(-2))
+        noise = seeding.normals(generators, *actions.shape[1:])
+        next_actions, next_log_probs = agent.actor.sample(next_obs, noise)
+        next_q = agent.qf(next_obs, next_actions).mean(-2)
+        next_values.append(next_q - agent.log_alpha.exp() * next_log_probs)
+
+    returns, lengths = metrics.first_episodes(episodes.rewards, episodes.dones, number)
+    biases = metrics.overestimation_of_first(
         lengths,
-        q=torch.cat(q, 1).cpu(),
-        rewards=rewards,
-        terminations=terminations,
-        truncations=truncations,
+        q=torch.cat(q_values, 1).cpu(),
+        rewards=episodes.rewards,
+        terminations=episodes.terminations,
+        truncations=episodes.truncations,
         gamma=agent.args.gamma,
-        log_probs=log_probs,
+        log_probs=episodes.log_probs,
         alpha=agent.log_alpha.exp().cpu(),
-        fallback_values=torch.cat(next_values, 1).cpu(),
+        fallback_values=torch.cat(next_values, 1).cpu(),  # where time limits leave no other state
     )
-    return [row | {"eval/stochastic_return": r} for row, r in zip(bias, returns.mean(-1).tolist())]
+    for row, mean_return in zip(biases, returns.mean(-1).tolist()):
+        row["eval/stochastic_return"] = mean_return
+    return biases
 
 
-def log_network_metrics(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int):
-    """Health of every layer on replay transitions, with the gradients of the losses there, into each seed's run."""
-    generators = [runlog.make_generator(seed, "metrics", step, device=buffer.rows.device) for seed in seeds]
-    batch = buffer.sample(agent.args.metrics_samples, generators=generators)
-    batch["noise"] = runlog.normals(generators, *batch["actions"].shape[1:])
-    limit = batch["noise"].shape[1]
+def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
+    """Health of every layer on replay transitions, with the gradients of the losses there."""
+    num_samples = agent.args.metrics_samples
+    generators = seeding.make_generators(batch.seeds, "metrics", step, device=buffer.rows.device)
+    samples = buffer.sample(num_samples, generators=generators)
+    samples["noise"] = seeding.normals(generators, num_samples, agent.action_dim)
 
-    def gradients(loss, optimizer) -> dict[str, torch.Tensor]:
-        grads = metrics.mean_gradients(lambda x: loss(x, x["noise"])[0].sum(), batch, optimizer.parameters_, 256, 1)
-        return dict(zip(optimizer.names, grads))
+    def actor_loss(part: dict) -> torch.Tensor:
+        loss, _ = agent.actor_loss(part, part["noise"])
+        return loss.sum()
 
-    grads = gradients(agent.actor_loss, agent.actor_optimizer)
-    report = reports.network_report(agent.actor, (batch["obs"],), grads, 1, max_samples=limit)
-    runlog.log_report(runs, step, "network/actor", report)
-    grads = gradients(agent.qf_loss, agent.qf_optimizer)
-    inputs = (batch["obs"], batch["actions"])
-    report = reports.network_report(agent.qf, inputs, grads, 2, max_samples=limit)
-    runlog.log_report(runs, step, "network/qf", report)
+    def qf_loss(part: dict) -> torch.Tensor:
+        loss, _ = agent.qf_loss(part, part["noise"])
+        return loss.sum()
+
+    trained = agent.actor_optimizer
+    grads = metrics.mean_gradients(actor_loss, samples, trained.parameters_, size=256, dim=1)
+    grads = dict(zip(trained.names, grads))
+    inputs = (samples["obs"],)
+    report = metrics.network_report(agent.actor, inputs, grads, 1, max_samples=num_samples)
+    batch.log_report(step, "network/actor", report)
+
+    trained = agent.qf_optimizer
+    grads = metrics.mean_gradients(qf_loss, samples, trained.parameters_, size=256, dim=1)
+    grads = dict(zip(trained.names, grads))
+    inputs = (samples["obs"], samples["actions"])
+    report = metrics.network_report(agent.qf, inputs, grads, 2, max_samples=num_samples)
+    batch.log_report(step, "network/qf", report)
 
 
-def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, runs: list[runlog.Run], seeds: list[int], step: int):
-    """Ranks of the neural tangent kernel, of either critic and of the sum of mean actions, on replay transitions."""
-    generators = [runlog.make_generator(seed, "ntk", step, device=buffer.rows.device) for seed in seeds]
-    batch = buffer.sample(agent.args.ntk_samples, generators=generators)
-    of_actor = metrics.ntk_rank(agent.actor, (batch["obs"],), 1, output=lambda mean_and_log_std: mean_and_log_std[0])
-    runlog.log_ntk(runs, step, "network/actor", of_actor)
-    runlog.log_ntk(runs, step, "network/qf", metrics.ntk_rank(agent.qf, (batch["obs"], batch["actions"]), 2, 1))
+def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
+    """Ranks of the neural tangent kernel, of either critic and of the sum of mean actions, on
+    replay transitions."""
+    generators = seeding.make_generators(batch.seeds, "ntk", step, device=buffer.rows.device)
+    samples = buffer.sample(agent.args.ntk_samples, generators=generators)
+
+    def mean_actions(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        mean, _ = outputs
+        return mean
+
+    def log(network: str, ranks: dict[str, torch.Tensor]) -> None:
+        report = {f"ntk_{name}": rank for name, rank in ranks.items()}
+        batch.log_report(step, f"network/{network}", report)
+
+    inputs = (samples["obs"], samples["actions"])
+    log("actor", metrics.ntk_rank(agent.actor, inputs[:1], batch_dims=1, output=mean_actions))
+    log("qf", metrics.ntk_rank(agent.qf, inputs, batch_dims=2, sample_dim=1))
+
+
+# ---- checks, before anything is created ----------------------------------------------------------
+
+
+def replay_capacity(args: Args) -> int:
+    """Transitions that the replay of each seed holds: no more than there are before it is
+    cleared."""
+    longest = args.total_timesteps
+    if args.reset_replay:
+        longest = args.total_timesteps // len(args.env_id)
+    return min(args.buffer_size, longest)
 
 
 def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, of all seeds, by the flags that set it: (on the device, on the host)."""
+    """Bytes of what takes the memory, of all seeds, by the flags that set it: (on the device, on
+    the host)."""
     actor = runlog.mlp_size(obs_dim, args.widths, args.activation, 2 * action_dim, args.layer_norm)
     critic = runlog.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
-    numbers = runlog.ADAM_COPIES * (actor.parameters + 2 * critic.parameters) + 2 * critic.parameters  # and the targets
-    row = 2 * obs_dim + action_dim + 2
-    capacity = min(args.buffer_size, args.steps_per_task or args.total_timesteps)
-    if not args.reset_replay:
-        capacity = min(args.buffer_size, args.total_timesteps)
-    batches = args.utd * args.batch_size * (row + 2 * action_dim + 2)  # with the noise and the rows' int64 numbers
-    activations_of_update = args.batch_size * (actor.activations + 2 * critic.activations)
-    transient = {"batch_size utd widths num_seeds": batches + activations_of_update}
+    trained = actor.parameters + 2 * critic.parameters
+    learner = 4 * trained + 2 * critic.parameters  # gradients, Adam's two moments; the targets
+    transition = 2 * obs_dim + action_dim + 2
+    noise = 2 * action_dim
+    bytes_of_seeds = 4 * args.num_seeds  # of a float32 number of each
+
+    # of what is there for a moment only the largest counts
+    block = args.utd * args.batch_size * (transition + noise + 2)  # 2: the rows' int64 numbers
+    backward = args.batch_size * (actor.activations + 2 * critic.activations)
+    moments = {"batch_size utd widths num_seeds": block + backward}
     if args.metrics_frequency:
-        of_sample = row + max(actor.activations, 2 * critic.activations)
-        transient["metrics_samples widths num_seeds"] = args.metrics_samples * of_sample
+        of_sample = transition + max(actor.activations, 2 * critic.activations)
+        moments["metrics_samples widths num_seeds"] = args.metrics_samples * of_sample
     if args.ntk_frequency:
         gradients = args.ntk_samples * max(actor.parameters, 2 * critic.parameters)
-        transient["ntk_samples widths num_seeds"] = runlog.NTK_COPIES * gradients
-    largest = max(transient, key=transient.get)  # one after the other
-    numbers_on_device = {"widths num_seeds": numbers, "buffer_size num_seeds": capacity * row}
-    numbers_on_device[largest] = transient[largest]
-    bytes_of_seed = runlog.FLOAT_BYTES * args.num_seeds
-    on_device = {fields: bytes_of_seed * count for fields, count in numbers_on_device.items()}
-    evaluation = args.num_eval_episodes * row  # at least one step of each episode
-    on_host = {"num_eval_episodes num_seeds": bytes_of_seed * evaluation}
+        moments["ntk_samples widths num_seeds"] = 2 * gradients  # twice while they are multiplied
+    largest = max(moments, key=moments.get)
+
+    on_device = {
+        "widths num_seeds": bytes_of_seeds * learner,
+        "buffer_size num_seeds": bytes_of_seeds * replay_capacity(args) * transition,
+        largest: bytes_of_seeds * moments[largest],
+    }
+    # at least one step of each episode
+    on_host = {"num_eval_episodes num_seeds": bytes_of_seeds * args.num_eval_episodes * transition}
     return on_device, on_host
 
 
 def check_actor_updates(args: Args) -> None:
-    """Raises UserError if --policy-frequency is so large that a task ends without an update of its actor."""
-    task_steps = args.steps_per_task or args.total_timesteps
+    """Raises UserError if --policy-frequency is so large that a task ends without an update of its
+    actor, or if the updates of a step do not make whole periods where they have to."""
+    if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
+        # as a graph the block of updates is the same at every step
+        remedy = "divide --utd" if args.cudagraphs else "divide --utd or be a multiple of it"
+        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must {remedy}")
+    task_steps = args.total_timesteps // len(args.env_id)
     for start in range(0, args.total_timesteps, task_steps):
         first_step = start + args.learning_starts
         last_step = start + task_steps
@@ -345,12 +467,13 @@ def check_actor_updates(args: Args) -> None:
 
 
 def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created; returns args with a sequence's length."""
-    runlog.check_range(
-        args, "[0, inf)", "seed threads learning_starts metrics_frequency ntk_frequency checkpoint_minutes"
-    )
-    runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size policy_frequency")
-    runlog.check_range(args, "[1, inf)", "widths eval_frequency num_eval_episodes log_frequency")
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
+    length of a sequence of tasks."""
+    runlog.check_range(args, "[0, inf)", "seed threads learning_starts checkpoint_minutes")
+    runlog.check_range(args, "[0, inf)", "metrics_frequency ntk_frequency")
+    runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size")
+    runlog.check_range(args, "[1, inf)", "policy_frequency widths")
+    runlog.check_range(args, "[1, inf)", "eval_frequency num_eval_episodes log_frequency")
     runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
     runlog.check_range(args, f"[{args.batch_size}, inf)", "buffer_size")
     runlog.check_range(args, "(0, inf)", "learning_rate init_temperature")
@@ -360,16 +483,16 @@ def validate(args: Args) -> Args:
     pipes_of_a_worker = 4
     files_per_run = pipes_of_a_worker if args.async_envs else 0
     runlog.check_flags(args, args.num_seeds, files_per_run)
-    args = runlog.sequence_length(args)
-    if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
-        remedy = "divide --utd" if args.cudagraphs else "divide --utd or be a multiple of it"
-        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must {remedy}")
+    args = environments.sequence_length(args)
     check_actor_updates(args)
     device = runlog.find_device(args.device)
     if device.type != "cuda" and args.cudagraphs:
-        raise runlog.UserError(f"--cudagraphs with --device {args.device}: needs a CUDA device; use --no-cudagraphs")
-    with runlog.value_errors_are_user_errors():
+        told = "needs a CUDA device; use --no-cudagraphs"
+        raise runlog.UserError(f"--cudagraphs with --device {args.device}: {told}")
+    try:
         activations.check(args.activation, args.rational)
+    except ValueError as error:  # names the flag
+        raise runlog.UserError(str(error)) from None
     obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)
@@ -377,181 +500,183 @@ def validate(args: Args) -> Args:
     return args
 
 
-def train(args: Args, seeds: list[int], runs: list[runlog.Run], start: int) -> None:
-    """Trains these seeds together from step `start`, at which each has a checkpoint (0: from the beginning)."""
+# ---- training ------------------------------------------------------------------------------------
+
+
+def train(args: Args, batch: runlog.Batch) -> None:
+    """Trains the seeds of the batch together, from the step at which each has a checkpoint."""
     device = runlog.find_device(args.device)
-    num_seeds = len(seeds)
-    task_steps = args.total_timesteps // len(args.env_id)
-    task = min(start, args.total_timesteps - 1) // task_steps
-    envs = make_envs(args, seeds, "train", task)
-    eval_envs = {name: make_envs(args, seeds, "eval", args.env_id.index(name)) for name in dict.fromkeys(args.env_id)}
-    (obs_dim,) = envs.single_observation_space.shape
-    (action_dim,) = envs.single_action_space.shape
-    agent = Agent(obs_dim, action_dim, args, seeds, device)
-    capacity = min(args.buffer_size, task_steps if args.reset_replay else args.total_timesteps)
-    buffer = ReplayBuffer(num_seeds, capacity, obs_dim, action_dim, device)
-    buffer.first = task * task_steps if args.reset_replay else 0
-    generators = {use: [runlog.make_generator(s, use, device=device) for s in seeds] for use in ("act", "update")}
-    episodes = [runlog.new_episode() for _ in seeds]
-    last_eval = [{"tasks": [], "bias": {}, "history": []} for _ in seeds]
-    last_info = [{} for _ in seeds]
-    divergence = runlog.Divergence(seeds, device)
-    for i, run in enumerate(runs):
-        _, state, transitions = run.load_checkpoint(start)
-        if state:
-            agent.restore(i, state["agent"])
-            buffer.restore(i, transitions["rows"], start)
-            episodes[i] = state["episode"]
-            last_eval[i] = state["last_eval"]
-            last_info[i] = state.get("info", {})  # older checkpoints have none
-            divergence.step[i] = state["diverged"]
-            runlog.set_states({use: each[i] for use, each in generators.items()}, state["generators"])
-    obs, infos = envs.reset(options={key: [episode[key] for episode in episodes] for key in ("number", "actions")})
-    environments.log_errors(runs, start, episodes, infos)
-
-    def update_block(batches: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        info = {}
-        for u in range(args.utd):
-            end_of_period = (step * args.utd + u + 1) % args.policy_frequency == 0
-            info |= agent.update({name: part[u] for name, part in batches.items()}, noise[u], end_of_period)
-        return info
-
-    update_block = runlog.graphed(update_block) if args.cudagraphs else update_block
-    progress = runlog.Progress(start, args.total_timesteps, f"{runlog.env_name(args.env_id)} {args.activation}")
-    save_times = runlog.SaveTimes(start, args.checkpoint_frequency, args.checkpoint_minutes)
-    saved_step = start
+    start = batch.start
+    tasks = environments.TaskSequence(
+        args.env_id, batch.seeds, args.total_timesteps, start, args.async_envs
+    )
+    obs_dim, action_dim = environments.sizes(tasks.envs)
+    agent = Agent(obs_dim, action_dim, args, batch.seeds, device)
+    num_seeds = len(batch.seeds)
+    buffer = ReplayBuffer(num_seeds, replay_capacity(args), obs_dim, action_dim, device)
+    generators = {
+        "act": seeding.make_generators(batch.seeds, "act", device=device),
+        "update": seeding.make_generators(batch.seeds, "update", device=device),
+    }
+    episodes = [environments.Episode() for _ in batch.seeds]
     info = {}  # of the newest updates; with --policy-frequency not each of them is the actor's
-    for key in last_info[0]:
-        info[key] = torch.stack([each[key] for each in last_info]).to(device)
+
+    state = batch.load()
+    if state:
+        runlog.restore_module(agent, state["agent"])
+        seeding.set_states(generators, state["generators"])
+        for i, transitions in enumerate(batch.load_transitions()):
+            buffer.restore(i, transitions["rows"], start)
+        episodes = [environments.Episode.from_state(each) for each in state["episode"]]
+        tasks.restore(state["last_eval"])
+        infos = state.get("info", [{}])  # older checkpoints have none
+        for key in infos[0]:
+            info[key] = torch.stack([each[key] for each in infos]).to(device)
+    if args.reset_replay:
+        buffer.first = tasks.current * tasks.task_steps
+    obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
+
+    if args.cudagraphs:
+        update_block = cudagraphs.graphed(agent.update_block)
+    progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
+    saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
-        done = step - 1
-        if done % args.log_frequency == 0 and all(divergence.step):  # here, so that a resumed run ends at once as well
-            for later in runlog.multiples(done, args.total_timesteps, args.eval_frequency, task_steps):
-                runlog.log_evaluations(runs, later, last_eval, task_steps)
+        # asked here, so that a resumed run ends at once as well
+        if (step - 1) % args.log_frequency == 0 and all(batch.diverged()):
+            tasks.carry_forward(batch, step - 1, args.total_timesteps, args.eval_frequency)
             break
         at_end = step == args.total_timesteps
-        filled = step - buffer.first
-        # act and store
-        if filled <= args.learning_starts:
-            uniform = torch.stack([torch.rand(action_dim, generator=g, device=device) for g in generators["act"]])
-            actions = (2 * uniform - 1).cpu().numpy()
+        num_stored = step - buffer.first  # transitions in each replay, with this step's
+
+        # act
+        if num_stored <= args.learning_starts:
+            actions = environments.random_actions(generators["act"], action_dim)
         else:
-            actions, _ = agent.act(obs, generators["act"])
-        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        dones = terminations | truncations
-        real_next_obs, success = environments.true_successors(next_obs, infos, dones)
-        failed = environments.count_errors(infos, num_seeds)[0] > 0
-        buffer.add(obs, actions, rewards, terminations, real_next_obs, failed)
-        obs = next_obs
-        runlog.log_episodes(runs, step, episodes, actions, rewards, success, dones, divergence.step)
-        environments.log_errors(runs, step, episodes, infos)
-        for frequency, measure in ((args.metrics_frequency, log_network_metrics), (args.ntk_frequency, log_ntk_ranks)):
-            if frequency and (step % frequency == 0 or filled == args.learning_starts or at_end):
-                measure(agent, buffer, runs, seeds, step)  # before the updates: the first are of new networks
+            actions = agent.act(obs, generators["act"])
+        transition = environments.take_step(tasks.envs, obs, actions)
+        environments.log_episodes(batch, step, episodes, transition)
+        obs = transition.next_obs
+
+        # store
+        buffer.add(
+            transition.obs,
+            transition.actions,
+            transition.rewards,
+            transition.terminations,
+            transition.real_next_obs,
+            transition.failed,
+        )
+
+        # measure the networks, before the updates: at learning_starts they are new
+        always = num_stored == args.learning_starts or at_end
+        if args.metrics_frequency and (always or step % args.metrics_frequency == 0):
+            log_network_metrics(agent, buffer, batch, step)
+        if args.ntk_frequency and (always or step % args.ntk_frequency == 0):
+            log_ntk_ranks(agent, buffer, batch, step)
+
         # learn
-        if filled >= args.learning_starts:
-            batches = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
-            noise = runlog.normals(generators["update"], args.utd, 2, args.batch_size, action_dim, axis=2)
-            info = info | update_block(batches, noise)
-            divergence.update(step, {key: info[key] for key in ("qf_loss", "actor_loss") if key in info})
-        # measure
+        if num_stored >= args.learning_starts:
+            samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
+            shape = (args.utd, 2, args.batch_size, action_dim)
+            noise = seeding.normals(generators["update"], *shape, axis=2)
+            if args.cudagraphs:
+                info |= update_block(samples, noise)
+            else:
+                info |= agent.update_block(samples, noise, step * args.utd)
+            batch.note_losses(step, {"qf_loss": info["qf_loss"]})
+            if "actor_loss" in info:
+                batch.note_losses(step, {"actor_loss": info["actor_loss"]})
         if info and (step % args.log_frequency == 0 or at_end):
-            diverged = divergence.report()
-            runlog.log_losses(runs, step, info, diverged, progress.speed(step), args.utd * num_seeds)
-        if step % args.eval_frequency == 0 or step % task_steps == 0:
+            speed = progress.speed(step)
+            updates_per_second = speed * args.utd * num_seeds
+            rows = {f"losses/{key}": value for key, value in info.items()}
+            batch.log(step, rows, skip_diverged=True)
+            batch.log(step, {"perf/sps": speed, "perf/updates_per_second": updates_per_second})
+
+        # evaluate
+        if step % args.eval_frequency == 0 or tasks.ends_at(step):
             index = math.ceil(step / args.eval_frequency)
-            results = {name: evaluate(agent, each, seeds, index, False) for name, each in eval_envs.items()}
-            biases = evaluate(agent, eval_envs[args.env_id[task]], seeds, index, True)
-            for i, last in enumerate(last_eval):
-                if not divergence.step[i]:  # a diverged seed carries its last evaluation forward
-                    last |= {"tasks": [results[name][i] for name in args.env_id], "bias": biases[i]}
-            rows = runlog.log_evaluations(runs, step, last_eval, task_steps)
-            progress.note_means(step, rows, ("eval/episodic_return", "eval/success", "overestimation/mean"))
+            number = args.num_eval_episodes
+            returns = tasks.evaluate(agent.act, 2 * index * number, number)
+            biases = q_bias(agent, tasks.current_eval_envs(), batch.seeds, index)
+            rows = tasks.log(batch, step, returns, biases)
+            shown = ("eval/episodic_return", "eval/success", "overestimation/mean")
+            progress.note_means(step, rows, shown)
+
         # begin the next task
-        if step % task_steps == 0 and not at_end:
-            task += 1
-            episodes = [runlog.new_episode(errors=episode.get("errors", 0)) for episode in episodes]
+        if tasks.ends_at(step) and not at_end:
+            tasks.begin_next()
+            episodes = [environments.Episode(errors=each.errors) for each in episodes]
+            obs = environments.begin_episodes(tasks.envs, batch, step, episodes)
             if args.reset_replay:
-                buffer.first = buffer.num_added
+                buffer.clear()
                 info = {}
             if args.reset_optimizer:
-                agent.actor_optimizer.reset()
-                agent.qf_optimizer.reset()
-                agent.alpha_optimizer.reset()
-            envs.close()
-            envs = make_envs(args, seeds, "train", task)
-            obs, infos = envs.reset()
-            environments.log_errors(runs, step, episodes, infos)
+                agent.reset_optimizers()
+
         # save
-        if save_times.is_due(step, at_end):
-            tensors = agent.state_dict()
-            rows = buffer.newest(step - saved_step)
-            for i, run in enumerate(runs):
-                state = {
-                    "agent": {name: tensor[i] if tensor.dim() else tensor for name, tensor in tensors.items()},
-                    "generators": {use: each[i].get_state() for use, each in generators.items()},
-                    "episode": episodes[i],
-                    "last_eval": last_eval[i],
-                    "info": {key: value[i] for key, value in info.items()},
-                    "diverged": int(divergence.step[i]),
-                }
-                run.stage_checkpoint(step, state, {"rows": rows[i]}, keep_transitions=buffer.rows.shape[1])
-            for run in runs:
-                run.commit_checkpoint()
+        if batch.save_is_due(step, at_end):
+            state = {
+                "agent": agent.state_dict(),
+                "generators": seeding.get_states(generators),
+                "episode": [episode.state() for episode in episodes],
+                "last_eval": tasks.state(),
+                "info": info,
+            }
+            rows = {"rows": buffer.newest(step - saved_step)}
+            batch.save(step, state, rows, keep_transitions=buffer.capacity)
             saved_step = step
-            save_times.done(runs, at_end)
-            if save_times.regular:
-                runlog.draw(runs, step)
-                if args.capture_video:
-                    for i, run in enumerate(runs):
-                        film(agent, i, seeds[i], args.env_id[task], run.folder / "videos" / f"step-{step}.mp4")
+            if batch.save_is_regular:
+                batch.draw(step, plots.draw_run)
+            if batch.save_is_regular and args.capture_video:
+                for i, folder in enumerate(batch.folders):
+                    path = folder / "videos" / f"step-{step}.mp4"
+                    environments.film(path, tasks.env_id, batch.seeds, i, agent.act)
         progress.update(step)
-    runlog.finish(runs, divergence.report(), args.keep_replay)
-    envs.close()
-    for each in eval_envs.values():
-        each.close()
+    batch.finish(keep_replay=args.keep_replay)
+    tasks.close()
     progress.close()
 
 
-def film(agent: Agent, i: int, seed: int, env_id: str, path) -> float:
-    """Saves a video of one deterministic episode of the i-th seed; returns the episode's return (nan: could not)."""
-    make = functools.partial(environments.make_env, env_id, 0, seed, "film", "rgb_array")
-    num_seeds = len(agent.log_alpha)
-    return runlog.save_video(path, make, lambda obs: agent.act(np.stack([obs] * num_seeds))[0][i])
-
-
-def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
-    """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the returns, films one more."""
-    step, state = runlog.load_finished(run)
-    for task, env_id in enumerate(args.env_id):
-        envs = make_envs(args, [seed], "play", task)
-        several = len(args.env_id) > 1
-        sizes = *envs.single_observation_space.shape, *envs.single_action_space.shape
-        agent = Agent(*sizes, dataclasses.replace(args, compile=False), [seed], torch.device("cpu"))
-        agent.restore(0, state["agent"])
-        path = run.folder / "videos" / f"evaluation-{step}{f'-task{task + 1}' * several}.mp4"
-        values = evaluate(agent, envs, [seed], 0, False)[0]
-        values["return of the video"] = film(agent, 0, seed, env_id, path)
+def evaluate_finished(args: Args, run) -> None:
+    """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the
+    returns, films one more."""
+    step, state = evaluation.load_finished(run)
+    seed = run.config["seed"]
+    args = dataclasses.replace(args, compile=False)
+    for task, env_id in enumerate(args.env_id, 1):
+        envs = environments.make_envs(env_id, [seed], "play", args.async_envs)
+        obs_dim, action_dim = environments.sizes(envs)
+        agent = Agent(obs_dim, action_dim, args, [seed], torch.device("cpu"))
+        runlog.restore_module(agent, [state["agent"]])
+        played = f"seed {seed}"
+        path = run.folder / "videos" / f"evaluation-{step}.mp4"
+        if len(args.env_id) > 1:
+            played = f"seed {seed}, task {task}"
+            path = path.with_stem(f"evaluation-{step}-task{task}")
+        (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
+        values["return of the video"] = environments.film(path, env_id, [seed], 0, agent.act)
         told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
-        print(f"seed {seed}{f', task {task + 1}' * several}: {told}; {path}", flush=True)
+        print(f"{played}: {told}; {path}", flush=True)
+        envs.close()
 
 
-def runs_of(args: Args) -> list[runlog.Run]:
+def runs_of(args: Args) -> list:
     """The runs of these flags, one for each seed. Creates nothing."""
-    return runlog.seed_runs(runlog.sequence_length(args), "sac_continuous")
+    return runlog.seed_runs(environments.sequence_length(args), "sac_continuous")
 
 
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    runs = {run.config["seed"]: run for run in runs_of(args)}
+    runs = runs_of(args)
     if args.evaluate:
-        for seed, run in runs.items():
-            evaluate_finished(args, run, seed)
+        for run in runs:
+            evaluate_finished(args, run)
         return
-    with runlog.opened(runs, args, "sac_continuous") as groups:
-        for step, seeds, together in groups:
-            train(args, seeds, together, step)
+    with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
+        for batch in batches:
+            train(args, batch)
 
 
 if __name__ == "__main__":

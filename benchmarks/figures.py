@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import figures
+import plots.cr
+import plots.study
 import runlog
 
 KEYS = ["eval/episodic_return", "eval/stochastic_return", "overestimation/mean", "overestimation/std"]
@@ -63,11 +64,11 @@ def main(args: Args) -> None:
         size = make(root, args)
         for _ in range(args.rounds):
             start = time.perf_counter(), time.process_time()
-            study = figures.read_study(root, "sac_continuous", figures._keys(figures.IQM))
+            study = plots.study.read_study(root, "sac_continuous", plots.study._keys(plots.study.IQM))
             seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         rows = sum(len(run.series("eval/episodic_return")) for runs in study.cells.values() for run in runs)
         start = time.perf_counter()
-        figures.cr1(root, root / "figures")
+        plots.cr.cr1(root, root / "figures")
         whole = time.perf_counter() - start
     result = {"runs": args.runs, "evaluations": args.evaluations, "megabytes": size / 1e6, "rows_read": rows}
     result |= {

@@ -38,6 +38,7 @@ class Args:
 
 
 def child(args: Args) -> dict:
+    import environments
     import runlog
     import sac_continuous as sac
 
@@ -68,10 +69,11 @@ def child(args: Args) -> dict:
         log_frequency=args.steps // 4,
         runs_dir=tempfile.mkdtemp(),
     )
-    timed(sac, "evaluate", "evaluation")
+    timed(environments.TaskSequence, "evaluate", "evaluation")
+    timed(sac, "q_bias", "evaluation")
     timed(sac, "log_network_metrics", "metrics")
-    timed(runlog.Run, "save_checkpoint", "checkpoint")
-    timed(runlog.Run, "draw", "plots")
+    timed(runlog.Batch, "save", "checkpoint")
+    timed(runlog.Batch, "draw", "plots")
     original = sac.Agent.__init__
 
     def init(self, *positional, **named):

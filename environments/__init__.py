@@ -1,30 +1,53 @@
-"""Environments: which there are, how they are made, and what happens when one fails (docs/environments.md)."""
+"""Environments: which there are, how they are made, what happens when one fails, and the episodes
+that are trained in, played and evaluated (docs/environments.md)."""
 
 from environments.control import (
     EpisodeSeeds,
     check_environments,
     check_equal_spaces,
-    count_errors,
-    log_errors,
     make_env,
     make_envs,
+    sizes,
+)
+from environments.episodes import (
+    Episode,
+    Episodes,
+    Transition,
+    begin_episodes,
+    evaluate,
+    film,
+    log_episodes,
     play_episodes,
+    random_actions,
+    take_step,
     true_successors,
 )
+from environments.sequences import Evaluation, TaskSequence, sequence_length
 from environments.suites import SUITES, Suite, import_suites, suite_of
 
 __all__ = [
     "SUITES",
+    "Episode",
     "EpisodeSeeds",
+    "Episodes",
+    "Evaluation",
     "Suite",
+    "TaskSequence",
+    "Transition",
+    "begin_episodes",
     "check_environments",
     "check_equal_spaces",
-    "count_errors",
+    "evaluate",
+    "film",
     "import_suites",
-    "log_errors",
+    "log_episodes",
     "make_env",
     "make_envs",
     "play_episodes",
+    "random_actions",
+    "sequence_length",
+    "sizes",
     "suite_of",
+    "take_step",
     "true_successors",
 ]

@@ -1,4 +1,5 @@
-"""What MuJoCo draws with. Only videos need it: nothing is loaded or tried before one is made (docs/environments.md)."""
+"""What MuJoCo draws with (docs/environments.md). Only videos need it: nothing is loaded or tried
+before one is made."""
 
 import contextlib
 import functools
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 import runlog
 
 OFF = ("disable", "disabled", "off", "false", "0")
-SYNONYMS = {"enable": "", "enabled": "", "on": "", "true": "", "1": "", "glx": "glfw", "wgl": "glfw", "cgl": "glfw"}
+SYNONYMS = {"enable": "", "enabled": "", "on": "", "true": "", "1": ""}
+SYNONYMS |= {"glx": "glfw", "wgl": "glfw", "cgl": "glfw"}
 VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 PROBE_SECONDS = 60
-# Opens a context and hands it to MuJoCo; os._exit, since some drivers crash or complain when a process tidies up.
+# Opens a context and hands it to MuJoCo; os._exit, since some drivers crash or complain when a
+# process tidies up.
 PROBE = """
 import os
 import mujoco
@@ -33,8 +36,9 @@ class NoGraphics(RuntimeError):
 
 @contextlib.contextmanager
 def no_graphics() -> Iterator[None]:
-    """While dm_control and mujoco are imported: neither loads a graphics library, whatever MUJOCO_GL says. A missing or
-    broken driver, or a wrong value of MUJOCO_GL, would end the import."""
+    """While dm_control and mujoco are imported: neither loads a graphics library, whatever
+    MUJOCO_GL says. A missing or broken driver, or a wrong value of MUJOCO_GL, would end the
+    import."""
     before = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = "disable"
     try:
@@ -51,14 +55,15 @@ def _set(variable: str, value: str | None) -> None:
 
 
 def settings(backend: str) -> dict[str, str | None]:
-    """The environment variables with which mujoco, dm_control and gymnasium draw with `backend`; None: not set."""
+    """The environment variables with which mujoco, dm_control and gymnasium draw with `backend`;
+    None: not set."""
     platform = backend if backend in ("egl", "osmesa") else None
     return {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": platform}
 
 
 def candidates() -> list[str]:
-    """Back ends in the order in which they are tried: the window system's where there is a display, then EGL (a GPU, or
-    Mesa in software), then OSMesa. Only Linux has more than one."""
+    """Back ends in the order in which they are tried: the window system's where there is a display,
+    then EGL (a GPU, or Mesa in software), then OSMesa. Only Linux has more than one."""
     if not sys.platform.startswith("linux"):
         return ["glfw"]
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
@@ -66,12 +71,17 @@ def candidates() -> list[str]:
 
 
 def reason_against(backend: str) -> str | None:
-    """None if a process of its own can draw with `backend`, else why not. A driver may crash or hang: not here."""
-    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
-    environment |= {key: value for key, value in settings(backend).items() if value is not None}
+    """None if a process of its own can draw with `backend`, else why not. A driver may crash or
+    hang: not here."""
+    environment = dict(os.environ)
+    for variable, value in settings(backend).items():
+        environment.pop(variable, None)
+        if value is not None:
+            environment[variable] = value
     command = [sys.executable, "-c", PROBE]
+    options = {"env": environment, "capture_output": True, "text": True}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = subprocess.run(command, timeout=PROBE_SECONDS, **options)
     except subprocess.TimeoutExpired:
         return f"no answer in {PROBE_SECONDS} s"
     except OSError as error:
@@ -79,14 +89,17 @@ def reason_against(backend: str) -> str | None:
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     if done.returncode > 0:
-        errors = [line for line in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        return errors[0] if errors else f"exit code {done.returncode}"
+        for line in done.stderr.splitlines():
+            if re.match(r"[\w.]*(Error|Exception)\b", line):
+                return line
+        return f"exit code {done.returncode}"
     return None
 
 
 @functools.cache
 def _choose(wanted: str) -> tuple[str | None, str]:
-    """(back end that works or None, what was found out about the others). wanted: MUJOCO_GL in lower case, or ""."""
+    """(back end that works or None, what was found out about the others). wanted: MUJOCO_GL in
+    lower case, or ""."""
     told = []
     names = candidates()
     if wanted:
@@ -100,17 +113,20 @@ def _choose(wanted: str) -> tuple[str | None, str]:
 
 
 def enable_graphics() -> str:
-    """Lets MuJoCo draw in this process from now on; returns the back end. MUJOCO_GL is used if it works, else another
-    with a warning. The first call tries them in processes of their own (about a second each). Raises NoGraphics."""
+    """Lets MuJoCo draw in this process from now on; returns the back end. MUJOCO_GL is used if it
+    works, else another with a warning. The first call tries them in processes of their own (about a
+    second each). Raises NoGraphics."""
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     wanted = SYNONYMS.get(wanted, wanted)
     if wanted in OFF:
         raise NoGraphics(f"MUJOCO_GL={wanted} turns graphics off; unset it")
     backend, told = _choose(wanted)
     if backend is None:
-        raise NoGraphics(f"no graphics here: {told}; install Mesa's EGL (libegl1) or OSMesa (libosmesa6)")
+        remedy = "install Mesa's EGL (libegl1) or OSMesa (libosmesa6)"
+        raise NoGraphics(f"no graphics here: {told}; {remedy}")
     if wanted and backend != wanted:
-        runlog.warn(f"MUJOCO_GL={wanted} does not work here, so videos are drawn with {backend} ({told})")
+        used = f"so videos are drawn with {backend} ({told})"
+        runlog.warn(f"MUJOCO_GL={wanted} does not work here, {used}")
     for variable, value in settings(backend).items():
         _set(variable, value)
     # What was imported by no_graphics looks at MUJOCO_GL again.

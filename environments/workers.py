@@ -1,4 +1,5 @@
-"""Environments in worker processes (`--async-envs`) that leave signals, errors and their end to the parent."""
+"""Environments in worker processes (`--async-envs`) that leave signals, errors and their end to the
+parent."""
 
 import contextlib
 import multiprocessing
@@ -21,7 +22,8 @@ END_SECONDS = 5  # that a worker has to finish a step and close its environment,
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """What is started meanwhile inherits the mask, so that no signal hits a worker that does not ignore it yet."""
+    """What is started meanwhile inherits the mask, so that no signal hits a worker that does not
+    ignore it yet."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -30,16 +32,21 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
-    parent, adopted = multiprocessing.parent_process(), os.getppid()
+    parent = multiprocessing.parent_process()
+    adopted = os.getppid()
     while parent.is_alive() and os.getppid() == adopted:
         time.sleep(0.5)
     os._exit(1)
 
 
-def _worker(index, env_fn, pipe, parent_pipe, shared_memory, errors, autoreset_mode, semaphore) -> None:
-    """What a worker process does: gymnasium's protocol with SAME_STEP. An error is one line for the parent, after which
-    the worker waits for the next command. It ends when the pipe closes, or when the parent is no more."""
-    for number in SIGNALS:  # they reach the whole group, and the parent decides when its workers end
+def _worker(
+    index, env_fn, pipe, parent_pipe, shared_memory, errors, autoreset_mode, semaphore
+) -> None:
+    """What a worker process does: gymnasium's protocol with SAME_STEP. An error is one line for the
+    parent, after which the worker waits for the next command. It ends when the pipe closes, or when
+    the parent is no more."""
+    # signals reach the whole group, and the parent decides when its workers end
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -110,9 +117,10 @@ def _end(pipes: list, processes: list) -> None:
 
 
 class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
-    """AsyncVectorEnv whose workers ignore the signals of the group and die with their parent, and whose errors are one
-    line. names: what each environment is called in that line. `reset` and `step` raise UserError: the environment
-    failed for good (EpisodeSeeds), or its process has died."""
+    """AsyncVectorEnv whose workers ignore the signals of the group and die with their parent, and
+    whose errors are one line. names: what each environment is called in that line. `reset` and
+    `step` raise UserError: the environment failed for good (EpisodeSeeds), or its process has
+    died."""
 
     def __init__(self, env_fns: Sequence[Callable], names: Sequence[str]):
         self.names = names
@@ -125,8 +133,9 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
         except BaseException:
             _end(self.parent_pipes, self.processes)
             raise
-        # Before multiprocessing ends: it would send SIGTERM and wait for ever.
-        multiprocessing.util.Finalize(self, _end, (self.parent_pipes, self.processes), exitpriority=10)
+        # before multiprocessing ends: it would send SIGTERM and wait for ever
+        ends = (self.parent_pipes, self.processes)
+        multiprocessing.util.Finalize(self, _end, ends, exitpriority=10)
 
     def reset(self, **kwargs):
         with self._deaths_told():
@@ -144,7 +153,7 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
         try:
             yield
         except (EOFError, ConnectionError):
-            told = "its process has ended; start the same command again, without --async-envs to see more"
+            remedy = "start the same command again, without --async-envs to see more"
             for name, process in zip(self.names, self.processes):
                 process.join(0.5)
                 code = process.exitcode
@@ -152,6 +161,7 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
                     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
                     told = f"its process has ended ({how}); start the same command again"
                     raise runlog.UserError(f"{name}: {told}") from None
+            told = f"its process has ended; {remedy}"
             raise runlog.UserError(f"{self.names[0]}: {told}") from None
 
     def _raise_if_errors(self, successes: Sequence[bool]) -> None:

@@ -78,16 +78,11 @@ from runlog.leaving import (
     draw,
     draw_function_approximation,
     finish_diverged,
-    log_episodes,
-    log_evaluations,
-    log_losses,
     log_ntk,
     make_runs,
     mlp_size,
-    new_episode,
     opened,
     print_network,
-    sequence_length,
 )
 from runlog.memory import ADAM_COPIES, FLOAT_BYTES, NTK_COPIES, bytes_text
 from runlog.meta import ENDED, read_meta

@@ -18,7 +18,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import figures
+import plots.aggregation
+import plots.reading
+import plots.recording
+import plots.variants
 import runlog
 
 METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of the first critic
@@ -67,7 +70,7 @@ def main(args: Args) -> None:
     for path in args.reference:
         if path.name in ("runs.csv", "curves.csv") or not path.is_file():
             raise runlog.UserError(f"--reference {path}: give a file of another name than runs.csv and curves.csv")
-    groups = split(figures.load(args.folders, args.by), args.by)
+    groups = split(plots.variants.load(args.folders, args.by), args.by)
     curves = []
     runs = []
     for activation, group in groups.items():
@@ -106,7 +109,9 @@ def main(args: Args) -> None:
     print_returns(groups)
 
 
-def split(groups: dict[str, list[figures.Loaded]], keys: tuple[str, ...]) -> dict[str, list[figures.Loaded]]:
+def split(
+    groups: dict[str, list[plots.reading.Loaded]], keys: tuple[str, ...]
+) -> dict[str, list[plots.reading.Loaded]]:
     """The groups by activation, each split by the values of these settings: "tanh_hr, adam_eps 1e-08" -> its runs."""
     found = {}
     for activation, group in groups.items():
@@ -119,13 +124,13 @@ def split(groups: dict[str, list[figures.Loaded]], keys: tuple[str, ...]) -> dic
     return found
 
 
-def print_returns(groups: dict[str, list[figures.Loaded]]) -> None:
+def print_returns(groups: dict[str, list[plots.reading.Loaded]]) -> None:
     """Mean and standard deviation over seeds of the last return, of all runs at the last step that all have reached."""
-    every = figures.all_runs(groups)
+    every = plots.variants.all_runs(groups)
     key = "eval/episodic_return"
     if not any(len(run.series(key)) for run in every):
         key = "charts/episodic_return"
-    end = figures.common_end(every, key)
+    end = plots.aggregation.common_end(every, key)
     for activation, group in groups.items():
         values = []
         for run in group:
@@ -139,7 +144,7 @@ def print_returns(groups: dict[str, list[figures.Loaded]]) -> None:
         print(line)
 
 
-def windows(run: figures.Loaded, number: int = 40) -> np.ndarray:
+def windows(run: plots.reading.Loaded, number: int = 40) -> np.ndarray:
     """(windows, 2): end of each window of the run, and mean return of the games that ended in it; Atari runs only."""
     rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
@@ -157,10 +162,10 @@ def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
 def draw(out: Path, references: list[str]) -> None:
     """Record curves.png of this folder's curves.csv and references in its figures.json, and draw it."""
     files = ["curves.csv", *references]
-    rows = [row for file in files for row in figures.read_csv(out / file)]
+    rows = [row for file in files for row in plots.recording.read_csv(out / file)]
     panels = {m: label for m, label in METRICS.items() if label and any(row["metric"] == m for row in rows)}
     told = f"{rows[0]['env']}: mean over seeds, thin lines = seeds, band from worst to best seed"
-    figures.record_figure(out, "curves", "study", ("png",), csv=files, panels=panels, caption=[told])
+    plots.recording.record_figure(out, "curves", "study", ("png",), csv=files, panels=panels, caption=[told])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ from test_paper_figures import DMC, STEPS, SWEEP, read_csv, sac_runs, write_run
 
 import figures
 import metrics
+import plots.cr
+import plots.hr
+import plots.overview
+import plots.recording
+import plots.tables
 import runlog
 
 GAMES = ("Breakout", "Pong", "SpaceInvaders")
@@ -47,9 +52,9 @@ def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
 def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
     games = sorted(metrics.atari_scores())[:10]
     pqn_runs(tmp_path, games, activations=("relu",), seeds=1)
-    monkeypatch.setattr(figures, "_save", lambda figure, path: path)
-    monkeypatch.setattr(figures, "_fewer_colours", lambda path: None)
-    paths = figures.hr19(tmp_path, tmp_path / "out")
+    monkeypatch.setattr(plots.recording, "_save", lambda figure, path: path)
+    monkeypatch.setattr(plots.recording, "_fewer_colours", lambda path: None)
+    paths = plots.hr.hr19(tmp_path, tmp_path / "out")
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr19.png", "hr20.png"}
     pages = [read_csv(tmp_path / "out" / f"hr{k}.csv") for k in (19, 20)]
     assert [sorted({row["environment"] for row in page}) for page in pages] == [games[:8], games[8:]]
@@ -106,10 +111,10 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
 
 def test_hr8_and_cr_atari_name_the_algorithm_without_runs(tmp_path, capsys):
     dqn_runs(tmp_path / "runs")
-    paths = figures.hr8(tmp_path / "runs", tmp_path / "out")
+    paths = plots.hr.hr8(tmp_path / "runs", tmp_path / "out")
     assert "missing: ppo_atari" in capsys.readouterr().out
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr16_dqn.png", "hr17.png"}
-    paths = figures.cr_atari(tmp_path / "runs", tmp_path / "out")
+    paths = plots.cr.cr_atari(tmp_path / "runs", tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "cr_atari_dqn.csv")
     assert {row["variant"] for row in rows} == {"relu"} and "missing: pqn_atari" in capsys.readouterr().out
     for name in ("hr4", "hr3"):
@@ -151,14 +156,14 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
 def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
     truth, kept = sac_runs(tmp_path / "runs"), []
     pqn_runs(tmp_path / "runs", games=sorted(metrics.atari_scores())[:8], activations=("relu",), seeds=1)
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or path)
-    monkeypatch.setattr(figures, "_fewer_colours", lambda path: None)
-    figures.overview(tmp_path / "runs", tmp_path / "out")
+    monkeypatch.setattr(plots.recording, "_save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(plots.recording, "_fewer_colours", lambda path: None)
+    plots.overview.overview(tmp_path / "runs", tmp_path / "out")
     told = capsys.readouterr().out
     assert told.count("not on the page: pqn_atari, ") == 2 and "2 further environments" in kept[0].get_suptitle()
     panels = [axes for part in kept[0].subfigs for axes in part.axes]
     named = {axes.get_title(): axes for axes in panels if ", " in axes.get_title()}
-    assert len(named) == figures.MOST
+    assert len(named) == plots.overview.MOST
     lines = [line for line in named["sac_continuous, metaworld/sweep-v3"].lines if line.get_label() == "crational"]
     mean = np.mean([truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0)  # its score is the success rate
     np.testing.assert_allclose(lines[0].get_xydata(), np.stack([STEPS, mean], -1), rtol=1e-5)
@@ -168,10 +173,10 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
 
 def test_figures_json_is_enough_to_draw_again(tmp_path):
     pqn_runs(tmp_path / "runs")
-    (csv_path, png, _) = figures.hr1(tmp_path / "runs", tmp_path / "out")[:3]
+    (csv_path, png, _) = plots.hr.hr1(tmp_path / "runs", tmp_path / "out")[:3]
     before = png.read_bytes()
     png.unlink()
-    assert figures.redraw(tmp_path / "out", "hr1") == [png] and png.read_bytes() == before
+    assert plots.recording.redraw(tmp_path / "out", "hr1") == [png] and png.read_bytes() == before
     with open(csv_path) as file:
         assert len(list(csv.DictReader(file))) == 6
     assert set(json.loads((tmp_path / "out" / "figures.json").read_text())) == {"hr1", "hr1_final"}
@@ -181,14 +186,14 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
     pqn_runs(tmp_path / "runs", activations=("relu",))
     (tmp_path / "file").write_text("")
     with pytest.raises(runlog.UserError, match="file"):
-        figures.hr1(tmp_path / "runs", tmp_path / "file" / "out")
+        plots.hr.hr1(tmp_path / "runs", tmp_path / "file" / "out")
 
 
 def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs")
     pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
     pqn_runs(tmp_path / "runs", games=("Carnival",))  # ale_py knows it, the table of human scores does not
-    figures.hr1(tmp_path / "runs", tmp_path / "out")
+    plots.hr.hr1(tmp_path / "runs", tmp_path / "out")
     told = capsys.readouterr().out
     assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
@@ -196,7 +201,7 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
         ("relu", "3", "6"),
         ("tanh_hr", "3", "6"),
     ]
-    figures.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "rational"))
+    plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "rational"))
     assert {row["environments"] for row in read_csv(tmp_path / "out" / "hr1_final.csv")} == {"1"}
 
 
@@ -204,5 +209,5 @@ def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
     returns = np.arange(80.0)
     rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
     write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)
-    (row,) = figures.summary(figures.groups_of(tmp_path))
+    (row,) = plots.tables.summary(plots.tables.groups_of(tmp_path))
     assert row["training return"] == "78.5" and "return" not in row  # of the last fortieth: steps 79 and 80

@@ -11,7 +11,7 @@ import environments
 import runlog
 import sac_continuous
 from environments import make_env
-from sac_continuous import Agent, Args, evaluate, make_envs, train
+from sac_continuous import Agent, Args, q_bias, runs_of, train
 
 ENV_ID = "RaggedEpisodes-v0"
 ARGS = Args(
@@ -76,13 +76,13 @@ def test_every_stored_transition_and_logged_return_is_the_truth(async_envs, tmp_
 
     monkeypatch.setattr(sac_continuous, "ReplayBuffer", Spied)
     args = dataclasses.replace(ARGS, runs_dir=str(tmp_path), async_envs=async_envs)
-    runs = runlog.make_runs(args, "sac_continuous")
-    with runlog.opened(runs, args, "sac_continuous") as groups:
-        for step, seeds, together in groups:
-            train(args, seeds, together, step)
+    runs = runs_of(args)
+    with runlog.open_batches(runs, args) as batches:
+        for batch in batches:
+            train(args, batch)
     transitions, ends = truth(30)
     assert len(buffers) == 1 and buffers[0].num_added == 30
-    for i, run in enumerate(runs.values()):
+    for i, run in enumerate(runs):
         obs, actions, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
         stored = zip(obs.tolist(), rewards.flatten().tolist(), terminations.flatten().tolist(), next_obs.tolist())
         assert list(stored) == transitions
@@ -112,15 +112,22 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
 
 
 def test_evaluation_plays_whole_episodes_and_returns_their_means():
-    agent, envs = Agent(2, 1, ARGS, [1, 2], torch.device("cpu")), make_envs(ARGS, [1, 2], "eval")
+    agent = Agent(2, 1, ARGS, [1, 2], torch.device("cpu"))
+    envs = environments.make_envs(ENV_ID, [1, 2], "eval")
     _, ends = truth(30)
-    for index, stochastic in ((1, False), (1, True)):
-        for env in envs.envs:
-            env.unwrapped.episode = -1
-        results = evaluate(agent, envs, [1, 2], index, stochastic)
-        key = "eval/stochastic_return" if stochastic else "eval/episodic_return"
-        assert [row[key] for row in results] == [np.mean([total for _, total, _ in ends[:4]])] * 2
-        assert all(("overestimation/mean" in row) == stochastic and "eval/success" not in row for row in results)
+    mean_return = np.mean([total for _, total, _ in ends[:4]])
+
+    for env in envs.envs:
+        env.unwrapped.episode = -1
+    rows = environments.evaluate(envs, agent.act, first=8, number=4)
+    assert rows == [{"eval/episodic_return": mean_return}] * 2  # and no success
+
+    for env in envs.envs:
+        env.unwrapped.episode = -1
+    for row in q_bias(agent, envs, [1, 2], 1):
+        assert row["eval/stochastic_return"] == mean_return
+        errors = {f"overestimation/{key}" for key in ("mean", "std", "normalised")}
+        assert set(row) == {"eval/stochastic_return"} | errors
 
 
 def test_true_successors_are_those_of_the_episode_that_ended():

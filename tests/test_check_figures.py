@@ -14,6 +14,10 @@ from matplotlib.colors import to_hex
 from test_figures import is_drawn, make_run, panels
 
 import figures
+import plots.compare
+import plots.preactivations
+import plots.recording
+import plots.variants
 import runlog
 import sac_continuous
 
@@ -37,24 +41,24 @@ def make_compared(root, activation, layer_norm, seed):
 
 def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
-    history = figures.histories(folders[0])["fc1", "qf1"]  # counts 1, 0, 3 + step in [-1, 0, 1, 3]
+    history = plots.preactivations.histories(folders[0])["fc1", "qf1"]  # counts 1, 0, 3 + step in [-1, 0, 1, 3]
     assert history.steps.tolist() == [0, 100, 200] and history.largest().tolist() == [3, 3, 3]
     below = history.below(np.array([-2, -0.5, 0.5, 2, 3]))
     for row, step in zip(below, (0, 100, 200)):
         total = 4 + step
         np.testing.assert_allclose(row, [0, 0.5 / total, 1 / total, (1 + (3 + step) / 2) / total, 1])
-    found = figures.pooled(figures.load(folders)["crational"])
+    found = plots.preactivations.pooled(plots.variants.load(folders)["crational"])
     assert list(found) == [(network, layer) for network in ("actor", "critics") for layer in ("fc1", "fc2")]
     assert len(found["actor", "fc1"]) == 2 and len(found["critics", "fc1"]) == 4
-    header, first, *_ = figures.preactivation_table(folders, limit=1.0)
+    header, first, *_ = plots.preactivations.preactivation_table(folders, limit=1.0)
     assert header[2:] == ["n", "max |x| first", "max |x| newest", "max |x| ever", "newest |x| > 1"]
     assert first == ["crational", "actor fc1", "2", "3.0", "3.0", "3.0", f"{100 * 203 / 204:.2f} %"]
 
 
 def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     folders = [make_run(tmp_path, name) for name in ("rational", "crational")]
-    paths = figures.write_preactivations(folders, tmp_path / "out", "history", ("png",))
-    figure = figures.figure_of(tmp_path / "out", "history")  # from the CSV
+    paths = plots.preactivations.write_preactivations(folders, tmp_path / "out", "history", ("png",))
+    figure = plots.recording.figure_of(tmp_path / "out", "history")  # from the CSV
     assert "toy/walk-v0" in figure.get_suptitle()
     drawn = panels(figure)
     assert list(drawn)[:2] == ["rational (n = 1), actor, fc1", "crational (n = 1), actor, fc1"] and len(drawn) == 8
@@ -78,19 +82,19 @@ def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch)
     for step in range(7):
         run.log_histogram(step, "network/q/fc1/preactivations", [1, 1], [-1.0 - step, 0.0, 50.0 if step == 2 else 1.0])
     run.finish()
-    monkeypatch.setattr(figures, "MEASURES_SHOWN", 3)
-    rows = figures.preactivation_rows([run.folder])
+    monkeypatch.setattr(plots.preactivations, "MEASURES_SHOWN", 3)
+    rows = plots.preactivations.preactivation_rows([run.folder])
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert [row["largest"] for row in rows] == [1, 50, 1] and [row["smallest"] for row in rows] == [-1, -4, -7]
-    densities = np.array([[row[f"d{i:02d}"] for i in range(figures.BINS)] for row in rows])
-    x = np.sinh(np.linspace(*np.arcsinh([rows[0]["first_edge"], rows[0]["last_edge"]]), figures.BINS + 1))
+    densities = np.array([[row[f"d{i:02d}"] for i in range(plots.preactivations.BINS)] for row in rows])
+    x = np.sinh(np.linspace(*np.arcsinh([rows[0]["first_edge"], rows[0]["last_edge"]]), plots.preactivations.BINS + 1))
     np.testing.assert_allclose(densities @ np.diff(x), 1, rtol=0.01)
 
 
 def test_compare_groups_by_a_setting(tmp_path, capsys):
     grid = [(name, norm, seed) for name in ("rational", "crational") for norm in (False, True) for seed in (1, 2)]
     folders = [make_compared(tmp_path, *each) for each in grid]
-    groups = figures.compared(folders, "layer_norm")
+    groups = plots.compare.compared(folders, "layer_norm")
     names = [f"{name}, layer_norm {norm}" for name in ("crational", "rational") for norm in (False, True)]
     assert list(groups) == names and all(len(runs) == 2 for runs in groups.values())
     for runs in groups.values():
@@ -99,8 +103,8 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
                 run.series("max |f(x)|")[:, :2], [[10, 2 + run.config["seed"]], [20, 2 + run.config["seed"]]]
             )
             np.testing.assert_array_equal(run.series("coefficient gradient")[:, :2], [[10, 15], [20, 30]])
-    figures.write_compared(folders, "layer_norm", tmp_path / "out", "by", ("png",))
-    figure = figures.figure_of(tmp_path / "out", "by")  # from the CSV
+    plots.compare.write_compared(folders, "layer_norm", tmp_path / "out", "by", ("png",))
+    figure = plots.recording.figure_of(tmp_path / "out", "by")  # from the CSV
     titles = [panel.get_title("left") for panel in figure.axes]
     assert titles == ["return", "overestimation", "max |f(x)|", "coefficient gradient"]  # no critic gradient logged
     panel = figure.axes[0]
@@ -108,7 +112,7 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
     assert list(lines) == [f"{name} (n = 2)" for name in names]
     without, norm = (lines[f"rational, layer_norm {x} (n = 2)"] for x in (False, True))
     assert without.get_ydata().tolist() == [10, 20] and norm.get_ydata().tolist() == [110, 120]
-    assert to_hex(without.get_color()).upper() == to_hex(norm.get_color()).upper() == figures.ORANGE
+    assert to_hex(without.get_color()).upper() == to_hex(norm.get_color()).upper() == plots.variants.ORANGE
     assert (without.get_linestyle(), norm.get_linestyle()) == ("-", "--")
     assert "dm_control/a-b-v0,a-c-v0" in figure.get_suptitle()
     figures.main(["compare", *map(str, folders), "--by", "layer_norm", "--out", str(tmp_path / "x.png")])
@@ -117,7 +121,7 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
     assert is_drawn(tmp_path / "x.png")
     for by, told in (("layer_norms", "--by layer_norms"), ("utd", "differ in layer_norm")):
         with pytest.raises(runlog.UserError, match=told):
-            figures.compared(folders if by == "utd" else folders[:2], by)
+            plots.compare.compared(folders if by == "utd" else folders[:2], by)
 
 
 @pytest.mark.parametrize("script, runs", [("check_preactivations.sh", 2), ("check_layer_norm.sh", 4)])

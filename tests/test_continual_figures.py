@@ -13,6 +13,8 @@ from PIL import Image
 
 import continual_supervised
 import figures
+import plots.continual
+import plots.statistics
 import runlog
 from activations import RationalConfig
 
@@ -47,26 +49,26 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
     make_cell(tmp_path, [1], "rational")
     make_cell(tmp_path, [1], "rational", init_scale=0.25)
     make_cell(tmp_path, [1], "rational", init_scale=0.25, coefficient_weight_decay=0.1)
-    found = figures.continual_cells(tmp_path)
+    found = plots.continual.continual_cells(tmp_path)
     assert list(found) == ["digits random_labels"]
     labels = ["relu", "rational", "rational, init 0.25", "rational, init 0.25, decay 0.1"]
     assert [cell.label for cell in found["digits random_labels"]] == labels
     assert [run.config["seed"] for run in found["digits random_labels"][0].runs] == [1, 2]
     make_cell(tmp_path, [1], "tanh", num_tasks=3)
     with pytest.raises(runlog.UserError, match="differ in num_tasks"):
-        figures.continual_cells(tmp_path)
+        plots.continual.continual_cells(tmp_path)
     with pytest.raises(runlog.UserError, match="no finished run"):
-        figures.continual_cells(tmp_path / "nothing")
+        plots.continual.continual_cells(tmp_path / "nothing")
 
 
 def test_comparisons_are_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
     base, other = make_cell(tmp_path, seeds, "tanh"), make_cell(tmp_path, seeds[1:], "tanh_hr")  # seed 1 has no partner
     make_cell(tmp_path, seeds, "relu")
-    (cells,) = figures.continual_cells(tmp_path).values()
-    rows = {row["measure"]: row for row in figures.continual_comparisons(cells)}
+    (cells,) = plots.continual.continual_cells(tmp_path).values()
+    rows = {row["measure"]: row for row in plots.continual.continual_comparisons(cells)}
     assert {(row["a"], row["b"], row["n"]) for row in rows.values()} == {("tanh_hr", "tanh", 4)}
-    base, late = base[1:], lambda x: x[:, -figures.LATE :].mean(1)
+    base, late = base[1:], lambda x: x[:, -plots.continual.LATE :].mean(1)
     expected = {
         "online accuracy, first task": (other[:, 0], base[:, 0]),
         "online accuracy, late tasks": (late(other), late(base)),
@@ -85,8 +87,8 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
     for activation in ("rational", "crational"):
         for each in settings:
             make_cell(tmp_path, [1, 2], activation, **each)
-    (cells,) = figures.continual_cells(tmp_path).values()
-    pairs = {(row["a"], row["b"]) for row in figures.continual_comparisons(cells)}
+    (cells,) = plots.continual.continual_cells(tmp_path).values()
+    pairs = {(row["a"], row["b"]) for row in plots.continual.continual_comparisons(cells)}
     ends = ["", ", init 0.25", ", init 4.0", ", init 0.25, decay 0.1", ", init 4.0, decay 0.1"]
     expected = {(f"crational{end}", f"rational{end}") for end in ends}
     for activation in ("rational", "crational"):
@@ -138,13 +140,13 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
 
 
 def test_intervals_of_one_value_are_unknown():
-    mean, low, high = figures.mean_interval(np.array([[1.0, 2.0]]))
+    mean, low, high = plots.statistics.mean_interval(np.array([[1.0, 2.0]]))
     assert mean.tolist() == [1.0, 2.0] and np.isnan(low).all() and np.isnan(high).all()
 
 
 def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
     make_cell(tmp_path, [3], "relu")  # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
-    figures.draw_continual(tmp_path, tmp_path)
+    plots.continual.draw_continual(tmp_path, tmp_path)
     rows = list(csv.DictReader((tmp_path / "continual_curves.csv").open()))
     steps = [row["mean"] for row in rows if row["metric"] == "median of steps_to_threshold"]
     assert steps == ["inf", "30", "30", "inf", "30", "30", "inf"]
@@ -161,9 +163,9 @@ def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
     for file in tmp_path.glob("*/scalars.csv"):
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join(line for line in lines if "ntk" not in line))
-    (cells,) = figures.continual_cells(tmp_path).values()
-    rows = {row["measure"]: row for row in figures.continual_comparisons(cells)}
+    (cells,) = plots.continual.continual_cells(tmp_path).values()
+    rows = {row["measure"]: row for row in plots.continual.continual_comparisons(cells)}
     assert len(rows) == 3 and {row["n"] for row in rows.values()} == {3}
     expected = (other - base)[:3, 0].mean()
     assert rows["online accuracy, first task"]["difference"] == pytest.approx(expected)
-    assert figures.draw_continual(tmp_path, tmp_path / "out")
+    assert plots.continual.draw_continual(tmp_path, tmp_path / "out")

@@ -144,7 +144,7 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(async_e
         # one line for training, perhaps one for evaluation
         assert len([line for line in told if f"seed {seed}, " in line and "(train)" in line]) == 1
 
-    log_episodes = runlog.log_episodes
+    log_episodes = environments.log_episodes
     for stop in (31, 47):  # killed in the middle of an episode after the checkpoints at 20 and 40
 
         def interrupted(runs, step, *args, stop=stop):
@@ -152,10 +152,10 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(async_e
                 raise KeyboardInterrupt
             return log_episodes(runs, step, *args)
 
-        monkeypatch.setattr(runlog, "log_episodes", interrupted)
+        monkeypatch.setattr(environments, "log_episodes", interrupted)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run(tmp_path / "b", flags)
-    monkeypatch.setattr(runlog, "log_episodes", log_episodes)
+    monkeypatch.setattr(environments, "log_episodes", log_episodes)
     assert run(tmp_path / "b", flags) == whole
 
 
@@ -200,20 +200,26 @@ def test_a_physics_error_of_dm_control_ends_the_episode(monkeypatch, capfd):
     assert np.array_equal(env.step(np.ones(1))[0], other.step(np.ones(1))[0])
 
 
+def stand_still(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((2, 1), np.float32), np.zeros(2)
+
+
 @pytest.mark.parametrize("in_workers", [False, True])
 def test_evaluation_goes_on_and_gives_up_in_one_line(in_workers, capfd):
     envs = environments.make_envs("Toy-some-v0", [1, 2], "train", in_workers)
-    columns = environments.play_episodes(envs, lambda obs: (np.zeros((2, 1), np.float32), np.zeros(2)), 0, 3)
-    *_, dones = columns
+    episodes = environments.play_episodes(envs, stand_still, 0, 3)
+    dones = episodes.dones
     for i, seed in enumerate((1, 2)):
         ends = np.cumsum([length for _, length, _, _ in true_episodes(seed, dones.shape[1])])
         assert np.array_equal(np.flatnonzero(dones[i]) + 1, ends[ends <= dones.shape[1]])
-    assert all(np.isfinite(column).all() for column in columns[:-2])
+    assert torch.isnan(episodes.success).all()
+    episodes.success = torch.zeros_like(episodes.rewards)
+    assert all(torch.isfinite(column).all() for column in vars(episodes).values())
     envs.close()
     for fault in ("reset", "step"):
         envs = environments.make_envs(f"Toy-{fault}-v0", [1, 2], "train", in_workers)
         with pytest.raises(runlog.UserError, match=f"--env-id Toy-{fault}-v0: 10 episodes in a row failed at once"):
-            environments.play_episodes(envs, lambda obs: (np.zeros((2, 1), np.float32), np.zeros(2)), 0, 30)
+            environments.play_episodes(envs, stand_still, 0, 30)
         envs.close()
     assert "Traceback" not in capfd.readouterr().err
 

@@ -9,8 +9,16 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 import figures
+import plots.activation_shapes
+import plots.aggregation
+import plots.demo
+import plots.kde
+import plots.preactivations
+import plots.q_parts
+import plots.run
+import plots.variants
 import runlog
-from figures import BLACK, RED
+from plots.variants import BLACK, RED
 
 GRID = np.linspace(-10, 10, 201)
 
@@ -50,7 +58,7 @@ def is_drawn(path):
 
 
 def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path):
-    figure = figures.activations_figure(make_run(tmp_path))
+    figure = plots.activation_shapes.activations_figure(make_run(tmp_path))
     drawn = panels(figure)
     assert list(drawn) == [f"{network}, fc{k}" for k in (1, 2) for network in ("actor", "qf1", "qf2")]
     *lines, dashed = drawn["qf2, fc2"].get_lines()
@@ -71,15 +79,15 @@ def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path)
 )
 def test_one_step_and_several_curves(tmp_path, activation, names):
     folder = make_run(tmp_path, activation, steps=[50])
-    figure = figures.activations_figure(folder)
+    figure = plots.activation_shapes.activations_figure(folder)
     lines = panels(figure)["actor, fc1"].get_lines()
     assert [line.get_linestyle() for line in lines] == ["-", "-"] and len({line.get_color() for line in lines}) == 2
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == names
-    assert len(figures.draw_run(folder)) == 3
+    assert len(plots.run.draw_run(folder)) == 3
 
 
 def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_path):
-    figure = figures.kde_figure(make_run(tmp_path))
+    figure = plots.kde.kde_figure(make_run(tmp_path))
     assert [part.get_suptitle() for part in figure.subfigs] == [
         f"{n}, fc2: 2 of 16 dead" for n in ("actor", "qf1", "qf2")
     ]
@@ -119,7 +127,7 @@ def kde_cells(part) -> list[tuple]:
 
 
 def test_preactivations_are_densities_of_the_newest_and_the_first_step(tmp_path):
-    figure = figures.preactivations_figure(make_run(tmp_path))
+    figure = plots.preactivations.preactivations_figure(make_run(tmp_path))
     panel = panels(figure)["qf1, fc1"]
     first, newest = panel.patches
     assert newest.get_fill() and not first.get_fill() and panel.get_yscale() == "log"
@@ -131,13 +139,13 @@ def test_preactivations_are_densities_of_the_newest_and_the_first_step(tmp_path)
 
 
 def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_path):
-    paths = figures.draw_run(make_run(tmp_path))
+    paths = plots.run.draw_run(make_run(tmp_path))
     assert [path.name for path in paths] == ["activations.png", "kde.png", "preactivations.png"]
     assert all(path.parent.name == "plots" and is_drawn(path) for path in paths)
     run = runlog.Run(tmp_path, "diverged", {"env_id": "toy", "activation": "rational", "seed": 1}).open(
         tensorboard=False
     )
-    assert figures.draw_run(run.folder) == []
+    assert plots.run.draw_run(run.folder) == []
     nothing = np.full(64, np.nan)
     run.log_curve(5, "network/q_network/fc1/activation", GRID, np.full(201, np.inf))
     run.log_curve(5, "network/q_network/fc1/kde00", nothing, nothing, dead=False)
@@ -145,16 +153,19 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
     run.finish("diverged", step=5)
     with open(run.folder / "curves.jsonl", "a") as file:
         file.write('{"step": 6, "key": "network/q_network/fc1/activation", "x": [0')  # a line under way
-    assert len(figures.draw_run(run.folder)) == 3
-    assert "(diverged)" in figures.kde_figure(run.folder).get_suptitle()
-    for figure in (figures.activations_figure(run.folder), figures.preactivations_figure(run.folder)):
+    assert len(plots.run.draw_run(run.folder)) == 3
+    assert "(diverged)" in plots.kde.kde_figure(run.folder).get_suptitle()
+    for figure in (
+        plots.activation_shapes.activations_figure(run.folder),
+        plots.preactivations.preactivations_figure(run.folder),
+    ):
         assert [text.get_text() for text in panels(figure)["q_network, fc1"].texts] == ["not finite"]
 
 
 def test_demo_compares_means_and_bands_over_seeds(tmp_path):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
     folders += [make_run(tmp_path, "relu", seed=seed, fixed=True) for seed in (1, 2)]
-    figure = figures.demo_figure(folders[::-1])
+    figure = plots.demo.demo_figure(folders[::-1])
     left, right = (next(p for p in figure.axes if p.get_title(loc="left").startswith(f"({x})")) for x in "ab")
     for panel, expected in (
         (left, lambda s, seeds: s + np.mean(seeds)),
@@ -164,7 +175,7 @@ def test_demo_compares_means_and_bands_over_seeds(tmp_path):
         for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
             line, steps = lines[f"{name} (n = {len(seeds)})"], np.array([0.0, 100, 200])
             np.testing.assert_allclose(line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1))
-            assert line.get_color() == figures.style(name)["color"]
+            assert line.get_color() == plots.variants.style(name)["color"]
     band = left.collections[1].get_paths()[0].vertices  # relu comes first
     assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
     legends = [[text.get_text() for text in legend.get_texts()] for part in figure.subfigs for legend in part.legends]
@@ -176,23 +187,23 @@ def test_demo_compares_means_and_bands_over_seeds(tmp_path):
     dashed = [line for line in lines if line.get_linestyle() == "--"]
     assert len(lines) == 12 and len(dashed) == 6 and {line.get_color() for line in dashed} == {BLACK}
     assert {line.get_ydata()[-1] for line in lines if line not in dashed} == {5 * 201, 5 * 201 / 2}
-    assert is_drawn(figures.draw_demo(folders, tmp_path / "out" / "demo.png"))
+    assert is_drawn(plots.demo.draw_demo(folders, tmp_path / "out" / "demo.png"))
 
 
 def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(tmp_path):
     folders = [make_run(tmp_path, seed=1), make_run(tmp_path, seed=2, steps=(0, 100), status="diverged")]
-    (runs,) = figures.load(folders).values()
-    steps, values = figures.aligned(runs, "eval/episodic_return")
+    (runs,) = plots.variants.load(folders).values()
+    steps, values = plots.aggregation.aligned(runs, "eval/episodic_return")
     assert steps.tolist() == [0, 100, 200] and values.tolist() == [[1, 101, 201], [2, 102, 102]]
     runs[1].config["status"] = "running"
-    assert np.isnan(figures.aligned(runs, "eval/episodic_return")[1][1, 2])
+    assert np.isnan(plots.aggregation.aligned(runs, "eval/episodic_return")[1][1, 2])
 
 
 def test_table_has_means_and_deviations(tmp_path, capsys):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
     folders.append(make_run(tmp_path, "relu", steps=(0, 100), status="diverged", fixed=True))
-    figures.print_table(folders)
-    header, relu, crational = figures.table(folders)
+    plots.demo.print_table(folders)
+    header, relu, crational = plots.demo.table(folders)
     assert header[:3] == ["activation", "n", "final return"]
     assert relu[:6] == ["relu", "1 (1 diverged)", "101.0", "-1.00", "15.0", "0.150"]
     assert crational[:5] == ["crational", "3", "203.0 +- 2.6", "-3.00 +- 2.65", "15.0 +- 0.0"]
@@ -200,11 +211,15 @@ def test_table_has_means_and_deviations(tmp_path, capsys):
 
 
 def test_styles_are_stable_and_distinct():
-    looks = [tuple(figures.style(name).values()) for name in figures.STYLES]
+    looks = [tuple(plots.variants.style(name).values()) for name in plots.variants.STYLES]
     assert len(set(looks)) == len(looks)
-    assert figures.style("tanh*tanh") == figures.style("tanh_hr")
-    other = {"color": figures.GREEN, "linestyle": "-.", "marker": "d"}  # in every process: a checksum, not hash()
-    assert figures.style("gelu+silu") == other
+    assert plots.variants.style("tanh*tanh") == plots.variants.style("tanh_hr")
+    other = {
+        "color": plots.variants.GREEN,
+        "linestyle": "-.",
+        "marker": "d",
+    }  # in every process: a checksum, not hash()
+    assert plots.variants.style("gelu+silu") == other
 
 
 def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path, capsys):
@@ -255,7 +270,7 @@ def test_branches_have_grids_of_their_own_and_q_is_split(tmp_path):
     for step in (100, 200):
         run.log(step, {"q_split/dead": 0.5 * step, "q_split/live": 2.0, "q_split/bias": -1.0})
     run.finish()
-    figure = figures.kde_figure(run.folder)
+    figure = plots.kde.kde_figure(run.folder)
     told = [part.get_suptitle() for part in figure.subfigs]
     assert told == [
         f"q, fc1, {part}" for part in ("branch 1: 3 of 16 dead", "branch 2: 1 of 16 dead", "output: 0 of 16 dead")
@@ -265,7 +280,8 @@ def test_branches_have_grids_of_their_own_and_q_is_split(tmp_path):
     ]
     assert outlined == [[2, 5, 9], [4], []]
     lines = {
-        line.get_label(): line.get_ydata().tolist() for line in figures.q_split_figure(run.folder).axes[0].get_lines()
+        line.get_label(): line.get_ydata().tolist()
+        for line in plots.q_parts.q_split_figure(run.folder).axes[0].get_lines()
     }
     assert lines == {"live": [2, 2], "dead": [50, 100], "bias": [-1, -1], "Q": [51, 101]}
-    assert [path.name for path in figures.draw_run(run.folder)] == ["kde.png", "q_split.png"]
+    assert [path.name for path in plots.run.draw_run(run.folder)] == ["kde.png", "q_split.png"]

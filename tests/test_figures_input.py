@@ -19,6 +19,17 @@ from test_figures import make_run
 from test_paper_figures import DMC, STEPS, read_csv, write_run
 
 import figures
+import plots.activation_shapes
+import plots.continual
+import plots.demo
+import plots.kde
+import plots.overview
+import plots.reading
+import plots.recording
+import plots.run
+import plots.study
+import plots.tables
+import plots.variants
 import runlog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,9 +68,9 @@ def test_tables_compare_all_seeds_of_all_variants_at_one_step(tmp_path, capsys):
     rows = read_csv(tmp_path / "out" / "table.csv")
     folders = sorted((tmp_path / "runs").iterdir())
     capsys.readouterr()
-    figures.print_table(folders)
+    plots.demo.print_table(folders)
     below = capsys.readouterr().out
-    for row, shown, name in zip(rows, figures.table(folders)[1:], ("relu", "tanh"), strict=True):
+    for row, shown, name in zip(rows, plots.demo.table(folders)[1:], ("relu", "tanh"), strict=True):
         values = [truth[name, seed][1] for seed in (1, 2)]
         expected = f"{np.mean(values):.1f} +- {np.std(values, ddof=1):.1f}"
         assert row["return"] == shown[2] == expected and row["steps"] == "20"
@@ -72,7 +83,7 @@ def test_training_returns_of_finished_runs_are_not_cut_at_their_last_games(tmp_p
     for seed, last in ((1, 28), (2, 30)):
         rows = {"charts/episodic_return": ([10, last], [1.0, 2.0]), "losses/td_loss": ([30], [0.5])}
         write_run(tmp_path, "ppo_atari", "Pong", "relu", seed, rows, total_timesteps=30)
-    (row,), cut = figures._summary(figures.groups_of(tmp_path))
+    (row,), cut = plots.tables._summary(plots.tables.groups_of(tmp_path))
     assert cut == [] and row["training return"] == "2.0 +- 0.0"
 
 
@@ -110,10 +121,10 @@ def test_rows_that_do_not_reach_the_end_are_refused_by_every_reader(tmp_path, ca
 def test_a_last_step_in_meta_is_exact(tmp_path):
     folder = write_run(tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, STEPS)}, status="diverged")
     edit(folder / "meta.json", last_step=30)
-    assert len(figures.read_run(folder).scalars["eval/a"]) == 3
+    assert len(plots.reading.read_run(folder).scalars["eval/a"]) == 3
     half(folder / "scalars.csv")
     with pytest.raises(runlog.UserError, match="ends at step 10, but should reach step 30; the run is diverged"):
-        figures.read_run(folder)
+        plots.reading.read_run(folder)
 
 
 def test_a_continual_run_without_its_last_tasks_is_refused(tmp_path, capsys):
@@ -145,16 +156,16 @@ def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
         assert "are one run, seed 1" in error_of(capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path)
     shutil.move(copy, tmp_path / folder.name)  # of the same name in another folder
     with pytest.raises(runlog.UserError, match="are one run, seed 1"):
-        figures.load([folder, tmp_path / folder.name])
+        plots.variants.load([folder, tmp_path / folder.name])
     with pytest.raises(runlog.UserError, match="are one run"):
-        figures.load([folder, folder])
+        plots.variants.load([folder, folder])
 
 
 def test_older_runs_are_taken_whatever_their_hash_covers(tmp_path):
     folder = write_run(tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, STEPS)})
     edit(folder / "meta.json", name=folder.name, hash=folder.name.rpartition("__")[2])
     edit(folder / "config.json", a_flag_that_was_removed=True)
-    assert figures.read_run(folder).config["a_flag_that_was_removed"]
+    assert plots.reading.read_run(folder).config["a_flag_that_was_removed"]
 
 
 def test_settings_are_compared_over_the_keys_of_all_runs(tmp_path, capsys):
@@ -177,10 +188,10 @@ def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
     failed = tmp_path / runlog.run_name(DMC, "sac_continuous", "relu", 9, "0123456789")
     failed.mkdir()
     (failed / ".lock").write_text("123")
-    assert figures.read_study(tmp_path, "sac_continuous", "eval/.*").variants == ["relu", "tanh"]
-    assert len(figures.groups_of(tmp_path)["sac_continuous", DMC]) == 2
+    assert plots.study.read_study(tmp_path, "sac_continuous", "eval/.*").variants == ["relu", "tanh"]
+    assert len(plots.tables.groups_of(tmp_path)["sac_continuous", DMC]) == 2
     capsys.readouterr()
-    assert len(figures.load([*folders, failed])) == 2
+    assert len(plots.variants.load([*folders, failed])) == 2
     assert capsys.readouterr().out == f"left out: {failed} holds no run (a start that failed?)\n"
     assert "no run folders" in error_of(capsys, "demo", failed)
     (failed / "scalars.csv").write_text("step,key,value,wall_time\n")  # a run that has lost its other files
@@ -239,39 +250,41 @@ def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
     lines = (own / "scalars.csv").read_text().splitlines(keepends=True)
     (own / "scalars.csv").write_text("".join(line for line in lines if "numerator_norm" not in line))
     fixed = make_run(tmp_path, "relu", fixed=True)
-    assert figures.is_learned(figures.read_run(own)) and not figures.is_learned(figures.read_run(fixed))
+    assert plots.activation_shapes.is_learned(plots.reading.read_run(own)) and not plots.activation_shapes.is_learned(
+        plots.reading.read_run(fixed)
+    )
     figure = Figure()
     panel = figure.subplots()
-    figures._draw_functions(panel, "prelu", figures.read_run(own))
+    plots.activation_shapes._draw_functions(panel, "prelu", plots.reading.read_run(own))
     assert panel.get_title() == "prelu, learned (seed 1)"
     assert {line.get_linestyle() for line in panel.get_lines()} == {"-", "--"}
     runs = tmp_path / "runs"
     shutil.copytree(own, runs / (name := runlog.run_name("toy/walk-v0", "sac_continuous", "prelu", 1, "0123456789")))
     edit(runs / name / "meta.json", name=name, hash="0123456789")
-    figures.overview(runs, tmp_path / "out")
+    plots.overview.overview(runs, tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "overview.csv")
     assert {row["variant"] for row in rows if row["row"] == "learned"} == {"prelu"}
 
 
 def test_names_from_runs_stay_in_the_folder_and_are_no_markup(tmp_path, capsys):
-    assert figures._file_name("hr3-../../x y$", set()) == "hr3-..-..-x-y-"
+    assert plots.recording._file_name("hr3-../../x y$", set()) == "hr3-..-..-x-y-"
     taken = set()
-    assert [figures._file_name(name, taken) for name in ("a/b", "a:b")] == ["a-b", "a-b-2"]
+    assert [plots.recording._file_name(name, taken) for name in ("a/b", "a:b")] == ["a-b", "a-b-2"]
     name = r"$\frac_%<b>*a*|~^&"
-    assert figures.latex_text(name) == (
+    assert plots.tables.latex_text(name) == (
         r"\$\textbackslash{}frac\_\%\textless{}b\textgreater{}*a*\textbar{}\textasciitilde{}\^{}\&"
     )
-    assert figures.markdown_text(name) == r"\$\\frac_%&lt;b&gt;\*a\*\|~^&amp;"
+    assert plots.tables.markdown_text(name) == r"\$\\frac_%&lt;b&gt;\*a\*\|~^&amp;"
     rows = {"eval/episodic_return": (STEPS, STEPS)}
     write_run(tmp_path / "runs", "sac_continuous", "dm_control/../x", name, 1, rows)
     figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
-    assert figures.markdown_text(name) in (tmp_path / "out" / "table.md").read_text()
-    assert figures.latex_text(name) in (tmp_path / "out" / "table.tex").read_text()
+    assert plots.tables.markdown_text(name) in (tmp_path / "out" / "table.md").read_text()
+    assert plots.tables.latex_text(name) in (tmp_path / "out" / "table.tex").read_text()
     make_cell(tmp_path / "continual", [1], "relu")
     (folder,) = (tmp_path / "continual").iterdir()
     edit(folder / "config.json", dataset="../../up")
     out = tmp_path / "deep" / "out"
-    paths = figures.draw_continual(tmp_path / "continual", out)
+    paths = plots.continual.draw_continual(tmp_path / "continual", out)
     assert all(path.resolve().parent == out.resolve() for path in paths)
     assert [path.name for path in paths if path.suffix == ".png"] == ["continual-..-..-up-random_labels.png"]
 
@@ -283,10 +296,10 @@ def test_a_dollar_in_a_name_is_drawn_as_it_is(tmp_path):
         for name in names
     ]
     spec = {"variants": names, "unit": r"$\nothing", "caption": [r"100 $ \undefined{"]}
-    _, picture = figures.write_figure(tmp_path, "dollars", "intervals", rows, ("png",), **spec)
+    _, picture = plots.recording.write_figure(tmp_path, "dollars", "intervals", rows, ("png",), **spec)
     assert picture.stat().st_size > 5_000
     folder = make_run(tmp_path, "$x_{", steps=(0, 100))
-    assert len(figures.draw_run(folder)) == 3 and figures.draw_demo([folder], tmp_path / "demo.png").exists()
+    assert len(plots.run.draw_run(folder)) == 3 and plots.demo.draw_demo([folder], tmp_path / "demo.png").exists()
 
 
 ENTRY = {"kind": "intervals", "caption": ["c"], "variants": ["relu"], "unit": "u"}
@@ -350,10 +363,10 @@ def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
     for neuron in range(16):
         run.log_curve(5, f"network/q/fc1/kde{neuron:02d}", x, np.exp(-x * x), dead=False)
     run.finish()
-    figure = figures.kde_figure(run.folder)
+    figure = plots.kde.kde_figure(run.folder)
     assert "the first 4 of 50 branches" in figure.get_suptitle()
     told = [part.get_suptitle().split(":")[0] for part in figure.subfigs]
     assert told == [*(f"q, fc1, branch {k}" for k in (1, 2, 3, 4)), "q, fc1, output"]
     assert len(figure.axes) == 5
-    figure = figures.activations_figure(run.folder)
+    figure = plots.activation_shapes.activations_figure(run.folder)
     assert "the first 5 of 50 branches" in figure.get_suptitle() and len(figure.axes[0].get_lines()) == 5

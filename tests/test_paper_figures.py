@@ -12,6 +12,12 @@ import pytest
 
 import activations
 import figures
+import plots.aggregation
+import plots.cr
+import plots.reading
+import plots.recording
+import plots.study
+import plots.variants
 import runlog
 
 RATIONAL = {name: getattr(activations.RationalConfig(), name) for name in ("init_scale", "remove_constraint")}
@@ -75,9 +81,9 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
 
 def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     truth, kept = sac_runs(tmp_path / "runs"), {}
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.update({path.name: figure}) or path)
-    monkeypatch.setattr(figures, "_fewer_colours", lambda path: None)
-    figures.cr_curves(tmp_path / "runs", tmp_path / "out")
+    monkeypatch.setattr(plots.recording, "_save", lambda figure, path: kept.update({path.name: figure}) or path)
+    monkeypatch.setattr(plots.recording, "_fewer_colours", lambda path: None)
+    plots.cr.cr_curves(tmp_path / "runs", tmp_path / "out")
     rows = [row for row in read_csv(tmp_path / "out" / "cr_curves.csv") if row["panel"] == "overestimation"]
     for row in rows:
         index = STEPS.tolist().index(float(row["step"]))
@@ -87,7 +93,7 @@ def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     lines = {line.get_label(): line for line in panel.lines}
     assert set(lines) == {"relu", "rational", "crational"}
     for name, line in lines.items():
-        assert line.get_color() == figures.style(name)["color"]
+        assert line.get_color() == plots.variants.style(name)["color"]
         mine = [(float(r["step"]), float(r["value"])) for r in rows if r["variant"] == name]
         np.testing.assert_allclose(line.get_xydata(), mine)
     assert "n = 4 seeds in each of 2 environments" in kept["cr_curves.png"].get_suptitle()
@@ -102,11 +108,11 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     (folder,) = tmp_path.glob("*cheetah*__relu__s3__*")
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"status": "running"}))
-    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
+    study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
     told = capsys.readouterr().out
     assert "missing: crational on metaworld/sweep-v3" in told
     assert "missing: relu on dm_control/cheetah-run-v0 s3 (running)" in told
-    found = figures.aggregate(study, figures.IQM)
+    found = plots.study.aggregate(study, plots.study.IQM)
     assert {name: (each["environments"], each["runs"]) for name, each in found.items()} == {
         "relu": (1, 3),
         "rational": (1, 4),
@@ -115,16 +121,16 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     relu = [truth["relu", DMC, s][0] / 1_000 for s in (1, 2, 4)]
     np.testing.assert_allclose(found["relu"]["value"], np.mean(relu, axis=0))  # floor(3 / 4) = 0 are cut
     assert "missing: relu on" in study.counts
-    assert figures._shared(study) == ["statistics over the 1 of 2 environments that every variant has"]
-    assert figures._shared(study.only(["relu", "rational"])) == []
+    assert plots.study._shared(study) == ["statistics over the 1 of 2 environments that every variant has"]
+    assert plots.study._shared(study.only(["relu", "rational"])) == []
 
 
 def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
     for s, (steps, status) in enumerate([(STEPS, "finished"), (STEPS[:1], "diverged")], start=1):
         rows = {"eval/episodic_return": (steps, 100.0 * s * np.ones(len(steps)))}
         write_run(tmp_path, "sac_continuous", DMC, "relu", s, rows, status)
-    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
-    found = figures.aggregate(study, figures.IQM)
+    study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
+    found = plots.study.aggregate(study, plots.study.IQM)
     np.testing.assert_allclose(found["relu"]["value"], [0.15] * 3)
     assert "1 diverged (last value carried forward)" in study.counts
 
@@ -132,9 +138,9 @@ def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
 def test_on_grid_never_looks_ahead():
     rows = np.array([[3.0, 30.0], [5.0, 50.0], [5.5, 56.0], [9.0, 90.0]])
     np.testing.assert_allclose(
-        figures.on_grid(rows, np.array([2.0, 3, 4, 5, 8, 9, 12])), [np.nan, 30, 30, 50, 56, 90, 90]
+        plots.aggregation.on_grid(rows, np.array([2.0, 3, 4, 5, 8, 9, 12])), [np.nan, 30, 30, 50, 56, 90, 90]
     )
-    windowed = figures.on_grid(rows, np.array([2.0, 5, 6, 8, 12]), window=2.0)
+    windowed = plots.aggregation.on_grid(rows, np.array([2.0, 5, 6, 8, 12]), window=2.0)
     for at, value in zip((2.0, 5, 6, 8, 12), windowed):  # slow: mean of (g - 2, g], else the last one before
         inside = [v for x, v in rows if at - 2 < x <= at]
         before = [v for x, v in rows if x <= at]
@@ -143,7 +149,7 @@ def test_on_grid_never_looks_ahead():
     changed = rows.copy()
     changed[-1, 1] = -1e9  # what comes later changes nothing before
     np.testing.assert_array_equal(
-        figures.on_grid(changed, np.array([4.0, 8])), figures.on_grid(rows, np.array([4.0, 8]))
+        plots.aggregation.on_grid(changed, np.array([4.0, 8])), plots.aggregation.on_grid(rows, np.array([4.0, 8]))
     )
 
 
@@ -156,11 +162,11 @@ def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
         figures.main(["cr1", "--runs", str(tmp_path)])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and "differ in total_timesteps (30, 60); choose by --where total_timesteps=30" in error
-    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*", ["total_timesteps=60"])
+    study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*", ["total_timesteps=60"])
     assert len(study.cells) == 1
     for where, words in (("lenght=3", "--where lenght: no setting"), ("total_timesteps=31", "no run of sac")):
         with pytest.raises(runlog.UserError, match=words):
-            figures.read_study(tmp_path, "sac_continuous", "eval/.*", [where])
+            plots.study.read_study(tmp_path, "sac_continuous", "eval/.*", [where])
 
 
 def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
@@ -172,7 +178,7 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
     write_run(tmp_path, "sac_continuous", DMC, "rational", 1, rows, utd=10, layer_norm=True)
     removed = RATIONAL | {"remove_constraint": True}
     write_run(tmp_path, "sac_continuous", DMC, "crational", 1, rows, utd=10, layer_norm=False, rational=removed)
-    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
+    study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
     assert study.variants == [
         "rational",
         "rational, LayerNorm",
@@ -181,7 +187,7 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
         "crational, utd 1",
     ]
     assert "utd 10 if not told" in study.counts
-    styles = figures.looks(study.variants)
+    styles = plots.variants.looks(study.variants)
     assert styles["crational"]["color"] == styles["crational, utd 1"]["color"] != styles["rational"]["color"]
     assert len({json.dumps(each) for each in styles.values()}) == 5
 
@@ -192,10 +198,10 @@ def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
     )
     with open(folder / "scalars.csv", "a") as file:
         file.write("40,eval/a,3.")
-    found = figures.read_scalars(folder, "eval/(a|b)")
+    found = plots.reading.read_scalars(folder, "eval/(a|b)")
     assert list(found) == ["eval/a"]
     np.testing.assert_array_equal(found["eval/a"], [[10, 1, 1.5], [20, np.nan, 1.5], [30, -2.5e-7, 1.5]])
-    assert set(figures.read_scalars(folder)) == {"eval/a", "eval/ab"}
+    assert set(plots.reading.read_scalars(folder)) == {"eval/a", "eval/ab"}
 
 
 def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
@@ -217,18 +223,20 @@ def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_o
     truth = sac_runs(tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("*cheetah*__rational__s2__*")
     diverge(folder)
-    figures.cr1(tmp_path / "runs", tmp_path / "out")
+    plots.cr.cr1(tmp_path / "runs", tmp_path / "out")
     rows = {(row["group"], row["variant"]): row for row in read_csv(tmp_path / "out" / "cr1.csv")}
     assert {row["runs"] for (group, _), row in rows.items() if group == "DMC"} == {"4"} and len(rows) == 9
     last = sorted([truth["rational", DMC, s][0][-1] / 1_000 for s in (1, 3, 4)] + [0.0])
     assert float(rows["DMC", "rational"]["value"]) == pytest.approx(np.mean(last[1:3]), rel=1e-5)
-    caption = "\n".join(figures.read_index(tmp_path / "out")["cr1"]["caption"])
+    caption = "\n".join(plots.recording.read_index(tmp_path / "out")["cr1"]["caption"])
     assert "diverged before the first value count as 0 in IQM, normalised: rational 1 of 8" in caption
-    study = figures.read_study(tmp_path / "runs", "sac_continuous", figures._keys(figures.IQM, figures.BIAS))
-    bias = figures.aggregate(study, figures.BIAS)["rational"]
+    study = plots.study.read_study(
+        tmp_path / "runs", "sac_continuous", plots.study._keys(plots.study.IQM, plots.study.BIAS)
+    )
+    bias = plots.study.aggregate(study, plots.study.BIAS)["rational"]
     means = [np.mean([truth["rational", env, s][1] for s in seeds], axis=0) for env, seeds in BIASED.items()]
     np.testing.assert_allclose(bias["value"], np.mean(means, axis=0))
-    told = figures._early(study, [figures.BIAS])
+    told = plots.study._early(study, [plots.study.BIAS])
     assert told == ["runs that diverged before the first value are left out of overestimation: rational 1 of 8"]
 
 
@@ -236,8 +244,8 @@ def test_a_variant_of_which_every_run_diverged_at_once_is_a_line_at_0(tmp_path):
     sac_runs(tmp_path)
     for folder in tmp_path.glob("*__rational__*"):
         diverge(folder)
-    study = figures.read_study(tmp_path, "sac_continuous", "eval/.*")
-    found = figures.aggregate(study, figures.IQM)
+    study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
+    found = plots.study.aggregate(study, plots.study.IQM)
     assert found["rational"]["value"].tolist() == [0, 0, 0] and found["rational"]["runs"] == 8
     assert found["relu"]["environments"] == 2
 
@@ -248,11 +256,11 @@ def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, caps
     for env in ("HalfCheetah-v5", "metaworld/reach-v3,push-v3"):
         for activation in ("relu", "rational", "crational"):
             write_run(tmp_path, "sac_continuous", env, activation, 1, rows, utd=10)
-    found = figures.aggregate(figures.read_study(tmp_path, "sac_continuous", "eval/.*"), figures.IQM)
+    found = plots.study.aggregate(plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.study.IQM)
     told = capsys.readouterr().out
     assert "left out: HalfCheetah-v5" in told and "left out: metaworld/reach-v3,push-v3" in told
     assert max(found["relu"]["value"]) < 1 and found["relu"]["environments"] == 2
     for activation in ("tanh*tanh", "tanh_hr"):
         write_run(tmp_path, "sac_continuous", DMC, activation, 1, rows, utd=10)
     with pytest.raises(runlog.UserError, match="are both tanh_hr, seed 1"):
-        figures.read_study(tmp_path, "sac_continuous", "eval/.*")
+        plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")

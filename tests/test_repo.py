@@ -25,16 +25,17 @@ SHARED = [
 ]
 
 
-def runlog_source() -> str:
-    return "\n".join(path.read_text() for path in sorted((ROOT / "runlog").glob("*.py")))
+def shared_source() -> str:
+    paths = [*(ROOT / "runlog").glob("*.py"), *(ROOT / "environments").glob("*.py")]
+    return "\n".join(path.read_text() for path in paths)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_used_and_explained(script, capsys):
     source, args = (ROOT / f"{script}.py").read_text(), SCRIPTS[script].Args
-    body = source[source.index("rational: activations.RationalConfig") :] + runlog_source()
+    body = source[source.index("rational: activations.RationalConfig") :] + shared_source()
     for field in dataclasses.fields(args):
-        # run bookkeeping is used by runlog; check_range only looks at a flag
+        # run bookkeeping is used by runlog, tasks by environments; check_range only looks at a flag
         assert re.search(rf"\bargs(\.|, \"){field.name}\b", body), f"--{field.name} does nothing"
     with pytest.raises(SystemExit):
         runlog.parse_args(args, ["--help"])

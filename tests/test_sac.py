@@ -146,6 +146,30 @@ def test_updates_of_every_seed_are_those_of_the_reference():
     assert abs(agent.log_alpha - math.log(0.7)).min() > 1e-3
 
 
+@pytest.mark.parametrize("utd, policy_frequency", [(4, 2), (1, 3), (2, 4), (3, 1)])
+def test_every_kth_update_is_the_policys_and_a_graph_needs_no_step(utd, policy_frequency):
+    args = dataclasses.replace(ARGS, utd=utd, policy_frequency=policy_frequency)
+    agent = Agent(OBS, ACTIONS, args, [1], CPU)
+    turns = []
+
+    def record(batch, noise, update_policy):
+        turns.append(update_policy)
+        assert batch["obs"].shape == (1, BATCH, OBS) and noise.shape == (2, 1, BATCH, ACTIONS)
+        return {}
+
+    agent.update = record
+    batches = {"obs": torch.zeros(utd, 1, BATCH, OBS)}
+    noise = torch.zeros(utd, 2, 1, BATCH, ACTIONS)
+    for step in range(20, 32):
+        agent.update_block(batches, noise, step * utd)
+    numbers = range(20 * utd + 1, 32 * utd + 1)  # of the updates, from 1
+    assert turns == [number % policy_frequency == 0 for number in numbers]
+    if utd % policy_frequency == 0:  # what --cudagraphs asks for
+        turns.clear()
+        agent.update_block(batches, noise)
+        assert turns == [(u + 1) % policy_frequency == 0 for u in range(utd)]
+
+
 def test_log_probs_are_those_of_a_squashed_normal():
     actor = Actor(OBS, ACTIONS, ARGS, [0, 1]).double()
     obs = torch.randn(2, 50, OBS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -207,7 +207,8 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
         return obs, rewards if len(steps) < 45 else rewards + math.nan, *rest
 
     flags = f"--env-id {CARTPOLE} --total-timesteps 100000 --metrics-frequency 0 --eval-frequency 30000"
-    monkeypatch.setattr(sac_continuous, "evaluate", lambda *args: [{"eval/episodic_return": 1.0}])
+    monkeypatch.setattr(environments.TaskSequence, "evaluate", lambda *args: [[{"eval/episodic_return": 1.0}]])
+    monkeypatch.setattr(sac_continuous, "q_bias", lambda *args: [{}])
     monkeypatch.setattr(gym.vector.SyncVectorEnv, "step", poisoned)
     (rows,) = run(tmp_path, flags).values()
     assert len(steps) < 100 and {key for _, key in values(rows)} >= LOSSES

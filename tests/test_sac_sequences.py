@@ -145,7 +145,7 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
     (got,) = run(tmp_path, f"--env-id ToyA-v0 ToyB-v0 ToyA-v0 --steps-per-task {TASK}")
     points, args = [*range(20, 181, 20)], runlog.parse_args(sac_continuous.Args, command(tmp_path, ""))
     agent = sac_continuous.Agent(2, 1, args, [1], torch.device("cpu"))
-    agent.restore(0, state_at(tmp_path, 2 * TASK)["agent"])  # the networks that were evaluated there
+    runlog.restore_module(agent, [state_at(tmp_path, 2 * TASK)["agent"]])  # the networks that were evaluated there
     for k, task in ((1, "ToyA-v0"), (2, "ToyB-v0")):
         env, returns = environments.make_env(task, 0, 1, "eval"), []
         for number in range(24, 26):  # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
@@ -215,7 +215,8 @@ def test_a_seed_is_the_same_run_alone(tmp_path):
 def child(argv: list[str], at: int, where: str, log: str) -> None:
     """The script's main, killed by itself: in step `at`, or at the `at`-th call of make_envs."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    owner, calls = (runlog if hasattr(runlog, where) else sac_continuous), []
+    owner = environments if where == "log_episodes" else environments.sequences
+    calls = []
     call = getattr(owner, where)
 
     def deadly(*args):

@@ -1,0 +1,187 @@
+"""Tasks that the same networks learn one after the other, and their evaluation
+(docs/task_sequences.md). A plain run is a sequence of one task."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import metrics
+import runlog
+from environments.control import make_envs
+from environments.episodes import evaluate
+from runlog import identity, progress
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What the newest evaluation of a seed has found. A checkpoint holds it."""
+
+    tasks: list[dict[str, float]] = dataclasses.field(default_factory=list)  # values of every task
+    bias: dict[str, float] = dataclasses.field(default_factory=dict)  # more of the current task
+    history: list[list[float]] = dataclasses.field(
+        default_factory=list
+    )  # [step, score of each task]
+
+
+class TaskSequence:
+    """The tasks of a run, their environments, and what was found when they were last evaluated.
+
+    Task k (0, 1, ...) is trained in the steps (k T, (k + 1) T], T = task_steps. envs: one training
+    environment per seed, of the task `current`. eval_envs: env_id -> environments of every task.
+    newest: an Evaluation per seed.
+    """
+
+    def __init__(
+        self,
+        env_ids: Sequence[str],
+        seeds: Sequence[int],
+        total_steps: int,
+        start: int = 0,
+        workers: bool = False,
+    ):
+        """total_steps: of all tasks. start: step that training goes on from. workers: as of
+        make_envs."""
+        self.env_ids = list(env_ids)
+        self.name = identity.env_name(env_ids)
+        self.seeds = seeds
+        self.task_steps = total_steps // len(env_ids)
+        self.workers = workers
+        self.current = self.task_at(min(start + 1, total_steps))
+        self.envs = self._make_training_envs()
+        self.eval_envs = {}
+        for env_id in self.env_ids:
+            if env_id not in self.eval_envs:
+                self.eval_envs[env_id] = make_envs(env_id, seeds, "eval", workers)
+        self.newest = [Evaluation() for _ in seeds]
+
+    def _make_training_envs(self):
+        # training episodes differ from task to task, even if a task comes twice
+        stream = "train" if self.current == 0 else f"train{self.current + 1}"
+        return make_envs(self.env_ids[self.current], self.seeds, stream, self.workers)
+
+    def task_at(self, step: int) -> int:
+        """The task that `step` trains."""
+        return (step - 1) // self.task_steps
+
+    def ends_at(self, step: int) -> bool:
+        """Whether `step` is the last of a task."""
+        return step % self.task_steps == 0
+
+    def begin_next(self) -> None:
+        """Training environments of the next task take the place of the current ones."""
+        self.envs.close()
+        self.current += 1
+        self.envs = self._make_training_envs()
+
+    @property
+    def env_id(self) -> str:
+        """Of the current task."""
+        return self.env_ids[self.current]
+
+    def current_eval_envs(self):
+        return self.eval_envs[self.env_id]
+
+    def evaluate(self, act: Callable, first: int, number: int) -> list[list[dict[str, float]]]:
+        """environments.evaluate of every task, in order; a task that comes twice is played once."""
+        results = {}
+        for env_id, envs in self.eval_envs.items():
+            results[env_id] = evaluate(envs, act, first, number)
+        return [results[env_id] for env_id in self.env_ids]
+
+    def log(
+        self,
+        batch: runlog.Batch,
+        step: int,
+        returns: list[list[dict]],
+        biases: list[dict] | None = None,
+    ) -> list[dict[str, float]]:
+        """Logs a new evaluation: returns as of `evaluate`; biases, further values of the current
+        task for each seed. A seed that has diverged carries its last one forward. Returns the
+        rows."""
+        diverged = batch.diverged()
+        for i, newest in enumerate(self.newest):
+            if not diverged[i]:
+                newest.tasks = [of_task[i] for of_task in returns]
+                newest.bias = {} if biases is None else biases[i]
+        return self._log_newest(batch, step)
+
+    def carry_forward(self, batch: runlog.Batch, step: int, end: int, frequency: int) -> None:
+        """When all seeds have diverged at `step`: logs the newest evaluations again wherever one
+        would have come, every `frequency` steps and at the end of each task."""
+        for later in progress.multiples(step, end, frequency, self.task_steps):
+            self._log_newest(batch, later)
+
+    def _log_newest(self, batch: runlog.Batch, step: int) -> list[dict[str, float]]:
+        """The current task's values and, of several tasks, each one's, with plasticity and
+        forgetting of the success rate or, without one, of the return (metrics.sequence_scores); {}
+        before the first evaluation."""
+        rows = []
+        for newest in self.newest:
+            row = {}
+            if newest.tasks:
+                row |= newest.tasks[self.task_at(step)] | newest.bias
+            if len(newest.tasks) > 1:
+                row |= self._rows_of_tasks(step, newest)
+            rows.append(row)
+        batch.log_rows(step, rows)
+        return rows
+
+    def _rows_of_tasks(self, step: int, newest: Evaluation) -> dict[str, float]:
+        row = {}
+        scores = []
+        for k, values in enumerate(newest.tasks, 1):
+            for key, value in values.items():
+                row[f"eval/task{k}/{key.removeprefix('eval/')}"] = value
+            scores.append(values.get("eval/success", values["eval/episodic_return"]))
+        newest.history.append([step, *scores])
+        return row | metrics.sequence_scores(newest.history, self.task_steps)
+
+    def state(self) -> list[dict]:
+        """The newest evaluation of each seed, for a checkpoint."""
+        return [dataclasses.asdict(newest) for newest in self.newest]
+
+    def restore(self, states: list[dict]) -> None:
+        self.newest = [Evaluation(**state) for state in states]
+
+    def close(self) -> None:
+        self.envs.close()
+        for envs in self.eval_envs.values():
+            envs.close()
+
+
+def sequence_length(args):
+    """args with the total_timesteps of its sequential tasks env_id: their number times
+    steps_per_task; with one task args as it is. Raises UserError: several tasks without
+    steps_per_task, or one with it; another total_timesteps; a steps_per_task that is no multiple of
+    eval_frequency; a task without a step after learning_starts."""
+    number = len(args.env_id)
+    each = args.steps_per_task
+    total = args.total_timesteps
+    if not number:
+        remedy = "give one id, or several to learn one after the other"
+        raise runlog.UserError(f"--env-id: is empty; {remedy}")
+    if number == 1:
+        return _check_single_task(args)
+    if each is None:
+        told = f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task"
+        raise runlog.UserError(f"{told}, for example 100000")
+    runlog.check_range(args, f"({args.learning_starts}, inf)", "steps_per_task")
+    if total not in (type(args).total_timesteps, number * each):  # the default, or right
+        told = f"{number} tasks of --steps-per-task {each} make {number * each}"
+        raise runlog.UserError(f"--total-timesteps {total}: {told}; leave it out")
+    if each % args.eval_frequency:  # two evaluations would share their episodes
+        remedy = f"must be a multiple of --eval-frequency {args.eval_frequency}"
+        raise runlog.UserError(f"--steps-per-task {each}: {remedy}")
+    return dataclasses.replace(args, total_timesteps=number * each)
+
+
+def _check_single_task(args):
+    each = args.steps_per_task
+    if each is not None:
+        remedy = f"needs several --env-id; use --total-timesteps {each}"
+        raise runlog.UserError(f"--steps-per-task {each}: {remedy}")
+    runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
+    for flag in ("reset_replay", "reset_optimizer"):
+        if not getattr(args, flag):
+            told = "needs several --env-id; leave it out"
+            raise runlog.UserError(f"--no-{flag.replace('_', '-')}: {told}")
+    return args

@@ -1,0 +1,18 @@
+"""From run folders to figures. Importing this package costs nothing: matplotlib comes with the first drawing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def draw_run(folder: str | Path) -> list[Path]:
+    """Draw what one run's networks look like into `<folder>/plots/`; the paths of the pictures."""
+    from plots import run
+
+    return run.draw_run(folder)
+
+
+def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -> None:
+    """Draw and print the comparison of these runs of function_approximation.py."""
+    from plots import regression
+
+    regression.function_approximation(run_folders, out)
