@@ -169,8 +169,13 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
     assert launcher == "scripts/sweep.py" and file == "figures.py"
     assert drawing[:5] == [FIGURES[script][0], "--runs", base[0], "--out", base[1]]
     drawn = runlog.parse_args(figures.Command, drawing)
-    own = {"hr_fig3": "tanh tanh_hr sigmoid sigmoid_hr", "hr_fig4": "tanh"}.get(script, "")
-    assert drawn.row in figures.ROWS and " ".join(drawn.variants) == own
+    pqn = ["relu", "tanh", "sigmoid", "tanh_hr", "relu_hr", "crelu"]
+    if scale != "laptop":
+        pqn.append("relu, ReDo")
+    rationals = ["relu", "rational", "crational"]
+    variants = {"hr_fig3": ["tanh", "tanh_hr", "sigmoid", "sigmoid_hr"], "hr_fig4": ["tanh"]}
+    variants |= {"cr_fig1": rationals, "cr_curves": rationals, "hr_fig1": pqn, "hr_fig19": pqn}
+    assert drawn.row in figures.ROWS and [*drawn.variants] == variants.get(script, [])
     found = commands(folder, script, scale)
     assert len({*found}) == len(found) == len({(name, environment_of(name)) for name in found})
     monkeypatch.setattr(environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
