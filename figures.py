@@ -4,7 +4,6 @@
     python figures.py demo runs/*cartpole* --out runs/demo.png
     python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
-    python figures.py continual --runs runs --out figures
     python figures.py function_approximation --runs runs/regression*
     python figures.py redraw results
 
@@ -21,14 +20,13 @@ from typing import Annotated
 import tyro
 
 import runlog
-from plots import compare, cr, demo, function_approximation, hr, preactivations, tables
+from plots import compare, cr, demo, draw_run, function_approximation, hr, preactivations, tables
 from plots.continual import continual
 from plots.kde import hr3
 from plots.overview import overview
 from plots.q_parts import hr4
 from plots.redraw import redraw_all
 from plots.regression import hr2
-from plots.run import draw_run
 
 ROWS = {  # subcommand: function; each is a row of the papers' figures, its docstring is the help
     "cr1": cr.cr1,
@@ -72,7 +70,8 @@ class DemoCommand:
 
 @dataclass
 class PreactivationsCommand:
-    """Pre-activations of every layer over training, activations side by side: figure and table."""
+    """Pre-activations of every layer over training, activations side by side: a figure and a
+    table."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
     out: Path = Path("runs/preactivations.png")  # the figure
@@ -150,28 +149,24 @@ for name, function in ROWS.items():
     Command |= Annotated[RowCommand, row]
 
 
-def figure_path(out: Path) -> Path:
-    """The picture that --out names; png without an ending. Raises UserError: another ending."""
-    path = out if out.suffix[1:] else out.with_suffix(".png")
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        told = "figures are png, pdf or svg; give such an ending"
-        raise runlog.UserError(f"--out {out}: {told}")
-    return path
+def figure_place(out: Path) -> tuple[Path, str, tuple[str]]:
+    """Folder, name and ending of the picture that --out names; png without an ending."""
+    ending = out.suffix[1:] or "png"
+    if ending not in ("png", "pdf", "svg"):
+        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
+    return out.parent, out.stem, (ending,)
 
 
 def row_of(name: str) -> str:
     """The subcommand that draws a figure."""
-    for row, further in ALSO.items():
-        if name in further:
-            return row
-    return name
+    rows = [row for row, further in ALSO.items() if name in further]
+    return rows[0] if rows else name
 
 
 @runlog.exit_on_user_error(stdout_matters=True)
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words:
-        words[0] = row_of(words[0])
+    words[:1] = [row_of(word) for word in words[:1]]
     command = runlog.parse_args(Command, words)
     match command:
         case RowCommand(row, runs, out, where, variants):
@@ -187,21 +182,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         case FunctionApproximationCommand(runs, out):
             function_approximation(runs, out)
         case DemoCommand(folders, out):
-            path = figure_path(out)
+            folder, name, (ending,) = figure_place(out)
             demo.print_demo_table(folders)
-            print(demo.draw_demo(folders, path))
+            print(demo.draw_demo(folders, folder / f"{name}.{ending}"))
         case PreactivationsCommand(folders, out):
-            path = figure_path(out)
+            place = figure_place(out)
             preactivations.print_preactivation_table(folders)
-            paths = preactivations.write_preactivations(
-                folders, path.parent, path.stem, (path.suffix[1:],)
-            )
-            print(*paths, sep="\n")
+            print(*preactivations.write_preactivations(folders, *place), sep="\n")
         case CompareCommand(folders, by, out):
-            path = figure_path(out)
+            place = figure_place(out)
             compare.print_compare_table(folders, by)
-            paths = compare.write_compared(folders, by, path.parent, path.stem, (path.suffix[1:],))
-            print(*paths, sep="\n")
+            print(*compare.write_compared(folders, by, *place), sep="\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from plots import style
-from plots.layers import depth, read_rows
+from plots.layers import read_rows
 from plots.reading import Loaded, read_config, read_scalars
 from plots.variants import style_of
 
@@ -56,25 +56,6 @@ def is_learned(run: Loaded) -> bool:
 # ---- one run, over training ----------------------------------------------------------------------
 
 
-def panels_of_layers(
-    found: dict, size: tuple[float, float], ylabel: str, right: float = 0.0
-) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    """A figure with a row per layer and a column per network, and (layer, network) -> axes."""
-    layers = sorted({layer for layer, _ in found}, key=depth)
-    networks = sorted({network for _, network in found})
-    width = size[0] * len(networks) + right + 0.3
-    figure = Figure((width, size[1] * len(layers) + 0.7), layout="constrained")
-    grid = figure.subplots(len(layers), len(networks), squeeze=False)
-    axes = {}
-    for line, layer in zip(grid, layers):
-        for panel, network in zip(line, networks):
-            axes[layer, network] = panel
-            panel.set_title(f"{network}, {layer}")
-            panel.set_ylabel(ylabel if network == networks[0] else "")
-            panel.set_xlabel("pre-activation x" if layer == layers[-1] else "")
-    return figure, axes
-
-
 def spread_out(rows: list, most: int) -> list:
     """At most so many rows, evenly spread; the first and the last are kept."""
     indices = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
@@ -93,7 +74,7 @@ def activations_figure(folder: Path) -> Figure | None:
         found[key] = {part: spread_out(rows, MOST_STEPS) for part, rows in parts.items() if rows}
     num_drawn = max(len(parts) for parts in found.values())
 
-    figure, axes = panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
+    figure, axes = style.panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
     steps = steps_of(found)
     first = steps[0] if len(steps) > 1 else steps[0] - 1
     norm = Normalize(first, steps[-1])

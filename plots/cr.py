@@ -7,20 +7,10 @@ from pathlib import Path
 import runlog
 from plots.curves import write_curves, write_environments
 from plots.intervals import write_intervals
+from plots.panels import DMC, METAWORLD, RETURN, SUCCESS_KEY, Panel, aggregate, keys_of
 from plots.preactivations import write_preactivations
 from plots.recording import file_name
-from plots.study import (
-    DMC,
-    METAWORLD,
-    RETURN,
-    SUCCESS_KEY,
-    Panel,
-    Study,
-    aggregate,
-    keys_of,
-    read_study,
-    try_study,
-)
+from plots.study import Study, read_study, try_study
 from plots.variants import DQN, PQN, SAC, Variant
 
 CRITICS = r"network/qf\d"
@@ -155,7 +145,10 @@ def cr_ablations(
 def ablated(study: Study, ablation: Ablation) -> list[str]:
     """The variants of the activations that some run varies the setting of; [] if none does."""
     members = {label: study.variants[label] for label in study.with_only_settings(ablation.setting)}
-    varied = {each.activation for each in members.values() if ablation.setting in each.settings}
+    varied = set()
+    for variant in members.values():
+        if ablation.setting in variant.settings:
+            varied.add(variant.activation)
     if varied and ablation.is_against_rational:
         varied.add("rational")
     return [label for label, variant in members.items() if variant.activation in varied]
@@ -220,7 +213,7 @@ def cr_atari(
         study = try_study(runs, script, keys_of(*ATARI), where)
         if study is None:
             continue
-        members = [label for label, each in study.variants.items() if is_of_rationals(each)]
+        members = [label for label in study.labels if is_of_rationals(study.variants[label])]
         study = study.only(variants or members)
         title = f"CR, Atari: {script.removesuffix('_atari').upper()}"
         paths += write_curves(study, ATARI, out, f"cr_atari_{script[:3]}", title)

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from plots import style
+from plots.panels import STATISTICS, Panel, aggregate, curves, told_early
 from plots.recording import Kind, columns, distinct, rows_where, write_figure
-from plots.study import STATISTICS, Panel, Study, aggregate, curves
+from plots.study import Study
 from plots.variants import styles_in
 
 # ---- a curve per variant, over all environments --------------------------------------------------
@@ -20,7 +21,7 @@ def write_curves(
 ) -> list[Path]:
     """write_figure of a panel per quantity."""
     rows = curve_rows(study, panels)
-    caption = [title, study.counts, *study.told_shared(), *study.told_early(panels)]
+    caption = [title, study.counts, *study.told_shared(), *told_early(study, panels)]
     if any(panel.is_of_training_games for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
     drawn = {*distinct(rows, "panel")}
@@ -96,7 +97,7 @@ def write_environments(
         name,
         ENVIRONMENTS,
         environment_rows(study, panels, environments),
-        caption=[title, study.counts, *study.told_early(panels)],
+        caption=[title, study.counts, *told_early(study, panels)],
         variants=study.labels,
         activation_of=study.activation_of,
         scales={panel.title: panel.scale for panel in panels},

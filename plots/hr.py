@@ -10,8 +10,9 @@ import numpy as np
 import runlog
 from plots.curves import curve_rows, write_curves, write_environments
 from plots.intervals import write_intervals
+from plots.panels import RETURN, Panel, curves, keys_of
 from plots.recording import write_csv
-from plots.study import RETURN, Panel, Study, curves, keys_of, read_study, try_study
+from plots.study import Study, read_study, try_study
 from plots.tables import print_table
 from plots.variants import DQN, PPO, PQN, Variant, product_of
 

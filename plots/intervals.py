@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plots import style
+from plots.panels import Panel, told_early
 from plots.recording import Kind, distinct, rows_where, write_figure
-from plots.study import Panel, Study
+from plots.study import Study
 from plots.variants import styles_in
 
 
@@ -18,7 +19,7 @@ def write_intervals(
     """write_figure of rows of group, variant, step, value, low, high, environments and runs."""
     if rows:
         title += f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap"
-    caption = [title, study.counts, *study.told_shared(), *study.told_early([panel])]
+    caption = [title, study.counts, *study.told_shared(), *told_early(study, [panel])]
     return write_figure(
         out,
         name,

@@ -15,7 +15,6 @@ from matplotlib.patches import Patch
 
 import runlog
 from plots import style
-from plots.activation_shapes import panels_of_layers
 from plots.layers import depth, read_rows
 from plots.reading import Loaded, read_config
 from plots.recording import Kind, columns, rows_where, write_figure
@@ -41,7 +40,7 @@ def preactivations_figure(folder: Path) -> Figure | None:
     found = read_rows(folder, "histograms.jsonl", "preactivations")
     if not found:
         return None
-    figure, axes = panels_of_layers(found, (2.7, 2.0), "density")
+    figure, axes = style.panels_of_layers(found, (2.7, 2.0), "density")
     first = set()  # steps that are drawn
     newest = set()
     for key, panel in axes.items():

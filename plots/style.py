@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 import runlog
+from plots.layers import depth
 from plots.reading import read_config
 from plots.variants import BLACK, RED
 
@@ -53,6 +54,25 @@ def grid_of_panels(
     for panel in panels[number:]:
         panel.remove()
     return figure, panels[:number]
+
+
+def panels_of_layers(
+    found: dict, size: tuple[float, float], ylabel: str, right: float = 0.0
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """A figure with a row per layer and a column per network, and (layer, network) -> axes."""
+    layers = sorted({layer for layer, _ in found}, key=depth)
+    networks = sorted({network for _, network in found})
+    width = size[0] * len(networks) + right + 0.3
+    figure = Figure((width, size[1] * len(layers) + 0.7), layout="constrained")
+    grid = figure.subplots(len(layers), len(networks), squeeze=False)
+    axes = {}
+    for line, layer in zip(grid, layers):
+        for panel, network in zip(line, networks):
+            axes[layer, network] = panel
+            panel.set_title(f"{network}, {layer}")
+            panel.set_ylabel(ylabel if network == networks[0] else "")
+            panel.set_xlabel("pre-activation x" if layer == layers[-1] else "")
+    return figure, axes
 
 
 def steps_axis(panel: Axes, label: str = "environment steps") -> None:

@@ -279,4 +279,4 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
 
 def all_runs(groups: Mapping[object, Sequence[Loaded]]) -> list[Loaded]:
     """The runs of all groups, in order."""
-    return [run for runs in groups.values() for run in runs]
+    return list(itertools.chain.from_iterable(groups.values()))

@@ -106,9 +106,7 @@ def main(args: Args) -> None:
     print_returns(groups)
 
 
-def split(
-    groups: dict[str, list[reading.Loaded]], keys: tuple[str, ...]
-) -> dict[str, list[reading.Loaded]]:
+def split(groups: dict[str, list[reading.Loaded]], keys: tuple[str, ...]) -> dict[str, list[reading.Loaded]]:
     """The groups by activation, each split by the values of these settings: "tanh_hr, adam_eps 1e-08" -> its runs."""
     found = {}
     for activation, group in groups.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
 
-IMAGES = {  # section: title and keys of its pictures, which runs draw with their network metrics (figures.draw_run)
+IMAGES = {  # section: title and keys of its pictures, which runs draw with their network metrics (plots.draw_run)
     "Network health": {
         "densities of 16 neurons": "plots/kde",
         "Q from dead and live neurons (--analyse)": "plots/q_split",

@@ -5,6 +5,9 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import activations
 import figures
 import plots.aggregation
 import plots.cr
+import plots.panels
 import plots.reading
 import plots.recording
 import plots.study
@@ -113,7 +117,7 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     told = capsys.readouterr().out
     assert "missing: crational on metaworld/sweep-v3" in told
     assert "missing: relu on dm_control/cheetah-run-v0 s3 (running)" in told
-    found = plots.study.aggregate(study, plots.cr.IQM)
+    found = plots.panels.aggregate(study, plots.cr.IQM)
     assert {name: (each.environments, each.runs) for name, each in found.items()} == {
         "relu": (1, 3),
         "rational": (1, 4),
@@ -131,7 +135,7 @@ def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
         rows = {"eval/episodic_return": (steps, 100.0 * s * np.ones(len(steps)))}
         write_run(tmp_path, "sac_continuous", DMC, "relu", s, rows, status)
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
-    found = plots.study.aggregate(study, plots.cr.IQM)
+    found = plots.panels.aggregate(study, plots.cr.IQM)
     np.testing.assert_allclose(found["relu"].value, [0.15] * 3)
     assert "1 diverged (last value carried forward)" in study.counts
 
@@ -193,6 +197,25 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
     assert len({json.dumps(each) for each in styles.values()}) == 5
 
 
+def test_only_keeps_the_gaps_of_its_variants_and_tells_those_without_a_run(tmp_path):
+    sac_runs(tmp_path)
+    for folder in [*tmp_path.glob("*sweep*__crational__s[23]__*"), *tmp_path.glob("*cheetah*__relu__s1__*")]:
+        shutil.rmtree(folder)
+    study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
+    gaps = [plots.study.Missing("relu", DMC, (1,)), plots.study.Missing("crational", SWEEP, (2, 3))]
+    assert study.missing == gaps
+    study = study.only(["crational", "snake"])
+    assert study.missing == [gaps[1], plots.study.Missing("snake")]
+    told = [str(gap) for gap in study.missing]
+    assert told == [f"crational on {SWEEP} s2 s3", "snake (no run)"]
+    assert study.counts.endswith(f"\nmissing: {told[0]}; {told[1]}")
+
+
+def test_importing_plots_does_not_import_matplotlib():
+    code = "import sys, plots; sys.exit('matplotlib' in sys.modules or 'runlog' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
     folder = write_run(
         tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, [1.0, float("nan"), -2.5e-7]), "eval/ab": ([1], [2])}
@@ -213,7 +236,7 @@ def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
     assert {"cr1", "cr_curves", "cr_ablations", "cr_continual", "cr_atari"} <= named
 
 
-KEYS = plots.study.keys_of(plots.cr.IQM, plots.cr.BIAS)
+KEYS = plots.panels.keys_of(plots.cr.IQM, plots.cr.BIAS)
 
 
 def diverge(folder: Path) -> None:
@@ -235,13 +258,11 @@ def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_o
     assert float(rows["DMC", "rational"]["value"]) == pytest.approx(np.mean(last[1:3]), rel=1e-5)
     caption = "\n".join(plots.recording.read_index(tmp_path / "out")["cr1"]["caption"])
     assert "diverged before the first value count as 0 in IQM, normalised: rational 1 of 8" in caption
-    study = plots.study.read_study(
-        tmp_path / "runs", "sac_continuous", KEYS
-    )
-    bias = plots.study.aggregate(study, plots.cr.BIAS)["rational"]
+    study = plots.study.read_study(tmp_path / "runs", "sac_continuous", KEYS)
+    bias = plots.panels.aggregate(study, plots.cr.BIAS)["rational"]
     means = [np.mean([truth["rational", env, s][1] for s in seeds], axis=0) for env, seeds in BIASED.items()]
     np.testing.assert_allclose(bias.value, np.mean(means, axis=0))
-    told = study.told_early([plots.cr.BIAS])
+    told = plots.panels.told_early(study, [plots.cr.BIAS])
     assert told == ["runs that diverged before the first value are left out of overestimation: rational 1 of 8"]
 
 
@@ -250,7 +271,7 @@ def test_a_variant_of_which_every_run_diverged_at_once_is_a_line_at_0(tmp_path):
     for folder in tmp_path.glob("*__rational__*"):
         diverge(folder)
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
-    found = plots.study.aggregate(study, plots.cr.IQM)
+    found = plots.panels.aggregate(study, plots.cr.IQM)
     assert found["rational"].value.tolist() == [0, 0, 0] and found["rational"].runs == 8
     assert found["relu"].environments == 2
 
@@ -261,7 +282,7 @@ def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, caps
     for env in ("HalfCheetah-v5", "metaworld/reach-v3,push-v3"):
         for activation in ("relu", "rational", "crational"):
             write_run(tmp_path, "sac_continuous", env, activation, 1, rows, utd=10)
-    found = plots.study.aggregate(plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.cr.IQM)
+    found = plots.panels.aggregate(plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.cr.IQM)
     told = capsys.readouterr().out
     assert "left out: HalfCheetah-v5" in told and "left out: metaworld/reach-v3,push-v3" in told
     assert max(found["relu"].value) < 1 and found["relu"].environments == 2

@@ -25,6 +25,7 @@ SHARED = [
     "metrics.py",
     "figures.py",
     *(f"runlog/{path.name}" for path in (ROOT / "runlog").glob("*.py")),
+    *(f"plots/{path.name}" for path in (ROOT / "plots").glob("*.py")),
     *(f"environments/{path.name}" for path in (ROOT / "environments").glob("*.py")),
 ]
 
