@@ -3,6 +3,7 @@
 `pytest -q tests/test_scores.py` (about 5 s).
 """
 
+import doctest
 import math
 
 import numpy as np
@@ -101,3 +102,17 @@ def test_iqm_and_its_interval_agree_with_rliable():
     width = float(intervals["ours"][1, 0] - intervals["ours"][0, 0])
     assert abs(low - intervals["ours"][0, 0]) < 0.06 * width  # two bootstraps of 4,000 draws each
     assert abs(high - intervals["ours"][1, 0]) < 0.06 * width
+
+
+def test_doctests():
+    failures, attempted = doctest.testmod(statistics)
+    assert failures == 0 and attempted > 0
+
+
+def test_ratio_interval_is_students_t_on_the_logarithms():
+    logs = np.log([1.0, 2.0, 4.0])
+    mean, half = np.log(2), 4.302653 * np.log(2) / math.sqrt(3)  # t at 0.975 with 2 degrees of freedom
+    expected = np.exp([mean, mean - half, mean + half])
+    np.testing.assert_allclose(statistics.ratio_interval(logs), expected, rtol=1e-6)
+    for unknown in (logs[:1], np.array([0.0, np.inf])):
+        assert np.isnan(statistics.ratio_interval(unknown)).all()
