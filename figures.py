@@ -1,14 +1,14 @@
-"""From run folders to figures: what one run's networks look like, and activations compared over their seeds.
+"""From run folders to figures: what one run's networks look like, and activations compared.
 
     python figures.py run runs/dm_control-cheetah-run-v0__sac_continuous__crational__s1__0123456789
     python figures.py demo runs/*cartpole* --out runs/demo.png
     python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
-    python figures.py continual --runs runs --out figures
-    python figures.py function_approximation --runs runs/regression* --out runs/function_approximation
+    python figures.py function_approximation --runs runs/regression*
     python figures.py redraw results
 
-Colours are Okabe and Ito's, safe for the colour-blind, and one activation has one colour and line style everywhere.
+This is the command line; the drawing is in plots/. A new figure is a module there, a line in ROWS
+here and, if it is of a new kind, one in plots/redraw.py.
 """
 
 import sys
@@ -20,54 +20,37 @@ from typing import Annotated
 import tyro
 
 import runlog
-from plots.compare import _compare_table, compared, write_compared
+from plots import compare, cr, demo, draw_run, function_approximation, hr, preactivations, tables
 from plots.continual import continual
-from plots.cr import cr1, cr_ablations, cr_atari, cr_curves
-from plots.demo import draw_demo, print_table
-from plots.regression import function_approximation, hr2
-from plots.hr import hr1, hr7, hr8, hr19
 from plots.kde import hr3
 from plots.overview import overview
-from plots.preactivations import preactivation_table, write_preactivations
 from plots.q_parts import hr4
-from plots.recording import _print, redraw_all
-from plots.run import draw_run
-from plots.tables import write_tables
+from plots.redraw import redraw_all
+from plots.regression import hr2
 
-ROWS = {  # subcommand: function; each is a row of the papers' figures
-    "cr1": cr1,
-    "cr_curves": cr_curves,
-    "cr_ablations": cr_ablations,
+ROWS = {  # subcommand: function; each is a row of the papers' figures, its docstring is the help
+    "cr1": cr.cr1,
+    "cr_curves": cr.cr_curves,
+    "cr_ablations": cr.cr_ablations,
     "continual": continual,
-    "cr_atari": cr_atari,
-    "hr1": hr1,
+    "cr_atari": cr.cr_atari,
+    "hr1": hr.hr1,
     "hr2": hr2,
     "hr3": hr3,
     "hr4": hr4,
-    "hr7": hr7,
-    "hr8": hr8,
-    "hr19": hr19,
+    "hr7": hr.hr7,
+    "hr8": hr.hr8,
+    "hr19": hr.hr19,
 }
-
-ALSO = {
-    "cr_continual": "continual",
-    "hr9": "hr1",
-    "hr12": "hr2",
-    "hr6": "hr3",
-    "hr10": "hr3",
-    "hr11": "hr3",
+ALSO = {  # subcommand: further names of it, the figures that it draws
+    "continual": ("cr_continual",),
+    "hr1": ("hr9",),
+    "hr2": ("hr12",),
+    "hr3": ("hr6", "hr10", "hr11"),
+    "hr7": ("hr8a", "hr8b", "hr13", "hr14", "hr15"),
+    "hr8": ("hr8c", "hr8d", "hr16", "hr17", "hr18"),
+    "hr19": ("hr20", "hr21", "hr22", "hr23", "hr24", "hr25"),
 }
-
-ALSO |= {f"hr{k}": "hr7" for k in (13, 14, 15)} | {
-    "hr8a": "hr7",
-    "hr8b": "hr7",
-    "hr8c": "hr8",
-    "hr8d": "hr8",
-}
-
-ALSO |= {f"hr{k}": "hr8" for k in (16, 17, 18)} | {
-    f"hr{k}": "hr19" for k in range(20, 26)
-}  # a figure: its row
 
 
 @dataclass
@@ -87,7 +70,8 @@ class DemoCommand:
 
 @dataclass
 class PreactivationsCommand:
-    """Pre-activations of every layer over training, activations side by side: a figure and a table."""
+    """Pre-activations of every layer over training, activations side by side: a figure and a
+    table."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
     out: Path = Path("runs/preactivations.png")  # the figure
@@ -109,17 +93,16 @@ class RowCommand:
     row: tyro.conf.Suppress[str] = ""  # the subcommand's name
     runs: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of the figures and tables
-    where: tuple[
-        str, ...
-    ] = ()  # only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout
-    variants: tuple[
-        str, ...
-    ] = ()  # what to draw in place of the paper's, as captions name it: relu snake "tanh, ReDo"
+    where: tuple[str, ...] = ()
+    """only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout"""
+    variants: tuple[str, ...] = ()
+    """what to draw, as captions name it: relu snake "tanh, ReDo"; if left out, all of the runs"""
 
 
 @dataclass
 class TableCommand:
-    """Summary table of all runs in a folder: table.md, table.csv, table.tex; and runs.csv, a row for each."""
+    """Summary table of all runs in a folder: table.md, table.csv, table.tex; and runs.csv, a row
+    for each."""
 
     runs: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of the tables
@@ -127,7 +110,8 @@ class TableCommand:
 
 @dataclass
 class OverviewCommand:
-    """One page of all runs in a folder: scores, overestimation, dead share, srank, learned activations."""
+    """One page of all runs in a folder: scores, overestimation, dead share, srank, learned
+    activations."""
 
     runs: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of overview.png, .pdf and .csv
@@ -145,17 +129,8 @@ class FunctionApproximationCommand:
 class RedrawCommand:
     """Draw figures again from their CSV files (PNG), as the figures.json beside them says."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]] = (
-        Path("results"),
-    )  # folders of figures, with all below
-
-
-def _figure_path(out: Path) -> tuple[Path, str, tuple[str]]:
-    """Folder, name and kind of the file that --out tells; png without an ending."""
-    kind = out.suffix[1:] or "png"
-    if kind not in ("png", "pdf", "svg"):
-        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
-    return out.parent, out.stem, (kind,)
+    folders: tyro.conf.Positional[tuple[Path, ...]] = (Path("results"),)
+    """folders of figures, with all below"""
 
 
 Command = (
@@ -168,50 +143,56 @@ Command = (
     | Annotated[OverviewCommand, tyro.conf.subcommand("overview")]
     | Annotated[RedrawCommand, tyro.conf.subcommand("redraw")]
 )
-
 for name, function in ROWS.items():
     told = " ".join(function.__doc__.split())
-    Command |= Annotated[
-        RowCommand, tyro.conf.subcommand(name, default=RowCommand(name), description=told)
-    ]
+    row = tyro.conf.subcommand(name, default=RowCommand(name), description=told)
+    Command |= Annotated[RowCommand, row]
+
+
+def figure_place(out: Path) -> tuple[Path, str, tuple[str]]:
+    """Folder, name and ending of the picture that --out names; png without an ending."""
+    ending = out.suffix[1:] or "png"
+    if ending not in ("png", "pdf", "svg"):
+        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
+    return out.parent, out.stem, (ending,)
+
+
+def row_of(name: str) -> str:
+    """The subcommand that draws a figure."""
+    rows = [row for row, further in ALSO.items() if name in further]
+    return rows[0] if rows else name
 
 
 @runlog.exit_on_user_error(stdout_matters=True)
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    argv[:1] = [ALSO.get(name, name) for name in argv[:1]]
-    command = runlog.parse_args(Command, argv)
-    if isinstance(command, RowCommand):
-        print(
-            *ROWS[command.row](command.runs, command.out, command.where, command.variants), sep="\n"
-        )
-    elif isinstance(command, TableCommand):
-        print(*write_tables(command.runs, command.out), sep="\n")
-    elif isinstance(command, OverviewCommand):
-        print(*overview(command.runs, command.out), sep="\n")
-    elif isinstance(command, RedrawCommand):
-        print(*redraw_all(command.folders), sep="\n")
-    elif isinstance(command, RunCommand):
-        print(*draw_run(command.folder) or ["nothing to draw yet"], sep="\n")
-    elif isinstance(command, FunctionApproximationCommand):
-        function_approximation(command.runs, command.out)
-    elif isinstance(command, DemoCommand):
-        folder, name, (kind,) = _figure_path(command.out)
-        print_table(command.folders)
-        print(draw_demo(command.folders, folder / f"{name}.{kind}"))
-    elif isinstance(command, PreactivationsCommand):
-        _print(preactivation_table(command.folders))
-        print("of the measured batches; means over n histories: seeds, and two critics of each")
-        print(*write_preactivations(command.folders, *_figure_path(command.out)), sep="\n")
-    else:
-        rows, cut = _compare_table(compared(command.folders, command.by))
-        _print(rows)
-        print(
-            "last values; mean +- standard deviation over n seeds; of the critics: largest or mean of the two"
-        )
-        for line in cut:
-            print(line)
-        print(*write_compared(command.folders, command.by, *_figure_path(command.out)), sep="\n")
+    words = list(sys.argv[1:] if argv is None else argv)
+    words[:1] = [row_of(word) for word in words[:1]]
+    command = runlog.parse_args(Command, words)
+    match command:
+        case RowCommand(row, runs, out, where, variants):
+            print(*ROWS[row](runs, out, where, variants), sep="\n")
+        case TableCommand(runs, out):
+            print(*tables.write_tables(runs, out), sep="\n")
+        case OverviewCommand(runs, out):
+            print(*overview(runs, out), sep="\n")
+        case RedrawCommand(folders):
+            print(*redraw_all(folders), sep="\n")
+        case RunCommand(folder):
+            print(*draw_run(folder) or ["nothing to draw yet"], sep="\n")
+        case FunctionApproximationCommand(runs, out):
+            function_approximation(runs, out)
+        case DemoCommand(folders, out):
+            folder, name, (ending,) = figure_place(out)
+            demo.print_demo_table(folders)
+            print(demo.draw_demo(folders, folder / f"{name}.{ending}"))
+        case PreactivationsCommand(folders, out):
+            place = figure_place(out)
+            preactivations.print_preactivation_table(folders)
+            print(*preactivations.write_preactivations(folders, *place), sep="\n")
+        case CompareCommand(folders, by, out):
+            place = figure_place(out)
+            compare.print_compare_table(folders, by)
+            print(*compare.write_compared(folders, by, *place), sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,10 @@ them. CR = arXiv 2507.14736, HR = arXiv 2406.09079, ReDo = arXiv 2302.12902, RED
 2101.05982.
 """
 
-import csv
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 Pair = tuple[Tensor, Tensor]
@@ -954,75 +949,3 @@ class Reservoir:
     def sample(self) -> Tensor:
         """(rows, ...)"""
         return torch.stack(self._rows)
-
-
-# ---- scores and statistics over runs (numpy) -------------------------------------------------------------------------
-
-
-@functools.cache
-def atari_scores() -> dict[str, tuple[float, float]]:
-    """game -> (random, human) raw score of 57 games, from data/atari_scores.csv: the table of Wang et al. 2016
-    (1511.06581), as in purejaxql, HR's code base. VideoPinball's human is 1,411 points above random, so its normalised
-    scores dominate a mean over few games."""
-    with open(Path(__file__).parent / "data" / "atari_scores.csv") as file:
-        return {row["game"]: (float(row["random"]), float(row["human"])) for row in csv.DictReader(file)}
-
-
-def human_normalised(score: np.ndarray | float, game: str) -> np.ndarray | float:
-    """(score - random) / (human - random), HR eq. 9: 0 is random play, 1 a human. Raises ValueError: unknown game.
-
-    >>> human_normalised(30.5, "Breakout")
-    1.0
-    """
-    if game not in atari_scores():
-        raise ValueError(f"{game}: not among the {len(atari_scores())} games of data/atari_scores.csv")
-    random, human = atari_scores()[game]
-    return (score - random) / (human - random)
-
-
-def baseline_normalised(score: np.ndarray | float, low: float, high: float) -> np.ndarray | float:
-    """(score - low) / (high - low), HR eq. 8: low and high are the lowest and highest score of the ReLU runs of the
-    game. NaN if they are equal."""
-    return (score - low) / (high - low) if high > low else np.full_like(np.asarray(score, dtype=float), np.nan)
-
-
-def interquartile_mean(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """IQM (Agarwal et al. 2021, 2108.13264): mean of the middle half of all runs together; floor(n / 4) are cut off at
-    either end. strata: for each environment (..., runs); returns (...)."""
-    return stats.trim_mean(np.concatenate(strata, -1), 0.25, axis=-1)
-
-
-def mean_of_means(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over environments of the mean over runs. strata: for each environment (..., runs); returns (...)."""
-    return np.mean([runs.mean(-1) for runs in strata], axis=0)
-
-
-def median_of_means(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """Median over environments of the mean over runs (HR Figs. 1, 9). As mean_of_means."""
-    return np.median([runs.mean(-1) for runs in strata], axis=0)
-
-
-def stratified_bootstrap(
-    strata: Sequence[np.ndarray],
-    statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
-    repetitions: int = 2_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the percentile interval of a statistic over runs, runs being drawn anew within each environment
-    (Agarwal et al. 2021, section 4.1). A curve is drawn as a whole.
-
-    strata: for each environment (..., runs), of equal leading axes (steps), finite. statistic: one of the three above.
-    Returns low and high (...); NaN where no environment has a second run, since nothing varies then. Own generator.
-    """
-    shape = strata[0].shape[:-1]
-    if all(runs.shape[-1] < 2 for runs in strata):
-        return np.full(shape, np.nan), np.full(shape, np.nan)
-    generator, values = np.random.default_rng(seed), []
-    size = max(1, 2**22 // sum(runs.size for runs in strata))  # repetitions at a time: 32 MB
-    for start in range(0, repetitions, size):
-        count = min(size, repetitions - start)
-        picks = [generator.integers(runs.shape[-1], size=(count, runs.shape[-1])) for runs in strata]
-        values.append(statistic([np.moveaxis(runs[..., pick], -2, 0) for runs, pick in zip(strata, picks)]))
-    low, high = np.quantile(np.concatenate(values), ((1 - level) / 2, (1 + level) / 2), axis=0)
-    return low, high

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import plots.cr
+import plots.panels
 import plots.study
 import runlog
 
@@ -64,7 +65,7 @@ def main(args: Args) -> None:
         size = make(root, args)
         for _ in range(args.rounds):
             start = time.perf_counter(), time.process_time()
-            study = plots.study.read_study(root, "sac_continuous", plots.study._keys(plots.study.IQM))
+            study = plots.study.read_study(root, "sac_continuous", plots.panels.keys_of(plots.cr.IQM))
             seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         rows = sum(len(run.series("eval/episodic_return")) for runs in study.cells.values() for run in runs)
         start = time.perf_counter()

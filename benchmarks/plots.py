@@ -1,4 +1,4 @@
-"""CPU seconds of a run's plots (plots.run.draw_run), which are drawn while it trains, by the number of branches.
+"""CPU seconds of a run's plots (plots.draw_run), which are drawn while it trains, by the number of branches.
 
     python benchmarks/plots.py --branches 1 5 50
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import plots.run
+import plots
 import runlog
 
 LAYERS = [f"network/{network}/{layer}/" for network in ("actor", "qf1", "qf2") for layer in ("fc1", "fc2")]
@@ -52,7 +52,7 @@ def main(args: Args) -> None:
         for branches in args.branches:
             folder = make(root, branches)
             start = time.process_time()
-            plots.run.draw_run(folder)
+            plots.draw_run(folder)
             print(f"{branches} branches: {time.process_time() - start:.1f} s", flush=True)
 
 

@@ -1,4 +1,5 @@
-"""From run folders to figures. Importing this package costs nothing: matplotlib comes with the first drawing."""
+"""From run folders to figures. Importing this package costs nothing: matplotlib comes with the
+first drawing."""
 
 from collections.abc import Sequence
 from pathlib import Path

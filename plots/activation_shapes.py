@@ -1,4 +1,4 @@
-"""activation_shapes."""
+"""The activation functions of a run's layers: over training, and before and after it."""
 
 import re
 from collections import defaultdict
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
@@ -13,129 +14,196 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from plots.reading import Loaded, read_config, read_rows, read_scalars
-from plots.style import BAND, FIRST, RC, _limit, _panels, _spread_out, _title
-from plots.variants import style
+from plots import style
+from plots.layers import read_rows
+from plots.reading import Loaded, read_config, read_scalars
+from plots.variants import style_of
 
-LIGHT_TO_DARK = (
-    "Blues",
-    "Oranges",
-    "Greens",
-    "Purples",
-    "Greys",
-)  # of a panel's curves: branches, or crelu's halves
-
+LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of branches, or outputs
 MOST_STEPS = 50  # of one run's functions over training that are drawn
+BAND = {"color": "0.5", "alpha": 0.15}
+SHADES = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}  # of the networks, before and after
+LAYER_MARKERS = {"fc1": "o", "fc2": "s"}
 
-SHADES, LAYER_MARKERS = (
-    {"actor": 1.0, "qf1": 0.75, "qf2": 0.5},
-    {"fc1": "o", "fc2": "s"},
-)  # in panel (c) of the demo
+Rows = dict[tuple[str, str], dict[str, list[dict]]]  # (layer, network): part: rows
 
 
-@matplotlib.rc_context(RC)
-def activations_figure(folder: Path) -> Figure | None:
-    """The activation functions of every layer over training: light to dark, the first one dashed. None without any."""
-    found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
-    if not found:
-        return None
-    number = max(map(len, found.values()))
-    for key, curves in found.items():
-        found[key] = {part: _spread_out(rows, MOST_STEPS) for part, rows in curves.items() if rows}
-    figure, axes = _panels(found, (2.7, 2.2), "f(x)", right=0.8)
-    steps = sorted(
-        {row["step"] for panel in found.values() for rows in panel.values() for row in rows}
-    )
-    norm = Normalize(steps[0], steps[-1]) if len(steps) > 1 else Normalize(steps[0] - 1, steps[0])
-    maps = [
-        ListedColormap(matplotlib.colormaps[name](np.linspace(0.3, 1, 256)))
-        for name in LIGHT_TO_DARK
-    ]
-    scalars, most = read_scalars(folder), max(map(len, found.values()))
-    names = re.split(r"[*+]", read_config(folder)["activation"])
-    handles = (
-        [Line2D([], [], **FIRST, label=f"first (step {steps[0]:,})")] if len(steps) > 1 else []
-    )
-    handles.append(Patch(**BAND, label="1 to 99 % of the newest pre-activations"))
-    for i in range(most if most > 1 else 0):
-        label = names[i] if i < len(names) > 1 else f"output {i + 1}"
-        handles.append(Line2D([], [], color=maps[i % len(maps)](0.9), label=label))
-    for (layer, network), curves in found.items():
-        panel, seen = axes[layer, network], []
-        for i, rows in enumerate(curves.values()):
-            for row in rows:
-                seen.append(np.where(np.isfinite(row["y"]), row["y"], np.nan))
-                panel.plot(
-                    row["x"], seen[-1], color=maps[i % len(maps)](norm(row["step"])), linewidth=1.2
-                )
-            if len(steps) > 1:
-                panel.plot(rows[0]["x"], seen[-len(rows)], **FIRST, zorder=3)
-        quantiles = [scalars.get(f"network/{network}/{layer}/preact_{q}") for q in ("q01", "q99")]
-        if all(q is not None and np.isfinite(q[-1, 1]) for q in quantiles):
-            panel.axvspan(*(np.clip(q[-1, 1], -10, 10) for q in quantiles), **BAND, linewidth=0)
-        _limit(panel, np.concatenate(seen))
-        panel.set_xlim(-10, 10)
-    columns = max(
-        1, min(len(handles), int(figure.get_figwidth() / 2))
-    )  # else they are wider than one network's panels
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-    if len(steps) > 1:
-        mappable, options = (
-            ScalarMappable(norm, maps[-1 if most > 1 else 0]),
-            {"format": EngFormatter(sep="")},
-        )
-        bar = figure.colorbar(
-            mappable, ax=list(axes.values()), pad=0.02, label="environment steps", **options
-        )
-        bar.outline.set_visible(False)
-    what = "Activation functions over training" if len(steps) > 1 else "Activation functions"
-    _title(
-        figure, folder, what + (f", the first {most} of {number} branches" if most < number else "")
-    )
-    return figure
+def finite(values) -> np.ndarray:
+    """An array with NaN for what is not finite."""
+    array = np.asarray(values, dtype=float)
+    return np.where(np.isfinite(array), array, np.nan)
 
 
 def is_learned(run: Loaded) -> bool:
-    """Whether the run's activation functions have parameters of their own: norms or gradients of these were logged, or
-    the functions differ over training or from layer to layer."""
-    for key in run.scalars:
-        if key.endswith(("numerator_norm", "coefficient_gradient_norm")):
-            return True
-    parts = defaultdict(
-        list
-    )  # number of branch or output -> the function of every layer, first and newest
+    """Whether the run's activation functions have parameters of their own: norms or gradients of
+    these were logged, or the functions differ over training or from layer to layer."""
+    if run.keys(".*(numerator_norm|coefficient_gradient_norm)"):
+        return True
+    functions = defaultdict(list)  # number of branch or output: of every layer, first and newest
     for curves in read_rows(run.folder, "curves.jsonl", "activation").values():
         for part, rows in curves.items():
-            parts[part] += [np.array([row["x"], row["y"]], dtype=float) for row in rows]
-    for first, *others in parts.values():
+            functions[part] += [np.array([row["x"], row["y"]], dtype=float) for row in rows]
+    for first, *others in functions.values():
         for other in others:
-            if first.shape != other.shape or not np.allclose(
+            is_same = first.shape == other.shape and np.allclose(
                 first, other, rtol=1e-4, atol=1e-5, equal_nan=True
-            ):
+            )
+            if not is_same:
                 return True
     return False
 
 
-def _draw_functions(panel, activation: str, run: Loaded) -> None:
-    """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one curve."""
-    found, seen = read_rows(run.folder, "curves.jsonl", "activation"), [np.zeros(0)]
+# ---- one run, over training ----------------------------------------------------------------------
+
+
+def spread_out(rows: list, most: int) -> list:
+    """At most so many rows, evenly spread; the first and the last are kept."""
+    indices = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
+    return [rows[i] for i in np.unique(indices)]
+
+
+@style.with_style
+def activations_figure(folder: Path) -> Figure | None:
+    """The activation functions of every layer over training: light to dark, the first one dashed.
+    None without any."""
+    found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
+    if not found:
+        return None
+    number = max(len(parts) for parts in found.values())
+    for key, parts in found.items():
+        found[key] = {part: spread_out(rows, MOST_STEPS) for part, rows in parts.items() if rows}
+    num_drawn = max(len(parts) for parts in found.values())
+
+    figure, axes = style.panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
+    steps = steps_of(found)
+    first = steps[0] if len(steps) > 1 else steps[0] - 1
+    norm = Normalize(first, steps[-1])
+    maps = colour_maps()
+    scalars = read_scalars(folder, r"network/[^,]*/preact_q(?:01|99)")
+    for (layer, network), parts in found.items():
+        panel = axes[layer, network]
+        draw_over_training(panel, list(parts.values()), norm, maps, len(steps) > 1)
+        shade_quantiles(panel, scalars, f"network/{network}/{layer}")
+        panel.set_xlim(-10, 10)
+
+    handles = shape_handles(folder, steps, maps, num_drawn)
+    # more columns would be wider than one network's panels
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    if len(steps) > 1:
+        colours = ScalarMappable(norm, maps[-1 if num_drawn > 1 else 0])
+        places = list(axes.values())
+        ticks = EngFormatter(sep="")
+        bar = figure.colorbar(colours, ax=places, pad=0.02, label="environment steps", format=ticks)
+        bar.outline.set_visible(False)
+    what = "Activation functions over training" if len(steps) > 1 else "Activation functions"
+    if num_drawn < number:
+        what += f", the first {num_drawn} of {number} branches"
+    style.run_title(figure, folder, what)
+    return figure
+
+
+def steps_of(found: Rows) -> list[int]:
+    """The steps of all rows."""
+    steps = set()
+    for parts in found.values():
+        for rows in parts.values():
+            steps |= {row["step"] for row in rows}
+    return sorted(steps)
+
+
+def colour_maps() -> list[ListedColormap]:
+    """A colour map per branch, without its palest third."""
+    shades = np.linspace(0.3, 1, 256)
+    return [ListedColormap(matplotlib.colormaps[name](shades)) for name in LIGHT_TO_DARK]
+
+
+def draw_over_training(
+    panel: Axes,
+    branches: list[list[dict]],
+    norm: Normalize,
+    maps: list[ListedColormap],
+    is_over_training: bool,
+) -> None:
+    """A layer's functions, a colour map per branch, from light to dark."""
+    seen = []
+    for index, rows in enumerate(branches):
+        colours = maps[index % len(maps)]
+        for row in rows:
+            y = finite(row["y"])
+            seen.append(y)
+            panel.plot(row["x"], y, color=colours(norm(row["step"])), linewidth=1.2)
+        if is_over_training:
+            panel.plot(rows[0]["x"], finite(rows[0]["y"]), **style.FIRST, zorder=3)
+    style.limit(panel, np.concatenate(seen))
+
+
+def shade_quantiles(panel: Axes, scalars: dict[str, np.ndarray], prefix: str) -> None:
+    """The range of the newest pre-activations, if it is known."""
+    ends = []
+    for quantile in ("q01", "q99"):
+        rows = scalars.get(f"{prefix}/preact_{quantile}")
+        if rows is None or not np.isfinite(rows[-1, 1]):
+            return
+        ends.append(np.clip(rows[-1, 1], -10, 10))
+    panel.axvspan(*ends, **BAND, linewidth=0)
+
+
+def shape_handles(
+    folder: Path, steps: list[int], maps: list[ListedColormap], num_drawn: int
+) -> list:
+    """Legend of activations_figure: the first step, the band, and the branches' or outputs'
+    names."""
+    handles = []
+    if len(steps) > 1:
+        handles.append(Line2D([], [], **style.FIRST, label=f"first (step {steps[0]:,})"))
+    handles.append(Patch(**BAND, label="1 to 99 % of the newest pre-activations"))
+    if num_drawn == 1:
+        return handles
+    names = re.split(r"[*+]", read_config(folder)["activation"])
+    for index in range(num_drawn):
+        has_name = len(names) > 1 and index < len(names)
+        label = names[index] if has_name else f"output {index + 1}"
+        handles.append(Line2D([], [], color=maps[index % len(maps)](0.9), label=label))
+    return handles
+
+
+# ---- before and after ----------------------------------------------------------------------------
+
+
+def draw_before_and_after(panel: Axes, activation: str, run: Loaded) -> None:
+    """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one
+    curve."""
     fixed = not is_learned(run)
-    for (layer, network), curves in found.items():
-        shade = 1 - (1.0 if fixed else SHADES.get(network, 1.0)) * (
-            1 - np.array(to_rgb(style(activation)["color"]))
-        )
-        marker = {} if fixed else {"marker": LAYER_MARKERS.get(layer, "^"), "markersize": 3.5}
-        for rows in curves.values():
+    color = np.array(to_rgb(style_of(activation)["color"]))
+    seen = [np.zeros(0)]
+    for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
+        strength = 1.0 if fixed else SHADES.get(network, 1.0)
+        look = {"color": 1 - strength * (1 - color)}
+        if not fixed:
+            look |= {"marker": LAYER_MARKERS.get(layer, "^"), "markersize": 3.5}
+        for rows in parts.values():
             inside = np.abs(rows[-1]["x"]) <= 5  # where the initial coefficients are fitted
-            x, before, after = (
-                np.asarray(v, dtype=float)[inside]
-                for v in (rows[0]["x"], rows[0]["y"], rows[-1]["y"])
-            )
-            before, after = (np.where(np.isfinite(y), y, np.nan) for y in (before, after))
+            x = np.asarray(rows[0]["x"], dtype=float)[inside]
+            before = finite(rows[0]["y"])[inside]
+            after = finite(rows[-1]["y"])[inside]
             seen += [before, after]
-            panel.plot(x, after, color=shade, linewidth=1.4, markevery=(5, 18), **marker)
+            panel.plot(x, after, linewidth=1.4, markevery=(5, 18), **look)
             if not fixed:
-                panel.plot(x, before, **FIRST, zorder=3)
-    panel.set_title(f"{activation}, {'fixed' if fixed else 'learned'} (seed {run.config['seed']})")
-    _limit(panel, np.concatenate(seen))
+                panel.plot(x, before, **style.FIRST, zorder=3)
+    kind = "fixed" if fixed else "learned"
+    panel.set_title(f"{activation}, {kind} (seed {run.seed})")
+    style.limit(panel, np.concatenate(seen))
     panel.set(xlim=(-5, 5), xticks=(-5, 0, 5), xlabel="pre-activation x")
+
+
+def before_and_after_handles() -> list[Line2D]:
+    """Legend of draw_before_and_after."""
+    handles = [Line2D([], [], **style.FIRST, label="before")]
+    for network, strength in SHADES.items():
+        grey = str(0.95 - 0.9 * strength)
+        handles.append(Line2D([], [], color=grey, label=f"after: {network}"))
+    look = {"color": "0.3", "linestyle": "", "markersize": 3.5}
+    for layer, marker in LAYER_MARKERS.items():
+        handles.append(Line2D([], [], marker=marker, label=layer, **look))
+    return handles

@@ -1,4 +1,4 @@
-"""continual."""
+"""The figures of continual_supervised.py: measures per task, and comparisons paired by seed."""
 
 import dataclasses
 import json
@@ -9,47 +9,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import activations
 import runlog
-from plots.reading import Loaded, read_run, run_folders_in
-from plots.recording import _file_name, _write_csv, record_figure
+from plots import style
+from plots.reading import Loaded, check_once, read_run, run_folders_in
+from plots.recording import Kind, file_name, record_figure, rows_where, write_csv
 from plots.statistics import mean_interval
-from plots.style import _caption
-from plots.variants import STYLES, _check_seeds, _flat, _where, check_once, differing, style
+from plots.variants import by_seed, differing, flat, in_order, product_of, style_of, varied_settings
 
-VARIED = (
-    "activation",
-    "layer_norm",
-    "l2",
-    "redo",
-    "reset_head",
-)  # and rational.*: what cells of a study may differ in
-
+VARIED = {"activation", "layer_norm", "l2", "redo", "reset_head"}  # and rational.*: of cells
 SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
-
 LATE = 5  # tasks at the end that "late" means
-
+ACCURACY = "charts/online_accuracy"
+STEPS_TO_THRESHOLD = "charts/steps_to_threshold"
 PER_TASK = (  # keys of continual_curves.csv
-    r"charts/(online|end|test)_accuracy|task_(start|end)/ntk_(srank|entropy_rank)"
-    r"|network/classifier/(weight_norm|\w+/(dead_share|dormant_share|srank|numerator_norm|denominator_norm|f_max))"
+    r"charts/(online|end|test)_accuracy"
+    r"|task_(start|end)/ntk_(srank|entropy_rank)"
+    r"|network/classifier/(weight_norm"
+    r"|\w+/(dead_share|dormant_share|srank|numerator_norm|denominator_norm|f_max))"
 )
-
 MEASURES = {  # name: (key, first or late tasks)
-    "online accuracy, first task": ("charts/online_accuracy", "first"),
-    "online accuracy, late tasks": ("charts/online_accuracy", "late"),
-    "change of online accuracy, late - first": ("charts/online_accuracy", "change"),
+    "online accuracy, first task": (ACCURACY, "first"),
+    "online accuracy, late tasks": (ACCURACY, "late"),
+    "change of online accuracy, late - first": (ACCURACY, "change"),
     "NTK srank, start": ("task_start/ntk_srank", "first"),
     "NTK srank, late task ends": ("task_end/ntk_srank", "late"),
     "NTK entropy rank, late task ends": ("task_end/ntk_entropy_rank", "late"),
 }
 
 
+# ---- cells ---------------------------------------------------------------------------------------
+
+
 @dataclass
 class Cell:
-    """The seeds of one setting of continual_supervised.py. settings: what it has of its own, as "init" -> 0.25."""
+    """The seeds of one setting. settings: what it has of its own, as "init" -> 0.25."""
 
     activation: str
     settings: dict[str, object]
@@ -57,305 +55,176 @@ class Cell:
 
     @property
     def label(self) -> str:
-        return ", ".join(
-            [self.activation, *(f"{name} {value}" for name, value in self.settings.items())]
-        )
+        told = [f"{name} {value}" for name, value in self.settings.items()]
+        return ", ".join([self.activation, *told])
+
+    @property
+    def num_diverged(self) -> int:
+        return sum(run.has_diverged for run in self.runs)
 
     def per_task(self, key: str) -> np.ndarray:
-        """(seeds, tasks) of a measure that is logged once a task. NaN: not logged, or logged as such; a diverged seed
-        carries its last value forward."""
-        ends = [
-            row[0] / row[1] for run in self.runs for row in run.scalars.get("charts/task", ())
-        ]  # updates per task
+        """(seeds, tasks) of a measure that is logged once a task. NaN: not logged, or logged as
+        such; a diverged seed carries its last value forward."""
         num_tasks = self.runs[0].setting("num_tasks", int)
         values = np.full((len(self.runs), num_tasks), np.nan)
+        updates = self.updates_per_task()
+        if updates is None:
+            return values
+        is_of_start = key.startswith("task_start/")
         for row, run in zip(values, self.runs):
-            for step, value, _ in run.scalars.get(key, ()) if ends else ():
-                task = round(step / min(ends)) - (not key.startswith("task_start/"))
+            for step, value, _ in run.scalars.get(key, ()):
+                task = round(step / updates)
+                if not is_of_start:
+                    task -= 1
                 if not 0 <= task < num_tasks:
-                    told = f"{key} has a row at step {step:,.0f}, which is in none of the {num_tasks} tasks"
-                    raise runlog.UserError(
-                        f"{run.folder / 'scalars.csv'}: {told}; restore it, or move the run away"
-                    )
+                    where = f"step {step:,.0f}, which is in none of the {num_tasks} tasks"
+                    remedy = "restore it, or move the run away"
+                    path = run.folder / "scalars.csv"
+                    raise runlog.UserError(f"{path}: {key} has a row at {where}; {remedy}")
                 row[task] = value
             known = np.flatnonzero(np.isfinite(row))
-            if run.config["status"] == "diverged" and len(known):
+            if run.has_diverged and len(known):
                 row[known[-1] :] = row[known[-1]]
         return values
+
+    def updates_per_task(self) -> float | None:
+        """Updates of a task; None before the end of the first."""
+        found = []
+        for run in self.runs:
+            found += [step / task for step, task, _ in run.scalars.get("charts/task", ())]
+        return min(found, default=None)
 
     def measure(self, name: str) -> np.ndarray:
         """One of MEASURES for each seed; the first task is never a late one."""
         key, when = MEASURES[name]
         values = self.per_task(key)
-        first, late = values[:, 0], values[:, max(1, values.shape[1] - LATE) :]
+        first = values[:, 0]
+        if when == "first":
+            return first
+        late = values[:, max(1, values.shape[1] - LATE) :]
         late = late.mean(1) if late.shape[1] else np.full_like(first, np.nan)
-        return {"first": first, "late": late, "change": late - first}[when]
+        return late if when == "late" else late - first
 
 
 def continual_cells(folder: Path) -> dict[str, list[Cell]]:
-    """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a folder. Raises
-    UserError: none there, or studies of different lengths or settings mixed."""
+    """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a
+    folder. Raises UserError: none there, or studies of different lengths or settings mixed."""
     runs = [read_run(path) for path in run_folders_in(folder, "*__continual_supervised__*")]
     check_once(runs)
-    studies, unfinished = (
-        defaultdict(list),
-        [run for run in runs if run.config["status"] not in runlog.ENDED],
-    )
-    for run in unfinished:
-        print(f"{run.folder}: {run.config['status']}, left out")
+    studies = defaultdict(list)
     for run in runs:
-        if run not in unfinished:
-            run.setting("num_tasks", int)
-            run.setting("rational", dict)
-            studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
+        if not run.has_ended:
+            print(f"{run.folder}: {run.status}, left out")
+            continue
+        run.setting("num_tasks", int)
+        run.setting("rational", dict)
+        studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
-        raise runlog.UserError(
-            f"--runs {folder}: no finished run of continual_supervised.py; train some first"
-        )
-    return {name: _cells(study) for name, study in studies.items()}
+        told = "no finished run of continual_supervised.py; train some first"
+        raise runlog.UserError(f"--runs {folder}: {told}")
+    return {name: cells_of(members) for name, members in studies.items()}
 
 
-def _cells(runs: list[Loaded]) -> list[Cell]:
-    flat = [_flat(run.config) for run in runs]
-    folders = [run.folder for run in runs]
-    free = [
-        key for config in flat for key in config if key in VARIED or key.startswith("rational.")
-    ]
-    if found := differing(flat, folders, free):
-        key, values = found
-        raise runlog.UserError(
-            f"the runs differ in {key} ({', '.join(values)}): {_where(values)}; move some away"
-        )
-    varied = [
-        key
-        for key in dict.fromkeys(free)
-        if len({json.dumps(config.get(key)) for config in flat}) > 1
-    ]
-    usual = {
-        f"rational.{k}": v for k, v in dataclasses.asdict(activations.RationalConfig()).items()
-    }
+def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
+    """The cells of one study, in order. Raises UserError: runs differ in a setting that is none."""
+    settings = [flat(run.config) for run in runs]
+    free = []  # settings that cells may differ in, as they come
+    for config in settings:
+        free += [key for key in config if key in VARIED or key.startswith("rational.")]
+    if found := differing(settings, [run.folder for run in runs], free):
+        told = f"the runs differ in {found.key} ({found.values}): {found.where}"
+        raise runlog.UserError(f"{told}; move some away")
+
+    varied = varied_settings(settings, dict.fromkeys(free))
+    varied = [key for key in varied if key != "activation"]
+    usual = {}
+    for key, value in dataclasses.asdict(activations.RationalConfig()).items():
+        usual[f"rational.{key}"] = value
     cells = {}
-    for run, config in zip(runs, flat):
-        settings = {}
+    for run, config in zip(runs, settings):
+        own = {}
         for key in varied:
-            value = config.get(
-                key, usual.get(key, 0)
-            )  # an older run may lack it; others than usual's: 0 or False
-            if key != "activation" and value != usual.get(key, 0):
-                settings[SHORT.get(key, key)] = value
-        name = config["activation"], json.dumps(settings)
-        cells.setdefault(name, Cell(config["activation"], settings, [])).runs.append(run)
+            default = usual.get(key, 0)  # others than a rational's: 0 or False
+            value = config.get(key, default)  # an older run may lack it
+            if value != default:
+                own[SHORT.get(key, key)] = value
+        name = config["activation"], json.dumps(own)
+        cell = cells.setdefault(name, Cell(config["activation"], own, []))
+        cell.runs.append(run)
     for cell in cells.values():
-        cell.runs.sort(key=lambda run: run.config["seed"])
-        _check_seeds(cell.runs, cell.label)
-    order = [*STYLES, *sorted({cell.activation for cell in cells.values()} - {*STYLES})]
-    return sorted(
-        cells.values(), key=lambda c: (order.index(c.activation), len(c.settings), c.label)
-    )
+        cell.runs = by_seed(cell.runs, cell.label)
+    order = in_order(cell.activation for cell in cells.values())
+
+    def rank(cell: Cell) -> tuple:
+        return order.index(cell.activation), len(cell.settings), cell.label
+
+    return sorted(cells.values(), key=rank)
 
 
-def draw_continual_study(tables: dict[str, list[dict]], spec: dict) -> Figure:
-    """Rows of continual_curves.csv of the study that spec names. Rows of panels: online accuracy, NTK srank at the
-    tasks' ends, dead share; columns: activations as they come, then the settings of each activation that has some."""
-    curves = defaultdict(lambda: defaultdict(list))  # cell's label: metric: task, mean, low, high
-    for row in tables["continual_curves.csv"]:
-        if row["study"] == spec["study"]:
-            points = (float(row[name]) for name in ("task", "mean", "low", "high"))
-            curves[row["cell"]][row["metric"]].append(tuple(points))
-    names = {label: label.split(", ")[0] for label in curves}
-    groups = {"activations": [label for label, name in names.items() if label == name]}
-    for activation in dict.fromkeys(name for label, name in names.items() if label != name):
-        groups[activation] = [label for label, name in names.items() if name == activation]
-    metrics_there = {metric for cell in curves.values() for metric in cell}
-    layers = {
-        int(found[1]) for metric in metrics_there if (found := re.search(r"/fc(\d+)/", metric))
-    }
-    rows = {
-        "online accuracy": "charts/online_accuracy",
-        "NTK srank, task end": "task_end/ntk_srank",
-        "dead share (KDE), last layer": f"network/classifier/fc{max(layers, default=1)}/dead_share",
-    }
-    figure = Figure((max(3.6 * len(groups) + 0.6, 7), 7.6), layout="constrained")
-    panels = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
-    looks = [
-        ("-", "o"),
-        ("--", "v"),
-        (":", "^"),
-        ("-.", "s"),
-        ("-", "D"),
-        ("--", "P"),
-        (":", "X"),
-        ("-.", "h"),
-    ]
-    for column, (group, members) in zip(panels.T, groups.items()):
-        for panel, key in zip(column, rows.values()):
-            for k, label in enumerate(members):
-                look = style(names[label])
-                if group != "activations":
-                    look |= dict(zip(("linestyle", "marker"), looks[k % len(looks)]))
-                    look["markerfacecolor"] = "white" if ", decay " in label else look["color"]
-                tasks, mean, low, high = np.array(curves[label].get(key, [])).reshape(-1, 4).T
-                panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)
-                panel.plot(tasks, mean, **look, label=label, linewidth=1.3, markersize=3.5)
-        column[0].set_title(group, loc="left", fontweight="bold")
-        column[-1].set_xlabel("task")
-        column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        column[-1].legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.22), handlelength=3, fontsize=8
-        )
-    for panel, ylabel in zip(panels[:, 0], rows):
-        panel.set_ylabel(ylabel)
-    _caption(figure, *spec["caption"])
-    return figure
+# ---- comparisons ---------------------------------------------------------------------------------
 
 
-def _continual_caption(name: str, cells: list[Cell]) -> str:
-    counts = sorted({len(cell.runs) for cell in cells})
-    diverged = sum(run.config["status"] == "diverged" for cell in cells for run in cell.runs)
-    told = f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, "
-    told += f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
-    if diverged:
-        told += f", {diverged} diverged (last task carried forward)"
-    early = []
+def continual_comparisons(cells: Sequence[Cell]) -> list[dict[str, object]]:
+    """Differences a - b of every measure between cells that differ in one thing, paired by seed,
+    with a 95 % interval. n: seeds of which both are known."""
+    rows = []
+    for a, b in comparable_pairs(cells):
+        seeds_a = [run.seed for run in a.runs]
+        seeds_b = [run.seed for run in b.runs]
+        shared = sorted({*seeds_a} & {*seeds_b})
+        places_a = [seeds_a.index(seed) for seed in shared]
+        places_b = [seeds_b.index(seed) for seed in shared]
+        for name in MEASURES:
+            values_a = a.measure(name)[places_a]
+            values_b = b.measure(name)[places_b]
+            known = np.isfinite(values_a - values_b)
+            if not known.any():
+                continue  # not measured, such as the NTK with --ntk-samples 0
+            difference, low, high = mean_interval((values_a - values_b)[known])
+            row = {"a": a.label, "b": b.label, "measure": name, "n": int(known.sum())}
+            row |= {"mean_a": values_a[known].mean(), "mean_b": values_b[known].mean()}
+            rows.append(row | {"difference": difference, "low": low, "high": high})
+    return rows
+
+
+def comparable_pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """crational and rational, each product with its base, each setting with and without, the lowest
+    and the highest init."""
+    by_name = {}
     for cell in cells:
-        known = np.isfinite(cell.per_task("charts/online_accuracy")).any(1)
-        if not known.all():
-            early.append(f"{cell.label} {(~known).sum()} of {len(known)}")
-    if early:
-        told += f"; in no mean, since they diverged in their first task: {', '.join(early)}"
-    return told
-
-
-def continual_comparisons(cells: list[Cell]) -> list[dict[str, object]]:
-    """Differences a - b of every measure between cells that differ in one thing, paired by seed, with a 95 % interval:
-    crational and rational, each HR with its base, each setting with and without, the lowest and the highest init. n:
-    seeds of which both are known."""
-    by_name = {(cell.activation, frozenset(cell.settings.items())): cell for cell in cells}
+        by_name[cell.activation, frozenset(cell.settings.items())] = cell
     inits = sorted({cell.settings["init"] for cell in cells if "init" in cell.settings})
+    bases = {product_of(cell.activation): cell.activation for cell in cells}
     pairs = []
     for (activation, settings), cell in by_name.items():
-        others = [("rational", settings)] if activation == "crational" else []
-        others += [(activation.removesuffix("_hr"), settings)] if activation.endswith("_hr") else []
-        others += [(activation, settings - {item}) for item in settings if item[0] != "init"]
+        others = []
+        if activation == "crational":
+            others.append(("rational", settings))
+        if activation in bases:
+            others.append((bases[activation], settings))
+        inits_of_cell = {item for item in settings if item[0] == "init"}
+        for item in settings - inits_of_cell:
+            others.append((activation, settings - {item}))
         if len(inits) > 1 and ("init", inits[0]) in settings:
-            others.append((activation, settings - {("init", inits[0])} | {("init", inits[-1])}))
-        others += [(activation, settings - {item}) for item in settings if item[0] == "init"]
+            highest = settings - {("init", inits[0])} | {("init", inits[-1])}
+            others.append((activation, highest))
+        for item in inits_of_cell:
+            others.append((activation, settings - {item}))
         pairs += [(cell, by_name[other]) for other in others if other in by_name]
-    found = []
-    for a, b in pairs:
-        seeds = [[run.config["seed"] for run in cell.runs] for cell in (a, b)]
-        shared = sorted({*seeds[0]} & {*seeds[1]})
-        for name in MEASURES:
-            x, y = (
-                cell.measure(name)[[each.index(s) for s in shared]]
-                for cell, each in zip((a, b), seeds)
-            )
-            x, y = x[known := np.isfinite(x - y)], y[known]
-            if not len(x):
-                continue  # not measured, such as the NTK with --ntk-samples 0
-            row = {
-                "a": a.label,
-                "b": b.label,
-                "measure": name,
-                "n": len(x),
-                "mean_a": x.mean(),
-                "mean_b": y.mean(),
-            }
-            found.append(row | dict(zip(("difference", "low", "high"), mean_interval(x - y))))
-    return found
+    return pairs
 
 
-def _provenance(run: Loaded) -> dict[str, object]:
-    """Seconds, memory, commit, machine and folder of a run; "" where it has not ended or says nothing."""
-    own = run.provenance()
-    del own["gymnasium"]
-    return own | {"folder": run.folder.name}
-
-
-def draw_continual(folder: Path, out: Path) -> list[Path]:
-    """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per
-    task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv. Prints the comparisons."""
-    paths = []
-    curves = []
-    summary = []
-    per_run = []
-    comparisons = []
-    captions = {}
-    taken = set()
-    for name, cells in continual_cells(folder).items():
-        captions[name] = _continual_caption(name, cells)
-        for cell in cells:
-            for key in sorted(
-                {key for run in cell.runs for key in run.scalars if re.fullmatch(PER_TASK, key)}
-            ):
-                values = cell.per_task(key)
-                counts = np.isfinite(values).sum(0).tolist()
-                mean, low, high = mean_interval(values)
-                for task, n in enumerate(counts, start=1):
-                    row = {"study": name, "cell": cell.label, "n": n, "metric": key, "task": task}
-                    row |= {"mean": mean[task - 1], "low": low[task - 1], "high": high[task - 1]}
-                    curves.append(row)
-            row = {"study": name, "cell": cell.label, "n": len(cell.runs)}
-            row["diverged"] = sum(run.config["status"] == "diverged" for run in cell.runs)
-            steps = cell.per_task("charts/steps_to_threshold")
-            for task, column in enumerate(
-                np.where(np.isfinite(steps), steps, np.inf).T, start=1
-            ):  # never: inf
-                own = {
-                    "study": name,
-                    "cell": cell.label,
-                    "n": len(cell.runs),
-                    "task": task,
-                    "low": np.nan,
-                    "high": np.nan,
-                }
-                curves.append(
-                    own | {"metric": "median of steps_to_threshold", "mean": np.median(column)}
-                )
-                curves.append(
-                    own | {"metric": "share of seeds that fit", "mean": np.isfinite(column).mean()}
-                )
-            for measure in MEASURES:
-                row |= dict(
-                    zip(
-                        (measure, f"{measure}: low", f"{measure}: high"),
-                        mean_interval(cell.measure(measure)),
-                    )
-                )
-            summary.append(row)
-            measures = {measure: cell.measure(measure) for measure in MEASURES}
-            for i, run in enumerate(cell.runs):
-                row = {
-                    "study": name,
-                    "cell": cell.label,
-                    "seed": run.config["seed"],
-                    "status": run.config["status"],
-                }
-                per_run.append(
-                    row
-                    | {measure: values[i] for measure, values in measures.items()}
-                    | _provenance(run)
-                )
-        comparisons += [{"study": name} | row for row in continual_comparisons(cells)]
-    for row in comparisons:
-        sign = "" if row["low"] * row["high"] > 0 else "  (undecided)"
-        told = (
-            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] n = {row['n']}{sign}"
-        )
+def print_comparisons(rows: Sequence[dict]) -> None:
+    for row in rows:
+        low, high = row["low"], row["high"]
+        is_decided = low * high > 0
+        told = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] n = {row['n']}"
+        if not is_decided:
+            told += "  (undecided)"
         print(f"{row['study']}: {row['a']} against {row['b']}, {row['measure']}: {told}")
-    tables = {"curves": curves, "cells": summary, "runs": per_run, "comparisons": comparisons}
-    for name, rows in ((name, rows) for name, rows in tables.items() if rows):
-        paths.append(
-            _write_csv(
-                Path(out) / f"continual_{name}.csv", rows, digits=4 if name == "curves" else 6
-            )
-        )
-    for name, told in captions.items():
-        spec = {"csv": ["continual_curves.csv"], "study": name, "caption": [told]}
-        paths += record_figure(
-            out, _file_name(f"continual-{name.replace(' ', '-')}", taken), "continual", **spec
-        )
-    return paths
+
+
+# ---- tables and figures --------------------------------------------------------------------------
 
 
 def continual(
@@ -363,7 +232,204 @@ def continual(
 ) -> list[Path]:
     """CR continual: accuracy and NTK rank per task, and comparisons paired by seed."""
     if where or variants:
-        raise runlog.UserError(
-            "--where, --variants: continual draws all runs of continual_supervised.py; leave it away"
-        )
+        told = "continual draws all runs of continual_supervised.py; leave it away"
+        raise runlog.UserError(f"--where, --variants: {told}")
     return draw_continual(runs, out)
+
+
+def draw_continual(folder: Path, out: Path) -> list[Path]:
+    """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf,
+    continual_curves.csv (per task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv.
+    Prints the comparisons."""
+    tables = {"curves": [], "cells": [], "runs": [], "comparisons": []}
+    studies = continual_cells(folder)
+    for name, cells in studies.items():
+        for cell in cells:
+            start = {"study": name, "cell": cell.label}
+            tables["curves"] += [start | row for row in curve_rows(cell)]
+            tables["cells"].append(start | cell_row(cell))
+            tables["runs"] += [start | row for row in run_rows(cell)]
+        tables["comparisons"] += [{"study": name} | row for row in continual_comparisons(cells)]
+    print_comparisons(tables["comparisons"])
+    paths = []
+    for name, rows in tables.items():
+        if rows:
+            digits = 4 if name == "curves" else 6
+            paths.append(write_csv(Path(out) / f"continual_{name}.csv", rows, digits))
+    taken = set()
+    for name, cells in studies.items():
+        file = file_name(f"continual-{name.replace(' ', '-')}", taken)
+        paths += record_figure(
+            out,
+            file,
+            CONTINUAL,
+            csv=["continual_curves.csv"],
+            study=name,
+            caption=[caption_of(name, cells)],
+            activation_of={cell.label: cell.activation for cell in cells},
+            hollow=[cell.label for cell in cells if "decay" in cell.settings],
+        )
+    return paths
+
+
+def curve_rows(cell: Cell) -> list[dict]:
+    """Every measure of a cell, per task: mean over seeds and its interval."""
+    rows = []
+    keys = set()
+    for run in cell.runs:
+        keys |= {*run.keys(PER_TASK)}
+    for key in sorted(keys):
+        values = cell.per_task(key)
+        counts = np.isfinite(values).sum(0).tolist()
+        columns = zip(counts, *mean_interval(values))
+        for task, (n, mean, low, high) in enumerate(columns, start=1):
+            row = {"n": n, "metric": key, "task": task, "mean": mean, "low": low, "high": high}
+            rows.append(row)
+    return rows + threshold_rows(cell)
+
+
+def threshold_rows(cell: Cell) -> list[dict]:
+    """Median of the steps to the threshold, and how many seeds reach it, per task."""
+    rows = []
+    steps = cell.per_task(STEPS_TO_THRESHOLD)
+    steps = np.where(np.isfinite(steps), steps, np.inf)  # never reached
+    for task, column in enumerate(steps.T, start=1):
+        values = {
+            "median of steps_to_threshold": np.median(column),
+            "share of seeds that fit": np.isfinite(column).mean(),
+        }
+        for metric, value in values.items():
+            row = {"n": len(cell.runs), "metric": metric, "task": task, "mean": value}
+            rows.append(row | {"low": np.nan, "high": np.nan})
+    return rows
+
+
+def cell_row(cell: Cell) -> dict[str, object]:
+    """A cell's MEASURES: mean and interval."""
+    row = {"n": len(cell.runs), "diverged": cell.num_diverged}
+    for measure in MEASURES:
+        mean, low, high = mean_interval(cell.measure(measure))
+        row |= {measure: mean, f"{measure}: low": low, f"{measure}: high": high}
+    return row
+
+
+def run_rows(cell: Cell) -> list[dict]:
+    """MEASURES of each run of a cell, and where it comes from."""
+    measures = {measure: cell.measure(measure) for measure in MEASURES}
+    rows = []
+    for index, run in enumerate(cell.runs):
+        row = {"seed": run.seed, "status": run.status}
+        row |= {measure: values[index] for measure, values in measures.items()}
+        rows.append(row | run.origin())
+    return rows
+
+
+def caption_of(name: str, cells: Sequence[Cell]) -> str:
+    """The caption of a study's figure."""
+    counts = [len(cell.runs) for cell in cells]
+    ends = dict.fromkeys((min(counts), max(counts)))
+    diverged = sum(cell.num_diverged for cell in cells)
+    told = f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, "
+    told += f"n = {' to '.join(str(count) for count in ends)} seeds"
+    if diverged:
+        told += f", {diverged} diverged (last task carried forward)"
+    early = []
+    for cell in cells:
+        is_known = np.isfinite(cell.per_task(ACCURACY)).any(1)
+        if not is_known.all():
+            early.append(f"{cell.label} {(~is_known).sum()} of {len(is_known)}")
+    if early:
+        told += f"; in no mean, since they diverged in their first task: {', '.join(early)}"
+    return told
+
+
+# ---- drawing -------------------------------------------------------------------------------------
+
+LOOKS = (
+    ("-", "o"),
+    ("--", "v"),
+    (":", "^"),
+    ("-.", "s"),
+    ("-", "D"),
+    ("--", "P"),
+    (":", "X"),
+    ("-.", "h"),
+)
+
+
+@dataclass
+class Column:
+    """A column of panels: all activations as they come, or one activation and its settings."""
+
+    title: str
+    looks: dict[str, dict]  # label: style
+
+
+def columns_of(labels: Sequence[str], spec: dict) -> list[Column]:
+    """The columns of a study's figure."""
+    activation_of = {label: spec["activation_of"][label] for label in labels}
+    plain = [label for label, activation in activation_of.items() if label == activation]
+    columns = [Column("activations", {label: style_of(label) for label in plain})]
+    with_settings = [label for label in labels if label not in plain]
+    for activation in dict.fromkeys(activation_of[label] for label in with_settings):
+        members = [label for label in labels if activation_of[label] == activation]
+        looks = {}
+        for index, label in enumerate(members):
+            line, marker = LOOKS[index % len(LOOKS)]
+            look = style_of(activation) | {"linestyle": line, "marker": marker}
+            is_hollow = label in spec.get("hollow", ())
+            look["markerfacecolor"] = "white" if is_hollow else look["color"]
+            looks[label] = look
+        columns.append(Column(activation, looks))
+    return columns
+
+
+def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
+    """Rows of continual_curves.csv of the study that spec names. Rows of panels: online accuracy,
+    NTK srank at the tasks' ends, dead share; columns: columns_of."""
+    rows = rows_where(tables["continual_curves.csv"], study=spec["study"])
+    curves = defaultdict(lambda: defaultdict(list))  # label: metric: task, mean, low, high
+    for row in rows:
+        point = [float(row[name]) for name in ("task", "mean", "low", "high")]
+        curves[row["cell"]][row["metric"]].append(point)
+    columns = columns_of(list(curves), spec)
+    metrics = {
+        "online accuracy": ACCURACY,
+        "NTK srank, task end": "task_end/ntk_srank",
+        "dead share (KDE), last layer": f"network/classifier/{last_layer(rows)}/dead_share",
+    }
+    size = max(3.6 * len(columns) + 0.6, 7), 7.6
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(len(metrics), len(columns), squeeze=False, sharex=True, sharey="row")
+    for panels, column in zip(grid.T, columns):
+        for panel, metric in zip(panels, metrics.values()):
+            for label, look in column.looks.items():
+                draw_tasks(panel, label, look, curves[label].get(metric, []))
+        style.left_title(panels[0], column.title)
+        panels[-1].set_xlabel("task")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
+        panels[-1].legend(handlelength=3, fontsize=8, **place)
+    for panel, ylabel in zip(grid[:, 0], metrics):
+        panel.set_ylabel(ylabel)
+    style.caption(figure, *spec["caption"])
+    return figure
+
+
+def last_layer(rows: Sequence[dict]) -> str:
+    """The last fully connected layer that some metric is of."""
+    layers = {1}
+    for row in rows:
+        if found := re.search(r"/fc(\d+)/", row["metric"]):
+            layers.add(int(found[1]))
+    return f"fc{max(layers)}"
+
+
+def draw_tasks(panel: Axes, label: str, look: dict, points: list[list[float]]) -> None:
+    """A measure per task, with its interval."""
+    tasks, mean, low, high = np.array(points).reshape(-1, 4).T
+    panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    panel.plot(tasks, mean, **look, label=label, linewidth=1.3, markersize=3.5)
+
+
+CONTINUAL = Kind("continual", draw)

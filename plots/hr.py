@@ -1,154 +1,184 @@
-"""hr."""
+"""The figures of HR (arXiv 2406.09079) on Atari; kde.py and q_parts.py have those of single
+runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import runlog
-from plots.curves import _curves, _environments, curve_rows
-from plots.intervals import _final
-from plots.recording import _print, _write_csv
-from plots.study import (
-    BASELINE,
-    DEAD,
-    HUMAN,
-    MEDIAN,
-    RETURN,
-    SRANK,
-    Panel,
-    Study,
-    _chosen,
-    _keys,
-    _plain,
-    _try_study,
-    curves,
-    read_study,
-)
-from plots.variants import DQN, PPO, PQN
+from plots.curves import curve_rows, write_curves, write_environments
+from plots.intervals import write_intervals
+from plots.panels import RETURN, Panel, curves, keys_of
+from plots.recording import write_csv
+from plots.study import Study, read_study, try_study
+from plots.tables import print_table
+from plots.variants import DQN, PPO, PQN, Variant, product_of
 
-HR_VARIANTS = ("relu", "tanh", "sigmoid", "tanh_hr", "relu_hr", "crelu", "relu, ReDo")  # of PQN
+HIDDEN = r"network/(q|agent)/fc1"
+GAMES = r"charts/episodic_return"  # of training games
+
+DEAD = Panel("dead neurons, last hidden layer", "share", rf"{HIDDEN}/dead_share", statistic="std")
+SRANK = Panel("effective rank, last hidden layer", "srank", rf"{HIDDEN}/srank", statistic="std")
+BASELINE = Panel("baseline-normalised score", "HR eq. 8", GAMES, score="baseline", statistic="std")
+HUMAN = Panel("human-normalised score", "HR eq. 9", GAMES, score="human", statistic="std")
+MEDIAN = Panel(
+    "median human-normalised score", "HR eq. 9", RETURN, score="human", statistic="median"
+)
+RETURNS = Panel("return", "evaluation return", RETURN)
+GAME_RETURNS = Panel("return of training games", "raw score", GAMES)
 
 
 def hr1(
     runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Figs. 1 and 9: median over games of the human-normalised score, PQN's evaluation games (greedy)."""
-    study = _chosen(read_study(runs, PQN, _keys(MEDIAN), where), HR_VARIANTS, variants)
+    """HR Figs. 1 and 9: median over games of the human-normalised score, PQN's evaluation games
+    (greedy)."""
+    study = read_study(runs, PQN, keys_of(MEDIAN), where).chosen(variants)
     title = "HR Figs. 1, 9: PQN, median human-normalised score"
-    ends = {row["variant"]: row | {"group": "at the end"} for row in curve_rows(study, [MEDIAN])}
-    paths = _curves(study, [MEDIAN], out, "hr1", title)
-    return paths + _final(study, list(ends.values()), out, "hr1_final", title, MEDIAN)
+    ends = {}
+    for row in curve_rows(study, [MEDIAN]):
+        ends[row["variant"]] = row | {"group": "at the end"}
+    paths = write_curves(study, [MEDIAN], out, "hr1", title)
+    return paths + write_intervals(study, [*ends.values()], out, "hr1_final", title, MEDIAN)
 
 
-HR_DQN = {  # figure: (variants, panels)
-    "hr7": (["relu", "rational", "tanh", "sigmoid", "tanh_hr"], [DEAD, SRANK, BASELINE]),
-    "hr8a": (["relu", "rational", "selu", "tanh", "tanh_hr"], [BASELINE]),
-    "hr8b": (
-        [
-            "tanh_hr",
-            "tanh_add",
-            "tanh_2hr",
-            "tanh, LayerNorm",
-            "tanh, width 1024, learning rate 5e-05",
-            "tanh",
-        ],
-        [BASELINE],
+# ---- DQN -----------------------------------------------------------------------------------------
+
+RELU, TANH, SIGMOID, RATIONAL = (Variant(name) for name in ("relu", "tanh", "sigmoid", "rational"))
+RELU_HR, TANH_HR, SIGMOID_HR = (Variant(name) for name in ("relu_hr", "tanh_hr", "sigmoid_hr"))
+WIDE = Variant("tanh", {"width": 1024})
+WIDE_AND_SLOW = Variant("tanh", {"width": 1024, "learning_rate": 5e-05})
+TANH_NORMALISED = Variant("tanh", {"layer_norm": "channel"})
+
+
+@dataclass(frozen=True)
+class DQNFigure:
+    """A figure of DQN: which of the sweep's variants it compares, and in what."""
+
+    name: str
+    variants: tuple[Variant, ...]
+    panels: tuple[Panel, ...]
+
+
+DQN_FIGURES = (
+    DQNFigure("hr7", (RELU, RATIONAL, TANH, SIGMOID, TANH_HR), (DEAD, SRANK, BASELINE)),
+    DQNFigure("hr8a", (RELU, RATIONAL, Variant("selu"), TANH, TANH_HR), (BASELINE,)),
+    DQNFigure(
+        "hr8b",
+        (
+            TANH_HR,
+            Variant("tanh_add"),
+            Variant("tanh_2hr"),
+            TANH_NORMALISED,
+            WIDE_AND_SLOW,
+            TANH,
+        ),
+        (BASELINE,),
     ),
-    "hr13": (
-        ["tanh", "tanh, width 1024", "tanh, width 1024, learning rate 5e-05", "tanh_hr"],
-        [BASELINE, DEAD, SRANK],
-    ),
-    "hr14": (["tanh", "tanh_hr", "sigmoid", "sigmoid_hr", "relu", "relu_hr"], [DEAD]),
-    "hr15": (["relu", "relu_hr"], [BASELINE, DEAD, SRANK]),
-}
+    DQNFigure("hr13", (TANH, WIDE, WIDE_AND_SLOW, TANH_HR), (BASELINE, DEAD, SRANK)),
+    DQNFigure("hr14", (TANH, TANH_HR, SIGMOID, SIGMOID_HR, RELU, RELU_HR), (DEAD,)),
+    DQNFigure("hr15", (RELU, RELU_HR), (BASELINE, DEAD, SRANK)),
+)
 
 
 def hr7(
     runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Figs. 7, 8a-b, 13 to 15 and Table 2: DQN's dead neurons, effective rank and baseline-normalised score."""
-    study, paths = read_study(runs, DQN, _keys(DEAD, SRANK, BASELINE), where), []
-    for name, (wanted, panels) in HR_DQN.items():
-        wanted = variants if variants and name == "hr7" else wanted
-        if sum(variant in study.variants for variant in wanted) < 2:
-            print(f"{name}: fewer than two of {'; '.join(wanted)} in these runs, not drawn")
+    """HR Figs. 7, 8a-b, 13 to 15 and Table 2: DQN's dead neurons, effective rank and
+    baseline-normalised score."""
+    study = read_study(runs, DQN, keys_of(DEAD, SRANK, BASELINE), where)
+    paths = []
+    for figure in DQN_FIGURES:
+        wanted = [variant.label for variant in figure.variants]
+        if variants and figure.name == "hr7":
+            wanted = variants
+        if len({*wanted} & {*study.labels}) < 2:
+            told = f"fewer than two of {'; '.join(wanted)} in these runs, not drawn"
+            print(f"{figure.name}: {told}")
             continue
-        paths += _curves(study.only(wanted), panels, out, name, f"HR {name[2:]}: DQN")
-    rows = dead_table(study)
+        title = f"HR {figure.name[2:]}: DQN"
+        paths += write_curves(study.only(wanted), figure.panels, out, figure.name, title)
+    rows = dead_rows(study)
     if rows:
-        paths.append(_write_csv(Path(out) / "hr_table2.csv", rows))
-        _print(
-            [
-                list(rows[0]),
-                *(
-                    [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
-                    for row in rows
-                ),
+        paths.append(write_csv(Path(out) / "hr_table2.csv", rows))
+        table = [list(rows[0])]
+        for row in rows:
+            cells = [
+                f"{cell:.3f}" if isinstance(cell, float) else f"{cell}" for cell in row.values()
             ]
-        )
+            table.append(cells)
+        print_table(table)
     return paths
 
 
-def dead_table(study: Study) -> list[dict]:
-    """HR Table 2: dead share averaged over training, seeds and games, of an activation without and with its product,
-    over the games that both have."""
+def dead_rows(study: Study) -> list[dict]:
+    """HR Table 2: dead share averaged over training, seeds and games, of an activation without and
+    with its product, over the games that both have."""
     _, found = curves(study, DEAD)
     rows = []
     for base in ("tanh", "sigmoid", "relu"):
-        games = [
-            env
-            for env in study.environments
-            if all((v, env) in found for v in (base, f"{base}_hr"))
-        ]
-        if games:
-            without, with_hr = (
-                np.mean([np.nanmean(found[v, env]) for env in games]) for v in (base, f"{base}_hr")
-            )
-            row = {
-                "activation": base,
-                "games": len(games),
-                "without HR": float(without),
-                "with HR": float(with_hr),
-            }
-            row["seeds"] = min(
-                found[v, env].shape[-1] for env in games for v in (base, f"{base}_hr")
-            )
-            rows.append(row | {"change": float(with_hr / without - 1) if without else float("nan")})
+        product = product_of(base)
+        games = []
+        for env in study.environments:
+            if (base, env) in found and (product, env) in found:
+                games.append(env)
+        if not games:
+            continue
+        without = np.mean([np.nanmean(found[base, env]) for env in games])
+        with_product = np.mean([np.nanmean(found[product, env]) for env in games])
+        seeds = [found[base, env].shape[-1] for env in games]
+        seeds += [found[product, env].shape[-1] for env in games]
+        row = {"activation": base, "games": len(games)}
+        row |= {"without HR": float(without), "with HR": float(with_product), "seeds": min(seeds)}
+        row["change"] = float(with_product / without - 1) if without else float("nan")
+        rows.append(row)
     return rows
+
+
+# ---- PPO and DQN ---------------------------------------------------------------------------------
 
 
 def hr8(
     runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised; DQN and PPO game by game."""
-    paths, raw = [], Panel("return of training games", "raw score", "charts/episodic_return")
-    for script, game_by_game in ((PPO, "hr18"), (DQN, "hr17")):
-        name = script.removesuffix("_atari").upper()
-        if (study := _try_study(runs, script, _keys(BASELINE, SRANK), where)) is None:
+    """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised; DQN and PPO
+    game by game."""
+    paths = []
+    for script, each_game in ((PPO, 18), (DQN, 17)):
+        study = try_study(runs, script, keys_of(BASELINE, SRANK), where)
+        if study is None:
             continue
-        plain = study.only(variants or _plain(study))
+        name = script.removesuffix("_atari").upper()
+        study = study.only(variants or study.with_only_settings())
         if script == PPO:
-            paths += _curves(plain, [BASELINE, SRANK], out, "hr8cd", "HR Fig. 8c-d: PPO")
-        paths += _curves(plain, [HUMAN], out, f"hr16_{script[:3]}", f"HR Fig. 16: {name}")
-        title = f"HR Fig. {game_by_game[2:]}: {name}, each game"
-        paths += _environments(plain, [raw], out, game_by_game, title, plain.environments)
+            panels = [BASELINE, SRANK]
+            paths += write_curves(study, panels, out, "hr8cd", "HR Fig. 8c-d: PPO")
+        paths += write_curves(study, [HUMAN], out, f"hr16_{script[:3]}", f"HR Fig. 16: {name}")
+        title = f"HR Fig. {each_game}: {name}, each game"
+        games = study.environments
+        paths += write_environments(study, [GAME_RETURNS], out, f"hr{each_game}", title, games)
     if not paths:
-        raise runlog.UserError(
-            f"--runs {runs}: no finished runs of {PPO}.py or {DQN}.py with something to draw"
-        )
+        told = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
+        raise runlog.UserError(f"--runs {runs}: {told}")
     return paths
+
+
+# ---- PQN, game by game ---------------------------------------------------------------------------
 
 
 def hr19(
     runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Figs. 19 to 25: PQN's curves game by game, eight games to a page (51 games are seven pages)."""
-    panel, paths = Panel("return", "evaluation return", RETURN), []
-    study = _chosen(read_study(runs, PQN, _keys(panel), where), HR_VARIANTS, variants)
-    for k in range(-(-len(study.environments) // 8)):
-        games = study.environments[8 * k : 8 * k + 8]
-        paths += _environments(
-            study, [panel], out, f"hr{19 + k}", f"HR Fig. {19 + k}: PQN, each game", games
-        )
+    """HR Figs. 19 to 25: PQN's curves game by game, eight games to a page (51 games are seven
+    pages)."""
+    study = read_study(runs, PQN, keys_of(RETURNS), where).chosen(variants)
+    games = study.environments
+    paths = []
+    for page, start in enumerate(range(0, len(games), 8)):
+        name = f"hr{19 + page}"
+        title = f"HR Fig. {19 + page}: PQN, each game"
+        part = games[start : start + 8]
+        paths += write_environments(study, [RETURNS], out, name, title, part)
     return paths

@@ -1,49 +1,62 @@
-"""intervals."""
+"""Values at one step with their intervals: a panel per group, a line per variant."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from plots.recording import write_figure
-from plots.study import Panel, Study, _early, _shared
-from plots.style import _caption
-from plots.variants import looks
+from plots import style
+from plots.panels import Panel, told_early
+from plots.recording import Kind, distinct, rows_where, write_figure
+from plots.study import Study
+from plots.variants import styles_in
 
 
-def draw_intervals(rows: list[dict], spec: dict) -> Figure:
-    """Values with their intervals: a panel per group, a line per variant."""
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    own = looks(spec["variants"])
-    figure = Figure((max(3.0 * len(groups), 6.5), 0.35 * len(own) + 2), layout="constrained")
-    drawn = [name for name in own if any(row["variant"] == name for row in rows)]
-    for panel, name in zip(figure.subplots(1, len(groups), squeeze=False, sharey=True)[0], groups):
-        mine = [row for row in rows if row["group"] == name]
-        for row in mine:
+def write_intervals(
+    study: Study, rows: Sequence[dict], out: Path, name: str, title: str, panel: Panel
+) -> list[Path]:
+    """write_figure of rows of group, variant, step, value, low, high, environments and runs."""
+    if rows:
+        title += f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap"
+    caption = [title, study.counts, *study.told_shared(), *told_early(study, [panel])]
+    return write_figure(
+        out,
+        name,
+        INTERVALS,
+        rows,
+        variants=study.labels,
+        activation_of=study.activation_of,
+        unit=panel.unit,
+        caption=caption,
+    )
+
+
+def draw(rows: list[dict], spec: dict) -> Figure:
+    groups = distinct(rows, "group")
+    looks = styles_in(spec)
+    having = {*distinct(rows, "variant")}
+    drawn = [label for label in looks if label in having]
+    size = max(3.0 * len(groups), 6.5), 0.35 * len(looks) + 2
+    figure = Figure(size, layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for panel, group in zip(panels, groups):
+        members = rows_where(rows, group=group)
+        for row in members:
             value, low, high = (float(row[key]) for key in ("value", "low", "high"))
-            bar, look = (
-                np.nan_to_num([[value - low], [high - value]]),
-                own[row["variant"]] | {"linestyle": ""},
-            )
-            panel.errorbar(
-                value, drawn.index(row["variant"]), xerr=bar, **look, capsize=3, markersize=7
-            )
-        panel.set_yticks(range(len(drawn)), [name.replace("$", r"\$") for name in drawn])
+            bar = np.nan_to_num([[value - low], [high - value]])
+            look = looks[row["variant"]] | {"linestyle": ""}
+            height = drawn.index(row["variant"])
+            panel.errorbar(value, height, xerr=bar, **look, capsize=3, markersize=7)
+        panel.set_yticks(range(len(drawn)), [label.replace("$", r"\$") for label in drawn])
         panel.set_ylim(len(drawn) - 0.5, -0.5)
-        counts = sorted({int(row["runs"]) for row in mine})
-        told = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        panel.set_title(
-            f"{name}\n(environments: {mine[0]['environments']}, runs: {told} each)", fontsize=8
-        )
+        counts = [int(row["runs"]) for row in members]
+        told = " to ".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
+        environments = f"environments: {members[0]['environments']}"
+        panel.set_title(f"{group}\n({environments}, runs: {told} each)", fontsize=8)
         panel.set_xlabel(spec["unit"])
-    _caption(figure, *spec["caption"])
+    style.caption(figure, *spec["caption"])
     return figure
 
 
-def _final(
-    study: Study, rows: list[dict], out: Path, name: str, title: str, panel: Panel
-) -> list[Path]:
-    told = f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap" if rows else ""
-    caption = [title + told, study.counts, *_shared(study), *_early(study, [panel])]
-    spec = {"variants": study.variants, "unit": panel.unit, "caption": caption}
-    return write_figure(out, name, "intervals", rows, **spec)
+INTERVALS = Kind("intervals", draw)

@@ -1,183 +1,278 @@
-"""kde."""
+"""Densities of 16 neurons' activations, dead ones outlined (HR Figs. 3, 6, 10, 11)."""
 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from plots.reading import _depth, read_rows
-from plots.recording import _file_name, write_figure
+from plots import style
+from plots.layers import depth, read_rows
+from plots.reading import Loaded
+from plots.recording import Kind, distinct, file_name, rows_where, write_figure
 from plots.study import read_study
-from plots.style import RC, _caption, _title
 from plots.variants import BLACK, BLUE, DQN, RED
 
 MOST_BRANCHES = 4  # of a layer whose densities are drawn
+NEURONS = 16  # of a grid
+KDE = r"(?:branch\d+_)?kde"
+SMALL = 6  # font size
+FRAME_WIDTH = 0.88  # of a cell; the rest is for its ticks
+FRAME_HEIGHT = 0.74
 
 
-@matplotlib.rc_context(RC)
+@dataclass
+class Grid:
+    """A grid of neurons: its title, and their rows of x, y and whether they are dead."""
+
+    title: str
+    neurons: list[dict]
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+@style.with_style
 def kde_figure(folder: Path) -> Figure | None:
-    """Densities of 16 neurons of each network's last hidden layer, newest step, dead ones outlined (HR Figs. 3, 6); of
-    a layer with several branches also those of each branch (HR Figs. 10, 11), a network in a row then."""
-    found = read_rows(folder, "curves.jsonl", r"(?:branch\d+_)?kde", most=MOST_BRANCHES)
-    last = {
-        network: layer for layer, network in sorted(found, key=lambda key: (_depth(key[0]), key))
-    }
+    """Densities of 16 neurons of each network's last hidden layer, newest step; of a layer with
+    several branches also those of each branch, a network in a row then. None without any."""
+    found = read_rows(folder, "curves.jsonl", KDE, most=MOST_BRANCHES)
     if not found:
         return None
-    grids = defaultdict(dict)  # network: {part: rows}
-    number = 0  # of branches
+    last = {}  # network: its last layer
+    for layer, network in sorted(found, key=lambda key: (depth(key[0]), key)):
+        last[network] = layer
+    lines = []  # grids, a network in a row
+    num_branches = 0
     for network in sorted(last):
-        for key, rows in found[last[network], network].items():
-            branch = re.match(r"branch(\d+)_", key)
-            number = max(number, int(branch[1]) + 1 if branch else 0)
-            if not rows:
-                continue
-            grids[network].setdefault(
-                f", branch {int(branch[1]) + 1}" if branch else "", []
-            ).append(rows[-1])
-        if len(grids[network]) > 1:
-            grids[network][", output"] = grids[network].pop("")
-    panels = [[(network, *part) for part in parts.items()] for network, parts in grids.items()]
-    if max(map(len, panels)) == 1:
-        panels = [[each for line in panels for each in line]]
-    shape = len(panels), max(map(len, panels))
-    figure, places = _kde_figure(shape, 3)
-    for line, drawn in zip(places, panels):
-        for place, (network, part, rows) in zip(line, drawn):
-            _kde_grid(place, f"{network}, {last[network]}{part}", rows[:16])
-    step = panels[0][0][2][0]["step"]
-    shown = f", the first {MOST_BRANCHES} of {number} branches" if number > MOST_BRANCHES else ""
-    what = f"Activation densities, step {step:,}{shown}\noutlined: dead (peak above 20)"
-    _title(figure, folder, what, y=1 - 0.06 / figure.get_figheight())
+        densities = found[last[network], network]
+        grids = grids_of_layer(f"{network}, {last[network]}", densities)
+        if grids:
+            lines.append(grids)
+        num_branches = max(num_branches, count_branches(densities))
+    if max(len(line) for line in lines) == 1:
+        lines = [[grid for (grid,) in lines]]
+    figure, places = grids_figure(len(lines), max(len(line) for line in lines), 3)
+    for subfigures, line in zip(places, lines):
+        for subfigure, grid in zip(subfigures, line):
+            draw_grid(subfigure, grid)
+    what = f"Activation densities, step {lines[0][0].neurons[0]['step']:,}"
+    if num_branches > MOST_BRANCHES:
+        what += f", the first {MOST_BRANCHES} of {num_branches} branches"
+    what += "\noutlined: dead (peak above 20)"
+    style.run_title(figure, folder, what, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 
-def _kde_figure(shape: tuple[int, int], num_lines: int) -> tuple[Figure, list[list]]:
-    """A figure with a title of so many lines and a subfigure for each grid of neurons. All is placed by hand: a layout
-    engine takes minutes for hundreds of small panels, and a run's plots are drawn while it trains."""
+def branch_of(key: str) -> int | None:
+    """Number of the branch that a key of densities is of; None: of the layer's output."""
+    match = re.match(r"branch(\d+)_", key)
+    return int(match[1]) if match else None
+
+
+def count_branches(densities: dict[str, list[dict]]) -> int:
+    """How many branches a layer has, drawn or not."""
+    branches = [branch_of(key) for key in densities]
+    return max((branch + 1 for branch in branches if branch is not None), default=0)
+
+
+def grids_of_layer(title: str, densities: dict[str, list[dict]]) -> list[Grid]:
+    """The newest densities of a layer: a grid per branch, then that of the output."""
+    neurons = defaultdict(list)  # branch, None for the output: rows
+    for key, rows in densities.items():
+        if rows:
+            neurons[branch_of(key)].append(rows[-1])
+    outputs = neurons.pop(None, [])
+    grids = []
+    for branch, rows in neurons.items():
+        grids.append(Grid(f"{title}, branch {branch + 1}", rows))
+    if outputs:
+        grids.append(Grid(f"{title}, output" if grids else title, outputs))
+    return grids
+
+
+# ---- a grid of neurons ---------------------------------------------------------------------------
+
+
+def grids_figure(
+    num_rows: int, num_columns: int, num_lines: int
+) -> tuple[Figure, list[list[SubFigure]]]:
+    """A figure with a title of so many lines and a subfigure for each grid of neurons. All is
+    placed by hand: a layout engine takes minutes for hundreds of small panels, and a run's plots
+    are drawn while it trains."""
     top = 0.17 * num_lines + 0.12
-    figure = Figure((3.3 * shape[1] + 0.2, 3.8 * shape[0] + top))
-    grid = figure.add_gridspec(1 + shape[0], shape[1], height_ratios=(top, *[3.8] * shape[0]))
-    places = [
-        [figure.add_subfigure(grid[1 + i, j]) for j in range(shape[1])] for i in range(shape[0])
-    ]
+    figure = Figure((3.3 * num_columns + 0.2, 3.8 * num_rows + top))
+    heights = (top, *[3.8] * num_rows)
+    spec = figure.add_gridspec(1 + num_rows, num_columns, height_ratios=heights)
+    places = []
+    for row in range(num_rows):
+        line = [figure.add_subfigure(spec[1 + row, column]) for column in range(num_columns)]
+        places.append(line)
     return figure, places
 
 
-def _kde_grid(part, title: str, rows: list[dict]) -> None:
-    """Densities of up to 16 neurons, a cell each with its own scale, in a subfigure of _kde_figure. One panel with a
-    collection of lines: an Axes for every neuron takes a hundred times as long."""
-    num_dead = sum(bool(row.get("dead")) for row in rows)
-    part.suptitle(f"{title}: {num_dead} of {len(rows)} dead", fontsize=9, y=0.985)
-    side = int(np.ceil(np.sqrt(len(rows))))
-    panel = part.add_axes((0.03, 0.08, 0.94, 0.84))
+@dataclass
+class Artists:
+    """What a grid's collections are made of."""
+
+    curves: list
+    fills: list
+    ticks: list
+    frames: list
+    frame_colours: list
+    frame_widths: list
+
+
+def draw_grid(subfigure: SubFigure, grid: Grid) -> None:
+    """Densities of up to 16 neurons, a cell each with its own scale. One panel with a collection of
+    lines: an Axes for every neuron takes a hundred times as long."""
+    neurons = grid.neurons[:NEURONS]
+    num_dead = sum(bool(neuron.get("dead")) for neuron in neurons)
+    title = f"{grid.title}: {num_dead} of {len(neurons)} dead"
+    subfigure.suptitle(title, fontsize=9, y=0.985)
+    side = int(np.ceil(np.sqrt(len(neurons))))
+    panel = subfigure.add_axes((0.03, 0.08, 0.94, 0.84))
     panel.set(xlim=(0, side), ylim=(0, side))
     panel.set_axis_off()
-    curves = []
-    fills = []
-    ticks = []
-    frames = []
-    colours = []
-    widths = []
-    small = {"fontsize": 6}
-    for i, row in enumerate(rows):
-        left, bottom = i % side + 0.05, side - 1 - i // side + 0.2
-        width, height = 0.88, 0.74  # of the cell's frame; the rest is for its ticks
-        dead = bool(row.get("dead"))
-        corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
-        frames.append([(left + dx, bottom + dy) for dx, dy in corners])
-        colours.append(RED if dead else "0.7")
-        widths.append(2 if dead else 0.5)
-        x = np.asarray(row["x"], dtype=float)
-        y = np.asarray(row["y"], dtype=float)
-        if not np.isfinite([x, y]).all() or x[-1] <= x[0]:
-            middle = left + width / 2, bottom + height / 2
-            panel.text(*middle, "not\nfinite", color=RED, ha="center", va="center", **small)
+    artists = Artists([], [], [], [], [], [])
+    for index, neuron in enumerate(neurons):
+        left = index % side + 0.05
+        bottom = side - 1 - index // side + 0.2
+        draw_cell(panel, artists, neuron, left, bottom)
+    panel.add_collection(PolyCollection(artists.fills, facecolors=BLUE, alpha=0.35, linewidths=0))
+    curves = LineCollection(artists.curves, colors=BLUE, linewidths=0.9, label="densities")
+    panel.add_collection(curves)
+    panel.add_collection(LineCollection(artists.ticks, colors=BLACK, linewidths=0.6))
+    frames = LineCollection(
+        artists.frames,
+        colors=artists.frame_colours,
+        linewidths=artists.frame_widths,
+        label="frames",
+    )
+    panel.add_collection(frames)
+    subfigure.supxlabel("activation (each neuron's own scale)", fontsize=8, y=0.03)
+
+
+def draw_cell(panel: Axes, artists: Artists, neuron: dict, left: float, bottom: float) -> None:
+    """A neuron's frame, curve and ticks; left, bottom: of its frame."""
+    width = FRAME_WIDTH
+    height = FRAME_HEIGHT
+    is_dead = bool(neuron.get("dead"))
+    corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
+    artists.frames.append([(left + dx, bottom + dy) for dx, dy in corners])
+    artists.frame_colours.append(RED if is_dead else "0.7")
+    artists.frame_widths.append(2 if is_dead else 0.5)
+    x = np.asarray(neuron["x"], dtype=float)
+    y = np.asarray(neuron["y"], dtype=float)
+    if not np.isfinite([x, y]).all() or x[-1] <= x[0]:
+        middle = left + width / 2, bottom + height / 2
+        look = {"color": RED, "ha": "center", "va": "center", "fontsize": SMALL}
+        panel.text(*middle, "not\nfinite", **look)
+        return
+    highest = 1.12 * y.max() if y.max() > 0 else 1.0
+    across = left + width * (x - x[0]) / (x[-1] - x[0])
+    curve = np.stack([across, bottom + height * y / highest], -1)
+    artists.curves.append(curve)
+    artists.fills.append([(across[0], bottom), *curve, (across[-1], bottom)])
+    draw_ticks(panel, artists, (x[0], x[-1]), left, bottom)
+    if is_dead:
+        place = left + 0.95 * width, bottom + 0.9 * height
+        panel.text(*place, "dead", color=RED, fontsize=SMALL, ha="right", va="top")
+
+
+def draw_ticks(
+    panel: Axes, artists: Artists, ends: tuple[float, float], left: float, bottom: float
+) -> None:
+    """A cell's own scale: ticks and their labels, which do not reach into the next cell."""
+    for tick in MaxNLocator(2, min_n_ticks=1).tick_values(*ends):
+        at = left + FRAME_WIDTH * (tick - ends[0]) / (ends[1] - ends[0])
+        if not left <= at <= left + FRAME_WIDTH:
             continue
-        highest = 1.12 * y.max() if y.max() > 0 else 1.0
-        across = left + width * (x - x[0]) / (x[-1] - x[0])
-        curves.append(np.stack([across, bottom + height * y / highest], -1))
-        fills.append([(across[0], bottom), *curves[-1], (across[-1], bottom)])
-        for tick in MaxNLocator(2, min_n_ticks=1).tick_values(x[0], x[-1]):
-            at = left + width * (tick - x[0]) / (x[-1] - x[0])
-            if left <= at <= left + width:
-                ticks.append([(at, bottom), (at, bottom - 0.02)])
-                inwards = "center"
-                if at < left + 0.1:
-                    inwards = "left"
-                elif at > left + width - 0.1:
-                    inwards = "right"
-                label = f"{tick:g}".replace("-", "\N{MINUS SIGN}")
-                panel.text(at, bottom - 0.03, label, ha=inwards, va="top", **small)
-        if dead:
-            place = left + 0.95 * width, bottom + 0.9 * height
-            panel.text(*place, "dead", color=RED, fontsize=6, ha="right", va="top")
-    panel.add_collection(PolyCollection(fills, facecolors=BLUE, alpha=0.35, linewidths=0))
-    panel.add_collection(LineCollection(curves, colors=BLUE, linewidths=0.9, label="densities"))
-    panel.add_collection(LineCollection(ticks, colors=BLACK, linewidths=0.6))
-    panel.add_collection(LineCollection(frames, colors=colours, linewidths=widths, label="frames"))
-    part.supxlabel("activation (each neuron's own scale)", fontsize=8, y=0.03)
+        artists.ticks.append([(at, bottom), (at, bottom - 0.02)])
+        alignment = "center"
+        if at < left + 0.1:
+            alignment = "left"
+        elif at > left + FRAME_WIDTH - 0.1:
+            alignment = "right"
+        label = f"{tick:g}".replace("-", "\N{MINUS SIGN}")
+        panel.text(at, bottom - 0.03, label, ha=alignment, va="top", fontsize=SMALL)
+
+
+# ---- HR's figures --------------------------------------------------------------------------------
 
 
 def hr3(
     runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones outlined, branches and
-    product; of the lowest seed of each game and activation."""
+    """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones
+    outlined, branches and product; of the lowest seed of each game and activation."""
     study = read_study(runs, DQN, "-", where)
+    if variants:
+        study = study.only(variants)
     paths = []
     taken = set()
-    study = study.only(variants) if variants else study
-    for (variant, env), (run, *_) in study.cells.items():
-        rows, found = [], read_rows(run.folder, "curves.jsonl", r"(?:branch\d+_)?kde")
-        last = max((layer for layer, _ in found), key=_depth, default="")
-        for key, lines in (
-            (key, lines)
-            for (layer, _), parts in found.items()
-            for key, lines in parts.items()
-            if layer == last
-        ):
-            part, _, neuron = key.rpartition("kde")
-            own = {
-                "step": lines[-1]["step"],
-                "part": part.rstrip("_") or "output",
-                "neuron": neuron.strip("_"),
-            }
-            own |= {"dead": int(bool(lines[-1].get("dead")))}
-            rows += [
-                own | {"x": float(x), "density": float(y)}
-                for x, y in zip(lines[-1]["x"], lines[-1]["y"])
-            ]
-        name = _file_name(f"hr3-{env}-{re.sub('[^A-Za-z0-9_.]+', '-', variant)}", taken)
+    for (label, env), (run, *_) in study.cells.items():
+        layer, rows = density_rows(run)
+        short = re.sub("[^A-Za-z0-9_.]+", "-", label)
+        name = file_name(f"hr3-{env}-{short}", taken)
         ended = " (diverged)" if run.has_diverged else ""
-        told = [
-            f"Densities of 16 neurons of {last}: {env}, {variant}, seed {run.config['seed']}{ended}"
-        ]
-        paths += write_figure(out, name, "densities", rows, caption=told)
+        told = f"Densities of 16 neurons of {layer}: {env}, {label}, seed {run.seed}{ended}"
+        paths += write_figure(out, name, DENSITIES, rows, caption=[told])
     return paths
 
 
+def density_rows(run: Loaded) -> tuple[str, list[dict]]:
+    """The last layer that has densities, and their newest points."""
+    found = read_rows(run.folder, "curves.jsonl", KDE)
+    last = max((layer for layer, _ in found), key=depth, default="")
+    rows = []
+    for (layer, _), densities in found.items():
+        if layer != last:
+            continue
+        for key, lines in densities.items():
+            newest = lines[-1]
+            part, _, neuron = key.rpartition("kde")
+            row = {
+                "step": newest["step"],
+                "part": part.rstrip("_") or "output",
+                "neuron": neuron.strip("_"),
+                "dead": int(bool(newest.get("dead"))),
+            }
+            for x, y in zip(newest["x"], newest["y"]):
+                rows.append(row | {"x": float(x), "density": float(y)})
+    return last, rows
+
+
 def draw_densities(rows: list[dict], spec: dict) -> Figure:
-    """Rows of hr3: a grid of neurons for every part (branches, output)."""
-    parts = list(dict.fromkeys(row["part"] for row in rows))
-    parts.sort(key=lambda part: (part == "output", part))
-    figure, places = _kde_figure(
-        (1, len(parts)), 2 if len(parts) > 1 else 3
-    )  # a narrow one breaks its title
-    for place, part in zip(places[0], parts):
-        neurons = defaultdict(lambda: defaultdict(list))
-        for row in (row for row in rows if row["part"] == part):
-            neuron = neurons[row["neuron"]]
-            neuron["x"].append(float(row["x"]))
-            neuron["y"].append(float(row["density"]))
-            neuron["dead"] = row["dead"] in (1, "1")
-        _kde_grid(place, part, list(neurons.values())[:16])
+    """A grid of neurons for every part: branches, then the output."""
+    parts = sorted(distinct(rows, "part"), key=lambda part: (part == "output", part))
+    num_lines = 2 if len(parts) > 1 else 3  # a narrow one breaks its title
+    figure, (places,) = grids_figure(1, len(parts), num_lines)
+    for place, part in zip(places, parts):
+        neurons = defaultdict(list)
+        for row in rows_where(rows, part=part):
+            neurons[row["neuron"]].append(row)
+        grid = Grid(part, [neuron_of(points) for points in neurons.values()])
+        draw_grid(place, grid)
     told = f"step {float(rows[0]['step']):,.0f}; outlined: dead (peak above 20)"
-    _caption(figure, *spec["caption"], told, y=1 - 0.06 / figure.get_figheight())
+    top = 1 - 0.06 / figure.get_figheight()
+    style.caption(figure, *spec["caption"], told, y=top)
     return figure
+
+
+def neuron_of(points: list[dict]) -> dict:
+    """A neuron from its rows of a CSV."""
+    return {
+        "x": [float(point["x"]) for point in points],
+        "y": [float(point["density"]) for point in points],
+        "dead": points[-1]["dead"] in (1, "1"),
+    }
+
+
+DENSITIES = Kind("densities", draw_densities)

@@ -1,168 +1,227 @@
-"""overview."""
+"""One page of any folder of runs, ended or under way."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 
-import runlog
+from plots import style
 from plots.activation_shapes import is_learned
 from plots.aggregation import on_grid
-from plots.reading import read_rows
-from plots.recording import write_figure
-from plots.style import FIRST, _caption, _legend, _limit, _scale, _tell
-from plots.tables import SHOWN, groups_of, shown_curve
-from plots.variants import looks, style
+from plots.layers import read_rows
+from plots.reading import Loaded
+from plots.recording import Kind, columns, distinct, rows_where, write_figure
+from plots.tables import SCORES, SHOWN, Groups, groups_of, shown_curve
+from plots.variants import style_of, styles_of
 
-MOST = 8  # environments on the page of overview
+MOST_LINES = 8  # scripts and environments on the page
+MOST_LEARNED = 4  # learned activations below
+SCORE = "score"
+QUANTITIES = ("overestimation", "dead share", "srank")
+LEARNED = "learned"  # in the column `row`: of no script, but below them
+BEFORE, AFTER = "before", "after"
 
 
 def overview(folder: Path, out: Path) -> list[Path]:
-    """One page of any folder of runs, ended or under way: a row per script and environment with score, overestimation,
-    dead share and srank of every seed, and the learned activations below. Prints what does not fit on the page."""
-    groups, rows, learned = groups_of(folder), [], {}
-    kept = sorted(sorted(groups, key=lambda name: -sum(map(len, groups[name].values())))[:MOST])
+    """One page of any folder of runs, ended or under way: a row per script and environment with
+    score, overestimation, dead share and srank of every seed, and the learned activations below.
+    Prints what does not fit on the page."""
+    groups = groups_of(folder)
+    by_size = sorted(groups, key=lambda name: -sum(len(runs) for runs in groups[name].values()))
+    kept = sorted(by_size[:MOST_LINES])
+    rows = []
+    learned = {}  # label: its first run
+    activation_of = {}
     for name in kept:
-        keys = {key for runs in groups[name].values() for run in runs for key in run.scalars}
-        logged = [title for title in list(SHOWN)[:5] if SHOWN[title][0] in keys] or ["return"]
-        score = "success" if "success" in logged else logged[0]
-        end = max(
-            (
-                rows[-1, 0]
-                for group in groups[name].values()
-                for run in group
-                for rows in run.scalars.values()
-            ),
-            default=0,
-        )
+        rows += line_rows(", ".join(name), groups[name])
         for label, runs in groups[name].items():
+            activation_of[label] = runs[0].config["activation"]
             if is_learned(runs[0]):
                 learned.setdefault(label, runs[0])
-            for title in (score, "overestimation", "dead share", "srank"):
-                own = {
-                    "row": ", ".join(name),
-                    "column": "score" if title == score else title,
-                    "unit": title,
-                }
-                for run in runs:
-                    own |= {"variant": label, "seed": run.config["seed"]}
-                    points = shown_curve(run, SHOWN[title][0]).tolist()
-                    if points and run.config["status"] == "diverged" and points[-1][0] < end:
-                        points.append([float(end), points[-1][1]])
-                    rows += [own | {"step": step, "value": value} for step, value in points]
-    if len(learned) > 4:
-        print(f"not on the page: the activations of {', '.join(list(learned)[4:])}")
-    for label, run in list(learned.items())[:4]:
-        for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
-            own = {
-                "row": "learned",
-                "column": f"{label} ({run.config['env_id'].rpartition('/')[2]}, s{run.config['seed']})",
-            }
-            own |= {"variant": label, "seed": run.config["seed"]}
-            for part, lines in parts.items():
-                for when, line in (("before", lines[0]), ("after", lines[-1])):
-                    points = np.array([line["x"], line["y"]], dtype=float)
-                    points = points[:, np.abs(points[0]) <= 5][:, ::4].T.tolist()
-                    name = {"unit": f"{when} {network}/{layer}/{part}"}
-                    rows += [own | name | {"step": x, "value": y} for x, y in points]
-    every = [run for labels in groups.values() for runs in labels.values() for run in runs]
-    under_way = sum(run.config["status"] not in runlog.ENDED for run in every)
-    diverged = sum(run.config["status"] == "diverged" for run in every)
-    told = f"{len(every)} runs ({under_way} not ended, {diverged} diverged: last value carried forward)"
-    early = sum(run.has_diverged and not run.scalars for run in every)
-    if early:
-        told += f"; {early} diverged before the first value: in no mean"
-    told += "; mean over seeds, up to the step that all seeds of a setting have reached; thin lines: seeds"
+    labels = list(learned)
+    if len(labels) > MOST_LEARNED:
+        further = ", ".join(labels[MOST_LEARNED:])
+        print(f"not on the page: the activations of {further}")
+    for label in labels[:MOST_LEARNED]:
+        rows += learned_rows(label, learned[label])
     left_out = [", ".join(name) for name in groups if name not in kept]
-    if left_out:
-        print(*(f"not on the page: {name}" for name in left_out), sep="\n")
-        told += f"; {len(left_out)} further environments are not on this page"
+    for name in left_out:
+        print(f"not on the page: {name}")
     return write_figure(
-        out, "overview", "overview", rows, lines=[", ".join(name) for name in kept], caption=[told]
+        out,
+        "overview",
+        OVERVIEW,
+        rows,
+        lines=[", ".join(name) for name in kept],
+        caption=[caption_of(groups, len(left_out))],
+        activation_of=activation_of,
     )
 
 
-def draw_overview(rows: list[dict], spec: dict) -> Figure:
-    """Rows of `overview`."""
-    titles = ("score", "overestimation", "dead share", "srank")
-    cells, learned = defaultdict(lambda: defaultdict(list)), defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["row"] == "learned":
-            learned[row["column"], row["variant"]][row["unit"]].append((row["step"], row["value"]))
-        else:
-            cells[row["row"], row["column"], row["unit"]][row["variant"], row["seed"]].append(
-                (row["step"], row["value"])
-            )
-    heights = [2.0 * len(spec["lines"]), *[2.4] * bool(learned)]
-    figure = Figure((11, sum(heights) + 0.9), layout="constrained")
-    own = looks(list(dict.fromkeys(variant for found in cells.values() for variant, _ in found)))
-    top, *bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    grid, handles = top.subplots(len(spec["lines"]), len(titles), squeeze=False), {}
-    for line, name in zip(grid, spec["lines"]):
-        variants = list(
-            dict.fromkeys(v for (row, *_), found in cells.items() if row == name for v, _ in found)
-        )
-        for panel, title in zip(line, titles):
-            unit, found = next(
-                ((u, x) for (row, c, u), x in cells.items() if (row, c) == (name, title)), ("", {})
-            )
-            panel.set_title(name if title == "score" else title, fontsize=8)
-            panel.set_ylabel(unit if title == "score" else "", fontsize=8)
-            for variant in variants:
-                series = [np.array(points) for (v, _), points in found.items() if v == variant]
-                if not series:
-                    continue
-                for points in series:
-                    panel.plot(*points.T, color=own[variant]["color"], linewidth=0.5, alpha=0.4)
-                steps = np.unique(np.concatenate([points[:, 0] for points in series]))
-                steps = steps[
-                    steps <= min(points[-1, 0] for points in series)
-                ]  # not past the seed furthest behind
-                mean, every = (
-                    np.mean([on_grid(points, steps) for points in series], axis=0),
-                    max(1, len(steps) // 5),
-                )
-                options = {
-                    **own[variant],
-                    "linewidth": 1.5,
-                    "markersize": 4,
-                    "markevery": every,
-                    "label": variant,
+def caption_of(groups: Groups, num_left_out: int) -> str:
+    runs = []
+    for labels in groups.values():
+        for members in labels.values():
+            runs += members
+    under_way = sum(not run.has_ended for run in runs)
+    diverged = sum(run.has_diverged for run in runs)
+    early = sum(run.has_diverged and not run.scalars for run in runs)
+    state = f"{under_way} not ended, {diverged} diverged: last value carried forward"
+    told = f"{len(runs)} runs ({state})"
+    if early:
+        told += f"; {early} diverged before the first value: in no mean"
+    told += "; mean over seeds, up to the step that all seeds of a setting have reached"
+    told += "; thin lines: seeds"
+    if num_left_out:
+        told += f"; {num_left_out} further environments are not on this page"
+    return told
+
+
+def line_rows(line: str, labels: dict[str, list[Loaded]]) -> list[dict]:
+    """Points of a line of panels: a script and environment."""
+    keys = set()
+    end = 0.0
+    for runs in labels.values():
+        for run in runs:
+            keys |= {*run.scalars}
+            end = max(end, run.last_step)
+    logged = [title for title in SCORES if SHOWN[title][0] in keys] or ["return"]
+    score = "success" if "success" in logged else logged[0]
+    rows = []
+    for label, runs in labels.items():
+        for title in (score, *QUANTITIES):
+            for run in runs:
+                row = {
+                    "row": line,
+                    "column": SCORE if title == score else title,
+                    "unit": title,
+                    "variant": label,
+                    "seed": run.seed,
+                    "when": "",
                 }
-                (handles[variant],) = panel.plot(steps, mean, **options)
-            if found:
-                _scale(
-                    panel,
-                    "symlog",
-                    np.concatenate([np.array(points)[:, 1] for points in found.values()]) / 1e3,
-                )
-            else:
-                _tell(panel, "not logged", color="0.4")
+                for step, value in carried_curve(run, title, end):
+                    rows.append(row | {"step": step, "value": value})
+    return rows
+
+
+def carried_curve(run: Loaded, title: str, end: float) -> list[list[float]]:
+    """Points of a run; a diverged one's last value is carried forward to the end."""
+    points = shown_curve(run, SHOWN[title][0]).tolist()
+    if points and run.has_diverged and points[-1][0] < end:
+        points.append([float(end), points[-1][1]])
+    return points
+
+
+def learned_rows(label: str, run: Loaded) -> list[dict]:
+    """Points of a run's activation functions, before and after."""
+    env = run.config["env_id"].rpartition("/")[2]
+    rows = []
+    for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
+        for part, lines in parts.items():
+            for when, line in ((BEFORE, lines[0]), (AFTER, lines[-1])):
+                row = {
+                    "row": LEARNED,
+                    "column": f"{label} ({env}, s{run.seed})",
+                    "unit": f"{network}/{layer}/{part}",
+                    "variant": label,
+                    "seed": run.seed,
+                    "when": when,
+                }
+                x, y = np.array([line["x"], line["y"]], dtype=float)
+                inside = np.abs(x) <= 5
+                points = zip(x[inside][::4].tolist(), y[inside][::4].tolist())
+                rows += [row | {"step": step, "value": value} for step, value in points]
+    return rows
+
+
+# ---- drawing -------------------------------------------------------------------------------------
+
+
+def draw(rows: list[dict], spec: dict) -> Figure:
+    lines = spec["lines"]
+    learned = rows_where(rows, row=LEARNED)
+    activation_of = spec["activation_of"]
+    heights = [2.0 * len(lines)]
+    if learned:
+        heights.append(2.4)
+    figure = Figure((11, sum(heights) + 0.9), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    draw_lines(parts[0], [row for row in rows if row["row"] != LEARNED], lines, activation_of)
+    if learned:
+        draw_learned(parts[1], learned, activation_of)
+    style.caption(figure, *spec["caption"])
+    return figure
+
+
+def draw_lines(
+    part: SubFigure, rows: list[dict], lines: Sequence[str], activation_of: dict[str, str]
+) -> None:
+    """A line of panels for each script and environment."""
+    looks = styles_of({label: activation_of[label] for label in distinct(rows, "variant")})
+    titles = (SCORE, *QUANTITIES)
+    grid = part.subplots(len(lines), len(titles), squeeze=False)
+    for panels, line in zip(grid, lines):
+        of_line = rows_where(rows, row=line)
+        for panel, title in zip(panels, titles):
+            members = rows_where(of_line, column=title)
+            is_score = title == SCORE
+            unit = members[0]["unit"] if members and is_score else ""
+            panel.set_title(line if is_score else title, fontsize=8)
+            panel.set_ylabel(unit, fontsize=8)
+            if not members:
+                style.note(panel, "not logged", color=style.FAINT)
                 panel.set(xticks=[], yticks=[])
                 continue
-            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            for label in distinct(of_line, "variant"):
+                draw_seeds(panel, label, looks[label], rows_where(members, variant=label))
+            (values,) = columns(members, "value")
+            style.scale(panel, "symlog", values / 1e3)
+            style.steps_axis(panel, "")
     for panel in grid[-1]:
         panel.set_xlabel("steps (environment steps, or updates)", fontsize=8)
-    _legend(top, list(handles.values()), fontsize=8)
-    for part in bottom:
-        panels = part.subplots(1, 4)
-        for panel, ((title, variant), found) in zip(panels, learned.items()):
-            for unit, points in found.items():
-                look = (
-                    FIRST
-                    if unit.startswith("before")
-                    else {"color": style(variant.split(", ")[0])["color"]}
-                )
-                panel.plot(*np.array(points).T, **look, alpha=0.8)
-            _limit(panel, np.concatenate([np.array(points)[:, 1] for points in found.values()]))
-            panel.set_title(title, fontsize=7)
-            panel.set_xlabel("pre-activation x")
-        for panel in panels[len(learned) :]:
-            panel.remove()
-        part.suptitle(
-            "learned activations, one curve per layer; dashed: before training", fontsize=8
-        )
-    _caption(figure, *spec["caption"])
-    return figure
+    style.legend(part, style.handles_of(grid.ravel()), fontsize=8)
+
+
+def draw_seeds(panel: Axes, label: str, look: dict, rows: list[dict]) -> None:
+    """Thin lines of the seeds, and their mean, not past the seed furthest behind."""
+    if not rows:
+        return
+    points = defaultdict(list)
+    for row in rows:
+        points[row["seed"]].append((row["step"], row["value"]))
+    series = [np.array(seed) for seed in points.values()]
+    for seed in series:
+        panel.plot(*seed.T, color=look["color"], linewidth=0.5, alpha=0.4)
+    steps = np.unique(np.concatenate([seed[:, 0] for seed in series]))
+    steps = steps[steps <= min(seed[-1, 0] for seed in series)]
+    mean = np.mean([on_grid(seed, steps) for seed in series], axis=0)
+    every = max(1, len(steps) // 5)
+    look = {**look, "linewidth": 1.5, "markersize": 4, "markevery": every}
+    panel.plot(steps, mean, **look, label=label)
+
+
+def draw_learned(part: SubFigure, rows: list[dict], activation_of: dict[str, str]) -> None:
+    """The learned activations, one panel each."""
+    panels = part.subplots(1, MOST_LEARNED)
+    titles = distinct(rows, "column")
+    for panel, title in zip(panels, titles):
+        members = rows_where(rows, column=title)
+        color = style_of(activation_of[members[0]["variant"]])["color"]
+        for unit in distinct(members, "unit"):
+            for when, look in ((BEFORE, style.FIRST), (AFTER, {"color": color})):
+                points = columns(rows_where(members, unit=unit, when=when), "step", "value")
+                panel.plot(*points, **look, alpha=0.8)
+        (values,) = columns(members, "value")
+        style.limit(panel, values)
+        panel.set_title(title, fontsize=7)
+        panel.set_xlabel("pre-activation x")
+    for panel in panels[len(titles) :]:
+        panel.remove()
+    title = "learned activations, one curve per layer; dashed: before training"
+    part.suptitle(title, fontsize=8)
+
+
+OVERVIEW = Kind("overview", draw)

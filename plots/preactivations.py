@@ -1,4 +1,4 @@
-"""preactivations."""
+"""Pre-activations: of one run at its ends, and of many over training, as densities."""
 
 import re
 from collections import defaultdict
@@ -6,64 +6,86 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter
 
 import runlog
-from plots.reading import Loaded, _depth, read_config, read_rows
-from plots.recording import _columns, write_figure
-from plots.style import RC, _caption, _panels, _tell, _title
-from plots.variants import BLACK, RED, SKY, STYLES, load
+from plots import style
+from plots.layers import depth, read_rows
+from plots.reading import Loaded, read_config
+from plots.recording import Kind, columns, rows_where, write_figure
+from plots.tables import print_table
+from plots.variants import BLACK, RED, SKY, in_order, load
 
-FILLED, LINE = {"fill": True, "color": SKY, "alpha": 0.8}, {"color": BLACK, "linewidth": 1.1}
+FILLED = {"fill": True, "color": SKY, "alpha": 0.8}
+LINE = {"color": BLACK, "linewidth": 1.1}
+BINS = 80  # of a heat map
+MEASURES_SHOWN = 40  # steps of a heat map at most
+QUANTILES = {"q01": 0.01, "median": 0.5, "q99": 0.99}
+DENSITIES = [f"d{index:02d}" for index in range(BINS)]  # columns of the CSV
+FITTED = 5.0  # |x| up to which the initial coefficients are fitted
 
 
-@matplotlib.rc_context(RC)
+# ---- one run -------------------------------------------------------------------------------------
+
+
+@style.with_style
 def preactivations_figure(folder: Path) -> Figure | None:
-    """Histograms of the pre-activations as densities: the newest step filled, the first as a line; log y."""
+    """Histograms of the pre-activations as densities: the newest step filled, the first as a line;
+    log y. None without any."""
     found = read_rows(folder, "histograms.jsonl", "preactivations")
     if not found:
         return None
-    figure, axes = _panels(found, (2.7, 2.0), "density")
-    steps = set()
+    figure, axes = style.panels_of_layers(found, (2.7, 2.0), "density")
+    first = set()  # steps that are drawn
+    newest = set()
     for key, panel in axes.items():
         rows = found[key]["preactivations"] if key in found else []
         lowest = np.inf
         for row in rows:
-            counts, edges = (np.asarray(row[name], dtype=float) for name in ("counts", "edges"))
-            if not np.isfinite(edges).all() or not counts.sum():
+            density, edges = density_of(row)
+            if density is None:
                 continue
-            density = counts / counts.sum() / np.diff(edges)
             lowest = min(lowest, density[density > 0].min())
-            newest = row is rows[-1]
-            steps.add((row["step"], newest))
-            panel.stairs(density, edges, **(FILLED if newest else LINE), zorder=2 if newest else 3)
+            is_newest = row is rows[-1]
+            if is_newest:
+                newest.add(row["step"])
+                panel.stairs(density, edges, **FILLED, zorder=2)
+            else:
+                first.add(row["step"])
+                panel.stairs(density, edges, **LINE, zorder=3)
         if np.isfinite(lowest):
             panel.set_yscale("log")
             panel.set_ylim(bottom=lowest / 2)
         else:
-            _tell(panel, "not finite")
-    handles = [
-        Line2D([], [], **LINE, label=f"first (step {step:,})")
-        for step, newest in steps
-        if not newest
-    ][:1]
-    handles += [
-        Patch(**FILLED, label=f"newest (step {step:,})") for step, newest in steps if newest
-    ][:1]
+            style.note(panel, "not finite")
+    handles = [Line2D([], [], **LINE, label=f"first (step {step:,})") for step in sorted(first)[:1]]
+    handles += [Patch(**FILLED, label=f"newest (step {step:,})") for step in sorted(newest)[-1:]]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    _title(figure, folder, "Pre-activations")
+    style.run_title(figure, folder, "Pre-activations")
     return figure
+
+
+def density_of(row: dict) -> tuple[np.ndarray | None, np.ndarray]:
+    """A histogram's density and edges; None: it is empty, or its edges are not finite."""
+    counts = np.asarray(row["counts"], dtype=float)
+    edges = np.asarray(row["edges"], dtype=float)
+    if not np.isfinite(edges).all() or not counts.sum():
+        return None, edges
+    return counts / counts.sum() / np.diff(edges), edges
+
+
+# ---- histories of many runs ----------------------------------------------------------------------
 
 
 @dataclass
 class History:
-    """Histograms of one layer's pre-activations over training, of one run and network; distribution functions."""
+    """Histograms of one layer's pre-activations over training, of one run and network; distribution
+    functions."""
 
     steps: np.ndarray  # (steps,)
     edges: list[np.ndarray]  # for each step (bins + 1,)
@@ -71,201 +93,248 @@ class History:
 
     def below(self, x: np.ndarray) -> np.ndarray:
         """Share of the values below x (n,), linear within a bin: (steps, n)."""
-        return np.array([np.interp(x, e, share) for e, share in zip(self.edges, self.shares)])
+        pairs = zip(self.edges, self.shares)
+        return np.array([np.interp(x, edges, shares) for edges, shares in pairs])
+
+    def smallest(self) -> np.ndarray:
+        """Smallest pre-activation on the batch, (steps,)."""
+        return np.array([edges[0] for edges in self.edges])
 
     def largest(self) -> np.ndarray:
+        """Largest pre-activation on the batch, (steps,)."""
+        return np.array([edges[-1] for edges in self.edges])
+
+    def largest_magnitude(self) -> np.ndarray:
         """Largest absolute pre-activation on the batch, (steps,)."""
         return np.array([np.abs(edges).max() for edges in self.edges])
+
+    def at(self, steps: set[int]) -> "History":
+        """Of these steps only."""
+        kept = [index for index, step in enumerate(self.steps.tolist()) if step in steps]
+        edges = [self.edges[index] for index in kept]
+        shares = [self.shares[index] for index in kept]
+        return History(self.steps[kept], edges, shares)
 
 
 def histories(folder: Path) -> dict[tuple[str, str], History]:
     """(layer, network) -> History from histograms.jsonl."""
     found = {}
-    for key, rows in read_rows(folder, "histograms.jsonl", "preactivations", every=True).items():
-        rows = [row for row in rows["preactivations"] if sum(row["counts"])]
-        shares = [np.append(0.0, np.cumsum(row["counts"])) / sum(row["counts"]) for row in rows]
-        found[key] = History(
-            np.array([r["step"] for r in rows]), [np.array(r["edges"]) for r in rows], shares
-        )
+    histograms = read_rows(folder, "histograms.jsonl", "preactivations", every=True)
+    for key, parts in histograms.items():
+        rows = [row for row in parts["preactivations"] if sum(row["counts"])]
+        steps = np.array([row["step"] for row in rows])
+        edges = [np.array(row["edges"]) for row in rows]
+        shares = []
+        for row in rows:
+            below = np.cumsum(row["counts"]) / sum(row["counts"])
+            shares.append(np.append(0.0, below))
+        found[key] = History(steps, edges, shares)
     return found
 
 
-def pooled(runs: list[Loaded]) -> dict[tuple[str, str], list[History]]:
-    """(network, layer) -> histories of the runs, at the steps that all have; twin critics are both "critics"."""
+def pooled(runs: Sequence[Loaded]) -> dict[tuple[str, str], list[History]]:
+    """(network, layer) -> histories of the runs, at the steps that all have; twin critics are both
+    "critics"."""
     found = defaultdict(list)
     for run in runs:
         for (layer, network), history in histories(run.folder).items():
-            found["critics" if re.fullmatch(r"qf\d", network) else network, layer].append(history)
-    for each in found.values():
-        common = set.intersection(*(set(h.steps.tolist()) for h in each))
-        for k, h in enumerate(each):
-            kept = [i for i, step in enumerate(h.steps) if step in common]
-            each[k] = History(
-                h.steps[kept], [h.edges[i] for i in kept], [h.shares[i] for i in kept]
-            )
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], _depth(item[0][1]))))
+            is_critic = re.fullmatch(r"qf\d", network) is not None
+            found["critics" if is_critic else network, layer].append(history)
+    for key, members in found.items():
+        shared = set.intersection(*({*history.steps.tolist()} for history in members))
+        found[key] = [history.at(shared) for history in members]
+    return {key: found[key] for key in sorted(found, key=layer_order)}
 
 
-BINS, MEASURES_SHOWN = 80, 40  # of a heat map: of the pre-activation; steps at most
+def layer_order(key: tuple[str, str]) -> tuple:
+    """Sorts (network, layer)."""
+    network, layer = key
+    return network, depth(layer)
+
+
+# ---- many runs over training ---------------------------------------------------------------------
+
+
+def write_preactivations(
+    run_folders: Sequence[str | Path],
+    out: Path,
+    name: str,
+    endings: Sequence[str] = ("png", "pdf"),
+) -> list[Path]:
+    """write_figure of the runs' pre-activations over training."""
+    rows = preactivation_rows(run_folders)
+    configs = [read_config(Path(folder)) for folder in run_folders]
+    names = in_order(config["activation"] for config in configs)
+    told = f"Pre-activations over training, {configs[0]['env_id']}"
+    return write_figure(out, name, PREACTIVATIONS, rows, endings, caption=[told], activations=names)
 
 
 def preactivation_rows(run_folders: Sequence[str | Path]) -> list[dict]:
-    """Points of `draw_preactivations`, a row per layer, activation and step: quantiles, smallest and largest value that
-    any run saw (since the row before), and the densities d00, d01, ... in bins between first_edge and last_edge whose
-    edges are evenly spaced in arcsinh (fine near 0, coarse far out). Seeds and twin critics weigh the same."""
+    """Points of `draw`, a row per layer, activation and step: quantiles, smallest and largest value
+    that any run saw (since the row before), and the densities d00, d01, ... in bins between
+    first_edge and last_edge whose edges are evenly spaced in arcsinh (fine near 0, coarse far out).
+    Seeds and twin critics weigh the same."""
     groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
-    keys = sorted(
-        {key for group in groups.values() for key in group},
-        key=lambda key: (key[0], _depth(key[1])),
-    )
+    keys = set()
+    for group in groups.values():
+        keys |= {*group}
     if not keys:
-        raise runlog.UserError(
-            "the runs have no histograms yet; train with --metrics-frequency above 0"
-        )
+        told = "the runs have no histograms yet; train with --metrics-frequency above 0"
+        raise runlog.UserError(told)
     rows = []
-    for key in keys:
-        shown = {
-            name: group[key]
-            for name, group in groups.items()
-            if key in group and len(group[key][0].steps)
-        }
-        ends = np.array(
-            [e[[0, -1]] for each in shown.values() for h in each for e in h.edges]
-        ).reshape(-1, 2)
-        for name, each in shown.items():
-            first, last = np.arcsinh([ends.min(), ends.max()]) * 1.03
-            x = np.sinh(np.linspace(first, last, 2 * BINS + 1))
-            share = np.mean([h.below(x) for h in each], axis=0)
-            density = np.diff(share[:, ::2], axis=1) / np.diff(x[::2])
-            low, high = (np.array([[e[i] for e in h.edges] for h in each]) for i in (0, -1))
-            steps = each[0].steps
-            kept = np.unique(
-                np.linspace(0, len(steps) - 1, min(len(steps), MEASURES_SHOWN)).round().astype(int)
-            )
-            since = np.append(0, kept[:-1] + 1)
-            low, high = (
-                np.minimum.reduceat(low.min(0), since),
-                np.maximum.reduceat(high.max(0), since),
-            )
-            own = {"network": key[0], "layer": key[1], "activation": name}
-            own |= {"n": len(each) // (2 if key[0] == "critics" else 1)}
-            for k, i in enumerate(kept):
-                row = own | {"step": int(steps[i]), "smallest": float(low[k])}
-                row |= {q: float(np.interp(level, share[i], x)) for q, level in QUANTILES.items()}
-                row |= {
-                    "largest": float(high[k]),
-                    "first_edge": float(x[0]),
-                    "last_edge": float(x[-1]),
-                }
-                rows.append(
-                    row
-                    | {
-                        f"d{b:02d}": float(f"{d:.3g}") if d > 1e-5 else 0
-                        for b, d in enumerate(density[i])
-                    }
-                )
+    for key in sorted(keys, key=layer_order):
+        members = {}  # activation: histories
+        for name, group in groups.items():
+            if key in group and len(group[key][0].steps):
+                members[name] = group[key]
+        if members:
+            x = common_bins(members)
+            for name, group in members.items():
+                rows += layer_rows(key, name, group, x)
     return rows
 
 
-QUANTILES = {"q01": 0.01, "median": 0.5, "q99": 0.99}
+def common_bins(members: dict[str, list[History]]) -> np.ndarray:
+    """Edges of BINS bins and their middles, evenly spaced in arcsinh, over all values of a
+    layer."""
+    smallest = np.inf
+    largest = -np.inf
+    for group in members.values():
+        smallest = min(smallest, *(history.smallest().min() for history in group))
+        largest = max(largest, *(history.largest().max() for history in group))
+    first, last = np.arcsinh([smallest, largest]) * 1.03
+    return np.sinh(np.linspace(first, last, 2 * BINS + 1))
 
 
-def draw_preactivations(rows: list[dict], spec: dict) -> Figure:
-    """Rows of preactivation_rows: density of the pre-activations over training as a heat map, a row per layer, a column
-    per activation; lines: quantiles (1, 50, 99 %), smallest and largest value. spec: activations in their order."""
+def layer_rows(
+    key: tuple[str, str], activation: str, group: list[History], x: np.ndarray
+) -> list[dict]:
+    """The rows of one layer and activation. x: of common_bins."""
+    network, layer = key
+    share = np.mean([history.below(x) for history in group], axis=0)
+    density = np.diff(share[:, ::2], axis=1) / np.diff(x[::2])
+    steps = group[0].steps
+    number = min(len(steps), MEASURES_SHOWN)
+    kept = np.unique(np.linspace(0, len(steps) - 1, number).round().astype(int))
+    since = np.append(0, kept[:-1] + 1)  # where the row before ends
+    smallest = np.min([history.smallest() for history in group], axis=0)
+    largest = np.max([history.largest() for history in group], axis=0)
+    smallest = np.minimum.reduceat(smallest, since)
+    largest = np.maximum.reduceat(largest, since)
+    twins = 2 if network == "critics" else 1
+    rows = []
+    for place, index in enumerate(kept):
+        row = {
+            "network": network,
+            "layer": layer,
+            "activation": activation,
+            "n": len(group) // twins,
+            "step": int(steps[index]),
+            "smallest": float(smallest[place]),
+        }
+        for name, level in QUANTILES.items():
+            row[name] = float(np.interp(level, share[index], x))
+        row["largest"] = float(largest[place])
+        row["first_edge"] = float(x[0])
+        row["last_edge"] = float(x[-1])
+        for name, value in zip(DENSITIES, density[index]):
+            row[name] = float(f"{value:.3g}") if value > 1e-5 else 0
+        rows.append(row)
+    return rows
+
+
+def draw(rows: list[dict], spec: dict) -> Figure:
+    """Density of the pre-activations over training as a heat map, a row per layer, a column per
+    activation; lines: quantiles (1, 50, 99 %), smallest and largest value."""
     layers = list(dict.fromkeys((row["network"], row["layer"]) for row in rows))
     names = spec["activations"]
-    figure = Figure((4.2 * len(names) + 1, 2.1 * len(layers) + 1), layout="constrained")
+    size = 4.2 * len(names) + 1, 2.1 * len(layers) + 1
+    figure = Figure(size, layout="constrained")
     grid = figure.subplots(len(layers), len(names), squeeze=False, sharex=True, sharey="row")
-    norm, mesh = LogNorm(1e-3, 3.0), None
-    for line, layer in zip(grid, layers):
+    mesh = None
+    for line, (network, layer) in zip(grid, layers):
         for panel, name in zip(line, names):
-            mine = [
-                r for r in rows if (r["network"], r["layer"], r["activation"]) == (*layer, name)
-            ]
+            members = rows_where(rows, network=network, layer=layer, activation=name)
+            number = members[0]["n"] if members else 0
             panel.grid(False)
-            panel.set_title(f"{name} (n = {mine[0]['n'] if mine else 0}), {', '.join(layer)}")
-            if not mine:
-                _tell(panel, "no data")
-                continue
-            shown = ("step", *QUANTILES, "smallest", "largest", *(f"d{b:02d}" for b in range(BINS)))
-            steps, low, median, high, smallest, largest, *density = _columns(
-                mine, ("activation", name), *shown
-            )
-            first, last = np.arcsinh([float(mine[0][end]) for end in ("first_edge", "last_edge")])
-            x, middles = np.sinh(np.linspace(first, last, BINS + 1)), (steps[1:] + steps[:-1]) / 2
-            borders = (
-                np.concatenate([[steps[0]], middles, [steps[-1]]])
-                if len(steps) > 1
-                else steps[0] + [-0.5, 0.5]
-            )
-            values = np.maximum(density, 1e-12)
-            mesh = panel.pcolormesh(borders, x, values, norm=norm, cmap="Blues", rasterized=True)
-            for values, look in ((low, ":"), (median, "-"), (high, ":")):
-                panel.plot(steps, values, color=RED, linestyle=look, linewidth=1.2)
-            for values in (smallest, largest):
-                panel.plot(steps, values, color=BLACK, linewidth=0.8)
-            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            if np.abs(x).max() > 100:
-                panel.set_yscale("symlog", linthresh=1.0)
+            panel.set_title(f"{name} (n = {number}), {network}, {layer}")
+            if members:
+                mesh = draw_layer(panel, members)
+            else:
+                style.note(panel, "no data")
         line[0].set_ylabel("pre-activation x")
     for panel in grid[-1]:
         panel.set_xlabel("environment steps")
     handles = [
         Line2D([], [], color=RED, label="median"),
         Line2D([], [], color=RED, linestyle=":", label="1 and 99 %"),
+        Line2D([], [], color=BLACK, linewidth=0.8, label="smallest and largest of all runs"),
     ]
-    handles.append(
-        Line2D([], [], color=BLACK, linewidth=0.8, label="smallest and largest of all runs")
-    )
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    figure.colorbar(
-        mesh, ax=list(grid.ravel()), label="density (1 / unit of x)", extend="both", pad=0.02
-    )
-    _caption(figure, *spec["caption"])
+    places = list(grid.ravel())
+    label = "density (1 / unit of x)"
+    figure.colorbar(mesh, ax=places, label=label, extend="both", pad=0.02)
+    style.caption(figure, *spec["caption"])
     return figure
 
 
-def write_preactivations(
-    run_folders: Sequence[str | Path], out: Path, name: str, kinds=("png", "pdf")
-) -> list[Path]:
-    """write_figure of the runs' pre-activations over training."""
-    rows, configs = (
-        preactivation_rows(run_folders),
-        [read_config(Path(folder)) for folder in run_folders],
-    )
-    found = {config["activation"] for config in configs}
-    names = [each for each in (*STYLES, *sorted(found - {*STYLES})) if each in found]
-    told = [f"Pre-activations over training, {configs[0]['env_id']}"]
-    return write_figure(out, name, "preactivations", rows, kinds, caption=told, activations=names)
+def draw_layer(panel: Axes, rows: list[dict]):
+    """A layer's heat map and lines; the map."""
+    (steps,) = columns(rows, "step")
+    ends = [float(rows[0][name]) for name in ("first_edge", "last_edge")]
+    x = np.sinh(np.linspace(*np.arcsinh(ends), BINS + 1))
+    if len(steps) > 1:
+        middles = (steps[1:] + steps[:-1]) / 2
+        borders = np.concatenate([[steps[0]], middles, [steps[-1]]])
+    else:
+        borders = steps[0] + [-0.5, 0.5]
+    density = np.maximum(columns(rows, *DENSITIES), 1e-12)
+    norm = LogNorm(1e-3, 3.0)
+    mesh = panel.pcolormesh(borders, x, density, norm=norm, cmap="Blues", rasterized=True)
+    for values, line in zip(columns(rows, *QUANTILES), (":", "-", ":")):
+        panel.plot(steps, values, color=RED, linestyle=line, linewidth=1.2)
+    for values in columns(rows, "smallest", "largest"):
+        panel.plot(steps, values, color=BLACK, linewidth=0.8)
+    style.steps_axis(panel, "")
+    if np.abs(x).max() > 100:
+        panel.set_yscale("symlog", linthresh=1.0)
+    return mesh
 
 
-def preactivation_table(run_folders: Sequence[str | Path], limit: float = 5.0) -> list[list[str]]:
-    """Header and a row per activation and layer: runs' histories (seeds, twice for twin critics), then means over them:
-    largest |x| at the first and newest measure and of all, newest share of |x| > limit (5: end of the fitted range)."""
-    rows = [
-        [
-            "activation",
-            "layer",
-            "n",
-            "max |x| first",
-            "max |x| newest",
-            "max |x| ever",
-            f"newest |x| > {limit:g}",
-        ]
-    ]
+PREACTIVATIONS = Kind("preactivations", draw)
+
+
+# ---- a table -------------------------------------------------------------------------------------
+
+
+def preactivation_table(
+    run_folders: Sequence[str | Path], bound: float = FITTED
+) -> list[list[str]]:
+    """Header and a row per activation and layer: runs' histories (seeds, twice for twin critics),
+    then means over them: largest |x| at the first and newest measure and of all, newest share of
+    |x| above a bound."""
+    header = ["activation", "layer", "n", "max |x| first", "max |x| newest", "max |x| ever"]
+    rows = [[*header, f"newest |x| > {bound:g}"]]
+    ends = np.array([-bound, bound])
     for name, runs in load(run_folders).items():
-        for (network, layer), each in pooled(runs).items():
-            values = [
-                (h.largest(), np.diff(h.below(np.array([-limit, limit]))[-1]))
-                for h in each
-                if len(h.steps)
-            ]
-            if values:
-                cells = [
-                    f"{np.mean([pick(m) for m, _ in values]):.1f}"
-                    for pick in (lambda m: m[0], lambda m: m[-1], max)
-                ]
-                outside = f"{100 * (1 - np.mean([inside for _, inside in values])):.2f} %"
-                rows.append([name, f"{network} {layer}", f"{len(values)}", *cells, outside])
+        for (network, layer), group in pooled(runs).items():
+            measured = [history for history in group if len(history.steps)]
+            if not measured:
+                continue
+            largest = [history.largest_magnitude() for history in measured]
+            inside = [np.diff(history.below(ends)[-1]) for history in measured]
+            means = (
+                np.mean([values[0] for values in largest]),
+                np.mean([values[-1] for values in largest]),
+                np.mean([values.max() for values in largest]),
+            )
+            outside = f"{100 * (1 - np.mean(inside)):.2f} %"
+            cells = [f"{mean:.1f}" for mean in means]
+            rows.append([name, f"{network} {layer}", f"{len(measured)}", *cells, outside])
     return rows
+
+
+def print_preactivation_table(run_folders: Sequence[str | Path]) -> None:
+    """Print preactivation_table, aligned."""
+    print_table(preactivation_table(run_folders))
+    print("of the measured batches; means over n histories: seeds, and two critics of each")

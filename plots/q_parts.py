@@ -1,100 +1,110 @@
-"""q_parts."""
+"""What live neurons, dead neurons and the bias of the last hidden layer give to Q (HR Fig. 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
+from plots import style
 from plots.aggregation import combined, grid_of, on_grid
-from plots.reading import read_scalars
-from plots.recording import _columns, write_figure
-from plots.study import read_study
-from plots.style import RC, _caption, _curve, _legend, _title
+from plots.reading import Loaded, read_scalars
+from plots.recording import Kind, columns, rows_where, write_figure
+from plots.study import Study, read_study
 from plots.variants import BLACK, DQN, GREEN, GREY, RED
 
-
-@matplotlib.rc_context(RC)
-def q_split_figure(folder: Path) -> Figure | None:
-    """What live neurons, dead neurons and the bias give to Q (HR Fig. 4). None without data (--analyse, --evaluate)."""
-    scalars, total = read_scalars(folder), 0.0
-    if "q_split/dead" not in scalars:
-        return None
-    figure = Figure((5, 3.2), layout="constrained")
-    panel = figure.subplots()
-    for key, look in {"live": (GREEN, "-"), "dead": (RED, "--"), "bias": (GREY, ":")}.items():
-        steps, values, _ = scalars[f"q_split/{key}"].T
-        total = total + values
-        panel.plot(steps, values, color=look[0], linestyle=look[1], marker=".", label=key)
-    panel.plot(steps, total, color=BLACK, linewidth=1, label="Q")
-    panel.set(xlabel="environment steps", ylabel="mean over observations and actions")
-    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.legend()
-    _title(figure, folder, "What live and dead neurons of the last hidden layer give to Q")
-    return figure
-
-
-def draw_parts(rows: list[dict], spec: dict) -> Figure:
-    """HR Fig. 4: parts of Q, a panel per game and variant."""
-    cells = list(dict.fromkeys((row["environment"], row["variant"]) for row in rows))
-    columns = min(4, len(cells))
-    lines = -(-len(cells) // columns)
-    figure = Figure((max(3.2 * columns, 6.5), 2.6 * lines + 1.1), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for panel, cell in zip(axes, cells):
-        mine = [row for row in rows if (row["environment"], row["variant"]) == cell]
-        for part, look in PARTS.items():
-            step, mean, std = _columns(mine, ("part", part), "step", "mean", "std")
-            _curve(panel, part, look, step, mean, mean - std, mean + std)
-        panel.set_title(f"{cell[0]}, {cell[1]} (n = {mine[0]['n']})")
-        panel.set(
-            xlabel="environment steps", ylabel="mean part of Q" if panel in axes[::columns] else ""
-        )
-        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    for panel in axes[len(cells) :]:
-        panel.remove()
-    _legend(figure, axes[0].get_legend_handles_labels()[0])
-    _caption(figure, *spec["caption"])
-    return figure
-
-
-PARTS = {  # of Q
+PARTS_OF_Q = {
     "live": {"color": GREEN, "linestyle": "-", "marker": "."},
     "dead": {"color": RED, "linestyle": "--", "marker": "."},
     "bias": {"color": GREY, "linestyle": ":", "marker": "."},
 }
+KEYS = "q_split/(live|dead|bias)"
+
+
+@style.with_style
+def q_split_figure(folder: Path) -> Figure | None:
+    """The parts of one run's Q over training. None without data (--analyse, --evaluate)."""
+    scalars = read_scalars(folder, KEYS)
+    if "q_split/dead" not in scalars:
+        return None
+    figure = Figure((5, 3.2), layout="constrained")
+    panel = figure.subplots()
+    total = 0.0
+    for part, look in PARTS_OF_Q.items():
+        steps, values, _ = scalars[f"q_split/{part}"].T
+        total = total + values
+        panel.plot(steps, values, **look, label=part)
+    panel.plot(steps, total, color=BLACK, linewidth=1, label="Q")
+    style.steps_axis(panel)
+    panel.set_ylabel("mean over observations and actions")
+    panel.legend()
+    what = "What live and dead neurons of the last hidden layer give to Q"
+    style.run_title(figure, folder, what)
+    return figure
 
 
 def hr4(
     runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Fig. 4: what live neurons, dead neurons and the bias give to DQN's Q, over training (runs with --analyse)."""
-    study, rows = read_study(runs, DQN, "q_split/(live|dead|bias)", where), []
-    study = study.only(variants) if variants else study
-    for (variant, env), each in study.cells.items():
-        for run in each:
-            if not run.scalars:
-                why = (
-                    "diverged before it was analysed"
-                    if run.has_diverged
-                    else "trained without --analyse"
-                )
-                print(f"missing: {variant} on {env} s{run.config['seed']} ({why})")
-        each = [run for run in each if run.scalars]
-        for part in PARTS if each else ():
-            grid = grid_of(each, "q_split/(live|dead|bias)")
-            values = np.stack([on_grid(combined(run, f"q_split/{part}"), grid) for run in each], -1)
-            std = values.std(-1) if len(each) > 1 else np.full(len(grid), np.nan)
-            own = {"environment": env, "variant": variant, "part": part, "n": len(each)}
-            points = zip(*(column.tolist() for column in (grid, values.mean(-1), std)))
-            rows += [own | dict(zip(("step", "mean", "std"), point)) for point in points]
+    """HR Fig. 4: what live neurons, dead neurons and the bias give to DQN's Q, over training (runs
+    with --analyse)."""
+    study = read_study(runs, DQN, KEYS, where)
+    if variants:
+        study = study.only(variants)
+    title = "HR Fig. 4: parts of Q, DQN's last hidden layer"
     told = "mean over observations and actions, then seeds; band: std over seeds"
-    return write_figure(
-        out,
-        "hr4",
-        "parts",
-        rows,
-        caption=["HR Fig. 4: parts of Q, DQN's last hidden layer", study.counts, told],
-    )
+    caption = [title, study.counts, told]
+    return write_figure(out, "hr4", PARTS, part_rows(study), caption=caption)
+
+
+def part_rows(study: Study) -> list[dict]:
+    """Mean and standard deviation over seeds of each part. Prints which runs have none."""
+    rows = []
+    for (label, env), runs in study.cells.items():
+        for run in runs:
+            if not run.scalars:
+                why = "trained without --analyse"
+                if run.has_diverged:
+                    why = "diverged before it was analysed"
+                print(f"missing: {label} on {env} s{run.seed} ({why})")
+        analysed = [run for run in runs if run.scalars]
+        if not analysed:
+            continue
+        grid = grid_of(analysed, KEYS)
+        for part in PARTS_OF_Q:
+            row = {"environment": env, "variant": label, "part": part, "n": len(analysed)}
+            rows += [row | point for point in part_points(analysed, part, grid)]
+    return rows
+
+
+def part_points(runs: Sequence[Loaded], part: str, grid: np.ndarray) -> list[dict[str, float]]:
+    """Step, mean and standard deviation of one part of Q."""
+    values = [on_grid(combined(run, f"q_split/{part}"), grid) for run in runs]
+    means = np.mean(values, axis=0)
+    deviations = np.std(values, axis=0) if len(runs) > 1 else np.full(len(grid), np.nan)
+    points = []
+    for step, mean, std in zip(grid.tolist(), means.tolist(), deviations.tolist()):
+        points.append({"step": step, "mean": mean, "std": std})
+    return points
+
+
+def draw(rows: list[dict], spec: dict) -> Figure:
+    """Parts of Q, a panel per game and variant."""
+    cells = list(dict.fromkeys((row["environment"], row["variant"]) for row in rows))
+    number = min(4, len(cells))
+    figure, panels = style.grid_of_panels(len(cells), number, (3.2, 2.6), 1.1)
+    for index, (panel, (env, label)) in enumerate(zip(panels, cells)):
+        members = rows_where(rows, environment=env, variant=label)
+        for part, look in PARTS_OF_Q.items():
+            points = rows_where(members, part=part)
+            steps, mean, std = columns(points, "step", "mean", "std")
+            style.curve(panel, part, look, steps, mean, mean - std, mean + std)
+        panel.set_title(f"{env}, {label} (n = {members[0]['n']})")
+        panel.set_ylabel("mean part of Q" if index % number == 0 else "")
+        style.steps_axis(panel)
+    style.legend(figure, panels[0].get_legend_handles_labels()[0])
+    style.caption(figure, *spec["caption"])
+    return figure
+
+
+PARTS = Kind("parts", draw)

@@ -1,9 +1,14 @@
-"""recording."""
+"""A folder of figures: CSV files of what is drawn, and figures.json, which tells how.
+
+A module of drawings declares its kinds of figures as Kind, and writes one by write_figure; the
+picture is drawn from the CSV that was just written, so that `figures.py redraw` draws the same.
+"""
 
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -11,47 +16,95 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import runlog
-from plots.style import RC, _fewer_colours, _save
+from plots import style
+
+BY_ITS_COMMAND = "write it anew by the figure's own command"
+NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
+SPEC = {  # key of an entry of figures.json: its type, and that of its items or values
+    "caption": (list, str),
+    "csv": (list, str),
+    "variants": (list, str),
+    "activations": (list, str),
+    "activation_of": (dict, str),
+    "hollow": (list, str),
+    "networks": (list, str),
+    "lines": (list, str),
+    "scales": (dict, str),
+    "panels": (dict, str),
+    "study": (str, str),
+    "unit": (str, str),
+}
 
 
-def _print(rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print(
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:])),
-            sep="  ",
-        )
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure."""
+
+    name: str  # in figures.json
+    draw: Callable[[object, dict], Figure]  # of rows (or tables: file -> rows) and its entry
 
 
-def _write_csv(path: Path, rows: list[dict], digits: int = 6) -> Path:
+# ---- CSV -----------------------------------------------------------------------------------------
+
+
+def write_csv(path: Path, rows: Sequence[dict], digits: int = 6) -> Path:
     """Rows of one set of columns; numbers with so many significant digits."""
-    rounded = (
-        {k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()}
-        for row in rows
-    )
     with runlog.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
-            writer.writerows(rounded)
+            for row in rows:
+                writer.writerow({key: rounded(value, digits) for key, value in row.items()})
     return path
 
 
-def _columns(rows: list[dict], where: tuple[str, str], *names: str) -> list[np.ndarray]:
-    return [
-        np.array([row[name] for row in rows if row[where[0]] == where[1]], dtype=float)
-        for name in names
-    ]
+def rounded(value: object, digits: int) -> object:
+    return f"{value:.{digits}g}" if isinstance(value, float) else value
 
 
-NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
+def read_csv(path: Path) -> list[dict]:
+    """Rows of a figure's CSV, the columns NUMBERS as floats. Raises UserError: missing, empty or
+    broken."""
+    remedy = f"restore it, or {BY_ITS_COMMAND}"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        for row in rows:
+            if None in row or None in row.values():
+                raise ValueError("a row is longer or shorter than the header")
+            for name in NUMBERS & {*row}:
+                row[name] = float(row[name])
+    except OSError as error:
+        raise runlog.UserError(f"{path}: {error.strerror}; {remedy}") from None
+    except (ValueError, csv.Error) as error:
+        raise runlog.UserError(f"{path}: is broken ({error}); {remedy}") from None
+    if not rows:
+        raise runlog.UserError(f"{path}: has no rows; {remedy}")
+    return rows
 
 
-def _file_name(name: str, taken: set[str]) -> str:
-    """A figure's name, made of a run's settings, as a file of the folder: odd characters become -, as in run folders'
-    names; no second figure gets the name of one in `taken`, which learns it."""
+def rows_where(rows: Sequence[dict], **columns) -> list[dict]:
+    """The rows that have these values in these columns."""
+    return [row for row in rows if all(row[name] == value for name, value in columns.items())]
+
+
+def distinct(rows: Sequence[dict], column: str) -> list:
+    """The values of a column, each once, as they come."""
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def columns(rows: Sequence[dict], *names: str) -> list[np.ndarray]:
+    """Columns of rows as arrays of floats."""
+    return [np.array([row[name] for row in rows], dtype=float) for name in names]
+
+
+# ---- writing figures -----------------------------------------------------------------------------
+
+
+def file_name(name: str, taken: set[str]) -> str:
+    """A figure's name, made of a run's settings, as a file of the folder: odd characters become -,
+    as in run folders' names; no second figure gets the name of one in `taken`, which learns it."""
     plain = re.sub("[^A-Za-z0-9.,=_-]", "-", name)[:120]
     found = plain
     number = 1
@@ -63,149 +116,110 @@ def _file_name(name: str, taken: set[str]) -> str:
 
 
 def write_figure(
-    out: Path, name: str, kind: str, rows: list[dict], kinds=("png", "pdf"), **spec
+    out: Path,
+    name: str,
+    kind: Kind,
+    rows: Sequence[dict],
+    endings: Sequence[str] = ("png", "pdf"),
+    **spec,
 ) -> list[Path]:
-    """name.csv in `out`, and name.png and name.pdf (`kinds`) drawn from it; figures.json there learns how. Without
-    rows: nothing, and a line that says so."""
+    """name.csv in `out`, and name.png and name.pdf (`endings`) drawn from it; figures.json there
+    learns how. Without rows: nothing, and a line that says so."""
     if not rows:
         print(f"{name}: no data for it in these runs, not drawn")
         return []
-    csv_path = _write_csv(Path(out) / f"{name}.csv", rows)
-    return [csv_path, *record_figure(out, name, kind, kinds, **spec)]
+    csv_path = write_csv(Path(out) / f"{name}.csv", rows)
+    return [csv_path, *record_figure(out, name, kind, endings, **spec)]
 
 
 def record_figure(
-    out: Path, name: str, kind: str, kinds: Sequence[str] = ("png", "pdf"), **spec
+    out: Path, name: str, kind: Kind, endings: Sequence[str] = ("png", "pdf"), **spec
 ) -> list[Path]:
-    """Tell figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from these files there; and
-    draw it."""
-    index = Path(out) / "figures.json"
-    known = read_index(index.parent) if index.exists() else {}
-    known[name] = {"kind": kind, **spec}
+    """Tell figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from these
+    files there; and draw it."""
+    folder = Path(out)
+    index = folder / "figures.json"
+    entries = read_index(folder) if index.exists() else {}
+    entries[name] = {"kind": kind.name, **spec}
     with runlog.writing(index):
-        index.parent.mkdir(parents=True, exist_ok=True)
-        index.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n", encoding="utf-8")
-    return redraw(Path(out), name, kinds)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dict(sorted(entries.items())), indent=1)
+        index.write_text(text + "\n", encoding="utf-8")
+    return save_figure(folder, name, entries[name], kind, endings)
 
 
-def read_index(folder: Path) -> dict[str, dict]:
-    """figures.json of a folder: figure -> its kind and what it is drawn with. Raises UserError: none, or broken."""
+def save_figure(
+    folder: Path, name: str, spec: dict, kind: Kind, endings: Sequence[str]
+) -> list[Path]:
+    """Write drawn_figure as files with these endings beside its CSV."""
+    figure = drawn_figure(folder, name, spec, kind)
+    paths = [style.save(figure, folder / f"{name}.{ending}") for ending in endings]
+    for path in paths:
+        style.reduce_colours(path)
+    return paths
+
+
+def drawn_figure(folder: Path, name: str, spec: dict, kind: Kind) -> Figure:
+    """A figure of a folder from its CSV and its entry in figures.json. An entry with "csv": [...]
+    is drawn from these files, as a dict of their rows. Raises UserError: a file is missing or
+    broken, or lacks what is drawn."""
+    files = spec.get("csv", [f"{name}.csv"])
+    tables = {file: read_csv(folder / file) for file in files}
+    data = tables if "csv" in spec else tables[files[0]]
+    faults = (KeyError, ValueError, TypeError, IndexError, AttributeError, StopIteration)
+    try:
+        with matplotlib.rc_context(style.RC):
+            return kind.draw(data, spec)
+    except faults as error:
+        if isinstance(error, KeyError):
+            fault = f"lacks {error}"
+        else:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            fault = f"cannot be drawn ({reason})"
+        paths = ", ".join(str(folder / file) for file in files)
+        raise runlog.UserError(f"{paths}: {name} {fault}; {BY_ITS_COMMAND}") from error
+
+
+# ---- figures.json --------------------------------------------------------------------------------
+
+
+def read_index(folder: Path, kinds: Mapping[str, Kind] | None = None) -> dict[str, dict]:
+    """figures.json of a folder: figure -> its kind and what it is drawn with. Raises UserError:
+    none, or broken, or (with `kinds`) of a kind that there is not."""
     path = folder / "figures.json"
+    fault = None
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        problems = []
         for name, spec in index.items():
-            problems += _problems(name, spec)
+            fault = fault or entry_fault(name, spec, kinds)
     except OSError as error:
         raise runlog.UserError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        problems = ["is no index of figures"]
-    if problems:
-        raise runlog.UserError(f"{path}: {problems[0]}; write it anew by the figure's own command")
+        fault = "is no index of figures"
+    if fault:
+        raise runlog.UserError(f"{path}: {fault}; {BY_ITS_COMMAND}")
     return index
 
 
-SPEC = {  # key of an entry of figures.json: its kind, and that of its items or values
-    "caption": (list, str),
-    "csv": (list, str),
-    "variants": (list, str),
-    "activations": (list, str),
-    "networks": (list, str),
-    "lines": (list, str),
-    "scales": (dict, str),
-    "panels": (dict, str),
-    "study": (str, str),
-    "unit": (str, str),
-}
-
-
-def _problems(name: str, spec: dict) -> list[str]:
-    """What is wrong with an entry of figures.json: its kind, the kinds of its values, a file outside the folder."""
-    from plots.kinds import DRAWERS
-
-    if spec["kind"] not in DRAWERS:
-        return [f"{name} is of an unknown kind"]
-    found = []
-    for key, (kind, of) in SPEC.items():
-        value = spec.get(key, kind())
+def entry_fault(name: str, spec: dict, kinds: Mapping[str, Kind] | None) -> str | None:
+    """What is wrong with an entry of figures.json: its kind, the types of its values, a file
+    outside the folder. None: nothing."""
+    kind = spec["kind"]
+    if not isinstance(kind, str) or (kinds is not None and kind not in kinds):
+        return f"{name} is of an unknown kind"
+    for key, (outer, inner) in SPEC.items():
+        value = spec.get(key, outer())
         items = value.values() if isinstance(value, dict) else value
-        if not isinstance(value, kind) or not all(isinstance(item, of) for item in items):
-            found.append(
-                f"{name}: its {key} is not {'a text' if kind is str else f'a {kind.__name__} of texts'}"
-            )
-    if not found and not all(_is_plain(file) for file in (name, *spec.get("csv", ()))):
-        found.append(
-            f"{name} or a file of its csv is no plain file name, but would lie in another folder"
-        )
-    return found
+        if not isinstance(value, outer) or not all(isinstance(item, inner) for item in items):
+            what = "a text" if outer is str else f"a {outer.__name__} of texts"
+            return f"{name}: its {key} is not {what}"
+    if not all(is_plain(file) for file in (name, *spec.get("csv", ()))):
+        what = "no plain file name, but would lie in another folder"
+        return f"{name} or a file of its csv is {what}"
+    return None
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Whether a file of this name lies in the folder to which it is joined."""
-    return bool(name) and not re.search(r"[/\\\x00]", name) and name not in (".", "..")
-
-
-def read_csv(path: Path) -> list[dict]:
-    """Rows of a figure's CSV, the columns NUMBERS as floats. Raises UserError: missing, empty or broken."""
-    remedy = "restore it, or write it anew by the figure's own command"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        for row in rows:
-            if None in row or None in row.values():
-                raise ValueError("a row is longer or shorter than the header")
-            row.update({name: float(row[name]) for name in NUMBERS & {*row}})
-    except OSError as error:
-        raise runlog.UserError(f"{path}: {error.strerror}; {remedy}") from None
-    except (ValueError, csv.Error) as error:
-        raise runlog.UserError(f"{path}: is broken ({error}); {remedy}") from None
-    if not rows:
-        raise runlog.UserError(f"{path}: has no rows; {remedy}")
-    return rows
-
-
-def figure_of(folder: Path, name: str) -> Figure:
-    """A figure of a folder from its CSV and its entry in figures.json. An entry with "csv": [...] is drawn from these
-    files, as a dict of their rows. Raises UserError: a file is missing or broken, or lacks what is drawn."""
-    from plots.kinds import DRAWERS
-
-    spec = read_index(folder)[name]
-    files = spec.get("csv", [f"{name}.csv"])
-    tables = {file: read_csv(folder / file) for file in files}
-    try:
-        with matplotlib.rc_context(RC):
-            return DRAWERS[spec["kind"]](tables if "csv" in spec else tables[files[0]], spec)
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        lacks = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be drawn ({reason})"
-        told = f"{name} {lacks}; write it anew by the figure's own command"
-        raise runlog.UserError(
-            f"{', '.join(str(folder / file) for file in files)}: {told}"
-        ) from error
-
-
-def redraw(folder: Path, name: str, kinds: Sequence[str] = ("png",)) -> list[Path]:
-    """Write figure_of as files of these kinds beside its CSV."""
-    figure = figure_of(folder, name)
-    paths = [_save(figure, folder / f"{name}.{kind}") for kind in kinds]
-    for path in paths:
-        _fewer_colours(path)
-    return paths
-
-
-def redraw_all(folders: Sequence[Path]) -> list[Path]:
-    """Draw as PNG every figure that a figures.json in these folders, or below, knows. Raises UserError: none there."""
-    paths = []
-    for folder in folders:
-        found = sorted(Path(folder).rglob("figures.json"))
-        if not found:
-            raise runlog.UserError(
-                f"{folder}: no figures.json in it or below; give folders of drawn figures"
-            )
-        paths += [
-            path
-            for index in found
-            for name in read_index(index.parent)
-            for path in redraw(index.parent, name)
-        ]
-    return paths
+    has_separator = re.search(r"[/\\\x00]", name) is not None
+    return bool(name) and not has_separator and name not in (".", "..")

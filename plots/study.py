@@ -1,426 +1,320 @@
-"""study."""
+"""The runs behind a figure of the papers: the finished runs of one script, as variants in
+environments, and what the grid of these lacks."""
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-import metrics
 import runlog
-from plots.aggregation import combined, grid_of, on_grid
 from plots.reading import Loaded, read_config, read_run, run_folders_in
-from plots.statistics import STATISTICS
 from plots.variants import (
     PAIRED,
     SETTINGS,
-    STYLES,
-    _flat,
-    _own,
-    _same,
-    _told,
-    _where,
+    Variant,
+    by_seed,
     canonical,
     differing,
+    flat,
+    own_settings,
+    sorted_variants,
 )
 
-
-@dataclass
-class Panel:
-    """What a panel shows of each run: a number at every step, then a statistic over runs and environments."""
-
-    title: str
-    unit: str
-    key: str  # pattern of keys, a full match
-    reduce: str = "mean"  # over the keys that match: mean, max
-    score: str = ""  # "suite": success in Meta-World, return / 1,000 in DMC; "human", "baseline": HR eq. 9, 8
-    statistic: str = "iqm"  # iqm, mean, median: with 95 % bootstrap intervals; std: mean of means, std over seeds
-    suite: str = ""  # only environments whose id begins so
-    scale: str = "linear"  # of the y axis
+# ---- a study -------------------------------------------------------------------------------------
 
 
-RETURN = r"eval/episodic_return"
+@dataclass(frozen=True)
+class Missing:
+    """What the grid of variants, environments and seeds lacks."""
 
-CRITICS, HIDDEN = r"network/qf\d", r"network/(q|agent)/fc1"
+    variant: str
+    environment: str = ""  # "": there is no run of the variant at all
+    seeds: tuple[int, ...] = ()  # (): all
+    status: str = ""  # of runs that have not ended
 
-IQM = Panel("IQM, normalised", "return / 1,000 or success", RETURN, score="suite")
-
-SUCCESS = Panel("success, Meta-World", "share (any step)", "eval/success", suite="metaworld/")
-
-BIAS = Panel(
-    "overestimation",
-    "(Q - G) / max(|G|, 10)",
-    "overestimation/normalised",
-    statistic="mean",
-    scale="symlog",
-)
-
-COEFFICIENTS = Panel(
-    "coefficient gradient, critics",
-    "L2 norm",
-    rf"{CRITICS}/coefficient_gradient_norm",
-    statistic="mean",
-    scale="log",
-)
-
-LARGEST = Panel(
-    "largest output",
-    "max |f(x)|, critics",
-    rf"{CRITICS}/fc\d+/(branch\d+_)?f_max",
-    "max",
-    scale="log",
-)
-
-NUMERATOR, DENOMINATOR = (
-    Panel(
-        f"{name}, critics",
-        "L2 norm of the coefficients",
-        rf"{CRITICS}/fc\d+/(branch\d+_)?{name}_norm",
-        scale="log",
-    )
-    for name in ("numerator", "denominator")
-)
-
-DEAD = Panel("dead neurons, last hidden layer", "share", rf"{HIDDEN}/dead_share", statistic="std")
-
-SRANK = Panel("effective rank, last hidden layer", "srank", rf"{HIDDEN}/srank", statistic="std")
-
-BASELINE = Panel(
-    "baseline-normalised score",
-    "HR eq. 8",
-    r"charts/episodic_return",
-    score="baseline",
-    statistic="std",
-)
-
-HUMAN = Panel(
-    "human-normalised score", "HR eq. 9", r"charts/episodic_return", score="human", statistic="std"
-)
-
-MEDIAN = Panel(
-    "median human-normalised score", "HR eq. 9", RETURN, score="human", statistic="median"
-)
+    def __str__(self) -> str:
+        if not self.environment:
+            return f"{self.variant} (no run)"
+        parts = [f"{self.variant} on {self.environment}", *(f"s{seed}" for seed in self.seeds)]
+        if self.status:
+            parts.append(f"({self.status})")
+        return " ".join(parts)
 
 
 @dataclass
 class Study:
-    """Finished runs of one script: (variant, environment) -> runs in the order of their seeds."""
+    """Finished runs of one script."""
 
     script: str
-    cells: dict[tuple[str, str], list[Loaded]]
-    missing: list[str]  # what the grid of variants, environments and seeds lacks
-    settings: dict[
-        str, dict[str, object]
-    ]  # variant: "activation", and its settings of SETTINGS, PAIRED if not usual
+    cells: dict[tuple[str, str], list[Loaded]]  # (label, environment): runs by their seeds
+    missing: list[Missing]
+    variants: dict[str, Variant]  # by label, in order
     usual: dict[str, float]  # values of PAIRED that variants have unless told, if runs differ
-    reference: dict[str, list[Loaded]]  # environment: relu's runs, by which HR eq. 8 normalises
+    reference: dict[str, list[Loaded]]  # environment: relu's runs, for HR eq. 8
 
     @property
-    def variants(self) -> list[str]:
-        return list(self.settings)
+    def labels(self) -> list[str]:
+        return list(self.variants)
+
+    @property
+    def activation_of(self) -> dict[str, str]:
+        return {label: variant.activation for label, variant in self.variants.items()}
 
     @property
     def environments(self) -> list[str]:
         return sorted({environment for _, environment in self.cells})
 
-    def only(self, variants: Sequence[str]) -> "Study":
-        """These variants, in this order. Those of which there is nothing are missing; the others' gaps are not told."""
-        settings = {name: self.settings[name] for name in variants if name in self.settings}
-        cells = {key: runs for key, runs in self.cells.items() if key[0] in settings}
-        missing = [line for line in self.missing if line.split(" on ")[0] in variants]
-        told = {line.split(" on ")[0] for line in missing} | {*settings}
-        missing += [f"{name} (no run)" for name in variants if name not in told]
-        return Study(self.script, cells, missing, settings, self.usual, self.reference)
+    def only(self, labels: Sequence[str]) -> "Study":
+        """These variants, in this order. Those of which there is nothing are missing; the others'
+        gaps are not told."""
+        variants = {label: self.variants[label] for label in labels if label in self.variants}
+        cells = {cell: runs for cell, runs in self.cells.items() if cell[0] in variants}
+        missing = [gap for gap in self.missing if gap.variant in labels]
+        known = {gap.variant for gap in missing} | {*variants}
+        missing += [Missing(label) for label in labels if label not in known]
+        return replace(self, cells=cells, missing=missing, variants=variants)
+
+    def chosen(self, labels: Sequence[str]) -> "Study":
+        """The variants asked for, or all; prints which others there are."""
+        if not labels:
+            return self
+        others = [label for label in self.labels if label not in labels]
+        if others:
+            print(f"left out: {'; '.join(others)} (--variants names what is drawn)")
+        return self.only(labels)
+
+    def with_only_settings(self, *keys: str) -> list[str]:
+        """The variants that have no settings of their own but, perhaps, these."""
+        labels = []
+        for label, variant in self.variants.items():
+            if not {*variant.settings} - {*keys}:
+                labels.append(label)
+        return labels
 
     def complete(self, prefix: str = "") -> list[str]:
         """Environments whose id begins so and that every variant has."""
-        have = {e: sum((v, e) in self.cells for v in self.variants) for e in self.environments}
-        return [
-            e for e, count in have.items() if count == len(self.variants) and e.startswith(prefix)
-        ]
+        found = []
+        for env in self.environments:
+            has_all = all((label, env) in self.cells for label in self.labels)
+            if has_all and env.startswith(prefix):
+                found.append(env)
+        return found
+
+    # ---- what captions tell ----
 
     @property
     def counts(self) -> str:
-        """What a caption tells: n, environments, diverged runs, what is missing."""
-        seeds = sorted({len(runs) for runs in self.cells.values()}) or [0]
-        diverged = sum(
-            run.config["status"] == "diverged" for runs in self.cells.values() for run in runs
-        )
-        told = f"n = {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' * (seeds[-1] > 1)} in each "
-        told += f"of {len(self.environments)} environment{'s' * (len(self.environments) > 1)}"
-        told += f", {diverged} diverged (last value carried forward)" if diverged else ""
-        told += "".join(
-            f"; {key.replace('_', ' ')} {value:g} if not told" for key, value in self.usual.items()
-        )
-        if seeds[0] < 2 <= seeds[-1]:
+        """n, environments, diverged runs, what is missing."""
+        numbers = [len(runs) for runs in self.cells.values()] or [0]
+        fewest, most = min(numbers), max(numbers)
+        diverged = 0
+        for runs in self.cells.values():
+            diverged += sum(run.has_diverged for run in runs)
+        seeds = str(most) if fewest == most else f"{fewest} to {most}"
+        seeds += " seeds" if most > 1 else " seed"
+        number = len(self.environments)
+        environments = f"{number} environment{'s' if number > 1 else ''}"
+        told = f"n = {seeds} in each of {environments}"
+        if diverged:
+            told += f", {diverged} diverged (last value carried forward)"
+        for key, value in self.usual.items():
+            told += f"; {key.replace('_', ' ')} {value:g} if not told"
+        if fewest < 2 <= most:
             told += "; cells of one seed add nothing to the intervals"
         if self.missing:
-            more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
-            told += f"\nmissing: {'; '.join(self.missing[:3])}{more}"
+            first = "; ".join(str(gap) for gap in self.missing[:3])
+            further = len(self.missing) - 3
+            more = f" and {further} more" if further > 0 else ""
+            told += f"\nmissing: {first}{more}"
         return told
 
+    def told_shared(self) -> list[str]:
+        """For statistics over environments: over how many, if not all."""
+        complete = len(self.complete())
+        number = len(self.environments)
+        if complete == number:
+            return []
+        return [f"statistics over the {complete} of {number} environments that every variant has"]
 
-def _shared(study: Study) -> list[str]:
-    """For captions of statistics over environments: of how many, if not of all."""
-    complete, every = len(study.complete()), len(study.environments)
-    return [f"statistics over the {complete} of {every} environments that every variant has"] * (
-        complete < every
-    )
+
+# ---- reading a study -----------------------------------------------------------------------------
+
+
+@dataclass
+class Candidate:
+    """A run folder whose settings are known."""
+
+    folder: Path
+    config: dict
+    settings: dict  # flat
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.config["status"] in runlog.ENDED
 
 
 def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) -> Study:
-    """The finished runs of a script in a folder, of which scalars.csv is read for keys that match a pattern.
+    """The finished runs of a script in a folder, of which scalars.csv is read for keys that match a
+    pattern.
 
-    where: settings like "utd=10" that a run must have. Raises UserError: no run, or runs that differ in a setting which
-    is no variant's own (SETTINGS, PAIRED), such as their length.
+    where: settings like "utd=10" that a run must have. Raises UserError: no run, or runs that
+    differ in a setting which is no variant's own (SETTINGS, PAIRED), such as their length.
     """
-    wanted = dict(item.partition("=")[::2] for item in where)
-    folders = run_folders_in(folder, f"*__{script}__*")
-    configs = [read_config(path) for path in folders]
-    flat = [_flat(config) for config in configs]
-    for key in wanted:
-        if not any(key in config for config in flat):
-            raise runlog.UserError(
-                f"--where {key}: no setting of the runs of {script}.py in {folder}"
-            )
-    kept = [
-        i
-        for i, c in enumerate(flat)
-        if all(_same(c.get(key), value) for key, value in wanted.items())
-    ]
-    if not kept:
-        raise runlog.UserError(
-            f"--runs {folder}: no run of {script}.py" + (f" with {', '.join(where)}" * bool(where))
-        )
-    ours = {*SETTINGS, *PAIRED, "activation", "env_id"}
-    if found := differing([flat[i] for i in kept], [folders[i] for i in kept], ours):
-        key, values = found
-        raise runlog.UserError(
-            f"--runs {folder}: runs of {script}.py differ in {key} ({', '.join(values)}); "
-            f"choose by --where {key}={next(iter(values))} (null: not there), or move some away: {_where(values)}"
-        )
-    values = {key: [flat[i].get(key) for i in kept] for key in PAIRED}
-    usual = {key: max(each, key=each.count) for key, each in values.items() if len({*each}) > 1}
-    cells, settings, unfinished = defaultdict(dict), {}, []
-    for i in kept:
-        own = _own(
-            flat[i], [*SETTINGS, *(key for key in usual if flat[i].get(key) != usual[key])], script
-        )
-        name = canonical(flat[i]["activation"])
-        label = ", ".join([name, *(_told(key, value) for key, value in own.items())])
-        settings[label] = {"activation": name, **own}
-        cell, seed, status = (label, configs[i]["env_id"]), configs[i]["seed"], configs[i]["status"]
-        run = (
-            read_run(folders[i], keys)
-            if status in runlog.ENDED
-            else Loaded(folders[i], configs[i], {})
-        )
-        if seed in cells[cell]:
-            two = f"{cells[cell][seed].folder.name} and {folders[i].name}"
-            raise runlog.UserError(
-                f"--runs {folder}: {two} are both {label}, seed {seed}; move one away"
-            )
-        if status not in runlog.ENDED:
-            unfinished.append((*cell, seed, status))
-        else:
-            cells[cell][seed] = run
-    order = [*STYLES, *sorted({s["activation"] for s in settings.values()} - {*STYLES})]
-    ranks = {
-        label: (order.index(own["activation"]), len(own), label) for label, own in settings.items()
-    }
-    settings = dict(sorted(settings.items(), key=lambda item: ranks[item[0]]))
-    missing = defaultdict(list)
-    for label, env, seed, status in unfinished:
-        missing[label, env, status].append(f"s{seed}")
-    missing = [
-        f"{label} on {env} {' '.join(names)} ({status})"
-        for (label, env, status), names in missing.items()
-    ]
-    seeds = sorted({configs[i]["seed"] for i in kept})
-    for label in settings:
-        for env in sorted({configs[i]["env_id"] for i in kept}):
-            known = {
-                *cells.get((label, env), ()),
-                *(seed for *cell, seed, _ in unfinished if cell == [label, env]),
-            }
-            lacking = [f"s{seed}" for seed in seeds if seed not in known]
+    candidates = find_candidates(folder, script, where)
+    check_comparable(folder, script, candidates)
+    usual = usual_values(candidates)
+    variants = []
+    cells = defaultdict(list)  # (label, environment): candidates
+    for candidate in candidates:
+        variant = variant_of(candidate, usual, script)
+        variants.append(variant)
+        cells[variant.label, candidate.config["env_id"]].append(candidate)
+    for (label, _), members in cells.items():
+        check_seeds(folder, label, members)
+    variants = sorted_variants(variants)
+    missing = gaps(cells, variants)
+    runs = read_ended(cells, keys)
+    for gap in missing:
+        print(f"missing: {gap}")
+    if not runs:
+        told = f"no run of {script}.py has finished; give the training command again"
+        raise runlog.UserError(f"--runs {folder}: {told}")
+
+    having_runs = {label for label, _ in runs}
+    variants = {label: variants[label] for label in variants if label in having_runs}
+    reference = {env: members for (label, env), members in runs.items() if label == "relu"}
+    return Study(script, runs, missing, variants, usual, reference)
+
+
+def read_ended(
+    cells: dict[tuple[str, str], list[Candidate]], keys: str
+) -> dict[tuple[str, str], list[Loaded]]:
+    """The runs that have ended, by their seeds, of the cells that have some."""
+    runs = {}
+    for (label, env), members in cells.items():
+        ended = [read_run(member.folder, keys) for member in members if member.has_ended]
+        if ended:
+            runs[label, env] = by_seed(ended, label)
+    return runs
+
+
+def find_candidates(folder: Path, script: str, where: Sequence[str]) -> list[Candidate]:
+    """The runs of a script in a folder that have the settings asked for. Raises UserError: none."""
+    candidates = []
+    for path in run_folders_in(folder, f"*__{script}__*"):
+        config = read_config(path)
+        candidates.append(Candidate(path, config, flat(config)))
+    for item in where:
+        key = item.partition("=")[0]
+        if not any(key in candidate.settings for candidate in candidates):
+            told = f"no setting of the runs of {script}.py in {folder}"
+            raise runlog.UserError(f"--where {key}: {told}")
+    for item in where:
+        key, _, text = item.partition("=")
+        candidates = [
+            candidate for candidate in candidates if is_value(candidate.settings.get(key), text)
+        ]
+    if not candidates:
+        told = f"no run of {script}.py"
+        if where:
+            told += f" with {', '.join(where)}"
+        raise runlog.UserError(f"--runs {folder}: {told}")
+    return candidates
+
+
+def is_value(value: object, text: str) -> bool:
+    """Whether a setting is what the command line says."""
+    try:
+        return value == json.loads(text)
+    except ValueError:
+        return str(value) == text
+
+
+def check_comparable(folder: Path, script: str, candidates: Sequence[Candidate]) -> None:
+    """Raises UserError if runs differ in a setting which is no variant's own."""
+    settings = [candidate.settings for candidate in candidates]
+    folders = [candidate.folder for candidate in candidates]
+    found = differing(settings, folders, {*SETTINGS, *PAIRED, "activation", "env_id"})
+    if found is None:
+        return
+    first = next(iter(found.folders))
+    raise runlog.UserError(
+        f"--runs {folder}: runs of {script}.py differ in {found.key} ({found.values}); "
+        f"choose by --where {found.key}={first} (null: not there), "
+        f"or move some away: {found.where}"
+    )
+
+
+def usual_values(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Of the PAIRED settings that runs differ in: the value that most runs have."""
+    usual = {}
+    for key in PAIRED:
+        values = [candidate.settings.get(key) for candidate in candidates]
+        if len({*values}) > 1:
+            usual[key] = max(values, key=values.count)
+    return usual
+
+
+def variant_of(candidate: Candidate, usual: dict[str, float], script: str) -> Variant:
+    """A run's variant: its activation by its short name, and what is not as usual."""
+    keys = [*SETTINGS]
+    for key, value in usual.items():
+        if candidate.settings.get(key) != value:
+            keys.append(key)
+    own = own_settings(candidate.settings, keys, script)
+    return Variant(canonical(candidate.settings["activation"]), own)
+
+
+def check_seeds(folder: Path, label: str, candidates: Sequence[Candidate]) -> None:
+    """Raises UserError if a seed of a variant is there twice in an environment, ended or not."""
+    seen = {}  # seed: folder's name
+    for candidate in candidates:
+        seed = candidate.seed
+        name = candidate.folder.name
+        if seed in seen:
+            told = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
+            raise runlog.UserError(f"--runs {folder}: {told}")
+        seen[seed] = name
+
+
+def gaps(
+    cells: dict[tuple[str, str], list[Candidate]], variants: dict[str, Variant]
+) -> list[Missing]:
+    """What has not ended, then what is not there, against all variants, environments and seeds that
+    the folder has."""
+    seeds = set()
+    for members in cells.values():
+        seeds |= {candidate.seed for candidate in members}
+    environments = sorted({env for _, env in cells})
+
+    unfinished = defaultdict(list)  # (label, environment, status): seeds
+    for (label, env), members in cells.items():
+        for candidate in members:
+            if not candidate.has_ended:
+                unfinished[label, env, candidate.config["status"]].append(candidate.seed)
+    missing = []
+    for (label, env, status), members in unfinished.items():
+        missing.append(Missing(label, env, tuple(members), status))
+
+    for label in variants:
+        for env in environments:
+            known = {candidate.seed for candidate in cells.get((label, env), ())}
+            lacking = sorted(seeds - known)
             if lacking:
-                missing.append(
-                    f"{label} on {env}"
-                    + (f" {' '.join(lacking)}" if len(lacking) < len(seeds) else "")
-                )
-    for line in missing:
-        print(f"missing: {line}")
-    cells = {cell: by_seed for cell, by_seed in cells.items() if by_seed}
-    if not cells:
-        raise runlog.UserError(
-            f"--runs {folder}: no run of {script}.py has finished; give the training command again"
-        )
-    runs = {key: [by_seed[seed] for seed in sorted(by_seed)] for key, by_seed in cells.items()}
-    settings = {
-        name: own for name, own in settings.items() if any(name == variant for variant, _ in runs)
-    }
-    reference = {env: each for (variant, env), each in runs.items() if variant == "relu"}
-    return Study(script, runs, missing, settings, usual, reference)
+                missing.append(Missing(label, env, tuple(lacking) if known else ()))
+    return missing
 
 
-def _try_study(runs: Path, script: str, keys: str, where: Sequence[str]) -> Study | None:
-    """read_study for a figure of two algorithms: None, and a line, if there is nothing of this one."""
+def try_study(runs: Path, script: str, keys: str, where: Sequence[str]) -> Study | None:
+    """read_study for a figure of two algorithms: None, and a line, if there is nothing of this
+    one."""
     try:
         return read_study(runs, script, keys, where)
     except runlog.UserError as error:
         print(f"missing: {script}: {error}")
         return None
-
-
-def _chosen(study: Study, usual: Sequence[str], variants: Sequence[str]) -> Study:
-    """The variants asked for, or the figure's usual ones; prints which others there are."""
-    others = [name for name in study.variants if name not in (variants or usual)]
-    if others:
-        print(f"left out: {'; '.join(others)} (--variants names what is drawn)")
-    return study.only(variants or usual)
-
-
-def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
-    """The grid, and (variant, environment) -> values (steps, runs) of a panel, normalised as it says, of the runs that
-    have it. Returns of training games are means over windows of a fortieth of the longest run (HR's are smoothed)."""
-    suite = panel.score == "suite"
-    runs = {key: each for key, each in study.cells.items() if key[1].startswith(panel.suite)}
-    for env in sorted({env for _, env in runs if _unscored(panel, env)}):
-        print(f"left out: {env} has no score for {panel.title}")
-    runs = {key: each for key, each in runs.items() if not _unscored(panel, key[1])}
-    every = [run for each in runs.values() for run in each]
-    grid = (
-        grid_of(every, "eval/(success|episodic_return)" if suite else panel.key)
-        if every
-        else np.zeros(0)
-    )
-    window = grid[-1] / 40 if panel.key.startswith("charts/") and len(grid) else 0.0
-
-    def values(each: list[Loaded], env: str) -> np.ndarray:
-        """(steps, runs), NaN for a run without a row."""
-        rows = [on_grid(_points(run, panel, env), grid, window) for run in each]
-        scores = np.stack(rows, -1) if rows else np.zeros((len(grid), 0))
-        return scores / (1_000 if suite and not env.startswith("metaworld/") else 1)
-
-    found = {}
-    for (variant, env), each in runs.items():
-        scores = values(each, env)
-        if panel.score == "human":
-            scores = metrics.human_normalised(scores, env)
-        if panel.score == "baseline":
-            relu = values(study.reference.get(env, []), env)
-            ends = (
-                (np.nanmin(relu), np.nanmax(relu)) if np.isfinite(relu).any() else (np.nan, np.nan)
-            )
-            scores = metrics.baseline_normalised(scores, *ends)
-        kept = []
-        for k, run in enumerate(each):
-            has_rows = len(_points(run, panel, env)) > 0
-            if not has_rows and run.has_diverged and panel.score:
-                scores[:, k] = 0.0  # a suite's lowest score, random play, or relu's lowest
-            if has_rows or (run.has_diverged and panel.score):
-                kept.append(k)
-        if kept and len(grid):
-            found[variant, env] = scores[:, kept]
-    return grid, found
-
-
-def _points(run: Loaded, panel: Panel, env: str) -> np.ndarray:
-    """(rows, 2) of step and value of what a panel shows of a run; not normalised."""
-    success = panel.score == "suite" and env.startswith("metaworld/")
-    return combined(run, "eval/success" if success else panel.key, panel.reduce)
-
-
-def _early(study: Study, panels: Sequence[Panel]) -> list[str]:
-    """For captions: which runs diverged before they logged what a panel shows, and what became of them."""
-    found = defaultdict(list)  # which runs: panels
-    for panel in panels:
-        counts = defaultdict(lambda: [0, 0, 0])  # variant: such runs, runs with rows, all runs
-        for (variant, env), runs in study.cells.items():
-            if not env.startswith(panel.suite) or _unscored(panel, env):
-                continue
-            for run in runs:
-                has_rows = len(_points(run, panel, env)) > 0
-                counts[variant][0] += run.has_diverged and not has_rows
-                counts[variant][1] += has_rows
-                counts[variant][2] += 1
-        logged = any(with_rows for _, with_rows, _ in counts.values())
-        told = []
-        for variant, (early, with_rows, number) in counts.items():
-            if early and (
-                with_rows or (panel.score and logged)
-            ):  # others: never logged, such as gradients of relu
-                told.append(f"{variant} {early} of {number}")
-        if told:
-            found[", ".join(told), bool(panel.score)].append(panel.title)
-    lines = []
-    for (runs, is_score), titles in found.items():
-        what = (
-            f"count as 0 in {', '.join(titles)}"
-            if is_score
-            else f"are left out of {', '.join(titles)}"
-        )
-        lines.append(f"runs that diverged before the first value {what}: {runs}")
-    return lines
-
-
-def _unscored(panel: Panel, env: str) -> bool:
-    """Whether an environment has no normalised score: not of the two suites, tasks in a row, not of the 57 games."""
-    if panel.score == "suite":
-        return "," in env or not env.startswith(("dm_control/", "metaworld/"))
-    return panel.score == "human" and env not in metrics.atari_scores()
-
-
-def aggregate(study: Study, panel: Panel) -> dict[str, dict[str, np.ndarray | int]]:
-    """variant -> step, value, low, high (steps,), environments and runs behind them: statistic over the environments
-    that every variant with this quantity has, at the steps where all its runs have a value."""
-    grid, found = curves(study, panel)
-    having = {variant for variant, _ in found}
-    shared = [
-        env
-        for env in study.complete(panel.suite)
-        if all((variant, env) in found for variant in having)
-    ]
-    shared = [env for env in shared if all(np.isfinite(found[v, env]).any() for v in having)]
-    for env in sorted({env for _, env in found} & {*study.complete(panel.suite)} - {*shared}):
-        without = [variant for variant in having if (variant, env) not in found]
-        print(
-            f"left out: {env} of {panel.title}, since {', '.join(sorted(without))} logged nothing of it"
-        )
-    result = {}
-    for variant in (variant for variant in study.variants if variant in having and shared):
-        strata = [found[variant, env] for env in shared]
-        known = np.all([np.isfinite(each).all(-1) for each in strata], axis=0)
-        strata = [each[known] for each in strata]
-        if not known.any():
-            continue
-        value = STATISTICS[panel.statistic](strata)
-        if (
-            panel.statistic == "std"
-        ):  # over seeds, of the mean over environments; nothing if seeds differ in number
-            equal = len({each.shape[-1] for each in strata}) == 1 and strata[0].shape[-1] > 1
-            half = np.mean(strata, axis=0).std(-1) if equal else np.full(len(value), np.nan)
-            low, high = value - half, value + half
-        else:
-            low, high = metrics.stratified_bootstrap(
-                strata, STATISTICS[panel.statistic], repetitions=1_000
-            )
-        number = sum(each.shape[-1] for each in strata)
-        result[variant] = {"step": grid[known], "value": value, "low": low, "high": high}
-        result[variant] |= {"environments": len(shared), "runs": number}
-    return result
-
-
-def _keys(*panels: Panel) -> str:
-    return "|".join(
-        dict.fromkeys(
-            f"(?:{p.key})" + ("|eval/success" if p.score == "suite" else "") for p in panels
-        )
-    )
-
-
-def _plain(study: Study) -> list[str]:
-    """Variants without a setting of their own."""
-    return [name for name, own in study.settings.items() if not {*own} - {"activation"}]

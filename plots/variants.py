@@ -1,20 +1,34 @@
-"""variants."""
+"""What a figure compares: variants of a run by their settings, their labels, order and looks.
+
+A variant is an activation with the settings in which its runs are not as usual. Its label is made
+of these, never the other way round. Colours are Okabe and Ito's, safe for the colour-blind; one
+activation has one colour and line style everywhere.
+"""
 
 import itertools
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import activations
 import runlog
-from plots.reading import Loaded, is_run, read_run
+from plots.reading import Loaded, check_once, identity, is_run, read_run
 
-BLACK, ORANGE, SKY, GREEN, GREY = "#000000", "#E69F00", "#56B4E9", "#009E73", "#999999"
+SAC, DQN, PPO, PQN = "sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari"
 
-BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+# ---- looks ---------------------------------------------------------------------------------------
 
+BLACK = "#000000"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+GREY = "#999999"
+BLUE = "#0072B2"
+RED = "#D55E00"
+PURPLE = "#CC79A7"
 STYLES = {  # activation: colour, line style, marker (lines must differ in grey print too)
     "relu": (BLACK, "-", "o"),
     "rational": (ORANGE, "--", "s"),
@@ -27,52 +41,219 @@ STYLES = {  # activation: colour, line style, marker (lines must differ in grey 
 }
 
 
-def style(activation: str) -> dict:
-    """colour, linestyle and marker of an activation expression; the same in every figure and process."""
+def style_of(activation: str) -> dict[str, str]:
+    """color, linestyle and marker of an activation; the same in every figure and process."""
     name = canonical(activation)
-    k = zlib.crc32(name.encode())
-    other = ((RED, SKY, PURPLE, GREEN)[k % 4], ("--", "-.", ":")[k % 3], "*>phd"[k % 5])
-    return dict(zip(("color", "linestyle", "marker"), STYLES.get(name, other)))
+    if name in STYLES:
+        color, line, marker = STYLES[name]
+    else:
+        checksum = zlib.crc32(name.encode())  # hash() differs between processes
+        color = (RED, SKY, PURPLE, GREEN)[checksum % 4]
+        line = ("--", "-.", ":")[checksum % 3]
+        marker = "*>phd"[checksum % 5]
+    return {"color": color, "linestyle": line, "marker": marker}
 
 
-def check_once(runs: Sequence[Loaded]) -> None:
-    """Raises UserError if two of these are one run: a seed of one configuration counts once."""
-    seen = {}
-    for run in runs:
-        kept = {
-            key: value
-            for key, value in run.config.items()
-            if key not in ("status", *runlog.NOT_IDENTITY)
-        }
-        identity = json.dumps([run.folder.resolve().name.split("__")[1:2], kept], sort_keys=True)
-        if identity in seen:
-            told = f"{seen[identity]} and {run.folder} are one run, seed {run.config['seed']}"
-            raise runlog.UserError(f"{told}; move one away, or name it once")
-        seen[identity] = run.folder
+def styles_of(activation_of: Mapping[str, str]) -> dict[str, dict]:
+    """label -> style, of labels and their activations: further variants of one activation have its
+    colour, other lines and hollow markers."""
+    styles = {}
+    seen = defaultdict(int)
+    for label, activation in activation_of.items():
+        number = seen[activation]
+        seen[activation] += 1
+        styles[label] = style_of(activation)
+        if number:
+            styles[label]["linestyle"] = (":", "--", "-.", "-")[number % 4]
+            styles[label]["marker"] = "*>phdX"[number % 7 - 1]
+            styles[label]["markerfacecolor"] = "white"
+    return styles
+
+
+def styles_in(spec: dict) -> dict[str, dict]:
+    """styles_of the variants of an entry of figures.json. One without `activation_of` has variants
+    that are activations."""
+    activation_of = spec.get("activation_of", {})
+    return styles_of({label: activation_of.get(label, label) for label in spec["variants"]})
+
+
+# ---- names and order -----------------------------------------------------------------------------
+
+
+def canonical(activation: str) -> str:
+    """An expression by its alias, if it has one: `tanh*tanh` is tanh_hr, `tanh+tanh` tanh_add."""
+    names = activation.split("*")
+    if len(names) == 2 and names[0] == names[1]:
+        return f"{names[0]}_hr"
+    aliases = {expression: alias for alias, expression in activations.ALIASES.items()}
+    return aliases.get(activation, activation)
+
+
+def product_of(activation: str) -> str:
+    """The name of an activation's product with itself (HR's hyperactivation)."""
+    return canonical(f"{activation}*{activation}")
+
+
+def is_product(activation: str) -> bool:
+    """Whether an activation has a product of several in it: HR's, or one that an expression has."""
+    terms = [activations.ALIASES.get(term, term) for term in activation.split("+")]
+    return any("*" in term or term.endswith("_hr") for term in terms)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Activations in their natural order: those that have a style as it lists them, then the others
+    by name."""
+    found = {*names}
+    known = [name for name in STYLES if name in found]
+    return known + sorted(found - {*STYLES})
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that variants of one figure may differ in."""
+
+    label: str  # of a value that is not usual; {} is the value
+    usual: tuple = ()
+    usual_of: dict[str, tuple] = field(default_factory=dict)  # script: what is usual there
+
+
+SETTINGS = {
+    "layer_norm": Setting("LayerNorm", (False, "none", None), {PQN: ("channel",)}),
+    "rational.remove_constraint": Setting("no |x/c|^d", (False, None)),
+    "rational.coefficient_weight_decay": Setting("decay {}", (0.0, None)),
+    "rational.init_scale": Setting("init {}", (1.0, None)),
+    "width": Setting("width {}", (512, None)),
+    "redo": Setting("ReDo", (False, None)),
+    "encoder_activation": Setting("encoder {}", ("relu", None)),
+}
+PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have
+
+
+def flat(config: dict) -> dict[str, object]:
+    """What a run's results depend on, its seed aside; `rational.*` at the top level."""
+    settings = identity(config)
+    settings.pop("seed", None)
+    rational = settings.pop("rational", {})
+    encoder = settings.get("encoder_activation")
+    if isinstance(encoder, list):  # empty: as the last hidden layer (PQN)
+        settings["encoder_activation"] = " ".join(encoder) or None
+    for key, value in rational.items():
+        settings[f"rational.{key}"] = value
+    return settings
+
+
+def own_settings(settings: dict, keys: Iterable[str], script: str) -> dict[str, object]:
+    """The settings among `keys` in which a run is not as usual; of those without a usual value,
+    all."""
+    own = {}
+    for key in keys:
+        value = settings.get(key)
+        if key in SETTINGS:
+            usual = SETTINGS[key].usual_of.get(script, SETTINGS[key].usual)
+            if value in usual:
+                continue
+        own[key] = value
+    return own
+
+
+def setting_label(key: str, value: object) -> str:
+    """A setting as labels tell it: "init 0.25", "ReDo"."""
+    if key == "layer_norm" and value not in (True, "channel"):
+        return f"layer norm {value}"  # chw, or PQN's none
+    shown = f"{value:g}" if isinstance(value, float) else value
+    if key in SETTINGS:
+        return SETTINGS[key].label.format(shown)
+    name = key.removeprefix("rational.").replace("_", " ")
+    return f"{name} {shown}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An activation, and the settings in which its runs are not as usual."""
+
+    activation: str
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        told = [setting_label(key, value) for key, value in self.settings.items()]
+        return ", ".join([self.activation, *told])
+
+
+def sorted_variants(variants: Iterable[Variant]) -> dict[str, Variant]:
+    """label -> variant in their natural order: by activation, the ones with fewer settings
+    first."""
+    by_label = {variant.label: variant for variant in variants}
+    order = in_order(variant.activation for variant in by_label.values())
+
+    def rank(item: tuple[str, Variant]) -> tuple:
+        label, variant = item
+        return order.index(variant.activation), len(variant.settings), label
+
+    return dict(sorted(by_label.items(), key=rank))
+
+
+# ---- runs of one setting -------------------------------------------------------------------------
+
+
+@dataclass
+class Difference:
+    """A setting in which runs differ that must not."""
+
+    key: str
+    folders: dict[str, Path]  # value as JSON (null: not there): the first folder that has it
+
+    @property
+    def values(self) -> str:
+        return ", ".join(self.folders)
+
+    @property
+    def where(self) -> str:
+        return ", ".join(f"{value} in {folder.name}" for value, folder in self.folders.items())
 
 
 def differing(
     configs: Sequence[dict], folders: Sequence[Path], ignored: Collection[str]
-) -> tuple[str, dict] | None:
-    """The first key, of the union of all keys, in which configurations differ, and value (as JSON; null: not there) ->
-    the first folder that has it; None if there is no such key."""
+) -> Difference | None:
+    """The first setting, of the union of the keys of all configurations, in which they differ."""
     keys = set().union(*configs) - {*ignored}
     for key in sorted(keys):
-        values = {}
+        found = {}
         for config, folder in zip(configs, folders):
-            values.setdefault(json.dumps(config.get(key), sort_keys=True), folder)
-        if len(values) > 1:
-            return key, dict(sorted(values.items()))
+            value = json.dumps(config.get(key), sort_keys=True)
+            found.setdefault(value, folder)
+        if len(found) > 1:
+            return Difference(key, dict(sorted(found.items())))
     return None
 
 
-def _where(values: dict[str, Path]) -> str:
-    return ", ".join(f"{value} in {folder.name}" for value, folder in values.items())
+def varied_settings(configs: Sequence[dict], keys: Iterable[str]) -> list[str]:
+    """The keys of which configurations have more than one value."""
+    varied = []
+    for key in keys:
+        values = {json.dumps(config.get(key)) for config in configs}
+        if len(values) > 1:
+            varied.append(key)
+    return varied
+
+
+def by_seed(runs: Sequence[Loaded], label: str) -> list[Loaded]:
+    """Runs of one setting in the order of their seeds. Raises UserError: a seed is there twice."""
+    ordered = sorted(runs, key=lambda run: run.seed)
+    for one, other in itertools.pairwise(ordered):
+        if one.seed == other.seed:
+            told = f"{one.folder} and {other.folder.name} are both {label}, seed {one.seed}"
+            raise runlog.UserError(f"{told}; move one away")
+    return ordered
 
 
 def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[str, list[Loaded]]:
-    """activation -> its runs in the order of their seeds. A folder in which a start failed is left out, with a line.
-    Raises UserError if runs differ in anything but `varied`, or one is given twice."""
+    """activation -> its runs in the order of their seeds. A folder in which a start failed is left
+    out, with a line. Raises UserError if runs differ in anything but `varied`, or one is there
+    twice."""
     runs = []
     for folder in map(Path, run_folders):
         if folder.is_dir() and not is_run(folder):
@@ -82,116 +263,20 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
     if not runs:
         raise runlog.UserError("no run folders: give at least one")
     check_once(runs)
-    ours = {"activation", "seed", "status", *runlog.NOT_IDENTITY, *varied}
-    found = differing([run.config for run in runs], [run.folder for run in runs], ours)
-    if found:
-        key, values = found
-        told = f"the runs differ in {key} ({', '.join(values)}): {_where(values)}"
+
+    configs = [identity(run.config) for run in runs]
+    folders = [run.folder for run in runs]
+    if found := differing(configs, folders, {"activation", "seed", *varied}):
+        told = f"the runs differ in {found.key} ({found.values}): {found.where}"
         raise runlog.UserError(f"{told}; give runs of one setting")
-    runs.sort(key=lambda run: run.config["seed"])
-    order = [*STYLES, *sorted({run.config["activation"] for run in runs} - {*STYLES})]
-    groups = {name: [run for run in runs if run.config["activation"] == name] for name in order}
-    return {name: group for name, group in groups.items() if group}
+
+    runs.sort(key=lambda run: run.seed)
+    groups = {}
+    for name in in_order(run.config["activation"] for run in runs):
+        groups[name] = [run for run in runs if run.config["activation"] == name]
+    return groups
 
 
-def all_runs(groups: dict[str, list[Loaded]]) -> list[Loaded]:
+def all_runs(groups: Mapping[object, Sequence[Loaded]]) -> list[Loaded]:
     """The runs of all groups, in order."""
     return list(itertools.chain.from_iterable(groups.values()))
-
-
-def _check_seeds(runs: Sequence[Loaded], label: str) -> None:
-    """Raises UserError if two of these runs of one setting, in the order of their seeds, have one seed."""
-    for one, other in itertools.pairwise(runs):
-        if one.config["seed"] == other.config["seed"]:
-            told = (
-                f"{one.folder} and {other.folder.name} are both {label}, seed {one.config['seed']}"
-            )
-            raise runlog.UserError(f"{told}; move one away")
-
-
-SETTINGS = {  # settings that variants of one figure may differ in: what is usual, and how another is called
-    "layer_norm": ((False, "none", None), "LayerNorm"),
-    "rational.remove_constraint": ((False, None), "no |x/c|^d"),
-    "rational.coefficient_weight_decay": ((0.0, None), "decay {}"),
-    "rational.init_scale": ((1.0, None), "init {}"),
-    "width": ((512, None), "width {}"),
-    "redo": ((False, None), "ReDo"),
-    "encoder_activation": (("relu", None), "encoder {}"),
-}
-
-PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have
-
-SAC, DQN, PPO, PQN = "sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari"
-
-
-def canonical(activation: str) -> str:
-    """An expression by its alias, if it has one: `tanh*tanh` is tanh_hr, `tanh+tanh` tanh_add."""
-    names = activation.split("*")
-    known = {expression: alias for alias, expression in activations.ALIASES.items()}
-    return (
-        f"{names[0]}_hr"
-        if len(names) == 2 and names[0] == names[1]
-        else known.get(activation, activation)
-    )
-
-
-def _flat(config: dict) -> dict[str, object]:
-    """A configuration without what no run's results depend on, `rational.*` at the top level."""
-    kept = {
-        k: v
-        for k, v in config.items()
-        if k not in ("rational", "seed", "status", *runlog.NOT_IDENTITY)
-    }
-    if isinstance(encoder := kept.get("encoder_activation"), list):
-        kept["encoder_activation"] = (
-            " ".join(encoder) or None
-        )  # none: as the last hidden layer (PQN)
-    return kept | {f"rational.{k}": v for k, v in config.get("rational", {}).items()}
-
-
-def _own(config: dict, keys: Sequence[str], script: str) -> dict[str, object]:
-    """The settings among `keys` in which a run is not as usual, or, of those without a usual value, all."""
-    own = {
-        key: config.get(key)
-        for key in keys
-        if key not in SETTINGS or config.get(key) not in SETTINGS[key][0]
-    }
-    if script == PQN and "layer_norm" in keys:  # there it is usual that every layer is normalised
-        own.pop("layer_norm", None)
-        own |= (
-            {"layer_norm": config.get("layer_norm")}
-            if config.get("layer_norm") != "channel"
-            else {}
-        )
-    return own
-
-
-def _same(value, text: str) -> bool:
-    """Whether a setting is what the command line says."""
-    try:
-        return value == json.loads(text)
-    except ValueError:
-        return str(value) == text
-
-
-def _told(key: str, value) -> str:
-    if key == "layer_norm" and value not in (True, "channel"):
-        return f"layer norm {value}"  # chw, or PQN's none
-    named = f"{key.removeprefix('rational.').replace('_', ' ')} {{}}"
-    return SETTINGS.get(key, ("", named))[1].format(
-        f"{value:g}" if isinstance(value, float) else value
-    )
-
-
-def looks(variants: Sequence[str]) -> dict[str, dict]:
-    """variant -> style: its activation's colour; further variants of one activation have other lines and markers."""
-    found, seen = {}, defaultdict(int)
-    for name in variants:
-        activation = name.split(", ")[0]
-        k = seen[activation]
-        found[name] = style(activation)
-        if k:
-            look = {"linestyle": (":", "--", "-.", "-")[k % 4], "marker": "*>phdX"[k % 7 - 1]}
-            found[name] |= look | {"markerfacecolor": "white"}
-        seen[activation] += 1
-    return found

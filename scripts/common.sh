@@ -54,7 +54,11 @@ case $SCALE in
 esac
 
 PQN_CELLS="--activation {relu,tanh,sigmoid,tanh_hr,relu_hr,crelu}"  # of HR Figs. 1, 9 and 19 to 25
-[[ $SCALE == laptop ]] || PQN_CELLS="{$PQN_CELLS,--activation relu --redo}"
+PQN_VARIANTS=(relu tanh sigmoid tanh_hr relu_hr crelu)              # what the figures call them
+if [[ $SCALE != laptop ]]; then
+  PQN_CELLS="{$PQN_CELLS,--activation relu --redo}"
+  PQN_VARIANTS+=("relu, ReDo")
+fi
 
 one_of() {  # one_of LIST...: {a,b,c} of names with blanks between them
   local names

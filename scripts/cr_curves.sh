@@ -12,4 +12,4 @@ source "$(dirname "$0")/common.sh"
 
 tasks=$(environments SMOKE_CONTROL LAPTOP_CONTROL CR_CONTROL)
 run_sweep cr_curves "sac_continuous.py --env-id $tasks --activation {relu,rational,crational} --utd 10 $SAC"
-figure cr_curves
+figure cr_curves --variants relu rational crational

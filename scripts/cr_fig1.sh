@@ -15,4 +15,4 @@ source "$(dirname "$0")/common.sh"
 
 tasks=$(environments SMOKE_CONTROL LAPTOP_CONTROL CR_CONTROL)
 run_sweep cr_fig1 "sac_continuous.py --env-id $tasks --activation {relu,rational,crational} --utd 10 $SAC"
-figure cr1
+figure cr1 --variants relu rational crational

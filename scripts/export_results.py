@@ -18,11 +18,8 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import plots.aggregation
-import plots.reading
-import plots.recording
-import plots.variants
 import runlog
+from plots import aggregation, exported, reading, recording, variants
 
 METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of the first critic
     "charts/window_return": "return of training games",  # made here: means over windows of a fortieth of the run
@@ -70,7 +67,7 @@ def main(args: Args) -> None:
     for path in args.reference:
         if path.name in ("runs.csv", "curves.csv") or not path.is_file():
             raise runlog.UserError(f"--reference {path}: give a file of another name than runs.csv and curves.csv")
-    groups = split(plots.variants.load(args.folders, args.by), args.by)
+    groups = split(variants.load(args.folders, args.by), args.by)
     curves = []
     runs = []
     for activation, group in groups.items():
@@ -105,13 +102,11 @@ def main(args: Args) -> None:
         for path in args.reference:
             if path.resolve().parent != args.out.resolve():
                 shutil.copy(path, args.out)
-    draw(args.out, [path.name for path in args.reference])
+    draw(args.out, [path.name for path in args.reference], list(groups) if args.by else [])
     print_returns(groups)
 
 
-def split(
-    groups: dict[str, list[plots.reading.Loaded]], keys: tuple[str, ...]
-) -> dict[str, list[plots.reading.Loaded]]:
+def split(groups: dict[str, list[reading.Loaded]], keys: tuple[str, ...]) -> dict[str, list[reading.Loaded]]:
     """The groups by activation, each split by the values of these settings: "tanh_hr, adam_eps 1e-08" -> its runs."""
     found = {}
     for activation, group in groups.items():
@@ -124,13 +119,13 @@ def split(
     return found
 
 
-def print_returns(groups: dict[str, list[plots.reading.Loaded]]) -> None:
+def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
     """Mean and standard deviation over seeds of the last return, of all runs at the last step that all have reached."""
-    every = plots.variants.all_runs(groups)
+    every = variants.all_runs(groups)
     key = "eval/episodic_return"
     if not any(len(run.series(key)) for run in every):
         key = "charts/episodic_return"
-    end = plots.aggregation.common_end(every, key)
+    end = aggregation.common_end(every, key)
     for activation, group in groups.items():
         values = []
         for run in group:
@@ -140,11 +135,11 @@ def print_returns(groups: dict[str, list[plots.reading.Loaded]]) -> None:
             of = f" of {len(group)}" if len(values) < len(group) else ""
             mean, std = np.mean(values), np.std(values)
             print(f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} seeds)")
-    for line in end.told("last return"):
+    for line in aggregation.told_cuts({"last return": end}):
         print(line)
 
 
-def windows(run: plots.reading.Loaded, number: int = 40) -> np.ndarray:
+def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
     """(windows, 2): end of each window of the run, and mean return of the games that ended in it; Atari runs only."""
     rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
@@ -159,13 +154,16 @@ def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
     return series[np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))]
 
 
-def draw(out: Path, references: list[str]) -> None:
+def draw(out: Path, references: list[str], variants: list[str]) -> None:
     """Record curves.png of this folder's curves.csv and references in its figures.json, and draw it."""
     files = ["curves.csv", *references]
-    rows = [row for file in files for row in plots.recording.read_csv(out / file)]
-    panels = {m: label for m, label in METRICS.items() if label and any(row["metric"] == m for row in rows)}
+    rows = []
+    for file in files:
+        rows += recording.read_csv(out / file)
+    known = set(recording.distinct(rows, "metric"))
+    panels = {metric: label for metric, label in METRICS.items() if label and metric in known}
     told = f"{rows[0]['env']}: mean over seeds, thin lines = seeds, band from worst to best seed"
-    plots.recording.record_figure(out, "curves", "study", ("png",), csv=files, panels=panels, caption=[told])
+    exported.write_study(out, files, panels, told, variants)
 
 
 if __name__ == "__main__":

@@ -14,4 +14,4 @@ source "$(dirname "$0")/common.sh"
 
 games=$(environments SMOKE_GAMES LAPTOP_GAMES HR_GAMES_51)
 run_sweep hr_fig1 "pqn_atari.py --env-id $games $PQN_CELLS $PQN"
-figure hr1
+figure hr1 --variants "${PQN_VARIANTS[@]}"

@@ -12,4 +12,4 @@ source "$(dirname "$0")/common.sh"
 
 games=$(environments SMOKE_GAMES LAPTOP_GAMES HR_GAMES_51)
 run_sweep hr_fig19 "pqn_atari.py --env-id $games $PQN_CELLS $PQN"
-figure hr19
+figure hr19 --variants "${PQN_VARIANTS[@]}"

@@ -8,11 +8,12 @@ import pytest
 from test_paper_figures import DMC, STEPS, SWEEP, read_csv, sac_runs, write_run
 
 import figures
-import metrics
 import plots.cr
 import plots.hr
 import plots.overview
-import plots.recording
+import plots.redraw
+import plots.statistics
+import plots.style
 import plots.tables
 import runlog
 
@@ -41,7 +42,7 @@ def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
     for row in rows:
         index, means = STEPS.tolist().index(float(row["step"])), []
         for game in GAMES:
-            random, human = metrics.atari_scores()[game]
+            random, human = plots.statistics.atari_scores()[game]
             scores = [(truth[row["variant"], game, seed][index] - random) / (human - random) for seed in (1, 2)]
             means.append(sum(scores) / 2)
         assert float(row["value"]) == pytest.approx(sorted(means)[1], rel=1e-5)
@@ -50,10 +51,10 @@ def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
 
 
 def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
-    games = sorted(metrics.atari_scores())[:10]
+    games = sorted(plots.statistics.atari_scores())[:10]
     pqn_runs(tmp_path, games, activations=("relu",), seeds=1)
-    monkeypatch.setattr(plots.recording, "_save", lambda figure, path: path)
-    monkeypatch.setattr(plots.recording, "_fewer_colours", lambda path: None)
+    monkeypatch.setattr(plots.style, "save", lambda figure, path: path)
+    monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     paths = plots.hr.hr19(tmp_path, tmp_path / "out")
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr19.png", "hr20.png"}
     pages = [read_csv(tmp_path / "out" / f"hr{k}.csv") for k in (19, 20)]
@@ -155,15 +156,15 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
 
 def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
     truth, kept = sac_runs(tmp_path / "runs"), []
-    pqn_runs(tmp_path / "runs", games=sorted(metrics.atari_scores())[:8], activations=("relu",), seeds=1)
-    monkeypatch.setattr(plots.recording, "_save", lambda figure, path: kept.append(figure) or path)
-    monkeypatch.setattr(plots.recording, "_fewer_colours", lambda path: None)
+    pqn_runs(tmp_path / "runs", games=sorted(plots.statistics.atari_scores())[:8], activations=("relu",), seeds=1)
+    monkeypatch.setattr(plots.style, "save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     plots.overview.overview(tmp_path / "runs", tmp_path / "out")
     told = capsys.readouterr().out
     assert told.count("not on the page: pqn_atari, ") == 2 and "2 further environments" in kept[0].get_suptitle()
     panels = [axes for part in kept[0].subfigs for axes in part.axes]
     named = {axes.get_title(): axes for axes in panels if ", " in axes.get_title()}
-    assert len(named) == plots.overview.MOST
+    assert len(named) == plots.overview.MOST_LINES
     lines = [line for line in named["sac_continuous, metaworld/sweep-v3"].lines if line.get_label() == "crational"]
     mean = np.mean([truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0)  # its score is the success rate
     np.testing.assert_allclose(lines[0].get_xydata(), np.stack([STEPS, mean], -1), rtol=1e-5)
@@ -176,7 +177,7 @@ def test_figures_json_is_enough_to_draw_again(tmp_path):
     (csv_path, png, _) = plots.hr.hr1(tmp_path / "runs", tmp_path / "out")[:3]
     before = png.read_bytes()
     png.unlink()
-    assert plots.recording.redraw(tmp_path / "out", "hr1") == [png] and png.read_bytes() == before
+    assert plots.redraw.redraw(tmp_path / "out", "hr1") == [png] and png.read_bytes() == before
     with open(csv_path) as file:
         assert len(list(csv.DictReader(file))) == 6
     assert set(json.loads((tmp_path / "out" / "figures.json").read_text())) == {"hr1", "hr1_final"}
@@ -193,7 +194,7 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs")
     pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
     pqn_runs(tmp_path / "runs", games=("Carnival",))  # ale_py knows it, the table of human scores does not
-    plots.hr.hr1(tmp_path / "runs", tmp_path / "out")
+    plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))  # as hr_fig1.sh tells
     told = capsys.readouterr().out
     assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
@@ -203,11 +204,14 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     ]
     plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "rational"))
     assert {row["environments"] for row in read_csv(tmp_path / "out" / "hr1_final.csv")} == {"1"}
+    plots.hr.hr1(tmp_path / "runs", tmp_path / "out")  # all that there is, in its natural order
+    final = read_csv(tmp_path / "out" / "hr1_final.csv")
+    assert [row["variant"] for row in final] == ["relu", "rational", "tanh_hr"]
 
 
 def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
     returns = np.arange(80.0)
     rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
     write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)
-    (row,) = plots.tables.summary(plots.tables.groups_of(tmp_path))
+    ((row,), _) = plots.tables.summary(plots.tables.groups_of(tmp_path))
     assert row["training return"] == "78.5" and "return" not in row  # of the last fortieth: steps 79 and 80

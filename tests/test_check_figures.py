@@ -16,7 +16,7 @@ from test_figures import is_drawn, make_run, panels
 import figures
 import plots.compare
 import plots.preactivations
-import plots.recording
+import plots.redraw
 import plots.variants
 import runlog
 import sac_continuous
@@ -42,7 +42,7 @@ def make_compared(root, activation, layer_norm, seed):
 def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
     history = plots.preactivations.histories(folders[0])["fc1", "qf1"]  # counts 1, 0, 3 + step in [-1, 0, 1, 3]
-    assert history.steps.tolist() == [0, 100, 200] and history.largest().tolist() == [3, 3, 3]
+    assert history.steps.tolist() == [0, 100, 200] and history.largest_magnitude().tolist() == [3, 3, 3]
     below = history.below(np.array([-2, -0.5, 0.5, 2, 3]))
     for row, step in zip(below, (0, 100, 200)):
         total = 4 + step
@@ -50,7 +50,7 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
     found = plots.preactivations.pooled(plots.variants.load(folders)["crational"])
     assert list(found) == [(network, layer) for network in ("actor", "critics") for layer in ("fc1", "fc2")]
     assert len(found["actor", "fc1"]) == 2 and len(found["critics", "fc1"]) == 4
-    header, first, *_ = plots.preactivations.preactivation_table(folders, limit=1.0)
+    header, first, *_ = plots.preactivations.preactivation_table(folders, bound=1.0)
     assert header[2:] == ["n", "max |x| first", "max |x| newest", "max |x| ever", "newest |x| > 1"]
     assert first == ["crational", "actor fc1", "2", "3.0", "3.0", "3.0", f"{100 * 203 / 204:.2f} %"]
 
@@ -58,7 +58,7 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
 def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     folders = [make_run(tmp_path, name) for name in ("rational", "crational")]
     paths = plots.preactivations.write_preactivations(folders, tmp_path / "out", "history", ("png",))
-    figure = plots.recording.figure_of(tmp_path / "out", "history")  # from the CSV
+    figure = plots.redraw.figure_of(tmp_path / "out", "history")  # from the CSV
     assert "toy/walk-v0" in figure.get_suptitle()
     drawn = panels(figure)
     assert list(drawn)[:2] == ["rational (n = 1), actor, fc1", "crational (n = 1), actor, fc1"] and len(drawn) == 8
@@ -104,7 +104,7 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
             )
             np.testing.assert_array_equal(run.series("coefficient gradient")[:, :2], [[10, 15], [20, 30]])
     plots.compare.write_compared(folders, "layer_norm", tmp_path / "out", "by", ("png",))
-    figure = plots.recording.figure_of(tmp_path / "out", "by")  # from the CSV
+    figure = plots.redraw.figure_of(tmp_path / "out", "by")  # from the CSV
     titles = [panel.get_title("left") for panel in figure.axes]
     assert titles == ["return", "overestimation", "max |f(x)|", "coefficient gradient"]  # no critic gradient logged
     panel = figure.axes[0]

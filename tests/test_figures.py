@@ -175,7 +175,7 @@ def test_demo_compares_means_and_bands_over_seeds(tmp_path):
         for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
             line, steps = lines[f"{name} (n = {len(seeds)})"], np.array([0.0, 100, 200])
             np.testing.assert_allclose(line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1))
-            assert line.get_color() == plots.variants.style(name)["color"]
+            assert line.get_color() == plots.variants.style_of(name)["color"]
     band = left.collections[1].get_paths()[0].vertices  # relu comes first
     assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
     legends = [[text.get_text() for text in legend.get_texts()] for part in figure.subfigs for legend in part.legends]
@@ -202,8 +202,8 @@ def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(t
 def test_table_has_means_and_deviations(tmp_path, capsys):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
     folders.append(make_run(tmp_path, "relu", steps=(0, 100), status="diverged", fixed=True))
-    plots.demo.print_table(folders)
-    header, relu, crational = plots.demo.table(folders)
+    plots.demo.print_demo_table(folders)
+    header, relu, crational = plots.demo.demo_table(folders)[0]
     assert header[:3] == ["activation", "n", "final return"]
     assert relu[:6] == ["relu", "1 (1 diverged)", "101.0", "-1.00", "15.0", "0.150"]
     assert crational[:5] == ["crational", "3", "203.0 +- 2.6", "-3.00 +- 2.65", "15.0 +- 0.0"]
@@ -211,15 +211,15 @@ def test_table_has_means_and_deviations(tmp_path, capsys):
 
 
 def test_styles_are_stable_and_distinct():
-    looks = [tuple(plots.variants.style(name).values()) for name in plots.variants.STYLES]
+    looks = [tuple(plots.variants.style_of(name).values()) for name in plots.variants.STYLES]
     assert len(set(looks)) == len(looks)
-    assert plots.variants.style("tanh*tanh") == plots.variants.style("tanh_hr")
+    assert plots.variants.style_of("tanh*tanh") == plots.variants.style_of("tanh_hr")
     other = {
         "color": plots.variants.GREEN,
         "linestyle": "-.",
         "marker": "d",
     }  # in every process: a checksum, not hash()
-    assert plots.variants.style("gelu+silu") == other
+    assert plots.variants.style_of("gelu+silu") == other
 
 
 def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path, capsys):

@@ -22,6 +22,7 @@ import figures
 import plots.activation_shapes
 import plots.continual
 import plots.demo
+import plots.intervals
 import plots.kde
 import plots.overview
 import plots.reading
@@ -68,9 +69,9 @@ def test_tables_compare_all_seeds_of_all_variants_at_one_step(tmp_path, capsys):
     rows = read_csv(tmp_path / "out" / "table.csv")
     folders = sorted((tmp_path / "runs").iterdir())
     capsys.readouterr()
-    plots.demo.print_table(folders)
+    plots.demo.print_demo_table(folders)
     below = capsys.readouterr().out
-    for row, shown, name in zip(rows, plots.demo.table(folders)[1:], ("relu", "tanh"), strict=True):
+    for row, shown, name in zip(rows, plots.demo.demo_table(folders)[0][1:], ("relu", "tanh"), strict=True):
         values = [truth[name, seed][1] for seed in (1, 2)]
         expected = f"{np.mean(values):.1f} +- {np.std(values, ddof=1):.1f}"
         assert row["return"] == shown[2] == expected and row["steps"] == "20"
@@ -83,7 +84,7 @@ def test_training_returns_of_finished_runs_are_not_cut_at_their_last_games(tmp_p
     for seed, last in ((1, 28), (2, 30)):
         rows = {"charts/episodic_return": ([10, last], [1.0, 2.0]), "losses/td_loss": ([30], [0.5])}
         write_run(tmp_path, "ppo_atari", "Pong", "relu", seed, rows, total_timesteps=30)
-    (row,), cut = plots.tables._summary(plots.tables.groups_of(tmp_path))
+    (row,), cut = plots.tables.summary(plots.tables.groups_of(tmp_path))
     assert cut == [] and row["training return"] == "2.0 +- 0.0"
 
 
@@ -175,6 +176,8 @@ def test_settings_are_compared_over_the_keys_of_all_runs(tmp_path, capsys):
     for args in (("cr1", "--runs", tmp_path), ("demo", first, later)):
         err = error_of(capsys, *args, "--out", tmp_path / "out.png")
         assert "differ in reward_scale (2.0, null)" in err and first.name in err and later.name in err
+    groups = plots.tables.groups_of(tmp_path)  # tables tell what differs
+    assert list(groups["sac_continuous", DMC]) == ["relu, reward scale 2", "relu, reward scale None"]
     make_cell(tmp_path / "continual", [1, 2], "relu")
     later = max((tmp_path / "continual").iterdir())
     edit(later / "config.json", label_noise=0.1)
@@ -188,7 +191,7 @@ def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
     failed = tmp_path / runlog.run_name(DMC, "sac_continuous", "relu", 9, "0123456789")
     failed.mkdir()
     (failed / ".lock").write_text("123")
-    assert plots.study.read_study(tmp_path, "sac_continuous", "eval/.*").variants == ["relu", "tanh"]
+    assert plots.study.read_study(tmp_path, "sac_continuous", "eval/.*").labels == ["relu", "tanh"]
     assert len(plots.tables.groups_of(tmp_path)["sac_continuous", DMC]) == 2
     capsys.readouterr()
     assert len(plots.variants.load([*folders, failed])) == 2
@@ -239,6 +242,10 @@ def test_a_regression_without_its_count_or_without_an_error_is_one_line(tmp_path
     folder = regression(tmp_path / "a")
     args = ("function_approximation", "--out", tmp_path / "out", "--runs")
     assert "meta.json: has no num_parameters" in error_of(capsys, *args, folder)
+    first = regression(tmp_path / "c", num_parameters=25)
+    later = regression(tmp_path / "d", num_parameters=25)
+    edit(later / "config.json", seed=2, label_noise=0.1)
+    assert "differ in label_noise (0.1, null)" in error_of(capsys, *args, first, later)
     folder = regression(tmp_path / "b", "diverged", num_parameters=25)
     assert "every run has diverged" in error_of(capsys, *args, folder)
     assert not (tmp_path / "out").exists()
@@ -255,7 +262,7 @@ def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
     )
     figure = Figure()
     panel = figure.subplots()
-    plots.activation_shapes._draw_functions(panel, "prelu", plots.reading.read_run(own))
+    plots.activation_shapes.draw_before_and_after(panel, "prelu", plots.reading.read_run(own))
     assert panel.get_title() == "prelu, learned (seed 1)"
     assert {line.get_linestyle() for line in panel.get_lines()} == {"-", "--"}
     runs = tmp_path / "runs"
@@ -267,9 +274,9 @@ def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
 
 
 def test_names_from_runs_stay_in_the_folder_and_are_no_markup(tmp_path, capsys):
-    assert plots.recording._file_name("hr3-../../x y$", set()) == "hr3-..-..-x-y-"
+    assert plots.recording.file_name("hr3-../../x y$", set()) == "hr3-..-..-x-y-"
     taken = set()
-    assert [plots.recording._file_name(name, taken) for name in ("a/b", "a:b")] == ["a-b", "a-b-2"]
+    assert [plots.recording.file_name(name, taken) for name in ("a/b", "a:b")] == ["a-b", "a-b-2"]
     name = r"$\frac_%<b>*a*|~^&"
     assert plots.tables.latex_text(name) == (
         r"\$\textbackslash{}frac\_\%\textless{}b\textgreater{}*a*\textbar{}\textasciitilde{}\^{}\&"
@@ -296,7 +303,7 @@ def test_a_dollar_in_a_name_is_drawn_as_it_is(tmp_path):
         for name in names
     ]
     spec = {"variants": names, "unit": r"$\nothing", "caption": [r"100 $ \undefined{"]}
-    _, picture = plots.recording.write_figure(tmp_path, "dollars", "intervals", rows, ("png",), **spec)
+    _, picture = plots.recording.write_figure(tmp_path, "dollars", plots.intervals.INTERVALS, rows, ("png",), **spec)
     assert picture.stat().st_size > 5_000
     folder = make_run(tmp_path, "$x_{", steps=(0, 100))
     assert len(plots.run.draw_run(folder)) == 3 and plots.demo.draw_demo([folder], tmp_path / "demo.png").exists()
@@ -342,8 +349,8 @@ def test_out_is_checked_before_anything_is_read(tmp_path, capsys):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin1"])
 def test_a_terminal_without_unicode_gets_what_it_can_show(tmp_path, encoding):
-    for source in ("figures.py", "scripts/export_results.py"):
-        assert (ROOT / source).read_text(encoding="utf-8").isascii()
+    for source in (ROOT / "figures.py", ROOT / "scripts" / "export_results.py", *(ROOT / "plots").glob("*.py")):
+        assert source.read_text(encoding="utf-8").isascii()
     write_run(tmp_path, "sac_continuous", DMC, "μ*relu", 1, {"eval/episodic_return": (STEPS, STEPS)})
     command = [sys.executable, "figures.py", "table", "--runs", tmp_path, "--out", tmp_path / "out"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LANG": "C"}

@@ -5,6 +5,9 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,11 @@ import activations
 import figures
 import plots.aggregation
 import plots.cr
+import plots.panels
 import plots.reading
 import plots.recording
 import plots.study
+import plots.style
 import plots.variants
 import runlog
 
@@ -81,8 +86,8 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
 
 def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     truth, kept = sac_runs(tmp_path / "runs"), {}
-    monkeypatch.setattr(plots.recording, "_save", lambda figure, path: kept.update({path.name: figure}) or path)
-    monkeypatch.setattr(plots.recording, "_fewer_colours", lambda path: None)
+    monkeypatch.setattr(plots.style, "save", lambda figure, path: kept.update({path.name: figure}) or path)
+    monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     plots.cr.cr_curves(tmp_path / "runs", tmp_path / "out")
     rows = [row for row in read_csv(tmp_path / "out" / "cr_curves.csv") if row["panel"] == "overestimation"]
     for row in rows:
@@ -93,7 +98,7 @@ def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     lines = {line.get_label(): line for line in panel.lines}
     assert set(lines) == {"relu", "rational", "crational"}
     for name, line in lines.items():
-        assert line.get_color() == plots.variants.style(name)["color"]
+        assert line.get_color() == plots.variants.style_of(name)["color"]
         mine = [(float(r["step"]), float(r["value"])) for r in rows if r["variant"] == name]
         np.testing.assert_allclose(line.get_xydata(), mine)
     assert "n = 4 seeds in each of 2 environments" in kept["cr_curves.png"].get_suptitle()
@@ -112,17 +117,17 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     told = capsys.readouterr().out
     assert "missing: crational on metaworld/sweep-v3" in told
     assert "missing: relu on dm_control/cheetah-run-v0 s3 (running)" in told
-    found = plots.study.aggregate(study, plots.study.IQM)
-    assert {name: (each["environments"], each["runs"]) for name, each in found.items()} == {
+    found = plots.panels.aggregate(study, plots.cr.IQM)
+    assert {name: (each.environments, each.runs) for name, each in found.items()} == {
         "relu": (1, 3),
         "rational": (1, 4),
         "crational": (1, 4),
     }
     relu = [truth["relu", DMC, s][0] / 1_000 for s in (1, 2, 4)]
-    np.testing.assert_allclose(found["relu"]["value"], np.mean(relu, axis=0))  # floor(3 / 4) = 0 are cut
+    np.testing.assert_allclose(found["relu"].value, np.mean(relu, axis=0))  # floor(3 / 4) = 0 are cut
     assert "missing: relu on" in study.counts
-    assert plots.study._shared(study) == ["statistics over the 1 of 2 environments that every variant has"]
-    assert plots.study._shared(study.only(["relu", "rational"])) == []
+    assert study.told_shared() == ["statistics over the 1 of 2 environments that every variant has"]
+    assert study.only(["relu", "rational"]).told_shared() == []
 
 
 def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
@@ -130,8 +135,8 @@ def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
         rows = {"eval/episodic_return": (steps, 100.0 * s * np.ones(len(steps)))}
         write_run(tmp_path, "sac_continuous", DMC, "relu", s, rows, status)
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
-    found = plots.study.aggregate(study, plots.study.IQM)
-    np.testing.assert_allclose(found["relu"]["value"], [0.15] * 3)
+    found = plots.panels.aggregate(study, plots.cr.IQM)
+    np.testing.assert_allclose(found["relu"].value, [0.15] * 3)
     assert "1 diverged (last value carried forward)" in study.counts
 
 
@@ -179,7 +184,7 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
     removed = RATIONAL | {"remove_constraint": True}
     write_run(tmp_path, "sac_continuous", DMC, "crational", 1, rows, utd=10, layer_norm=False, rational=removed)
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
-    assert study.variants == [
+    assert study.labels == [
         "rational",
         "rational, LayerNorm",
         "crational",
@@ -187,9 +192,28 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
         "crational, utd 1",
     ]
     assert "utd 10 if not told" in study.counts
-    styles = plots.variants.looks(study.variants)
+    styles = plots.variants.styles_of(study.activation_of)
     assert styles["crational"]["color"] == styles["crational, utd 1"]["color"] != styles["rational"]["color"]
     assert len({json.dumps(each) for each in styles.values()}) == 5
+
+
+def test_only_keeps_the_gaps_of_its_variants_and_tells_those_without_a_run(tmp_path):
+    sac_runs(tmp_path)
+    for folder in [*tmp_path.glob("*sweep*__crational__s[23]__*"), *tmp_path.glob("*cheetah*__relu__s1__*")]:
+        shutil.rmtree(folder)
+    study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
+    gaps = [plots.study.Missing("relu", DMC, (1,)), plots.study.Missing("crational", SWEEP, (2, 3))]
+    assert study.missing == gaps
+    study = study.only(["crational", "snake"])
+    assert study.missing == [gaps[1], plots.study.Missing("snake")]
+    told = [str(gap) for gap in study.missing]
+    assert told == [f"crational on {SWEEP} s2 s3", "snake (no run)"]
+    assert study.counts.endswith(f"\nmissing: {told[0]}; {told[1]}")
+
+
+def test_importing_plots_does_not_import_matplotlib():
+    code = "import sys, plots; sys.exit('matplotlib' in sys.modules or 'runlog' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
@@ -205,10 +229,14 @@ def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
 
 
 def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
-    assert set(figures.ALSO.values()) <= set(figures.ROWS)
-    named = {*figures.ROWS, *figures.ALSO}
+    assert set(figures.ALSO) <= set(figures.ROWS)
+    named = {*figures.ROWS, *(name for further in figures.ALSO.values() for name in further)}
+    assert figures.row_of("hr9") == "hr1" and figures.row_of("hr7") == "hr7"
     assert {f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]} <= named  # 5 is a drawing of the idea
     assert {"cr1", "cr_curves", "cr_ablations", "cr_continual", "cr_atari"} <= named
+
+
+KEYS = plots.panels.keys_of(plots.cr.IQM, plots.cr.BIAS)
 
 
 def diverge(folder: Path) -> None:
@@ -230,13 +258,11 @@ def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_o
     assert float(rows["DMC", "rational"]["value"]) == pytest.approx(np.mean(last[1:3]), rel=1e-5)
     caption = "\n".join(plots.recording.read_index(tmp_path / "out")["cr1"]["caption"])
     assert "diverged before the first value count as 0 in IQM, normalised: rational 1 of 8" in caption
-    study = plots.study.read_study(
-        tmp_path / "runs", "sac_continuous", plots.study._keys(plots.study.IQM, plots.study.BIAS)
-    )
-    bias = plots.study.aggregate(study, plots.study.BIAS)["rational"]
+    study = plots.study.read_study(tmp_path / "runs", "sac_continuous", KEYS)
+    bias = plots.panels.aggregate(study, plots.cr.BIAS)["rational"]
     means = [np.mean([truth["rational", env, s][1] for s in seeds], axis=0) for env, seeds in BIASED.items()]
-    np.testing.assert_allclose(bias["value"], np.mean(means, axis=0))
-    told = plots.study._early(study, [plots.study.BIAS])
+    np.testing.assert_allclose(bias.value, np.mean(means, axis=0))
+    told = plots.panels.told_early(study, [plots.cr.BIAS])
     assert told == ["runs that diverged before the first value are left out of overestimation: rational 1 of 8"]
 
 
@@ -245,9 +271,9 @@ def test_a_variant_of_which_every_run_diverged_at_once_is_a_line_at_0(tmp_path):
     for folder in tmp_path.glob("*__rational__*"):
         diverge(folder)
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
-    found = plots.study.aggregate(study, plots.study.IQM)
-    assert found["rational"]["value"].tolist() == [0, 0, 0] and found["rational"]["runs"] == 8
-    assert found["relu"]["environments"] == 2
+    found = plots.panels.aggregate(study, plots.cr.IQM)
+    assert found["rational"].value.tolist() == [0, 0, 0] and found["rational"].runs == 8
+    assert found["relu"].environments == 2
 
 
 def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, capsys):
@@ -256,10 +282,10 @@ def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, caps
     for env in ("HalfCheetah-v5", "metaworld/reach-v3,push-v3"):
         for activation in ("relu", "rational", "crational"):
             write_run(tmp_path, "sac_continuous", env, activation, 1, rows, utd=10)
-    found = plots.study.aggregate(plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.study.IQM)
+    found = plots.panels.aggregate(plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.cr.IQM)
     told = capsys.readouterr().out
     assert "left out: HalfCheetah-v5" in told and "left out: metaworld/reach-v3,push-v3" in told
-    assert max(found["relu"]["value"]) < 1 and found["relu"]["environments"] == 2
+    assert max(found["relu"].value) < 1 and found["relu"].environments == 2
     for activation in ("tanh*tanh", "tanh_hr"):
         write_run(tmp_path, "sac_continuous", DMC, activation, 1, rows, utd=10)
     with pytest.raises(runlog.UserError, match="are both tanh_hr, seed 1"):

@@ -15,7 +15,8 @@ from matplotlib.image import imread, imsave
 from scipy.ndimage import gaussian_filter
 
 import figures
-import plots.recording
+import plots.redraw
+import plots.style
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -80,7 +81,7 @@ def likeness(new: Path, old: Path) -> float:
     images = [gaussian_filter(imread(path)[..., :3].mean(-1), sigma=3.0) for path in (new, old)]
     if images[0].shape != images[1].shape:
         return 0.0
-    figure = plots.recording.figure_of(old.parent, old.stem)
+    figure = plots.redraw.figure_of(old.parent, old.stem)
     figure.canvas.draw()
     height, width = images[1].shape
     found = []
@@ -107,7 +108,7 @@ def test_likeness_tells_an_empty_picture_and_another_one(tmp_path):
 @pytest.mark.slow
 def test_all_committed_pictures_are_drawn_in_a_copy(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
-    paths = plots.recording.redraw_all([tmp_path / "results"])
+    paths = plots.redraw.redraw_all([tmp_path / "results"])
     assert {path.relative_to(tmp_path) for path in paths} == {path.relative_to(ROOT) for path in PICTURES}
     for path in paths:
         committed = ROOT / path.relative_to(tmp_path)
@@ -121,7 +122,7 @@ def test_make_figures_redraws_results():
 
 def test_continual_lines_are_the_means_of_the_csv():
     rows = table(CONTINUAL / "continual_curves.csv")
-    figure = plots.recording.figure_of(CONTINUAL, "continual-digits-random_labels")
+    figure = plots.redraw.figure_of(CONTINUAL, "continual-digits-random_labels")
     top, middle, bottom = figure.axes[:3], figure.axes[3:6], figure.axes[6:9]
     layers = {row["metric"].split("/")[2] for row in rows if row["metric"].startswith("network/classifier/fc")}
     last = f"network/classifier/{max(layers)}/dead_share"
@@ -144,7 +145,7 @@ def test_continual_lines_are_the_means_of_the_csv():
 
 def test_regression_shows_the_three_tables():
     runs, curves, fits = (table(REGRESSION / f"{name}.csv") for name in ("runs", "curves", "fits"))
-    figure = plots.recording.figure_of(REGRESSION, "shallow")
+    figure = plots.redraw.figure_of(REGRESSION, "shallow")
     panels = {panel.get_title().split(",")[0]: panel for panel in figure.axes}
     for name, width in (("relu 1 x 200", "200"), ("tanh 1 x 200", "200"), ("tanh_hr 1 x 100", "100")):
         (column,) = (column for column in fits[0] if column.startswith(f"{name}, lr "))
@@ -171,7 +172,7 @@ def test_regression_shows_the_three_tables():
 def test_studies_are_means_over_the_seeds_of_the_csv_and_its_reference():
     folder = RESULTS / "2026-sac-cartpole"
     rows = table(folder / "curves.csv") + table(folder / "sb3.csv")
-    panel = plots.recording.figure_of(folder, "curves").axes[0]
+    panel = plots.redraw.figure_of(folder, "curves").axes[0]
     assert panel.get_ylabel() == "evaluation return"
     drawn = labelled(panel)
     assert [*drawn] == ["relu, n = 3", "rational, n = 3", "crational, n = 3", "SB3 relu, n = 3"]
@@ -186,7 +187,7 @@ def test_studies_are_means_over_the_seeds_of_the_csv_and_its_reference():
 def test_checks_and_table_1_show_their_rows():
     checks = RESULTS / "2026-checks"
     rows = table(checks / "preactivations.csv")
-    figure = plots.recording.figure_of(checks, "preactivations")
+    figure = plots.redraw.figure_of(checks, "preactivations")
     (panel,) = (panel for panel in figure.axes if panel.get_title() == "crational (n = 2), critics, fc2")
     cell = ("crational", "critics", "fc2")
     mine = [row for row in rows if (row["activation"], row["network"], row["layer"]) == cell]
@@ -195,14 +196,14 @@ def test_checks_and_table_1_show_their_rows():
     expected = np.maximum(numbers(mine, *(f"d{k:02d}" for k in range(80))).T, 1e-12)
     np.testing.assert_array_equal(panel.collections[0].get_array(), expected)
     rows = table(checks / "layer_norm.csv")
-    panel = plots.recording.figure_of(checks, "layer_norm").axes[4]
+    panel = plots.redraw.figure_of(checks, "layer_norm").axes[4]
     assert panel.get_title("left") == "coefficient gradient"
     mine = [r for r in rows if r["panel"] == "coefficient gradient" and r["setting"] == "True"]
     steps = sorted({float(row["step"]) for row in mine})
     means = [np.mean([float(r["value"]) for r in mine if float(r["step"]) == step]) for step in steps]
     drawn = labelled(panel)["rational, layer_norm True (n = 2)"]
     np.testing.assert_allclose(drawn, np.stack([steps, means], -1), rtol=1e-12)
-    panel = plots.recording.figure_of(REGRESSION, "table1").axes[0]
+    panel = plots.redraw.figure_of(REGRESSION, "table1").axes[0]
     points = {tuple(point) for bars in panel.containers for point in bars.lines[0].get_xydata()}
     mine = [row for row in table(REGRESSION / "table1.csv") if row["activation"] in ("tanh", "tanh_hr")]
     assert points == {*map(tuple, numbers(mine, "p", "dead_share"))} and len(mine) > 5
@@ -231,7 +232,7 @@ def damaged(folder, file, change) -> None:
 def test_what_is_missing_or_broken_is_told_in_one_line(tmp_path, capsys, damage, told, monkeypatch):
     for path in [*REGRESSION.glob("*.csv"), REGRESSION / "figures.json"]:
         shutil.copy(path, tmp_path / path.name)
-    monkeypatch.setattr(plots.recording, "_save", lambda figure, path: shutil.copy(REGRESSION / "table1.png", path))
+    monkeypatch.setattr(plots.style, "save", lambda figure, path: shutil.copy(REGRESSION / "table1.png", path))
     damage(tmp_path)
     with pytest.raises(SystemExit) as stop:
         figures.main(["redraw", str(tmp_path)])

@@ -21,6 +21,7 @@ SHARED = [
     "reports.py",
     "figures.py",
     *(f"runlog/{path.name}" for path in (ROOT / "runlog").glob("*.py")),
+    *(f"plots/{path.name}" for path in (ROOT / "plots").glob("*.py")),
     *(f"environments/{path.name}" for path in (ROOT / "environments").glob("*.py")),
 ]
 

@@ -3,12 +3,13 @@
 `pytest -q tests/test_scores.py` (about 5 s).
 """
 
+import doctest
 import math
 
 import numpy as np
 import pytest
 
-import metrics
+from plots import statistics
 
 
 def strata(seed: int = 0, sizes=(10, 10, 10, 10), steps=()) -> list[np.ndarray]:
@@ -23,25 +24,25 @@ def slow_iqm(values: np.ndarray) -> float:
 
 
 def test_atari_table_has_57_games_and_known_rows():
-    scores = metrics.atari_scores()
+    scores = statistics.atari_scores()
     assert len(scores) == 57 and all(human > random for random, human in scores.values())
     assert scores["Breakout"] == (1.7, 30.5) and scores["Pong"] == (-20.7, 14.6)
     assert scores["VideoPinball"] == (16256.9, 17667.9)
 
 
 def test_human_normalised_is_0_for_random_and_1_for_human_play():
-    for game, (random, human) in metrics.atari_scores().items():
-        assert metrics.human_normalised(random, game) == 0
-        assert metrics.human_normalised(human, game) == 1
-    values = metrics.human_normalised(np.array([1.7, 16.1, 59.3]), "Breakout")
+    for game, (random, human) in statistics.atari_scores().items():
+        assert statistics.human_normalised(random, game) == 0
+        assert statistics.human_normalised(human, game) == 1
+    values = statistics.human_normalised(np.array([1.7, 16.1, 59.3]), "Breakout")
     np.testing.assert_allclose(values, [0, 0.5, 2])
     with pytest.raises(ValueError, match="Breakot"):
-        metrics.human_normalised(1.0, "Breakot")
+        statistics.human_normalised(1.0, "Breakot")
 
 
 def test_baseline_normalised():
-    np.testing.assert_allclose(metrics.baseline_normalised(np.array([2.0, 5.0, 11.0]), 2.0, 8.0), [0, 0.5, 1.5])
-    assert np.isnan(metrics.baseline_normalised(np.array([2.0]), 3.0, 3.0)).all()
+    np.testing.assert_allclose(statistics.baseline_normalised(np.array([2.0, 5.0, 11.0]), 2.0, 8.0), [0, 0.5, 1.5])
+    assert np.isnan(statistics.baseline_normalised(np.array([2.0]), 3.0, 3.0)).all()
 
 
 @pytest.mark.parametrize("sizes", [(10, 10, 10), (5, 3), (1,), (2, 2, 2, 1), (7,)])
@@ -49,17 +50,17 @@ def test_statistics_equal_slow_loops(sizes):
     data = strata(sizes=sizes, steps=(3,))
     for step in range(3):
         rows = [runs[step] for runs in data]
-        assert metrics.interquartile_mean(data)[step] == pytest.approx(slow_iqm(np.concatenate(rows)))
+        assert statistics.interquartile_mean(data)[step] == pytest.approx(slow_iqm(np.concatenate(rows)))
         means = sorted(sum(row) / len(row) for row in map(np.ndarray.tolist, rows))
-        assert metrics.mean_of_means(data)[step] == pytest.approx(sum(means) / len(means))
+        assert statistics.mean_of_means(data)[step] == pytest.approx(sum(means) / len(means))
         middle = (means[(len(means) - 1) // 2] + means[len(means) // 2]) / 2
-        assert metrics.median_of_means(data)[step] == pytest.approx(middle)
+        assert statistics.median_of_means(data)[step] == pytest.approx(middle)
 
 
 def test_bootstrap_of_a_mean_has_its_closed_form():
     """Of a mean in one environment the bootstrap's variance is var(ddof 0) / n: the interval is mean +- 1.96 roots."""
     (runs,) = strata(sizes=(400,))
-    low, high = metrics.stratified_bootstrap([runs], metrics.mean_of_means, repetitions=20_000)
+    low, high = statistics.stratified_bootstrap([runs], statistics.mean_of_means, repetitions=20_000)
     half = 1.959964 * runs.std() / math.sqrt(400)
     assert low == pytest.approx(runs.mean() - half, abs=0.05 * half)
     assert high == pytest.approx(runs.mean() + half, abs=0.05 * half)
@@ -69,24 +70,24 @@ def test_bootstrap_draws_within_environments():
     """Between environments nothing varies: environments of equal runs give an interval of width 0, where drawing from
     all runs together would not."""
     data = [np.full(5, 0.0), np.full(5, 10.0)]
-    for statistic in (metrics.mean_of_means, metrics.median_of_means, metrics.interquartile_mean):
-        np.testing.assert_allclose(metrics.stratified_bootstrap(data, statistic, 200), 5.0)
+    for statistic in (statistics.mean_of_means, statistics.median_of_means, statistics.interquartile_mean):
+        np.testing.assert_allclose(statistics.stratified_bootstrap(data, statistic, 200), 5.0)
 
 
 def test_bootstrap_of_a_curve_draws_whole_runs():
     """If step k is step 0 plus k, so are its ends; the same each time. 1,000 steps of 12 runs are two parts."""
     (base,) = strata(sizes=(12,))
     data = [base + np.arange(1_000.0)[:, None]]
-    low, high = metrics.stratified_bootstrap(data, metrics.interquartile_mean, 500)
+    low, high = statistics.stratified_bootstrap(data, statistics.interquartile_mean, 500)
     np.testing.assert_allclose(low, low[0] + np.arange(1_000))
     np.testing.assert_allclose(high, high[0] + np.arange(1_000))
-    assert low[0] < metrics.interquartile_mean(data)[0] < high[0]
-    again = metrics.stratified_bootstrap(data, metrics.interquartile_mean, 500)
+    assert low[0] < statistics.interquartile_mean(data)[0] < high[0]
+    again = statistics.stratified_bootstrap(data, statistics.interquartile_mean, 500)
     np.testing.assert_array_equal(again, (low, high))
 
 
 def test_bootstrap_of_single_runs_is_unknown():
-    low, high = metrics.stratified_bootstrap([np.ones((4, 1)), np.ones((4, 1))], metrics.mean_of_means)
+    low, high = statistics.stratified_bootstrap([np.ones((4, 1)), np.ones((4, 1))], statistics.mean_of_means)
     assert low.shape == high.shape == (4,) and np.isnan([low, high]).all()
 
 
@@ -96,8 +97,22 @@ def test_iqm_and_its_interval_agree_with_rliable():
     matrix = {"ours": np.stack(data, -1)}  # runs x environments
     iqm = lambda scores: np.array([reference.aggregate_iqm(scores)])  # noqa: E731
     scores, intervals = library.get_interval_estimates(matrix, iqm, reps=4_000)  # from numpy's global generator
-    assert metrics.interquartile_mean(data) == pytest.approx(scores["ours"][0], rel=1e-12)
-    low, high = metrics.stratified_bootstrap(data, metrics.interquartile_mean, repetitions=4_000)
+    assert statistics.interquartile_mean(data) == pytest.approx(scores["ours"][0], rel=1e-12)
+    low, high = statistics.stratified_bootstrap(data, statistics.interquartile_mean, repetitions=4_000)
     width = float(intervals["ours"][1, 0] - intervals["ours"][0, 0])
     assert abs(low - intervals["ours"][0, 0]) < 0.06 * width  # two bootstraps of 4,000 draws each
     assert abs(high - intervals["ours"][1, 0]) < 0.06 * width
+
+
+def test_doctests():
+    failures, attempted = doctest.testmod(statistics)
+    assert failures == 0 and attempted > 0
+
+
+def test_ratio_interval_is_students_t_on_the_logarithms():
+    logs = np.log([1.0, 2.0, 4.0])
+    mean, half = np.log(2), 4.302653 * np.log(2) / math.sqrt(3)  # t at 0.975 with 2 degrees of freedom
+    expected = np.exp([mean, mean - half, mean + half])
+    np.testing.assert_allclose(statistics.ratio_interval(logs), expected, rtol=1e-6)
+    for unknown in (logs[:1], np.array([0.0, np.inf])):
+        assert np.isnan(statistics.ratio_interval(unknown)).all()

@@ -165,8 +165,13 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
     assert launcher == "scripts/sweep.py" and file == "figures.py"
     assert drawing[:5] == [FIGURES[script][0], "--runs", base[0], "--out", base[1]]
     drawn = runlog.parse_args(figures.Command, drawing)
-    own = {"hr_fig3": "tanh tanh_hr sigmoid sigmoid_hr", "hr_fig4": "tanh"}.get(script, "")
-    assert drawn.row in figures.ROWS and " ".join(drawn.variants) == own
+    pqn = ["relu", "tanh", "sigmoid", "tanh_hr", "relu_hr", "crelu"]
+    if scale != "laptop":
+        pqn.append("relu, ReDo")
+    rationals = ["relu", "rational", "crational"]
+    variants = {"hr_fig3": ["tanh", "tanh_hr", "sigmoid", "sigmoid_hr"], "hr_fig4": ["tanh"]}
+    variants |= {"cr_fig1": rationals, "cr_curves": rationals, "hr_fig1": pqn, "hr_fig19": pqn}
+    assert drawn.row in figures.ROWS and [*drawn.variants] == variants.get(script, [])
     found = commands(folder, script, scale)
     assert len({*found}) == len(found) == len({(name, environment_of(name)) for name in found})
     monkeypatch.setattr(environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
@@ -346,12 +351,14 @@ def test_paths_with_blanks_and_patterns(folder):
     variables = {"RUNS_DIR": "a b", "OUT": "c'd", "ENVS": "Pong*\nQbert"}
     launch, draw = calls(folder, "hr_fig1", "smoke", **variables)
     assert "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1] and launch[launch.index("--runs-dir") + 1] == "a b"
-    assert draw[2:] == ["--runs", "a b", "--out", "c'd"]
+    assert draw[2:6] == ["--runs", "a b", "--out", "c'd"]
+    assert draw[6:8] == ["--variants", "relu"] and draw[-1] == "relu, ReDo"  # one argument
     launch, _ = calls(folder, "cr_continual", "smoke", DATA_DIR="a b", DATASETS="digits")
     command = shlex.split(sweep_plan.expand(launch[1])[0])
     assert command[command.index("--data-dir") + 1] == "a b"
     done = shell("hr_fig1.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS_DIR="a b", OUT="c'd")
-    assert shlex.split(done.stdout.splitlines()[-1])[2:] == ["hr1", "--runs", "a b", "--out", "c'd"]
+    words = shlex.split(done.stdout.splitlines()[-1])
+    assert words[2:7] == ["hr1", "--runs", "a b", "--out", "c'd"] and words[7:] == draw[6:]
     done = shell("demo.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS="a b")
     assert done.stdout.splitlines()[-1].endswith(r"figures.py demo a\ b/*/ --out runs/demo.png")
 

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import plots.aggregation
-import plots.study
-import plots.variants
+from plots import aggregation, study, variants
 
 SEEDS = {"return": "eval/episodic_return", "success": "eval/success", "Q - G": "overestimation/mean"}
 SEEDS |= {"coefficient gradient": r"network/qf\d/coefficient_gradient_norm", "max |f(x)|": r"network/qf\d/fc\d/f_max"}
@@ -21,18 +19,18 @@ LAYERS |= {name: rf"network/qf\d/fc\d/{name}" for name in ("numerator_norm", "de
 
 
 def main(runs: Path, out: Path) -> None:
-    study = plots.study.read_study(runs, plots.variants.SAC, "|".join([*SEEDS.values(), *LAYERS.values()]))
+    sac = study.read_study(runs, variants.SAC, "|".join([*SEEDS.values(), *LAYERS.values()]))
     seeds, layers = (
         [["environment", "variant", "seed", *SEEDS]],
         [["environment", "variant", "value", "n", "first", "last"]],
     )
-    for (variant, env), group in sorted(study.cells.items()):
+    for (variant, env), group in sorted(sac.cells.items()):
         for run in group:
-            ends = [plots.aggregation.combined(run, key, "max" if "f_max" in key else "mean") for key in SEEDS.values()]
+            ends = [aggregation.combined(run, key, "max" if "f_max" in key else "mean") for key in SEEDS.values()]
             ends = [f"{each[-1, 1]:.5g}" if len(each) else "" for each in ends]
             seeds.append([env, variant, run.config["seed"], *ends])
         for name, key in LAYERS.items():
-            found = [plots.aggregation.combined(run, key) for run in group]
+            found = [aggregation.combined(run, key) for run in group]
             if all(len(each) for each in found):
                 first, last = (np.mean([each[i, 1] for each in found]) for i in (0, -1))
                 layers.append([env, variant, name, len(found), f"{first:.4g}", f"{last:.4g}"])

@@ -1,0 +1,276 @@
+"""What panels show: of each run a number at every step, over runs and environments a statistic."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from environments import suites
+from plots import statistics
+from plots.aggregation import combined, grid_of, on_grid
+from plots.reading import Loaded
+from plots.study import Study
+from plots.variants import all_runs
+
+RETURN = r"eval/episodic_return"
+
+
+# ---- panels --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic over runs and environments, and what captions tell of it."""
+
+    # of strata: for each environment (..., runs)
+    function: Callable[[Sequence[np.ndarray]], np.ndarray]
+    caption: str
+    is_bootstrapped: bool = True  # else the band is the deviation over seeds
+
+
+STATISTICS = {
+    "iqm": Statistic(statistics.interquartile_mean, "IQM over runs, 95 % stratified bootstrap"),
+    "mean": Statistic(
+        statistics.mean_of_means, "mean over environments, 95 % stratified bootstrap"
+    ),
+    "median": Statistic(
+        statistics.median_of_means,
+        "median over games of means over seeds, 95 % stratified bootstrap",
+    ),
+    "std": Statistic(
+        statistics.mean_of_means, "mean over environments, band: std over seeds of it", False
+    ),
+}
+
+
+@dataclass
+class Panel:
+    """What a panel shows of each run: a number at every step, then a statistic over runs and
+    environments."""
+
+    title: str
+    unit: str
+    key: str  # pattern of keys, a full match
+    reduce: str = "mean"  # over the keys that match: mean, max
+    score: str = ""  # "suite": as environments.suites says; "human", "baseline"
+    statistic: str = "iqm"  # of STATISTICS
+    suite: str = ""  # only environments whose id begins so
+    scale: str = "linear"  # of the y axis
+
+    @property
+    def is_of_training_games(self) -> bool:
+        return self.key.startswith("charts/")
+
+    def shows(self, env: str) -> bool:
+        return env.startswith(self.suite)
+
+    def has_score(self, env: str) -> bool:
+        """Whether an environment has the panel's normalised score. Without: environments outside
+        the two suites, sequences of tasks, games without human scores."""
+        if self.score == "suite":
+            is_sequence = "," in env
+            return suites.suite_of(env) is not None and not is_sequence
+        return self.score != "human" or env in statistics.atari_scores()
+
+    def key_in(self, env: str) -> str:
+        return suites.suite_of(env).score_key if self.score == "suite" else self.key
+
+    def points(self, run: Loaded, env: str) -> np.ndarray:
+        """(rows, 2) of step and value of a run; not normalised."""
+        return combined(run, self.key_in(env), self.reduce)
+
+
+def keys_of(*panels: Panel) -> str:
+    """A pattern of all keys that panels need."""
+    patterns = []
+    for panel in panels:
+        patterns.append(f"(?:{panel.key})")
+        if panel.score == "suite":
+            patterns.append(suites.score_keys())
+    return "|".join(dict.fromkeys(patterns))
+
+
+# ---- curves --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Curve:
+    """A statistic of one variant over its runs, at steps."""
+
+    steps: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    environments: int  # behind it
+    runs: int
+
+    def points(self) -> list[dict[str, float]]:
+        columns = (self.steps, self.value, self.low, self.high)
+        rows = zip(*(column.tolist() for column in columns))
+        return [dict(zip(("step", "value", "low", "high"), row)) for row in rows]
+
+
+def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
+    """The grid, and (label, environment) -> values (steps, runs) of a panel, normalised as it says,
+    of the runs that have it. Returns of training games are means over windows of a fortieth of the
+    longest run (HR's are smoothed)."""
+    cells = {}
+    unscored = set()
+    for (label, env), runs in study.cells.items():
+        if not panel.shows(env):
+            continue
+        if panel.has_score(env):
+            cells[label, env] = runs
+        else:
+            unscored.add(env)
+    for env in sorted(unscored):
+        print(f"left out: {env} has no score for {panel.title}")
+    every = all_runs(cells)
+    if not every:
+        return np.zeros(0), {}
+    grid = grid_of(every, suites.score_keys() if panel.score == "suite" else panel.key)
+    if not len(grid):
+        return grid, {}
+    found = {}
+    for (label, env), runs in cells.items():
+        scores = normalised(study, panel, env, values_on(grid, panel, runs, env), grid)
+        kept = []
+        for index, run in enumerate(runs):
+            has_rows = len(panel.points(run, env)) > 0
+            counts_as_0 = run.has_diverged and bool(panel.score) and not has_rows
+            if counts_as_0:
+                scores[:, index] = 0.0  # a suite's lowest score, random play, or relu's lowest
+            if has_rows or counts_as_0:
+                kept.append(index)
+        if kept:
+            found[label, env] = scores[:, kept]
+    return grid, found
+
+
+def values_on(grid: np.ndarray, panel: Panel, runs: Sequence[Loaded], env: str) -> np.ndarray:
+    """(steps, runs) at the steps of a grid, NaN for a run without a row."""
+    if not runs:
+        return np.zeros((len(grid), 0))
+    window = grid[-1] / 40 if panel.is_of_training_games else 0.0
+    return np.stack([on_grid(panel.points(run, env), grid, window) for run in runs], -1)
+
+
+def normalised(
+    study: Study, panel: Panel, env: str, values: np.ndarray, grid: np.ndarray
+) -> np.ndarray:
+    """Values as the panel's score has them."""
+    if panel.score == "suite":
+        return values / suites.suite_of(env).score_scale
+    if panel.score == "human":
+        return statistics.human_normalised(values, env)
+    if panel.score == "baseline":
+        relu = values_on(grid, panel, study.reference.get(env, []), env)
+        if not np.isfinite(relu).any():
+            return np.full_like(values, np.nan)
+        return statistics.baseline_normalised(values, np.nanmin(relu), np.nanmax(relu))
+    return values
+
+
+def aggregate(study: Study, panel: Panel) -> dict[str, Curve]:
+    """label -> curve: statistic over the environments that every variant with this quantity has, at
+    the steps where all its runs have a value."""
+    grid, found = curves(study, panel)
+    having = {label for label, _ in found}
+    shared = shared_environments(study, panel, found)
+    result = {}
+    for label in study.labels:
+        if label not in having or not shared:
+            continue
+        strata = [found[label, env] for env in shared]
+        known = np.all([np.isfinite(values).all(-1) for values in strata], axis=0)
+        if not known.any():
+            continue
+        strata = [values[known] for values in strata]
+        value, low, high = interval(strata, STATISTICS[panel.statistic])
+        number = sum(values.shape[-1] for values in strata)
+        result[label] = Curve(grid[known], value, low, high, len(shared), number)
+    return result
+
+
+def shared_environments(
+    study: Study, panel: Panel, found: dict[tuple[str, str], np.ndarray]
+) -> list[str]:
+    """The environments that a statistic is over. Prints which are left out, since some variant
+    logged nothing there."""
+    having = {label for label, _ in found}
+    complete = study.complete(panel.suite)
+    shared = []
+    for env in complete:
+        values = [found.get((label, env)) for label in having]
+        if all(each is not None and np.isfinite(each).any() for each in values):
+            shared.append(env)
+    for env in sorted({env for _, env in found} & {*complete} - {*shared}):
+        without = sorted(label for label in having if (label, env) not in found)
+        print(f"left out: {env} of {panel.title}, since {', '.join(without)} logged nothing of it")
+    return shared
+
+
+def interval(
+    strata: list[np.ndarray], statistic: Statistic
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A statistic of strata (steps, runs), and the ends of its interval."""
+    value = statistic.function(strata)
+    if statistic.is_bootstrapped:
+        ends = statistics.stratified_bootstrap(strata, statistic.function, repetitions=1_000)
+        return value, *ends
+    # over seeds, of the mean over environments; nothing if seeds differ in number
+    numbers = {values.shape[-1] for values in strata}
+    if len(numbers) == 1 and numbers != {1}:
+        half = np.mean(strata, axis=0).std(-1)
+    else:
+        half = np.full(len(value), np.nan)
+    return value, value - half, value + half
+
+
+# ---- runs that diverged early --------------------------------------------------------------------
+
+
+@dataclass
+class EarlyCount:
+    """Of one variant: runs that diverged before they logged anything, runs with rows, all runs."""
+
+    early: int = 0
+    with_rows: int = 0
+    number: int = 0
+
+
+def early_counts(study: Study, panel: Panel) -> dict[str, EarlyCount]:
+    counts = defaultdict(EarlyCount)
+    for (label, env), runs in study.cells.items():
+        if not panel.shows(env) or not panel.has_score(env):
+            continue
+        for run in runs:
+            has_rows = len(panel.points(run, env)) > 0
+            counts[label].with_rows += has_rows
+            counts[label].early += run.has_diverged and not has_rows
+            counts[label].number += 1
+    return counts
+
+
+def told_early(study: Study, panels: Sequence[Panel]) -> list[str]:
+    """For captions: which runs diverged before they logged what a panel shows, and what became of
+    them."""
+    titles = defaultdict(list)  # (which runs, whether they count as 0): titles of panels
+    for panel in panels:
+        counts = early_counts(study, panel)
+        has_any = any(count.with_rows for count in counts.values())
+        told = []
+        for label, count in counts.items():
+            # others never log it, such as gradients of relu's coefficients
+            is_logged = count.with_rows or (panel.score and has_any)
+            if count.early and is_logged:
+                told.append(f"{label} {count.early} of {count.number}")
+        if told:
+            titles[", ".join(told), bool(panel.score)].append(panel.title)
+    lines = []
+    for (runs, is_score), names in titles.items():
+        shown = ", ".join(names)
+        what = f"count as 0 in {shown}" if is_score else f"are left out of {shown}"
+        lines.append(f"runs that diverged before the first value {what}: {runs}")
+    return lines
