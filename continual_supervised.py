@@ -26,6 +26,8 @@ import optimizers
 import reports
 import runlog
 from environments import datasets
+from plots import dashboards
+from runlog import seeding
 
 KERNEL = 5  # pixels a side of a convolution, which 2x2 max pooling follows
 REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
@@ -116,7 +118,7 @@ class Classifier(nn.Module):
                 args.channels[i],
                 KERNEL,
                 args.activation,
-                seeds=runlog.derive_seeds(seeds, "conv", i),
+                seeds=seeding.derive_seeds(seeds, "conv", i),
                 layer_norm="chw" if args.layer_norm else "none",
                 out_size=size,
                 rational=args.rational,
@@ -134,14 +136,14 @@ class Classifier(nn.Module):
                 features,
                 units,
                 args.activation,
-                seeds=runlog.derive_seeds(seeds, "dense", i),
+                seeds=seeding.derive_seeds(seeds, "dense", i),
                 layer_norm=args.layer_norm,
                 rational=args.rational,
                 shared=shared,
             )
             self.hidden.append(layer)
             features = layer.width
-        self.head = activations.Linear(features, outputs, seeds=runlog.derive_seeds(seeds, "head"))
+        self.head = activations.Linear(features, outputs, seeds=seeding.derive_seeds(seeds, "head"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.convolutional:
@@ -227,7 +229,7 @@ class Learner(nn.Module):
     def reset_head(self, seeds: list[int], task: int) -> None:
         """Draws each seed's output layer anew for this task, and clears Adam's moments of it."""
         head = self.network.head
-        head_seeds = runlog.derive_seeds(seeds, "head", task)
+        head_seeds = seeding.derive_seeds(seeds, "head", task)
         fresh = activations.Linear(*head.weight.shape[-2:], seeds=head_seeds)
         for parameter, new in zip(head.parameters(), fresh.parameters()):
             parameter.copy_(new)
@@ -250,12 +252,6 @@ class Learner(nn.Module):
         return optimizers.recycle_layers(
             layers, readers, dormant, self.optimizer, init, generators
         )
-
-    def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
-        """Seed i of every tensor, and the step count that the seeds share, from a checkpoint."""
-        for name, tensor in self.state_dict().items():
-            part = tensor[i] if tensor.dim() else tensor
-            part.copy_(state[name])
 
 
 # ---- measures have no effect on the training -----------------------------------------------------
@@ -421,8 +417,8 @@ class Training:
         }
 
     def restore(self, state: dict[str, list]) -> None:
+        runlog.restore_module(self.learner, state["learner"])
         for i in range(len(self.last)):
-            self.learner.restore(i, state["learner"][i])
             self.last[i] = state["last"][i]
             self.online[i] = state["online"][i]
             self.fitted[i] = state["fitted"][i]
@@ -442,8 +438,8 @@ def begin_training(args: Args, tasks: datasets.Tasks, seeds: list[int]) -> Train
         learner=learner,
         images=torch.tensor(data.train.images).flatten(1).to(device),
         test_images=torch.tensor(data.test.images).flatten(1).to(device),
-        order=runlog.make_generators(seeds, "order"),
-        redo=runlog.make_generators(seeds, "redo"),
+        order=seeding.make_generators(seeds, "order"),
+        redo=seeding.make_generators(seeds, "redo"),
         online=torch.zeros(len(seeds), device=device),
         fitted=torch.full((len(seeds),), torch.nan, device=device),
         last=[{} for _ in seeds],
@@ -613,7 +609,8 @@ def main(args: Args) -> None:
     tasks = validate(args)
     torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    with runlog.open_batches(runs_of(args), args) as batches:
+    sections = dashboards.SECTIONS
+    with runlog.open_batches(runs_of(args), args, sections=sections) as batches:
         for batch in batches:
             train(args, tasks, batch)
 

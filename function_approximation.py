@@ -28,6 +28,9 @@ import metrics
 import optimizers
 import reports
 import runlog
+from plots import dashboards
+from runlog import seeding
+from runlog.disk import writing
 
 PAPER_COUNTS = {  # trained parameters that the paper tells (captions of Figs. 2 and 12)
     ("relu", (200,)): 601,
@@ -129,16 +132,16 @@ class Networks(nn.Module):
     ):
         super().__init__()
         init = activations.fan_in_uniform
-        hidden_seeds = runlog.derive_seeds(seeds, "hidden")
+        hidden_seeds = seeding.derive_seeds(seeds, "hidden")
         self.hidden = activations.mlp(
             1, widths, activation, hidden_seeds, rational=args.rational, init=init
         )
         width = self.hidden[-1].width
-        output_seeds = runlog.derive_seeds(seeds, "output")
+        output_seeds = seeding.derive_seeds(seeds, "output")
         self.output = activations.Linear(width, 1, seeds=output_seeds, init=init)
         for name, module in self.named_modules():
             if isinstance(module, activations.Linear):
-                draw_biases(module, runlog.derive_seeds(seeds, "bias", name))
+                draw_biases(module, seeding.derive_seeds(seeds, "bias", name))
         self.to(device)
         rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
         self.optimizer = optimizers.Adam(self, rates, args.rational)
@@ -168,12 +171,6 @@ class Networks(nn.Module):
     def count(self) -> int:
         """Trained parameters of one network."""
         return sum(p[0].numel() for p in self.optimizer.parameters_)
-
-    def restore(self, i: int, state: dict[str, torch.Tensor]) -> None:
-        """Network i of every tensor, and the step count that they share, from a checkpoint."""
-        for name, tensor in self.state_dict().items():
-            part = tensor[i] if tensor.dim() else tensor
-            part.copy_(state[name])
 
 
 def draw_biases(layer: activations.Linear, seeds: np.ndarray) -> None:
@@ -238,8 +235,7 @@ def train(args: Args, architecture: Architecture, batch: runlog.Batch) -> None:
     state = batch.load()
     if state is not None:
         last = state["last"]
-        for i, tensors in enumerate(state["networks"]):
-            networks.restore(i, tensors)
+        runlog.restore_module(networks, state["networks"])
 
     points = torch.linspace(*args.interval, args.num_points, device=device)
     label = f"{architecture.activation} {architecture.name}"
@@ -299,7 +295,7 @@ def dead_share(expression: str, p: float, neurons: int, seed: int) -> int:
     saturated with probability p, by a bias of 30 in size: negative for relu, of either sign for the
     others. The layer is `activations.dense`, on 256 normal samples of 16 features; weights are
     normal with variance 1/16."""
-    own_seed = int(runlog.derive_seeds(seed, "table1", expression, str(p)))
+    own_seed = int(seeding.derive_seeds(seed, "table1", expression, str(p)))
     generator = torch.Generator().manual_seed(own_seed)
     init = activations.lecun_normal
     layer = activations.dense(TABLE1_FEATURES, neurons, expression, seeds=own_seed, init=init)
@@ -340,7 +336,7 @@ def save_table1(args: Args, folder: Path) -> None:
     """Writes table1.csv and prints how the simulation and the closed forms agree."""
     rows = table1(args.table1_neurons, args.seed)
     path = folder / "table1.csv"
-    with runlog.writing(path), open(path, "w", newline="") as file:
+    with writing(path), open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in rows:
@@ -464,7 +460,7 @@ def runs_of(args: Args) -> list:
 
 def make_out_folder(args: Args) -> Path:
     out = Path(args.out or Path(args.runs_dir) / "function_approximation")
-    with runlog.writing(out):
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -480,7 +476,7 @@ def main(args: Args) -> None:
     folders = []
     for architecture in architectures(args):
         runs = runs_of_architecture(args, architecture)
-        with runlog.open_batches(runs, args) as batches:
+        with runlog.open_batches(runs, args, sections=dashboards.SECTIONS) as batches:
             for batch in batches:
                 train(args, architecture, batch)
         folders += [run.folder for run in runs]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import runlog
+from runlog import seeding
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MNIST_MD5 = {  # of the file, and of the compressed file that the URL gives
@@ -264,4 +265,4 @@ class Tasks:
 
 
 def _generator(seed: int, *keys: str | int) -> np.random.Generator:
-    return np.random.default_rng(runlog.derive_seed(seed, *keys))
+    return np.random.default_rng(seeding.derive_seed(seed, *keys))

@@ -20,6 +20,7 @@ import numpy as np
 
 import runlog
 from environments.graphics import enable_graphics, no_graphics
+from runlog import seeding
 
 METAWORLD_STEPS = 200  # of an episode (CR's protocol)
 
@@ -55,7 +56,7 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 def _construction_seed(seed: int) -> int:
-    return runlog.derive_seed(seed, "construction") % 2**32
+    return seeding.derive_seed(seed, "construction") % 2**32
 
 
 def _construct(env_id: str, seed: int, settings: dict) -> gymnasium.Env:

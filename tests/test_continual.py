@@ -122,7 +122,7 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
     data, task = tasks.data, tasks.make(5, 2)
     state = torch.load(next(tmp_path.glob("*/checkpoint.pt")))["state"]
     learner = script.Learner(args, (1, 8, 8), 10, data.largest, [5], torch.device("cpu"))
-    learner.restore(0, state["learner"])
+    runlog.restore_module(learner, [state["learner"]])
     parts = ((data.train, task.rows, task.labels, "end"), (data.test, task.test_rows, task.test_labels, "test"))
     for split, where, labels, key in parts:
         x = torch.from_numpy(split.images[where].reshape(1, -1, 64)) / 16.0
