@@ -25,6 +25,7 @@ import environments
 import metrics
 import optimizers
 import plots.dashboards
+import reports
 import runlog
 from runlog import cudagraphs, evaluation, seeding
 
@@ -372,14 +373,14 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch,
     grads = metrics.mean_gradients(actor_loss, samples, trained.parameters_, size=256, dim=1)
     grads = dict(zip(trained.names, grads))
     inputs = (samples["obs"],)
-    report = metrics.network_report(agent.actor, inputs, grads, 1, max_samples=num_samples)
+    report = reports.network_report(agent.actor, inputs, grads, 1, max_samples=num_samples)
     batch.log_report(step, "network/actor", report)
 
     trained = agent.qf_optimizer
     grads = metrics.mean_gradients(qf_loss, samples, trained.parameters_, size=256, dim=1)
     grads = dict(zip(trained.names, grads))
     inputs = (samples["obs"], samples["actions"])
-    report = metrics.network_report(agent.qf, inputs, grads, 2, max_samples=num_samples)
+    report = reports.network_report(agent.qf, inputs, grads, 2, max_samples=num_samples)
     batch.log_report(step, "network/qf", report)
 
 

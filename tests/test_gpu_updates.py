@@ -24,6 +24,7 @@ import function_approximation
 import metrics
 import ppo_atari
 import pqn_atari
+import reports
 import runlog
 import sac_continuous
 
@@ -429,7 +430,7 @@ def test_metrics_are_those_of_the_cpu(device):
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
     """More samples than the report looks at: it chooses the same ones everywhere."""
-    reports = []
+    found_reports = []
     ranks = []
     for each in (device, "cpu"):
         agent = sac_agent(torch.device(each))
@@ -439,13 +440,13 @@ def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
         q_sum = agent.qf(obs, actions).square().sum()
         grads = torch.autograd.grad(q_sum, agent.qf_optimizer.parameters_)
         grads = dict(zip(agent.qf_optimizer.names, grads))
-        reports.append(metrics.network_report(agent.qf, (obs, actions), grads, 2, max_samples=100))
+        found_reports.append(reports.network_report(agent.qf, (obs, actions), grads, 2, max_samples=100))
         ranks.append(metrics.ntk_rank(agent.qf, (obs[:, :6], actions[:, :6]), 2, 1))
-    found, expected = reports
+    found, expected = found_reports
     assert_close(found.scalars, expected.scalars, 1e-3)  # coefficients of rationals amplify: |b_j x^j|
-    curves = [{key: curve[1] for key, curve in report.curves.items()} for report in reports]
+    curves = [{key: curve[1] for key, curve in report.curves.items()} for report in found_reports]
     assert_close(*curves, 1e-3)
-    edges = [{key: pair[1] for key, pair in report.histograms.items()} for report in reports]
+    edges = [{key: pair[1] for key, pair in report.histograms.items()} for report in found_reports]
     assert_close(*edges, 1e-4)
     condition = [each.pop("condition").log().cpu() for each in ranks]
     torch.testing.assert_close(*condition, rtol=0, atol=0.05, msg=lambda text: f"condition of the NTK: {text}")
