@@ -145,9 +145,9 @@ def exit_on_user_error(stdout_matters: bool = False) -> Iterator[None]:
     """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or
     decorator.
 
-    A Ctrl-C before or after the training (in it, see `runlog.opened`) ends with exit code 130,
-    without a traceback. Inside, output that cannot be written ends nothing; see `guarded_output`
-    for it and for stdout_matters.
+    A Ctrl-C before or after the training (in it, see `runlog.open_batches`) ends with exit code
+    130, without a traceback. Inside, output that cannot be written ends nothing; see
+    `guarded_output` for it and for stdout_matters.
     """
     with guarded_output(stdout_matters):
         try:
