@@ -8,6 +8,7 @@ checkpoint and ends with the same rows.
 Here are the names that every script uses; the others are in the modules of their subjects:
 
     cli, identity, memory     flags: parsing, checks, which of them make another run, what fits
+    opening                   the runs that flags mean, and opening them
     batch, report             the runs that train together: rows, checkpoints, divergence, the end
     run                       one run's folder, in parts: lock, append_only, checkpoints, meta
     seeding, cudagraphs       generators and noise with a seed axis; replaying an update
@@ -19,7 +20,7 @@ Here are the names that every script uses; the others are in the modules of thei
     hardware, compiler        devices, versions; what torch.compile needs
 """
 
-from runlog.batch import Batch, open_batches, restore_module, seed_runs
+from runlog.batch import Batch, restore_module
 from runlog.cli import (
     check_choice,
     check_flags,
@@ -32,6 +33,7 @@ from runlog.cli import (
 from runlog.hardware import find_device
 from runlog.identity import added, option
 from runlog.memory import check_memory
+from runlog.opening import open_batches, seed_runs
 from runlog.progress import Progress
 from runlog.run import Run
 from runlog.terminal import UserError, exit_on_user_error, warn
@@ -61,7 +63,7 @@ __all__ = [
 
 # ---- old names, until the scripts take them from their modules or no longer use them -------------
 # ruff: noqa: F401
-from runlog.batch import check_machine, finish, group_by_step, stack
+from runlog.batch import finish, stack
 from runlog.cli import flag_name
 from runlog.cudagraphs import graphed
 from runlog.disk import check_space, reserve, row_checksums, writing
@@ -88,6 +90,7 @@ from runlog.leaving import (
 )
 from runlog.memory import ADAM_COPIES, FLOAT_BYTES, NTK_COPIES, bytes_text
 from runlog.meta import ENDED, read_meta
+from runlog.opening import check_machine, group_by_step
 from runlog.progress import multiples
 from runlog.report import log_report
 from runlog.seeding import (

@@ -34,30 +34,29 @@ def check_compiler(device: torch.device) -> None:
     if device.type == "cuda":
         candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang", "cc"]
         compiler = next((name for name in candidates if shutil.which(name)), None)
-        language, variable = "c", "CC"
+        language = "c"
+        variable = "CC"
     else:
         candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
         compiler = _inductors_compiler()
-        language, variable = "c++", "CXX"
+        language = "c++"
+        variable = "CXX"
     if compiler is None:
         names = " or ".join(candidates)
         raise UserError(_told(f"no working {language.upper()} compiler ({names})", variable))
     include = sysconfig.get_path("include")
     command = [compiler, "-fsyntax-only", "-I", include, "-x", language, "-"]
     try:
-        done = subprocess.run(
-            command, input="#include <Python.h>\n", capture_output=True, text=True
-        )
+        program = "#include <Python.h>\n"
+        done = subprocess.run(command, input=program, capture_output=True, text=True)
         complaint = done.stderr if done.returncode else ""
     except OSError as error:
         complaint = str(error)
     if complaint:
-        lines = [line.strip() for line in complaint.splitlines() if "error" in line.lower()] or [
-            complaint.strip()
-        ]
-        raise UserError(
-            _told(f"{compiler} cannot compile a file with Python.h ({lines[0][:200]})", variable)
-        )
+        errors = [line for line in complaint.splitlines() if "error" in line.lower()]
+        told = (errors or [complaint])[0].strip()[:200]
+        problem = f"{compiler} cannot compile a file with Python.h ({told})"
+        raise UserError(_told(problem, variable))
 
 
 def _told(problem: str, variable: str) -> str:

@@ -19,12 +19,8 @@ import numpy as np
 from runlog.terminal import UserError
 
 PIECE = 2**24  # bytes that are read or written at once
-CANNOT_RESERVE = (
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-    errno.EINVAL,
-    errno.ENOSYS,
-)  # not an error of the disk
+# Not an error of the disk:
+CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 @contextlib.contextmanager

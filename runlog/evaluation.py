@@ -31,7 +31,7 @@ def record_evaluation(
 ) -> None:
     """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's
     `videos/`; mean and standard deviation of the returns, further scalars and a
-    metrics.NetworkReport in its `evaluation-<step>/`, which is made anew and has the files and
+    NetworkReport in its `evaluation-<step>/`, which is made anew and has the files and
     plots of a run's folder. Prints one line. Raises UserError: not writable. Without ffmpeg there
     is no video, and a warning."""
     name = f"evaluation-{step}"

@@ -21,13 +21,19 @@ PACKAGES += ("shimmy", "ale-py", "wandb")  # of which meta.json tells the versio
 
 def find_device(name: str) -> torch.device:
     """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without
-    such a device."""
+    such a device.
+
+    A GPU with a number (cuda:1) becomes the current one, which streams, CUDA graphs and meta.json's
+    peak memory are of.
+    """
     chosen = name
     if name == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(chosen)
         torch.empty(1, device=device).cpu()
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         first_sentence = str(error).splitlines()[0].split(". ")[0]
         told = f"--device {name}: not on this machine ({first_sentence})"
@@ -40,7 +46,7 @@ def machine() -> dict:
     return {"argv": sys.argv, **_code_and_hardware()}
 
 
-@functools.cache  # a process runs the code that it has loaded; git takes 30 ms for each of many runs
+@functools.cache  # a process runs the code that it has loaded; git takes 30 ms
 def _code_and_hardware() -> dict:
     hardware = {
         "cpu": _cpu(),

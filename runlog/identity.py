@@ -106,9 +106,10 @@ def run_name(env_id: str, script: str, activation: str, seed: int, digest: str) 
 
     `*` becomes `x`, `+` becomes `p`, any other character outside `A-Za-z0-9.=_-` becomes `-`,
     several `_` become one, a part ends after 60 characters. The digest keeps names distinct;
-    config.json keeps the truth. Example: `run_name("dm_control/cheetah-run-v0", "sac_continuous",
-    "tanh*tanh", 3, "0123456789")` is
-    `dm_control-cheetah-run-v0__sac_continuous__tanhxtanh__s3__0123456789`.
+    config.json keeps the truth.
+
+    >>> run_name("dm_control/cheetah-run-v0", "mine", "tanh*tanh", 3, "0123456789")
+    'dm_control-cheetah-run-v0__mine__tanhxtanh__s3__0123456789'
     """
     parts = [_safe(part) for part in (env_id, script, activation)]
     return "__".join([*parts, f"s{int(seed)}", digest])
@@ -123,8 +124,8 @@ def _safe(text: str) -> str:
 def env_name(env_id: str | Sequence[str]) -> str:
     """One environment id as it is; several in a row, a suite named once where it repeats.
 
-    Example: `env_name(["metaworld/reach-v3", "metaworld/push-v3"])` is
-    `metaworld/reach-v3,push-v3`.
+    >>> env_name(["metaworld/reach-v3", "metaworld/push-v3"])
+    'metaworld/reach-v3,push-v3'
     """
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
     names = []

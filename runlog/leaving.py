@@ -14,7 +14,7 @@ import torch
 
 import activations
 import metrics
-from runlog import batch
+from runlog import batch, opening
 from runlog.divergence import Divergence
 from runlog.identity import BEFORE_META_SAID_SO
 from runlog.report import log_report
@@ -46,12 +46,7 @@ def log_ntk(
     runs: Run | Sequence[Run], step: int, prefix: str, ranks: dict[str, torch.Tensor]
 ) -> None:
     """Log what metrics.ntk_rank found as `<prefix>/ntk_<name>`; batch axes as in log_report."""
-    log_report(
-        runs,
-        step,
-        prefix,
-        metrics.NetworkReport({f"ntk_{name}": value for name, value in ranks.items()}),
-    )
+    log_report(runs, step, prefix, {f"ntk_{name}": value for name, value in ranks.items()})
 
 
 def finish_diverged(run: Run, step: int, cause: str, keep_replay: bool = False) -> None:
@@ -156,20 +151,20 @@ def nature_cnn_size(args, outputs: int) -> NetworkSize:
 
 
 def make_runs(args, script: str, **own) -> dict[int, Run]:
-    """seed -> Run; see `batch.seed_runs`."""
-    return {run.config["seed"]: run for run in batch.seed_runs(args, script, **own)}
+    """seed -> Run; see `opening.seed_runs`."""
+    return {run.config["seed"]: run for run in opening.seed_runs(args, script, **own)}
 
 
 @contextlib.contextmanager
 def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, list[Run]]]]:
-    """`batch.open_batches` as [(from step, keys of `runs`, runs), ...]."""
+    """`opening.open_batches` as [(from step, keys of `runs`, runs), ...]."""
     keys = {run: key for key, run in runs.items()}
     for run in keys:
         run.script = job_type
     from plots.dashboards import SECTIONS
 
     is_atari = job_type.endswith("_atari")  # SAC's matrices are too small to gain from it
-    with batch.open_batches(
+    with opening.open_batches(
         list(keys), args, keep_freed_memory=is_atari, sections=SECTIONS
     ) as batches:
         yield [(each.start, [keys[run] for run in each.runs], each.runs) for each in batches]

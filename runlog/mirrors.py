@@ -28,8 +28,8 @@ WANDB_MODES = {
     "shared": "online",
     "offline": "offline",
     "dryrun": "offline",
+    "disabled": "disabled",
 }
-WANDB_MODES |= {"disabled": "disabled"}
 # Characters that its server takes at most. Offline nothing tells before `wandb sync`.
 WANDB_LENGTHS = {"name": 128, "group": 128, "job_type": 64}
 WANDB_TAG_LENGTH = 64
@@ -123,10 +123,8 @@ class TensorBoard:
             start = SessionLog(status=SessionLog.START)
             write(wall_time=time.time(), file_version="brain.Event:2")
             write(wall_time=time.time(), step=purge_step, session_log=start)
-            write(
-                wall_time=time.time(),
-                summary=summary.custom_scalars(_layout(self._sections or self._sections_of_keys())),
-            )
+            layout = _layout(self._sections or self._sections_of_keys())
+            write(wall_time=time.time(), summary=summary.custom_scalars(layout))
         for step, wall_time, summarise in self._pending:
             write(wall_time=wall_time, step=step, summary=summarise(summary))
         append(path, content.getbuffer())
@@ -136,17 +134,18 @@ class TensorBoard:
 def _event_path(folder: Path) -> Path:
     """TensorBoard reads a folder's files in the order of their names: seconds, then a number."""
     number = len(list(folder.glob("events.out.tfevents.*")))
-    return (
-        folder
-        / f"events.out.tfevents.{int(time.time()):010d}.{number:04d}.{socket.gethostname()}.{os.getpid()}"
-    )
+    order = f"{int(time.time()):010d}.{number:04d}"
+    return folder / f"events.out.tfevents.{order}.{socket.gethostname()}.{os.getpid()}"
 
 
 def _layout(sections: dict) -> dict:
     """Sections as TensorBoard's custom scalars take them."""
     layout = {}
     for section, panels in sections.items():
-        layout[section] = {title: ["Multiline", [f"^({keys})$"]] for title, keys in panels.items()}
+        charts = {}
+        for title, keys in panels.items():
+            charts[title] = ["Multiline", [f"^({keys})$"]]
+        layout[section] = charts
     return layout
 
 
@@ -224,10 +223,8 @@ class Wandb:
 
     def _stop(self, error: Exception) -> None:
         self._run = None
-        warn_once(
-            "W&B",
-            f"W&B has failed ({reason(error)}); going on without it, scalars.csv has every value",
-        )
+        told = f"W&B has failed ({reason(error)})"
+        warn_once("W&B", f"{told}; going on without it, scalars.csv has every value")
         import wandb
 
         try:  # else its own hook fails at the exit of Python, with a traceback
@@ -252,36 +249,31 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
     Raises UserError: wandb is missing or of another version; its settings, or the project's name,
     are wrong; it is online, and not logged in or not to be reached.
     """
+    install = f"`pip install '{WANDB_VERSION}'`"
     try:
         import wandb
         from wandb.sdk import wandb_setup
     except Exception as error:
-        raise UserError(
-            f"--track: cannot import wandb ({reason(error)}); `pip install '{WANDB_VERSION}'`"
-        ) from error
+        raise UserError(f"--track: cannot import wandb ({reason(error)}); {install}") from error
     version = tuple(int(part) for part in wandb.__version__.split(".")[:2] if part.isdigit())
     if version < (0, 31):
-        raise UserError(
-            f"--track: wandb {wandb.__version__} is too old; `pip install '{WANDB_VERSION}'`"
-        )
+        raise UserError(f"--track: wandb {wandb.__version__} is too old; {install}")
     asked = os.environ.get("WANDB_MODE")
     if asked and asked not in WANDB_MODES:
-        raise UserError(
-            f"WANDB_MODE={asked}: unknown; use online, offline or disabled, or unset it"
-        )
+        remedy = "use online, offline or disabled, or unset it"
+        raise UserError(f"WANDB_MODE={asked}: unknown; {remedy}")
     try:
         filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
     except Exception as error:
-        raise UserError(
-            f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)}); mend or unset it"
-        ) from None
+        told = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
+        raise UserError(f"{told}; mend or unset it") from None
     try:
         wandb.Settings(project=project)
     except Exception as error:
         raise UserError(f"--wandb-project {project}: {_wandb_reason(error)}") from None
     mode = WANDB_MODES.get(
         mode or asked or filed, "online"
-    )  # wandb itself warns of a wrong mode in the file
+    )  # wandb warns of a wrong mode in the file
     if mode == "online":
         _log_in()
     return mode
@@ -303,9 +295,8 @@ def _log_in() -> None:
     try:
         logged_in = wandb.login(prompt=False)
     except Exception as error:
-        raise UserError(
-            f"--track: W&B refuses the login ({str(error).strip()[:200]!r}); {remedy}"
-        ) from None
+        told = f"--track: W&B refuses the login ({str(error).strip()[:200]!r})"
+        raise UserError(f"{told}; {remedy}") from None
     if not logged_in:
         raise UserError(f"--track: W&B is not logged in; {remedy}")
 
@@ -321,10 +312,8 @@ def start_wandb(
     """
     mode = check_wandb(kwargs.get("project"), kwargs.get("mode"))
     if mode == "disabled":
-        warn_once(
-            "disabled",
-            "--track does nothing: W&B is disabled here (WANDB_MODE, or `wandb disabled`)",
-        )
+        where = "WANDB_MODE, or `wandb disabled`"
+        warn_once("disabled", f"--track does nothing: W&B is disabled here ({where})")
         return None
     import wandb
     from wandb.sdk import wandb_setup
@@ -337,9 +326,8 @@ def start_wandb(
     if not wandb_setup.singleton().settings.finish_timeout:  # the user has set none
         options["finish_timeout"] = WANDB_FINISH_SECONDS
     ours = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
-    ours["resume"] = (
-        None if fresh else "allow"
-    )  # a fresh run replaces the one of this id; W&B would drop early steps
+    # A fresh run replaces the one of this id; a resumed one would drop its early steps.
+    ours["resume"] = None if fresh else "allow"
     given = {**kwargs, **ours}
     for key, limit in WANDB_LENGTHS.items():
         if given.get(key):
@@ -349,13 +337,11 @@ def start_wandb(
     known = {key: value for key, value in options.items() if key in wandb.Settings.model_fields}
     try:
         settings = wandb.Settings(**known)
-        run = wandb.init(
-            **given, reinit="create_new", settings=settings
-        )  # create_new: a process has several runs
+        # create_new: a process has several runs
+        run = wandb.init(**given, reinit="create_new", settings=settings)
         run.define_metric("*", step_metric="global_step")
     except Exception as error:
         remedy = "set WANDB_MODE=offline and use `wandb sync` later, or leave --track out"
-        raise UserError(
-            f"--track: W&B does not start ({str(error).strip()[:200]!r}); {remedy}"
-        ) from error
+        told = f"--track: W&B does not start ({str(error).strip()[:200]!r})"
+        raise UserError(f"{told}; {remedy}") from error
     return Wandb(run)

@@ -12,7 +12,7 @@ from runlog.run import Run
 def log_report(
     runs: Run | Sequence[Run], step: int, prefix: str, report, muted: Sequence = ()
 ) -> None:
-    """Logs a metrics.NetworkReport, or a plain dict of scalars, into the runs of its batch as
+    """Logs a NetworkReport, or a plain dict of scalars, into the runs of its batch as
     `<prefix>/<key>`.
 
     The first batch axis is the runs, in their order; a Run alone takes a report without that axis.

@@ -20,7 +20,7 @@ from runlog.meta import ENDED, Meta, read_meta
 from runlog.storage import Damaged, keep_or_fresh, plain, read_json, write_atomic
 from runlog.terminal import UserError, WarnOnce, reason, warn_once
 
-REPLAY_FILE = "replay.dat"  # one that an algorithm keeps in the run's folder by itself (DQN)
+REPLAY_FILE = "replay.dat"  # one that a script keeps in the run's folder by itself
 
 
 class Run:
@@ -358,19 +358,16 @@ class Run:
         (`group_by_step`). Raises UserError if there are checkpoints but none is good, or if one is
         of another configuration or of a later version of the code.
         """
-        steps = list(dict.fromkeys(content["step"] for _, content in self._usable()))
-        if steps and not self._checkpoints.is_any_committed():
-            steps.append(0)
-        return steps
+        return self._steps(self._usable())
 
     def read_state(self, step: int) -> dict:
         """The state of the checkpoint at `step`, one of `checkpoint_steps`. Deletes nothing."""
-        return self._usable_at(step)[1]["state"]
+        return self._at(step, self._usable())[1]["state"]
 
     def read_transitions(self, step: int) -> dict | None:
         """The transitions of the checkpoint at `step`, as `load_checkpoint` returns them. Deletes
         nothing."""
-        content = self._usable_at(step)[1]
+        content = self._at(step, self._usable())[1]
         return self._checkpoints.read_transitions(content, self.status() in ENDED)
 
     def load_checkpoint(
@@ -385,12 +382,13 @@ class Run:
         one before. Raises UserError like `checkpoint_steps`, and if there is no good checkpoint at
         `step`.
         """
-        if not self._usable() and not step:
+        found = self._usable()
+        if not found and not step:
             return 0, None, None
-        if step == 0 and 0 in self.checkpoint_steps():
+        if step == 0 and 0 in self._steps(found):
             self._begin_anew()
             return 0, None, None
-        path, content = self._usable_at(step)
+        path, content = self._at(step, found)
         transitions = None
         if with_transitions:
             transitions = self._checkpoints.read_transitions(content, self.status() in ENDED)
@@ -408,9 +406,15 @@ class Run:
         except UserError:
             return False
 
-    def _usable_at(self, step: int | None) -> tuple[Path, dict]:
-        """The good checkpoint at `step`; None: the newest. Raises UserError: there is none."""
-        for path, content in self._usable():
+    def _steps(self, found: list[tuple[Path, dict]]) -> list[int]:
+        steps = list(dict.fromkeys(content["step"] for _, content in found))
+        if steps and not self._checkpoints.is_any_committed():
+            steps.append(0)
+        return steps
+
+    def _at(self, step: int | None, found: list[tuple[Path, dict]]) -> tuple[Path, dict]:
+        """The checkpoint at `step`; None: the newest. Raises UserError: there is none."""
+        for path, content in found:
             if step in (None, content["step"]):
                 return path, content
         remedy = keep_or_fresh(self.folder)

@@ -14,9 +14,11 @@ from runlog.terminal import UserError, reason
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds: a batch system, a launcher and a terminal may each send the same stop to every process.
 ONE_STOP = 1.0
-_requested: list[
-    int
-] = []  # the signal that asked this process to stop; signals belong to a process, and so does this
+STOPPING = (
+    b"\nstopping: this step is finished and saved first; the same signal again ends at once\n"
+)
+# The signal that asked this process to stop: signals belong to a process, and so does this.
+_requested: list[int] = []
 _requested_at: list[float] = []
 
 
@@ -32,13 +34,8 @@ def _request_stop(number: int, frame) -> None:
     if not _requested:
         _requested.append(number)
         _requested_at.append(now)
-        if os.isatty(
-            2
-        ):  # print() may be interrupted in the middle of itself, which os.write does not mind
-            os.write(
-                2,
-                b"\nstopping: this step is finished and saved first; the same signal again ends at once\n",
-            )
+        if os.isatty(2):
+            os.write(2, STOPPING)  # print() may be interrupted in the middle of itself
     elif now - _requested_at[0] >= ONE_STOP:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -1,15 +1,18 @@
-"""Kills a training at every file operation, before and after it, and starts it again: the rows must be the same.
+"""Kills a training at every file operation, before and after it, and starts it again: the rows must
+be the same.
 
-    python scripts/drill_files.py                 every operation once
-    python scripts/drill_files.py --twice 200     also 200 random pairs: killed, started again, killed again
-    python scripts/drill_files.py --disk          also on full disks of every size (root, Linux: it mounts a tmpfs)
+python scripts/drill_files.py                 every operation once python scripts/drill_files.py
+--twice 200     also 200 random pairs: killed, started again, killed again python
+scripts/drill_files.py --disk          also on full disks of every size (root, Linux: it mounts a
+tmpfs)
 
-The training is a stand-in that takes no time but goes through everything of `runlog` that touches the disk: two seeds
-in one batch, rows, curves, checkpoints with a replay, the deletion of the replay at the end. A process kills itself
-with SIGKILL at its k-th call of os.replace, fsync, unlink, rmdir, truncate, mkdir or open. What must hold for every k:
-the same command ends both seeds, together, with the rows of a training that nobody disturbed, and nothing is left over.
-It works in memory (/dev/shm) where there is such a folder: what counts is the order of the operations, not the disk.
-Exits with 1 on any difference.
+The training is a stand-in that takes no time but goes through everything of `runlog` that touches
+the disk: two seeds in one batch, rows, curves, checkpoints with a replay, the deletion of the
+replay at the end. A process kills itself with SIGKILL at its k-th call of os.replace, fsync,
+unlink, rmdir, truncate, mkdir or open. What must hold for every k: the same command ends both
+seeds, together, with the rows of a training that nobody disturbed, and nothing is left over. It
+works in memory (/dev/shm) where there is such a folder: what counts is the order of the operations,
+not the disk. Exits with 1 on any difference.
 """
 
 import dataclasses
@@ -97,7 +100,8 @@ def train_batch(batch: runlog.Batch) -> None:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Runs `work` in a forked process, its output thrown away; returns its exit code, -9 if it was killed."""
+    """Runs `work` in a forked process, its output thrown away; returns its exit code, -9 if it was
+    killed."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -132,7 +136,8 @@ def count_operations(before_each: Callable[[], None], after_each: Callable[[], N
 
 
 def killed_at(number: int, before: bool, folder: Path) -> int:
-    """The exit code of a training that kills itself at its operation of this number, counted from 1."""
+    """The exit code of a training that kills itself at its operation of this number, counted from
+    1."""
 
     def work() -> None:
         calls = {"before": 0, "after": 0}
@@ -168,7 +173,8 @@ def number_of_operations(folder: Path) -> int:
 
 
 def outcome(folder: Path) -> dict[str, dict]:
-    """Of each run what a user would compare: status, rows without their time, files that are left."""
+    """Of each run what a user would compare: status, rows without their time, files that are
+    left."""
     found = {}
     for run in sorted(path for path in folder.iterdir() if path.is_dir()):
         rows = [line.rsplit(",", 1)[0] for line in (run / "scalars.csv").read_text().splitlines()]
@@ -186,7 +192,8 @@ def scratch_folder() -> Path:
 
 
 def check(kills: list[tuple[int, bool]], expected: dict) -> str | None:
-    """Trains with these kills, one after the other, then to the end; what differs from `expected`, or None."""
+    """Trains with these kills, one after the other, then to the end; what differs from `expected`,
+    or None."""
     folder = scratch_folder()
     try:
         for number, before in kills:
@@ -214,7 +221,8 @@ def check_the_same_command(folder: Path, expected: dict) -> str | None:
 
 
 def check_full_disk(kilobytes: int, expected: dict) -> tuple[str | None, bool]:
-    """Trains on a disk of this size, then to the end on a large one: (what differs or None, whether it was full)."""
+    """Trains on a disk of this size, then to the end on a large one: (what differs or None, whether
+    it was full)."""
     folder = scratch_folder()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     subprocess.run(mount, check=True)
@@ -240,12 +248,19 @@ def main(args: Args) -> None:
     drills = [[kill] for kill in itertools.product(range(1, number + 1, args.every), (True, False))]
     rng = random.Random(args.seed)
     for _ in range(args.twice):
-        drills.append([(rng.randint(1, number), rng.random() < 0.5), (rng.randint(1, number), rng.random() < 0.5)])
+        drills.append(
+            [
+                (rng.randint(1, number), rng.random() < 0.5),
+                (rng.randint(1, number), rng.random() < 0.5),
+            ]
+        )
     failures = 0
     for kills in drills:
         if problem := check(kills, expected):
             failures += 1
-            told = ", then ".join(f"{'before' if before else 'after'} operation {k}" for k, before in kills)
+            told = ", then ".join(
+                f"{'before' if before else 'after'} operation {k}" for k, before in kills
+            )
             print(f"killed {told}: {problem}", file=sys.stderr)
     num_full = 0
     full = True

@@ -152,7 +152,7 @@ def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monke
     module = SCRIPTS[script]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runlog, "open_batches", record)
-    monkeypatch.setattr(runlog.batch, "open_batches", record)
+    monkeypatch.setattr(runlog.opening, "open_batches", record)
     monkeypatch.setattr(runlog, "draw_function_approximation", lambda *_: None)
     monkeypatch.setattr(function_approximation, "save_table1", lambda *_: None)
     flags = [*MAINS[script].split(), "--device", "cpu", "--threads", "1"]
