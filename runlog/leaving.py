@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 import activations
-import metrics
 from runlog import batch, opening
 from runlog.divergence import Divergence
 from runlog.identity import BEFORE_META_SAID_SO
