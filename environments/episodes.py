@@ -146,22 +146,28 @@ def log_episodes(
 ) -> None:
     """Adds a step to the episodes, in place. One that ends is logged into its seed's run, unless
     the seed has diverged, and the next takes its place. Logs failures too."""
-    dones = transition.dones
-    muted = batch.diverged() if dones.any() else []
-    rows = [{} for _ in episodes]
     for i, episode in enumerate(episodes):
-        success = transition.success[i]
-        episode.add(transition.actions[i], transition.rewards[i], success)
-        if dones[i] and not muted[i]:
-            if not math.isnan(success):
-                rows[i]["charts/success"] = episode.success
-            rows[i]["charts/episodic_return"] = episode.total_reward
-            rows[i]["charts/episodic_length"] = len(episode.actions)
-        if dones[i]:
-            episodes[i] = Episode(episode.number + 1, errors=episode.errors)
-    if dones.any():
-        batch.log_rows(step, rows)
+        episode.add(transition.actions[i], transition.rewards[i], transition.success[i])
+    if transition.dones.any():
+        _log_ends(batch, step, episodes, transition)
     log_errors(batch, step, episodes, transition.infos)
+
+
+def _log_ends(
+    batch: runlog.Batch, step: int, episodes: list[Episode], transition: Transition
+) -> None:
+    diverged = batch.diverged()
+    rows = [{} for _ in episodes]
+    for i in np.flatnonzero(transition.dones):
+        episode = episodes[i]
+        episodes[i] = Episode(episode.number + 1, errors=episode.errors)
+        if diverged[i]:
+            continue
+        if not math.isnan(transition.success[i]):
+            rows[i]["charts/success"] = episode.success
+        rows[i]["charts/episodic_return"] = episode.total_reward
+        rows[i]["charts/episodic_length"] = len(episode.actions)
+    batch.log_rows(step, rows)
 
 
 def log_errors(batch: runlog.Batch, step: int, episodes: list[Episode], infos: dict) -> None:

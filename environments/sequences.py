@@ -15,11 +15,11 @@ from runlog import identity, progress
 class Evaluation:
     """What the newest evaluation of a seed has found. A checkpoint holds it."""
 
-    tasks: list[dict[str, float]] = dataclasses.field(default_factory=list)  # values of every task
-    bias: dict[str, float] = dataclasses.field(default_factory=dict)  # more of the current task
-    history: list[list[float]] = dataclasses.field(
-        default_factory=list
-    )  # [step, score of each task]
+    # of every task the values of `evaluate`; of the current one more values
+    tasks: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    bias: dict[str, float] = dataclasses.field(default_factory=dict)
+    # of several tasks [step, score of each task] for every evaluation so far
+    history: list[list[float]] = dataclasses.field(default_factory=list)
 
 
 class TaskSequence:
