@@ -62,9 +62,7 @@ class Args:
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
     activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[
-        str, ...
-    ] = ()  # of the convolutions: one or three; none = --activation
+    encoder_activation: tuple[str, ...] = ()  # convolutions: one or three; none = --activation
     width: int = 512  # units of the last hidden layer
     layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
