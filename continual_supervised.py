@@ -516,11 +516,17 @@ def train(args: Args, loaded: tuple[dict, int, float], seeds: list[int], runs: l
     progress.close()
 
 
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The runs of these flags, one for each seed. Creates nothing."""
+    env_id = f"{args.dataset}-{args.tasks}"
+    return runlog.seed_runs(args, "continual_supervised", env_id=env_id)
+
+
 def main(args: Args) -> None:
     loaded = validate(args)
     torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    runs = runlog.make_runs(args, "continual_supervised", env_id=f"{args.dataset}-{args.tasks}")
+    runs = {run.config["seed"]: run for run in runs_of(args)}
     with runlog.opened(runs, args, "continual_supervised") as groups:
         for step, seeds, together in groups:
             train(args, loaded, seeds, together, step)

@@ -278,6 +278,8 @@ def validate(args: Args) -> None:
     runlog.check_range(args, "(0, inf)", "learning_rates")
     runlog.check_range(args, "(-inf, inf)", "interval")
     runlog.check_flags(args, args.num_seeds * len(args.learning_rates))
+    if args.out is not None:
+        runlog.check_folder("--out", args.out)
     if args.interval[0] >= args.interval[1]:
         raise runlog.UserError(f"--interval {args.interval}: the smaller number must come first")
     if not args.activations:
@@ -294,6 +296,25 @@ def validate(args: Args) -> None:
     if len(set(args.learning_rates)) < len(args.learning_rates):
         raise runlog.UserError(f"--learning-rates {args.learning_rates}: name every learning rate once")
     runlog.check_memory(args, runlog.find_device(args.device), *big_tensors(args))
+
+
+def runs_of_network(args: Args, activation: str, widths: tuple[int, ...]) -> list[runlog.Run]:
+    """The runs of one network: every learning rate with every seed."""
+    name = f"regression-{'x'.join(map(str, widths))}"
+    runs = []
+    for rate in args.learning_rates:
+        own = {"env_id": f"{name}-lr{rate:g}", "activation": activation}
+        own |= {"widths": widths, "learning_rate": rate}
+        runs += runlog.seed_runs(args, "function_approximation", **own)
+    return runs
+
+
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The runs of these flags, of one network after the other. Creates nothing."""
+    runs = []
+    for activation, widths in architectures(args):
+        runs += runs_of_network(args, activation, widths)
+    return runs
 
 
 def main(args: Args) -> None:
@@ -313,11 +334,8 @@ def main(args: Args) -> None:
         print(f"{activation}, hidden units {' '.join(map(str, widths))}: {count:,} parameters", flush=True)
     for activation, widths in counts:
         cells = {}
-        name = f"regression-{'x'.join(map(str, widths))}"
-        for rate in args.learning_rates:
-            own = {"env_id": f"{name}-lr{rate:g}", "activation": activation, "widths": widths, "learning_rate": rate}
-            runs = runlog.make_runs(args, "function_approximation", **own)
-            cells |= {(rate, seed): run for seed, run in runs.items()}
+        for run in runs_of_network(args, activation, widths):
+            cells[run.config["learning_rate"], run.config["seed"]] = run
         with runlog.opened(cells, args, "function_approximation") as groups:
             for step, keys, together in groups:
                 train(args, activation, widths, keys, together, step)

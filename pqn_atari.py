@@ -22,6 +22,8 @@ import activations
 import metrics
 import runlog
 from environments import atari
+from plots.dashboards import SECTIONS
+from runlog import evaluation, seeding
 
 
 @dataclasses.dataclass
@@ -103,7 +105,7 @@ class QNetwork(nn.Module):
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
         encoder = encoder_activations(args)
-        seed = functools.partial(runlog.derive_seed, args.seed)
+        seed = functools.partial(seeding.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
         options = {"rational": args.rational, "shared": shared, "init": activations.he_normal}
 
@@ -355,10 +357,10 @@ def train(args: Args, run: runlog.Batch) -> None:
         capturable=capturable,
     )
     generators = {
-        "act": runlog.make_generator(args.seed, "act", device=device),
-        "update": runlog.make_generator(args.seed, "update", device=device),
-        "metrics": runlog.make_generator(args.seed, "metrics", device=device),
-        "redo": runlog.make_generator(args.seed, "redo"),
+        "act": seeding.make_generator(args.seed, "act", device=device),
+        "update": seeding.make_generator(args.seed, "update", device=device),
+        "metrics": seeding.make_generator(args.seed, "metrics", device=device),
+        "redo": seeding.make_generator(args.seed, "redo"),
     }
     num_updates = 0
     test_returns = []  # since the last evaluation
@@ -372,7 +374,7 @@ def train(args: Args, run: runlog.Batch) -> None:
         optimizer.load_state_dict(state["optimizer"])
         for group in optimizer.param_groups:
             group["capturable"] = capturable
-        runlog.set_states(generators, state["generators"])
+        seeding.set_states(generators, state["generators"])
         num_updates = state["num_updates"]
         test_returns = state["test_returns"]
         last_eval = state["last_eval"]
@@ -504,7 +506,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             sample = Batch(*(column[chosen] for column in batch))
             measure_network(args, run, step, q_network, sample)
         if is_due(args.ntk_frequency):
-            generator = runlog.make_generator(args.seed, "ntk", step, device=device)
+            generator = seeding.make_generator(args.seed, "ntk", step, device=device)
             order = torch.randperm(batch_size, generator=generator, device=device)
             sample = batch.obs[order[: args.ntk_samples]]
             measure_ntk(run, step, q_network, sample)
@@ -515,7 +517,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             state = {
                 "q_network": q_network.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generators": runlog.get_states(generators),
+                "generators": seeding.get_states(generators),
                 "num_updates": num_updates,
                 "test_returns": test_returns,
                 "last_eval": last_eval,
@@ -532,7 +534,7 @@ def train(args: Args, run: runlog.Batch) -> None:
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, films the
     first, and measures the network on what it saw."""
-    step, state = runlog.load_finished(run)
+    step, state = evaluation.load_finished(run)
     make = functools.partial(make_games, args)
     q_network = QNetwork(make(1).num_actions, args)
     q_network.load_state_dict(state["q_network"])
@@ -548,7 +550,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     returns = atari.play_games(make, policy, args.num_eval_episodes, args.seed, screens)
     obs = seen.sample()
     report = metrics.network_report(q_network, (obs,), {}, 0, max_samples=args.metrics_samples)
-    runlog.record_evaluation(run, step, returns, screens, "network/q", report)
+    evaluation.record_evaluation(run, step, returns, screens, "network/q", report)
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
@@ -567,7 +569,9 @@ def main(args: Args) -> None:
     if args.evaluate:
         evaluate_finished(args, runs[0])
         return
-    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+    with runlog.open_batches(
+        runs, args, sections=SECTIONS, seed_axis=False, keep_freed_memory=True
+    ) as batches:
         for batch in batches:
             train(args, batch)
 

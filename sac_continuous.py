@@ -346,7 +346,9 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
     runlog.check_range(args, "[0, 1)", "gamma")
     runlog.check_range(args, "(0, 1]", "tau")
-    runlog.check_flags(args, args.num_seeds)
+    pipes_of_a_worker = 4
+    files_per_run = pipes_of_a_worker if args.async_envs else 0
+    runlog.check_flags(args, args.num_seeds, files_per_run)
     args = runlog.sequence_length(args)
     if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
         remedy = "divide --utd" if args.cudagraphs else "divide --utd or be a multiple of it"
@@ -523,10 +525,15 @@ def evaluate_finished(args: Args, run: runlog.Run, seed: int) -> None:
         print(f"seed {seed}{f', task {task + 1}' * several}: {told}; {path}", flush=True)
 
 
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The runs of these flags, one for each seed. Creates nothing."""
+    return runlog.seed_runs(runlog.sequence_length(args), "sac_continuous")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    runs = runlog.make_runs(args, "sac_continuous")
+    runs = {run.config["seed"]: run for run in runs_of(args)}
     if args.evaluate:
         for seed, run in runs.items():
             evaluate_finished(args, run, seed)

@@ -4,32 +4,27 @@
         for batch in batches:
             train(args, batch)
 
-A batch's values have one entry for each seed, in the order of `batch.seeds`; every seed keeps its own folder, and may
-come from or go on in another batch, or alone.
+A batch's values have one entry for each seed, in the order of `batch.seeds`; every seed keeps its
+own folder, and may come from or go on in another batch, or alone.
 """
 
-import contextlib
-import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from runlog import compiler, hardware, mirrors
 from runlog.divergence import Divergence
-from runlog.identity import config_hash, env_name, not_identity, run_name
 from runlog.report import log_report
-from runlog.run import ENDED, Run
-from runlog.stopping import SaveTimes, Stopped, stop_on_signals
+from runlog.run import Run
+from runlog.stopping import SaveTimes
 
 
 class Batch:
     """Runs that train together from step `start`. `open_batches` makes it.
 
-    seeds: of the runs, in the order of all axes and lists of seeds. folders: of the runs. With `seed_axis` False there
-    is one run, and its values have no seed axis.
+    seeds: of the runs, in the order of all axes and lists of seeds. folders: of the runs. With
+    `seed_axis` False there is one run, and its values have no seed axis.
     """
 
     def __init__(
@@ -44,7 +39,6 @@ class Batch:
         self.folders: list[Path] = [run.folder for run in runs]
         self._seed_axis = seed_axis
         self._divergence = Divergence(self.seeds, torch.device("cpu"))
-        self._has_losses = False
 
     def settings(self, key: str) -> list:
         """This setting of each run, as config.json has it."""
@@ -53,8 +47,8 @@ class Batch:
     # ---- rows
 
     def log(self, step: int, values: dict, skip_diverged: bool = False) -> None:
-        """Appends to the rows of each run (`Run.log`). values: key -> number or, one for each seed, a tensor, array or
-        list. skip_diverged: not to those of seeds that have diverged."""
+        """Appends to the rows of each run (`Run.log`). values: key -> number or, one for each seed,
+        a tensor, array or list. skip_diverged: not to those of seeds that have diverged."""
         columns = {key: self._column(key, value) for key, value in values.items()}
         rows = []
         for i in range(len(self.runs)):
@@ -67,25 +61,28 @@ class Batch:
         """As `log`, of a dict key -> number for each seed; they need not have the same keys."""
         left_out = self.diverged() if skip_diverged else [0] * len(self.runs)
         for run, row, is_left_out in zip(self.runs, rows, left_out, strict=True):
-            if not is_left_out:
+            if row and not is_left_out:
                 run.log(step, row)
 
     def log_report(self, step: int, prefix: str, report, skip_diverged: bool = False) -> None:
-        """Logs a metrics.NetworkReport, or a dict key -> (seeds,) or (seeds, networks) tensor, as `<prefix>/<key>`; the
-        networks of a seed (twin critics) as `<prefix>1/<key>`, `<prefix>2/<key>`."""
+        """Logs a NetworkReport, or a dict key -> (seeds,) or (seeds, networks) tensor, as
+        `<prefix>/<key>`; the networks of a seed (twin critics) as `<prefix>1/<key>`,
+        `<prefix>2/<key>`."""
         runs = self.runs if self._seed_axis else self.runs[0]
         log_report(runs, step, prefix, report, self.diverged() if skip_diverged else ())
 
     def log_curve(self, step: int, key: str, x, y) -> None:
-        """Appends a curve of each seed to curves.jsonl. x: (points,), the same for all. y: (seeds, points)."""
+        """Appends a curve of each seed to curves.jsonl. x: (points,), the same for all. y: (seeds,
+        points)."""
+        if isinstance(y, torch.Tensor):
+            y = y.detach().cpu()
         curves = y if self._seed_axis else [y]
         for run, curve in zip(self.runs, curves, strict=True):
             run.log_curve(step, key, x, curve)
 
     def _column(self, key: str, value) -> list:
         """One value for each seed."""
-        is_shared = np.ndim(value) == 0
-        if is_shared or not self._seed_axis:
+        if not self._seed_axis or not _has_axis(value):
             return [float(value)] * len(self.runs)
         column = value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else list(value)
         self._check_length(key, column)
@@ -98,10 +95,12 @@ class Batch:
     # ---- checkpoints
 
     def load(self) -> dict | None:
-        """What `save` was given at the step `start`: key -> list with the value of each seed; None at the beginning.
+        """What `save` was given at the step `start`: key -> list with the value of each seed; None
+        at the beginning.
 
-        Tensors are on the CPU. `stack` and `restore_module` put dicts of tensors together again. Without a seed axis
-        key -> value. To be called before anything is logged, at the beginning too.
+        Tensors are on the CPU. `stack` and `restore_module` put dicts of tensors together again.
+        Without a seed axis key -> value. To be called before anything is logged, at the beginning
+        too.
         """
         states = []
         for run in self.runs:
@@ -113,25 +112,29 @@ class Batch:
         self._divergence.step = torch.tensor(diverged, dtype=torch.int64)
         if not self._seed_axis:
             return states[0]
-        keys = [
-            key for key in states[0] if all(key in state for state in states)
-        ]  # an older version may have fewer
-        return {key: [state[key] for state in states] for key in keys}
+        loaded = {}
+        for key in states[0]:
+            if all(key in state for state in states):  # an older version may have saved fewer
+                loaded[key] = [state[key] for state in states]
+        return loaded
 
     def load_transitions(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The transitions of each seed, after `load`, as far back as `keep_transitions` of `save` says. One seed after
-        the other, since all replays at a time may not fit into the memory twice."""
+        """The transitions of each seed, after `load`, as far back as `keep_transitions` of `save`
+        says. One seed after the other, since all replays at a time may not fit into the memory
+        twice."""
         for run in self.runs:
             yield run.read_transitions(self.start)
 
     def save_is_due(self, step: int, at_end: bool) -> bool:
-        """Whether to save after `step`: by --checkpoint-frequency or --checkpoint-minutes, at the end, or since a
-        signal has asked to stop. To be asked after every step, or every group of steps done at once."""
+        """Whether to save after `step`: by --checkpoint-frequency or --checkpoint-minutes, at the
+        end, or since a signal has asked to stop. To be asked after every step, or every group of
+        steps done at once."""
         return self.save_times.is_due(step, at_end)
 
     @property
     def save_is_regular(self) -> bool:
-        """Whether the last save was due by its step, not by the clock: what else is done then is repeatable."""
+        """Whether the last save was due by its step, not by the clock: what else is done then is
+        repeatable."""
         return self.save_times.regular
 
     def save(
@@ -141,36 +144,33 @@ class Batch:
         transitions: dict | None = None,
         keep_transitions: int | None = None,
     ) -> None:
-        """Saves all runs, so that a kill at any moment leaves a step from which all of them can go on.
+        """Saves all runs, so that a kill at any moment leaves a step from which all of them can go
+        on.
 
-        state: key -> a list with one entry for each seed; a tensor or array whose first axis is the seeds; a dict of
-        such; or what the seeds share: numbers, strings, None, tensors without an axis. transitions: key -> (seeds,
-        rows, ...), the replay rows added since the last save. keep_transitions: how many of the newest rows a resumed
-        run needs; None keeps all. Errors as of `Run.save_checkpoint`. Raises Stopped if a signal has asked to stop.
+        state: key -> a list with one entry for each seed; a tensor or array whose first axis is the
+        seeds; a dict of such; or what the seeds share: numbers, strings, None, tensors without an
+        axis. transitions: key -> (seeds, rows, ...), the replay rows added since the last save.
+        keep_transitions: how many of the newest rows a resumed run needs; None keeps all. Errors as
+        of `Run.save_checkpoint`. Raises Stopped if a signal has asked to stop.
         """
         diverged = self._divergence.step.tolist()
         for i, run in enumerate(self.runs):
-            own_state = {key: self._of_seed(value, i, key) for key, value in state.items()}
+            own_state = self._of_seed(state, i)
             own_state["diverged"] = diverged[i]
-            own_transitions = None
-            if transitions is not None:
-                own_transitions = {
-                    key: self._of_seed(rows, i, key) for key, rows in transitions.items()
-                }
+            own_transitions = self._of_seed(transitions, i)
             run.stage_checkpoint(step, own_state, own_transitions, keep_transitions)
         for run in self.runs:
             run.commit_checkpoint()
         self.save_times.done(self.runs, self.save_times.at_end)
 
-    def _of_seed(self, value, i: int, where: str):
-        """Seed i's part of a value."""
-        if not self._seed_axis:
-            return value
+    def _of_seed(self, value, i: int, where: str = ""):
+        """Seed i's part of a value. where: the keys that lead to it, for a message."""
         if isinstance(value, dict):
-            return {key: self._of_seed(item, i, f"{where}[{key!r}]") for key, item in value.items()}
-        if isinstance(value, list | tuple) or (
-            isinstance(value, torch.Tensor | np.ndarray) and value.ndim
-        ):
+            parts = {}
+            for key, item in value.items():
+                parts[key] = self._of_seed(item, i, f"{where}[{key!r}]" if where else key)
+            return parts
+        if self._seed_axis and _has_axis(value):
             self._check_length(where, value)
             value = value[i]
         if isinstance(value, np.ndarray | np.generic):
@@ -180,35 +180,39 @@ class Batch:
     # ---- divergence, pictures, the end
 
     def note_losses(self, step: int | torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
-        """A seed has diverged at the first step at which one of these (seeds,) values is not finite. Does not wait for
-        the GPU. The step may be a tensor (seeds,)."""
-        losses = {
-            key: torch.as_tensor(value).reshape(len(self.runs)) for key, value in losses.items()
-        }
-        if not self._has_losses and losses:
-            self._has_losses = True
-            self._divergence.move_to(next(iter(losses.values())).device)
-        self._divergence.update(step, losses)
+        """A seed has diverged at the first step at which one of these (seeds,) values is not
+        finite. Does not wait for the GPU. The step may be a tensor (seeds,)."""
+        by_seed = {}
+        for key, value in losses.items():
+            by_seed[key] = torch.as_tensor(value).reshape(len(self.runs))
+            self._divergence.move_to(by_seed[key].device)
+        self._divergence.update(step, by_seed)
 
     def diverged(self) -> list[int]:
-        """For each seed the step at which it has diverged, 0 if it has not. Waits for the GPU, and prints one line on
-        stderr for each seed that it finds for the first time."""
+        """For each seed the step at which it has diverged, 0 if it has not. Waits for the GPU, and
+        prints one line on stderr for each seed that it finds for the first time."""
         return self._divergence.report()
 
     def draw(self, step: int, draw_plots: Callable) -> None:
-        """Draws each run's plots (`Run.draw`), if it has new curves. To be called when all are saved: it takes seconds
-        for each."""
+        """Draws each run's plots (`Run.draw`), if it has new curves. To be called when all are
+        saved: it takes seconds for each."""
         for run in self.runs:
             run.draw(step, draw_plots)
 
     def finish(self, keep_replay: bool = False, **extra) -> None:
-        """Ends the runs, finished or diverged. keep_replay: whether transitions stay on the disk. extra: keys of
-        meta.json."""
+        """Ends the runs, finished or diverged. keep_replay: whether transitions stay on the disk.
+        extra: keys of meta.json."""
         finish(self.runs, self.diverged(), keep_replay, **extra)
 
 
+def _has_axis(value) -> bool:
+    """Whether a value has entries: for the seeds, or of one seed."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+
+
 def stack(states: Sequence[dict]) -> dict:
-    """Dicts of tensors, nested ones too, one for each seed, as one dict of tensors with a seed axis in front."""
+    """Dicts of tensors, nested ones too, one for each seed, as one dict of tensors with a seed axis
+    in front."""
     stacked = {}
     for key, first in states[0].items():
         values = [state[key] for state in states]
@@ -218,8 +222,8 @@ def stack(states: Sequence[dict]) -> dict:
 
 @torch.no_grad()
 def restore_module(module: torch.nn.Module, states: Sequence[dict[str, torch.Tensor]]) -> None:
-    """Puts each seed's part of a module's state_dict back, and what its seeds share: tensors without an axis, such as
-    the step count of an optimiser."""
+    """Puts each seed's part of a module's state_dict back, and what its seeds share: tensors
+    without an axis, such as the step count of an optimiser."""
     for name, tensor in module.state_dict().items():
         if tensor.dim() == 0:
             tensor.copy_(states[0][name])
@@ -231,7 +235,8 @@ def restore_module(module: torch.nn.Module, states: Sequence[dict[str, torch.Ten
 def finish(runs: Sequence[Run], diverged: Sequence[int], keep_replay: bool, **extra) -> None:
     """Ends runs; diverged: for each the step at which it did, or 0. extra: keys of meta.json.
 
-    meta.json says first that the replay is to go: whoever opens the run after a kill in between deletes it.
+    meta.json says first that the replay is to go: whoever opens the run after a kill in between
+    deletes it.
     """
     extra = extra | {"replay": "kept" if keep_replay else "deleted"}
     for run, step in zip(runs, diverged, strict=True):
@@ -241,149 +246,3 @@ def finish(runs: Sequence[Run], diverged: Sequence[int], keep_replay: bool, **ex
             run.finish(**extra)
         if not keep_replay:
             run.drop_transitions()
-
-
-# ---- which runs there are, and which of them go on together ----------------------------------------------------------
-
-
-def seed_runs(args, script: str, **own) -> list[Run]:
-    """The runs of these flags, one for each seed of `args.seed`, `args.seed + 1`, ... (`args.num_seeds`, if it has
-    that). own: settings that `args` does not have, such as an env_id, or that differ from it. Creates nothing."""
-    runs = []
-    exclude = not_identity(args)
-    for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):
-        config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
-        config |= own
-        if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
-            (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
-        digest = config_hash(config, exclude)
-        name = run_name(env_name(config["env_id"]), script, config["activation"], seed, digest)
-        runs.append(
-            Run(args.runs_dir, name, config, exclude=exclude, fresh=args.fresh, script=script)
-        )
-    return runs
-
-
-def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
-    """Which unfinished runs of a batch can go on together, and from which step: [(step, runs)]; 0 = the beginning.
-
-    The step that most runs share makes a group, the newest of those, then the same for the rest. Runs that save
-    together always share one (`Run.stage_checkpoint`), wherever in a save they are killed.
-    """
-    steps = {run: run.checkpoint_steps() or [0] for run in runs}
-    groups = []
-    while steps:
-        sharing = defaultdict(list)
-        for run, loadable in steps.items():
-            for step in loadable:
-                sharing[step].append(run)
-        best = max(sharing, key=lambda step: (len(sharing[step]), step))
-        groups.append((best, sharing[best]))
-        for run in sharing[best]:
-            del steps[run]
-    return groups
-
-
-def check_machine(args) -> None:
-    """Raises UserError, before anything is created, unless what --compile and --track need is here (see compiler.py and
-    mirrors.py). `open_batches` calls it if there is something to train."""
-    if getattr(args, "compile", False):
-        compiler.check_compiler(hardware.find_device(args.device))
-    if args.track:
-        mirrors.check_wandb(args.wandb_project)
-
-
-@contextlib.contextmanager
-def open_batches(
-    runs: Sequence[Run], args, *, seed_axis: bool = True, keep_freed_memory: bool = False
-) -> Iterator[Iterator[Batch]]:
-    """Opens the unfinished runs, says so of the others, and yields the batches to train, one after the other.
-
-    args: has track, wandb_project, wandb_entity, tensorboard, device, checkpoint_frequency, checkpoint_minutes and, if
-    the script has it, compile. seed_axis: False for a training of one seed at a time, whose values have no such axis.
-    keep_freed_memory: see hardware.keep_freed_memory.
-
-    While it is open a signal lets the loop save and stop (`Batch.save`). Leaving by an exception marks what is open
-    "failed" (by a signal: "interrupted"); both resume. Raises UserError as `check_machine` and `Run.open` do, and
-    Stopped.
-    """
-    if keep_freed_memory:
-        hardware.keep_freed_memory()
-    _tell_ended([run for run in runs if run.status() in ENDED])
-    unfinished = [run for run in runs if run.status() not in ENDED]
-    if unfinished:
-        check_machine(args)
-    try:
-        with stop_on_signals():
-            groups = _open_all(unfinished, args)
-            yield (
-                _batch(together, step, args, seed_axis)
-                for step, together in _parts(groups, seed_axis)
-            )
-    except BaseException as error:
-        is_a_stop = isinstance(error, KeyboardInterrupt | Stopped)
-        for run in unfinished:
-            if is_a_stop:
-                run.close()
-            else:
-                run.fail(f"{type(error).__name__}: {error}")
-        raise
-    for run in unfinished:  # those that have not been finished
-        run.close()
-
-
-def _tell_ended(ended: Sequence[Run]) -> None:
-    """Says which runs need no training, and deletes what a kill between their end and its deletion has left."""
-    for run in ended:
-        run.drop_leftovers()
-    if len(ended) > 10:
-        told = f"{len(ended)} runs such as {ended[0].folder}: finished or diverged already"
-        print(f"{told} (--fresh starts them anew)")
-        return
-    for run in ended:
-        print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
-
-
-def _open_all(runs: Sequence[Run], args) -> list[tuple[int, list[Run]]]:
-    """Opens all of these runs or none; returns what `group_by_step` does."""
-    try:
-        for run in runs:  # all, before --fresh deletes the first one's files
-            run.lock()
-        for run in runs:
-            run.open(tensorboard=args.tensorboard, wandb_kwargs=_wandb_kwargs(run, args))
-        return group_by_step(runs)
-    except BaseException:
-        for run in runs:
-            run.abandon()
-        raise
-
-
-def _wandb_kwargs(run: Run, args) -> dict | None:
-    """What wandb.init takes; None without --track. The seeds of one setting make a group."""
-    if not args.track:
-        return None
-    setting = config_hash(run.config, (*run.exclude, "seed"))
-    group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
-    return {
-        "project": args.wandb_project,
-        "entity": args.wandb_entity,
-        "job_type": run.script,
-        "group": group,
-    }
-
-
-def _parts(
-    groups: Sequence[tuple[int, list[Run]]], seed_axis: bool
-) -> Iterator[tuple[int, list[Run]]]:
-    """The groups or, without a seed axis, each run by itself."""
-    for step, together in groups:
-        if seed_axis:
-            yield step, together
-            continue
-        for run in together:
-            yield step, [run]
-
-
-def _batch(runs: list[Run], step: int, args, seed_axis: bool) -> Batch:
-    save_times = SaveTimes(step, args.checkpoint_frequency, args.checkpoint_minutes)
-    return Batch(runs, step, save_times, seed_axis)

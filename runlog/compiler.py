@@ -1,4 +1,5 @@
-"""What torch.compile needs of the machine: a compiler, Python's headers, a folder for what it compiles."""
+"""What torch.compile needs of the machine: a compiler, Python's headers, a folder for what it
+compiles."""
 
 import atexit
 import getpass
@@ -13,14 +14,19 @@ import torch
 
 from runlog.terminal import UserError, reason, warn_once
 
-INSTALL = "`apt install g++ python3-dev`, `conda install cxx-compiler` or, on macOS, `xcode-select --install`"
+INSTALL = (
+    "`apt install g++ python3-dev`, `conda install cxx-compiler` or, on macOS, "
+    "`xcode-select --install`"
+)
 
 
 def check_compiler(device: torch.device) -> None:
-    """For a run with --compile: raises UserError, with what to install, unless this machine can compile.
+    """For a run with --compile: raises UserError, with what to install, unless this machine can
+    compile.
 
-    On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++), on CUDA Triton builds a C module
-    ($CC, else gcc or clang; never tried on a GPU machine). Either takes 0.3 s. Also finds a folder for compiled code.
+    On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++), on CUDA Triton builds
+    a C module ($CC, else gcc or clang; never tried on a GPU machine). Either takes 0.3 s. Also
+    finds a folder for compiled code.
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # torch's own switch: nothing is compiled
         return
@@ -28,34 +34,34 @@ def check_compiler(device: torch.device) -> None:
     if device.type == "cuda":
         candidates = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang", "cc"]
         compiler = next((name for name in candidates if shutil.which(name)), None)
-        language, variable = "c", "CC"
+        language = "c"
+        variable = "CC"
     else:
         candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
         compiler = _inductors_compiler()
-        language, variable = "c++", "CXX"
+        language = "c++"
+        variable = "CXX"
     if compiler is None:
         names = " or ".join(candidates)
         raise UserError(_told(f"no working {language.upper()} compiler ({names})", variable))
     include = sysconfig.get_path("include")
     command = [compiler, "-fsyntax-only", "-I", include, "-x", language, "-"]
     try:
-        done = subprocess.run(
-            command, input="#include <Python.h>\n", capture_output=True, text=True
-        )
+        program = "#include <Python.h>\n"
+        done = subprocess.run(command, input=program, capture_output=True, text=True)
         complaint = done.stderr if done.returncode else ""
     except OSError as error:
         complaint = str(error)
     if complaint:
-        lines = [line.strip() for line in complaint.splitlines() if "error" in line.lower()] or [
-            complaint.strip()
-        ]
-        raise UserError(
-            _told(f"{compiler} cannot compile a file with Python.h ({lines[0][:200]})", variable)
-        )
+        errors = [line for line in complaint.splitlines() if "error" in line.lower()]
+        told = (errors or [complaint])[0].strip()[:200]
+        problem = f"{compiler} cannot compile a file with Python.h ({told})"
+        raise UserError(_told(problem, variable))
 
 
 def _told(problem: str, variable: str) -> str:
-    return f"--compile: {problem}; use --no-compile, install one ({INSTALL}), or set {variable} to one that works"
+    remedy = f"use --no-compile, install one ({INSTALL}), or set {variable} to one that works"
+    return f"--compile: {problem}; {remedy}"
 
 
 def _inductors_compiler() -> str | None:
@@ -69,8 +75,8 @@ def _inductors_compiler() -> str | None:
 
 
 def _find_cache() -> None:
-    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written. Its modules make
-    theirs when they are imported, so this comes before."""
+    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written.
+    Its modules make theirs when they are imported, so this comes before."""
     try:
         cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _default_cache()
         os.makedirs(cache, exist_ok=True)

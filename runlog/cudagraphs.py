@@ -6,8 +6,9 @@ import torch
 
 
 def graphed(block):
-    """`block` as one CUDA graph. It always works on one copy of its inputs: three calls warm up on a side stream, the
-    fourth is captured, and from then on the graph is replayed. It has never run on a GPU."""
+    """`block` as one CUDA graph. It always works on one copy of its inputs: three calls warm up on
+    a side stream, the fourth is captured, and from then on the graph is replayed. It has never run
+    on a GPU."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     kept = {}

@@ -1,7 +1,9 @@
-"""Files: what fails in writing them; of large ones that are mapped into memory, the space and the checksums of rows.
+"""Files: what fails in writing them; of large ones that are mapped into memory, the space and the
+checksums of rows.
 
-Of the disk itself: a mapped file whose blocks are not its own, or that becomes shorter, ends the process with a bus
-error (SIGBUS) where a page is touched, without a message. So the space is taken, and the size looked at, beforehand.
+Of the disk itself: a mapped file whose blocks are not its own, or that becomes shorter, ends the
+process with a bus error (SIGBUS) where a page is touched, without a message. So the space is taken,
+and the size looked at, beforehand.
 """
 
 import contextlib
@@ -17,12 +19,8 @@ import numpy as np
 from runlog.terminal import UserError
 
 PIECE = 2**24  # bytes that are read or written at once
-CANNOT_RESERVE = (
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-    errno.EINVAL,
-    errno.ENOSYS,
-)  # not an error of the disk
+# Not an error of the disk:
+CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -36,7 +34,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def append(path: Path, data: bytes, sync: bool = False) -> None:
-    """Adds `data` to a file, all of it or nothing. sync: wait until it is on the disk. Raises OSError."""
+    """Adds `data` to a file, all of it or nothing. sync: wait until it is on the disk. Raises
+    OSError."""
     rest = memoryview(data)
     with open(path, "ab", buffering=0) as file:
         size = file.tell()
@@ -51,11 +50,12 @@ def append(path: Path, data: bytes, sync: bool = False) -> None:
 
 
 def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
-    """Raises UserError unless a file of `size` bytes fits at `path`, with a twentieth more for what else a run writes.
+    """Raises UserError unless a file of `size` bytes fits at `path`, with a twentieth more for what
+    else a run writes.
 
-    Blocks that the file has already count as free. Quotas are not seen here; `reserve` notices them. remedy: the end
-    of the message. flag: its beginning, such as "--buffer-size 100". Nothing is created; folders of `path` need not
-    exist.
+    Blocks that the file has already count as free. Quotas are not seen here; `reserve` notices
+    them. remedy: the end of the message. flag: its beginning, such as "--buffer-size 100". Nothing
+    is created; folders of `path` need not exist.
     """
     missing = size
     with writing(path):
@@ -74,11 +74,13 @@ def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
 
 
 def reserve(path: Path, size: int, remedy: str) -> None:
-    """Makes the file at `path` at least `size` bytes long, with blocks of its own. What it holds stays.
+    """Makes the file at `path` at least `size` bytes long, with blocks of its own. What it holds
+    stays.
 
-    By `posix_fallocate`; where a system (macOS) or a file system has none, zeros are written behind what is there,
-    which takes as long as the disk needs for them. Raises UserError: no space (also: over a quota or a file-size limit)
-    or not writable; a file that was not there before is gone then.
+    By `posix_fallocate`; where a system (macOS) or a file system has none, zeros are written behind
+    what is there, which takes as long as the disk needs for them. Raises UserError: no space (also:
+    over a quota or a file-size limit) or not writable; a file that was not there before is gone
+    then.
     """
     is_new = not path.exists()
     if is_new:  # else most or all of it is there, which a compressing file system would deny
@@ -97,10 +99,11 @@ def reserve(path: Path, size: int, remedy: str) -> None:
 
 
 def row_checksums(path: Path, row_size: int, first: int, end: int) -> np.ndarray:
-    """CRC-32 of each of the rows first ... end - 1, `row_size` bytes each, of a file: (end - first,) uint32.
+    """CRC-32 of each of the rows first ... end - 1, `row_size` bytes each, of a file: (end -
+    first,) uint32.
 
-    Reads in pieces, so that memory does not depend on the size of the file. A row beyond the end counts as empty.
-    Raises OSError: the disk cannot read it.
+    Reads in pieces, so that memory does not depend on the size of the file. A row beyond the end
+    counts as empty. Raises OSError: the disk cannot read it.
     """
     checksums = np.zeros(end - first, np.uint32)
     rows_per_piece = max(PIECE // row_size, 1)
@@ -116,7 +119,8 @@ def row_checksums(path: Path, row_size: int, first: int, end: int) -> np.ndarray
 
 
 def _fallocate(descriptor: int, size: int) -> bool:
-    """Whether the system has reserved the space; False: it, or its file system, cannot. Raises OSError: no space."""
+    """Whether the system has reserved the space; False: it, or its file system, cannot. Raises
+    OSError: no space."""
     if not hasattr(os, "posix_fallocate"):
         return False
     try:

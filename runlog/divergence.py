@@ -1,4 +1,5 @@
-"""Seeds whose training has become non-finite: from which step on, and which quantity it was first (docs/runs.md)."""
+"""Seeds whose training has become non-finite: from which step on, and which quantity it was first
+(docs/runs.md)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +9,8 @@ from runlog.terminal import warn
 
 
 class Divergence:
-    """For each seed of a batch the step of its first non-finite value, 0 before any, and which value it was.
+    """For each seed of a batch the step of its first non-finite value, 0 before any, and which
+    value it was.
 
     Everything stays on the device until it is asked for: `update` does not wait for the GPU.
     """
@@ -24,11 +26,14 @@ class Divergence:
 
     def move_to(self, device: torch.device) -> None:
         """From now on the values are on this device."""
+        if self.step.device == device:
+            return
         self.step = self.step.to(device)
         self.cause = self.cause.to(device)
 
     def update(self, step: int | torch.Tensor, values: dict[str, torch.Tensor]) -> None:
-        """values: name -> (seeds,). Where one is not finite, and none was before, this step and the first such name.
+        """values: name -> (seeds,). Where one is not finite, and none was before, this step and the
+        first such name.
 
         The step may be a tensor (seeds,).
         """
@@ -40,7 +45,8 @@ class Divergence:
             self.cause = torch.where(is_first, self.names.index(name) + 1, self.cause)
 
     def report(self) -> list[int]:
-        """Prints one line on stderr for each seed that has diverged since the last call; returns the steps."""
+        """Prints one line on stderr for each seed that has diverged since the last call; returns
+        the steps."""
         steps = self.step.tolist()
         causes = self.cause.tolist()
         for i, (seed, step, cause) in enumerate(zip(self.seeds, steps, causes)):

@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from runlog.meta import ENDED
 from runlog.report import log_report
-from runlog.run import ENDED, Run
+from runlog.run import Run
 from runlog.terminal import UserError
 from runlog.video import write_video
 
 
 def load_finished(run: Run) -> tuple[int, dict]:
-    """Step and state of the last checkpoint, for --evaluate. Raises UserError: not at its end, or none was saved."""
+    """Step and state of the last checkpoint, for --evaluate. Raises UserError: not at its end, or
+    none was saved."""
     if run.status() not in ENDED or not run.checkpoint_steps():  # diverged before the first
         raise UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
     return run.load_checkpoint()[:2]
@@ -27,31 +29,26 @@ def record_evaluation(
     draw_plots: Callable | None = None,
     **scalars,
 ) -> None:
-    """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's `videos/`; mean and
-    standard deviation of the returns, further scalars and a metrics.NetworkReport in its `evaluation-<step>/`, which is
-    made anew and has the files and plots of a run's folder. Prints one line. Raises UserError: not writable. Without
-    ffmpeg there is no video, and a warning."""
-    again = Run(run.folder, f"evaluation-{step}", run.config, exclude=run.exclude, fresh=True).open(
-        tensorboard=False
-    )
+    """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's
+    `videos/`; mean and standard deviation of the returns, further scalars and a
+    NetworkReport in its `evaluation-<step>/`, which is made anew and has the files and
+    plots of a run's folder. Prints one line. Raises UserError: not writable. Without ffmpeg there
+    is no video, and a warning."""
+    name = f"evaluation-{step}"
+    again = Run(run.folder, name, run.config, exclude=run.exclude, fresh=True)
+    again.open(tensorboard=False)
     mean = float(np.mean(returns))
     std = float(np.std(returns))
-    again.log(
-        step,
-        {
-            "eval/episodic_return": mean,
-            "eval/episodic_return_std": std,
-            "eval/num_games": len(returns),
-        },
-    )
+    row = {"eval/episodic_return": mean, "eval/episodic_return_std": std}
+    again.log(step, row | {"eval/num_games": len(returns)})
     again.log(step, scalars)
     log_report(again, step, prefix, report)
     again.flush()
     again.draw(step, draw_plots)
     again.finish()
-    path = run.folder / "videos" / f"evaluation-{step}.mp4"
-    shown = (
-        f"{path} shows a game of {returns[0]:.0f}; " if write_video(path, screens, fps=15) else ""
-    )
-    told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f} (standard deviation, {len(returns)} games)"
-    print(f"{told}; {shown}measures: {again.folder}", flush=True)
+    told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f}"
+    told += f" (standard deviation, {len(returns)} games)"
+    video = run.folder / "videos" / f"{name}.mp4"
+    if write_video(video, screens, fps=15):
+        told += f"; {video} shows a game of {returns[0]:.0f}"
+    print(f"{told}; measures: {again.folder}", flush=True)

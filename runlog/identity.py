@@ -2,9 +2,9 @@
 
 A field of a script's `Args` belongs to the identity of the run unless it says otherwise:
 
-    gamma: float = 0.99  # changes results: other values, other runs
-    device: str = runlog.option("auto")  # changes none
-    warmup: int = runlog.added(0)  # came later: runs without it stay the same runs as those with the default
+gamma: float = 0.99  # changes results: other values, other runs device: str = runlog.option("auto")
+# changes none warmup: int = runlog.added(0)  # came later: runs without it stay the same runs as
+those with the default
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 NEVER = "never"
 UNLESS_DEFAULT = "unless default"
-# What the runs did not count that were begun before meta.json said so ("not_identity"). Such runs are all there are:
-# nothing is ever added here.
+# What the runs did not count that were begun before meta.json said so ("not_identity"). Such runs
+# are all there are: nothing is ever added here.
 BEFORE_META_SAID_SO = (
     *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs"),
     *("runs_dir", "fresh", "analyse", "keep_replay", "checkpoint_frequency", "checkpoint_minutes"),
@@ -27,21 +27,24 @@ BEFORE_META_SAID_SO = (
 
 
 def option(default):
-    """A field of `Args` that does not change the results of a run, and so is no part of its identity."""
+    """A field of `Args` that does not change the results of a run, and so is no part of its
+    identity."""
     return dataclasses.field(default=default, metadata={"identity": NEVER})
 
 
 def added(default):
-    """A field of `Args` that came after runs without it: it belongs to a run's identity unless it has its default,
-    which must be what those runs did.
+    """A field of `Args` that came after runs without it: it belongs to a run's identity unless it
+    has its default, which must be what those runs did.
 
-    A nested configuration says the same with `dataclasses.field(default=..., metadata={"identity": "unless default"})`.
+    A nested configuration says the same with `dataclasses.field(default=..., metadata={"identity":
+    "unless default"})`.
     """
     return dataclasses.field(default=default, metadata={"identity": UNLESS_DEFAULT})
 
 
 def not_identity(args, prefix: str = "") -> list[str]:
-    """The fields of a dataclass that do not count for these values, those of nested ones as `rational.form`."""
+    """The fields of a dataclass that do not count for these values, those of nested ones as
+    `rational.form`."""
     left_out = []
     for field in dataclasses.fields(args):
         name = prefix + field.name
@@ -49,7 +52,7 @@ def not_identity(args, prefix: str = "") -> list[str]:
         counts = field.metadata.get("identity", "always")
         if counts not in ("always", UNLESS_DEFAULT, NEVER):
             raise ValueError(
-                f"{name}: its identity is {counts!r}; give {NEVER!r}, {UNLESS_DEFAULT!r} or leave it out"
+                f"{name}: its identity is {counts!r}; give {NEVER!r} or {UNLESS_DEFAULT!r}, or none"
             )
         if counts == NEVER or (counts == UNLESS_DEFAULT and value == _default_of(field)):
             left_out.append(name)
@@ -65,8 +68,8 @@ def _default_of(field: dataclasses.Field):
 
 
 def identity(config: dict, exclude: Collection[str]) -> dict:
-    """The settings of `config` that belong to a run's identity. exclude: keys that do not, those of nested dicts as
-    `rational.form`."""
+    """The settings of `config` that belong to a run's identity. exclude: keys that do not, those of
+    nested dicts as `rational.form`."""
     return dict(_kept(config, frozenset(exclude), ""))
 
 
@@ -81,28 +84,32 @@ def _kept(config: dict, exclude: frozenset[str], prefix: str) -> Iterator[tuple[
 
 
 def identity_of(config: dict, meta: dict) -> dict:
-    """The settings that tell a run from others, from its config.json and meta.json: for readers, which do not know the
-    script that wrote them."""
+    """The settings that tell a run from others, from its config.json and meta.json: for readers,
+    which do not know the script that wrote them."""
     return identity(config, meta.get("not_identity", BEFORE_META_SAID_SO))
 
 
 def canonical(config: dict, exclude: Collection[str] = ()) -> str:
-    """The identity as JSON. The order of keys does not matter; tuples equal lists; 1 and 1.0 differ."""
+    """The identity as JSON. The order of keys does not matter; tuples equal lists; 1 and 1.0
+    differ."""
     return json.dumps(identity(config, exclude), sort_keys=True, separators=(",", ":"), default=str)
 
 
 def config_hash(config: dict, exclude: Collection[str]) -> str:
-    """Ten hex digits over the identity of `config`, nested dicts included; `exclude` as for `identity`."""
+    """Ten hex digits over the identity of `config`, nested dicts included; `exclude` as for
+    `identity`."""
     return hashlib.sha256(canonical(config, exclude).encode()).hexdigest()[:10]
 
 
 def run_name(env_id: str, script: str, activation: str, seed: int, digest: str) -> str:
     """Folder name `<env>__<script>__<activation>__s<seed>__<digest>`, safe on every file system.
 
-    `*` becomes `x`, `+` becomes `p`, any other character outside `A-Za-z0-9.=_-` becomes `-`, several `_` become one,
-    a part ends after 60 characters. The digest keeps names distinct; config.json keeps the truth.
-    Example: `run_name("dm_control/cheetah-run-v0", "sac_continuous", "tanh*tanh", 3, "0123456789")` is
-    `dm_control-cheetah-run-v0__sac_continuous__tanhxtanh__s3__0123456789`.
+    `*` becomes `x`, `+` becomes `p`, any other character outside `A-Za-z0-9.=_-` becomes `-`,
+    several `_` become one, a part ends after 60 characters. The digest keeps names distinct;
+    config.json keeps the truth.
+
+    >>> run_name("dm_control/cheetah-run-v0", "mine", "tanh*tanh", 3, "0123456789")
+    'dm_control-cheetah-run-v0__mine__tanhxtanh__s3__0123456789'
     """
     parts = [_safe(part) for part in (env_id, script, activation)]
     return "__".join([*parts, f"s{int(seed)}", digest])
@@ -117,7 +124,8 @@ def _safe(text: str) -> str:
 def env_name(env_id: str | Sequence[str]) -> str:
     """One environment id as it is; several in a row, a suite named once where it repeats.
 
-    Example: `env_name(["metaworld/reach-v3", "metaworld/push-v3"])` is `metaworld/reach-v3,push-v3`.
+    >>> env_name(["metaworld/reach-v3", "metaworld/push-v3"])
+    'metaworld/reach-v3,push-v3'
     """
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
     names = []

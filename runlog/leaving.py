@@ -1,7 +1,9 @@
-"""What leaves runlog, since it knows an algorithm or draws; kept until the scripts no longer call it here.
+"""What leaves runlog, since it knows an algorithm or draws; kept until the scripts no longer call
+it here.
 
-Losses, episodes and evaluations of SAC (to environments), sizes of networks (to activations), Atari's numbers (to
-environments.atari), drawings (the script passes them in), and the functions on lists of runs that `Batch` replaces.
+Losses, episodes and evaluations of SAC (to environments), sizes of networks (to activations),
+Atari's numbers (to environments.atari), drawings (the script passes them in), and the functions on
+lists of runs that `Batch` replaces.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import torch
 
 import activations
 import metrics
-from runlog import batch
+from runlog import batch, opening
 from runlog.cli import check_range
 from runlog.divergence import Divergence
 from runlog.identity import BEFORE_META_SAID_SO
@@ -28,11 +30,13 @@ NOT_IDENTITY = BEFORE_META_SAID_SO  # readers ask identity.identity_of
 def log_evaluations(
     runs: Sequence["Run"], step: int, last: list[dict], task_steps: int
 ) -> list[dict[str, float]]:
-    """Logs each run's newest evaluation: the current task's values and, of several tasks, each one's, with plasticity
-    and forgetting of the success rate or, without one, of the return (metrics.sequence_scores). Returns the rows.
+    """Logs each run's newest evaluation: the current task's values and, of several tasks, each
+    one's, with plasticity and forgetting of the success rate or, without one, of the return
+    (metrics.sequence_scores). Returns the rows.
 
-    last: for each run "tasks", the `eval/` values of every task ([] before the first evaluation: nothing is logged);
-    "bias", further values of the current task; "history", rows (step, score of each task), which this evaluation joins.
+    last: for each run "tasks", the `eval/` values of every task ([] before the first evaluation:
+    nothing is logged); "bias", further values of the current task; "history", rows (step, score of
+    each task), which this evaluation joins.
     """
     rows = [
         each["tasks"][(step - 1) // task_steps] | each["bias"] if each["tasks"] else {}
@@ -56,16 +60,18 @@ def log_evaluations(
 
 
 def new_episode(number: int = 0, errors: int = 0) -> dict:
-    """A training episode before its first step. A checkpoint holds it: environments.EpisodeSeeds goes back to where it
-    was. errors: how often the environment has failed so far (environments.log_errors)."""
+    """A training episode before its first step. A checkpoint holds it: environments.EpisodeSeeds
+    goes back to where it was. errors: how often the environment has failed so far
+    (environments.log_errors)."""
     return {"number": number, "return": 0.0, "success": 0.0, "actions": [], "errors": errors}
 
 
 def log_episodes(
     runs: Sequence["Run"], step: int, episodes: list[dict], actions, rewards, success, dones, muted
 ) -> None:
-    """Adds one step of each run's environment to its episode, in place; one that ends is logged, unless the run is in
-    `muted`, and the next takes its place. success: as of environments.true_successors; all arrays (runs, ...)."""
+    """Adds one step of each run's environment to its episode, in place; one that ends is logged,
+    unless the run is in `muted`, and the next takes its place. success: as of
+    environments.true_successors; all arrays (runs, ...)."""
     for i, episode in enumerate(episodes):
         episode["actions"].append(actions[i].tolist())
         episode["return"] += float(rewards[i])
@@ -84,7 +90,8 @@ def log_episodes(
 def draw_function_approximation(folders: Sequence[Path], out: Path) -> None:
     """figures.function_approximation: draws and prints the comparison of function_approximation.py.
 
-    A failure is one line on stderr: the runs are there, and `figures.py function_approximation` draws them later.
+    A failure is one line on stderr: the runs are there, and `figures.py function_approximation`
+    draws them later.
     """
     try:
         import figures
@@ -99,19 +106,14 @@ def log_ntk(
     runs: Run | Sequence[Run], step: int, prefix: str, ranks: dict[str, torch.Tensor]
 ) -> None:
     """Log what metrics.ntk_rank found as `<prefix>/ntk_<name>`; batch axes as in log_report."""
-    log_report(
-        runs,
-        step,
-        prefix,
-        metrics.NetworkReport({f"ntk_{name}": value for name, value in ranks.items()}),
-    )
+    log_report(runs, step, prefix, {f"ntk_{name}": value for name, value in ranks.items()})
 
 
 def log_losses(
     runs: Sequence[Run], step: int, info: dict[str, torch.Tensor], muted, sps: float, updates: int
 ) -> None:
-    """Log `losses/<key>` of info (key -> (runs,)), unless the run is in `muted`, and the speed: environment steps and,
-    with `updates` for each of these, updates per second."""
+    """Log `losses/<key>` of info (key -> (runs,)), unless the run is in `muted`, and the speed:
+    environment steps and, with `updates` for each of these, updates per second."""
     values = {f"losses/{key}": value.tolist() for key, value in info.items()}
     for i, run in enumerate(runs):
         row = {} if muted[i] else {key: value[i] for key, value in values.items()}
@@ -119,14 +121,16 @@ def log_losses(
 
 
 def finish_diverged(run: Run, step: int, cause: str, keep_replay: bool = False) -> None:
-    """End a run that trains alone and whose loss `cause` is not finite; one line on stderr says so."""
+    """End a run that trains alone and whose loss `cause` is not finite; one line on stderr says
+    so."""
     divergence = Divergence([run.config["seed"]], torch.device("cpu"))
     divergence.update(step, {cause: torch.tensor([torch.nan])})
     batch.finish([run], divergence.report(), keep_replay)
 
 
 def draw(runs: Sequence[Run], step: int) -> None:
-    """`Run.draw` of every run. To be called when all of them are saved: it takes seconds for each."""
+    """`Run.draw` of every run. To be called when all of them are saved: it takes seconds for
+    each."""
     for run in runs:
         run.draw(step)
 
@@ -149,9 +153,10 @@ def carry_forward(runs: Sequence[Run], rows: Sequence[dict], steps: Sequence[int
 
 
 def sequence_length(args):
-    """args with the total_timesteps of its sequential tasks env_id: their number times steps_per_task; with one task
-    args as it is. Raises UserError: several tasks without steps_per_task, or one with it; another total_timesteps; a
-    steps_per_task that is no multiple of eval_frequency; a task without a step after learning_starts."""
+    """args with the total_timesteps of its sequential tasks env_id: their number times
+    steps_per_task; with one task args as it is. Raises UserError: several tasks without
+    steps_per_task, or one with it; another total_timesteps; a steps_per_task that is no multiple of
+    eval_frequency; a task without a step after learning_starts."""
     number = len(args.env_id)
     each = args.steps_per_task
     total = args.total_timesteps
@@ -186,8 +191,9 @@ def sequence_length(args):
 
 @dataclasses.dataclass
 class NetworkSize:
-    """How many numbers a network holds: its trained parameters, and what one input leaves in its hidden layers (the
-    pre-activation and the output of each branch and what joins them, which the backward pass needs)."""
+    """How many numbers a network holds: its trained parameters, and what one input leaves in its
+    hidden layers (the pre-activation and the output of each branch and what joins them, which the
+    backward pass needs)."""
 
     parameters: int = 0
     activations: int = 0
@@ -201,9 +207,9 @@ class NetworkSize:
         kernel: int = 1,
         pixels: int = 1,
     ) -> int:
-        """Counts a hidden layer and returns how many features it has (crelu doubles them). inputs: features, each with
-        `kernel` weights for each of the units; norm: normalised elements, each with scale and bias; pixels: of an
-        image that a convolution makes."""
+        """Counts a hidden layer and returns how many features it has (crelu doubles them). inputs:
+        features, each with `kernel` weights for each of the units; norm: normalised elements, each
+        with scale and bias; pixels: of an image that a convolution makes."""
         terms = activations.parse(expression)
         width = activations.ACTIVATIONS[terms[0][0]].width
         branches = sum(len(product) for product in terms)
@@ -233,18 +239,22 @@ def mlp_size(
 
 
 def make_runs(args, script: str, **own) -> dict[int, Run]:
-    """seed -> Run; see `batch.seed_runs`."""
-    return {run.config["seed"]: run for run in batch.seed_runs(args, script, **own)}
+    """seed -> Run; see `opening.seed_runs`."""
+    return {run.config["seed"]: run for run in opening.seed_runs(args, script, **own)}
 
 
 @contextlib.contextmanager
 def opened(runs: dict, args, job_type: str) -> Iterator[list[tuple[int, list, list[Run]]]]:
-    """`batch.open_batches` as [(from step, keys of `runs`, runs), ...]."""
+    """`opening.open_batches` as [(from step, keys of `runs`, runs), ...]."""
     keys = {run: key for key, run in runs.items()}
     for run in keys:
         run.script = job_type
+    from plots.dashboards import SECTIONS
+
     is_atari = job_type.endswith("_atari")  # SAC's matrices are too small to gain from it
-    with batch.open_batches(list(keys), args, keep_freed_memory=is_atari) as batches:
+    with opening.open_batches(
+        list(keys), args, keep_freed_memory=is_atari, sections=SECTIONS
+    ) as batches:
         yield [(each.start, [keys[run] for run in each.runs], each.runs) for each in batches]
 
 

@@ -17,8 +17,9 @@ NTK_COPIES = 2  # of each sample's gradient: itself, and one while the products 
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still have: of the GPU, or of the machine within the limits of its control groups
-    (containers, Slurm); without these the whole memory. None where no system call tells."""
+    """Bytes that this process can still have: of the GPU, or of the machine within the limits of
+    its control groups (containers, Slurm); without these the whole memory. None where no system
+    call tells."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = []
@@ -26,9 +27,8 @@ def available_memory(device: torch.device) -> int | None:
         text = Path("/proc/meminfo").read_text()
         found.append(1024 * int(re.search(r"MemAvailable:\s+(\d+)", text).group(1)))
     with contextlib.suppress(OSError):
-        found += _left_in_control_groups(
-            Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")
-        )
+        groups = Path("/proc/self/cgroup").read_text()
+        found += _left_in_control_groups(groups, Path("/sys/fs/cgroup"))
     if not found:
         with contextlib.suppress(OSError, ValueError):
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -36,8 +36,8 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def _left_in_control_groups(groups: str, root: Path) -> list[int]:
-    """What each memory limit leaves: of the groups in /proc/self/cgroup (version 2 and 1) and those around them.
-    Cached files that nobody uses count as free."""
+    """What each memory limit leaves: of the groups in /proc/self/cgroup (version 2 and 1) and those
+    around them. Cached files that nobody uses count as free."""
     left = []
     for line in groups.splitlines():
         _, controllers, group = line.split(":", 2)
@@ -56,10 +56,9 @@ def _left_in_control_groups(groups: str, root: Path) -> list[int]:
         folder = top / group.lstrip("/")
         while folder.is_relative_to(top):
             with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"
-                statistics = dict(
-                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
-                )
-                used = int((folder / usage).read_text()) - int(statistics.get(cache, 0))
+                rows = (folder / "memory.stat").read_text().splitlines()
+                cached = dict(row.split() for row in rows).get(cache, 0)
+                used = int((folder / usage).read_text()) - int(cached)
                 left.append(max(int((folder / limit).read_text()) - used, 0))
             folder = folder.parent
     return left
@@ -72,44 +71,49 @@ def bytes_text(number: float) -> str:
     return f"{number / 1000**power:.3g} {units[power]}"
 
 
-def _value_text(value) -> str:
-    return " ".join(str(x) for x in value) if isinstance(value, tuple) else str(value)
+def check_memory(
+    args, device: torch.device, needs: dict[str, int], on_host: dict[str, int] | None = None
+) -> None:
+    """Raises UserError, which names the flag to lower, if the big tensors of a run do not fit into
+    the memory that is available.
+
+    needs: fields that a part's size depends on, parted by spaces -> bytes on `device`, of all
+    seeds. on_host: the same of what is in the machine's memory wherever the network is.
+    """
+    places = {device: dict(needs)}
+    host = device if device.type == "cpu" else torch.device("cpu")
+    for fields, size in (on_host or {}).items():
+        parts = places.setdefault(host, {})
+        parts[fields] = parts.get(fields, 0) + size
+    for place, parts in places.items():
+        available = available_memory(place)
+        if available is not None and sum(parts.values()) > available:
+            raise UserError(_too_large(args, place, parts, available))
+
+
+def _too_large(args, place: torch.device, parts: dict[str, int], available: int) -> str:
+    """The message: of the largest part it names the flag that is furthest above its default."""
+    fields = max(parts, key=parts.get).split()
+    above = {field: _over_default(args, field) for field in fields}
+    field = max(fields, key=above.get)
+    others = [flag_name(other) for other in fields if other != field and above[other] > 1]
+    where = f"memory of {place}" if place.type == "cuda" else "memory"
+    needed = f"the run would need about {bytes_text(sum(parts.values()))} of {where}"
+    told = f"{needed}, {bytes_text(available)} are available"
+    value = getattr(args, field)
+    if isinstance(value, tuple):
+        value = " ".join(str(x) for x in value)
+    remedy = f"lower {flag_name(field)}"
+    if others:
+        remedy += f" (or {', '.join(others)})"
+    return f"{flag_name(field)} {value}: {told}; {remedy}"
 
 
 def _over_default(args, field: str) -> float:
     """How many times its default a flag is."""
-    value, default = getattr(args, field), getattr(type(args)(), field)
+    value = getattr(args, field)
+    default = getattr(type(args)(), field)
     if isinstance(value, tuple):
-        value, default = math.prod(value), math.prod(default)
+        value = math.prod(value)
+        default = math.prod(default)
     return value / max(default, 1)
-
-
-def check_memory(
-    args, device: torch.device, needs: dict[str, int], on_host: dict[str, int] | None = None
-) -> None:
-    """Raises UserError, which names the flag to lower, if the big tensors of a run do not fit into the memory that is
-    available. needs: fields that a part's size depends on, parted by spaces -> bytes on `device`, of all seeds;
-    on_host: the same of what is in the machine's memory wherever the network is."""
-    places = {device: dict(needs)}
-    host = torch.device("cpu")
-    for fields, size in (on_host or {}).items():
-        parts = places.setdefault(device if device.type == "cpu" else host, {})
-        parts[fields] = parts.get(fields, 0) + size
-    for place, parts in places.items():
-        total, available = sum(parts.values()), available_memory(place)
-        if available is None or total <= available:
-            continue
-        largest = max(parts, key=parts.get)
-        field = max(largest.split(), key=lambda name: _over_default(args, name))
-        value = _value_text(getattr(args, field))
-        where = f"memory of {place}" if place.type == "cuda" else "memory"
-        told = f"the run would need about {bytes_text(total)} of {where}, {bytes_text(available)} are available"
-        others = [
-            flag_name(name)
-            for name in largest.split()
-            if name != field and _over_default(args, name) > 1
-        ]
-        alternatives = f" (or {', '.join(others)})" if others else ""
-        raise UserError(
-            f"{flag_name(field)} {value}: {told}; lower {flag_name(field)}{alternatives}"
-        )

@@ -1,13 +1,16 @@
-"""What a run shows elsewhere: TensorBoard's event files and Weights & Biases (docs/dashboards.md, docs/runs.md).
+"""What a run shows elsewhere: TensorBoard's event files and Weights & Biases (docs/dashboards.md,
+docs/runs.md).
 
-Both mirror a run's scalars.csv, histograms.jsonl and plots. They are optional: whatever fails in one of them is one
-warning on stderr, that mirror stops, and the training goes on. Only at the start is a mistake an error.
+Both mirror a run's scalars.csv, histograms.jsonl and plots. They are optional: whatever fails in
+one of them is one warning on stderr, that mirror stops, and the training goes on. Only at the start
+is a mistake an error.
 """
 
 import functools
 import hashlib
 import io
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -25,70 +28,31 @@ WANDB_MODES = {
     "shared": "online",
     "offline": "offline",
     "dryrun": "offline",
+    "disabled": "disabled",
 }
-WANDB_MODES |= {"disabled": "disabled"}
 # Characters that its server takes at most. Offline nothing tells before `wandb sync`.
 WANDB_LENGTHS = {"name": 128, "group": 128, "job_type": 64}
 WANDB_TAG_LENGTH = 64
 WANDB_FLUSH_SECONDS = 1.0  # what a kill may lose of an offline run
 WANDB_FINISH_SECONDS = 600.0  # what a lost connection may cost at the end of each run
-# The dashboards, TensorBoard's custom scalars and W&B's workspace: section -> panel -> regular expression of whole keys
-SECTIONS = {
-    "Returns": {
-        "evaluation return": "eval/(task[0-9]+/)?episodic_return",
-        "evaluation success rate": "eval/(task[0-9]+/)?success",
-        "training return": "charts/episodic_return",
-        "sequential tasks: average, forgetting, plasticity": "sequence/(average|forgetting|plasticity)",
-        "accuracy on a task: online, end, test": "charts/(online|end|test)_accuracy",
-        "regression error": "(eval|losses)/mse",
-    },
-    "Value bias": {
-        "overestimation: Q minus return": "overestimation/mean",
-        "overestimation over max(|return|, 10)": "overestimation/normalised",
-        "overestimation: standard deviation over states": "overestimation/std",
-        "mean value on the batch": "losses/(q|value)_mean",
-        "loss of the values": "losses/(qf|td|value)_loss",
-        "Q from dead neurons, live neurons, bias": "q_split/(dead|live|bias)",
-    },
-    "Network health": {
-        "dead share (KDE)": "network/.+/dead_share",
-        "dead share of the branches": "network/.+/branch[0-9]+_dead_share",
-        "dormant share (ReDo)": "network/.+/dormant_share",
-        "dormant share, mean taken off": "network/.+/dormant_share_centred",
-        "effective rank (srank)": "network/.+/srank",
-        "rank of the tangent kernel": "(network/.+|task_start|task_end)/ntk_srank",
-        "feature norm": "network/.+/feature_norm",
-        "weight norm, whole network": "network/[^/]+/weight_norm",
-        "gradient norm, whole network": "network/[^/]+/gradient_norm",
-        "neurons recycled by ReDo": "redo/recycled_share",
-    },
-    "Activation shapes": {
-        "gradient norm of the coefficients": "network/[^/]+/coefficient_gradient_norm",
-        "numerator norm": "network/.+/(branch[0-9]+_)?numerator_norm",
-        "denominator norm": "network/.+/(branch[0-9]+_)?denominator_norm",
-        "constraint scale c": "network/.+/(branch[0-9]+_)?c_min",
-        "smallest denominator": "network/.+/(branch[0-9]+_)?q_min",
-        "largest output": "network/.+/(branch[0-9]+_)?f_max",
-        "pre-activations: 1 % and 99 % quantile": "network/.+/preact_q(01|99)",
-    },
-    "Throughput": {
-        "environment steps per second": "perf/sps",
-        "updates per second": "perf/updates_per_second",
-    },
-}
 
 
 class TensorBoard:
     """The event files of one run. Events are collected, and written by `flush` in one piece."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, sections: dict[str, dict[str, str]] | None = None):
+        """sections: of the custom scalars, section -> panel -> regular expression of whole keys;
+        None makes one for each prefix of the keys that the first rows have."""
         self._folder = folder
-        self._path = None  # of this session's event file; made by the first flush that has something to write
+        self._sections = sections
+        self._path = None  # of this session's event file; the first flush with events makes it
         self._works = True
+        self._keys = {}  # of the scalars so far, in their order
         self._pending = []  # (step, wall time, function from torch's summary module to a summary)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
+            self._keys.setdefault(key)
             self._add(step, functools.partial(_scalar_summary, key, value))
 
     def image(self, step: int, key: str, path: Path) -> None:
@@ -108,7 +72,8 @@ class TensorBoard:
     def flush(self, purge_step: int) -> None:
         """Write what has come since the last flush.
 
-        purge_step: events of earlier sessions from this step on are hidden; it counts at the first flush only.
+        purge_step: events of earlier sessions from this step on are hidden; it counts at the first
+        flush only.
         """
         if not self._pending:
             return
@@ -124,6 +89,14 @@ class TensorBoard:
     def _add(self, step: int, summarise: Callable) -> None:
         if self._works:
             self._pending.append((step, time.time(), summarise))
+
+    def _sections_of_keys(self) -> dict[str, dict[str, str]]:
+        """charts, losses, ...: a panel for each of the keys that are logged first."""
+        sections = {}
+        for key in self._keys:
+            prefix, _, name = key.partition("/")
+            sections.setdefault(prefix, {})[name or prefix] = re.escape(key)
+        return sections
 
     def _stop(self, error: Exception) -> None:
         self._works = False
@@ -150,7 +123,8 @@ class TensorBoard:
             start = SessionLog(status=SessionLog.START)
             write(wall_time=time.time(), file_version="brain.Event:2")
             write(wall_time=time.time(), step=purge_step, session_log=start)
-            write(wall_time=time.time(), summary=summary.custom_scalars(_layout()))
+            layout = _layout(self._sections or self._sections_of_keys())
+            write(wall_time=time.time(), summary=summary.custom_scalars(layout))
         for step, wall_time, summarise in self._pending:
             write(wall_time=wall_time, step=step, summary=summarise(summary))
         append(path, content.getbuffer())
@@ -160,17 +134,18 @@ class TensorBoard:
 def _event_path(folder: Path) -> Path:
     """TensorBoard reads a folder's files in the order of their names: seconds, then a number."""
     number = len(list(folder.glob("events.out.tfevents.*")))
-    return (
-        folder
-        / f"events.out.tfevents.{int(time.time()):010d}.{number:04d}.{socket.gethostname()}.{os.getpid()}"
-    )
+    order = f"{int(time.time()):010d}.{number:04d}"
+    return folder / f"events.out.tfevents.{order}.{socket.gethostname()}.{os.getpid()}"
 
 
-def _layout() -> dict:
-    """SECTIONS as TensorBoard's custom scalars take them."""
+def _layout(sections: dict) -> dict:
+    """Sections as TensorBoard's custom scalars take them."""
     layout = {}
-    for section, panels in SECTIONS.items():
-        layout[section] = {title: ["Multiline", [f"^({keys})$"]] for title, keys in panels.items()}
+    for section, panels in sections.items():
+        charts = {}
+        for title, keys in panels.items():
+            charts[title] = ["Multiline", [f"^({keys})$"]]
+        layout[section] = charts
     return layout
 
 
@@ -221,7 +196,8 @@ class Wandb:
         """W&B writes by itself, every WANDB_FLUSH_SECONDS."""
 
     def close(self, ended: bool) -> None:
-        """Send the rest; ended: whether the run is finished or diverged, rather than interrupted or failed."""
+        """Send the rest; ended: whether the run is finished or diverged, rather than interrupted or
+        failed."""
         if self._run is None:
             return
         try:
@@ -247,10 +223,8 @@ class Wandb:
 
     def _stop(self, error: Exception) -> None:
         self._run = None
-        warn_once(
-            "W&B",
-            f"W&B has failed ({reason(error)}); going on without it, scalars.csv has every value",
-        )
+        told = f"W&B has failed ({reason(error)})"
+        warn_once("W&B", f"{told}; going on without it, scalars.csv has every value")
         import wandb
 
         try:  # else its own hook fails at the exit of Python, with a traceback
@@ -260,7 +234,8 @@ class Wandb:
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text` of at most `limit` characters; a longer one keeps its beginning and ends with a digest of the whole."""
+    """`text` of at most `limit` characters; a longer one keeps its beginning and ends with a digest
+    of the whole."""
     if len(text) <= limit:
         return text
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10]
@@ -268,49 +243,45 @@ def shortened(text: str, limit: int) -> str:
 
 
 def check_wandb(project: str | None = None, mode: str | None = None) -> str:
-    """W&B's mode here: "online", "offline" or "disabled", from `mode`, WANDB_MODE or the file that `wandb offline` and
-    `wandb disabled` write, in this order.
+    """W&B's mode here: "online", "offline" or "disabled", from `mode`, WANDB_MODE or the file that
+    `wandb offline` and `wandb disabled` write, in this order.
 
-    Raises UserError: wandb is missing or of another version; its settings, or the project's name, are wrong; it is
-    online, and not logged in or not to be reached.
+    Raises UserError: wandb is missing or of another version; its settings, or the project's name,
+    are wrong; it is online, and not logged in or not to be reached.
     """
+    install = f"`pip install '{WANDB_VERSION}'`"
     try:
         import wandb
         from wandb.sdk import wandb_setup
     except Exception as error:
-        raise UserError(
-            f"--track: cannot import wandb ({reason(error)}); `pip install '{WANDB_VERSION}'`"
-        ) from error
+        raise UserError(f"--track: cannot import wandb ({reason(error)}); {install}") from error
     version = tuple(int(part) for part in wandb.__version__.split(".")[:2] if part.isdigit())
     if version < (0, 31):
-        raise UserError(
-            f"--track: wandb {wandb.__version__} is too old; `pip install '{WANDB_VERSION}'`"
-        )
+        raise UserError(f"--track: wandb {wandb.__version__} is too old; {install}")
     asked = os.environ.get("WANDB_MODE")
     if asked and asked not in WANDB_MODES:
-        raise UserError(
-            f"WANDB_MODE={asked}: unknown; use online, offline or disabled, or unset it"
-        )
+        remedy = "use online, offline or disabled, or unset it"
+        raise UserError(f"WANDB_MODE={asked}: unknown; {remedy}")
     try:
         filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
     except Exception as error:
-        raise UserError(
-            f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)}); mend or unset it"
-        ) from None
+        told = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
+        raise UserError(f"{told}; mend or unset it") from None
     try:
         wandb.Settings(project=project)
     except Exception as error:
         raise UserError(f"--wandb-project {project}: {_wandb_reason(error)}") from None
     mode = WANDB_MODES.get(
         mode or asked or filed, "online"
-    )  # wandb itself warns of a wrong mode in the file
+    )  # wandb warns of a wrong mode in the file
     if mode == "online":
         _log_in()
     return mode
 
 
 def _wandb_reason(error: Exception) -> str:
-    """A validation error has a line for the setting and one for the reason, then the input, which may be long."""
+    """A validation error has a line for the setting and one for the reason, then the input, which
+    may be long."""
     lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
     return ": ".join(lines[-2:]).partition(" [type=")[0][:300]
 
@@ -324,9 +295,8 @@ def _log_in() -> None:
     try:
         logged_in = wandb.login(prompt=False)
     except Exception as error:
-        raise UserError(
-            f"--track: W&B refuses the login ({str(error).strip()[:200]!r}); {remedy}"
-        ) from None
+        told = f"--track: W&B refuses the login ({str(error).strip()[:200]!r})"
+        raise UserError(f"{told}; {remedy}") from None
     if not logged_in:
         raise UserError(f"--track: W&B is not logged in; {remedy}")
 
@@ -334,17 +304,16 @@ def _log_in() -> None:
 def start_wandb(
     kwargs: dict, digest: str, name: str, folder: Path, config: dict, fresh: bool
 ) -> Wandb | None:
-    """A run of W&B with the id `digest`, which goes on if that exists (unless fresh); None where W&B is disabled.
+    """A run of W&B with the id `digest`, which goes on if that exists (unless fresh); None where
+    W&B is disabled.
 
-    kwargs: project, entity, group, tags, mode, ... of `wandb.init`. Raises UserError as check_wandb does, and if W&B
-    does not start.
+    kwargs: project, entity, group, tags, mode, ... of `wandb.init`. Raises UserError as check_wandb
+    does, and if W&B does not start.
     """
     mode = check_wandb(kwargs.get("project"), kwargs.get("mode"))
     if mode == "disabled":
-        warn_once(
-            "disabled",
-            "--track does nothing: W&B is disabled here (WANDB_MODE, or `wandb disabled`)",
-        )
+        where = "WANDB_MODE, or `wandb disabled`"
+        warn_once("disabled", f"--track does nothing: W&B is disabled here ({where})")
         return None
     import wandb
     from wandb.sdk import wandb_setup
@@ -357,9 +326,8 @@ def start_wandb(
     if not wandb_setup.singleton().settings.finish_timeout:  # the user has set none
         options["finish_timeout"] = WANDB_FINISH_SECONDS
     ours = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
-    ours["resume"] = (
-        None if fresh else "allow"
-    )  # a fresh run replaces the one of this id; W&B would drop early steps
+    # A fresh run replaces the one of this id; a resumed one would drop its early steps.
+    ours["resume"] = None if fresh else "allow"
     given = {**kwargs, **ours}
     for key, limit in WANDB_LENGTHS.items():
         if given.get(key):
@@ -369,13 +337,11 @@ def start_wandb(
     known = {key: value for key, value in options.items() if key in wandb.Settings.model_fields}
     try:
         settings = wandb.Settings(**known)
-        run = wandb.init(
-            **given, reinit="create_new", settings=settings
-        )  # create_new: a process has several runs
+        # create_new: a process has several runs
+        run = wandb.init(**given, reinit="create_new", settings=settings)
         run.define_metric("*", step_metric="global_step")
     except Exception as error:
         remedy = "set WANDB_MODE=offline and use `wandb sync` later, or leave --track out"
-        raise UserError(
-            f"--track: W&B does not start ({str(error).strip()[:200]!r}); {remedy}"
-        ) from error
+        told = f"--track: W&B does not start ({str(error).strip()[:200]!r})"
+        raise UserError(f"{told}; {remedy}") from error
     return Wandb(run)

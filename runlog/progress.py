@@ -13,11 +13,16 @@ def multiples(step: int, end: int, *periods: int) -> list[int]:
     >>> multiples(10, 40, 15, 20)
     [15, 20, 30, 40]
     """
-    return sorted({each for p in periods for each in range((step // p + 1) * p, end + 1, p)})
+    found = set()
+    for period in periods:
+        next_multiple = (step // period + 1) * period
+        found |= set(range(next_multiple, end + 1, period))
+    return sorted(found)
 
 
 class Progress:
-    """A tqdm bar on a terminal; elsewhere no bar, one flushed line per `note`. initial, total: environment steps."""
+    """A tqdm bar on a terminal; elsewhere no bar, one flushed line per `note`. initial, total:
+    environment steps."""
 
     def __init__(self, initial: int, total: int, desc: str = ""):
         self.postfix = {}  # what is shown behind the bar
@@ -48,7 +53,8 @@ class Progress:
             self._bar.write(text)
 
     def speed(self, step: int) -> float:
-        """Environment steps per second since the last call (or the start); shows it behind the bar."""
+        """Environment steps per second since the last call (or the start); shows it behind the
+        bar."""
         now = time.monotonic()
         speed = (step - self._clock_step) / (now - self._clock)
         self._clock = now
@@ -61,15 +67,14 @@ class Progress:
         self._clock += seconds
 
     def note_means(self, step: int, rows: Sequence[dict[str, float]], keys: Sequence[str]) -> None:
-        """Print the means over the runs' rows of those keys that the first row has, and show them behind the bar."""
-        means = {
-            key: np.mean([row.get(key, np.nan) for row in rows]) for key in keys if key in rows[0]
-        }
-        self.postfix |= {key: f"{mean:.4g}" for key, mean in means.items()}
-        self.note(
-            f"step {step}: "
-            + ", ".join(f"{key} {text}" for key, text in sorted(self.postfix.items()))
-        )
+        """Print the means over the runs' rows of those keys that the first row has, and show them
+        behind the bar."""
+        for key in keys:
+            if key in rows[0]:
+                mean = np.mean([row.get(key, np.nan) for row in rows])
+                self.postfix[key] = f"{mean:.4g}"
+        told = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
+        self.note(f"step {step}: {', '.join(told)}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -1,4 +1,5 @@
-"""A report on the networks of a batch, taken apart into the rows, histograms and curves of each run."""
+"""A report on the networks of a batch, taken apart into the rows, histograms and curves of each
+run."""
 
 from collections.abc import Sequence
 
@@ -11,12 +12,14 @@ from runlog.run import Run
 def log_report(
     runs: Run | Sequence[Run], step: int, prefix: str, report, muted: Sequence = ()
 ) -> None:
-    """Logs a metrics.NetworkReport, or a plain dict of scalars, into the runs of its batch as `<prefix>/<key>`.
+    """Logs a NetworkReport, or a plain dict of scalars, into the runs of its batch as
+    `<prefix>/<key>`.
 
-    The first batch axis is the runs, in their order; a Run alone takes a report without that axis. A second axis (twin
-    critics) is spelled out: with the prefix "network/qf" the keys are network/qf1/..., network/qf2/... Histograms of
-    non-finite values are left out. muted: for each run, whether it is left out (diverged). Raises ValueError: the
-    report is on another number of runs.
+    The first batch axis is the runs, in their order; a Run alone takes a report without that axis.
+    A second axis (twin critics) is spelled out: with the prefix "network/qf" the keys are
+    network/qf1/..., network/qf2/... Histograms of non-finite values are left out. muted: for each
+    run, whether it is left out (diverged). Raises ValueError: the report is on another number of
+    runs.
     """
     on_host = _OnHost(report)
     if isinstance(runs, Run):
@@ -51,7 +54,8 @@ class _OnHost:
             )
 
     def log(self, run: Run, step: int, prefix: str, place: tuple[int, ...]) -> None:
-        """Logs what is at this place of the batch axes; further ones are numbered in the keys, from 1."""
+        """Logs what is at this place of the batch axes; further ones are numbered in the keys, from
+        1."""
         further = list(np.ndindex(self.shape[len(place) :]))
         names = {}
         for indices in further:

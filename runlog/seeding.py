@@ -12,7 +12,8 @@ from runlog.terminal import UserError
 def derive_seed(seed: int, *keys: str | int) -> int:
     """A 63-bit seed for the purpose that `keys` name, e.g. `derive_seed(args.seed, "episode", 12)`.
 
-    seed: int >= 0, else ValueError. The same in every process and version; other keys ("1" is not 1), unrelated seed.
+    seed: int >= 0, else ValueError. The same in every process and version; other keys ("1" is not
+    1), unrelated seed.
     """
     words = [int(seed)]
     for key in keys:
@@ -45,14 +46,15 @@ def make_generators(
 
 
 def normals(generators: Sequence[torch.Generator], *shape: int, axis: int = 0) -> torch.Tensor:
-    """Standard normal noise of `shape` with a seed axis put in at `axis`; each seed's by its own generator."""
+    """Standard normal noise of `shape` with a seed axis put in at `axis`; each seed's by its own
+    generator."""
     draws = [torch.randn(shape, generator=g, device=g.device) for g in generators]
     return torch.stack(draws, axis)
 
 
 def get_states(generators: Mapping[str, torch.Generator | Sequence[torch.Generator]]) -> dict:
-    """The states of generators, for a checkpoint (`Batch.save`): use -> state; of a list of generators, one for each
-    seed, use -> (seeds, bytes)."""
+    """The states of generators, for a checkpoint (`Batch.save`): use -> state; of a list of
+    generators, one for each seed, use -> (seeds, bytes)."""
     states = {}
     for use, found in generators.items():
         if isinstance(found, torch.Generator):
@@ -65,8 +67,9 @@ def get_states(generators: Mapping[str, torch.Generator | Sequence[torch.Generat
 def set_states(
     generators: Mapping[str, torch.Generator | Sequence[torch.Generator]], states
 ) -> None:
-    """Puts generators back to the states of a checkpoint, of the form that `get_states` gives; or, where `states` is a
-    list, to those of each seed (`Batch.load`). Raises UserError if they are of another kind of device."""
+    """Puts generators back to the states of a checkpoint, of the form that `get_states` gives; or,
+    where `states` is a list, to those of each seed (`Batch.load`). Raises UserError if they are of
+    another kind of device."""
     if isinstance(states, list):
         states = {use: [state[use] for state in states] for use in generators}
     for use, found in generators.items():

@@ -1,4 +1,5 @@
-"""When to save a checkpoint, and how a training ends on a signal: saved, in one line, ready to go on (docs/runs.md)."""
+"""When to save a checkpoint, and how a training ends on a signal: saved, in one line, ready to go
+on (docs/runs.md)."""
 
 import contextlib
 import os
@@ -11,30 +12,30 @@ from collections.abc import Iterator, Sequence
 from runlog.terminal import UserError, reason
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ONE_STOP = 1.0  # seconds: a batch system, a launcher and a terminal may each send the same stop to every process
-_requested: list[
-    int
-] = []  # the signal that asked this process to stop; signals belong to a process, and so does this
+# Seconds: a batch system, a launcher and a terminal may each send the same stop to every process.
+ONE_STOP = 1.0
+STOPPING = (
+    b"\nstopping: this step is finished and saved first; the same signal again ends at once\n"
+)
+# The signal that asked this process to stop: signals belong to a process, and so does this.
+_requested: list[int] = []
 _requested_at: list[float] = []
 
 
 class Stopped(SystemExit):
-    """A training that a signal has ended behind a checkpoint. Exit code 128 + the signal's number, no traceback."""
+    """A training that a signal has ended behind a checkpoint. Exit code 128 + the signal's number,
+    no traceback."""
 
 
 def _request_stop(number: int, frame) -> None:
-    """The handler: the first signal asks the loop to stop, one that comes a second later or more ends the process."""
+    """The handler: the first signal asks the loop to stop, one that comes a second later or more
+    ends the process."""
     now = time.monotonic()
     if not _requested:
         _requested.append(number)
         _requested_at.append(now)
-        if os.isatty(
-            2
-        ):  # print() may be interrupted in the middle of itself, which os.write does not mind
-            os.write(
-                2,
-                b"\nstopping: this step is finished and saved first; the same signal again ends at once\n",
-            )
+        if os.isatty(2):
+            os.write(2, STOPPING)  # print() may be interrupted in the middle of itself
     elif now - _requested_at[0] >= ONE_STOP:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -50,12 +51,14 @@ def _stopped(told: str) -> Stopped:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """While it is open SIGINT (Ctrl-C), SIGTERM and SIGHUP let the loop finish its step and save (`SaveTimes`).
+    """While it is open SIGINT (Ctrl-C), SIGTERM and SIGHUP let the loop finish its step and save
+    (`SaveTimes`).
 
-    A signal that is ignored already stays so: `nohup` ignores SIGHUP, a shell ignores SIGINT for `command &`. Outside
-    the main thread Python cannot handle signals, and nothing happens. Raises Stopped at its end if a signal came too
-    late for the loop: what comes next is not begun. Likewise if something failed behind a signal: a terminal and a
-    batch system also signal the compiler that torch.compile waits for, and whatever else the training has started.
+    A signal that is ignored already stays so: `nohup` ignores SIGHUP, a shell ignores SIGINT for
+    `command &`. Outside the main thread Python cannot handle signals, and nothing happens. Raises
+    Stopped at its end if a signal came too late for the loop: what comes next is not begun.
+    Likewise if something failed behind a signal: a terminal and a batch system also signal the
+    compiler that torch.compile waits for, and whatever else the training has started.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -82,8 +85,8 @@ def stop_on_signals() -> Iterator[None]:
 
 
 class SaveTimes:
-    """When a loop saves: at multiples of --checkpoint-frequency, --checkpoint-minutes after the last save, at the end,
-    and when a signal asks it to stop.
+    """When a loop saves: at multiples of --checkpoint-frequency, --checkpoint-minutes after the
+    last save, at the end, and when a signal asks it to stop.
 
     start: the step that training goes on from. frequency, minutes: 0 switches either off.
     """
@@ -92,12 +95,13 @@ class SaveTimes:
         self.frequency = frequency
         self.seconds = 60 * minutes
         self.at_end = False  # whether the step asked about last is the last one
-        self.regular = False  # whether the step asked about last is due by its number, not by the clock or a signal
+        self.regular = False  # whether it is due by its number, not by the clock or a signal
         self._step = start
         self._saved_at = time.monotonic()
 
     def is_due(self, step: int, at_end: bool) -> bool:
-        """Whether to save after `step`. To be asked after every step, or every group of steps done at once."""
+        """Whether to save after `step`. To be asked after every step, or every group of steps done
+        at once."""
         before = self._step
         self._step = step
         self.at_end = at_end
@@ -107,7 +111,8 @@ class SaveTimes:
         return self.regular or by_the_clock or bool(_requested)
 
     def done(self, runs: Sequence, at_end: bool) -> None:
-        """After a save of all these runs. Raises Stopped if a signal has asked to, except at the training's end."""
+        """After a save of all these runs. Raises Stopped if a signal has asked to, except at the
+        training's end."""
         self._saved_at = time.monotonic()
         if not _requested or at_end:
             return

@@ -13,10 +13,6 @@ import torch
 from runlog.disk import writing
 from runlog.terminal import UserError, reason
 
-CHECKPOINT = "checkpoint.pt"
-PREVIOUS = "checkpoint.prev.pt"
-STAGED = "checkpoint.next.pt"
-
 
 class Damaged(Exception):
     """A file that cannot be used; the text says why."""
@@ -39,15 +35,6 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         sync_folder(path.parent)
 
 
-def shift_checkpoints(folder: Path) -> None:
-    """checkpoint.next.pt becomes checkpoint.pt, that checkpoint.prev.pt; after a kill at any point all is there."""
-    with writing(folder / CHECKPOINT):
-        if (folder / CHECKPOINT).exists():
-            os.replace(folder / CHECKPOINT, folder / PREVIOUS)
-        os.replace(folder / STAGED, folder / CHECKPOINT)
-        sync_folder(folder)
-
-
 def sync_folder(folder: Path) -> None:
     """Makes renames in this folder last through a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -60,8 +47,8 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A file of JSON that holds a dict; {} if it is missing. Raises UserError if it cannot be read, Damaged if it
-    holds something else."""
+    """A file of JSON that holds a dict; {} if it is missing. Raises UserError if it cannot be read,
+    Damaged if it holds something else."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -87,13 +74,6 @@ def bytes_or_none(path: Path) -> bytes | None:
     return None
 
 
-def is_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one at this path."""
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    return False
-
-
 def write_pt(path: Path, content: dict) -> None:
     buffer = io.BytesIO()  # torch's own file writer turns a full disk into a C++ error
     torch.save(content, buffer)
@@ -101,7 +81,8 @@ def write_pt(path: Path, content: dict) -> None:
 
 
 def load_pt(path: Path) -> dict:
-    """torch.save writes a zip with a CRC-32 for each record. Raises Damaged unless every one is right."""
+    """torch.save writes a zip with a CRC-32 for each record. Raises Damaged unless every one is
+    right."""
     try:
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
@@ -116,7 +97,8 @@ def load_pt(path: Path) -> dict:
 
 
 def plain(value, where: str):
-    """`value` as `weights_only=True` can read it; a tensor on the CPU and, if a view, without the rest of its base."""
+    """`value` as `weights_only=True` can read it; a tensor on the CPU and, if a view, without the
+    rest of its base."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return value.clone() if value.untyped_storage().nbytes() != value.nbytes else value
@@ -125,13 +107,14 @@ def plain(value, where: str):
     if type(value) in (list, tuple):
         return type(value)([plain(item, f"{where}[{i}]") for i, item in enumerate(value)])
     if value is not None and type(value) not in (bool, int, float, str):
-        raise TypeError(
-            f"{where} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, dicts, lists"
-        )
+        allowed = "a checkpoint holds tensors, numbers, strings, dicts, lists"
+        raise TypeError(f"{where} is a {type(value).__name__}; {allowed}")
     return value
 
 
 def keep_or_fresh(folder: Path) -> str:
-    """The end of a message on a folder that cannot be used as it is: what keeps its files, and what deletes them."""
+    """The end of a message on a folder that cannot be used as it is: what keeps its files, and what
+    deletes them."""
     away = f"mv {shlex.quote(str(folder))} {shlex.quote(f'{folder}.bak')}"
-    return f"to keep its files, move it away ({away}) or choose another --runs-dir; or use --fresh to delete them"
+    keep = f"to keep its files, move it away ({away}) or choose another --runs-dir"
+    return f"{keep}; or use --fresh to delete them"

@@ -1,4 +1,5 @@
-"""What a program says: one-line errors and warnings, on streams that may be closed, full or not UTF-8."""
+"""What a program says: one-line errors and warnings, on streams that may be closed, full or not
+UTF-8."""
 
 import contextlib
 import errno
@@ -10,7 +11,8 @@ _warned = set()  # subjects of `warn_once` in this process
 
 
 class UserError(ValueError):
-    """A user's mistake, or a state of the machine that only the user can change: one line that says what would do."""
+    """A user's mistake, or a state of the machine that only the user can change: one line that says
+    what would do."""
 
 
 def warn(text: str) -> None:
@@ -26,14 +28,28 @@ def warn_once(subject: str, text: str) -> None:
         warn(text)
 
 
+class WarnOnce:
+    """`warn` of something that is asked about again and again, but each text, or subject, only
+    once."""
+
+    def __init__(self):
+        self._told = set()
+
+    def __call__(self, text: str, subject: str | None = None) -> None:
+        subject = text if subject is None else subject
+        if subject not in self._told:
+            warn(text)
+            self._told.add(subject)
+
+
 def reason(error: BaseException) -> str:
     """Type and first line of an exception, for the parentheses of a message."""
     return f"{type(error).__name__}: {error}".splitlines()[0].strip(": ")
 
 
 class _Guarded:
-    """A text stream that loses what cannot be written instead of raising an exception. In everything else it is the
-    stream itself."""
+    """A text stream that loses what cannot be written instead of raising an exception. In
+    everything else it is the stream itself."""
 
     def __init__(self, stream, name: str, matters: bool):
         self._stream = stream
@@ -71,8 +87,8 @@ class _Guarded:
                 warn_once("stdout", f"cannot write to stdout ({told}); going on without")
 
     def settle(self) -> None:
-        """Send what is still buffered to nowhere if it cannot be written: at its exit Python would complain, and
-        change the exit code."""
+        """Send what is still buffered to nowhere if it cannot be written: at its exit Python would
+        complain, and change the exit code."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
@@ -84,8 +100,8 @@ class _Guarded:
 
 
 def _opened_nowhere():
-    """A stream for one that was closed before Python started. The free descriptors up to 2 are taken, so that no other
-    file gets them, and child processes have them."""
+    """A stream for one that was closed before Python started. The free descriptors up to 2 are
+    taken, so that no other file gets them, and child processes have them."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     while descriptor <= 2:
         os.set_inheritable(descriptor, True)
@@ -95,11 +111,12 @@ def _opened_nowhere():
 
 @contextlib.contextmanager
 def guarded_output(stdout_matters: bool = False) -> Iterator[None]:
-    """stdout and stderr that never raise: a closed pipe, a lost terminal or a full disk loses output, and is one
-    warning on stderr. Characters that the terminal does not have are written as escapes.
+    """stdout and stderr that never raise: a closed pipe, a lost terminal or a full disk loses
+    output, and is one warning on stderr. Characters that the terminal does not have are written as
+    escapes.
 
-    stdout_matters: stdout is what the program is for; only a reader that has left (`| head`) may lose some of it, and
-    any other failure is a UserError.
+    stdout_matters: stdout is what the program is for; only a reader that has left (`| head`) may
+    lose some of it, and any other failure is a UserError.
     """
     before = {"stdout": sys.stdout, "stderr": sys.stderr}
     errors = {}
@@ -125,10 +142,12 @@ def guarded_output(stdout_matters: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_user_error(stdout_matters: bool = False) -> Iterator[None]:
-    """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or decorator.
+    """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or
+    decorator.
 
-    A Ctrl-C before or after the training (in it, see `runlog.opened`) ends with exit code 130, without a traceback.
-    Inside, output that cannot be written ends nothing; see `guarded_output` for it and for stdout_matters.
+    A Ctrl-C before or after the training (in it, see `runlog.open_batches`) ends with exit code 130,
+    without a traceback. Inside, output that cannot be written ends nothing; see `guarded_output`
+    for it and for stdout_matters.
     """
     with guarded_output(stdout_matters):
         try:

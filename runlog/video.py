@@ -1,4 +1,5 @@
-"""Videos, which are optional: without graphics or ffmpeg there is a warning, and the training goes on."""
+"""Videos, which are optional: without graphics or ffmpeg there is a warning, and the training goes
+on."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ from runlog.terminal import reason, warn_once
 def save_video(path: Path, make_env: Callable, policy: Callable, every: int = 4) -> float:
     """Films one episode, every fourth step, at 25 frames a second; returns the episode's return.
 
-    make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) -> action (action_dim,).
-    Training does not depend on it: without graphics or ffmpeg the reason is one line on stderr, and the return is nan.
+    make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) ->
+    action (action_dim,). Training does not depend on it: without graphics or ffmpeg the reason is
+    one line on stderr, and the return is nan.
     """
     total = 0.0
     steps = 0
@@ -38,8 +40,8 @@ def save_video(path: Path, make_env: Callable, policy: Callable, every: int = 4)
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
-    """An mp4 of RGB frames (height, width, 3) uint8. Returns whether it was written; if not, the first reason of this
-    process is one line on stderr."""
+    """An mp4 of RGB frames (height, width, 3) uint8. Returns whether it was written; if not, the
+    first reason of this process is one line on stderr."""
     try:
         import imageio.v2 as imageio
 

@@ -1,15 +1,18 @@
-"""Kills a training at every file operation, before and after it, and starts it again: the rows must be the same.
+"""Kills a training at every file operation, before and after it, and starts it again: the rows must
+be the same.
 
-    python scripts/drill_files.py                 every operation once
-    python scripts/drill_files.py --twice 200     also 200 random pairs: killed, started again, killed again
-    python scripts/drill_files.py --disk          also on full disks of every size (root, Linux: it mounts a tmpfs)
+python scripts/drill_files.py                 every operation once python scripts/drill_files.py
+--twice 200     also 200 random pairs: killed, started again, killed again python
+scripts/drill_files.py --disk          also on full disks of every size (root, Linux: it mounts a
+tmpfs)
 
-The training is a stand-in that takes no time but goes through everything of `runlog` that touches the disk: two seeds
-in one batch, rows, curves, checkpoints with a replay, the deletion of the replay at the end. A process kills itself
-with SIGKILL at its k-th call of os.replace, fsync, unlink, rmdir, truncate, mkdir or open. What must hold for every k:
-the same command ends both seeds, together, with the rows of a training that nobody disturbed, and nothing is left over.
-It works in memory (/dev/shm) where there is such a folder: what counts is the order of the operations, not the disk.
-Exits with 1 on any difference.
+The training is a stand-in that takes no time but goes through everything of `runlog` that touches
+the disk: two seeds in one batch, rows, curves, checkpoints with a replay, the deletion of the
+replay at the end. A process kills itself with SIGKILL at its k-th call of os.replace, fsync,
+unlink, rmdir, truncate, mkdir or open. What must hold for every k: the same command ends both
+seeds, together, with the rows of a training that nobody disturbed, and nothing is left over. It
+works in memory (/dev/shm) where there is such a folder: what counts is the order of the operations,
+not the disk. Exits with 1 on any difference.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
+from runlog import seeding
 
 OPERATIONS = ("replace", "fsync", "unlink", "rmdir", "truncate", "mkdir", "open")
 STEPS = 12
@@ -45,60 +49,59 @@ class Args:
 
 @dataclasses.dataclass
 class TrainingArgs:
-    """What `runlog.make_runs` and `runlog.opened` need of a script's flags."""
+    """What `runlog.seed_runs` and `runlog.open_batches` need of a script's flags."""
 
-    runs_dir: str
+    runs_dir: str = runlog.option("runs")
     seed: int = 1
-    num_seeds: int = 2
+    num_seeds: int = runlog.option(2)
     env_id: str = "toy"
     activation: str = "relu"
-    fresh: bool = False
-    tensorboard: bool = False
-    track: bool = False
-    wandb_project: str = ""
-    wandb_entity: str | None = None
+    device: str = runlog.option("cpu")
+    fresh: bool = runlog.option(False)
+    checkpoint_frequency: int = runlog.option(SAVE_EVERY)
+    checkpoint_minutes: float = runlog.option(0.0)
+    tensorboard: bool = runlog.option(False)
+    track: bool = runlog.option(False)
+    wandb_project: str = runlog.option("")
+    wandb_entity: str | None = runlog.option(None)
 
 
 def train(args: TrainingArgs) -> None:
-    """A random walk for each seed; a row depends on the seed's past and on how many seeds are trained together."""
-    runs = runlog.make_runs(args, "drill")
-    with runlog.opened(runs, args, "drill") as groups:
-        for start, seeds, together in groups:
-            train_batch(seeds, together, start)
+    """A random walk for each seed; a row depends on the seed's past and on how many seeds are
+    trained together."""
+    with runlog.open_batches(runlog.seed_runs(args, "drill"), args) as batches:
+        for batch in batches:
+            train_batch(batch)
 
 
-def train_batch(seeds: list[int], runs: list[runlog.Run], start: int) -> None:
-    generators = [runlog.make_generator(seed, "walk") for seed in seeds]
-    places = [0.0] * len(seeds)
-    new_rows = [[] for _ in seeds]
-    for i, run in enumerate(runs):
-        _, state, transitions = run.load_checkpoint(start)
-        if state:
-            places[i] = state["place"]
-            generators[i].set_state(state["generator"])
-            assert len(transitions["rows"]) == min(start, 2 * SAVE_EVERY)
-            assert transitions["rows"][-1].item() == places[i]
-    save_times = runlog.SaveTimes(start, SAVE_EVERY, minutes=0)
-    for step in range(start + 1, STEPS + 1):
-        for i, run in enumerate(runs):
-            places[i] += torch.randn((), generator=generators[i]).item()
-            new_rows[i].append(places[i])
-            run.log(step, {"place": places[i], "together": len(runs)})
-            run.log_curve(step, "network/q/fc1/kde", [0.0, 1.0], [0.0, places[i]])
-        if save_times.is_due(step, step == STEPS):
-            for i, run in enumerate(runs):
-                state = {"place": places[i], "generator": generators[i].get_state()}
-                rows = torch.tensor(new_rows[i], dtype=torch.float64)
-                run.stage_checkpoint(step, state, {"rows": rows}, keep_transitions=2 * SAVE_EVERY)
-            for run in runs:
-                run.commit_checkpoint()
-            new_rows = [[] for _ in seeds]
-            save_times.done(runs, step == STEPS)
-    runlog.finish(runs, [0] * len(runs), keep_replay=False)
+def train_batch(batch: runlog.Batch) -> None:
+    generators = {"walk": seeding.make_generators(batch.seeds, "walk")}
+    places = torch.zeros(len(batch.seeds), dtype=torch.float64)
+    state = batch.load()
+    if state:
+        places = torch.stack(state["place"])
+        seeding.set_states(generators, state["generators"])
+        for i, transitions in enumerate(batch.load_transitions()):
+            assert len(transitions["rows"]) == min(batch.start, 2 * SAVE_EVERY)
+            assert transitions["rows"][-1] == places[i]
+    new_rows = []
+    for step in range(batch.start + 1, STEPS + 1):
+        places = places + seeding.normals(generators["walk"])
+        new_rows.append(places)
+        batch.log(step, {"place": places, "together": len(batch.seeds)})
+        curves = torch.stack([torch.zeros_like(places), places], 1)
+        batch.log_curve(step, "network/q/fc1/kde", [0.0, 1.0], curves)
+        if batch.save_is_due(step, step == STEPS):
+            state = {"place": places, "generators": seeding.get_states(generators)}
+            rows = torch.stack(new_rows, 1)
+            batch.save(step, state, {"rows": rows}, keep_transitions=2 * SAVE_EVERY)
+            new_rows = []
+    batch.finish()
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Runs `work` in a forked process, its output thrown away; returns its exit code, -9 if it was killed."""
+    """Runs `work` in a forked process, its output thrown away; returns its exit code, -9 if it was
+    killed."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -133,7 +136,8 @@ def count_operations(before_each: Callable[[], None], after_each: Callable[[], N
 
 
 def killed_at(number: int, before: bool, folder: Path) -> int:
-    """The exit code of a training that kills itself at its operation of this number, counted from 1."""
+    """The exit code of a training that kills itself at its operation of this number, counted from
+    1."""
 
     def work() -> None:
         calls = {"before": 0, "after": 0}
@@ -169,7 +173,8 @@ def number_of_operations(folder: Path) -> int:
 
 
 def outcome(folder: Path) -> dict[str, dict]:
-    """Of each run what a user would compare: status, rows without their time, files that are left."""
+    """Of each run what a user would compare: status, rows without their time, files that are
+    left."""
     found = {}
     for run in sorted(path for path in folder.iterdir() if path.is_dir()):
         rows = [line.rsplit(",", 1)[0] for line in (run / "scalars.csv").read_text().splitlines()]
@@ -187,7 +192,8 @@ def scratch_folder() -> Path:
 
 
 def check(kills: list[tuple[int, bool]], expected: dict) -> str | None:
-    """Trains with these kills, one after the other, then to the end; what differs from `expected`, or None."""
+    """Trains with these kills, one after the other, then to the end; what differs from `expected`,
+    or None."""
     folder = scratch_folder()
     try:
         for number, before in kills:
@@ -215,7 +221,8 @@ def check_the_same_command(folder: Path, expected: dict) -> str | None:
 
 
 def check_full_disk(kilobytes: int, expected: dict) -> tuple[str | None, bool]:
-    """Trains on a disk of this size, then to the end on a large one: (what differs or None, whether it was full)."""
+    """Trains on a disk of this size, then to the end on a large one: (what differs or None, whether
+    it was full)."""
     folder = scratch_folder()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     subprocess.run(mount, check=True)
@@ -241,12 +248,19 @@ def main(args: Args) -> None:
     drills = [[kill] for kill in itertools.product(range(1, number + 1, args.every), (True, False))]
     rng = random.Random(args.seed)
     for _ in range(args.twice):
-        drills.append([(rng.randint(1, number), rng.random() < 0.5), (rng.randint(1, number), rng.random() < 0.5)])
+        drills.append(
+            [
+                (rng.randint(1, number), rng.random() < 0.5),
+                (rng.randint(1, number), rng.random() < 0.5),
+            ]
+        )
     failures = 0
     for kills in drills:
         if problem := check(kills, expected):
             failures += 1
-            told = ", then ".join(f"{'before' if before else 'after'} operation {k}" for k, before in kills)
+            told = ", then ".join(
+                f"{'before' if before else 'after'} operation {k}" for k, before in kills
+            )
             print(f"killed {told}: {problem}", file=sys.stderr)
     num_full = 0
     full = True

@@ -1,4 +1,5 @@
-"""From grids of commands to the processes of a sweep: braces, cells of seeds, run folders (docs/sweeps.md)."""
+"""From grids of commands to the processes of a sweep: braces, cells of seeds, run folders
+(docs/sweeps.md)."""
 
 import ast
 import contextlib
@@ -19,22 +20,27 @@ sys.path.insert(0, str(ROOT))
 
 import runlog  # noqa: E402
 
-OWN_SCRIPTS = ("sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari")
-OWN_SCRIPTS += ("continual_supervised", "function_approximation")
 MAX_COMMANDS = 100_000  # of one sweep; also seeds of a command: more is a slip of the finger
 MAX_DEPTH = 20  # of braces within braces
-THREAD_CAPS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+THREAD_CAPS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "TORCHINDUCTOR_COMPILE_THREADS",
+)
 
 
 def refuse_control_characters(flag: str, text: str) -> None:
-    """Raises UserError: a newline, say, would put a line of its own into a generated script or a table."""
+    """Raises UserError: a newline, say, would put a line of its own into a generated script or a
+    table."""
     if re.search(r"[\x00-\x1f\x7f]", text):
-        raise runlog.UserError(f"{flag} {text!r}: has a newline or another control character; leave it out")
+        told = f"{flag} {text!r}: has a newline or another control character"
+        raise runlog.UserError(f"{told}; leave it out")
 
 
 def read_grids(words: Sequence[str], stdin) -> list[str]:
-    """The grids of the command line, those of - (a line each, # for comments) among them. Raises UserError: there is
-    none on standard input, or it is no text."""
+    """The grids of the command line, those of - (a line each, # for comments) among them. Raises
+    UserError: there is none on standard input, or it is no text."""
     read = []
     if "-" in words:
         try:
@@ -44,41 +50,57 @@ def read_grids(words: Sequence[str], stdin) -> list[str]:
         read = [line for line in lines if line and not line.startswith("#")]
         if not read:
             raise runlog.UserError("-: standard input has no grid; give one a line")
-    return [grid for word in words for grid in (read if word == "-" else [word])]
+    grids = []
+    for word in words:
+        grids += read if word == "-" else [word]
+    return grids
 
 
 def first_brace(text: str) -> tuple[str, range | list[str], str] | None:
-    """(what is before it, its integers or its alternatives, what is behind it) of the first brace; None if there is
-    none. Raises UserError: braces that do not pair up."""
-    start, depth, cuts = text.find("{"), 0, []
-    if "}" in (text[:start] if start >= 0 else text):
+    """(what is before it, its integers or its alternatives, what is behind it) of the first brace;
+    None if there is none. Raises UserError: braces that do not pair up."""
+    start = text.find("{")
+    before = text if start < 0 else text[:start]
+    if "}" in before:
         raise runlog.UserError(f"{text}: there is a }} without its {{; balance the braces")
     if start < 0:
         return None
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if i == start or depth == 0 or (depth == 1 and text[i] == ","):
-            cuts.append(i)
-        if depth == 0:
-            break
-    else:
-        raise runlog.UserError(f"{text}: there is a {{ without its }}; balance the braces")
-    inner = [text[a + 1 : b] for a, b in itertools.pairwise(cuts)]
-    bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", ",".join(inner))
+    cuts = _cuts(text, start)
+    behind = text[cuts[-1] + 1 :]
+    alternatives = [text[a + 1 : b] for a, b in itertools.pairwise(cuts)]
+    bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", ",".join(alternatives))
     if not bounds:
-        return text[:start], inner, text[i + 1 :]
+        return before, alternatives, behind
     if max(map(len, bounds.groups())) > 18:  # int() takes no more than 4,300 digits
         told = f"{text}: a bound has more than 18 digits"
         raise runlog.UserError(f"{told}; a sweep has at most {MAX_COMMANDS:,} commands")
-    first, last = int(bounds[1]), int(bounds[2])
+    first = int(bounds[1])
+    last = int(bounds[2])
     integers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-    return text[:start], integers, text[i + 1 :]
+    return before, integers, behind
+
+
+def _cuts(text: str, start: int) -> list[int]:
+    """Where the brace that opens at `start` begins, its commas, and where it ends."""
+    cuts = [start]
+    depth = 1
+    for i in range(start + 1, len(text)):
+        if text[i] == "{":
+            depth += 1
+        elif text[i] == "}":
+            depth -= 1
+        if depth == 0 or (depth == 1 and text[i] == ","):
+            cuts.append(i)
+        if depth == 0:
+            return cuts
+    raise runlog.UserError(f"{text}: there is a {{ without its }}; balance the braces")
 
 
 def count_commands(text: str, depth: int = 0) -> int:
     """How many `expand` would make, without making them. Raises UserError as `expand` does."""
     if depth > MAX_DEPTH:
-        raise runlog.UserError(f"a grid has more than {MAX_DEPTH} braces within braces; write several grids")
+        told = f"a grid has more than {MAX_DEPTH} braces within braces"
+        raise runlog.UserError(f"{told}; write several grids")
     number = 1
     while found := first_brace(text):
         _, alternatives, text = found
@@ -90,9 +112,9 @@ def count_commands(text: str, depth: int = 0) -> int:
 
 
 def expand(text: str) -> list[str]:
-    """Every combination of the braces in `text`, the first brace varying slowest, as bash does it: {a,b} alternatives,
-    empty or nested ones too; {1..10} integers. Other than in bash an alternative may hold spaces, and {a} is a.
-    Raises UserError: braces that do not pair up.
+    """Every combination of the braces in `text`, the first brace varying slowest, as bash does it:
+    {a,b} alternatives, empty or nested ones too; {1..10} integers. Other than in bash an
+    alternative may hold spaces, and {a} is a. Raises UserError: braces that do not pair up.
     """
     made = [""]
     while found := first_brace(text):
@@ -106,13 +128,16 @@ def expand(text: str) -> list[str]:
 
 
 def expand_all(grids: Sequence[str]) -> list[str]:
-    """The commands of all grids. Raises UserError: a wrong grid, an empty command, or far too many of them."""
+    """The commands of all grids. Raises UserError: a wrong grid, an empty command, or far too many
+    of them."""
     total = 0
     for grid in grids:
         number = count_commands(grid)
         total += number
         if total > MAX_COMMANDS:
-            told = f"{number:,} commands" if number > MAX_COMMANDS else f"more than {MAX_COMMANDS:,} commands in all"
+            told = f"more than {MAX_COMMANDS:,} commands in all"
+            if number > MAX_COMMANDS:
+                told = f"{number:,} commands"
             raise runlog.UserError(f"{grid}: makes {told}; a sweep has at most {MAX_COMMANDS:,}")
     commands = []
     for grid in grids:
@@ -123,30 +148,37 @@ def expand_all(grids: Sequence[str]) -> list[str]:
     return commands
 
 
+def defines(tree: ast.Module, name: str) -> bool:
+    """Whether a module has a class or function of this name."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return any(isinstance(node, kinds) and node.name == name for node in tree.body)
+
+
+def own_scripts() -> list[str]:
+    """The names of the project's training scripts: what lies beside figures.py and has Args and
+    runs_of."""
+    names = []
+    for path in sorted(ROOT.glob("*.py")):
+        text = path.read_text()
+        if "class Args" in text and "def runs_of" in text:
+            tree = ast.parse(text)
+            if defines(tree, "Args") and defines(tree, "runs_of"):
+                names.append(path.stem)
+    return names
+
+
 def load_script(name: str) -> ModuleType:
-    """The module whose Args are the script's flags, imported once: its own, or that of the project's script which it
-    imports (a file that adds an activation, README). Raises UserError: no such file, or no flags to be found."""
-    path = next((p for p in (Path(name), ROOT / name) if p.is_file()), None)
-    if path is None or path.suffix != ".py":
-        raise runlog.UserError(f"{name}: is no script here; a command begins with one, such as {OWN_SCRIPTS[0]}.py")
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, ValueError, SyntaxError) as error:
-        told = str(error).splitlines()[0]
-        raise runlog.UserError(f"{name}: cannot be read as a Python script ({told}); mend it first") from None
-    module, imported = path.stem, {a.name for node in tree.body if isinstance(node, ast.Import) for a in node.names}
-    if not any(isinstance(node, ast.ClassDef) and node.name == "Args" for node in tree.body):
-        module = next((own for own in OWN_SCRIPTS if own in imported), None)
-        if module is None:
-            raise runlog.UserError(f"{name}: has no class Args, and imports none of {', '.join(OWN_SCRIPTS)}")
-        path = ROOT / f"{module}.py"
-    elif b"__main__" not in path.read_bytes():
-        raise runlog.UserError(f'{name}: would run when imported; begin its last part with if __name__ == "__main__":')
+    """The module whose Args are the script's flags, imported once: its own, or that of the
+    project's script which it imports (a file that adds an activation, README). Raises UserError: no
+    such file, or no Args, or no runs_of, which tells the runs of flags."""
+    path = _path_of_args(name)
+    module = path.stem
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, path)
         sys.modules[module] = importlib.util.module_from_spec(spec)
+        told = f"{name}: cannot be imported"
         try:
-            with runlog.errors_are_user_errors(f"{name}: cannot be imported", "run it by itself to see why"):
+            with runlog.errors_are_user_errors(told, "run it by itself to see why"):
                 spec.loader.exec_module(sys.modules[module])
         except BaseException:
             del sys.modules[module]
@@ -154,23 +186,42 @@ def load_script(name: str) -> ModuleType:
     return sys.modules[module]
 
 
-def planned_runs(module: ModuleType, args) -> list[runlog.Run]:
-    """The runs that the script's main makes of these flags (a test holds the two together)."""
-    script, own = module.__name__, {}
-    if script == "sac_continuous":
-        args = runlog.sequence_length(args)
-    elif script.endswith("_atari"):
-        args = dataclasses.replace(args, env_id=module.atari.atari_game(args.env_id)[0])
-    elif script == "continual_supervised":
-        own = {"env_id": f"{args.dataset}-{args.tasks}"}
-    elif script == "function_approximation":
-        runs = []
-        for (activation, widths), rate in itertools.product(module.architectures(args), args.learning_rates):
-            own = {"env_id": f"regression-{'x'.join(map(str, widths))}-lr{rate:g}", "activation": activation}
-            own |= {"widths": widths, "learning_rate": rate}
-            runs += runlog.make_runs(args, script, **own).values()
-        return runs
-    return list(runlog.make_runs(args, script, **own).values())
+def _path_of_args(name: str) -> Path:
+    """The file that has the Args of the script `name`. Reads it without importing it."""
+    path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
+    if path is None or path.suffix != ".py":
+        remedy = f"a command begins with one, such as {own_scripts()[-1]}.py"
+        raise runlog.UserError(f"{name}: is no script here; {remedy}")
+    try:
+        source = path.read_bytes()
+        tree = ast.parse(source)
+    except (OSError, ValueError, SyntaxError) as error:
+        told = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
+        raise runlog.UserError(f"{told}; mend it first") from None
+    if not defines(tree, "Args"):
+        known = own_scripts()
+        imported = _imported(tree)
+        used = [script for script in known if script in imported]
+        if not used:
+            told = f"{name}: has no class Args, and imports none of {', '.join(known)}"
+            raise runlog.UserError(told)
+        return ROOT / f"{used[0]}.py"
+    if not defines(tree, "runs_of"):
+        told = f"{name}: has no function runs_of(args), which gives the runs of its flags"
+        raise runlog.UserError(f"{told}; add one, as the project's scripts have")
+    if b"__main__" not in source:
+        remedy = 'begin its last part with if __name__ == "__main__":'
+        raise runlog.UserError(f"{name}: would run when imported; {remedy}")
+    return path
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """The modules that `import ...` lines at the top level name."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 @contextlib.contextmanager
@@ -189,29 +240,39 @@ def parse(module: ModuleType, words: Sequence[str], command: str):
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             args = runlog.parse_args(module.Args, words)
     except SystemExit:
-        told = said.getvalue().strip().removeprefix("error: ") or "tells its flags and trains nothing"
+        told = said.getvalue().strip().removeprefix("error: ")
+        told = told or "tells its flags and trains nothing"
         raise runlog.UserError(f"{command}: {told}") from None
-    for flag in ("fresh", "evaluate", "print_network"):
-        if getattr(args, flag, False):
-            raise runlog.UserError(f"{command}: --{flag.replace('_', '-')} has no place in a sweep, which resumes runs")
-    for flag, interval in (("seed", "[0, inf)"), ("num_seeds", "[1, inf)")):
-        if hasattr(args, flag):
-            with naming(command):
-                runlog.check_range(args, interval, flag)
+    for field in ("fresh", "evaluate", "print_network"):
+        if getattr(args, field, False):
+            told = f"{command}: --{field.replace('_', '-')} has no place in a sweep"
+            raise runlog.UserError(f"{told}, which resumes runs")
+    with naming(command):
+        if hasattr(args, "seed"):
+            runlog.check_range(args, "[0, inf)", "seed")
+        if hasattr(args, "num_seeds"):
+            runlog.check_range(args, "[1, inf)", "num_seeds")
     if getattr(args, "num_seeds", 1) > MAX_COMMANDS:
         raise runlog.UserError(f"{command}: --num-seeds {args.num_seeds}: at most {MAX_COMMANDS:,}")
     return args
 
 
 def split_seed(words: Sequence[str]) -> tuple[list[str], int | None]:
-    """The words without `--seed N`, and N; None if there is none or if --num-seeds tells how many."""
-    text = [word.replace("_", "-") for word in words]
-    if not any(word.split("=")[0] == "--num-seeds" for word in text):
-        for i, word in enumerate(text):
-            value = word.partition("=")[2] if word.startswith("--seed=") else "".join(words[i + 1 : i + 2])
-            if word.split("=")[0] == "--seed" and value.isdigit():
-                return [*words[:i], *words[i + 1 + (word == "--seed") :]], int(value)
-    return list(words), None
+    """The words without `--seed N`, and N; None if there is none or if --num-seeds tells how
+    many."""
+    names = [word.partition("=")[0].replace("_", "-") for word in words]
+    if "--num-seeds" in names or "--seed" not in names:
+        return list(words), None
+    place = names.index("--seed")
+    following = words[place + 1 : place + 2]
+    behind = place + 2
+    value = "".join(following)
+    if "=" in words[place]:
+        value = words[place].partition("=")[2]
+        behind = place + 1
+    if not value.isdigit():
+        return list(words), None
+    return [*words[:place], *words[behind:]], int(value)
 
 
 def make_cells(commands: Sequence[str], runs_dir: str | None) -> dict[tuple[str, ...], list[int]]:
@@ -227,10 +288,12 @@ def make_cells(commands: Sequence[str], runs_dir: str | None) -> dict[tuple[str,
         if re.fullmatch(r"(\S*/)?python[\d.]*", script):
             raise runlog.UserError(f"{command}: leave the interpreter out; begin with the script")
         words, seed = split_seed(words)
-        if runs_dir is not None and not any(word.split("=")[0] in ("--runs-dir", "--runs_dir") for word in words):
+        names = [word.partition("=")[0].replace("_", "-") for word in words]
+        if runs_dir is not None and "--runs-dir" not in names:
             words += ["--runs-dir", runs_dir]
         seeds = cells.setdefault((script, *words), [])
-        seeds += [] if seed is None else [seed]
+        if seed is not None:
+            seeds.append(seed)
     return cells
 
 
@@ -245,42 +308,77 @@ def group_seeds(seeds: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-def plan(commands: Sequence[str], runs_dir: str | None, seeds_per_process: int, threads: int) -> list[dict]:
-    """The processes of a sweep as the manifest has them (sweep_task). Raises UserError: a wrong command, or a run that
-    two processes would train.
+def plan(
+    commands: Sequence[str], runs_dir: str | None, seeds_per_process: int, threads: int
+) -> list[dict]:
+    """The processes of a sweep as the manifest has them (sweep_task). Raises UserError: a wrong
+    command, or a run that two processes would train.
 
-    runs_dir: for commands that name none. seeds_per_process: at most; 0 = all. threads: of a process.
+    runs_dir: for commands that name none. seeds_per_process: at most; 0 = all. threads: of a
+    process.
     """
-    processes, owners = [], {}
     env = dict.fromkeys(THREAD_CAPS, str(threads)) | {"PYTHONUNBUFFERED": "1"}
     common = {"cwd": os.getcwd(), "python": sys.executable, "env": env}
+    processes = []
+    owners = {}  # folder of a run -> the command that trains it
     for (script, *words), seeds in make_cells(commands, runs_dir).items():
-        module, parsed = load_script(script), None
-        # A script that trains one seed unless told otherwise, and can train several; others get a process for each.
-        together = getattr(module.Args, "num_seeds", None) == 1
-        for group in group_seeds(seeds, seeds_per_process or len(seeds) if together else 1) or [[]]:
-            own = ["--seed", str(group[0])] if group else []
-            own += ["--num-seeds", str(len(group))] if len(group) > 1 else []
-            if parsed is None:  # once for all seeds of a cell: it takes longer than all the rest
-                parsed = parse(module, [*words, *own], shlex.join([script, *words, *own]))
-            if getattr(parsed, "env_threads", None) == 0:
-                own += ["--env-threads", str(threads)]
-            seed = {"seed": group[0]} | ({"num_seeds": len(group)} if together else {}) if group else {}
-            argv = [script, *words, *own]
-            with naming(shlex.join(argv)):
-                runs = planned_runs(module, dataclasses.replace(parsed, **seed))
-            if not runs:
-                raise runlog.UserError(f"{shlex.join(argv)}: trains nothing; give every list at least one value")
+        for argv, group, runs in plan_cell(script, words, seeds, seeds_per_process, threads):
             folders = [str(run.folder) for run in runs]
-            shared = [folder for folder in folders if folder in owners]
-            if shared and len(shared) < len(folders):
-                told = f"{shlex.join(argv)} and {shlex.join(owners[shared[0]])} share runs, such as {shared[0]}"
-                raise runlog.UserError(f"{told}; give every seed once (--num-seeds tells how many a command has)")
-            if shared:  # grids overlap
+            if _are_planned(folders, argv, owners):  # grids overlap
                 continue
             owners |= dict.fromkeys(folders, argv)
-            label, first, digest = runs[0].name.rsplit("__", 2)
-            name = f"{label}__{first}{f'-{group[-1]}' if len(group) > 1 else ''}__{digest}"
-            argv[0] = script if Path(script).is_file() else str(ROOT / script)
-            processes.append({"id": name, "argv": argv, "runs": folders, **common})
+            name = _process_name(runs[0], group)
+            path = script if Path(script).is_file() else str(ROOT / script)
+            process = {"id": name, "argv": [path, *argv[1:]], "runs": folders, **common}
+            processes.append(process)
     return processes
+
+
+def plan_cell(
+    script: str, words: Sequence[str], seeds: Sequence[int], seeds_per_process: int, threads: int
+) -> Iterator[tuple[list[str], list[int], list[runlog.Run]]]:
+    """(command, its seeds, its runs) of each process of a cell; a command without a seed of its own
+    is one, whose seeds are []."""
+    module = load_script(script)
+    # A script that trains one seed unless told otherwise, and can train several, does so; others
+    # get a process for each seed.
+    is_batch = getattr(module.Args, "num_seeds", None) == 1
+    most = seeds_per_process or len(seeds)
+    parsed = None
+    for group in group_seeds(seeds, most if is_batch else 1) or [[]]:
+        argv = [script, *words]
+        changes = {}
+        if group:
+            argv += ["--seed", str(group[0])]
+            changes["seed"] = group[0]
+        if len(group) > 1:
+            argv += ["--num-seeds", str(len(group))]
+        if group and is_batch:
+            changes["num_seeds"] = len(group)
+        if parsed is None:  # once for all seeds of a cell: it takes longer than all the rest
+            parsed = parse(module, argv[1:], shlex.join(argv))
+        if getattr(parsed, "env_threads", None) == 0:
+            argv += ["--env-threads", str(threads)]
+        with naming(shlex.join(argv)):
+            runs = list(module.runs_of(dataclasses.replace(parsed, **changes)))
+        if not runs:
+            told = f"{shlex.join(argv)}: trains nothing"
+            raise runlog.UserError(f"{told}; give every list at least one value")
+        yield argv, group, runs
+
+
+def _are_planned(folders: Sequence[str], argv: Sequence[str], owners: dict) -> bool:
+    """Whether another process trains all of these runs. Raises UserError: some of them only."""
+    shared = [folder for folder in folders if folder in owners]
+    if shared and len(shared) < len(folders):
+        both = f"{shlex.join(argv)} and {shlex.join(owners[shared[0]])}"
+        remedy = "give every seed once (--num-seeds tells how many a command has)"
+        raise runlog.UserError(f"{both} share runs, such as {shared[0]}; {remedy}")
+    return bool(shared)
+
+
+def _process_name(run: runlog.Run, group: Sequence[int]) -> str:
+    """The name of its first run, with the last seed: `...__s1-3__...`."""
+    label, first, digest = run.name.rsplit("__", 2)
+    last = f"-{group[-1]}" if len(group) > 1 else ""
+    return f"{label}__{first}{last}__{digest}"

@@ -1,4 +1,4 @@
-"""The W&B workspace of these scripts as code: the sections of runlog.SECTIONS, seeds drawn as mean and spread.
+"""The W&B workspace of these scripts as code: the sections of plots/dashboards.py, seeds drawn as mean and spread.
 
     python scripts/wandb_workspace.py --entity my-team --project activations-rl
     python scripts/wandb_workspace.py --project activations-rl --json workspace.json
@@ -16,17 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
-
-IMAGES = {  # section: title and keys of its pictures, which runs draw with their network metrics (figures.draw_run)
-    "Network health": {
-        "densities of 16 neurons": "plots/kde",
-        "Q from dead and live neurons (--analyse)": "plots/q_split",
-    },
-    "Activation shapes": {
-        "activation functions": "plots/activations",
-        "pre-activations": "plots/preactivations",
-    },
-}
+from plots.dashboards import IMAGES, SECTIONS
 
 
 @dataclasses.dataclass
@@ -47,7 +37,7 @@ def make_workspace(args: Args):
         told = f"wandb-workspaces cannot be imported ({error})"
         raise runlog.UserError(f"{told}; pip install -r requirements-dashboard.txt") from None
     sections = []
-    for section, charts in runlog.SECTIONS.items():
+    for section, charts in SECTIONS.items():
         panels = [wr.MediaBrowser(title=title, media_keys=[key]) for title, key in IMAGES.get(section, {}).items()]
         for title, keys in charts.items():
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is

@@ -151,7 +151,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
     argv = [*TINY.split(), "--runs-dir", str(tmp_path), "--keep-replay"]
     assert call(argv, capfd)[0] == 0
     (folder,) = tmp_path.iterdir()
-    checkpoints = [folder / runlog.storage.CHECKPOINT, folder / runlog.storage.PREVIOUS]
+    checkpoints = [folder / runlog.checkpoints.CHECKPOINT, folder / runlog.checkpoints.PREVIOUS]
     whole = [path.read_bytes() for path in checkpoints]
 
     def set_status(status):
@@ -181,7 +181,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
     other = call([*argv, "--gamma", "0.9"], capfd)
     assert other[0] == 0
     (theirs,) = set(tmp_path.iterdir()) - {folder}
-    checkpoints[0].write_bytes((theirs / runlog.storage.CHECKPOINT).read_bytes())
+    checkpoints[0].write_bytes((theirs / runlog.checkpoints.CHECKPOINT).read_bytes())
     set_status("running")
     check(*call(argv, capfd), str(checkpoints[0]), "another configuration", "use --fresh")
     assert call([*argv, "--fresh"], capfd)[0] == 0

@@ -31,6 +31,7 @@ import continual_supervised
 import function_approximation
 import runlog
 import sac_continuous
+from plots import dashboards
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -117,7 +118,7 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 6
     layout = board.layout()  # of all runs, merged: each panel once
     assert list(layout) == SECTIONS
-    assert {s: list(charts) for s, charts in layout.items()} == {s: list(c) for s, c in runlog.SECTIONS.items()}
+    assert {s: list(charts) for s, charts in layout.items()} == {s: list(c) for s, c in dashboards.SECTIONS.items()}
     shown = {}
     for charts in layout.values():
         for title, (pattern,) in charts.items():
@@ -146,7 +147,7 @@ def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypat
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = {"env_id": "toy", "seed": 1}
     for last in (5, 8):
-        run = runlog.Run(tmp_path, "toy__script__relu__s1", config).open()
+        run = runlog.Run(tmp_path, "toy__script__relu__s1", config).open(sections=dashboards.SECTIONS)
         start, *_ = run.load_checkpoint()
         for step in range(start + 1, last + 1):
             run.log(step, {"perf/sps": float(step)})
@@ -160,6 +161,19 @@ def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypat
     }
     events = board.custom.scalars_impl(board.context, board.runs.popitem()[0], "^(perf/sps)$", "")
     assert [value for _, _, value in events["tag_to_events"]["perf/sps"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_without_sections_there_is_one_for_each_prefix_of_keys(tmp_path):
+    run = runlog.Run(tmp_path, "toy__script__relu__s1", {"env_id": "toy", "seed": 1}).open()
+    run.log(1, {"losses/q": 1.0, "charts/a": 2.0, "losses/p": 3.0, "plain": 4.0})
+    run.finish()
+    board = TensorBoard(tmp_path)
+    assert board.layout() == {
+        "losses": {"q": ["^(losses/q)$"], "p": ["^(losses/p)$"]},
+        "charts": {"a": ["^(charts/a)$"]},
+        "plain": {"plain": ["^(plain)$"]},
+    }
+    assert board.keys(board.runs.popitem()[0], "^(losses/q)$") == {"losses/q"}
 
 
 def call(capfd, *argv: str) -> str:
@@ -215,12 +229,12 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
             titles.setdefault(name, []).append(config["chartTitle"])
             assert panel["viewType"] == "Run History Line Plot" and config["xAxis"] == "global_step"
             assert (config["groupAgg"], config["groupArea"]) == ("mean", "stddev")
-            pattern = runlog.SECTIONS[name][config["chartTitle"]]
+            pattern = dashboards.SECTIONS[name][config["chartTitle"]]
             shown = {key for key in keys if key in config["metrics"]}
             if config.get("useMetricRegex"):  # W&B looks for the expression anywhere in a key
                 shown |= {key for key in keys if re.search(config["metricRegex"], key)}
             assert shown == {key for key in keys if re.fullmatch(pattern, key)} != set()
-    assert titles == {name: list(charts) for name, charts in runlog.SECTIONS.items()}
+    assert titles == {name: list(charts) for name, charts in dashboards.SECTIONS.items()}
     assert pictures == images  # every picture that runs draw
 
 

@@ -10,6 +10,7 @@ import re
 
 import pytest
 import torch
+from own_scripts import SCRIPTS
 
 import continual_supervised
 import dqn_atari
@@ -22,8 +23,6 @@ import sac_continuous
 from environments import atari
 from runlog import cli, memory
 
-SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
-SCRIPTS = {module.__name__: module for module in SCRIPTS}
 START = {"sac_continuous": "--env-id Pendulum-v1"}  # quick to make
 CPU = torch.device("cpu")
 WITHOUT_DEFAULT = {"steps_per_task": 1, "target_kl": 1.0, "rational.learning_rate": 1.0, "wandb_entity": "", "out": ""}

@@ -6,20 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from own_scripts import SCRIPTS
 
 import activations
-import continual_supervised
-import dqn_atari
-import function_approximation
-import ppo_atari
-import pqn_atari
 import runlog
-import sac_continuous
+from runlog.identity import not_identity
 from sac_continuous import Args
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
-SCRIPTS = {module.__name__: module for module in SCRIPTS}
 SHARED = [
     "activations.py",
     "metrics.py",
@@ -93,3 +87,20 @@ def test_shared_modules_import_no_algorithm(module):
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").split(".")[0])
     assert not imported & {*SCRIPTS}, imported
+
+
+def test_runlog_has_few_names_and_knows_no_script():
+    assert len(runlog.__all__) <= 20 and all(hasattr(runlog, name) for name in runlog.__all__)
+    for path in (ROOT / "runlog").glob("*.py"):
+        named = [script for script in SCRIPTS if script in path.read_text()]
+        assert not named or path.stem in ("leaving", "__init__"), (path.name, named)  # its names go
+
+
+def test_an_option_is_no_part_of_the_identity_and_every_script_says_so():
+    """What every script has and what never changes a result, whatever the algorithm."""
+    bookkeeping = {"device", "threads", "runs_dir", "fresh", "checkpoint_frequency", "checkpoint_minutes"}
+    bookkeeping |= {"compile", "tensorboard", "track", "wandb_project", "wandb_entity"}
+    for script, module in SCRIPTS.items():
+        left_out = {*not_identity(module.Args())}
+        assert bookkeeping <= left_out, (script, bookkeeping - left_out)
+        assert not left_out & {"seed", "env_id", "activation", "learning_rate", "rational"}, script

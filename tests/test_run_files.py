@@ -11,6 +11,7 @@ import shutil
 import time
 
 import pytest
+import torch
 from test_runlog import CONFIG, NAME, content, in_child, interrupted, new_run
 
 import runlog
@@ -112,7 +113,7 @@ def test_a_side_file_that_lost_rows_does_not_stop_the_run(tmp_path, capsys, name
     lost = "some" if damage == "cut in a row" else "all"
     assert f"{file} has lost {lost} of its rows up to step 30" in told
     now = file.read_text().splitlines(keepends=True)
-    header = [runlog.run.APPEND_ONLY[name]] if runlog.APPEND_ONLY[name] else []
+    header = [runlog.append_only.HEADERS[name]] if runlog.append_only.HEADERS[name] else []
     expected = lines[:-1] if damage == "cut in a row" else header
     assert now[:-1] == expected and ("40" in now[-1])
     assert len((run.folder / "scalars.csv").read_text().splitlines()) == 5
@@ -225,7 +226,7 @@ def test_fresh_deletes_nothing_of_a_batch_of_which_one_is_in_use(tmp_path):
     with open(tmp_path / "used" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         args = sac_continuous.Args(compile=False, tensorboard=False)
-        with pytest.raises(UserError, match="used is in use"), runlog.opened({1: again, 2: new, 3: used}, args, "toy"):
+        with pytest.raises(UserError, match="used is in use"), runlog.open_batches([again, new, used], args):
             pass
     after = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
@@ -248,7 +249,7 @@ def test_a_folder_that_is_removed_while_another_process_waits_for_it(tmp_path):
             owner = tmp_path / "owner"
             with open(owner, "x"):  # fails if two have it at a time
                 pass
-            assert runlog.storage.is_file(run._lock, run.folder / ".lock")
+            assert runlog.lock.is_file(run._lock.descriptor, run.folder / ".lock")
             owner.unlink()
             run.abandon()
             opened += 1
@@ -260,3 +261,32 @@ def test_a_folder_that_is_removed_while_another_process_waits_for_it(tmp_path):
         child.join()
     assert [child.exitcode for child in children] == [0, 0, 0]
     assert os.listdir(tmp_path) == []
+
+
+def rewritten(path, change):
+    """A checkpoint whose content has been changed."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def test_a_checkpoint_of_a_later_version_is_one_line_and_stays(tmp_path):
+    run = interrupted(tmp_path)
+    path = run.folder / "checkpoint.pt"
+    rewritten(path, lambda content: content.update(format=2))
+    before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file() and file.name != ".lock"}
+    for ask in (new_run(tmp_path).checkpoint_steps, new_run(tmp_path).load_checkpoint):
+        with pytest.raises(UserError) as error:
+            ask()
+        told = str(error.value)
+        assert told.startswith(f"{path} has the checkpoint format 2, and this version reads up to 1; ")
+        assert "use the version that wrote it" in told and "--fresh" in told and "\n" not in told
+    assert {file: file.read_bytes() for file in before} == before  # not the older one instead
+
+
+def test_a_checkpoint_of_before_the_format_was_counted_loads(tmp_path):
+    run = interrupted(tmp_path)
+    assert torch.load(run.folder / "checkpoint.pt", weights_only=True)["format"] == 1
+    rewritten(run.folder / "checkpoint.pt", lambda content: content.pop("format"))
+    resume(tmp_path)
+    assert content(tmp_path)[0][1:] == [f"{step},a,{step / 3!r}" for step in range(1, 42)]

@@ -49,11 +49,11 @@ def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
     groups = []
     monkeypatch.setattr(runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"]))
     monkeypatch.setattr(runlog.Run, "lock", lambda run: None)  # nobody ends these runs, which would free them
-    monkeypatch.setattr(runlog.batch, "group_by_step", lambda runs: [])
-    monkeypatch.setattr(runlog.batch, "check_machine", lambda args: None)  # neither a login nor a GPU
+    monkeypatch.setattr(runlog.opening, "group_by_step", lambda runs: [])
+    monkeypatch.setattr(runlog.opening, "check_machine", lambda args: None)  # neither a login nor a GPU
     for flags in ({"seed": 1, "num_seeds": 2}, {"seed": 7}, {"utd": 10}, {"device": "cuda"}, {"layer_norm": True}):
         args = sac_continuous.Args(track=True, runs_dir=str(tmp_path), **flags)
-        with runlog.opened(runlog.make_runs(args, "sac"), args, "sac"):
+        with runlog.open_batches(runlog.seed_runs(args, "sac"), args):
             pass
     one, two, three, other, same, norm = groups
     assert one == two == three == same and len({one, other, norm}) == 3

@@ -133,7 +133,7 @@ def test_options_run(flags, tmp_path):
     for name, rows in results.items():
         got = values(rows)
         assert {key for _, key in got} >= LOSSES | EVAL and all(math.isfinite(got[60, key]) for key in LOSSES)
-        state = runlog.storage.load_pt(tmp_path / name / runlog.storage.CHECKPOINT)["state"]["agent"]
+        state = runlog.storage.load_pt(tmp_path / name / runlog.checkpoints.CHECKPOINT)["state"]["agent"]
         assert int(state["qf_optimizer.count"]) == VARIANTS[flags]
         assert int(state["actor_optimizer.count"]) == VARIANTS[flags] // (2 if "--policy" in flags else 1)
 

@@ -15,16 +15,12 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from own_scripts import SCRIPTS as SCRIPTS_HERE
 
 import continual_supervised
-import dqn_atari
 import environments
 import figures
-import function_approximation
-import ppo_atari
-import pqn_atari
 import runlog
-import sac_continuous
 from environments.atari import atari_game
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +28,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import sweep_plan  # noqa: E402
 
-MODULES = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
-MODULES = {f"{module.__name__}.py": module for module in MODULES}
+MODULES = {f"{name}.py": module for name, module in SCRIPTS_HERE.items()}
 SCALES = ("smoke", "laptop", "paper")
 # script -> (figures.py's subcommand, runs at the paper's scale: environments x variants x seeds)
 FIGURES = {
@@ -109,7 +104,7 @@ def runs_of(command: str) -> dict[str, object]:
     """Names of the runs of a command -> its flags."""
     script, *words = shlex.split(command)
     args = runlog.parse_args(MODULES[script].Args, words)
-    return dict.fromkeys((run.name for run in sweep_plan.planned_runs(MODULES[script], args)), args)
+    return dict.fromkeys((run.name for run in MODULES[script].runs_of(args)), args)
 
 
 def names(found: list[str]) -> set[str]:

@@ -182,12 +182,12 @@ def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
     """A terminal signals the whole group: the compiler dies, torch.compile fails, and the run is interrupted."""
     run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
     args = sac_continuous.Args(compile=False, tensorboard=False)
-    with pytest.raises(SystemExit) as stop, runlog.opened({1: run}, args, "toy"):
+    with pytest.raises(SystemExit) as stop, runlog.open_batches([run], args):
         os.kill(os.getpid(), signal.SIGINT)
         raise RuntimeError("C++ compile error\nof many lines")
     assert stop.value.code == 130
     assert status(tmp_path) == ["interrupted"]
-    with pytest.raises(RuntimeError), runlog.opened({1: run}, args, "toy"):
+    with pytest.raises(RuntimeError), runlog.open_batches([run], args):
         raise RuntimeError("not by a signal")
     assert status(tmp_path) == ["failed"]
 
@@ -195,9 +195,9 @@ def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
 def test_a_signal_at_the_very_end_is_told(tmp_path, capsys):
     run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
     args = sac_continuous.Args(compile=False, tensorboard=False)
-    with pytest.raises(SystemExit) as stop, runlog.opened({1: run}, args, "toy"):
+    with pytest.raises(SystemExit) as stop, runlog.open_batches([run], args) as batches:
         os.kill(os.getpid(), signal.SIGTERM)
-        runlog.finish([run], [0], keep_replay=False)
+        next(batches).finish()
     assert stop.value.code == 143 and status(tmp_path) == ["finished"]
     assert capsys.readouterr().err == "stopped by SIGTERM: what was begun is complete, nothing more is begun\n"
 

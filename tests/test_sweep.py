@@ -8,20 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 
 import pytest
+from own_scripts import SCRIPTS
 from sweep_drill import ROOT, TOY, environment, grid, launcher, sweep_plan, sweep_task
 
-import continual_supervised
-import dqn_atari
 import function_approximation
-import ppo_atari
-import pqn_atari
 import runlog
 import sac_continuous
-
-SCRIPTS = (sac_continuous, dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
-SCRIPTS = {script.__name__: script for script in SCRIPTS}
 
 
 @pytest.mark.parametrize(
@@ -141,18 +136,23 @@ MAINS = {
 }
 
 
+def test_every_script_has_a_command_to_plan():
+    assert MAINS.keys() == SCRIPTS.keys()
+
+
 @pytest.mark.parametrize("script", MAINS)
 def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monkeypatch):
     opened = []
 
     @contextlib.contextmanager
-    def record(runs, args, job_type):
-        opened.extend(str(run.folder) for run in runs.values())
+    def record(runs, args, **options):
+        opened.extend(str(run.folder) for run in runs)
         yield []
 
     module = SCRIPTS[script]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runlog, "opened", record)
+    monkeypatch.setattr(runlog, "open_batches", record)
+    monkeypatch.setattr(runlog.opening, "open_batches", record)
     monkeypatch.setattr(runlog, "draw_function_approximation", lambda *_: None)
     monkeypatch.setattr(function_approximation, "save_table1", lambda *_: None)
     flags = [*MAINS[script].split(), "--device", "cpu", "--threads", "1"]
@@ -168,7 +168,7 @@ def test_a_sequence_of_tasks_is_planned_at_its_length():
         "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} --steps-per-task 10000"
     )
     args = runlog.parse_args(sac_continuous.Args, process["argv"][1:])
-    (run,) = runlog.make_runs(dataclasses.replace(args, total_timesteps=20_000), "sac_continuous").values()
+    (run,) = runlog.seed_runs(dataclasses.replace(args, total_timesteps=20_000), "sac_continuous")
     assert process["runs"] == [str(run.folder)]
 
 
@@ -326,15 +326,48 @@ def test_slurm_files_that_cannot_be(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "mine.py").read_text() == "print('precious')\n"
 
 
-@pytest.mark.parametrize(
-    "text", ["import activations, sac_continuous\nclass (", "class Args: pass\n1 / 0\n__main__", "\0"]
-)
+BROKEN = [
+    "import activations, sac_continuous\nclass (",
+    "class Args: pass\ndef runs_of(args): pass\n1 / 0\n__main__",
+    "\0",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_script_that_is_broken(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_of_mine.py").write_text(text)
     with pytest.raises(runlog.UserError, match=r"^broken_of_mine.py: cannot be (read as a Python script|imported) \("):
         plan("broken_of_mine.py")
     assert "broken_of_mine" not in sys.modules
+
+
+def test_a_new_script_is_planned_without_being_listed(tmp_path, monkeypatch):
+    """Any file that has Args and runs_of."""
+    monkeypatch.chdir(tmp_path)
+    text = """
+        import dataclasses, runlog
+        @dataclasses.dataclass
+        class Args:
+            seed: int = 1
+            num_seeds: int = runlog.option(1)
+            env_id: str = "toy"
+            activation: str = "relu"
+            gain: float = 1.0
+            runs_dir: str = runlog.option("runs")
+            fresh: bool = runlog.option(False)
+        def runs_of(args):
+            return runlog.seed_runs(args, "mine_alone")
+        if __name__ == "__main__":
+            raise RuntimeError("not imported")
+    """
+    (tmp_path / "mine_alone.py").write_text(textwrap.dedent(text))
+    first, second = plan("mine_alone.py --gain {1,2} --seed {1..3}")
+    assert len(first["runs"]) == 3 and "__mine_alone__relu__s3__" in first["runs"][2]
+    assert first["argv"][-4:] == ["--seed", "1", "--num-seeds", "3"] and second["argv"][2] == "2"
+    (tmp_path / "mine_without.py").write_text(textwrap.dedent(text).replace("runs_of", "runs"))
+    with pytest.raises(runlog.UserError, match=r"mine_without.py: has no function runs_of\(args\)"):
+        plan("mine_without.py")
 
 
 def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):

@@ -171,7 +171,9 @@ with runlog.exit_on_user_error():
         run.save_checkpoint(40, {}, {"rows": torch.zeros(3, 2)})
     if when == "at the end":
         kill_the_service()
-    runlog.finish(runs, [0, 0, 0], keep_replay=False)
+    for run in runs:
+        run.finish()
+        run.drop_transitions()
 """
 
 
@@ -248,7 +250,7 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
 )
 def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, project, env, told):
     body = "import sac_continuous as s; args = s.Args(track=True, compile=False, runs_dir='runs', "
-    body += f"wandb_project={project!r}); runlog.opened(runlog.make_runs(args, 'sac'), args, 'sac').__enter__()"
+    body += f"wandb_project={project!r}); runlog.open_batches(runlog.seed_runs(args, 'sac'), args).__enter__()"
     done = check_in(tmp_path, body, **env)
     assert done.returncode == 2 and done.stdout == "", done
     (line,) = done.stderr.splitlines()

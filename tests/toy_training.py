@@ -40,6 +40,15 @@ def folder(args: Args) -> Path:
     return Path(args.runs_dir) / f"{args.env_id}__toy_training__{args.activation}__s{args.seed}__{digest}"
 
 
+def runs_of(args: Args) -> list:
+    """What the sweep asks; a training does not import runlog, which takes seconds."""
+    import runlog
+
+    exclude = ("runs_dir", "fresh")
+    config = dataclasses.asdict(args)
+    return [runlog.Run(args.runs_dir, folder(args).name, config, exclude=exclude, fresh=args.fresh)]
+
+
 stops = []
 
 

@@ -1,0 +1,227 @@
+"""The checkpoints of a run, and its replay.
+
+checkpoint.pt is the newest, checkpoint.prev.pt the one before, checkpoint.next.pt one that is whole
+while those of the other runs of its batch may not be. A checkpoint's replay lies in files of its
+own in replay/, each with the rows that were new at a save.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from runlog.disk import writing
+from runlog.storage import Damaged, keep_or_fresh, load_pt, plain, sync_folder, write_pt
+from runlog.terminal import UserError, WarnOnce
+
+CHECKPOINT = "checkpoint.pt"
+PREVIOUS = "checkpoint.prev.pt"
+STAGED = "checkpoint.next.pt"
+FORMAT = 1  # of what `stage` writes; files of before it was counted have none, and load as well
+
+
+class Checkpoints:
+    """digest: the run's hash, which the files carry."""
+
+    def __init__(self, folder: Path, digest: str):
+        self._folder = folder
+        self._replay = folder / "replay"
+        self._digest = digest
+        self._chunks = []  # replay files of the newest checkpoint: [name, first row, last row + 1]
+        self._num_rows = 0
+        self._staged = None  # (chunks, num_rows) of a checkpoint that is staged and not committed
+        self._verified = set()  # replay files whose checksums are right
+        self._warn_once = WarnOnce()
+
+    def is_any_there(self) -> bool:
+        """Whether there is a file, good or not."""
+        return any((self._folder / name).exists() for name in (STAGED, CHECKPOINT, PREVIOUS))
+
+    def is_any_committed(self) -> bool:
+        return any((self._folder / name).exists() for name in (CHECKPOINT, PREVIOUS))
+
+    # ---- writing
+
+    def stage(
+        self,
+        step: int,
+        state: dict,
+        transitions: Mapping | None,
+        keep_transitions: int | None,
+        elapsed: float,
+        row_sizes: dict[str, int],
+    ) -> None:
+        """Writes checkpoint.next.pt and the replay that is new. elapsed: seconds of training.
+        row_sizes: of `Rows`."""
+        chunks = list(self._chunks)
+        stop = self._num_rows
+        new_rows = _plain_transitions(transitions)
+        if new_rows:
+            start = stop
+            stop += len(next(iter(new_rows.values())))
+            chunk = [f"{start:010d}-{stop:010d}.pt", start, stop]
+            content = {"digest": self._digest, "rows": [start, stop], "transitions": new_rows}
+            write_pt(self._replay / chunk[0], content)
+            chunks.append(chunk)
+        if keep_transitions is not None:
+            chunks = [chunk for chunk in chunks if chunk[2] > stop - keep_transitions]
+        content = {
+            "format": FORMAT,
+            "digest": self._digest,
+            "step": int(step),
+            "elapsed": elapsed,
+            "state": state,
+            "offsets": row_sizes,
+            "chunks": chunks,
+            "num_rows": stop,
+            "keep": keep_transitions,
+        }
+        write_pt(self._folder / STAGED, content)
+        self._staged = chunks, stop
+
+    def commit(self) -> None:
+        """Makes the staged checkpoint the newest, and deletes the replay that no checkpoint needs
+        any more."""
+        if self._staged is None:
+            raise RuntimeError(f"{self._folder}: there is no staged checkpoint")
+        self._shift()
+        chunks, num_rows = self._staged
+        needed = {chunk[0] for chunk in [*chunks, *self._chunks]}  # and by the one before
+        for path in self._replay.glob("*"):
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+        self._chunks = chunks
+        self._num_rows = num_rows
+        self._staged = None
+
+    def _shift(self) -> None:
+        """checkpoint.next.pt becomes checkpoint.pt, that checkpoint.prev.pt; after a kill at any
+        point all is there."""
+        with writing(self._folder / CHECKPOINT):
+            if (self._folder / CHECKPOINT).exists():
+                os.replace(self._folder / CHECKPOINT, self._folder / PREVIOUS)
+            os.replace(self._folder / STAGED, self._folder / CHECKPOINT)
+            sync_folder(self._folder)
+
+    # ---- reading
+
+    def usable(self, is_ended: bool) -> list[tuple[Path, dict]]:
+        """(path, content) of the good checkpoints, newest first. is_ended: the run is, and may have
+        dropped its replay.
+
+        Warns of a damaged one. Raises UserError: none is good, one is of another configuration or
+        of a later version.
+        """
+        good = []
+        problems = []
+        for name in (STAGED, CHECKPOINT, PREVIOUS):
+            path = self._folder / name
+            if not path.exists():
+                continue
+            try:
+                good.append((path, self._verify(path, is_ended)))
+            except Damaged as problem:
+                problems.append(str(problem))
+        if problems and not good:
+            remedy = keep_or_fresh(self._folder)
+            raise UserError(f"no usable checkpoint: {'; '.join(problems)}; {remedy}")
+        for problem in problems:
+            path, content = good[0]
+            self._warn_once(
+                f"{problem}; using {path.name}, step {content['step']}", subject=problem
+            )
+        return good
+
+    def _verify(self, path: Path, is_ended: bool) -> dict:
+        """The content of a checkpoint, of which every part is there. Raises Damaged or
+        UserError."""
+        content = load_pt(path)
+        if isinstance(content, dict):
+            self._check_format(path, content)
+        if not isinstance(content, dict) or content.get("digest") != self._digest:
+            remedy = keep_or_fresh(self._folder)
+            raise UserError(f"{path} is of another configuration; {remedy}")
+        rows = (
+            self._folder / "scalars.csv"
+        )  # the others go on without their earlier rows (Rows.cut)
+        if not rows.exists() or rows.stat().st_size < content["offsets"][rows.name]:
+            raise Damaged(f"{path} does not fit: {rows} is shorter than it was then")
+        for file, start, stop in self._chunk_files(content, is_ended):
+            if file in self._verified:
+                continue
+            chunk = load_pt(file)
+            if (chunk.get("digest"), chunk.get("rows")) != (self._digest, [start, stop]):
+                raise Damaged(f"{path} does not fit: {file} is of another run")
+            self._verified.add(file)
+        return content
+
+    def _check_format(self, path: Path, content: dict) -> None:
+        found = content.get("format", 0)
+        if found not in range(FORMAT + 1):
+            told = (
+                f"{path} has the checkpoint format {found}, and this version reads up to {FORMAT}"
+            )
+            remedy = f"use the version that wrote it (meta.json), or, {keep_or_fresh(self._folder)}"
+            raise UserError(f"{told}; {remedy}")
+
+    def read_transitions(self, content: dict, is_ended: bool) -> dict[str, torch.Tensor] | None:
+        """The newest rows of a checkpoint's replay, as many as it keeps; None without any."""
+        files = self._chunk_files(content, is_ended)
+        if not files:
+            return None
+        stop = content["num_rows"]
+        first = files[0][1]
+        if content["keep"] is not None:
+            first = max(first, stop - content["keep"])
+        transitions = {}
+        for file, start, end in files:  # one by one: a replay of many GB must not be held twice
+            chunk = torch.load(file, map_location="cpu", weights_only=True)["transitions"]
+            begin = max(start, first)
+            for key, rows in chunk.items():
+                if key not in transitions:
+                    shape = (stop - first, *rows.shape[1:])
+                    transitions[key] = torch.empty(shape, dtype=rows.dtype)
+                transitions[key][begin - first : end - first] = rows[begin - start :]
+        return transitions
+
+    def _chunk_files(self, content: dict, is_ended: bool) -> list[tuple[Path, int, int]]:
+        if is_ended and not self._replay.exists():  # dropped
+            return []
+        return [(self._replay / name, start, stop) for name, start, stop in content["chunks"]]
+
+    # ---- going back
+
+    def go_back_to(self, path: Path, content: dict) -> None:
+        """Makes this checkpoint the newest: a newer one describes a future that will be run
+        again."""
+        with writing(path):
+            if path.name == STAGED:
+                self._shift()
+            else:
+                (self._folder / STAGED).unlink(missing_ok=True)
+                os.replace(path, self._folder / CHECKPOINT)
+        self._chunks = content["chunks"]
+        self._num_rows = content["num_rows"]
+
+    def begin_anew(self) -> None:
+        """Deletes a checkpoint that was staged and that the others of the batch do not have, and
+        its replay."""
+        with writing(self._folder):
+            (self._folder / STAGED).unlink(missing_ok=True)
+            self.drop_replay()
+
+    def drop_replay(self) -> None:
+        shutil.rmtree(self._replay, ignore_errors=True)
+
+
+def _plain_transitions(transitions: Mapping | None) -> dict[str, torch.Tensor]:
+    """The rows that are new, {} without any. Raises ValueError: their lengths differ."""
+    if not transitions:
+        return {}
+    rows = {key: plain(torch.as_tensor(value), key) for key, value in transitions.items()}
+    lengths = {key: len(value) for key, value in rows.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"transitions of different lengths: {lengths}")
+    return rows if next(iter(lengths.values())) else {}

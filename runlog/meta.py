@@ -1,0 +1,92 @@
+"""meta.json of a run: its status, and for each session the command, the code and the machine."""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from runlog import hardware, storage
+from runlog.storage import Damaged, read_json
+from runlog.terminal import WarnOnce, warn
+
+ENDED = ("finished", "diverged")
+
+
+def read_meta(folder: Path) -> dict:
+    """meta.json of a run's folder; {} without one. Raises UserError if it cannot be read."""
+    return read_json(folder / "meta.json")
+
+
+class Meta:
+    def __init__(self, folder: Path):
+        self._path = folder / "meta.json"
+        self._content = {}  # of this session
+        self._warn_once = WarnOnce()
+
+    def read(self) -> dict:
+        """What is on the disk; of a damaged file no more than that the run is interrupted: `begin`
+        writes it anew."""
+        consequence = "the run counts as interrupted"
+        try:
+            found = read_json(self._path)
+        except Damaged as damage:
+            self._warn_once(f"{damage}; {consequence}")
+            return {"status": "interrupted"}
+        status = found.get("status")
+        if not isinstance(status, str | None):
+            self._warn_once(f"{self._path} has the status {status!r}; {consequence}")
+            return {"status": "interrupted"}
+        return found
+
+    def status(self) -> str:
+        """new, finished, diverged or interrupted (the latter also: failed, or under way in another
+        process)."""
+        status = self.read().get("status")
+        if status in ENDED:
+            return status
+        return "interrupted" if status else "new"
+
+    def begin(self, name: str, digest: str, not_identity: Sequence[str]) -> None:
+        """Writes that a session has begun. not_identity: settings that do not count, for readers
+        (`identity_of`)."""
+        old = self.read()
+        sessions = old.get("sessions")
+        if not isinstance(sessions, list):
+            sessions = []
+        here = hardware.machine()  # an older session may have run other code
+        session = {"start": _now(), "argv": here["argv"], "git": here["git"]}
+        session["versions"] = here["versions"]
+        self._content = {"name": name, "hash": digest, **here, "start": old.get("start", _now())}
+        self._content |= {"status": "running", "sessions": [*sessions, session]}
+        self._content["not_identity"] = list(not_identity)
+        if old.get("git", here["git"]) != here["git"]:
+            told = f"{self._path.parent} was begun with the code of {old['git']}"
+            warn(f"{told}, and goes on with {here['git']}")
+        self._write()
+
+    def note_start(self, step: int) -> None:
+        """Writes which step the session goes on from."""
+        self._content["sessions"][-1]["from_step"] = step
+        self._write()
+
+    def end(self, status: str, elapsed: float, extra: dict) -> None:
+        """Writes how the session has ended, and what memory it took."""
+        unit = 1024 if sys.platform == "linux" else 1024**2  # ru_maxrss is in kB, on macOS in bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._content["peak_memory_mb"] = round(peak / unit, 1)
+        if torch.cuda.is_initialized():
+            peak = torch.cuda.max_memory_allocated()
+            self._content["peak_gpu_memory_mb"] = round(peak / 1024**2, 1)
+        self._content["sessions"][-1]["end"] = _now()
+        self._content |= {"status": status, "end": _now(), "elapsed_s": round(elapsed, 3), **extra}
+        self._write()
+
+    def _write(self) -> None:
+        storage.write_json(self._path, self._content)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,163 @@
+"""Which runs the flags of a script mean, and how a training opens them."""
+
+import contextlib
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from runlog import compiler, hardware, mirrors
+from runlog.batch import Batch
+from runlog.identity import config_hash, env_name, not_identity, run_name
+from runlog.meta import ENDED
+from runlog.run import Run
+from runlog.stopping import SaveTimes, Stopped, stop_on_signals
+
+
+def seed_runs(args, script: str, **own) -> list[Run]:
+    """The runs of these flags, one for each seed of `args.seed`, `args.seed + 1`, ...
+    (`args.num_seeds`, if it has that). own: settings that `args` does not have, such as an env_id,
+    or that differ from it. Creates nothing."""
+    runs = []
+    exclude = not_identity(args)
+    for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):
+        config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
+        config |= own
+        if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
+            (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
+        digest = config_hash(config, exclude)
+        name = run_name(env_name(config["env_id"]), script, config["activation"], seed, digest)
+        run = Run(args.runs_dir, name, config, exclude=exclude, fresh=args.fresh, script=script)
+        runs.append(run)
+    return runs
+
+
+def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
+    """Which unfinished runs of a batch can go on together, and from which step: [(step, runs)]; 0 =
+    the beginning.
+
+    The step that most runs share makes a group, the newest of those, then the same for the rest.
+    Runs that save together always share one (`Run.stage_checkpoint`), wherever in a save they are
+    killed.
+    """
+    steps = {run: run.checkpoint_steps() or [0] for run in runs}
+    groups = []
+    while steps:
+        sharing = defaultdict(list)
+        for run, loadable in steps.items():
+            for step in loadable:
+                sharing[step].append(run)
+        best = max(sharing, key=lambda step: (len(sharing[step]), step))
+        groups.append((best, sharing[best]))
+        for run in sharing[best]:
+            del steps[run]
+    return groups
+
+
+def check_machine(args) -> None:
+    """Raises UserError, before anything is created, unless what --compile and --track need is here
+    (see compiler.py and mirrors.py). `open_batches` calls it if there is something to train."""
+    if getattr(args, "compile", False):
+        compiler.check_compiler(hardware.find_device(args.device))
+    if args.track:
+        mirrors.check_wandb(args.wandb_project)
+
+
+@contextlib.contextmanager
+def open_batches(
+    runs: Sequence[Run],
+    args,
+    *,
+    seed_axis: bool = True,
+    keep_freed_memory: bool = False,
+    sections: dict[str, dict[str, str]] | None = None,
+) -> Iterator[Iterator[Batch]]:
+    """Opens the unfinished runs, says so of the others, and yields the batches to train, one after
+    the other.
+
+    args: has track, wandb_project, wandb_entity, tensorboard, device, checkpoint_frequency,
+    checkpoint_minutes and, if the script has it, compile. seed_axis: False for a training of one
+    seed at a time, whose values have no such axis. keep_freed_memory: see
+    hardware.keep_freed_memory. sections: of the dashboards (mirrors.TensorBoard).
+
+    While it is open a signal lets the loop save and stop (`Batch.save`). Leaving by an exception
+    marks what is open "failed" (by a signal: "interrupted"); both resume. Raises UserError as
+    `check_machine` and `Run.open` do, and Stopped.
+    """
+    if keep_freed_memory:
+        hardware.keep_freed_memory()
+    _tell_ended([run for run in runs if run.status() in ENDED])
+    unfinished = [run for run in runs if run.status() not in ENDED]
+    if unfinished:
+        check_machine(args)
+    # On a GPU convolutions would round to 10 bits; matrix products do not.
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with stop_on_signals():
+            groups = _open_all(unfinished, args, sections)
+            yield _batches(groups, args, seed_axis)
+    except BaseException as error:
+        is_a_stop = isinstance(error, KeyboardInterrupt | Stopped)
+        for run in unfinished:
+            if is_a_stop:
+                run.close()
+            else:
+                run.fail(f"{type(error).__name__}: {error}")
+        raise
+    for run in unfinished:  # those that have not been finished
+        run.close()
+
+
+def _tell_ended(ended: Sequence[Run]) -> None:
+    """Says which runs need no training, and deletes what a kill between their end and its deletion
+    has left."""
+    for run in ended:
+        run.drop_leftovers()
+    if len(ended) > 10:
+        told = f"{len(ended)} runs such as {ended[0].folder}: finished or diverged already"
+        print(f"{told} (--fresh starts them anew)")
+        return
+    for run in ended:
+        print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
+
+
+def _open_all(runs: Sequence[Run], args, sections: dict | None) -> list[tuple[int, list[Run]]]:
+    """Opens all of these runs or none; returns what `group_by_step` does."""
+    try:
+        for run in runs:  # all, before --fresh deletes the first one's files
+            run.lock()
+        for run in runs:
+            run.open(
+                tensorboard=args.tensorboard,
+                wandb_kwargs=_wandb_kwargs(run, args),
+                sections=sections,
+            )
+        return group_by_step(runs)
+    except BaseException:
+        for run in runs:
+            run.abandon()
+        raise
+
+
+def _wandb_kwargs(run: Run, args) -> dict | None:
+    """What wandb.init takes; None without --track. The seeds of one setting make a group."""
+    if not args.track:
+        return None
+    setting = config_hash(run.config, (*run.exclude, "seed"))
+    group = f"{env_name(run.config['env_id'])} {run.config['activation']} {setting}"
+    return {
+        "project": args.wandb_project,
+        "entity": args.wandb_entity,
+        "job_type": run.script,
+        "group": group,
+    }
+
+
+def _batches(groups: Sequence[tuple[int, list[Run]]], args, seed_axis: bool) -> Iterator[Batch]:
+    """The groups or, without a seed axis, each run by itself. A batch is made when its training
+    begins, with which the clock of its saves begins too."""
+    for step, together in groups:
+        for runs in [together] if seed_axis else [[run] for run in together]:
+            save_times = SaveTimes(step, args.checkpoint_frequency, args.checkpoint_minutes)
+            yield Batch(runs, step, save_times, seed_axis)
