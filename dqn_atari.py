@@ -27,6 +27,8 @@ import optimizers
 import reports
 import runlog
 from environments import atari
+from plots.dashboards import SECTIONS
+from runlog import evaluation, seeding
 from runlog.disk import check_space
 from runlog.rows import DamagedRows, MappedRows
 
@@ -115,7 +117,7 @@ class QNetwork(nn.Module):
         encoder = args.encoder_activation
         if len(encoder) == 1:
             encoder = encoder * 3
-        seed = functools.partial(runlog.derive_seed, args.seed)
+        seed = functools.partial(seeding.derive_seed, args.seed)
         start = {"init": activations.fan_in_uniform, "bias_init": args.bias_init}
         shared = {} if args.rational.share_across_layers else None
         options = {"rational": args.rational, "shared": shared, **start}
@@ -547,8 +549,8 @@ def measure_ntk(run: runlog.Batch, step: int, q_network: QNetwork, obs: torch.Te
 
 def evaluate(args: Args, q_network: QNetwork, index: int) -> dict[str, float]:
     """Mean return of whole games of the evaluation policy; the same games for the same index."""
-    seed = runlog.derive_seed(args.seed, "eval", index)
-    generator = runlog.make_generator(seed, "act")
+    seed = seeding.derive_seed(args.seed, "eval", index)
+    generator = seeding.make_generator(seed, "act")
     policy = functools.partial(act, q_network, args.eval_epsilon, generator)
     make = functools.partial(make_games, args)
     returns = atari.play_games(make, policy, args.num_eval_episodes, seed)
@@ -639,10 +641,10 @@ def train(args: Args, run: runlog.Batch) -> None:
     groups = optimizers.parameter_groups(q_network, args.learning_rate, args.rational)
     optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
     generators = {
-        "act": runlog.make_generator(args.seed, "act"),
-        "update": runlog.make_generator(args.seed, "update"),
-        "metrics": runlog.make_generator(args.seed, "metrics"),
-        "redo": runlog.make_generator(args.seed, "redo"),
+        "act": seeding.make_generator(args.seed, "act"),
+        "update": seeding.make_generator(args.seed, "update"),
+        "metrics": seeding.make_generator(args.seed, "metrics"),
+        "redo": seeding.make_generator(args.seed, "redo"),
     }
     num_updates = 0
     logged_updates = 0  # of these, as many as when losses were last logged
@@ -658,7 +660,7 @@ def train(args: Args, run: runlog.Batch) -> None:
         q_network.load_state_dict(state["q_network"])
         target_network.load_state_dict(state["target_network"])
         optimizer.load_state_dict(state["optimizer"])
-        runlog.set_states(generators, state["generators"])
+        seeding.set_states(generators, state["generators"])
         num_updates = state["num_updates"]
         logged_updates = state["logged_updates"]
         totals = state["totals"].to(device)
@@ -703,7 +705,7 @@ def train(args: Args, run: runlog.Batch) -> None:
                 batch = buffer.sample(args.metrics_samples, generators["metrics"], device)
                 measure_network(args, run, step, q_network, target_network, batch)
             if is_due(args.ntk_frequency):
-                generator = runlog.make_generator(args.seed, "ntk", step)
+                generator = seeding.make_generator(args.seed, "ntk", step)
                 batch = buffer.sample(args.ntk_samples, generator, device)
                 measure_ntk(run, step, q_network, batch.obs)
             progress.skip(time.monotonic() - paused)
@@ -757,7 +759,7 @@ def train(args: Args, run: runlog.Batch) -> None:
                 "q_network": q_network.state_dict(),
                 "target_network": target_network.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generators": runlog.get_states(generators),
+                "generators": seeding.get_states(generators),
                 "num_updates": num_updates,
                 "logged_updates": logged_updates,
                 "totals": totals,
@@ -779,11 +781,11 @@ def train(args: Args, run: runlog.Batch) -> None:
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays whole games with the last checkpoint, films the first, measures the network
     on what it saw."""
-    step, state = runlog.load_finished(run)
+    step, state = evaluation.load_finished(run)
     make = functools.partial(make_games, args)
     q_network = QNetwork(make(1).num_actions, args)
     q_network.load_state_dict(state["q_network"])
-    generator = runlog.make_generator(args.seed, "play")
+    generator = seeding.make_generator(args.seed, "play")
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
     screens = []
 
@@ -795,7 +797,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     obs = seen.sample()
     report = reports.network_report(q_network, (obs,), {}, 0, max_samples=args.metrics_samples)
     split = q_split(q_network, obs)
-    runlog.record_evaluation(run, step, returns, screens, "network/q", report, **split)
+    evaluation.record_evaluation(run, step, returns, screens, "network/q", report, **split)
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
@@ -815,7 +817,9 @@ def main(args: Args) -> None:
         evaluate_finished(args, runs[0])
         return
     check_disk(args, runs[0])
-    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+    with runlog.open_batches(
+        runs, args, sections=SECTIONS, seed_axis=False, keep_freed_memory=True
+    ) as batches:
         for batch in batches:
             train(args, batch)
 

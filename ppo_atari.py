@@ -24,6 +24,8 @@ import optimizers
 import reports
 import runlog
 from environments import atari
+from plots.dashboards import SECTIONS
+from runlog import evaluation, seeding
 
 
 @dataclasses.dataclass
@@ -111,7 +113,7 @@ class Agent(nn.Module):
         encoder = args.encoder_activation
         if len(encoder) == 1:
             encoder = encoder * 3
-        seed = functools.partial(runlog.derive_seed, args.seed)
+        seed = functools.partial(seeding.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
         options = {"rational": args.rational, "shared": shared}  # orthogonal with gain sqrt(2)
 
@@ -376,10 +378,10 @@ def train(args: Args, run: runlog.Batch) -> None:
     groups = optimizers.parameter_groups(agent, args.learning_rate, args.rational)
     optimizer = torch.optim.AdamW(groups, eps=args.adam_eps, fused=True)
     generators = {
-        "act": runlog.make_generator(args.seed, "act", device=device),
-        "update": runlog.make_generator(args.seed, "update", device=device),
-        "metrics": runlog.make_generator(args.seed, "metrics", device=device),
-        "redo": runlog.make_generator(args.seed, "redo"),
+        "act": seeding.make_generator(args.seed, "act", device=device),
+        "update": seeding.make_generator(args.seed, "update", device=device),
+        "metrics": seeding.make_generator(args.seed, "metrics", device=device),
+        "redo": seeding.make_generator(args.seed, "redo"),
     }
     num_updates = 0
     last_return = {}
@@ -393,7 +395,7 @@ def train(args: Args, run: runlog.Batch) -> None:
     if state is not None:
         agent.load_state_dict(state["agent"])
         optimizer.load_state_dict(state["optimizer"])
-        runlog.set_states(generators, state["generators"])
+        seeding.set_states(generators, state["generators"])
         num_updates = state["num_updates"]
         last_return = state["last_return"]
         earlier_obs = state["earlier_obs"].to(device)
@@ -518,7 +520,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             sample = seen[order[: args.metrics_samples]]
             measure_network(args, run, step, agent, batch, sample)
         if is_due(args.ntk_frequency):
-            generator = runlog.make_generator(args.seed, "ntk", step, device=device)
+            generator = seeding.make_generator(args.seed, "ntk", step, device=device)
             order = torch.randperm(batch_size, generator=generator, device=device)
             sample = batch.obs[order[: args.ntk_samples]]
             measure_ntk(run, step, agent, sample)
@@ -531,7 +533,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             state = {
                 "agent": agent.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generators": runlog.get_states(generators),
+                "generators": seeding.get_states(generators),
                 "num_updates": num_updates,
                 "last_return": last_return,
                 "earlier_obs": earlier_obs,
@@ -548,11 +550,11 @@ def train(args: Args, run: runlog.Batch) -> None:
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games with the last policy, sampled, films the
     first, and measures the network on what it saw."""
-    step, state = runlog.load_finished(run)
+    step, state = evaluation.load_finished(run)
     make = functools.partial(make_games, args)
     agent = Agent(make(1).num_actions, args)
     agent.load_state_dict(state["agent"])
-    generator = runlog.make_generator(args.seed, "play")
+    generator = seeding.make_generator(args.seed, "play")
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
     screens = []
 
@@ -567,7 +569,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     returns = atari.play_games(make, policy, args.num_eval_episodes, args.seed, screens)
     obs = seen.sample()
     report = reports.network_report(agent, (obs,), {}, 0, max_samples=args.metrics_samples)
-    runlog.record_evaluation(run, step, returns, screens, "network/agent", report)
+    evaluation.record_evaluation(run, step, returns, screens, "network/agent", report)
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
@@ -586,7 +588,9 @@ def main(args: Args) -> None:
     if args.evaluate:
         evaluate_finished(args, runs[0])
         return
-    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+    with runlog.open_batches(
+        runs, args, sections=SECTIONS, seed_axis=False, keep_freed_memory=True
+    ) as batches:
         for batch in batches:
             train(args, batch)
 

@@ -24,6 +24,8 @@ import optimizers
 import reports
 import runlog
 from environments import atari
+from plots.dashboards import SECTIONS
+from runlog import evaluation, seeding
 
 
 @dataclasses.dataclass
@@ -64,9 +66,7 @@ class Args:
     clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
     # network
     activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[
-        str, ...
-    ] = ()  # of the convolutions: one or three; none = --activation
+    encoder_activation: tuple[str, ...] = ()  # convolutions: one or three; none = --activation
     width: int = 512  # units of the last hidden layer
     layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
@@ -107,7 +107,7 @@ class QNetwork(nn.Module):
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
         encoder = encoder_activations(args)
-        seed = functools.partial(runlog.derive_seed, args.seed)
+        seed = functools.partial(seeding.derive_seed, args.seed)
         shared = {} if args.rational.share_across_layers else None
         options = {"rational": args.rational, "shared": shared, "init": activations.he_normal}
 
@@ -359,10 +359,10 @@ def train(args: Args, run: runlog.Batch) -> None:
         capturable=capturable,
     )
     generators = {
-        "act": runlog.make_generator(args.seed, "act", device=device),
-        "update": runlog.make_generator(args.seed, "update", device=device),
-        "metrics": runlog.make_generator(args.seed, "metrics", device=device),
-        "redo": runlog.make_generator(args.seed, "redo"),
+        "act": seeding.make_generator(args.seed, "act", device=device),
+        "update": seeding.make_generator(args.seed, "update", device=device),
+        "metrics": seeding.make_generator(args.seed, "metrics", device=device),
+        "redo": seeding.make_generator(args.seed, "redo"),
     }
     num_updates = 0
     test_returns = []  # since the last evaluation
@@ -379,7 +379,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             for parameter in group["params"]:  # on the GPU only if the optimiser is compiled for it
                 moments = optimizer.state[parameter]
                 moments["step"] = moments["step"].to(device if capturable else "cpu")
-        runlog.set_states(generators, state["generators"])
+        seeding.set_states(generators, state["generators"])
         num_updates = state["num_updates"]
         test_returns = state["test_returns"]
         last_eval = state["last_eval"]
@@ -511,7 +511,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             sample = Batch(*(column[chosen] for column in batch))
             measure_network(args, run, step, q_network, sample)
         if is_due(args.ntk_frequency):
-            generator = runlog.make_generator(args.seed, "ntk", step, device=device)
+            generator = seeding.make_generator(args.seed, "ntk", step, device=device)
             order = torch.randperm(batch_size, generator=generator, device=device)
             sample = batch.obs[order[: args.ntk_samples]]
             measure_ntk(run, step, q_network, sample)
@@ -522,7 +522,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             state = {
                 "q_network": q_network.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generators": runlog.get_states(generators),
+                "generators": seeding.get_states(generators),
                 "num_updates": num_updates,
                 "test_returns": test_returns,
                 "last_eval": last_eval,
@@ -539,7 +539,7 @@ def train(args: Args, run: runlog.Batch) -> None:
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, films the
     first, and measures the network on what it saw."""
-    step, state = runlog.load_finished(run)
+    step, state = evaluation.load_finished(run)
     make = functools.partial(make_games, args)
     q_network = QNetwork(make(1).num_actions, args)
     q_network.load_state_dict(state["q_network"])
@@ -555,7 +555,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     returns = atari.play_games(make, policy, args.num_eval_episodes, args.seed, screens)
     obs = seen.sample()
     report = reports.network_report(q_network, (obs,), {}, 0, max_samples=args.metrics_samples)
-    runlog.record_evaluation(run, step, returns, screens, "network/q", report)
+    evaluation.record_evaluation(run, step, returns, screens, "network/q", report)
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
@@ -574,7 +574,9 @@ def main(args: Args) -> None:
     if args.evaluate:
         evaluate_finished(args, runs[0])
         return
-    with runlog.open_batches(runs, args, seed_axis=False, keep_freed_memory=True) as batches:
+    with runlog.open_batches(
+        runs, args, sections=SECTIONS, seed_axis=False, keep_freed_memory=True
+    ) as batches:
         for batch in batches:
             train(args, batch)
 
