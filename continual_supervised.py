@@ -249,9 +249,7 @@ class Learner(nn.Module):
             dormant.append(mask)
         init = activations.orthogonal()
         readers = [self.network.head]
-        return optimizers.recycle_layers(
-            layers, readers, dormant, self.optimizer, init, generators
-        )
+        return optimizers.recycle_layers(layers, readers, dormant, self.optimizer, init, generators)
 
 
 # ---- measures have no effect on the training -----------------------------------------------------

@@ -44,7 +44,9 @@ class Args:
     algorithms: tuple[str, ...] = ("pqn", "ppo", "dqn")
     parts: tuple[str, ...] = PARTS
     activation: str = "relu"
-    steps: int = 40_000  # environment steps of pqn and ppo; dqn plays a quarter, after its learning starts
+    steps: int = (
+        40_000  # environment steps of pqn and ppo; dqn plays a quarter, after its learning starts
+    )
     seconds: float = 20.0  # of env and of each batch size of floor
     num_envs: int | None = None  # training games; None = the script's default
     metrics_frequency: int = 100_000
@@ -82,14 +84,28 @@ class FreeGames:
 
 def script_args(args: Args, module, **flags):
     num_envs = {} if args.num_envs is None else {"num_envs": args.num_envs}
-    common = {"env_id": args.env_id, "activation": args.activation, "device": args.device, "threads": args.threads}
-    common |= {"env_threads": args.env_threads, "compile": args.compile, "tensorboard": False, "fresh": True}
+    common = {
+        "env_id": args.env_id,
+        "activation": args.activation,
+        "device": args.device,
+        "threads": args.threads,
+    }
+    common |= {
+        "env_threads": args.env_threads,
+        "compile": args.compile,
+        "tensorboard": False,
+        "fresh": True,
+    }
     script = module.Args(**common, **num_envs, metrics_frequency=0, runs_dir=tempfile.mkdtemp())
     if hasattr(script, "eval_frequency"):
         script = dataclasses.replace(script, eval_frequency=10**9)
     if hasattr(script, "train_frequency"):  # dqn
         starts, steps = 2_000, args.steps // 4
-        flags |= {"learning_starts": starts, "total_timesteps": starts + steps, "log_frequency": max(steps // 10, 1)}
+        flags |= {
+            "learning_starts": starts,
+            "total_timesteps": starts + steps,
+            "log_frequency": max(steps // 10, 1),
+        }
         # exploring costs no forward pass: at the end's epsilon, as in most of a run; the replay has its full size
         flags |= {"start_epsilon": 0.1, "buffer_size": args.buffer_size}
     else:
@@ -107,10 +123,19 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
     start = time.perf_counter()
     module.main(script)
     (file,) = Path(script.runs_dir).glob("*/perf.csv")
-    rows = [(int(r["step"]), float(r["value"])) for r in csv.DictReader(file.open()) if r["key"] == "perf/sps"]
+    rows = [
+        (int(r["step"]), float(r["value"]))
+        for r in csv.DictReader(file.open())
+        if r["key"] == "perf/sps"
+    ]
     first = getattr(script, "learning_starts", 0)
-    kept = [speed for step, speed in rows if step > first + (script.total_timesteps - first) / 3][1:] or [rows[-1][1]]
-    speeds = {"steps_per_second": len(kept) / sum(1 / speed for speed in kept), "slowest": min(kept)}
+    kept = [speed for step, speed in rows if step > first + (script.total_timesteps - first) / 3][
+        1:
+    ] or [rows[-1][1]]
+    speeds = {
+        "steps_per_second": len(kept) / sum(1 / speed for speed in kept),
+        "slowest": min(kept),
+    }
     return speeds | {"fastest": max(kept), "seconds": time.perf_counter() - start}
 
 
@@ -174,7 +199,9 @@ def metrics_share(args: Args, module, name: str) -> dict:
 
     for function in seconds:
         timed(runlog.Batch if function == "log_report" else module.metrics, function)
-    speed = run_script(args, module, name, metrics_frequency=max(args.steps // 8, 1))["steps_per_second"]
+    speed = run_script(args, module, name, metrics_frequency=max(args.steps // 8, 1))[
+        "steps_per_second"
+    ]
     each = sum(map(sum, seconds.values())) / len(seconds["network_report"])
     return {"seconds_each": each, "metrics_share": each / (each + args.metrics_frequency / speed)}
 
@@ -185,7 +212,9 @@ def floor(args: Args, module, name: str) -> dict:
     script, device = script_args(args, module), runlog.find_device(args.device)
     network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
-    weights = [[b.linear.weight.detach().requires_grad_() for b in layer.branches] for layer in layers]
+    weights = [
+        [b.linear.weight.detach().requires_grad_() for b in layer.branches] for layer in layers
+    ]
     sizes, strides = (84, 20, 9), (4, 2, 1)
 
     def products(batch: int, backward: bool) -> float:
@@ -218,11 +247,19 @@ def floor(args: Args, module, name: str) -> dict:
     if name == "dqn":
         batch = script.batch_size
         learn = products(batch, True) + (1 + script.double_q) * products(batch, False)
-        per_step = products(script.num_envs, False) / script.num_envs + learn / script.train_frequency
+        per_step = (
+            products(script.num_envs, False) / script.num_envs + learn / script.train_frequency
+        )
     else:
         batch = script.num_envs * script.num_steps
-        acting = products(script.num_envs + getattr(script, "num_test_envs", 0), False) * (script.num_steps + 1)
-        learn = products(batch // script.num_minibatches, True) * script.num_minibatches * script.update_epochs
+        acting = products(script.num_envs + getattr(script, "num_test_envs", 0), False) * (
+            script.num_steps + 1
+        )
+        learn = (
+            products(batch // script.num_minibatches, True)
+            * script.num_minibatches
+            * script.update_epochs
+        )
         per_step = (acting + learn) / batch
     return {"steps_per_second": 1 / per_step}
 
@@ -274,7 +311,13 @@ def sb3(args: Args, module, name: str) -> dict:
     device = runlog.find_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    common = {"policy": "CnnPolicy", "env": Adapter(), "gamma": script.gamma, "device": device, "seed": 1}
+    common = {
+        "policy": "CnnPolicy",
+        "env": Adapter(),
+        "gamma": script.gamma,
+        "device": device,
+        "seed": 1,
+    }
     if name == "dqn":
         model = DQN(
             **common,
@@ -318,7 +361,9 @@ def child(args: Args) -> dict:
     if args.threads:
         torch.set_num_threads(args.threads)
     makers = {"env": env_alone, "learner": run_script, "script": run_script, "memory": run_script}
-    result = (makers | {"metrics": metrics_share, "floor": floor, "sb3": sb3})[part](args, module, name)
+    result = (makers | {"metrics": metrics_share, "floor": floor, "sb3": sb3})[part](
+        args, module, name
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"algorithm": name, "part": part} | result | {"peak_memory_mb": round(peak)}
 
@@ -330,10 +375,22 @@ def main(args: Args) -> None:
     results, summary = [], {}
     for name in args.algorithms:
         for part in args.parts:
-            if (name, part) == ("pqn", "sb3") or (part == "memory" and name != "dqn"):  # there is none
+            if (name, part) == ("pqn", "sb3") or (
+                part == "memory" and name != "dqn"
+            ):  # there is none
                 continue
-            passed = dataclasses.asdict(args) | {"algorithms": name, "parts": part, "compile": None, "out": None}
-            flags = [x for key, value in passed.items() if value not in (None, False) for x in (f"--{key}", str(value))]
+            passed = dataclasses.asdict(args) | {
+                "algorithms": name,
+                "parts": part,
+                "compile": None,
+                "out": None,
+            }
+            flags = [
+                x
+                for key, value in passed.items()
+                if value not in (None, False)
+                for x in (f"--{key}", str(value))
+            ]
             flags += ["--child", "--compile" if args.compile else "--no-compile"]
             command = [sys.executable, __file__, *flags]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

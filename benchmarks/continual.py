@@ -57,10 +57,21 @@ def command(args: Args, activation: str, seeds: int, tasks: int, *more: str) -> 
             "--activation",
             activation,
         ]
-        argv += ["--num-seeds", seeds, "--num-tasks", tasks, "--epochs", args.epochs, "--runs-dir", temp]
+        argv += [
+            "--num-seeds",
+            seeds,
+            "--num-tasks",
+            tasks,
+            "--epochs",
+            args.epochs,
+            "--runs-dir",
+            temp,
+        ]
         argv += ["--threads", args.threads, *more]
         start = time.perf_counter()
-        subprocess.run([*map(str, argv)], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
+        subprocess.run(
+            [*map(str, argv)], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ)
+        )
         seconds = time.perf_counter() - start
         metas = [json.loads(file.read_text()) for file in Path(temp).glob("*/meta.json")]
     assert len(metas) == seeds and all(meta["status"] == "finished" for meta in metas)
@@ -92,9 +103,17 @@ def updates(args: Args, activation: str) -> dict[str, float]:
     config = continual_supervised.Args(activation=activation)
     images = torch.randint(17, (1_200, 64), dtype=torch.uint8)
     variants = {}
-    for name, seeds, compiled in (("batch, compiled", args.seeds, True), ("one seed, eager", 1, False)):
+    for name, seeds, compiled in (
+        ("batch, compiled", args.seeds, True),
+        ("one seed, eager", 1, False),
+    ):
         learner = continual_supervised.Learner(
-            dataclasses.replace(config, compile=compiled), (1, 8, 8), 10, 16.0, [*range(seeds)], torch.device("cpu")
+            dataclasses.replace(config, compile=compiled),
+            (1, 8, 8),
+            10,
+            16.0,
+            [*range(seeds)],
+            torch.device("cpu"),
         )
         variants[name] = learner.update, (seeds,)
     if activation in ("relu", "tanh"):
@@ -116,19 +135,36 @@ def updates(args: Args, activation: str) -> dict[str, float]:
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
-    results = {"args": dataclasses.asdict(args), "machine": runlog.machine(), "load_at_start": os.getloadavg()}
+    results = {
+        "args": dataclasses.asdict(args),
+        "machine": runlog.machine(),
+        "load_at_start": os.getloadavg(),
+    }
     for activation in args.activations:
         found = {"updates_ms": updates(args, activation)} if "updates" in args.parts else {}
         if {"commands", "measures"} & {*args.parts}:
             found["batch"] = command(args, activation, args.seeds, args.tasks)
         if "measures" in args.parts:
-            without = command(args, activation, args.seeds, args.tasks, "--metrics-samples", "0", "--ntk-samples", "0")
+            without = command(
+                args,
+                activation,
+                args.seeds,
+                args.tasks,
+                "--metrics-samples",
+                "0",
+                "--ntk-samples",
+                "0",
+            )
             found["batch_without_measures"] = without
             found["share_of_measures"] = 1 - without["seconds"] / found["batch"]["seconds"]
         if "commands" in args.parts:
-            one, two = (command(args, activation, 1, tasks, "--no-compile")["seconds"] for tasks in (1, 2))
+            one, two = (
+                command(args, activation, 1, tasks, "--no-compile")["seconds"] for tasks in (1, 2)
+            )
             found["one_seed_eager_seconds"] = {"first task": one, "first two tasks": two}
-            found["one_after_the_other_seconds"] = args.seeds * (one + (args.tasks - 1) * (two - one))
+            found["one_after_the_other_seconds"] = args.seeds * (
+                one + (args.tasks - 1) * (two - one)
+            )
             found["speed-up"] = found["one_after_the_other_seconds"] / found["batch"]["seconds"]
         results[activation] = found
         print(activation, json.dumps(found, indent=2), flush=True)

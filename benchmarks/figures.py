@@ -22,8 +22,18 @@ import plots.panels
 import plots.study
 import runlog
 
-KEYS = ["eval/episodic_return", "eval/stochastic_return", "overestimation/mean", "overestimation/std"]
-KEYS += ["overestimation/normalised", "charts/episodic_return", "charts/episodic_length", "losses/qf_loss"]
+KEYS = [
+    "eval/episodic_return",
+    "eval/stochastic_return",
+    "overestimation/mean",
+    "overestimation/std",
+]
+KEYS += [
+    "overestimation/normalised",
+    "charts/episodic_return",
+    "charts/episodic_length",
+    "losses/qf_loss",
+]
 KEYS += ["losses/actor_loss", "losses/alpha", "losses/entropy", "losses/q_mean"]
 KEYS += ["network/qf1/fc1/dead_share", "network/qf1/fc1/srank"]
 
@@ -43,9 +53,17 @@ def make(root: Path, args: Args) -> int:
     for env in names:
         for activation in ("relu", "rational", "crational", "tanh", "tanh_hr"):
             for seed in range(1, 11):
-                folder = root / runlog.run_name(env, "sac_continuous", activation, seed, "0123456789")
+                folder = root / runlog.run_name(
+                    env, "sac_continuous", activation, seed, "0123456789"
+                )
                 folder.mkdir()
-                config = {"env_id": env, "activation": activation, "seed": seed, "rational": {}, "utd": 10}
+                config = {
+                    "env_id": env,
+                    "activation": activation,
+                    "seed": seed,
+                    "rational": {},
+                    "utd": 10,
+                }
                 (folder / "config.json").write_text(json.dumps(config))
                 (folder / "meta.json").write_text('{"status": "finished"}')
                 values = rng.random((args.evaluations, len(KEYS)))
@@ -54,24 +72,38 @@ def make(root: Path, args: Args) -> int:
                     for i, row in enumerate(values.tolist())
                     for key, value in zip(KEYS, row)
                 ]
-                size += (folder / "scalars.csv").write_text("step,key,value,wall_time\n" + "".join(lines))
+                size += (folder / "scalars.csv").write_text(
+                    "step,key,value,wall_time\n" + "".join(lines)
+                )
     return size
 
 
 def main(args: Args) -> None:
-    seconds, load = [], Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?"
+    seconds, load = (
+        [],
+        Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?",
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         size = make(root, args)
         for _ in range(args.rounds):
             start = time.perf_counter(), time.process_time()
-            study = plots.study.read_study(root, "sac_continuous", plots.panels.keys_of(plots.cr.IQM))
+            study = plots.study.read_study(
+                root, "sac_continuous", plots.panels.keys_of(plots.cr.IQM)
+            )
             seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        rows = sum(len(run.series("eval/episodic_return")) for runs in study.cells.values() for run in runs)
+        rows = sum(
+            len(run.series("eval/episodic_return")) for runs in study.cells.values() for run in runs
+        )
         start = time.perf_counter()
         plots.cr.cr1(root, root / "figures")
         whole = time.perf_counter() - start
-    result = {"runs": args.runs, "evaluations": args.evaluations, "megabytes": size / 1e6, "rows_read": rows}
+    result = {
+        "runs": args.runs,
+        "evaluations": args.evaluations,
+        "megabytes": size / 1e6,
+        "rows_read": rows,
+    }
     result |= {
         "read_s": statistics.median(s for s, _ in seconds),
         "read_cpu_s": statistics.median(s for _, s in seconds),

@@ -105,7 +105,9 @@ class Job:
 
 def count_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
@@ -120,7 +122,11 @@ def make_jobs(args: Args) -> list[Job]:
     def add(group: str, part: str, limit: float, threads: int = 1, **options) -> None:
         if group not in args.parts:
             return
-        words = [f"{key} {value}" if value is True else str(value) for key, value in options.items() if value]
+        words = [
+            f"{key} {value}" if value is True else str(value)
+            for key, value in options.items()
+            if value
+        ]
         spec = {
             "part": part,
             "options": options,
@@ -166,7 +172,9 @@ def make_jobs(args: Args) -> list[Job]:
 
 def start(job: Job, number: int, root: Path, cores: int) -> None:
     """Starts the process of the number-th job, in a process group of its own."""
-    job.folder = root / f"{number:02d}"  # short: sockets in temporary folders have paths of 107 bytes at most
+    job.folder = (
+        root / f"{number:02d}"
+    )  # short: sockets in temporary folders have paths of 107 bytes at most
     job.folder.mkdir()
     if not job.command:
         spec = job.spec | {"folder": str(job.folder)}
@@ -176,7 +184,9 @@ def start(job: Job, number: int, root: Path, cores: int) -> None:
     environment = os.environ | {
         "OMP_NUM_THREADS": str(job.threads),
         "TMPDIR": str(job.folder),
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(root / "inductor")),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get(
+            "TORCHINDUCTOR_CACHE_DIR", str(root / "inductor")
+        ),
         "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(root / "triton")),
         "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, min(4, cores // 4))),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # jax would take most of the GPU's memory
@@ -398,7 +408,9 @@ def with_ratios(rows: list[dict], jobs: list[dict]) -> list[dict]:
         activation = row.get("activation", "")
         branches = 2 if "hr" in activation else 1
         below = {
-            "over_eager_1_seed": first_value(rows, "seed_updates_per_s", activation=activation, seeds=1, mode="eager"),
+            "over_eager_1_seed": first_value(
+                rows, "seed_updates_per_s", activation=activation, seeds=1, mode="eager"
+            ),
             "over_plain": plain,
             "share_of_floor": first_value(
                 others, "in_graph_per_s", seeds=seeds, branches=branches, precision="float32"
@@ -415,7 +427,10 @@ def kernel_rows(job: dict) -> list[dict]:
     for mode in ("compiled", "eager"):
         counted = job["result"].get(f"kernels_{mode}")
         if counted:
-            rows.append({"job": job["name"], "mode": mode} | {key: counted[key] for key in ("count", "microseconds")})
+            rows.append(
+                {"job": job["name"], "mode": mode}
+                | {key: counted[key] for key in ("count", "microseconds")}
+            )
     return rows
 
 
@@ -450,7 +465,9 @@ def table(report: dict) -> str:
     of_jobs = []
     for job in jobs:
         words = job["error"].splitlines() or [job["result"].get("note", "")]
-        of_jobs.append({column: job[column] for column in columns} | {"first and last words": words[0]})
+        of_jobs.append(
+            {column: job[column] for column in columns} | {"first and last words": words[0]}
+        )
         if len(words) > 1:
             of_jobs[-1]["first and last words"] += f"; {words[-1]}"
     lines += markdown(of_jobs)

@@ -47,7 +47,11 @@ def timed(function):
 
 
 def peak_rss_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "linux" else 1024) / 1024
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (1 if sys.platform == "linux" else 1024)
+        / 1024
+    )
 
 
 def cpu_name() -> str:
@@ -58,10 +62,14 @@ def cpu_name() -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--neurons", type=int, default=512)
     parser.add_argument("--samples", type=int, default=2_048)
-    parser.add_argument("--rounds", type=int, default=1, help="full scipy loops; ours runs five times in each round")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="full scipy loops; ours runs five times in each round"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args()
@@ -86,9 +94,13 @@ def main():
             times["ours"].append(seconds)
         *seconds, reference = timed(scipy_loop)
         times["scipy"].append(seconds)
-    (ours_wall, ours_cpu), (scipy_wall, scipy_cpu) = (map(statistics.median, zip(*t)) for t in times.values())
+    (ours_wall, ours_cpu), (scipy_wall, scipy_cpu) = (
+        map(statistics.median, zip(*t)) for t in times.values()
+    )
     git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     status = [*git, "status", "--porcelain", "metrics.py", "benchmarks/kde.py"]
     dirty = subprocess.run(status, capture_output=True, text=True).stdout.strip()
     result = {

@@ -67,8 +67,17 @@ def main(args: Args) -> None:
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall, cpu = (sorted(each)[args.rounds // 2] for each in zip(*seconds[1:]))
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    row = {**dataclasses.asdict(args), "wall_s": round(wall, 3), "cpu_s": round(cpu, 3), "extra_mb": round(memory)}
-    print(json.dumps(row | {"git": runlog.machine()["git"], "cpu": runlog.machine()["hardware"]["cpu"]}))
+    row = {
+        **dataclasses.asdict(args),
+        "wall_s": round(wall, 3),
+        "cpu_s": round(cpu, 3),
+        "extra_mb": round(memory),
+    }
+    print(
+        json.dumps(
+            row | {"git": runlog.machine()["git"], "cpu": runlog.machine()["hardware"]["cpu"]}
+        )
+    )
 
 
 if __name__ == "__main__":

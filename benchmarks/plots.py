@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import plots
 import runlog
 
-LAYERS = [f"network/{network}/{layer}/" for network in ("actor", "qf1", "qf2") for layer in ("fc1", "fc2")]
+LAYERS = [
+    f"network/{network}/{layer}/" for network in ("actor", "qf1", "qf2") for layer in ("fc1", "fc2")
+]
 
 
 @dataclass

@@ -21,7 +21,9 @@ import dqn_atari
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=50_000)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
@@ -43,7 +45,9 @@ def main() -> None:
         buffer.verify(checksum)
         seconds = time.process_time() - start
         size = buffer.rows.nbytes
-        print(f"resume: {size / seconds / 1e9:.2f} GB/s, {1e6 * seconds / options.rows:.1f} s for 1M rows")
+        print(
+            f"resume: {size / seconds / 1e9:.2f} GB/s, {1e6 * seconds / options.rows:.1f} s for 1M rows"
+        )
 
 
 if __name__ == "__main__":

@@ -110,10 +110,18 @@ def child(args: Args) -> dict:
     sample = sum(seconds["sample"][skip:-1]) / (calls["sample"] - 1 - skip)
     per = {"evaluation": sum(seconds["evaluation"]), "metrics": sum(seconds["metrics"])}
     per |= {"checkpoint": sum(seconds["checkpoint"]), "plots": sum(seconds["plots"])}
-    whole = loop + (per["evaluation"] + per["metrics"]) / 10_000 + (per["checkpoint"] + per["plots"]) / 25_000
+    whole = (
+        loop
+        + (per["evaluation"] + per["metrics"]) / 10_000
+        + (per["checkpoint"] + per["plots"]) / 25_000
+    )
     return {
         "seeds": args.num_seeds[0],
-        "ms_per_step": {"whole": 1e3 * whole, "loop": 1e3 * loop, "updates": 1e3 * (update + sample)},
+        "ms_per_step": {
+            "whole": 1e3 * whole,
+            "loop": 1e3 * loop,
+            "updates": 1e3 * (update + sample),
+        },
         "seconds_each": per,
         "updates_share": (update + sample) / whole,
         "metrics_share": per["metrics"] / 10_000 / whole,
@@ -134,15 +142,34 @@ def main(args: Args) -> None:
     for num_seeds in args.num_seeds:
         cache = tempfile.mkdtemp()
         for start in ("cold", "warm"):
-            flags = ["--utd", str(args.utd), "--activation", args.activation, "--env-id", args.env_id]
-            command = [sys.executable, __file__, "--child", "--num-seeds", str(num_seeds), "--steps", str(args.steps)]
+            flags = [
+                "--utd",
+                str(args.utd),
+                "--activation",
+                args.activation,
+                "--env-id",
+                args.env_id,
+            ]
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                "--num-seeds",
+                str(num_seeds),
+                "--steps",
+                str(args.steps),
+            ]
             environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-            output = subprocess.run([*command, *flags], check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            output = subprocess.run(
+                [*command, *flags], check=True, stdout=subprocess.PIPE, text=True, env=environment
+            )
             results.append({"start": start} | json.loads(output.stdout.splitlines()[-1]))
             print(json.dumps(results[-1]), flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(runlog.machine() | {"argv": sys.argv, "results": results}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps(runlog.machine() | {"argv": sys.argv, "results": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

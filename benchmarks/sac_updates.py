@@ -66,7 +66,9 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
         linear(networks, inputs, outputs, args.batch_size, passes, weight_grads, backward)
 
     network(num_seeds, OBS_DIM, ACTION_DIM, 2, 1, 0)
-    linear(num_seeds, args.widths[-1], ACTION_DIM, args.batch_size, 2, 1, 1)  # the second head, log_std
+    linear(
+        num_seeds, args.widths[-1], ACTION_DIM, args.batch_size, 2, 1, 1
+    )  # the second head, log_std
     network(2 * num_seeds, OBS_DIM + ACTION_DIM, 1, 3, 1, 1)
 
     def fastest(a, b):
@@ -133,7 +135,13 @@ def stable_baselines(device: torch.device):
         def step(self, action):
             return self.observation_space.sample(), 0.1, False, False, {}
 
-    model = SAC("MlpPolicy", Spaces(), policy_kwargs={"net_arch": [256, 256]}, device=device, learning_starts=10_000)
+    model = SAC(
+        "MlpPolicy",
+        Spaces(),
+        policy_kwargs={"net_arch": [256, 256]},
+        device=device,
+        learning_starts=10_000,
+    )
     model.learn(5_000)
     return lambda: model.train(1, 256)
 
@@ -171,7 +179,12 @@ def measure(args: Args) -> dict:
     for (name, mode), times in seconds.items():
         own_floor = np.array(seconds["floor", f"{name.count('hr') + 1} branch"])
         seeds = 1 if name == "SB3" else num_seeds
-        row = {"seeds": num_seeds, "variant": name, "mode": mode, "ms_per_update": 1e3 * np.median(times)}
+        row = {
+            "seeds": num_seeds,
+            "variant": name,
+            "mode": mode,
+            "ms_per_update": 1e3 * np.median(times),
+        }
         row |= {
             "seed_updates_per_s": seeds / np.median(times),
             "spread_ms": 1e3 * np.subtract(*np.quantile(times, [0.75, 0.25])),
@@ -182,7 +195,9 @@ def measure(args: Args) -> dict:
         if args.sb3:
             row["speed_over_sb3"] = np.median(np.array(seconds["SB3", "eager"]) / times) * seeds
         row["first_call_s"] = first_call.get((name, mode), float("nan"))
-        rows.append({key: round(float(v), 4) if isinstance(v, float) else v for key, v in row.items()})
+        rows.append(
+            {key: round(float(v), 4) if isinstance(v, float) else v for key, v in row.items()}
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"rows": rows, "peak_rss_mb": round(peak, 1), "threads": torch.get_num_threads()}
 
@@ -193,18 +208,45 @@ def main(args: Args) -> None:
         return
     results = []
     for num_seeds in args.seeds:
-        flags = ["--seeds", str(num_seeds), "--activations", *args.activations, "--rounds", str(args.rounds)]
-        flags += ["--seconds", str(args.seconds), "--threads", str(args.threads), "--device", args.device, "--child"]
+        flags = [
+            "--seeds",
+            str(num_seeds),
+            "--activations",
+            *args.activations,
+            "--rounds",
+            str(args.rounds),
+        ]
+        flags += [
+            "--seconds",
+            str(args.seconds),
+            "--threads",
+            str(args.threads),
+            "--device",
+            args.device,
+            "--child",
+        ]
         flags += ["--eager" if args.eager else "--no-eager", "--sb3" if args.sb3 else "--no-sb3"]
         command = [sys.executable, __file__, *flags]
-        results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+        results.append(
+            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        )
     rows = [row for result in results for row in result["rows"]]
     machine = runlog.machine()
-    machine |= {"argv": sys.argv, "threads": results[0]["threads"], "peak_rss_mb": [r["peak_rss_mb"] for r in results]}
-    print(f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python {platform.python_version()}")
+    machine |= {
+        "argv": sys.argv,
+        "threads": results[0]["threads"],
+        "peak_rss_mb": [r["peak_rss_mb"] for r in results],
+    }
+    print(
+        f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python {platform.python_version()}"
+    )
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+        print(
+            "| "
+            + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
+            + " |"
+        )
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "speed.json").write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")

@@ -38,10 +38,14 @@ class Args:
 def evaluate(model, env, args: Args, index: int) -> float:
     returns = []
     for episode in range(args.num_eval_episodes):
-        obs, _ = env.reset(options={"number": [2 * index * args.num_eval_episodes + episode]})  # those of our own runs
+        obs, _ = env.reset(
+            options={"number": [2 * index * args.num_eval_episodes + episode]}
+        )  # those of our own runs
         total, done = 0.0, False
         while not done:
-            obs, reward, terminated, truncated, _ = env.step(model.predict(obs, deterministic=True)[0])
+            obs, reward, terminated, truncated, _ = env.step(
+                model.predict(obs, deterministic=True)[0]
+            )
             total, done = total + float(reward), terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
@@ -70,7 +74,15 @@ def main(args: Args) -> None:
         for index in range(1, args.total_timesteps // args.eval_frequency + 1):
             model.learn(args.eval_frequency, reset_num_timesteps=index == 1)
             value = evaluate(model, env, args, index)
-            row = ("sb3", args.env_id, "SB3 relu", seed, "eval/episodic_return", index * args.eval_frequency, value)
+            row = (
+                "sb3",
+                args.env_id,
+                "SB3 relu",
+                seed,
+                "eval/episodic_return",
+                index * args.eval_frequency,
+                value,
+            )
             rows.append(row)
             print(*row[3:], f"{time.monotonic() - start:.0f} s", flush=True)
             with open(args.out, "w", newline="") as file:

@@ -18,7 +18,9 @@ CRITICS = r"network/qf\d"
 LAYERS = rf"{CRITICS}/fc\d+/(branch\d+_)?"
 
 IQM = Panel("IQM, normalised", "return / 1,000 or success", RETURN, score="suite")
-SUCCESS = Panel("success, Meta-World", "share (any step)", "eval/success", suite=suites.METAWORLD.prefix)
+SUCCESS = Panel(
+    "success, Meta-World", "share (any step)", "eval/success", suite=suites.METAWORLD.prefix
+)
 BIAS = Panel(
     "overestimation",
     "(Q - G) / max(|G|, 10)",

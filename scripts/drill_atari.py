@@ -42,11 +42,22 @@ class Args:
     scripts: tuple[str, ...] = tuple(SCRIPTS)
 
 
-def start(script: str, folder: Path, flags: str = COMMON, own: dict[str, str] = SCRIPTS) -> subprocess.Popen:
+def start(
+    script: str, folder: Path, flags: str = COMMON, own: dict[str, str] = SCRIPTS
+) -> subprocess.Popen:
     """The script with the common flags and its own."""
-    command = [sys.executable, f"{script}.py", *flags.split(), *own[script].split(), "--runs-dir", str(folder)]
+    command = [
+        sys.executable,
+        f"{script}.py",
+        *flags.split(),
+        *own[script].split(),
+        "--runs-dir",
+        str(folder),
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def rows(folder: Path) -> list[list[str]]:
@@ -63,7 +74,9 @@ def finish(process: subprocess.Popen) -> None:
         sys.exit(f"FAILED: {errors[-800:]}")
 
 
-def kill_often(script: str, folder: Path, seconds: float, args: Args, moments: random.Random) -> int:
+def kill_often(
+    script: str, folder: Path, seconds: float, args: Args, moments: random.Random
+) -> int:
     """Starts and kills; the number of kills that came before the run ended."""
     for kill in range(
         args.kills
@@ -78,7 +91,10 @@ def kill_often(script: str, folder: Path, seconds: float, args: Args, moments: r
             finish(process)
             return kill
         last = rows(folder)[-1:] or [["none"]]
-        print(f"  kill {kill + 1} after {pause:.1f} s, last row on disk: step {last[0][0]}", flush=True)
+        print(
+            f"  kill {kill + 1} after {pause:.1f} s, last row on disk: step {last[0][0]}",
+            flush=True,
+        )
     finish(start(script, folder))
     return args.kills
 
@@ -87,7 +103,9 @@ def compare(whole: Path, killed: Path) -> list[str]:
     """What differs."""
 
     def regular(folder):
-        return [row for row in rows(folder) if row[1].startswith(("losses/", "network/", "charts/"))]
+        return [
+            row for row in rows(folder) if row[1].startswith(("losses/", "network/", "charts/"))
+        ]
 
     def schedules(folder):
         return [row for row in rows(folder) if row[1] in ("charts/epsilon", "charts/learning_rate")]
@@ -112,7 +130,9 @@ def compare(whole: Path, killed: Path) -> list[str]:
         "status": json.loads(meta.read_text())["status"] == "finished",
         "replay deleted at the end": not list(killed.glob("*/replay.dat")),
     }
-    print(f"  {len(places(whole))} rows, {len(schedules(whole))} of schedules; step, updates: {last(killed)}")
+    print(
+        f"  {len(places(whole))} rows, {len(schedules(whole))} of schedules; step, updates: {last(killed)}"
+    )
     return [name for name, agrees in checks.items() if not agrees]
 
 
@@ -120,7 +140,9 @@ def main(args: Args) -> None:
     problems, moments = [], random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         for script in args.scripts:
-            whole, killed = (Path(folder) / f"{script}-{name}" for name in ("undisturbed", "killed"))
+            whole, killed = (
+                Path(folder) / f"{script}-{name}" for name in ("undisturbed", "killed")
+            )
             begin = time.monotonic()
             finish(start(script, whole))
             seconds = time.monotonic() - begin

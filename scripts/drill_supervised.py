@@ -37,7 +37,10 @@ class Args:
 def rows(folder: Path) -> dict[str, list[str]]:
     """run folder -> lines of scalars.csv without the wall time."""
     files = sorted(folder.glob("*/scalars.csv"))
-    return {file.parent.name: [line.rpartition(",")[0] for line in file.read_text().splitlines()] for file in files}
+    return {
+        file.parent.name: [line.rpartition(",")[0] for line in file.read_text().splitlines()]
+        for file in files
+    }
 
 
 def main(args: Args) -> None:
@@ -63,10 +66,15 @@ def main(args: Args) -> None:
                     break
                 kills, pause = kills + 1, 1.05 * pause
                 lines = sum(map(len, rows(killed).values()))
-                print(f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on disk", flush=True)
+                print(
+                    f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on disk",
+                    flush=True,
+                )
             else:
                 finish(start(script, killed, COMMON, SCRIPTS))
-            sessions = [json.loads(file.read_text())["sessions"] for file in killed.glob("*/meta.json")]
+            sessions = [
+                json.loads(file.read_text())["sessions"] for file in killed.glob("*/meta.json")
+            ]
             if not any(session.get("from_step", 0) > 0 for each in sessions for session in each):
                 problems.append(f"{script}: no session went on from a checkpoint")
             if rows(whole) != rows(killed):

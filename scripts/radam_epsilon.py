@@ -58,7 +58,9 @@ def rms(x: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--updates", type=int, default=64)
     parser.add_argument("--weights", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -66,7 +68,9 @@ def main() -> None:
     generator = torch.Generator().manual_seed(options.seed)
     unit = torch.randn(options.updates, options.weights, generator=generator, dtype=torch.float64)
     ratio = 1 / math.sqrt(1 - BETA2**options.updates)
-    print(f"after {options.updates} updates torch's epsilon counts {ratio:.2f} times as much as optax's")
+    print(
+        f"after {options.updates} updates torch's epsilon counts {ratio:.2f} times as much as optax's"
+    )
     print("| gradients | distance / movement | torch's formula from torch.optim.RAdam |")
     print("|---|---|---|")
     for scale in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7):

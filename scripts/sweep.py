@@ -47,16 +47,28 @@ class Args:
     )
     runs_dir: str | None = None  # --runs-dir of every command that has none of its own; None = runs
     dry_run: bool = False  # print the commands that are left, and stop
-    limit: int | None = None  # start at most so many processes this time; 0 = only tell how the sweep stands
+    limit: int | None = (
+        None  # start at most so many processes this time; 0 = only tell how the sweep stands
+    )
     only_failed: bool = False  # start only what failed the last time
-    retries: int = 1  # further attempts of a process that crashes (they resume); a user error gets none
-    seeds_per_process: int = 0  # most seeds of a cell in one process, for scripts that train them together; 0 = all
-    patience: float = sweep_task.PATIENCE  # seconds that processes get to save a checkpoint when the sweep is stopped
+    retries: int = (
+        1  # further attempts of a process that crashes (they resume); a user error gets none
+    )
+    seeds_per_process: int = (
+        0  # most seeds of a cell in one process, for scripts that train them together; 0 = all
+    )
+    patience: float = (
+        sweep_task.PATIENCE
+    )  # seconds that processes get to save a checkpoint when the sweep is stopped
     threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
     slots: int | None = None  # processes at a time; None = one per GPU or, without any, per core
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
-    gpus: str | None = None  # which GPUs, such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all there are
-    ray: tuple[str, ...] | None = None  # run on Ray: the cluster of this ADDRESS, or without one a local one
+    gpus: str | None = (
+        None  # which GPUs, such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all there are
+    )
+    ray: tuple[str, ...] | None = (
+        None  # run on Ray: the cluster of this ADDRESS, or without one a local one
+    )
     slurm: str | None = None  # write this sbatch file, to be submitted by hand, and stop
 
 
@@ -95,10 +107,14 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             pid = os.read(lock, 32).decode(errors="replace").strip()
             told = f"{folder} is being run by process {pid}"
-            raise runlog.UserError(f"{told}; wait until it ends, stop it, or use another --name") from None
+            raise runlog.UserError(
+                f"{told}; wait until it ends, stop it, or use another --name"
+            ) from None
         except OSError as error:
             remedy = "choose a --runs-dir on a disk that has file locks"
-            raise runlog.UserError(f"cannot lock {folder} ({error.strerror or error}); {remedy}") from None
+            raise runlog.UserError(
+                f"cannot lock {folder} ({error.strerror or error}); {remedy}"
+            ) from None
         with contextlib.suppress(OSError):  # only for the message above
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -119,7 +135,9 @@ def find_gpus(gpus: str | None) -> list[str]:
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [str(i) for i in range(len(re.findall(r"^GPU \d+:", listed, re.MULTILINE)))]
@@ -131,7 +149,9 @@ def find_places(args: Args) -> tuple[list[dict[str, str]], int]:
     gpus = find_gpus(args.gpus)
     if args.slots_per_gpu and not gpus:
         raise runlog.UserError(f"--slots-per-gpu {args.slots_per_gpu}: no GPU here; use --slots")
-    number = args.slots or (len(gpus) * (args.slots_per_gpu or 1) if gpus else max(1, cores // (args.threads or 1)))
+    number = args.slots or (
+        len(gpus) * (args.slots_per_gpu or 1) if gpus else max(1, cores // (args.threads or 1))
+    )
     if args.slots_per_gpu:
         number = min(number, len(gpus) * args.slots_per_gpu)
     hidden = [{"CUDA_VISIBLE_DEVICES": ""}] if args.gpus is not None else [{}]
@@ -142,7 +162,13 @@ def find_places(args: Args) -> tuple[list[dict[str, str]], int]:
 class LocalSlots:
     """Child processes, one for each place; they die with this process (sweep_task.before_start)."""
 
-    def __init__(self, sweep: Path, places: list[dict[str, str]], patience: float, request: sweep_task.StopRequest):
+    def __init__(
+        self,
+        sweep: Path,
+        places: list[dict[str, str]],
+        patience: float,
+        request: sweep_task.StopRequest,
+    ):
         self.sweep, self.free, self.children = sweep, list(places), {}
         self.patience = patience
         self.request = request
@@ -161,7 +187,9 @@ class LocalSlots:
         end, ended = time.monotonic() + seconds, []
         while not ended and time.monotonic() < end and not self.request.number:
             time.sleep(0.05)
-            ended = [name for name, (child, _, _) in self.children.items() if child.poll() is not None]
+            ended = [
+                name for name, (child, _, _) in self.children.items() if child.poll() is not None
+            ]
         codes = []
         for name in ended:
             child, process, place = self.children.pop(name)
@@ -191,7 +219,9 @@ class RayTasks:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         host, _, port = address.rpartition(":")
         own_machine = address == "local" or host in ("127.0.0.1", "localhost")
-        if own_machine:  # read when Ray is imported; says "no cluster", upon which it listens on loopback only
+        if (
+            own_machine
+        ):  # read when Ray is imported; says "no cluster", upon which it listens on loopback only
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
         try:
@@ -201,23 +231,42 @@ class RayTasks:
             raise runlog.UserError(told) from None
         self.ray, self.sweep, self.tasks = ray, sweep.resolve(), {}
         self.began, self.looked, self.under_way = time.time(), 0.0, []
-        with runlog.errors_are_user_errors(f"--ray {address}: Ray does not start", "check the address"):
+        with runlog.errors_are_user_errors(
+            f"--ray {address}: Ray does not start", "check the address"
+        ):
             if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
             local = {"include_dashboard": False} if address == "local" else {}
             ray.init(address, logging_level="error", log_to_driver=False, **local)
         ray.cloudpickle.register_pickle_by_value(sweep_task)  # workers elsewhere need not find it
         resources = ray.cluster_resources()
-        for flag, amount, kind in (("--slots-per-gpu", slots_per_gpu, "GPU"), ("--threads", threads, "CPU")):
-            most = max((node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
+        for flag, amount, kind in (
+            ("--slots-per-gpu", slots_per_gpu, "GPU"),
+            ("--threads", threads, "CPU"),
+        ):
+            most = max(
+                (node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0
+            )
             if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait for ever
                 ray.shutdown()
-                told = "the cluster has no GPU; leave it out" if kind == "GPU" else f"no machine has more than {most:g}"
+                told = (
+                    "the cluster has no GPU; leave it out"
+                    if kind == "GPU"
+                    else f"no machine has more than {most:g}"
+                )
                 raise runlog.UserError(f"{flag} {amount}: {told}")
         per_gpu = slots_per_gpu or ("GPU" in resources and 1)
-        options = {"num_cpus": threads, "num_gpus": 1 / per_gpu if per_gpu else 0, "max_retries": LOST_NODES}
+        options = {
+            "num_cpus": threads,
+            "num_gpus": 1 / per_gpu if per_gpu else 0,
+            "max_retries": LOST_NODES,
+        }
         self.task = ray.remote(**options)(sweep_task.run_on_ray)
-        prefixes = ("MUJOCO_", "WANDB_", "TORCH")  # workers have the environment of their node, not ours
+        prefixes = (
+            "MUJOCO_",
+            "WANDB_",
+            "TORCH",
+        )  # workers have the environment of their node, not ours
         self.env = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
 
     def full(self) -> bool:
@@ -238,10 +287,18 @@ class RayTasks:
             process = self.tasks.pop(task)
             try:
                 codes.append((process, self.ray.get(task)))
-            except self.ray.exceptions.RayError as error:  # lost more than LOST_NODES times, or an error of ours
+            except (
+                self.ray.exceptions.RayError
+            ) as error:  # lost more than LOST_NODES times, or an error of ours
                 error = getattr(error, "cause", None) or error  # what the task itself raised
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                state = {"status": "failed", "code": -1, "seconds": 0.0, "start": self.began, "reason": reason}
+                state = {
+                    "status": "failed",
+                    "code": -1,
+                    "seconds": 0.0,
+                    "start": self.began,
+                    "reason": reason,
+                }
                 sweep_task.write_state(self.sweep, process, **state)
                 codes.append((process, -1))
         return codes
@@ -252,14 +309,20 @@ class RayTasks:
             self.looked = time.monotonic()
             states = [(p["id"], sweep_task.read_state(self.sweep, p)) for p in self.tasks.values()]
             since = self.began - 60  # clocks differ
-            here = [(name, s["start"]) for name, s in states if s.get("status") == "running" and s["start"] > since]
+            here = [
+                (name, s["start"])
+                for name, s in states
+                if s.get("status") == "running" and s["start"] > since
+            ]
             self.under_way = here
         return self.under_way
 
     def stop(self) -> int:
         """The tasks stop their processes themselves (sweep_task.run_on_ray), on whatever machine they are."""
         pending = list(self.tasks)
-        with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError):  # the cluster itself may be gone
+        with contextlib.suppress(
+            self.ray.exceptions.RayError, ConnectionError
+        ):  # the cluster itself may be gone
             for task in pending:
                 self.ray.cancel(task, force=False)
             end = time.monotonic() + self.patience + 5  # for the way there and back
@@ -278,12 +341,16 @@ def sbatch_quoted(text: str) -> str:
     return '"' + text.replace("%", "%%").replace('"', '\\"') + '"'
 
 
-def write_slurm(file: Path, sweep: Path, todo: Sequence[dict], args: Args, threads: int) -> list[Path]:
+def write_slurm(
+    file: Path, sweep: Path, todo: Sequence[dict], args: Args, threads: int
+) -> list[Path]:
     """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them. Raises UserError: a folder
     whose name sbatch cannot have, or a FILE that is something else and would be lost."""
     folder = str(sweep.resolve())
     if "\\" in folder:  # with one anywhere in it sbatch replaces neither %A nor %a
-        raise runlog.UserError(f"--slurm {file}: {folder} has a backslash, which sbatch cannot use; use another folder")
+        raise runlog.UserError(
+            f"--slurm {file}: {folder} has a backslash, which sbatch cannot use; use another folder"
+        )
     for text in (folder, sys.executable, str(ROOT)):
         refuse_control_characters("--slurm", text)
     cap = f"%{args.slots}" if args.slots else ""
@@ -313,8 +380,12 @@ def write_slurm(file: Path, sweep: Path, todo: Sequence[dict], args: Args, threa
         lines += [")", f'exec {shlex.join(task)} "${{ids[$SLURM_ARRAY_TASK_ID]}}" {seconds}']
         with runlog.writing(path):
             if path.exists() and b"#SBATCH" not in path.read_bytes()[:1000]:
-                raise runlog.UserError(f"--slurm {path}: is there, and is no sbatch file; name another")
-            path.write_bytes(os.fsencode("\n".join(lines) + "\n"))  # paths byte for byte, whatever the locale
+                raise runlog.UserError(
+                    f"--slurm {path}: is there, and is no sbatch file; name another"
+                )
+            path.write_bytes(
+                os.fsencode("\n".join(lines) + "\n")
+            )  # paths byte for byte, whatever the locale
         written.append(path)
     return written
 
@@ -350,7 +421,10 @@ class Board:
         if not self.seconds:
             return ""
         median, running = statistics.median(self.seconds), self.engine.running()
-        rest = sum(max(0.0, median - (time.time() - began)) for _, began in running) + median * self.left
+        rest = (
+            sum(max(0.0, median - (time.time() - began)) for _, began in running)
+            + median * self.left
+        )
         return span(rest / (self.slots or max(1, len(running))))
 
     def event(self, text: str) -> None:
@@ -368,7 +442,11 @@ class Board:
         """Not more often than once a second."""
         if not self.live or time.monotonic() < self.drawn + 1:
             return
-        self.drawn, size, running = time.monotonic(), shutil.get_terminal_size(), self.engine.running()
+        self.drawn, size, running = (
+            time.monotonic(),
+            shutil.get_terminal_size(),
+            self.engine.running(),
+        )
         numbers = (len(running), self.done, self.failed, self.left)
         lines = ["  running     done   failed     left   time to go"]
         lines.append("".join(f"{number:>9}" for number in numbers) + f"{self.time_to_go():>13}")
@@ -376,19 +454,25 @@ class Board:
             (last,) = sweep_task.log_tail(self.sweep, self.processes[name], 1) or [""]
             lines.append(f"  {name}  {span(time.time() - began)}  {last}")
         self.clear()
-        plain = ["".join(c if c.isprintable() else " " for c in line) for line in lines]  # logs may move the cursor
+        plain = [
+            "".join(c if c.isprintable() else " " for c in line) for line in lines
+        ]  # logs may move the cursor
         say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
 
 
-def drive(todo: Sequence[dict], engine, board: Board, retries: int, request: sweep_task.StopRequest) -> None:
+def drive(
+    todo: Sequence[dict], engine, board: Board, retries: int, request: sweep_task.StopRequest
+) -> None:
     """Starts the processes as places get free, until all have ended or failed, or a signal asks to stop."""
     queue, attempts, waiting = list(todo), Counter(), set()
     while (queue or engine.busy()) and not request.number:
         for process in list(queue):
             if engine.full() or request.number:
                 break
-            if told := sweep_task.holder(process):  # an orphan of another machine, or somebody's own run
+            if told := sweep_task.holder(
+                process
+            ):  # an orphan of another machine, or somebody's own run
                 if process["id"] not in waiting:
                     board.event(f"waiting: {told}")
                 waiting.add(process["id"])
@@ -402,12 +486,17 @@ def drive(todo: Sequence[dict], engine, board: Board, retries: int, request: swe
                 if isinstance(engine, LocalSlots):
                     board.event(f"started {process['id']}")
         for process, code in engine.wait(1.0):
-            name, seconds = process["id"], sweep_task.read_state(board.sweep, process).get("seconds", 0.0)
+            name, seconds = (
+                process["id"],
+                sweep_task.read_state(board.sweep, process).get("seconds", 0.0),
+            )
             if code == 0:
                 board.done += 1
                 board.seconds.append(seconds)
                 board.event(f"finished {name} in {span(seconds)}")
-            elif sweep_task.holder(process) or (code != 2 and attempts[name] < retries):  # 2: another try is no remedy
+            elif sweep_task.holder(process) or (
+                code != 2 and attempts[name] < retries
+            ):  # 2: another try is no remedy
                 attempts[name] += not sweep_task.holder(process)
                 queue.append(process)
                 board.left = len(queue)
@@ -426,7 +515,9 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
     """Prints what failed with the ends of the logs, and how the sweep stands. Returns the number of failures."""
     left = [process for process in processes if not sweep_task.has_ended(process)]
     failed = {
-        process["id"]: process for process in left if sweep_task.read_state(sweep, process).get("status") == "failed"
+        process["id"]: process
+        for process in left
+        if sweep_task.read_state(sweep, process).get("status") == "failed"
     }
     for name, process in failed.items():
         state = sweep_task.read_state(sweep, process)
@@ -435,8 +526,12 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
         told += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
         say(*told, file=sys.stderr)
     folders = [Path(process["cwd"], run) for process in processes for run in process["runs"]]
-    diverged = sum(sweep_task.read_json(folder / "meta.json").get("status") == "diverged" for folder in folders)
-    told = f"{len(processes) - len(left)} of {len(processes)} processes done, {len(failed)} failed, "
+    diverged = sum(
+        sweep_task.read_json(folder / "meta.json").get("status") == "diverged" for folder in folders
+    )
+    told = (
+        f"{len(processes) - len(left)} of {len(processes)} processes done, {len(failed)} failed, "
+    )
     told += f"{len(left) - len(failed)} left; {len(folders)} runs{f', {diverged} diverged' if diverged else ''}"
     say(f"{sweep}: {told}")
     return len(failed)
@@ -451,33 +546,51 @@ def validate(args: Args) -> Args:
     for flag in given:
         if getattr(args, flag) > MAX_SLOTS:
             told = f"--{flag.replace('_', '-')} {getattr(args, flag)}"
-            raise runlog.UserError(f"{told}: more than {MAX_SLOTS:,} processes at a time; give fewer")
+            raise runlog.UserError(
+                f"{told}: more than {MAX_SLOTS:,} processes at a time; give fewer"
+            )
     if args.ray is not None:
         grids = tuple(word for word in args.ray if word == "-" or re.search(r"\.py(\s|$)", word))
         addresses = tuple(word for word in args.ray if word not in grids)
         args = dataclasses.replace(args, ray=addresses, grids=(*args.grids, *grids))
         if len(addresses) > 1:
-            raise runlog.UserError(f"--ray {' '.join(addresses)}: give one address, or none for a cluster of its own")
+            raise runlog.UserError(
+                f"--ray {' '.join(addresses)}: give one address, or none for a cluster of its own"
+            )
         for flag in ("slurm", "slots", "gpus"):
             if getattr(args, flag) is not None:
-                remedy = "Ray counts CPUs and GPUs itself" if flag != "slurm" else "use one of the two"
-                raise runlog.UserError(f"--{flag} {getattr(args, flag)}: does not go with --ray; {remedy}")
+                remedy = (
+                    "Ray counts CPUs and GPUs itself" if flag != "slurm" else "use one of the two"
+                )
+                raise runlog.UserError(
+                    f"--{flag} {getattr(args, flag)}: does not go with --ray; {remedy}"
+                )
     if args.slurm is not None and (args.slots_per_gpu or 1) > 1:
-        raise runlog.UserError(f"--slots-per-gpu {args.slots_per_gpu}: with --slurm give 1, for a whole GPU each")
+        raise runlog.UserError(
+            f"--slots-per-gpu {args.slots_per_gpu}: with --slurm give 1, for a whole GPU each"
+        )
     if not args.grids:
-        raise runlog.UserError("give a grid, such as 'sac_continuous.py --activation {relu,crational} --seed {1..10}'")
+        raise runlog.UserError(
+            "give a grid, such as 'sac_continuous.py --activation {relu,crational} --seed {1..10}'"
+        )
     for flag in ("name", "runs_dir", "slurm"):
         value = getattr(args, flag)
         if value is not None:
             refuse_control_characters(f"--{flag.replace('_', '-')}", value)
             if not value:
-                raise runlog.UserError(f"--{flag.replace('_', '-')} '': is empty; name one, or leave the flag out")
+                raise runlog.UserError(
+                    f"--{flag.replace('_', '-')} '': is empty; name one, or leave the flag out"
+                )
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9=_-][A-Za-z0-9.=_-]*", args.name):
-        raise runlog.UserError(f"--name {args.name}: is a folder's name; use letters, digits and . = _ -")
+        raise runlog.UserError(
+            f"--name {args.name}: is a folder's name; use letters, digits and . = _ -"
+        )
     return args
 
 
-def run_all(todo: Sequence[dict], processes: Sequence[dict], sweep: Path, places, threads: int, args: Args) -> int:
+def run_all(
+    todo: Sequence[dict], processes: Sequence[dict], sweep: Path, places, threads: int, args: Args
+) -> int:
     """Runs what is left, and returns the exit code. A first SIGINT, SIGTERM or SIGHUP lets the processes save and end,
     a second one kills them."""
     request = sweep_task.StopRequest()
@@ -494,12 +607,18 @@ def run_all(todo: Sequence[dict], processes: Sequence[dict], sweep: Path, places
         drive(todo, engine, board, args.retries, request)
         if request.number:
             hurry = f"at most {span(args.patience)}; a second signal ends them at once"
-            say(f"\nstopping: the processes under way save a checkpoint first ({hurry})", file=sys.stderr)
+            say(
+                f"\nstopping: the processes under way save a checkpoint first ({hurry})",
+                file=sys.stderr,
+            )
     finally:
         killed = engine.stop()
     if request.number:
         if killed:
-            say(f"{killed} had to be killed, and will go on from the checkpoint before", file=sys.stderr)
+            say(
+                f"{killed} had to be killed, and will go on from the checkpoint before",
+                file=sys.stderr,
+            )
         say("stopped; the same command goes on from here", file=sys.stderr)
         return request.exit_code()
     failed = report(sweep, processes)
@@ -518,7 +637,11 @@ def main(args: Args) -> int:
     sweep = Path(args.runs_dir or "runs") / "sweeps" / (args.name or f"sweep-{digest[:8]}")
     todo = [process for process in processes if not sweep_task.has_ended(process)]
     if args.only_failed:
-        todo = [process for process in todo if sweep_task.read_state(sweep, process).get("status") == "failed"]
+        todo = [
+            process
+            for process in todo
+            if sweep_task.read_state(sweep, process).get("status") == "failed"
+        ]
     todo = todo[: args.limit]
     if args.dry_run:
         if todo:
@@ -544,7 +667,9 @@ def main(args: Args) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # an activation's or a folder's name may have characters that the terminal lacks
+        if (
+            stream is not None
+        ):  # an activation's or a folder's name may have characters that the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         with runlog.exit_on_user_error():

@@ -22,7 +22,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ENDED = ("finished", "diverged")  # as runlog has it
-PATIENCE = 60.0  # seconds that a training gets to finish its step or evaluation and to save a checkpoint
+PATIENCE = (
+    60.0  # seconds that a training gets to finish its step or evaluation and to save a checkpoint
+)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Exit codes of a training that was asked to stop: 128 + signal behind a checkpoint, -signal before it could listen.
 STOP_CODES = (*(128 + number for number in STOP_SIGNALS), *(-number for number in STOP_SIGNALS))
@@ -53,7 +55,9 @@ class StopRequest:
     def note(self, number: int, frame) -> None:
         """A signal handler: the loops look at `number` themselves, so that a signal breaks nothing in the middle."""
         now = time.monotonic()
-        if self.count and now < self._last + 1:  # Slurm, `timeout` and a closed terminal signal us and our parent, who
+        if (
+            self.count and now < self._last + 1
+        ):  # Slurm, `timeout` and a closed terminal signal us and our parent, who
             return  # passes it on: that is one request
         self._last = now
         self.number = self.number or number
@@ -88,7 +92,11 @@ def is_process(line) -> bool:
             return False
     for key in ("argv", "runs"):
         words = line.get(key)
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        if (
+            not isinstance(words, list)
+            or not words
+            or not all(isinstance(word, str) for word in words)
+        ):
             return False
     env = line.get("env")
     return isinstance(env, dict) and all(isinstance(value, str) for value in env.values())
@@ -100,7 +108,9 @@ def read_manifest(sweep: Path) -> dict[str, dict]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise SweepError(f"cannot read {path}: {error.strerror}; write the Slurm file again") from None
+        raise SweepError(
+            f"cannot read {path}: {error.strerror}; write the Slurm file again"
+        ) from None
     processes = {}
     for text in lines:
         try:
@@ -139,7 +149,9 @@ def read_state(sweep: Path, process: dict) -> dict:
     needed = ["start"] if state.get("status") == "running" else ["code", "seconds", "start"]
     for key in needed:
         value = state.get(key)
-        if not isinstance(value, int | float) or not abs(value) < 1e12:  # not finite, or no time of this world
+        if (
+            not isinstance(value, int | float) or not abs(value) < 1e12
+        ):  # not finite, or no time of this world
             return {}
     return state if state.get("status") in ("running", "ended", "stopped", "failed") else {}
 
@@ -214,7 +226,9 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
                 preexec_fn=before_start(),
             )
         except OSError as error:
-            told = f"cannot start {process['python']} in {process['cwd']}: {error.strerror or error}"
+            told = (
+                f"cannot start {process['python']} in {process['cwd']}: {error.strerror or error}"
+            )
             raise SweepError(f"{told}; start the same command again where both are") from error
     child.began = time.time()
     return child
@@ -230,11 +244,21 @@ def close(sweep: Path, process: dict, child: subprocess.Popen, killed: bool = Fa
     elif code in STOP_CODES or killed:
         status = "stopped"
     seconds = time.time() - child.began
-    write_state(sweep, process, status=status, code=code, seconds=seconds, start=child.began, host=socket.gethostname())
+    write_state(
+        sweep,
+        process,
+        status=status,
+        code=code,
+        seconds=seconds,
+        start=child.began,
+        host=socket.gethostname(),
+    )
     return code
 
 
-def stop(children: Sequence[subprocess.Popen], patience: float, request: StopRequest) -> list[subprocess.Popen]:
+def stop(
+    children: Sequence[subprocess.Popen], patience: float, request: StopRequest
+) -> list[subprocess.Popen]:
     """Ends children: SIGTERM lets a training save a checkpoint and end by itself. Those that have not after `patience`
     seconds, or when a second signal asks us to hurry, are killed, and returned."""
     under_way = [child for child in children if child.poll() is None]
@@ -251,7 +275,9 @@ def stop(children: Sequence[subprocess.Popen], patience: float, request: StopReq
     return under_way
 
 
-def run(sweep: Path, process: dict, env: dict[str, str], patience: float, request: StopRequest) -> int:
+def run(
+    sweep: Path, process: dict, env: dict[str, str], patience: float, request: StopRequest
+) -> int:
     """Runs the process to its end, unless its runs have ended, and returns `close`'s code. While another process has
     one of its runs (one that was cut off with its machine, say), waits. Asked to stop, gives the training `patience`
     seconds to save."""
@@ -311,13 +337,22 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if request.number and code:
-        print(f"stopped: {name}; it goes on when it is requeued or submitted again", file=sys.stderr)
+        print(
+            f"stopped: {name}; it goes on when it is requeued or submitted again", file=sys.stderr
+        )
         return request.exit_code()
     if code:
-        print(f"failed with exit code {code}: {name}", *log_tail(sweep, manifest[name], 10), sep="\n", file=sys.stderr)
+        print(
+            f"failed with exit code {code}: {name}",
+            *log_tail(sweep, manifest[name], 10),
+            sep="\n",
+            file=sys.stderr,
+        )
     return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
-    sys.stderr.reconfigure(errors="backslashreplace")  # a log's end on a terminal that lacks its characters
+    sys.stderr.reconfigure(
+        errors="backslashreplace"
+    )  # a log's end on a terminal that lacks its characters
     sys.exit(main(sys.argv[1:]))

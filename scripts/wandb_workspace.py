@@ -38,15 +38,29 @@ def make_workspace(args: Args):
         raise runlog.UserError(f"{told}; pip install -r requirements-dashboard.txt") from None
     sections = []
     for section, charts in SECTIONS.items():
-        panels = [wr.MediaBrowser(title=title, media_keys=[key]) for title, key in IMAGES.get(section, {}).items()]
+        panels = [
+            wr.MediaBrowser(title=title, media_keys=[key])
+            for title, key in IMAGES.get(section, {}).items()
+        ]
         for title, keys in charts.items():
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
             what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
-            spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}  # over the seeds of a group
+            spread = {
+                "groupby_aggfunc": "mean",
+                "groupby_rangefunc": "stddev",
+            }  # over the seeds of a group
             panels.append(
-                wr.LinePlot(title=title, x="global_step", title_x="environment steps or updates", **what, **spread)
+                wr.LinePlot(
+                    title=title,
+                    x="global_step",
+                    title_x="environment steps or updates",
+                    **what,
+                    **spread,
+                )
             )
-        grid = ws.SectionLayoutSettings(columns=3, rows=math.ceil(len(panels) / 3))  # no second page
+        grid = ws.SectionLayoutSettings(
+            columns=3, rows=math.ceil(len(panels) / 3)
+        )  # no second page
         sections.append(ws.Section(name=section, panels=panels, is_open=True, layout_settings=grid))
     groups = [expr.Config("env_id"), expr.Config("activation"), expr.Metric("Group")]
     with runlog.errors_are_user_errors(f"--name {args.name}", "use letters and digits"):
@@ -62,9 +76,13 @@ def make_workspace(args: Args):
 
 def main(args: Args) -> None:
     if not args.project:
-        raise runlog.UserError("--project: is empty; give the --wandb-project of the runs, by default activations-rl")
+        raise runlog.UserError(
+            "--project: is empty; give the --wandb-project of the runs, by default activations-rl"
+        )
     if not (args.entity or args.json):
-        raise runlog.UserError("--entity: is missing; give the W&B account or team, or write a file with --json FILE")
+        raise runlog.UserError(
+            "--entity: is missing; give the W&B account or team, or write a file with --json FILE"
+        )
     workspace = make_workspace(args)
     if args.json:
         view = workspace._model.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -76,7 +94,9 @@ def main(args: Args) -> None:
 
     if not wandb.login(prompt=False, verify=False):
         told = "W&B is not logged in (or WANDB_MODE is offline)"
-        raise runlog.UserError(f"{told}; log in with `wandb login`, or write a file with --json FILE")
+        raise runlog.UserError(
+            f"{told}; log in with `wandb login`, or write a file with --json FILE"
+        )
     with runlog.errors_are_user_errors(
         f"--entity {args.entity} --project {args.project}: W&B did not save the workspace",
         "check both names, that the project has a run, and the network, or write a file with --json FILE",

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-CUDA_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+CUDA_MARKS = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 CPU_AND_CUDA = ["cpu", pytest.param("cuda", marks=CUDA_MARKS)]
 # A tensor on "meta" has no values: item(), tolist(), nonzero(), cpu(), numpy() and arithmetic with a tensor of another
 # device raise there, as what waits for a GPU does on "cuda" with set_sync_debug_mode("error").
 META_AND_CUDA = ["meta", pytest.param("cuda", marks=CUDA_MARKS)]
 
 
-def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> tuple[float, str]:
+def largest_difference(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> tuple[float, str]:
     """The largest |found - expected| relative to the largest |expected| of a tensor, and the name of that tensor."""
     assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
     worst = 0.0
@@ -28,10 +33,14 @@ def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch
     return worst, worst_name
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_close(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float
+) -> None:
     """Every tensor equals the expected one within tolerance, relative to its largest entry."""
     difference, name = largest_difference(found, expected)
-    assert difference <= tolerance, f"{name}: off by {difference:.2g} of its largest entry (tolerance {tolerance:g})"
+    assert difference <= tolerance, (
+        f"{name}: off by {difference:.2g} of its largest entry (tolerance {tolerance:g})"
+    )
 
 
 class SameGames:

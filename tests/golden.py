@@ -77,7 +77,9 @@ def train(script: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         for flags in TRAININGS[script]:
             module.main(runlog.parse_args(module.Args, [*flags.split(), "--runs-dir", folder]))
-        return {path.parent.name: digest(path) for path in sorted(Path(folder).glob("*/scalars.csv"))}
+        return {
+            path.parent.name: digest(path) for path in sorted(Path(folder).glob("*/scalars.csv"))
+        }
 
 
 def digest(scalars: Path) -> str:
@@ -88,15 +90,21 @@ def digest(scalars: Path) -> str:
 def train_portably(script: str) -> dict[str, str]:
     """`train` in a process of its own, which computes the same bits on every x86 processor."""
     command = [sys.executable, __file__, script]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | PORTABLE, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | PORTABLE, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{script}: exit code {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scripts", nargs="*", choices=[*TRAININGS, []], help="print the runs of this script")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "scripts", nargs="*", choices=[*TRAININGS, []], help="print the runs of this script"
+    )
     parser.add_argument("--renew", action="store_true", help="train all and write golden.json")
     args = parser.parse_args()
     if args.renew:

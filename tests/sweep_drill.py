@@ -21,7 +21,11 @@ import sweep_task  # noqa: E402, F401
 
 
 def environment(**variables) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("CUDA_VISIBLE_DEVICES", "RAY_ADDRESS")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("CUDA_VISIBLE_DEVICES", "RAY_ADDRESS")
+    }
     return kept | {"OMP_NUM_THREADS": "1"} | variables
 
 
@@ -29,7 +33,9 @@ def launch(folder: Path, *words: str, **variables) -> subprocess.Popen:
     """`sweep.py words` in the folder; output in launcher.log, which all launches share."""
     with open(folder / "launcher.log", "a") as log:
         command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *words, "--name", "drill"]
-        return subprocess.Popen(command, cwd=folder, env=environment(**variables), stdout=log, stderr=log)
+        return subprocess.Popen(
+            command, cwd=folder, env=environment(**variables), stdout=log, stderr=log
+        )
 
 
 def forked(folder: Path, words: tuple[str, ...], variables: dict[str, str]) -> None:
@@ -43,7 +49,9 @@ def forked(folder: Path, words: tuple[str, ...], variables: dict[str, str]) -> N
 
 def fork(folder: Path, *words: str, **variables) -> multiprocessing.Process:
     """The same in a child of the tests, which has torch already."""
-    child = multiprocessing.get_context("fork").Process(target=forked, args=(folder, words, variables))
+    child = multiprocessing.get_context("fork").Process(
+        target=forked, args=(folder, words, variables)
+    )
     child.start()
     return child
 
@@ -68,7 +76,10 @@ def grid(seeds: int, total: int, pause: float, *flags: str) -> str:
 def steps(folder: Path) -> dict[str, list[tuple[int, int]]]:
     """run -> (step, pid) in the order they were done"""
     files = sorted(folder.glob("runs/*/steps.txt"))
-    return {f.parent.name: [tuple(map(int, line.split())) for line in f.read_text().splitlines()] for f in files}
+    return {
+        f.parent.name: [tuple(map(int, line.split())) for line in f.read_text().splitlines()]
+        for f in files
+    }
 
 
 def wait_for(condition, seconds: float = 120.0):
@@ -83,7 +94,9 @@ def wait_until_all_run(folder: Path, number: int, step: int) -> dict[str, list[t
     """Waits until `number` runs are past `step`; returns the steps."""
 
     def past():
-        under_way = {name: rows for name, rows in steps(folder).items() if rows and rows[-1][0] > step}
+        under_way = {
+            name: rows for name, rows in steps(folder).items() if rows and rows[-1][0] > step
+        }
         return under_way if len(under_way) >= number else None
 
     return wait_for(past)
@@ -111,9 +124,14 @@ def check_exactly_once(folder: Path, runs: int, total: int) -> dict[str, int]:
         at = 0
         for part in parts:
             numbers = [step for step, _ in part]
-            assert numbers[0] in (at, at + 1) and (numbers[0] > 1 or len(parts) == 1 or at <= 1), f"{name}: from zero"
+            assert numbers[0] in (at, at + 1) and (numbers[0] > 1 or len(parts) == 1 or at <= 1), (
+                f"{name}: from zero"
+            )
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), name
             at = numbers[-1]
-        assert at == total and len((folder / "runs" / name / "finished.txt").read_text().splitlines()) == 1, name
+        assert (
+            at == total
+            and len((folder / "runs" / name / "finished.txt").read_text().splitlines()) == 1
+        ), name
         sessions[name] = len(parts)
     return sessions

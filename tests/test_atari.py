@@ -62,13 +62,18 @@ class ScalarGame:
             if not self.ale.game_over():
                 reward += self.ale.act(self.actions[action])
                 screens.append(self.ale.getScreenGrayscale())
-        self.stack = [*self.stack[1:], self.small(np.maximum(*screens[-2:]) if len(screens) > 1 else screens[0])]
+        self.stack = [
+            *self.stack[1:],
+            self.small(np.maximum(*screens[-2:]) if len(screens) > 1 else screens[0]),
+        ]
         lost, self.lives = self.ale.lives() < self.lives, self.ale.lives()
         self.total, self.length = self.total + reward, self.length + 1
         return np.stack(self.stack), reward, lost, self.ale.game_over()
 
 
-@pytest.mark.parametrize(("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)])
+@pytest.mark.parametrize(
+    ("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)]
+)
 def test_games_are_those_of_a_plain_interface(env_id, limit):
     rng = np.random.default_rng(0)
     seen = {"life": 0, "over": 0, "cut": 0}
@@ -87,10 +92,14 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
         told = {ended.env: (ended.total, ended.length) for ended in step.games}
         assert step.overs.tolist() == [0 in told, 1 in told]
         for i, game in enumerate(plain):
-            truth, reward, lost, over = game.step(1 if fires[i] else actions[i])  # 1 is fire in both games
+            truth, reward, lost, over = game.step(
+                1 if fires[i] else actions[i]
+            )  # 1 is fire in both games
             fires[i] = lost and not over
             cut = not over and game.length * 4 >= limit
-            compared = slice(0, 3 if over or cut else 4)  # ale_py mixes older frames into the last one of a game
+            compared = slice(
+                0, 3 if over or cut else 4
+            )  # ale_py mixes older frames into the last one of a game
             assert np.abs(truth - step.real_next_obs[i])[compared].max() <= 0.51
             assert (step.rewards[i], step.terminations[i]) == (reward, lost or over)
             assert step.truncations[i] == cut
@@ -98,7 +107,11 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
             if over or cut:
                 truth = game.reset(int(games.frames[i]))
             assert np.abs(truth - step.obs[i]).max() <= 0.51
-            seen = {"life": seen["life"] + lost, "over": seen["over"] + over, "cut": seen["cut"] + cut}
+            seen = {
+                "life": seen["life"] + lost,
+                "over": seen["over"] + over,
+                "cut": seen["cut"] + cut,
+            }
     assert seen["life"] >= 2 and (seen["cut"] >= 2 if limit < 108_000 else seen["over"] >= 2), seen
 
 
@@ -121,7 +134,9 @@ def test_sticky_actions_and_seeds():
     plain, same = play(1), play(1)
     sticky, again, other = (play(s, repeat_action_probability=0.25) for s in (1, 1, 2))
     assert all(map(np.array_equal, plain, same)) and all(map(np.array_equal, sticky, again))
-    assert not all(map(np.array_equal, plain, sticky)) and not all(map(np.array_equal, other, sticky))
+    assert not all(map(np.array_equal, plain, sticky)) and not all(
+        map(np.array_equal, other, sticky)
+    )
 
 
 @pytest.fixture
@@ -141,7 +156,12 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
     games = make_breakout(3)
     games.reset(11, "play")
     for i, frame in enumerate(games.frames):
-        game, lost, over, t = ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31), False, False, 0
+        game, lost, over, t = (
+            ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31),
+            False,
+            False,
+            0,
+        )
         game.reset(int(frame))
         start = game.ale.getScreenRGB()
         while not over and game.length < 150:
@@ -175,13 +195,20 @@ def check_samples(buffer, truth, oldest: int, lost=()):
     for k, number in enumerate(rewards.astype(int)):
         seen[int(number)] = k
     num_envs = len(truth[0][1])
-    rows = {n: (*(column[n % num_envs] for column in truth[n // num_envs]),) for n in range(num_envs * len(truth))}
+    rows = {
+        n: (*(column[n % num_envs] for column in truth[n // num_envs]),)
+        for n in range(num_envs * len(truth))
+    }
     may = {n for n, row in rows.items() if oldest <= n // num_envs < len(truth) - 1 and not row[3]}
     assert {*seen} == may - {t * num_envs + i for t in lost for i in range(num_envs)}
     counts = {"over": 0, "life": 0}
     for number, k in seen.items():
         true_obs, action, termination, _, over, real_next_obs = rows[number]
-        assert np.array_equal(obs[k], true_obs) and actions[k] == action and terminations[k] == termination
+        assert (
+            np.array_equal(obs[k], true_obs)
+            and actions[k] == action
+            and terminations[k] == termination
+        )
         if not over:  # else it terminated, and its successor does not count
             assert np.array_equal(next_obs[k], real_next_obs)
         else:
@@ -218,7 +245,9 @@ def test_the_replay_of_a_checkpoint_survives_until_there_are_two_newer_ones(tmp_
     buffer = ReplayBuffer(path, 100, 2 * 30, 2)  # a checkpoint every 30 transitions, 15 rows
     collect(buffer, games, games.reset(3, "games", 0), 90, rng, truth)
     kept = truth[:90]
-    collect(buffer, games, games.reset(3, "games", 0), 2 * 15 + 1, rng, truth)  # two checkpoints on: the previous one
+    collect(
+        buffer, games, games.reset(3, "games", 0), 2 * 15 + 1, rng, truth
+    )  # two checkpoints on: the previous one
     buffer.rows.flush()
     again = ReplayBuffer(path, 100, 2 * 30, 2, num_added=90)
     check_samples(again, kept, 40)

@@ -18,7 +18,11 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
     weights = {}
     # runs that stop half-way and resume otherwise, and one that is never interrupted
     sessions = [("compiled-first", "--compile", True), ("compiled-first", "--no-compile", False)]
-    sessions += [("eager-first", "--no-compile", True), ("eager-first", "--compile", False), ("eager", "", False)]
+    sessions += [
+        ("eager-first", "--no-compile", True),
+        ("eager-first", "--compile", False),
+        ("eager", "", False),
+    ]
     for name, flags, stops in sessions:
         argv = f"{ALL} {TINY['pqn_atari']} --no-redo --activation tanh --runs-dir {tmp_path / name} {flags}"
         args = runlog.parse_args(pqn_atari.Args, argv.split())
@@ -31,7 +35,9 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
         (folder,) = (tmp_path / name).iterdir()
         weights[name] = torch.load(folder / "checkpoint.pt")["state"]["q_network"]
         told = json.loads((folder / "meta.json").read_text())["sessions"]
-        assert [session.get("from_step", 0) for session in told] == ([0, 160] if not stops and name != "eager" else [0])
+        assert [session.get("from_step", 0) for session in told] == (
+            [0, 160] if not stops and name != "eager" else [0]
+        )
     for name in ("compiled-first", "eager-first"):
         for key, value in weights["eager"].items():
             torch.testing.assert_close(weights[name][key], value, rtol=1e-3, atol=2e-5)
@@ -56,7 +62,9 @@ class SameGames:
         return self.observe()
 
     def observe(self):
-        return np.random.default_rng(self.t).integers(0, 256, (self.num_envs, 4, 84, 84), dtype=np.uint8)
+        return np.random.default_rng(self.t).integers(
+            0, 256, (self.num_envs, 4, 84, 84), dtype=np.uint8
+        )
 
     def step(self, actions):
         self.t += self.num_envs - 1  # of the training games: one more is the test game

@@ -16,8 +16,13 @@ from environments import atari
 
 
 @pytest.mark.parametrize("script", TINY)
-def test_a_finished_run_is_measured_again_on_what_it_sees(script, short_games, tmp_path, monkeypatch):  # noqa: F811
-    module, argv = MODULES[script], f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}"
+def test_a_finished_run_is_measured_again_on_what_it_sees(
+    script, short_games, tmp_path, monkeypatch
+):  # noqa: F811
+    module, argv = (
+        MODULES[script],
+        f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}",
+    )
     args = runlog.parse_args(module.Args, argv.replace("--analyse", "").split())
     args = dataclasses.replace(args, metrics_samples=4_096)  # all that is seen
     module.main(args)
@@ -35,32 +40,46 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, short_games, t
 
     monkeypatch.setattr(atari, "play_games", watched)
     files = []
-    for flags in ({}, {"analyse": True} if script == "dqn_atari" else {}):  # it does not change the run's name
+    for flags in (
+        {},
+        {"analyse": True} if script == "dqn_atari" else {},
+    ):  # it does not change the run's name
         module.main(dataclasses.replace(args, evaluate=True, **flags))
         again = folder / f"evaluation-{args.total_timesteps}"
-        files.append([line.rsplit(",", 1)[0] for line in (again / "scalars.csv").read_text().splitlines()])
+        files.append(
+            [line.rsplit(",", 1)[0] for line in (again / "scalars.csv").read_text().splitlines()]
+        )
     assert files[0] == files[1] and (folder / "scalars.csv").read_text() == trained
     assert json.loads((again / "meta.json").read_text())["status"] == "finished"
     assert (again / "plots" / "kde.png").stat().st_size > 10_000
     rows = {key: float(value) for _, key, value in (line.split(",") for line in files[0][1:])}
     network = (module.Agent if script == "ppo_atari" else module.QNetwork)(4, args)
     name = "agent" if script == "ppo_atari" else "q"
-    network.load_state_dict(torch.load(folder / "checkpoint.pt")["state"]["agent" if name == "agent" else "q_network"])
+    network.load_state_dict(
+        torch.load(folder / "checkpoint.pt")["state"]["agent" if name == "agent" else "q_network"]
+    )
     obs = torch.from_numpy(np.concatenate(seen[: len(seen) // 2]))
     with torch.no_grad():
         x = network.conv3(network.conv2(network.conv1(obs / 255.0))).flatten(1)
         z = [branch(x) for branch in network.fc.branches]
         hidden = network.fc(x).numpy().astype(np.float64)
-    assert np.allclose(hidden, (z[0] * z[1]).numpy(), atol=1e-6) and len(hidden) <= args.metrics_samples
+    assert (
+        np.allclose(hidden, (z[0] * z[1]).numpy(), atol=1e-6)
+        and len(hidden) <= args.metrics_samples
+    )
     singular = np.cumsum(np.linalg.svd(hidden, compute_uv=False))
     assert rows[f"network/{name}/fc1/srank"] == 1 + np.argmax(singular >= 0.99 * singular[-1])
     weights = np.concatenate([p.detach().numpy().ravel() for p in network.fc.parameters()])
-    assert rows[f"network/{name}/fc1/weight_norm"] == pytest.approx(np.linalg.norm(weights), rel=1e-5)
+    assert rows[f"network/{name}/fc1/weight_norm"] == pytest.approx(
+        np.linalg.norm(weights), rel=1e-5
+    )
     assert {f"network/{name}/fc1/branch{k}_dead_share" for k in (0, 1)} <= rows.keys()
     if script == "dqn_atari":  # dead, live and the bias make up Q
         with torch.no_grad():
             mean = network(obs).mean().item()
-        assert sum(rows[f"q_split/{part}"] for part in ("dead", "live", "bias")) == pytest.approx(mean, abs=1e-5)
+        assert sum(rows[f"q_split/{part}"] for part in ("dead", "live", "bias")) == pytest.approx(
+            mean, abs=1e-5
+        )
 
 
 def test_a_reservoir_holds_every_row_with_the_same_probability():
@@ -73,16 +92,23 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
         assert len(sample) == len({*sample}) == 10
         counts[sample] += 1
     statistic = ((counts - 750) ** 2 / 750).sum()
-    assert statistic < chi2.ppf(0.9999, 39)  # rows of one draw repel each other: less than that of independent ones
+    assert statistic < chi2.ppf(
+        0.9999, 39
+    )  # rows of one draw repel each other: less than that of independent ones
     few = metrics.Reservoir(10, 0)
     few.add(batch := stream[:3].clone())
     batch.zero_()
     assert few.sample().flatten().tolist() == [0, 1, 2]
 
 
-def test_ppo_measures_on_more_observations_than_an_iteration_has(short_games, tmp_path, monkeypatch):  # noqa: F811
+def test_ppo_measures_on_more_observations_than_an_iteration_has(
+    short_games, tmp_path, monkeypatch
+):  # noqa: F811
     """16 observations per iteration, 40 wanted: those of this iteration and of those before it, also when resumed."""
-    module, argv = MODULES["ppo_atari"], f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48"
+    module, argv = (
+        MODULES["ppo_atari"],
+        f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48",
+    )
     stored, measured, step, report = [], [], atari.AtariGames.step, reports.network_report
 
     def reset_and_store(games, actions):
@@ -102,10 +128,14 @@ def test_ppo_measures_on_more_observations_than_an_iteration_has(short_games, tm
     module.main(runlog.parse_args(module.Args, f"{argv} --runs-dir {tmp_path}".split()))
     sizes = [len(obs) for _, obs in measured]
     assert sizes == [40] * 6  # steps 48, 96, ...; the first has the checkpoint's 24 and its own 16
-    for end, obs in measured[1:]:  # 8 steps of 2 games per iteration; the last observation of a step is not acted on
+    for end, obs in measured[
+        1:
+    ]:  # 8 steps of 2 games per iteration; the last observation of a step is not acted on
         recent = {x.tobytes() for x in np.concatenate(stored[max(end - 26, 0) : end])}
         newest = {x.tobytes() for x in np.concatenate(stored[end - 9 : end])}
-        assert all(x.tobytes() in recent for x in obs) and not all(x.tobytes() in newest for x in obs)
+        assert all(x.tobytes() in recent for x in obs) and not all(
+            x.tobytes() in newest for x in obs
+        )
 
 
 def interrupt(*_):

@@ -27,8 +27,14 @@ def pqn_runs(root, games=GAMES, activations=("relu", "tanh_hr"), seeds=2) -> dic
         for game in games:
             for seed in range(1, seeds + 1):
                 truth[activation, game, seed] = score = rng.normal(100, 50, size=3)
-                rows = {"eval/episodic_return": (STEPS, score), "charts/episodic_return": (STEPS, score / 2)}
-                rows |= {"network/q/fc1/dead_share": (STEPS, rng.random(3)), "network/q/fc1/srank": (STEPS, [3, 2, 1])}
+                rows = {
+                    "eval/episodic_return": (STEPS, score),
+                    "charts/episodic_return": (STEPS, score / 2),
+                }
+                rows |= {
+                    "network/q/fc1/dead_share": (STEPS, rng.random(3)),
+                    "network/q/fc1/srank": (STEPS, [3, 2, 1]),
+                }
                 config = {"layer_norm": "channel", "encoder_activation": [], "learning_rate": 1e-4}
                 write_run(root, "pqn_atari", game, activation, seed, rows, **config)
     return truth
@@ -36,14 +42,19 @@ def pqn_runs(root, games=GAMES, activations=("relu", "tanh_hr"), seeds=2) -> dic
 
 def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
     truth = pqn_runs(tmp_path / "runs")
-    figures.main(["hr9", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])  # Fig. 9 is of this row
+    figures.main(
+        ["hr9", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    )  # Fig. 9 is of this row
     rows = read_csv(tmp_path / "out" / "hr1.csv")
     assert len(rows) == 6
     for row in rows:
         index, means = STEPS.tolist().index(float(row["step"])), []
         for game in GAMES:
             random, human = plots.statistics.atari_scores()[game]
-            scores = [(truth[row["variant"], game, seed][index] - random) / (human - random) for seed in (1, 2)]
+            scores = [
+                (truth[row["variant"], game, seed][index] - random) / (human - random)
+                for seed in (1, 2)
+            ]
             means.append(sum(scores) / 2)
         assert float(row["value"]) == pytest.approx(sorted(means)[1], rel=1e-5)
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
@@ -58,7 +69,10 @@ def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
     paths = plots.hr.hr19(tmp_path, tmp_path / "out")
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr19.png", "hr20.png"}
     pages = [read_csv(tmp_path / "out" / f"hr{k}.csv") for k in (19, 20)]
-    assert [sorted({row["environment"] for row in page}) for page in pages] == [games[:8], games[8:]]
+    assert [sorted({row["environment"] for row in page}) for page in pages] == [
+        games[:8],
+        games[8:],
+    ]
     assert all(row["std"] == "nan" for page in pages for row in page)  # one seed
 
 
@@ -71,8 +85,16 @@ def dqn_runs(root) -> dict:
                 returns, dead = rng.normal(10, 5, size=40), rng.random(3)
                 truth[activation, game, seed] = returns, dead
                 rows = {"charts/episodic_return": (np.arange(1, 41), returns)}
-                rows |= {"network/q/fc1/dead_share": (STEPS, dead), "network/q/fc1/srank": (STEPS, 100 * dead)}
-                config = {"layer_norm": "none", "encoder_activation": ["relu"], "width": 512, "redo": False}
+                rows |= {
+                    "network/q/fc1/dead_share": (STEPS, dead),
+                    "network/q/fc1/srank": (STEPS, 100 * dead),
+                }
+                config = {
+                    "layer_norm": "none",
+                    "encoder_activation": ["relu"],
+                    "width": 512,
+                    "redo": False,
+                }
                 write_run(root, "dqn_atari", game, activation, seed, rows, **config)
     return truth
 
@@ -83,9 +105,15 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
     assert "hr15: fewer than two of relu; relu_hr" in capsys.readouterr().out
     rows = read_csv(tmp_path / "out" / "hr7.csv")
     scores = [row for row in rows if row["panel"].startswith("baseline")]
-    assert {row["variant"] for row in scores} == {"relu", "tanh", "tanh_hr"} and len(scores) == 3 * 40
+    assert {row["variant"] for row in scores} == {"relu", "tanh", "tanh_hr"} and len(
+        scores
+    ) == 3 * 40
     for row in scores:
-        step, window, means = float(row["step"]), 1.0, []  # 40 rows on the grid: a fortieth of them is one
+        step, window, means = (
+            float(row["step"]),
+            1.0,
+            [],
+        )  # 40 rows on the grid: a fortieth of them is one
         for seed in (1, 2):
             normalised = []
             for game in GAMES[:2]:
@@ -94,17 +122,29 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
                 normalised.append((value - relu.min()) / (relu.max() - relu.min()))
             means.append(np.mean(normalised))
         assert float(row["value"]) == pytest.approx(np.mean(means), rel=1e-4)
-        assert float(row["high"]) - float(row["value"]) == pytest.approx(np.std(means), rel=1e-3, abs=1e-5)
+        assert float(row["high"]) - float(row["value"]) == pytest.approx(
+            np.std(means), rel=1e-3, abs=1e-5
+        )
     for name in ("hr8b", "hr13"):  # without relu among their curves, normalised by it
-        others = [row for row in read_csv(tmp_path / "out" / f"{name}.csv") if row["panel"].startswith("baseline")]
+        others = [
+            row
+            for row in read_csv(tmp_path / "out" / f"{name}.csv")
+            if row["panel"].startswith("baseline")
+        ]
         mine = [row for row in scores if row["variant"] != "relu"]
         assert {(r["variant"], r["step"], r["value"]) for r in others} == {
             (r["variant"], r["step"], r["value"]) for r in mine
         }
     spec = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert "rational (no run)" in spec["hr7"]["caption"][1] and "sigmoid (no run)" in spec["hr7"]["caption"][1]
+    assert (
+        "rational (no run)" in spec["hr7"]["caption"][1]
+        and "sigmoid (no run)" in spec["hr7"]["caption"][1]
+    )
     (table,) = read_csv(tmp_path / "out" / "hr_table2.csv")
-    dead = {v: np.mean([truth[v, game, s][1] for game in GAMES[:2] for s in (1, 2)]) for v in ("tanh", "tanh_hr")}
+    dead = {
+        v: np.mean([truth[v, game, s][1] for game in GAMES[:2] for s in (1, 2)])
+        for v in ("tanh", "tanh_hr")
+    }
     assert table["activation"] == "tanh" and table["games"] == table["seeds"] == "2"
     assert float(table["without HR"]) == pytest.approx(dead["tanh"], rel=1e-5)
     assert float(table["change"]) == pytest.approx(dead["tanh_hr"] / dead["tanh"] - 1, rel=1e-4)
@@ -117,7 +157,9 @@ def test_hr8_and_cr_atari_name_the_algorithm_without_runs(tmp_path, capsys):
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr16_dqn.png", "hr17.png"}
     paths = plots.cr.cr_atari(tmp_path / "runs", tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "cr_atari_dqn.csv")
-    assert {row["variant"] for row in rows} == {"relu"} and "missing: pqn_atari" in capsys.readouterr().out
+    assert {row["variant"] for row in rows} == {
+        "relu"
+    } and "missing: pqn_atari" in capsys.readouterr().out
     for name in ("hr4", "hr3"):
         assert figures.ROWS[name](tmp_path / "runs", tmp_path / "out") == []
     assert "hr4: no data for it" in capsys.readouterr().out
@@ -128,25 +170,40 @@ def test_figures_of_an_empty_folder_end_in_one_line(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             figures.main([name, "--runs", str(tmp_path), "--out", str(tmp_path / "out")])
         error = capsys.readouterr().err
-        assert ended.value.code == 2 and error.startswith("error: --runs") and error.count("\n") == 1, (name, error)
+        assert (
+            ended.value.code == 2 and error.startswith("error: --runs") and error.count("\n") == 1
+        ), (name, error)
     assert not (tmp_path / "out").exists()
 
 
 def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     truth = sac_runs(tmp_path / "runs")
     write_run(
-        tmp_path / "runs", "pqn_atari", "Pong", "tanh*tanh", 1, {"eval/episodic_return": (STEPS, [1, 2, 4])}, "running"
+        tmp_path / "runs",
+        "pqn_atari",
+        "Pong",
+        "tanh*tanh",
+        1,
+        {"eval/episodic_return": (STEPS, [1, 2, 4])},
+        "running",
     )
     figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "table.csv")
     assert len(rows) == 7 and rows[0]["setting"] == "tanh*tanh" and rows[0]["return"] == "4.0"
-    assert rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]  # nobody logs it
+    assert (
+        rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]
+    )  # nobody logs it
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
         key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
-        assert row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}" and row["n"] == "4"
+        assert (
+            row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}"
+            and row["n"] == "4"
+        )
     runs = read_csv(tmp_path / "out" / "runs.csv")
-    assert len(runs) == 25 and {row["folder"] for row in runs} == {path.name for path in (tmp_path / "runs").iterdir()}
+    assert len(runs) == 25 and {row["folder"] for row in runs} == {
+        path.name for path in (tmp_path / "runs").iterdir()
+    }
     markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert len(markdown) == 11 and len({line.count(" | ") for line in markdown[:9]}) == 1
     assert markdown[0] in capsys.readouterr().out
@@ -156,17 +213,31 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
 
 def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
     truth, kept = sac_runs(tmp_path / "runs"), []
-    pqn_runs(tmp_path / "runs", games=sorted(plots.statistics.atari_scores())[:8], activations=("relu",), seeds=1)
+    pqn_runs(
+        tmp_path / "runs",
+        games=sorted(plots.statistics.atari_scores())[:8],
+        activations=("relu",),
+        seeds=1,
+    )
     monkeypatch.setattr(plots.style, "save", lambda figure, path: kept.append(figure) or path)
     monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     plots.overview.overview(tmp_path / "runs", tmp_path / "out")
     told = capsys.readouterr().out
-    assert told.count("not on the page: pqn_atari, ") == 2 and "2 further environments" in kept[0].get_suptitle()
+    assert (
+        told.count("not on the page: pqn_atari, ") == 2
+        and "2 further environments" in kept[0].get_suptitle()
+    )
     panels = [axes for part in kept[0].subfigs for axes in part.axes]
     named = {axes.get_title(): axes for axes in panels if ", " in axes.get_title()}
     assert len(named) == plots.overview.MOST_LINES
-    lines = [line for line in named["sac_continuous, metaworld/sweep-v3"].lines if line.get_label() == "crational"]
-    mean = np.mean([truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0)  # its score is the success rate
+    lines = [
+        line
+        for line in named["sac_continuous, metaworld/sweep-v3"].lines
+        if line.get_label() == "crational"
+    ]
+    mean = np.mean(
+        [truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0
+    )  # its score is the success rate
     np.testing.assert_allclose(lines[0].get_xydata(), np.stack([STEPS, mean], -1), rtol=1e-5)
     empty = sum(text.get_text() == "not logged" for axes in panels for text in axes.texts)
     assert empty == 2 * 3 + 6  # SAC: overestimation, dead share, srank; PQN: overestimation
@@ -193,8 +264,12 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
 def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs")
     pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
-    pqn_runs(tmp_path / "runs", games=("Carnival",))  # ale_py knows it, the table of human scores does not
-    plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))  # as hr_fig1.sh tells
+    pqn_runs(
+        tmp_path / "runs", games=("Carnival",)
+    )  # ale_py knows it, the table of human scores does not
+    plots.hr.hr1(
+        tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr")
+    )  # as hr_fig1.sh tells
     told = capsys.readouterr().out
     assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
@@ -214,4 +289,6 @@ def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
     rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
     write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)
     ((row,), _) = plots.tables.summary(plots.tables.groups_of(tmp_path))
-    assert row["training return"] == "78.5" and "return" not in row  # of the last fortieth: steps 79 and 80
+    assert (
+        row["training return"] == "78.5" and "return" not in row
+    )  # of the last fortieth: steps 79 and 80

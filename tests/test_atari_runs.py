@@ -32,7 +32,11 @@ ROLLOUTS += " --metrics-frequency 200 --checkpoint-frequency 32 --redo --redo-pe
 DQN = "--num-envs 2 --total-timesteps 320 --learning-starts 40 --batch-size 4 --target-frequency 20 --log-frequency 40"
 DQN += " --metrics-frequency 200 --checkpoint-frequency 20 --redo --redo-period 20 --num-eval-episodes 1 --analyse"
 DQN += " --eval-frequency 160 --buffer-size 100 --exploration-steps 200"
-TINY = {"dqn_atari": DQN, "ppo_atari": ROLLOUTS, "pqn_atari": f"{ROLLOUTS} --num-test-envs 1 --eval-frequency 160"}
+TINY = {
+    "dqn_atari": DQN,
+    "ppo_atari": ROLLOUTS,
+    "pqn_atari": f"{ROLLOUTS} --num-test-envs 1 --eval-frequency 160",
+}
 
 
 def command(script, folder, flags: str = "") -> list[str]:
@@ -67,7 +71,15 @@ def short_games(monkeypatch):
 LOSSES = {
     "dqn_atari": ["td_loss", "q_mean"],
     "pqn_atari": ["td_loss", "q_mean", "gradient_norm"],
-    "ppo_atari": ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_share", "value_mean", "gradient_norm"],
+    "ppo_atari": [
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "approx_kl",
+        "clip_share",
+        "value_mean",
+        "gradient_norm",
+    ],
 }
 LOSSES["ppo_atari"] += ["explained_variance"]
 
@@ -78,24 +90,41 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
     rows = run(script, tmp_path / "a", flags)
     (folder,), found = (tmp_path / "a").iterdir(), steps_of(rows)
     assert folder.name.startswith(f"SpaceInvaders__{script}__tanh_hr__s3__")
-    period, network = (40, "q") if script == "dqn_atari" else (32, "agent" if script == "ppo_atari" else "q")
+    period, network = (
+        (40, "q") if script == "dqn_atari" else (32, "agent" if script == "ppo_atari" else "q")
+    )
     measured = 200 if script == "dqn_atari" else 208  # the first end of an iteration from 200 on
     for name in LOSSES[script]:
         first = 80 if script == "dqn_atari" else 32
         assert found[f"losses/{name}"] == list(range(first, 321, period))
     if script != "ppo_atari":
-        assert len(found["charts/epsilon"]) == 320 // period and found["eval/episodic_return"][-1] == 320
+        assert (
+            len(found["charts/epsilon"]) == 320 // period
+            and found["eval/episodic_return"][-1] == 320
+        )
     ends = [30 * 2, 60 * 2, 90 * 2, 120 * 2, 150 * 2]  # games of 30 steps, in two environments
-    assert sorted({*found["charts/episodic_length"]}) == ends and len(found["charts/episodic_return"]) == 10
+    assert (
+        sorted({*found["charts/episodic_length"]}) == ends
+        and len(found["charts/episodic_return"]) == 10
+    )
     for layer in ("conv1", "conv2", "conv3", "fc1"):
-        for name in ("dead_share", "dead_share_std", "dormant_share", "srank", "weight_norm", "gradient_norm"):
+        for name in (
+            "dead_share",
+            "dead_share_std",
+            "dormant_share",
+            "srank",
+            "weight_norm",
+            "gradient_norm",
+        ):
             assert found[f"network/{network}/{layer}/{name}"] == [measured]
     assert found[f"network/{network}/fc1/branch1_dead_share"] == [measured]
     assert ("q_split/dead" in found) == (script == "dqn_atari") and found["redo/recycled_share"]
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["status"] == "finished" and not (folder / "replay.dat").exists()
     plots = {path.name for path in (folder / "plots").iterdir()}
-    assert plots >= {"kde.png", "activations.png"} and ("q_split.png" in plots) == (script == "dqn_atari")
+    assert plots >= {"kde.png", "activations.png"} and ("q_split.png" in plots) == (
+        script == "dqn_atari"
+    )
     # without metrics: bit for bit the same
     others = run(script, tmp_path / "b", f"{flags} --metrics-frequency 0")
     assert others == [row for row in rows if ",network/" not in row and ",q_split/" not in row]
@@ -106,15 +135,26 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
     run(script, tmp_path / "a", f"{flags} --evaluate")
     told = capfd.readouterr().out
     (video,) = (folder / "videos").glob("*.mp4")
-    assert told.count("\n") == 1 and "seed 3: return" in told and str(video) in told and video.stat().st_size > 500
+    assert (
+        told.count("\n") == 1
+        and "seed 3: return" in told
+        and str(video) in told
+        and video.stat().st_size > 500
+    )
     run(script, tmp_path / "a", f"{flags} --print-network")
     assert "total" in capfd.readouterr().out and scalars(tmp_path / "a") == rows
 
 
 OPTIONS = {
-    "dqn_atari": ["--no-double-q --no-clip-rewards --num-envs 4 --train-frequency 2 --layer-norm chw --keep-replay"],
-    "ppo_atari": ["--no-clip-value-loss --target-kl 1e-9 --no-normalize-advantages --activation rational+tanh"],
-    "pqn_atari": ["--activation crational --rational.share-across-layers --encoder-activation relu relu crelu"],
+    "dqn_atari": [
+        "--no-double-q --no-clip-rewards --num-envs 4 --train-frequency 2 --layer-norm chw --keep-replay"
+    ],
+    "ppo_atari": [
+        "--no-clip-value-loss --target-kl 1e-9 --no-normalize-advantages --activation rational+tanh"
+    ],
+    "pqn_atari": [
+        "--activation crational --rational.share-across-layers --encoder-activation relu relu crelu"
+    ],
 }
 
 
@@ -125,7 +165,9 @@ class FakeGames:
         self.args, self.num_envs, self.num_actions = args, num_envs, 4
 
     def frame(self, t: int) -> np.ndarray:
-        return np.random.default_rng(t).integers(0, 256, (self.num_envs, 84, 84), dtype=np.uint8) * np.uint8(t > 0)
+        return np.random.default_rng(t).integers(
+            0, 256, (self.num_envs, 84, 84), dtype=np.uint8
+        ) * np.uint8(t > 0)
 
     def observe(self) -> np.ndarray:
         return np.stack([self.frame(max(t, 0)) for t in range(self.t - 3, self.t + 1)], 1)
@@ -176,8 +218,12 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
     context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
     context.set_forkserver_preload(["test_atari_runs"])
     for kill in range(4):
-        process = context.Process(target=child, args=(script, command(script, tmp_path / "b"), str(tmp_path / "log")))
-        files = functools.partial(lambda: [p.stat().st_mtime_ns for p in (tmp_path / "b").glob("*/checkpoint.pt")])
+        process = context.Process(
+            target=child, args=(script, command(script, tmp_path / "b"), str(tmp_path / "log"))
+        )
+        files = functools.partial(
+            lambda: [p.stat().st_mtime_ns for p in (tmp_path / "b").glob("*/checkpoint.pt")]
+        )
         before = files()
         process.start()
         while kill < 3 and files() == before and process.is_alive():
@@ -186,17 +232,23 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
             time.sleep(rng.uniform(0, 0.2))
             process.kill()
         process.join()
-        assert process.exitcode == (-signal.SIGKILL if kill < 3 else 0), (tmp_path / "log").read_text()
+        assert process.exitcode == (-signal.SIGKILL if kill < 3 else 0), (
+            tmp_path / "log"
+        ).read_text()
     assert scalars(tmp_path / "b") == undisturbed
     (meta,) = (tmp_path / "b").glob("*/meta.json")
     sessions = json.loads(meta.read_text())["sessions"]
     assert len(sessions) == 4 and all(session["from_step"] > 0 for session in sessions[1:])
-    first, last = (runlog.storage.load_pt(next(tmp_path.glob(f"{x}/*/checkpoint.pt")))["state"] for x in "ab")
+    first, last = (
+        runlog.storage.load_pt(next(tmp_path.glob(f"{x}/*/checkpoint.pt")))["state"] for x in "ab"
+    )
     assert first.keys() == last.keys() and first["num_updates"] == last["num_updates"] > 20
     torch.testing.assert_close(first, last, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("script", "flags"), [(script, flags) for script in OPTIONS for flags in OPTIONS[script]])
+@pytest.mark.parametrize(
+    ("script", "flags"), [(script, flags) for script in OPTIONS for flags in OPTIONS[script]]
+)
 def test_options_run_and_a_diverged_run_says_so(script, flags, tmp_path, monkeypatch):
     fake(monkeypatch)
     found = steps_of(run(script, tmp_path / "a", flags))
@@ -247,6 +299,8 @@ def test_a_wrong_command_ends_in_one_line_and_creates_nothing(line, tmp_path, ca
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         run(script, tmp_path / "runs", flags)
     out, err = capfd.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert (
+        stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    ), err
     assert all(word in err for word in WRONG[line]), err
     assert os.listdir(tmp_path) == []

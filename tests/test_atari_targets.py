@@ -19,7 +19,11 @@ import ppo_atari
 import pqn_atari
 import reports
 
-SCRIPTS = {"dqn_atari": dqn_atari.QNetwork, "ppo_atari": ppo_atari.Agent, "pqn_atari": pqn_atari.QNetwork}
+SCRIPTS = {
+    "dqn_atari": dqn_atari.QNetwork,
+    "ppo_atari": ppo_atari.Agent,
+    "pqn_atari": pqn_atari.QNetwork,
+}
 MODULES = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
 
 
@@ -35,7 +39,14 @@ def cases(number: int = 1_000):
         ends = rng.integers(0, 4, (steps, envs))  # 0: termination, 1: truncation, else: goes on
         ends[-1] = case % 3 if case % 2 else ends[-1]
         rewards, values, next_values = rng.normal(size=(3, steps, envs))
-        yield rewards, (ends == 0) * 1.0, (ends == 1) * 1.0, values, next_values, *rng.uniform(size=2)
+        yield (
+            rewards,
+            (ends == 0) * 1.0,
+            (ends == 1) * 1.0,
+            values,
+            next_values,
+            *rng.uniform(size=2),
+        )
 
 
 def test_q_lambda_returns_are_those_of_a_slow_loop():
@@ -59,11 +70,17 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
 
 def test_advantages_are_those_of_a_slow_loop():
     for rewards, terminations, truncations, values, next_values, gamma, gae_lambda in cases():
-        tensors = (torch.from_numpy(x) for x in (rewards, terminations, truncations, values, next_values))
-        advantages, returns = (x.numpy() for x in ppo_atari.compute_gae(*tensors, gamma, gae_lambda))
+        tensors = (
+            torch.from_numpy(x) for x in (rewards, terminations, truncations, values, next_values)
+        )
+        advantages, returns = (
+            x.numpy() for x in ppo_atari.compute_gae(*tensors, gamma, gae_lambda)
+        )
         for (t, i), value in np.ndenumerate(advantages):
             total = 0.0
-            for k in range(t, len(rewards)):  # sum over k of (gamma lambda)^(k - t) delta_k, to the end of the episode
+            for k in range(
+                t, len(rewards)
+            ):  # sum over k of (gamma lambda)^(k - t) delta_k, to the end of the episode
                 after = 0.0 if terminations[k, i] else gamma * next_values[k, i]
                 total += (gamma * gae_lambda) ** (k - t) * (rewards[k, i] + after - values[k, i])
                 if terminations[k, i] or truncations[k, i]:
@@ -117,12 +134,16 @@ def test_parameter_counts(script, count, flags):
 def test_initial_weights():
     weights = {script: network(script) for script in SCRIPTS}
     fc = weights["dqn_atari"].fc.branches[0].linear.weight
-    assert fc.abs().max() <= 3136**-0.5 and fc.std().item() == pytest.approx((3 * 3136) ** -0.5, rel=0.01)
+    assert fc.abs().max() <= 3136**-0.5 and fc.std().item() == pytest.approx(
+        (3 * 3136) ** -0.5, rel=0.01
+    )
     fc = weights["ppo_atari"].fc.branches[0].linear.weight
     torch.testing.assert_close(fc.T @ fc, 2 * torch.eye(512), atol=1e-4, rtol=0)
     fc, head = weights["pqn_atari"].fc.branches[0].linear.weight, weights["pqn_atari"].q.weight
     assert fc.std().item() == pytest.approx((2 / 3136) ** 0.5, rel=0.01)
-    assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5 and head.std().item() == pytest.approx(512**-0.5, rel=0.05)
+    assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5 and head.std().item() == pytest.approx(
+        512**-0.5, rel=0.05
+    )
     branches = network("dqn_atari", **LAST).fc.branches
     assert not torch.equal(branches[0].linear.weight, branches[1].linear.weight)
 
@@ -149,10 +170,19 @@ RECYCLED = [("relu", "none"), ("relu", "channel"), ("tanh_hr", "none"), ("crelu"
 @pytest.mark.parametrize("script", ["dqn_atari", "ppo_atari"])
 @pytest.mark.parametrize(("activation", "layer_norm"), RECYCLED)
 def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, layer_norm):
-    flags = {"layer_norm": layer_norm, "width": 16, "encoder_activation": (activation,), "activation": activation}
+    flags = {
+        "layer_norm": layer_norm,
+        "width": 16,
+        "encoder_activation": (activation,),
+        "activation": activation,
+    }
     net = network(script, **flags)
-    optimizer = torch.optim.AdamW(optimizers.parameter_groups(net, 1e-3, activations.RationalConfig()))
-    obs = torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(
+        optimizers.parameter_groups(net, 1e-3, activations.RationalConfig())
+    )
+    obs = torch.randint(
+        0, 256, (4, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
     def outputs(net):
         out = net(obs)
@@ -165,39 +195,67 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     moments = {name: optimizer.state[p]["exp_avg_sq"].clone() for name, p in net.named_parameters()}
     names = ["conv1", "conv2", "conv3", "fc"]
     layers = [getattr(net, name) for name in names]
-    neurons = {name: torch.zeros(len(x.branches[0].linear.bias), dtype=torch.bool) for name, x in zip(names, layers)}
+    neurons = {
+        name: torch.zeros(len(x.branches[0].linear.bias), dtype=torch.bool)
+        for name, x in zip(names, layers)
+    }
     neurons["conv1"][[3]] = neurons["conv3"][[1, 5]] = neurons["fc"][[0, 7, 15]] = True
-    outs = {name: neurons[name].repeat(x.width // len(neurons[name])) for name, x in zip(names, layers)}
+    outs = {
+        name: neurons[name].repeat(x.width // len(neurons[name])) for name, x in zip(names, layers)
+    }
     generator = torch.Generator().manual_seed(3)
     init = activations.he_normal
-    assert optimizers.recycle_layers(layers, heads, [*outs.values()], optimizer, init, generator) == 6 / 176
-    reads = {"conv2": outs["conv1"], "conv3": outs["conv2"], "fc": outs["conv3"].repeat_interleave(49)}
+    assert (
+        optimizers.recycle_layers(layers, heads, [*outs.values()], optimizer, init, generator)
+        == 6 / 176
+    )
+    reads = {
+        "conv2": outs["conv1"],
+        "conv3": outs["conv2"],
+        "fc": outs["conv3"].repeat_interleave(49),
+    }
     reads |= dict.fromkeys(("q", "actor", "critic"), outs["fc"])
     before = dict(old.named_parameters())
     for name, p in net.named_parameters():
         layer, fresh = name.split(".")[0], torch.zeros_like(p, dtype=torch.bool)
-        axes = p.detach().movedim(1, 0) if p.dim() == 2 else p.detach()  # neurons first, then what they read
+        axes = (
+            p.detach().movedim(1, 0) if p.dim() == 2 else p.detach()
+        )  # neurons first, then what they read
         index = fresh.movedim(1, 0) if p.dim() == 2 else fresh
         if layer in neurons:
             index[neurons[layer]] = True
             if p.dim() == 1:
-                assert (axes[neurons[layer]] == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
+                assert (
+                    axes[neurons[layer]] == (1.0 if name.endswith("norm.weight") else 0.0)
+                ).all(), name
             elif neurons[layer].any() and layer != "fc":
                 assert (axes[neurons[layer]] != before[name][neurons[layer]]).any()
         if p.dim() > 1 and layer in reads:
             index[:, reads[layer]] = True
-            old_rows = ~neurons.get(layer, torch.zeros(len(axes), dtype=torch.bool))  # new ones may read new ones
+            old_rows = ~neurons.get(
+                layer, torch.zeros(len(axes), dtype=torch.bool)
+            )  # new ones may read new ones
             assert (axes[old_rows][:, reads[layer]] == 0).all(), name
         assert torch.equal(p[~fresh], before[name][~fresh]), name
         state = optimizer.state[p]
-        assert (state["exp_avg"][fresh] == 0).all() and (state["exp_avg_sq"][fresh] == 0).all() and state["step"] == 2
+        assert (
+            (state["exp_avg"][fresh] == 0).all()
+            and (state["exp_avg_sq"][fresh] == 0).all()
+            and state["step"] == 2
+        )
         assert torch.equal(state["exp_avg_sq"][~fresh], moments[name][~fresh])
-    assert not torch.equal(net.fc.branches[0].linear.weight[:, 0], old.fc.branches[0].linear.weight[:, 0])
-    if layer_norm == "none":  # a norm mixes a layer's neurons; without one the outputs lose what the neurons gave
+    assert not torch.equal(
+        net.fc.branches[0].linear.weight[:, 0], old.fc.branches[0].linear.weight[:, 0]
+    )
+    if (
+        layer_norm == "none"
+    ):  # a norm mixes a layer's neurons; without one the outputs lose what the neurons gave
         shapes = {"fc": (1, -1)}
         for name in names:
             kept = (~outs[name]).view(shapes.get(name, (1, -1, 1, 1)))
-            getattr(old, name).register_forward_hook(lambda module, args, output, kept=kept: output * kept)
+            getattr(old, name).register_forward_hook(
+                lambda module, args, output, kept=kept: output * kept
+            )
         torch.testing.assert_close(outputs(net), outputs(old), rtol=1e-4, atol=1e-5)
 
 
@@ -209,8 +267,12 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
         for branch in net.fc.branches:
             branch.linear.weight.mul_(40.0)  # the others vary
             branch.linear.weight[:, dead] = 0.0
-            branch.linear.bias[dead] = torch.linspace(-9, 9, int(dead.sum()))  # saturated, or stuck in between
-    obs = torch.randint(0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+            branch.linear.bias[dead] = torch.linspace(
+                -9, 9, int(dead.sum())
+            )  # saturated, or stuck in between
+    obs = torch.randint(
+        0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     obs[::2] //= 3
     with torch.no_grad(), reports.record_layers(net) as records:
         q_values = net(obs)
@@ -218,7 +280,9 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
     assert torch.equal(metrics.dead_neurons_kde(hidden)[0], dead)
     part, rest = metrics.hidden_bias(hidden, dead, net.q.weight.mT)
     stuck = [torch.tanh(branch.linear.bias) for branch in net.fc.branches]
-    theorem = functools.reduce(torch.mul, stuck)[dead] @ net.q.weight[dead]  # Theorem 4.1: sum of alpha_i w_i
+    theorem = (
+        functools.reduce(torch.mul, stuck)[dead] @ net.q.weight[dead]
+    )  # Theorem 4.1: sum of alpha_i w_i
     torch.testing.assert_close(part, theorem.expand_as(part))
     torch.testing.assert_close(part + rest + net.q.bias, q_values, atol=1e-4, rtol=1e-4)
     split = dqn_atari.q_split(net, obs)
@@ -227,9 +291,15 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
 
 
 def test_dead_by_standard_deviation():
-    z = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.019, 0.022, 1.0]) + 0.9
+    z = (
+        torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([0.019, 0.022, 1.0])
+        + 0.9
+    )
     dead, std = metrics.dead_neurons_std(z)
-    assert dead.tolist() == [True, False, False] and std == pytest.approx(np.std(z.numpy(), 0, ddof=1), rel=1e-5)
+    assert dead.tolist() == [True, False, False] and std == pytest.approx(
+        np.std(z.numpy(), 0, ddof=1), rel=1e-5
+    )
     assert metrics.dead_neurons_kde(z * torch.tensor([0.9, 1.1, 1.0]))[0].tolist() == dead.tolist()
 
 

@@ -15,8 +15,21 @@ from sac_continuous import Agent, Args, q_bias, runs_of, train
 
 ENV_ID = "RaggedEpisodes-v0"
 ARGS = Args(
-    **{"env_id": (ENV_ID,), "compile": False, "tensorboard": False, "device": "cpu", "num_seeds": 2, "widths": (4,)},
-    **{"total_timesteps": 30, "learning_starts": 20, "batch_size": 4, "eval_frequency": 30, "num_eval_episodes": 4},
+    **{
+        "env_id": (ENV_ID,),
+        "compile": False,
+        "tensorboard": False,
+        "device": "cpu",
+        "num_seeds": 2,
+        "widths": (4,),
+    },
+    **{
+        "total_timesteps": 30,
+        "learning_starts": 20,
+        "batch_size": 4,
+        "eval_frequency": 30,
+        "num_eval_episodes": 4,
+    },
     **{"metrics_frequency": 0, "log_frequency": 10},
 )
 
@@ -53,7 +66,9 @@ def truth(num_steps: int) -> tuple[list, list]:
     transitions, ends, episode, at = [], [], 0, 0
     for step in range(1, num_steps + 1):
         at, total = at + 1, (3 if episode % 2 == 0 else 4)
-        transitions.append(([episode, at - 1], 10.0 * episode + at, float(at == total == 3), [episode, at]))
+        transitions.append(
+            ([episode, at - 1], 10.0 * episode + at, float(at == total == 3), [episode, at])
+        )
         if at == total:
             ends.append((step, 10.0 * episode * total + total * (total + 1) / 2, total))
             episode, at = episode + 1, 0
@@ -83,31 +98,59 @@ def test_every_stored_transition_and_logged_return_is_the_truth(async_envs, tmp_
     transitions, ends = truth(30)
     assert len(buffers) == 1 and buffers[0].num_added == 30
     for i, run in enumerate(runs):
-        obs, actions, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
-        stored = zip(obs.tolist(), rewards.flatten().tolist(), terminations.flatten().tolist(), next_obs.tolist())
+        obs, actions, rewards, terminations, next_obs = (
+            buffers[0].rows[i].split(buffers[0].columns, -1)
+        )
+        stored = zip(
+            obs.tolist(),
+            rewards.flatten().tolist(),
+            terminations.flatten().tolist(),
+            next_obs.tolist(),
+        )
         assert list(stored) == transitions
         assert (actions.abs() <= 1).all() and len(actions[:20].unique()) == 20
         assert rows_of(run, "charts/episodic_return") == [(step, total) for step, total, _ in ends]
-        assert rows_of(run, "charts/episodic_length") == [(step, length) for step, _, length in ends]
+        assert rows_of(run, "charts/episodic_length") == [
+            (step, length) for step, _, length in ends
+        ]
     assert sum(row[2] for row in transitions) == 4 and len(ends) == 8  # of both kinds
 
 
 def test_terminations_do_not_bootstrap_and_time_limits_do():
     agent = Agent(2, 1, ARGS, [1], torch.device("cpu"))
-    batch = {"obs": torch.zeros(1, 2, 2), "actions": torch.zeros(1, 2, 1), "rewards": torch.tensor([[3.0, 3.0]])}
-    batch |= {"terminations": torch.tensor([[1.0, 0.0]])}  # row 1: the real successor of a truncated episode
-    far = [agent.qf_loss(batch | {"next_obs": torch.full((1, 2, 2), x)}, torch.zeros(1, 2, 1)) for x in (0.0, 9.0)]
+    batch = {
+        "obs": torch.zeros(1, 2, 2),
+        "actions": torch.zeros(1, 2, 1),
+        "rewards": torch.tensor([[3.0, 3.0]]),
+    }
+    batch |= {
+        "terminations": torch.tensor([[1.0, 0.0]])
+    }  # row 1: the real successor of a truncated episode
+    far = [
+        agent.qf_loss(batch | {"next_obs": torch.full((1, 2, 2), x)}, torch.zeros(1, 2, 1))
+        for x in (0.0, 9.0)
+    ]
     q = far[0][1].detach()[0]
     for (loss, _), x in zip(far, (0.0, 9.0)):
         next_obs = torch.full((1, 2, 2), x)
         with torch.no_grad():
             next_actions, log_probs = agent.actor.sample(next_obs, torch.zeros(1, 2, 1))
-            next_q = agent.qf_target(next_obs, next_actions).min(-2).values - agent.log_alpha.exp() * log_probs
-        targets = torch.tensor([3.0, 3.0 + ARGS.gamma * next_q[0, 1].item()])  # of the termination, of the time limit
+            next_q = (
+                agent.qf_target(next_obs, next_actions).min(-2).values
+                - agent.log_alpha.exp() * log_probs
+            )
+        targets = torch.tensor(
+            [3.0, 3.0 + ARGS.gamma * next_q[0, 1].item()]
+        )  # of the termination, of the time limit
         assert loss.item() == pytest.approx((q - targets).square().mean(-1).sum().item(), rel=1e-5)
     only = {key: value[:, :1] for key, value in batch.items()}
-    losses = [agent.qf_loss(only | {"next_obs": torch.full((1, 1, 2), x)}, torch.zeros(1, 1, 1))[0] for x in (0.0, 9.0)]
-    assert torch.equal(*losses) and losses[0].item() == pytest.approx((q[:, 0] - 3).square().sum().item())
+    losses = [
+        agent.qf_loss(only | {"next_obs": torch.full((1, 1, 2), x)}, torch.zeros(1, 1, 1))[0]
+        for x in (0.0, 9.0)
+    ]
+    assert torch.equal(*losses) and losses[0].item() == pytest.approx(
+        (q[:, 0] - 3).square().sum().item()
+    )
     assert not torch.equal(far[0][0], far[1][0])
 
 
@@ -133,7 +176,11 @@ def test_evaluation_plays_whole_episodes_and_returns_their_means():
 def test_true_successors_are_those_of_the_episode_that_ended():
     next_obs = np.array([[0.0, 0.0], [5.0, 5.0], [0.5, 0.0]])
     final = np.array([np.array([9.0, 9.0]), None, np.array([8.0, 8.0])], dtype=object)
-    infos = {"final_obs": final, "final_info": {"success": np.array([1.0, 0.0, 0.0])}, "success": np.array([0, 1, 0])}
+    infos = {
+        "final_obs": final,
+        "final_info": {"success": np.array([1.0, 0.0, 0.0])},
+        "success": np.array([0, 1, 0]),
+    }
     real, success = environments.true_successors(next_obs, infos, np.array([True, False, True]))
     assert real.tolist() == [[9, 9], [5, 5], [8, 8]] and success.tolist() == [1, 1, 0]
     assert next_obs[0].tolist() == [0, 0]
@@ -147,14 +194,20 @@ def play(env, moves, **options):
     return [obs.tolist(), *[(obs.tolist(), float(reward)) for obs, reward in steps]]
 
 
-@pytest.mark.parametrize("env_id", ["dm_control/cartpole-swingup-v0", "metaworld/reach-v3", "Hopper-v5"])
+@pytest.mark.parametrize(
+    "env_id", ["dm_control/cartpole-swingup-v0", "metaworld/reach-v3", "Hopper-v5"]
+)
 def test_an_episode_is_its_number_and_can_be_entered_in_the_middle(env_id):
     env, fresh = make_env(env_id, 1, 7, "train"), make_env(env_id, 1, 7, "train")
-    actions = np.random.default_rng(0).uniform(-1, 1, (8, *env.action_space.shape)).astype(np.float32)
+    actions = (
+        np.random.default_rng(0).uniform(-1, 1, (8, *env.action_space.shape)).astype(np.float32)
+    )
     first, second, third = (play(env, actions) for _ in range(3))
     assert first != second != third and first[0] != second[0]
     number = {"number": [0, 2]}  # index 1 of the batch
-    assert play(fresh, actions, **number) == third  # a fresh environment, a used one, and back again
+    assert (
+        play(fresh, actions, **number) == third
+    )  # a fresh environment, a used one, and back again
     assert play(env, actions, **number) == third
     assert play(env, actions, number=[0, 0]) == first
     env.reset()

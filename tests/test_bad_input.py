@@ -13,11 +13,17 @@ import torch
 import runlog
 import sac_continuous
 
-TINY = "--no-compile --no-tensorboard --widths 8 --batch-size 8 --buffer-size 500 --learning-starts 20"
+TINY = (
+    "--no-compile --no-tensorboard --widths 8 --batch-size 8 --buffer-size 500 --learning-starts 20"
+)
 TINY += " --total-timesteps 60 --checkpoint-frequency 30 --eval-frequency 60 --num-eval-episodes 1"
-TINY += " --log-frequency 20 --metrics-frequency 0 --ntk-frequency 0 --env-id Pendulum-v1 --threads 1"
+TINY += (
+    " --log-frequency 20 --metrics-frequency 0 --ntk-frequency 0 --env-id Pendulum-v1 --threads 1"
+)
 SEVERAL = "--env-id Pendulum-v1 Pendulum-v1"
-TINY_FIT = "--rational.fit-range -1e-3 1e-3 --rational.numerator-degree 7 --rational.constraint-power 8"
+TINY_FIT = (
+    "--rational.fit-range -1e-3 1e-3 --rational.numerator-degree 7 --rational.constraint-power 8"
+)
 CUDA_INDEX = torch.cuda.device_count() + 9
 
 
@@ -34,25 +40,39 @@ def call(argv: list[str], capfd) -> tuple[int, str, str]:
 
 
 def check(code: int, out: str, err: str, *told: str) -> None:
-    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (code, out, err)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (
+        code,
+        out,
+        err,
+    )
     missing = [word for word in told if word not in err]
     assert not missing, (missing, err)
 
 
 COMMANDS = {  # command: what its line must tell (flag, value, remedy)
-    "--env-id dm_control/cheeta-run-v0": ["--env-id dm_control/cheeta-run-v0", "dm_control/cheetah-run-v0"],
+    "--env-id dm_control/cheeta-run-v0": [
+        "--env-id dm_control/cheeta-run-v0",
+        "dm_control/cheetah-run-v0",
+    ],
     "--env-id metaworld/reac-v3": ["--env-id metaworld/reac-v3", "metaworld/reach-v3"],
     "--env-id metaworld/reach-v2": ["--env-id metaworld/reach-v2", "metaworld/reach-v3"],
     "--env-id Hoper-v5": ["--env-id Hoper-v5", "Hopper-v5"],
     "--env-id nothing/like-it": ["--env-id nothing/like-it", "did you mean"],
     "--env-id Meta-World/MT1": ["--env-id Meta-World/MT1", "unknown; did you mean"],
-    "--env-id GymV21Environment-v0": ["--env-id GymV21Environment-v0", "cannot be made here", "choose another"],
+    "--env-id GymV21Environment-v0": [
+        "--env-id GymV21Environment-v0",
+        "cannot be made here",
+        "choose another",
+    ],
     "--env-id CartPole-v1": ["--env-id CartPole-v1", "continuous", "Discrete", "try Pendulum-v1"],
     "--activation rellu": ["--activation 'rellu'", "relu"],
     "--activation crationnal": ["--activation 'crationnal'", "did you mean", "crational"],
     "--activation tanh*": ["--activation 'tanh*'", "a name is missing", "choose from"],
     "--activation crelu*tanh": ["--activation 'crelu*tanh'", "widths differ"],
-    "--rational.constraint-power 3": ["--rational.constraint-power 3", "must exceed numerator-degree 3"],
+    "--rational.constraint-power 3": [
+        "--rational.constraint-power 3",
+        "must exceed numerator-degree 3",
+    ],
     "--rational.numerator-degree 0": ["--rational.numerator-degree 0", "must lie in 1.."],
     "--rational.form C": ["--rational.form", "'C'", "'A', 'B'"],
     "--rational.fit-target sinn": ["--rational.fit-target", "sin"],
@@ -95,7 +115,12 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--env-id": ["--env-id", "is empty", "give one id"],
     "--steps-per-task 30": ["--steps-per-task 30", "several --env-id", "--total-timesteps 30"],
     "--env-id Pendulum-v1 Pendulum-v1": ["--env-id Pendulum-v1 Pendulum-v1", "--steps-per-task"],
-    f"{SEVERAL} Pendulum-v1 --steps-per-task 30": ["--total-timesteps 60", "3 tasks", "make 90", "leave it out"],
+    f"{SEVERAL} Pendulum-v1 --steps-per-task 30": [
+        "--total-timesteps 60",
+        "3 tasks",
+        "make 90",
+        "leave it out",
+    ],
     f"{SEVERAL} --steps-per-task 30": ["--steps-per-task 30", "multiple of --eval-frequency 60"],
     "--no-reset-replay": ["--no-reset-replay", "several --env-id"],
     f"{SEVERAL} --steps-per-task 20": ["--steps-per-task 20", "(20, inf)"],
@@ -123,13 +148,21 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path, capfd):
     told = COMMANDS[command]
-    check(*call([*TINY.split(), "--runs-dir", str(tmp_path / "runs"), *command.split()], capfd), *told)
+    check(
+        *call([*TINY.split(), "--runs-dir", str(tmp_path / "runs"), *command.split()], capfd), *told
+    )
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["--env-id Hoper-v5", "--utd 0", "--activation tanh*"])
 def test_the_same_from_a_shell(command, tmp_path):
-    argv = [sys.executable, sac_continuous.__file__, "--runs-dir", str(tmp_path / "runs"), *command.split()]
+    argv = [
+        sys.executable,
+        sac_continuous.__file__,
+        "--runs-dir",
+        str(tmp_path / "runs"),
+        *command.split(),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
     check(done.returncode, done.stdout, done.stderr, *COMMANDS[command])
     assert os.listdir(tmp_path) == []
@@ -139,12 +172,20 @@ def test_a_runs_dir_that_cannot_hold_runs(tmp_path, capfd):
     file, locked = tmp_path / "file", tmp_path / "locked"
     file.write_text("mine")
     for folder in (file, file / "below"):
-        check(*call([*TINY.split(), "--runs-dir", str(folder)], capfd), str(file), "choose a writable folder")
+        check(
+            *call([*TINY.split(), "--runs-dir", str(folder)], capfd),
+            str(file),
+            "choose a writable folder",
+        )
     assert file.read_text() == "mine" and os.listdir(tmp_path) == ["file"]
     locked.mkdir(mode=0o555)
     if os.getuid() == 0:  # root may write anywhere but here
         locked = "/proc/1"
-    check(*call([*TINY.split(), "--runs-dir", f"{locked}/runs"], capfd), f"{locked}/runs", "choose a writable folder")
+    check(
+        *call([*TINY.split(), "--runs-dir", f"{locked}/runs"], capfd),
+        f"{locked}/runs",
+        "choose a writable folder",
+    )
 
 
 def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
@@ -160,21 +201,43 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
 
     # one tampered byte in the newer generation: told, and the older one is used
     middle = len(whole[0]) // 2
-    checkpoints[0].write_bytes(whole[0][:middle] + bytes([whole[0][middle] ^ 1]) + whole[0][middle + 1 :])
+    checkpoints[0].write_bytes(
+        whole[0][:middle] + bytes([whole[0][middle] ^ 1]) + whole[0][middle + 1 :]
+    )
     set_status("running")
     rows = (folder / "scalars.csv").read_bytes()
     code, out, err = call(argv, capfd)
-    assert code == 0 and err.startswith("warning: ") and "using checkpoint.prev.pt, step 30" in err and "step 60" in out
+    assert (
+        code == 0
+        and err.startswith("warning: ")
+        and "using checkpoint.prev.pt, step 30" in err
+        and "step 60" in out
+    )
     strip = [line.rsplit(b",", 1)[0] for line in rows.splitlines()]
-    assert [line.rsplit(b",", 1)[0] for line in (folder / "scalars.csv").read_bytes().splitlines()] == strip
+    assert [
+        line.rsplit(b",", 1)[0] for line in (folder / "scalars.csv").read_bytes().splitlines()
+    ] == strip
     # a tampered and a truncated one: neither training nor --evaluate start
     whole = [path.read_bytes() for path in checkpoints]
-    checkpoints[0].write_bytes(whole[0][:middle] + bytes([whole[0][middle] ^ 1]) + whole[0][middle + 1 :])
+    checkpoints[0].write_bytes(
+        whole[0][:middle] + bytes([whole[0][middle] ^ 1]) + whole[0][middle + 1 :]
+    )
     checkpoints[1].write_bytes(whole[1][:-200])
     check(*call([*argv, "--evaluate"], capfd), str(checkpoints[0]), "use --fresh")
     set_status("running")
-    check(*call([*argv, "--evaluate"], capfd), "--evaluate", "interrupted", "train it to the end first")
-    check(*call(argv, capfd), str(checkpoints[0]), str(checkpoints[1]), "no usable checkpoint", "use --fresh")
+    check(
+        *call([*argv, "--evaluate"], capfd),
+        "--evaluate",
+        "interrupted",
+        "train it to the end first",
+    )
+    check(
+        *call(argv, capfd),
+        str(checkpoints[0]),
+        str(checkpoints[1]),
+        "no usable checkpoint",
+        "use --fresh",
+    )
     # another configuration's
     for path, content in zip(checkpoints, whole):
         path.write_bytes(content)
@@ -188,18 +251,34 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_afterwards(tmp_path):
-    code = "import resource, runlog, sac_continuous as s\n{limit}\nwith runlog.exit_on_user_error():\n"
-    code += f"    s.main(runlog.parse_args(s.Args, {[*TINY.split(), '--runs-dir', str(tmp_path)]!r}))"
+    code = (
+        "import resource, runlog, sac_continuous as s\n{limit}\nwith runlog.exit_on_user_error():\n"
+    )
+    code += (
+        f"    s.main(runlog.parse_args(s.Args, {[*TINY.split(), '--runs-dir', str(tmp_path)]!r}))"
+    )
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))"  # a checkpoint takes more
 
     def run(limit):
         argv = [sys.executable, "-c", code.format(limit=limit)]
-        return subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+        return subprocess.run(
+            argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        )
 
     done = run(limit)
-    check(done.returncode, "", done.stderr, "cannot write", "free some space", "start the same command again")
+    check(
+        done.returncode,
+        "",
+        done.stderr,
+        "cannot write",
+        "free some space",
+        "start the same command again",
+    )
     (folder,) = tmp_path.iterdir()
     assert runlog.storage.read_json(folder / "meta.json")["status"] == "failed"
     assert not list(folder.rglob("*.tmp"))
     done = run("")
-    assert done.returncode == 0 and runlog.storage.read_json(folder / "meta.json")["status"] == "finished", done
+    assert (
+        done.returncode == 0
+        and runlog.storage.read_json(folder / "meta.json")["status"] == "finished"
+    ), done

@@ -26,7 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def make_compared(root, activation, layer_norm, seed):
     """max f of a critic's layer = layer + seed, its coefficient gradient = critic; return = 100 with LayerNorm."""
-    config = {"env_id": ["dm_control/a-b-v0", "dm_control/a-c-v0"], "activation": activation, "seed": seed}
+    config = {
+        "env_id": ["dm_control/a-b-v0", "dm_control/a-c-v0"],
+        "activation": activation,
+        "seed": seed,
+    }
     run = runlog.Run(root, f"{activation}{layer_norm}{seed}", {**config, "layer_norm": layer_norm})
     run.open(tensorboard=False)
     for step in (10, 20):
@@ -41,14 +45,24 @@ def make_compared(root, activation, layer_norm, seed):
 
 def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
-    history = plots.preactivations.histories(folders[0])["fc1", "qf1"]  # counts 1, 0, 3 + step in [-1, 0, 1, 3]
-    assert history.steps.tolist() == [0, 100, 200] and history.largest_magnitude().tolist() == [3, 3, 3]
+    history = plots.preactivations.histories(folders[0])[
+        "fc1", "qf1"
+    ]  # counts 1, 0, 3 + step in [-1, 0, 1, 3]
+    assert history.steps.tolist() == [0, 100, 200] and history.largest_magnitude().tolist() == [
+        3,
+        3,
+        3,
+    ]
     below = history.below(np.array([-2, -0.5, 0.5, 2, 3]))
     for row, step in zip(below, (0, 100, 200)):
         total = 4 + step
-        np.testing.assert_allclose(row, [0, 0.5 / total, 1 / total, (1 + (3 + step) / 2) / total, 1])
+        np.testing.assert_allclose(
+            row, [0, 0.5 / total, 1 / total, (1 + (3 + step) / 2) / total, 1]
+        )
     found = plots.preactivations.pooled(plots.variants.load(folders)["crational"])
-    assert list(found) == [(network, layer) for network in ("actor", "critics") for layer in ("fc1", "fc2")]
+    assert list(found) == [
+        (network, layer) for network in ("actor", "critics") for layer in ("fc1", "fc2")
+    ]
     assert len(found["actor", "fc1"]) == 2 and len(found["critics", "fc1"]) == 4
     header, first, *_ = plots.preactivations.preactivation_table(folders, bound=1.0)
     assert header[2:] == ["n", "max |x| first", "max |x| newest", "max |x| ever", "newest |x| > 1"]
@@ -57,11 +71,16 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
 
 def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     folders = [make_run(tmp_path, name) for name in ("rational", "crational")]
-    paths = plots.preactivations.write_preactivations(folders, tmp_path / "out", "history", ("png",))
+    paths = plots.preactivations.write_preactivations(
+        folders, tmp_path / "out", "history", ("png",)
+    )
     figure = plots.redraw.figure_of(tmp_path / "out", "history")  # from the CSV
     assert "toy/walk-v0" in figure.get_suptitle()
     drawn = panels(figure)
-    assert list(drawn)[:2] == ["rational (n = 1), actor, fc1", "crational (n = 1), actor, fc1"] and len(drawn) == 8
+    assert (
+        list(drawn)[:2] == ["rational (n = 1), actor, fc1", "crational (n = 1), actor, fc1"]
+        and len(drawn) == 8
+    )
     panel = drawn["crational (n = 1), critics, fc2"]
     low, median, high, smallest, largest = (line.get_ydata() for line in panel.get_lines())
     assert smallest.tolist() == [-1] * 3 and largest.tolist() == [3] * 3
@@ -70,7 +89,9 @@ def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
             got, (0, 100, 200)
         ):  # the share below x: 1 - (3 - x) / 2 * (3 + step) / (4 + step) from 1
             total = 4 + step
-            expected = 3 - 2 * (1 - level) * total / (3 + step) if level > 1 / total else level * total - 1
+            expected = (
+                3 - 2 * (1 - level) * total / (3 + step) if level > 1 / total else level * total - 1
+            )
             assert value == pytest.approx(expected, abs=0.03)
     density = panel.collections[0].get_array()
     assert density.shape[1] == 3 and density.max() == pytest.approx(203 / 204 / 2, rel=1e-3)
@@ -78,62 +99,126 @@ def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
 
 
 def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch):
-    run = runlog.Run(tmp_path, "spike", {"env_id": "toy", "activation": "relu", "seed": 1}).open(tensorboard=False)
+    run = runlog.Run(tmp_path, "spike", {"env_id": "toy", "activation": "relu", "seed": 1}).open(
+        tensorboard=False
+    )
     for step in range(7):
-        run.log_histogram(step, "network/q/fc1/preactivations", [1, 1], [-1.0 - step, 0.0, 50.0 if step == 2 else 1.0])
+        run.log_histogram(
+            step,
+            "network/q/fc1/preactivations",
+            [1, 1],
+            [-1.0 - step, 0.0, 50.0 if step == 2 else 1.0],
+        )
     run.finish()
     monkeypatch.setattr(plots.preactivations, "MEASURES_SHOWN", 3)
     rows = plots.preactivations.preactivation_rows([run.folder])
     assert [row["step"] for row in rows] == [0, 3, 6]
-    assert [row["largest"] for row in rows] == [1, 50, 1] and [row["smallest"] for row in rows] == [-1, -4, -7]
-    densities = np.array([[row[f"d{i:02d}"] for i in range(plots.preactivations.BINS)] for row in rows])
-    x = np.sinh(np.linspace(*np.arcsinh([rows[0]["first_edge"], rows[0]["last_edge"]]), plots.preactivations.BINS + 1))
+    assert [row["largest"] for row in rows] == [1, 50, 1] and [row["smallest"] for row in rows] == [
+        -1,
+        -4,
+        -7,
+    ]
+    densities = np.array(
+        [[row[f"d{i:02d}"] for i in range(plots.preactivations.BINS)] for row in rows]
+    )
+    x = np.sinh(
+        np.linspace(
+            *np.arcsinh([rows[0]["first_edge"], rows[0]["last_edge"]]),
+            plots.preactivations.BINS + 1,
+        )
+    )
     np.testing.assert_allclose(densities @ np.diff(x), 1, rtol=0.01)
 
 
 def test_compare_groups_by_a_setting(tmp_path, capsys):
-    grid = [(name, norm, seed) for name in ("rational", "crational") for norm in (False, True) for seed in (1, 2)]
+    grid = [
+        (name, norm, seed)
+        for name in ("rational", "crational")
+        for norm in (False, True)
+        for seed in (1, 2)
+    ]
     folders = [make_compared(tmp_path, *each) for each in grid]
     groups = plots.compare.compared(folders, "layer_norm")
-    names = [f"{name}, layer_norm {norm}" for name in ("crational", "rational") for norm in (False, True)]
+    names = [
+        f"{name}, layer_norm {norm}" for name in ("crational", "rational") for norm in (False, True)
+    ]
     assert list(groups) == names and all(len(runs) == 2 for runs in groups.values())
     for runs in groups.values():
         for run in runs:
             np.testing.assert_array_equal(
-                run.series("max |f(x)|")[:, :2], [[10, 2 + run.config["seed"]], [20, 2 + run.config["seed"]]]
+                run.series("max |f(x)|")[:, :2],
+                [[10, 2 + run.config["seed"]], [20, 2 + run.config["seed"]]],
             )
-            np.testing.assert_array_equal(run.series("coefficient gradient")[:, :2], [[10, 15], [20, 30]])
+            np.testing.assert_array_equal(
+                run.series("coefficient gradient")[:, :2], [[10, 15], [20, 30]]
+            )
     plots.compare.write_compared(folders, "layer_norm", tmp_path / "out", "by", ("png",))
     figure = plots.redraw.figure_of(tmp_path / "out", "by")  # from the CSV
     titles = [panel.get_title("left") for panel in figure.axes]
-    assert titles == ["return", "overestimation", "max |f(x)|", "coefficient gradient"]  # no critic gradient logged
+    assert titles == [
+        "return",
+        "overestimation",
+        "max |f(x)|",
+        "coefficient gradient",
+    ]  # no critic gradient logged
     panel = figure.axes[0]
-    lines = {line.get_label(): line for line in panel.get_lines() if not line.get_label().startswith("_")}
+    lines = {
+        line.get_label(): line for line in panel.get_lines() if not line.get_label().startswith("_")
+    }
     assert list(lines) == [f"{name} (n = 2)" for name in names]
     without, norm = (lines[f"rational, layer_norm {x} (n = 2)"] for x in (False, True))
     assert without.get_ydata().tolist() == [10, 20] and norm.get_ydata().tolist() == [110, 120]
-    assert to_hex(without.get_color()).upper() == to_hex(norm.get_color()).upper() == plots.variants.ORANGE
+    assert (
+        to_hex(without.get_color()).upper()
+        == to_hex(norm.get_color()).upper()
+        == plots.variants.ORANGE
+    )
     assert (without.get_linestyle(), norm.get_linestyle()) == ("-", "--")
     assert "dm_control/a-b-v0,a-c-v0" in figure.get_suptitle()
-    figures.main(["compare", *map(str, folders), "--by", "layer_norm", "--out", str(tmp_path / "x.png")])
+    figures.main(
+        ["compare", *map(str, folders), "--by", "layer_norm", "--out", str(tmp_path / "x.png")]
+    )
     table = capsys.readouterr().out.splitlines()
-    assert table[1].split("  ")[0] == names[0] and "20.0 +- 0.0" in table[1] and "3.50 +- 0.71" in table[1]
+    assert (
+        table[1].split("  ")[0] == names[0]
+        and "20.0 +- 0.0" in table[1]
+        and "3.50 +- 0.71" in table[1]
+    )
     assert is_drawn(tmp_path / "x.png")
     for by, told in (("layer_norms", "--by layer_norms"), ("utd", "differ in layer_norm")):
         with pytest.raises(runlog.UserError, match=told):
             plots.compare.compared(folders if by == "utd" else folders[:2], by)
 
 
-@pytest.mark.parametrize("script, runs", [("check_preactivations.sh", 2), ("check_layer_norm.sh", 4)])
+@pytest.mark.parametrize(
+    "script, runs", [("check_preactivations.sh", 2), ("check_layer_norm.sh", 4)]
+)
 def test_the_checks_print_commands_that_parse(script, runs, tmp_path):
-    environment = {**os.environ, "DRY_RUN": "1", "STEPS": "120000", "SEEDS": "3", "ENV_ID": "metaworld/push-v3"}
-    done = subprocess.run([ROOT / "scripts" / script], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "DRY_RUN": "1",
+        "STEPS": "120000",
+        "SEEDS": "3",
+        "ENV_ID": "metaworld/push-v3",
+    }
+    done = subprocess.run(
+        [ROOT / "scripts" / script], env=environment, capture_output=True, text=True, check=True
+    )
     *training, drawing = (shlex.split(line) for line in done.stdout.splitlines())
     assert len({tuple(words) for words in training}) == runs
     for _, file, *words in training:
         args = runlog.parse_args(sac_continuous.Args, words)
-        assert file == "sac_continuous.py" and args.num_seeds == 3 and args.total_timesteps == 120_000
+        assert (
+            file == "sac_continuous.py" and args.num_seeds == 3 and args.total_timesteps == 120_000
+        )
         assert args.env_id == ("metaworld/push-v3",) and args.learning_starts == 5_000
-    (_, file, *words), (folder,) = drawing, {words[words.index("--runs-dir") + 1] for (*words,) in training}
+    (_, file, *words), (folder,) = (
+        drawing,
+        {words[words.index("--runs-dir") + 1] for (*words,) in training},
+    )
     command = runlog.parse_args(figures.Command, words)
-    assert file == "figures.py" and command.folders[0].parent == Path(folder) and "metaworld-push-v3" in folder
+    assert (
+        file == "figures.py"
+        and command.folders[0].parent == Path(folder)
+        and "metaworld-push-v3" in folder
+    )

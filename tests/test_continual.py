@@ -53,7 +53,11 @@ def test_updates_equal_torch_in_float64(flags):
     """The middle one of three seeds against nn.Linear, nn.CrossEntropyLoss and torch.optim.Adam."""
     args = parse(flags)
     learner = script.Learner(args, (1, 8, 8), 10, 16.0, [1, 2, 3], torch.device("cpu"))
-    act, sizes, reference = {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation], (64, 8, 6), nn.Sequential()
+    act, sizes, reference = (
+        {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation],
+        (64, 8, 6),
+        nn.Sequential(),
+    )
     for i, layer in enumerate(learner.network.hidden):
         reference.append(nn.Linear(sizes[i], sizes[i + 1]))
         reference[-1].weight.data = layer.branches[0].linear.weight[1].detach().T.clone()
@@ -76,9 +80,15 @@ def test_updates_equal_torch_in_float64(flags):
         penalty = args.l2 * sum(p.square().sum() for p in reference.parameters())
         adam.zero_grad(), (expected + penalty).backward(), adam.step()
         assert loss[1].item() == pytest.approx(expected.item(), rel=1e-4)
-        assert share[1].item() == pytest.approx((logits.argmax(-1) == labels[1]).double().mean().item())
-    for mine, theirs in zip(learner.network.hidden, [m for m in reference if isinstance(m, nn.Linear)]):
-        torch.testing.assert_close(mine.branches[0].linear.weight[1].double(), theirs.weight.T, rtol=1e-3, atol=1e-5)
+        assert share[1].item() == pytest.approx(
+            (logits.argmax(-1) == labels[1]).double().mean().item()
+        )
+    for mine, theirs in zip(
+        learner.network.hidden, [m for m in reference if isinstance(m, nn.Linear)]
+    ):
+        torch.testing.assert_close(
+            mine.branches[0].linear.weight[1].double(), theirs.weight.T, rtol=1e-3, atol=1e-5
+        )
 
 
 def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_path, monkeypatch):
@@ -99,18 +109,28 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         assert {step for step, key in rows if key == "task_start/ntk_srank"} == {0, 12, 24}
         assert {step for step, key in rows if key == "losses/loss"} == {6, 12, 18, 24, 30, 36}
         layers = {
-            f"network/classifier/fc{k}/{name}" for k in (1, 2) for name in ("srank", "dead_share", "dormant_share")
+            f"network/classifier/fc{k}/{name}"
+            for k in (1, 2)
+            for name in ("srank", "dead_share", "dormant_share")
         }
-        own = {f"coefficients/fc1/{name}" for name in ("numerator1", "numerator3", "denominator2", "log_scale")}
+        own = {
+            f"coefficients/fc1/{name}"
+            for name in ("numerator1", "numerator3", "denominator2", "log_scale")
+        }
         assert layers | own | {"charts/test_accuracy", "task_end/ntk_trace"} <= keys
         for task in range(3):
             end, each = 12 * (task + 1), epochs[task, :, i]
-            assert float(rows[end, "charts/online_accuracy"]) == pytest.approx(each.mean().item(), rel=1e-6)
+            assert float(rows[end, "charts/online_accuracy"]) == pytest.approx(
+                each.mean().item(), rel=1e-6
+            )
             fitted = [6.0 * (k + 1) for k in range(2) if each[k] >= 0.2]
             written = float(rows[end, "charts/steps_to_threshold"])
             assert written == fitted[0] if fitted else math.isnan(written)
     assert any(
-        not math.isnan(float(v)) for rows in found.values() for (_, k), v in rows.items() if k.endswith("threshold")
+        not math.isnan(float(v))
+        for rows in found.values()
+        for (_, k), v in rows.items()
+        if k.endswith("threshold")
     )
 
 
@@ -123,23 +143,34 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
     state = torch.load(next(tmp_path.glob("*/checkpoint.pt")))["state"]
     learner = script.Learner(args, (1, 8, 8), 10, data.largest, [5], torch.device("cpu"))
     runlog.restore_module(learner, [state["learner"]])
-    parts = ((data.train, task.rows, task.labels, "end"), (data.test, task.test_rows, task.test_labels, "test"))
+    parts = (
+        (data.train, task.rows, task.labels, "end"),
+        (data.test, task.test_rows, task.test_labels, "test"),
+    )
     for split, where, labels, key in parts:
         x = torch.from_numpy(split.images[where].reshape(1, -1, 64)) / 16.0
         right = learner.network(x)[0].argmax(-1).numpy() == labels
         assert float(rows[36, f"charts/{key}_accuracy"]) == pytest.approx(right.mean(), rel=1e-6)
     x = torch.from_numpy(data.train.images[task.rows[:12]].reshape(1, -1, 64)) / 16.0
-    assert float(rows[36, "task_end/ntk_trace"]) == metrics.ntk_rank(learner.network, (x,), 1)["trace"].item()
+    assert (
+        float(rows[36, "task_end/ntk_trace"])
+        == metrics.ntk_rank(learner.network, (x,), 1)["trace"].item()
+    )
 
 
 def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_path):
     flags = "--activation rational --redo --redo-period 5 --redo-tau 0.9"
-    batch, alone = run(tmp_path / "a", f"--num-seeds 3 {flags}"), run(tmp_path / "b", f"--seed 2 {flags}")
+    batch, alone = (
+        run(tmp_path / "a", f"--num-seeds 3 {flags}"),
+        run(tmp_path / "b", f"--seed 2 {flags}"),
+    )
     (name,) = alone
     assert batch[name].keys() == alone[name].keys()
     for (step, key), value in alone[name].items():
         if "condition" not in key:  # of a kernel whose smallest eigenvalues are rounding
-            assert float(batch[name][step, key]) == pytest.approx(float(value), rel=2e-2, abs=1e-3, nan_ok=True), key
+            assert float(batch[name][step, key]) == pytest.approx(
+                float(value), rel=2e-2, abs=1e-3, nan_ok=True
+            ), key
     assert max(float(v) for (_, k), v in alone[name].items() if k == "redo/recycled_share") > 0
     (bare,) = run(tmp_path / "c", f"--seed 2 {flags} --metrics-samples 0 --ntk-samples 0").values()
     assert bare and all(alone[name][key] == value for key, value in bare.items())
@@ -164,7 +195,9 @@ def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypa
         patch.setattr(runlog.Run, phase, killed)
         run(tmp_path / "b", flags)
     assert run(tmp_path / "b", flags) == whole
-    status = [json.loads(file.read_text())["status"] for file in (tmp_path / "b").glob("*/meta.json")]
+    status = [
+        json.loads(file.read_text())["status"] for file in (tmp_path / "b").glob("*/meta.json")
+    ]
     assert status == ["finished", "finished"]
 
 
@@ -179,14 +212,22 @@ def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, mo
 
     monkeypatch.setattr(script.Learner, "one_update", breaks)
     found = run(tmp_path / "b", "--num-seeds 2")
-    (first, second), metas = found, [json.loads(f.read_text()) for f in sorted((tmp_path / "b").glob("*/meta.json"))]
-    assert [(meta["status"], meta.get("step")) for meta in metas] == [("diverged", 15), ("finished", None)]
+    (first, second), metas = (
+        found,
+        [json.loads(f.read_text()) for f in sorted((tmp_path / "b").glob("*/meta.json"))],
+    )
+    assert [(meta["status"], meta.get("step")) for meta in metas] == [
+        ("diverged", 15),
+        ("finished", None),
+    ]
     assert found[second] == whole[second]
     for key in ("charts/online_accuracy", "charts/end_accuracy", "task_end/ntk_srank"):
         assert found[first][24, key] == found[first][36, key] == whole[first][12, key]
 
 
-def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(tmp_path, monkeypatch):
+def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
+    tmp_path, monkeypatch
+):
     update, calls = script.Learner.one_update, []
 
     def breaks(self, *inputs):
@@ -202,13 +243,22 @@ def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
     assert [rows[step, "charts/online_accuracy"] for step in (24, 36, 48, 60)] == [
         rows[12, "charts/online_accuracy"]
     ] * 4
-    assert not any(step > 12 for step, key in rows if "network/" in key or "losses/" in key or "task_start/" in key)
+    assert not any(
+        step > 12
+        for step, key in rows
+        if "network/" in key or "losses/" in key or "task_start/" in key
+    )
     calls.clear()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runlog.Run, "finish", interrupt)
         run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12")
-    assert run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12") == whole and len(calls) == trained
-    assert json.loads(next((tmp_path / "b").glob("*/meta.json")).read_text())["status"] == "diverged"
+    assert (
+        run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12") == whole
+        and len(calls) == trained
+    )
+    assert (
+        json.loads(next((tmp_path / "b").glob("*/meta.json")).read_text())["status"] == "diverged"
+    )
 
 
 def interrupt(*_, **__):
@@ -220,10 +270,20 @@ def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
     flags = "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 --learning-rate 0.01"
     eager, compiled = run(tmp_path / "a", flags), run(tmp_path / "b", f"{flags} --compile")
     for name, rows in eager.items():
-        assert max(float(value) for (_, key), value in rows.items() if key == "redo/recycled_share") > 0
+        assert (
+            max(float(value) for (_, key), value in rows.items() if key == "redo/recycled_share")
+            > 0
+        )
         for (step, key), value in rows.items():
-            if key in ("losses/loss", "charts/end_accuracy", "redo/recycled_share", "task_end/ntk_trace"):
-                assert float(compiled[name][step, key]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), (step, key)
+            if key in (
+                "losses/loss",
+                "charts/end_accuracy",
+                "redo/recycled_share",
+                "task_end/ntk_trace",
+            ):
+                assert float(compiled[name][step, key]) == pytest.approx(
+                    float(value), rel=1e-3, abs=1e-4
+                ), (step, key)
 
 
 def test_reset_head_draws_anew_and_forgets_moments():
@@ -232,7 +292,9 @@ def test_reset_head_draws_anew_and_forgets_moments():
     learner.update(images, torch.arange(20).view(2, 10), torch.arange(20).view(2, 10) % 10, None)
     before = copy.deepcopy(learner)
     learner.reset_head([1, 2], 1)
-    assert (learner.network.head.weight != before.network.head.weight).all() and (learner.network.head.bias == 0).all()
+    assert (learner.network.head.weight != before.network.head.weight).all() and (
+        learner.network.head.bias == 0
+    ).all()
     alone = copy.deepcopy(before)
     alone.reset_head([1, 2], 1)
     assert torch.equal(alone.network.head.weight, learner.network.head.weight)

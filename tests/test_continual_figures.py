@@ -21,14 +21,27 @@ from activations import RationalConfig
 TASKS = 7
 
 
-def make_cell(folder, seeds, activation, dataset="digits", diverged=(), num_tasks=TASKS, **rational):
+def make_cell(
+    folder, seeds, activation, dataset="digits", diverged=(), num_tasks=TASKS, **rational
+):
     """Run folders with random measures; (seeds, tasks) of online accuracy."""
-    rng = np.random.default_rng([len(activation), int(10 * rational.get("init_scale", 1)), len(dataset)])
+    rng = np.random.default_rng(
+        [len(activation), int(10 * rational.get("init_scale", 1)), len(dataset)]
+    )
     accuracy = rng.uniform(0.1, 1, size=(len(seeds), num_tasks))
     for i, seed in enumerate(seeds):
-        options = {"dataset": dataset, "num_tasks": num_tasks, "runs_dir": str(folder), "seed": seed}
-        args = continual_supervised.Args(activation=activation, rational=RationalConfig(**rational), **options)
-        ((_, run),) = runlog.make_runs(args, "continual_supervised", env_id=f"{dataset}-random_labels").items()
+        options = {
+            "dataset": dataset,
+            "num_tasks": num_tasks,
+            "runs_dir": str(folder),
+            "seed": seed,
+        }
+        args = continual_supervised.Args(
+            activation=activation, rational=RationalConfig(**rational), **options
+        )
+        ((_, run),) = runlog.make_runs(
+            args, "continual_supervised", env_id=f"{dataset}-random_labels"
+        ).items()
         run.open(tensorboard=False)
         for task in range(num_tasks if seed not in diverged else 2):
             run.log(100 * task, {"task_start/ntk_srank": 50 + seed})
@@ -40,7 +53,10 @@ def make_cell(folder, seeds, activation, dataset="digits", diverged=(), num_task
             values |= {"task_end/ntk_entropy_rank": rng.uniform(1, 100)}
             values |= {"charts/steps_to_threshold": 10.0 * seed if (task + seed) % 3 else np.nan}
             run.log(100 * (task + 1), values | {"network/classifier/fc2/dead_share": rng.uniform()})
-        run.finish(*(["diverged"] if seed in diverged else []), **({"step": 250} if seed in diverged else {}))
+        run.finish(
+            *(["diverged"] if seed in diverged else []),
+            **({"step": 250} if seed in diverged else {}),
+        )
     return accuracy
 
 
@@ -63,7 +79,10 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
 
 def test_comparisons_are_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
-    base, other = make_cell(tmp_path, seeds, "tanh"), make_cell(tmp_path, seeds[1:], "tanh_hr")  # seed 1 has no partner
+    base, other = (
+        make_cell(tmp_path, seeds, "tanh"),
+        make_cell(tmp_path, seeds[1:], "tanh_hr"),
+    )  # seed 1 has no partner
     make_cell(tmp_path, seeds, "relu")
     (cells,) = plots.continual.continual_cells(tmp_path).values()
     rows = {row["measure"]: row for row in plots.continual.continual_comparisons(cells)}
@@ -72,11 +91,16 @@ def test_comparisons_are_scipys_paired_intervals(tmp_path):
     expected = {
         "online accuracy, first task": (other[:, 0], base[:, 0]),
         "online accuracy, late tasks": (late(other), late(base)),
-        "change of online accuracy, late - first": (late(other) - other[:, 0], late(base) - base[:, 0]),
+        "change of online accuracy, late - first": (
+            late(other) - other[:, 0],
+            late(base) - base[:, 0],
+        ),
     }
     for measure, (a, b) in expected.items():
         interval, row = scipy.stats.ttest_rel(a, b).confidence_interval(0.95), rows[measure]
-        assert row["difference"] == pytest.approx((a - b).mean()) and row["mean_a"] == pytest.approx(a.mean())
+        assert row["difference"] == pytest.approx((a - b).mean()) and row[
+            "mean_a"
+        ] == pytest.approx(a.mean())
         assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
     assert rows["NTK srank, start"]["difference"] == 0.0
 
@@ -92,7 +116,10 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
     ends = ["", ", init 0.25", ", init 4.0", ", init 0.25, decay 0.1", ", init 4.0, decay 0.1"]
     expected = {(f"crational{end}", f"rational{end}") for end in ends}
     for activation in ("rational", "crational"):
-        expected |= {(f"{activation}, init {s}, decay 0.1", f"{activation}, init {s}") for s in ("0.25", "4.0")}
+        expected |= {
+            (f"{activation}, init {s}, decay 0.1", f"{activation}, init {s}")
+            for s in ("0.25", "4.0")
+        }
         expected |= {(f"{activation}, init {s}", activation) for s in ("0.25", "4.0")}
         expected.add((f"{activation}, init 0.25", f"{activation}, init 4.0"))
         expected.add((f"{activation}, init 0.25, decay 0.1", f"{activation}, init 4.0, decay 0.1"))
@@ -120,12 +147,17 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         mine = [
             r
             for r in rows
-            if (r["study"].split()[0], r["cell"], r["metric"]) == (dataset, activation, "charts/online_accuracy")
+            if (r["study"].split()[0], r["cell"], r["metric"])
+            == (dataset, activation, "charts/online_accuracy")
         ]
-        assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)] and {row["n"] for row in mine} == {"3"}
+        assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)] and {
+            row["n"] for row in mine
+        } == {"3"}
         np.testing.assert_allclose([float(row["mean"]) for row in mine], values.mean(0), rtol=1e-3)
         half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, 2)
-        np.testing.assert_allclose([float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-3)
+        np.testing.assert_allclose(
+            [float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-3
+        )
     each = {
         (r["study"].split()[0], r["cell"], int(r["seed"])): r
         for r in csv.DictReader((out / "continual_runs.csv").open())
@@ -133,8 +165,12 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
     assert len(each) == 18
     for (dataset, activation), values in accuracy.items():
         row = each[dataset, activation, 2]
-        assert float(row["online accuracy, late tasks"]) == pytest.approx(values[1, -5:].mean(), rel=1e-5)
-        assert row["status"] == "finished" and "s2" in row["folder"] and float(row["elapsed_s"]) >= 0
+        assert float(row["online accuracy, late tasks"]) == pytest.approx(
+            values[1, -5:].mean(), rel=1e-5
+        )
+        assert (
+            row["status"] == "finished" and "s2" in row["folder"] and float(row["elapsed_s"]) >= 0
+        )
     cells = list(csv.DictReader((out / "continual_cells.csv").open()))
     assert {(row["cell"], row["diverged"]) for row in cells} == {(a, "1") for _, a in accuracy}
 
@@ -145,20 +181,37 @@ def test_intervals_of_one_value_are_unknown():
 
 
 def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
-    make_cell(tmp_path, [3], "relu")  # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
+    make_cell(
+        tmp_path, [3], "relu"
+    )  # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
     plots.continual.draw_continual(tmp_path, tmp_path)
     rows = list(csv.DictReader((tmp_path / "continual_curves.csv").open()))
     steps = [row["mean"] for row in rows if row["metric"] == "median of steps_to_threshold"]
     assert steps == ["inf", "30", "30", "inf", "30", "30", "inf"]
-    assert [float(r["mean"]) for r in rows if r["metric"] == "share of seeds that fit"] == [0, 1, 1, 0, 1, 1, 0]
+    assert [float(r["mean"]) for r in rows if r["metric"] == "share of seeds that fit"] == [
+        0,
+        1,
+        1,
+        0,
+        1,
+        1,
+        0,
+    ]
 
 
 def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
     """A seed that diverged in its first task, and a study without NTK ranks."""
-    base, other = make_cell(tmp_path, [1, 2, 3, 4], "tanh"), make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")
+    base, other = (
+        make_cell(tmp_path, [1, 2, 3, 4], "tanh"),
+        make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr"),
+    )
     (bad,) = tmp_path.glob("*tanh__s4__*")
     (bad / "scalars.csv").write_text("step,key,value,wall_time\n")
-    meta = json.loads((bad / "meta.json").read_text()) | {"status": "diverged", "step": 50, "last_step": None}
+    meta = json.loads((bad / "meta.json").read_text()) | {
+        "status": "diverged",
+        "step": 50,
+        "last_step": None,
+    }
     (bad / "meta.json").write_text(json.dumps(meta))
     for file in tmp_path.glob("*/scalars.csv"):
         lines = file.read_text().splitlines(keepends=True)

@@ -44,7 +44,8 @@ def test_idx_files_are_read_as_they_were_written(tmp_path, monkeypatch):
     mnist_from_wheel.write_idx(tmp_path / "t10k-images-idx3-ubyte", images)
     content = (tmp_path / "t10k-images-idx3-ubyte").read_bytes()
     assert (
-        content[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28]) and len(content) == 16 + images.size
+        content[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28])
+        and len(content) == 16 + images.size
     )
     with pytest.raises(runlog.UserError, match="damaged"):  # these are not MNIST's
         datasets.read_mnist("t10k-images-idx3-ubyte", tmp_path)
@@ -55,7 +56,9 @@ def test_idx_files_are_read_as_they_were_written(tmp_path, monkeypatch):
 
 def test_the_unpickler_makes_arrays_and_nothing_else():
     arrays = (np.arange(6.0, dtype=np.float32).reshape(2, 3), np.arange(2))
-    loaded = mnist_from_wheel.ArraysOnly(io.BytesIO(gzip.decompress(gzip.compress(pickle.dumps(arrays, 3))))).load()
+    loaded = mnist_from_wheel.ArraysOnly(
+        io.BytesIO(gzip.decompress(gzip.compress(pickle.dumps(arrays, 3))))
+    ).load()
     assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(loaded, arrays, strict=True))
 
     class Evil:

@@ -35,7 +35,9 @@ def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeyp
 def test_split_cifar100_trains_a_convolutional_network(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
     flags = f"--dataset cifar100 --data-dir {tmp_path} --tasks split_classes --num-train 0 --channels 3 4 --redo"
-    flags += " --activation crelu --layer-norm --redo-period 1 --redo-tau 0.4 --num-tasks 2 --runs-dir"
+    flags += (
+        " --activation crelu --layer-norm --redo-period 1 --redo-tau 0.4 --num-tasks 2 --runs-dir"
+    )
     script.main(parse(f"{flags} {tmp_path / 'batch'} --num-seeds 2"))
     script.main(parse(f"{flags} {tmp_path / 'alone'} --seed 2"))
     (alone,) = (tmp_path / "alone").glob("*/scalars.csv")
@@ -47,7 +49,9 @@ def test_split_cifar100_trains_a_convolutional_network(tmp_path, monkeypatch):
     for (step, key, value), line in zip(rows, batch, strict=True):
         assert line.split(",")[:2] == [step, key]
         if "condition" not in key and "gradient" not in key:
-            assert float(line.split(",")[2]) == pytest.approx(float(value), rel=1e-2, abs=1e-3, nan_ok=True), (
+            assert float(line.split(",")[2]) == pytest.approx(
+                float(value), rel=1e-2, abs=1e-3, nan_ok=True
+            ), (
                 step,
                 key,
             )
@@ -84,17 +88,29 @@ WRONG = {
     "--l2 -1": ["--l2 -1", "[0, inf)"],
     "--learning-rate 0": ["--learning-rate 0", "(0, inf)"],
     "--device cuda:99": ["--device cuda:99", "use cpu or auto"],
-    "--rational.constraint-power 3 --activation crational": ["--rational.constraint-power 3", "must exceed"],
+    "--rational.constraint-power 3 --activation crational": [
+        "--rational.constraint-power 3",
+        "must exceed",
+    ],
 }
 
 
 @pytest.mark.parametrize("flags", WRONG)
 def test_wrong_values_end_in_one_line(flags, tmp_path, capfd):
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
-        argv = [*TINY.split(), "--device", "cpu", *flags.split(), "--runs-dir", str(tmp_path / "runs")]
+        argv = [
+            *TINY.split(),
+            "--device",
+            "cpu",
+            *flags.split(),
+            "--runs-dir",
+            str(tmp_path / "runs"),
+        ]
         script.main(runlog.parse_args(script.Args, argv))
     out, err = capfd.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert (
+        stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    ), err
     assert all(word in err for word in WRONG[flags]), err
     assert not (tmp_path / "runs").exists()
 
@@ -105,12 +121,25 @@ def test_batched_recycling_equals_that_of_each_seed():
         network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
         optimizer = optimizers.Adam(network, 1e-3, activations.RationalConfig())
         with torch.no_grad():
-            optimizer.step([torch.ones_like(p) for p in optimizer.parameters_])  # moments that are not 0
-        dormant = [torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden]
+            optimizer.step(
+                [torch.ones_like(p) for p in optimizer.parameters_]
+            )  # moments that are not 0
+        dormant = [
+            torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden
+        ]
         for i, seed in enumerate(seeds):
-            dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = True  # crelu: k and k + units
+            dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = (
+                True  # crelu: k and k + units
+            )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        arguments = [*network.hidden], [network.head], dormant, optimizer, activations.orthogonal(), generators
+        arguments = (
+            [*network.hidden],
+            [network.head],
+            dormant,
+            optimizer,
+            activations.orthogonal(),
+            generators,
+        )
         results.append((network, optimizer, optimizers.recycle_layers(*arguments)))
     (network, optimizer, share), *alone = results
     assert share.tolist() == [each[2].item() for each in alone] and 0 < share.min() < 1
@@ -120,5 +149,7 @@ def test_batched_recycling_equals_that_of_each_seed():
             assert torch.equal(p[i], other[0]), name
             for mine, theirs in zip(optimizer.moments(p), adam.moments(other), strict=True):
                 assert torch.equal(mine[i], theirs[0]), name
-    cleared = [(m == 0).float().mean().item() for p in network.parameters() for m in optimizer.moments(p)]
+    cleared = [
+        (m == 0).float().mean().item() for p in network.parameters() for m in optimizer.moments(p)
+    ]
     assert min(cleared[:2]) > 0 and max(cleared) < 1

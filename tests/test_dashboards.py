@@ -49,7 +49,9 @@ class Reaching(test_sac_sequences.Toy):
 
 
 for name, best in {"ReachA-v0": 0.5, "ReachB-v0": -0.5}.items():
-    gym.register(name, Reaching, kwargs={"best": best}, max_episode_steps=test_sac_sequences.EPISODE)
+    gym.register(
+        name, Reaching, kwargs={"best": best}, max_episode_steps=test_sac_sequences.EPISODE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +67,26 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(runlog, "draw_function_approximation", lambda folders, out: None)
-        patch.setattr(runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None)  # has all
+        patch.setattr(
+            runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
+        )  # has all
         sac = "--env-id ReachA-v0 ReachB-v0 --steps-per-task 40 --metrics-frequency 80 --metrics-samples 32"
         sac += " --ntk-frequency 80 --ntk-samples 8 --activation crational"
         run(sac_continuous, test_sac_sequences.command(folder, sac))
-        dqn, ppo = "--activation tanh*crational --ntk-samples 4", "--metrics-frequency 0 --ntk-frequency 0 --no-redo"
+        dqn, ppo = (
+            "--activation tanh*crational --ntk-samples 4",
+            "--metrics-frequency 0 --ntk-frequency 0 --no-redo",
+        )
         for script, flags in {"dqn_atari": dqn, "ppo_atari": ppo}.items():
-            flags += " --total-timesteps 200"  # a multiple of PPO's 16 or not: the last rollout is whole
+            flags += (
+                " --total-timesteps 200"  # a multiple of PPO's 16 or not: the last rollout is whole
+            )
             run(test_atari_runs.MODULES[script], test_atari_runs.command(script, folder, flags))
         tiny, fit = test_continual.TINY, test_function_approximation.TINY
-        run(continual_supervised, f"{tiny} --num-tasks 1 --metrics-samples 0 --dataset digits".split())
+        run(
+            continual_supervised,
+            f"{tiny} --num-tasks 1 --metrics-samples 0 --dataset digits".split(),
+        )
         run(
             function_approximation,
             f"{fit} --activations tanh_hr --learning-rates 1e-3 --num-seeds 1 --tensorboard".split(),
@@ -88,7 +100,9 @@ def logged(folder) -> dict[str, set[str]]:
     found = {}
     for path in [*folder.glob("*/scalars.csv"), *folder.glob("*/perf.csv")]:
         with open(path) as file:
-            found.setdefault(path.parent.name.split("__")[1], set()).update(row["key"] for row in csv.DictReader(file))
+            found.setdefault(path.parent.name.split("__")[1], set()).update(
+                row["key"] for row in csv.DictReader(file)
+            )
     return found
 
 
@@ -98,14 +112,19 @@ class TensorBoard:
     def __init__(self, folder):
         multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
         plugins, self.context = {}, RequestContext()
-        shared = TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder)), logdir=str(folder))
+        shared = TBContext(
+            data_provider=MultiplexerDataProvider(multiplexer, str(folder)), logdir=str(folder)
+        )
         shared.plugin_name_to_instance = plugins
         plugins["scalars"], self.custom = ScalarsPlugin(shared), CustomScalarsPlugin(shared)
         self.runs = multiplexer.Runs()
 
     def layout(self) -> dict[str, dict[str, list[str]]]:
         merged = json.loads(self.custom.layout_impl(self.context, ""))
-        return {s["title"]: {c["title"]: c["multiline"]["tag"] for c in s["chart"]} for s in merged["category"]}
+        return {
+            s["title"]: {c["title"]: c["multiline"]["tag"] for c in s["chart"]}
+            for s in merged["category"]
+        }
 
     def keys(self, run: str, pattern: str) -> set[str]:
         found = self.custom.scalars_impl(self.context, run, pattern, "")
@@ -118,7 +137,9 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 6
     layout = board.layout()  # of all runs, merged: each panel once
     assert list(layout) == SECTIONS
-    assert {s: list(charts) for s, charts in layout.items()} == {s: list(c) for s, c in dashboards.SECTIONS.items()}
+    assert {s: list(charts) for s, charts in layout.items()} == {
+        s: list(c) for s, c in dashboards.SECTIONS.items()
+    }
     shown = {}
     for charts in layout.values():
         for title, (pattern,) in charts.items():
@@ -127,18 +148,35 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
             assert shown[title], f"{title}: no run logs {pattern}"
     keys = {(script, key) for script, keys in logged.items() for key in keys}
     assert set().union(*shown.values()) <= keys
-    sac = {title: sorted(key for script, key in pairs if script == "sac_continuous") for title, pairs in shown.items()}
-    layers = [f"network/{network}/{layer}" for network in ("actor", "qf1", "qf2") for layer in ("fc1", "fc2")]
+    sac = {
+        title: sorted(key for script, key in pairs if script == "sac_continuous")
+        for title, pairs in shown.items()
+    }
+    layers = [
+        f"network/{network}/{layer}"
+        for network in ("actor", "qf1", "qf2")
+        for layer in ("fc1", "fc2")
+    ]
     assert sac["dead share (KDE)"] == [f"{layer}/dead_share" for layer in layers]
     assert sac["effective rank (srank)"] == [f"{layer}/srank" for layer in layers]
     assert sac["weight norm, whole network"] == [
         f"network/{network}/weight_norm" for network in ("actor", "qf1", "qf2")
     ]
     returns = ["eval/episodic_return", "eval/task1/episodic_return", "eval/task2/episodic_return"]
-    assert sac["evaluation return"] == returns and sac["training return"] == ["charts/episodic_return"]
-    assert sac["overestimation: Q minus return"] == ["overestimation/mean"] and not sac["regression error"]
-    dqn = {title: sorted(key for script, key in pairs if script == "dqn_atari") for title, pairs in shown.items()}
-    assert dqn["dead share of the branches"] == [f"network/q/fc1/branch{i}_dead_share" for i in (0, 1)]
+    assert sac["evaluation return"] == returns and sac["training return"] == [
+        "charts/episodic_return"
+    ]
+    assert (
+        sac["overestimation: Q minus return"] == ["overestimation/mean"]
+        and not sac["regression error"]
+    )
+    dqn = {
+        title: sorted(key for script, key in pairs if script == "dqn_atari")
+        for title, pairs in shown.items()
+    }
+    assert dqn["dead share of the branches"] == [
+        f"network/q/fc1/branch{i}_dead_share" for i in (0, 1)
+    ]
     assert dqn["largest output"] == ["network/q/fc1/branch1_f_max"]
 
 
@@ -147,7 +185,9 @@ def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypat
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = {"env_id": "toy", "seed": 1}
     for last in (5, 8):
-        run = runlog.Run(tmp_path, "toy__script__relu__s1", config).open(sections=dashboards.SECTIONS)
+        run = runlog.Run(tmp_path, "toy__script__relu__s1", config).open(
+            sections=dashboards.SECTIONS
+        )
         start, *_ = run.load_checkpoint()
         for step in range(start + 1, last + 1):
             run.log(step, {"perf/sps": float(step)})
@@ -160,7 +200,16 @@ def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypat
         "updates per second": ["^(perf/updates_per_second)$"],
     }
     events = board.custom.scalars_impl(board.context, board.runs.popitem()[0], "^(perf/sps)$", "")
-    assert [value for _, _, value in events["tag_to_events"]["perf/sps"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [value for _, _, value in events["tag_to_events"]["perf/sps"]] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+    ]
 
 
 def test_without_sections_there_is_one_for_each_prefix_of_keys(tmp_path):
@@ -181,7 +230,9 @@ def call(capfd, *argv: str) -> str:
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         wandb_workspace.main(runlog.parse_args(wandb_workspace.Args, argv))
     out, err = capfd.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert (
+        stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    ), err
     return err
 
 
@@ -195,14 +246,17 @@ def test_without_the_package_the_command_that_installs_it_is_told(monkeypatch, c
 
 
 needs_package = pytest.mark.skipif(
-    not importlib.util.find_spec("wandb_workspaces"), reason="pip install -r requirements-dashboard.txt"
+    not importlib.util.find_spec("wandb_workspaces"),
+    reason="pip install -r requirements-dashboard.txt",
 )
 
 
 @needs_package
 def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, tmp_path, capfd):
     file = tmp_path / "workspace.json"
-    wandb_workspace.main(runlog.parse_args(wandb_workspace.Args, ["--json", str(file), "--name", "Board"]))
+    wandb_workspace.main(
+        runlog.parse_args(wandb_workspace.Args, ["--json", str(file), "--name", "Board"])
+    )
     assert str(file) in capfd.readouterr().out
     view = json.loads(file.read_text())
     assert (view["project"], view["displayName"]) == (sac_continuous.Args().wandb_project, "Board")
@@ -219,7 +273,9 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")}
     pictures, titles = set(), {}
     for name, each in sections.items():
-        assert each["flowConfig"]["columnsPerPage"] * each["flowConfig"]["rowsPerPage"] >= len(each["panels"])
+        assert each["flowConfig"]["columnsPerPage"] * each["flowConfig"]["rowsPerPage"] >= len(
+            each["panels"]
+        )
         for panel in each["panels"]:
             config = panel["config"]
             if panel["viewType"] == "Media Browser":
@@ -244,12 +300,16 @@ def test_wrong_input_of_the_workspace_is_one_line(tmp_path, capfd):
     assert "--project: is empty" in call(capfd, "--entity", "team", "--project", "")
     missing = tmp_path / "missing" / "a.json"
     assert f"cannot write {missing}" in call(capfd, "--json", str(missing))
-    assert "--name \N{GRINNING FACE}" in call(capfd, "--json", str(tmp_path / "a.json"), "--name", "\N{GRINNING FACE}")
+    assert "--name \N{GRINNING FACE}" in call(
+        capfd, "--json", str(tmp_path / "a.json"), "--name", "\N{GRINNING FACE}"
+    )
 
 
 @needs_package
 def test_without_a_login_the_workspace_is_not_saved(tmp_path):
-    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}  # of its own: W&B keeps it
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith("WANDB_")
+    }  # of its own: W&B keeps it
     env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, wandb_workspace.__file__, "--entity", "team"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)

@@ -20,7 +20,13 @@ import runlog
 import sac_continuous
 from environments import graphics, make_env, workers
 
-FAST_TASKS = ["acrobot-swingup", "cheetah-run", "humanoid_CMU-run", "quadruped-escape", "reacher-easy"]
+FAST_TASKS = [
+    "acrobot-swingup",
+    "cheetah-run",
+    "humanoid_CMU-run",
+    "quadruped-escape",
+    "reacher-easy",
+]
 TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 --batch-size 8 --learning-starts 20"
 TINY += " --total-timesteps 60 --checkpoint-frequency 20 --eval-frequency 60 --num-eval-episodes 2 --log-frequency 20"
 TINY += " --metrics-frequency 0 --ntk-frequency 0"
@@ -74,7 +80,10 @@ def run(folder, flags: str) -> dict[str, list[str]]:
     argv = [*TINY.split(), "--runs-dir", str(folder), *flags.split()]
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, argv))
     files = sorted(folder.glob("*/scalars.csv"))
-    return {file.parent.name: [line.rsplit(",", 1)[0] for line in file.read_text().splitlines()[1:]] for file in files}
+    return {
+        file.parent.name: [line.rsplit(",", 1)[0] for line in file.read_text().splitlines()[1:]]
+        for file in files
+    }
 
 
 # ---- an environment that fails ---------------------------------------------------------------------------------------
@@ -101,7 +110,9 @@ def kind_of(seed: int, number: int) -> float:
 
 
 @pytest.mark.parametrize("async_envs", ["", "--async-envs"])
-def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(async_envs, tmp_path, monkeypatch, capfd):
+def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
+    async_envs, tmp_path, monkeypatch, capfd
+):
     buffers = []
     add = sac_continuous.ReplayBuffer.add
 
@@ -113,7 +124,9 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(async_e
     flags = f"--env-id Toy-some-v0 --num-seeds 2 {async_envs}"
     whole = run(tmp_path / "a", flags)
     told = capfd.readouterr().err.splitlines()
-    assert all(line.startswith("warning: Toy-some-v0, seed ") and "not the agent" in line for line in told), told
+    assert all(
+        line.startswith("warning: Toy-some-v0, seed ") and "not the agent" in line for line in told
+    ), told
     for i, seed in enumerate((1, 2)):
         (rows,) = (rows for name, rows in whole.items() if f"__s{seed}__" in name)
         expected_errors, expected_ends, end, errors = [], [], 0, 0
@@ -127,17 +140,31 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(async_e
                 expected_errors.append((end, errors))
             if end <= 60:
                 expected_ends.append((end, length))
-        by_step = dict(expected_errors)  # failed in a step and in the reset after it: one row each, the later is last
+        by_step = dict(
+            expected_errors
+        )  # failed in a step and in the reset after it: one row each, the later is last
         rows = [row.split(",") for row in rows]
-        got = [(int(step), float(value)) for step, key, value in rows if key == "charts/environment_errors"]
+        got = [
+            (int(step), float(value))
+            for step, key, value in rows
+            if key == "charts/environment_errors"
+        ]
         assert dict(got) == by_step and errors >= 2
-        lengths = [(int(step), float(value)) for step, key, value in rows if key == "charts/episodic_length"]
+        lengths = [
+            (int(step), float(value))
+            for step, key, value in rows
+            if key == "charts/episodic_length"
+        ]
         assert lengths == expected_ends
         returns = [float(value) for _, key, value in rows if key == "charts/episodic_return"]
         assert returns == [length - (length == 4) for _, length in expected_ends]
         # the replay has true transitions only: one step on in the same episode; where one failed, the last one again
         obs, _, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
-        assert torch.equal(next_obs[:, 1], obs[:, 1] + 1) and (rewards == 1).all() and not terminations.any()
+        assert (
+            torch.equal(next_obs[:, 1], obs[:, 1] + 1)
+            and (rewards == 1).all()
+            and not terminations.any()
+        )
         for step, length in expected_ends:
             if length == 4:
                 assert torch.equal(buffers[0].rows[i, step - 1], buffers[0].rows[i, step - 2])
@@ -180,7 +207,9 @@ def test_what_a_failed_step_and_reset_give(capfd):
             for _ in range(10):
                 env.reset()
                 env.step(np.zeros(1, np.float32))
-    with pytest.raises(runlog.UserError, match=r"Toy-reset-v0: 10 episodes.*episode 9\) by OSError: no such world"):
+    with pytest.raises(
+        runlog.UserError, match=r"Toy-reset-v0: 10 episodes.*episode 9\) by OSError: no such world"
+    ):
         make_env("Toy-reset-v0", 0, 7, "train").reset()
 
 
@@ -196,7 +225,9 @@ def test_a_physics_error_of_dm_control_ends_the_episode(monkeypatch, capfd):
     assert info == {"environment_error": 1}
     assert PhysicsError.__name__ in capfd.readouterr().err
     other = make_env("dm_control/cartpole-swingup-v0", 0, 1, "train")
-    assert np.array_equal(env.reset()[0], other.reset(options={"number": [1]})[0])  # and the next one is whole
+    assert np.array_equal(
+        env.reset()[0], other.reset(options={"number": [1]})[0]
+    )  # and the next one is whole
     assert np.array_equal(env.step(np.ones(1))[0], other.step(np.ones(1))[0])
 
 
@@ -218,7 +249,9 @@ def test_evaluation_goes_on_and_gives_up_in_one_line(in_workers, capfd):
     envs.close()
     for fault in ("reset", "step"):
         envs = environments.make_envs(f"Toy-{fault}-v0", [1, 2], "train", in_workers)
-        with pytest.raises(runlog.UserError, match=f"--env-id Toy-{fault}-v0: 10 episodes in a row failed at once"):
+        with pytest.raises(
+            runlog.UserError, match=f"--env-id Toy-{fault}-v0: 10 episodes in a row failed at once"
+        ):
             environments.play_episodes(envs, stand_still, 0, 30)
         envs.close()
     assert "Traceback" not in capfd.readouterr().err
@@ -230,7 +263,9 @@ def test_evaluation_goes_on_and_gives_up_in_one_line(in_workers, capfd):
 def test_a_worker_that_dies_is_told_in_one_line(capfd):
     envs = environments.make_envs("Toy-killed-v0", [1, 2], "train", True)
     envs.reset()
-    with pytest.raises(runlog.UserError, match=r"--env-id Toy-killed-v0, seed [12]: .*killed by signal 9"):
+    with pytest.raises(
+        runlog.UserError, match=r"--env-id Toy-killed-v0, seed [12]: .*killed by signal 9"
+    ):
         envs.step(np.zeros((2, 1), np.float32))
     envs.close()
     assert capfd.readouterr().err == ""
@@ -280,7 +315,9 @@ def alive(pid: int) -> bool:
 def test_no_worker_outlives_its_parent(end):
     argv = [sys.executable, "-c", PARENT, end]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    parent = subprocess.Popen(argv, start_new_session=True, env={**os.environ, "PYTHONPATH": os.getcwd()}, **pipes)
+    parent = subprocess.Popen(
+        argv, start_new_session=True, env={**os.environ, "PYTHONPATH": os.getcwd()}, **pipes
+    )
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(workers) == 4
     try:
@@ -292,7 +329,9 @@ def test_no_worker_outlives_its_parent(end):
         _, err = parent.communicate(timeout=60)
     finally:
         parent.kill()  # it would step its environments for ever
-    assert err.count("Traceback") == (end == "SIGINT"), err  # the parent's own: no script around it here
+    assert err.count("Traceback") == (end == "SIGINT"), (
+        err
+    )  # the parent's own: no script around it here
     deadline = time.monotonic() + 20
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -336,7 +375,9 @@ FLAT = {
     5: sp.Discrete(5),
     4: sp.MultiBinary(4),
     7: sp.MultiDiscrete([3, 4]),
-    8: sp.Dict({"a": box(-1, 1, (2, 2)), "b": sp.Tuple([sp.Discrete(3), box(0, 9, (1,), np.int64)])}),
+    8: sp.Dict(
+        {"a": box(-1, 1, (2, 2)), "b": sp.Tuple([sp.Discrete(3), box(0, 9, (1,), np.int64)])}
+    ),
 }
 
 
@@ -364,15 +405,27 @@ def test_actions_of_any_shape_reach_the_environment_within_their_bounds():
 
 
 REFUSED = {
-    "integers": ({"act": box(-3, 3, (2,), np.int64)}, "continuous actions, not Box.*int64.*try Pendulum-v1"),
-    "equal bounds": ({"act": box(np.array([-1.0, 2.0]), np.array([1.0, 2.0]))}, "action 1 lies between 2.0 and 2.0"),
+    "integers": (
+        {"act": box(-3, 3, (2,), np.int64)},
+        "continuous actions, not Box.*int64.*try Pendulum-v1",
+    ),
+    "equal bounds": (
+        {"act": box(np.array([-1.0, 2.0]), np.array([1.0, 2.0]))},
+        "action 1 lies between 2.0 and 2.0",
+    ),
     "no bounds": ({"act": box(-np.inf, np.inf, (1,))}, "bounded, continuous actions"),
     "huge bounds": ({"act": box(-1e8, 1e8, (1,))}, "bounds above 1e[+]06 are none"),
     "no action": ({"act": box(-1, 1, (0,))}, "they are empty"),
     "discrete": ({"act": sp.Discrete(2)}, "not Discrete"),
-    "sequence": ({"obs": sp.Sequence(box(-1, 1, (2,)))}, "observations Sequence.*no fixed length.*use Box, Discrete"),
+    "sequence": (
+        {"obs": sp.Sequence(box(-1, 1, (2,)))},
+        "observations Sequence.*no fixed length.*use Box, Discrete",
+    ),
     "graph": ({"obs": sp.Graph(box(-1, 1), None)}, "observations Graph.*no fixed length"),
-    "inner": ({"obs": sp.Dict({"a": sp.Sequence(sp.Discrete(2))})}, "observations Dict.*no fixed length"),
+    "inner": (
+        {"obs": sp.Dict({"a": sp.Sequence(sp.Discrete(2))})},
+        "observations Dict.*no fixed length",
+    ),
     "nothing": ({"obs": box(-1, 1, (0,))}, "observations Box.*are empty"),
 }
 
@@ -389,7 +442,12 @@ def test_an_endless_environment_gets_a_time_limit_and_says_so(capfd):
     environments.check_environments(["Toy-endless-v0"], 1)
     line = "Toy-endless-v0: has no time limit; its episodes end after 1,000 steps"
     assert capfd.readouterr().out.startswith(line)
-    for env_id in ("Toy-some-v0", "dm_control/cartpole-swingup-v0", "metaworld/reach-v3", "Hopper-v5"):
+    for env_id in (
+        "Toy-some-v0",
+        "dm_control/cartpole-swingup-v0",
+        "metaworld/reach-v3",
+        "Hopper-v5",
+    ):
         environments.check_environments([env_id], 1)
     assert capfd.readouterr().out == ""
     env = make_env("Toy-endless-v0", 0, 1, "train")
@@ -401,7 +459,9 @@ def test_an_endless_environment_gets_a_time_limit_and_says_so(capfd):
 
 def test_a_module_of_the_current_folder(tmp_path, monkeypatch, capfd):
     source = "import gymnasium\nfrom test_environments import Toy\n"
-    (tmp_path / "my_worlds.py").write_text(source + "gymnasium.register('Mine-v0', Toy, max_episode_steps=10)\n")
+    (tmp_path / "my_worlds.py").write_text(
+        source + "gymnasium.register('Mine-v0', Toy, max_episode_steps=10)\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, os.path.dirname(__file__)])
     env = make_env("my_worlds:Mine-v0", 0, 1, "train")
@@ -446,7 +506,9 @@ def test_two_constructions_of_a_meta_world_task():
 
 def test_lqr_is_one_system_for_training_and_evaluation_and_another_for_another_seed():
     def stiffness(seed, stream):
-        return make_env("dm_control/lqr-lqr_2_1-v0", 0, seed, stream).unwrapped.physics.model.jnt_stiffness.tolist()
+        return make_env(
+            "dm_control/lqr-lqr_2_1-v0", 0, seed, stream
+        ).unwrapped.physics.model.jnt_stiffness.tolist()
 
     first = stiffness(1, "train")
     assert stiffness(1, "eval") == stiffness(1, "play") == first != stiffness(2, "train")
@@ -462,7 +524,9 @@ def test_global_generators_are_seeded_for_the_building_only():
     gym.register("Drawing-v0", Drawing, max_episode_steps=10)
     make_env("Drawing-v0", 0, 1, "train")  # imports may draw
     states = repr(np.random.get_state()), random.getstate()  # noqa: NPY002
-    first, again, other = (make_env("Drawing-v0", 0, seed, "train").unwrapped.drawn for seed in (1, 1, 2))
+    first, again, other = (
+        make_env("Drawing-v0", 0, seed, "train").unwrapped.drawn for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert (repr(np.random.get_state()), random.getstate()) == states  # noqa: NPY002
 
@@ -484,7 +548,9 @@ for env_id in ("metaworld/reach-v3", "dm_control/quadruped-walk-v0"):
 def test_environments_without_in1d():
     """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made and step as they do before it."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", WITHOUT_IN1D], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_IN1D], capture_output=True, text=True, env=environment
+    )
     truth = []
     for env_id in ("metaworld/reach-v3", "dm_control/quadruped-walk-v0"):
         env = make_env(env_id, 0, 1, "train")
@@ -501,12 +567,22 @@ def test_a_run_needs_no_graphics_and_a_video_without_them_is_one_warning(tmp_pat
     """What broken drivers and a wrong MUJOCO_GL do; Hopper draws through gymnasium, and its episodes are short."""
     argv = [sys.executable, sac_continuous.__file__, *TINY.split(), "--runs-dir", str(tmp_path)]
     argv += ["--env-id", "Hopper-v5", "--num-seeds", "2", "--capture-video"]
-    broken = {"__EGL_VENDOR_LIBRARY_DIRS": "/nonexistent", "MUJOCO_GL": "banana", "PYOPENGL_PLATFORM": "apple"}
-    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    broken = {
+        "__EGL_VENDOR_LIBRARY_DIRS": "/nonexistent",
+        "MUJOCO_GL": "banana",
+        "PYOPENGL_PLATFORM": "apple",
+    }
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")
+    }
     done = subprocess.run(argv, capture_output=True, text=True, env=environment | broken)
     assert done.returncode == 0 and "step 60: eval/episodic_return" in done.stdout, done
     (line,) = done.stderr.splitlines()
-    assert line.startswith("warning: no video ") and "no graphics here: banana: " in line and "osmesa: " in line
+    assert (
+        line.startswith("warning: no video ")
+        and "no graphics here: banana: " in line
+        and "osmesa: " in line
+    )
 
 
 def test_dm_control_steps_without_a_graphics_library(monkeypatch):
@@ -515,7 +591,9 @@ def test_dm_control_steps_without_a_graphics_library(monkeypatch):
     code += "import os; print('OpenGL.EGL' in sys.modules, 'MUJOCO_GL' in os.environ)"
     environment = {key: value for key, value in os.environ.items() if key not in graphics.VARIABLES}
     environment |= {"PYTHONPATH": os.getcwd(), "__EGL_VENDOR_LIBRARY_DIRS": "/nonexistent"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
@@ -530,7 +608,9 @@ def probes(monkeypatch):
     monkeypatch.setattr(graphics.sys, "platform", "linux")
     monkeypatch.setattr(graphics.importlib, "reload", lambda module: module)
     monkeypatch.setattr(
-        graphics, "reason_against", lambda name: tried.append(name) or (None if name in works else "no")
+        graphics,
+        "reason_against",
+        lambda name: tried.append(name) or (None if name in works else "no"),
     )
     yield works, tried
     graphics._choose.cache_clear()
@@ -541,7 +621,10 @@ def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
     assert graphics.enable_graphics() == "egl" and tried == ["egl"]
     assert (os.environ["MUJOCO_GL"], os.environ["PYOPENGL_PLATFORM"]) == ("egl", "egl")
     works.clear(), works.add("osmesa"), tried.clear(), graphics._choose.cache_clear()
-    assert graphics.enable_graphics() == "osmesa" and tried == ["egl", "osmesa"]  # egl is now the user's
+    assert graphics.enable_graphics() == "osmesa" and tried == [
+        "egl",
+        "osmesa",
+    ]  # egl is now the user's
     assert capfd.readouterr().err.startswith(
         "warning: MUJOCO_GL=egl does not work here, so videos are drawn with osmesa"
     )
@@ -574,7 +657,11 @@ def test_a_driver_that_crashes_or_hangs_is_a_reason(monkeypatch):
     monkeypatch.setattr(graphics, "PROBE_SECONDS", 60)
     monkeypatch.setattr(graphics, "PROBE", "raise RuntimeError('no device')")
     assert graphics.reason_against("egl") == "RuntimeError: no device"
-    monkeypatch.setattr(graphics, "PROBE", "import os; print(os.environ['MUJOCO_GL'], os.environ['PYOPENGL_PLATFORM'])")
+    monkeypatch.setattr(
+        graphics,
+        "PROBE",
+        "import os; print(os.environ['MUJOCO_GL'], os.environ['PYOPENGL_PLATFORM'])",
+    )
     assert graphics.reason_against("egl") is None
 
 

@@ -23,10 +23,20 @@ from plots.variants import BLACK, RED
 GRID = np.linspace(-10, 10, 201)
 
 
-def make_run(root, activation="crational", seed=1, steps=(0, 100, 200), status="finished", fixed=False, **config):
+def make_run(
+    root,
+    activation="crational",
+    seed=1,
+    steps=(0, 100, 200),
+    status="finished",
+    fixed=False,
+    **config,
+):
     """A run whose numbers are known: return = step + seed, bias = -seed, curve i of fc<k> = (step + i) x / k."""
     config = {"env_id": "toy/walk-v0", "activation": activation, "seed": seed, **config}
-    run = runlog.Run(root, f"{activation.replace('*', 'x')}_s{seed}_{len(config)}", config).open(tensorboard=False)
+    run = runlog.Run(root, f"{activation.replace('*', 'x')}_s{seed}_{len(config)}", config).open(
+        tensorboard=False
+    )
     for step in steps:
         row = {"eval/episodic_return": step + seed, "overestimation/mean": -seed}
         for network in ("actor", "qf1", "qf2"):
@@ -41,8 +51,12 @@ def make_run(root, activation="crational", seed=1, steps=(0, 100, 200), status="
                     run.log_curve(step, name, GRID, GRID if fixed else (step + i + 1) * GRID / k)
                 for i in range(16):
                     x = np.linspace(-i - 1, i + 1, 64)
-                    run.log_curve(step, f"{prefix}kde{i:02d}", x, np.exp(-x * x) + step, dead=i in (3, 7))
-                run.log_histogram(step, prefix + "preactivations", [1, 0, 3 + step], [-1.0, 0.0, 1.0, 3.0])
+                    run.log_curve(
+                        step, f"{prefix}kde{i:02d}", x, np.exp(-x * x) + step, dead=i in (3, 7)
+                    )
+                run.log_histogram(
+                    step, prefix + "preactivations", [1, 0, 3 + step], [-1.0, 0.0, 1.0, 3.0]
+                )
         run.log(step, row)
     run.finish(status)
     return run.folder
@@ -54,34 +68,53 @@ def panels(figure):
 
 def is_drawn(path):
     image = imread(path)
-    return image.std() > 0.03 and min(image.shape[:2]) > 300 and len(np.unique(image.reshape(-1, 4), axis=0)) > 20
+    return (
+        image.std() > 0.03
+        and min(image.shape[:2]) > 300
+        and len(np.unique(image.reshape(-1, 4), axis=0)) > 20
+    )
 
 
 def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path):
     figure = plots.activation_shapes.activations_figure(make_run(tmp_path))
     drawn = panels(figure)
-    assert list(drawn) == [f"{network}, fc{k}" for k in (1, 2) for network in ("actor", "qf1", "qf2")]
+    assert list(drawn) == [
+        f"{network}, fc{k}" for k in (1, 2) for network in ("actor", "qf1", "qf2")
+    ]
     *lines, dashed = drawn["qf2, fc2"].get_lines()
     for step, line in zip((0, 100, 200), lines, strict=True):
-        np.testing.assert_allclose(line.get_xydata(), np.stack([GRID, (step + 1) * GRID / 2], -1), rtol=1e-5)
-    assert dashed.get_linestyle() == "--" and np.array_equal(dashed.get_ydata(), lines[0].get_ydata())
+        np.testing.assert_allclose(
+            line.get_xydata(), np.stack([GRID, (step + 1) * GRID / 2], -1), rtol=1e-5
+        )
+    assert dashed.get_linestyle() == "--" and np.array_equal(
+        dashed.get_ydata(), lines[0].get_ydata()
+    )
     brightness = [np.mean(line.get_color()[:3]) for line in lines]
     assert brightness == sorted(brightness, reverse=True) and brightness[0] > brightness[2] + 0.2
     (legend,) = figure.legends
     assert legend.get_texts()[0].get_text() == "first (step 0)"
-    assert figure.axes[-1].get_ylabel() == "environment steps" and figure.axes[-1].get_ylim() == (0, 200)
-    assert drawn["actor, fc1"].patches[0].get_x() == -2 and drawn["actor, fc1"].patches[0].get_width() == 5
+    assert figure.axes[-1].get_ylabel() == "environment steps" and figure.axes[-1].get_ylim() == (
+        0,
+        200,
+    )
+    assert (
+        drawn["actor, fc1"].patches[0].get_x() == -2
+        and drawn["actor, fc1"].patches[0].get_width() == 5
+    )
     assert "toy/walk-v0, crational, seed 1" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize(
-    "activation, names", [("tanh*crational", ["tanh", "crational"]), ("crelu", ["output 1", "output 2"])]
+    "activation, names",
+    [("tanh*crational", ["tanh", "crational"]), ("crelu", ["output 1", "output 2"])],
 )
 def test_one_step_and_several_curves(tmp_path, activation, names):
     folder = make_run(tmp_path, activation, steps=[50])
     figure = plots.activation_shapes.activations_figure(folder)
     lines = panels(figure)["actor, fc1"].get_lines()
-    assert [line.get_linestyle() for line in lines] == ["-", "-"] and len({line.get_color() for line in lines}) == 2
+    assert [line.get_linestyle() for line in lines] == ["-", "-"] and len(
+        {line.get_color() for line in lines}
+    ) == 2
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == names
     assert len(plots.run.draw_run(folder)) == 3
 
@@ -135,16 +168,19 @@ def test_preactivations_are_densities_of_the_newest_and_the_first_step(tmp_path)
         total = 1 + count
         np.testing.assert_allclose(patch.get_data().values, [1 / total, 0, count / total / 2])
         np.testing.assert_allclose(patch.get_data().edges, [-1, 0, 1, 3])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first (step 0)", "newest (step 200)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "first (step 0)",
+        "newest (step 200)",
+    ]
 
 
 def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_path):
     paths = plots.run.draw_run(make_run(tmp_path))
     assert [path.name for path in paths] == ["activations.png", "kde.png", "preactivations.png"]
     assert all(path.parent.name == "plots" and is_drawn(path) for path in paths)
-    run = runlog.Run(tmp_path, "diverged", {"env_id": "toy", "activation": "rational", "seed": 1}).open(
-        tensorboard=False
-    )
+    run = runlog.Run(
+        tmp_path, "diverged", {"env_id": "toy", "activation": "rational", "seed": 1}
+    ).open(tensorboard=False)
     assert plots.run.draw_run(run.folder) == []
     nothing = np.full(64, np.nan)
     run.log_curve(5, "network/q_network/fc1/activation", GRID, np.full(201, np.inf))
@@ -152,21 +188,27 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
     run.log_histogram(5, "network/q_network/fc1/preactivations", [0, 0], [0, 1, 2])
     run.finish("diverged", step=5)
     with open(run.folder / "curves.jsonl", "a") as file:
-        file.write('{"step": 6, "key": "network/q_network/fc1/activation", "x": [0')  # a line under way
+        file.write(
+            '{"step": 6, "key": "network/q_network/fc1/activation", "x": [0'
+        )  # a line under way
     assert len(plots.run.draw_run(run.folder)) == 3
     assert "(diverged)" in plots.kde.kde_figure(run.folder).get_suptitle()
     for figure in (
         plots.activation_shapes.activations_figure(run.folder),
         plots.preactivations.preactivations_figure(run.folder),
     ):
-        assert [text.get_text() for text in panels(figure)["q_network, fc1"].texts] == ["not finite"]
+        assert [text.get_text() for text in panels(figure)["q_network, fc1"].texts] == [
+            "not finite"
+        ]
 
 
 def test_demo_compares_means_and_bands_over_seeds(tmp_path):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
     folders += [make_run(tmp_path, "relu", seed=seed, fixed=True) for seed in (1, 2)]
     figure = plots.demo.demo_figure(folders[::-1])
-    left, right = (next(p for p in figure.axes if p.get_title(loc="left").startswith(f"({x})")) for x in "ab")
+    left, right = (
+        next(p for p in figure.axes if p.get_title(loc="left").startswith(f"({x})")) for x in "ab"
+    )
     for panel, expected in (
         (left, lambda s, seeds: s + np.mean(seeds)),
         (right, lambda s, seeds: 0 * s - np.mean(seeds)),
@@ -174,24 +216,35 @@ def test_demo_compares_means_and_bands_over_seeds(tmp_path):
         lines = {line.get_label(): line for line in panel.get_lines()}
         for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
             line, steps = lines[f"{name} (n = {len(seeds)})"], np.array([0.0, 100, 200])
-            np.testing.assert_allclose(line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1))
+            np.testing.assert_allclose(
+                line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1)
+            )
             assert line.get_color() == plots.variants.style_of(name)["color"]
     band = left.collections[1].get_paths()[0].vertices  # relu comes first
     assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
-    legends = [[text.get_text() for text in legend.get_texts()] for part in figure.subfigs for legend in part.legends]
+    legends = [
+        [text.get_text() for text in legend.get_texts()]
+        for part in figure.subfigs
+        for legend in part.legends
+    ]
     assert legends[0] == ["relu (n = 2)", "crational (n = 3)"] and legends[1][0] == "before"
     drawn = panels(figure)
     (relu,) = {tuple(line.get_ydata()) for line in drawn["relu, fixed (seed 1)"].get_lines()}
     np.testing.assert_allclose(relu, GRID[50:151], atol=1e-5)
     lines = drawn["crational, learned (seed 1)"].get_lines()
     dashed = [line for line in lines if line.get_linestyle() == "--"]
-    assert len(lines) == 12 and len(dashed) == 6 and {line.get_color() for line in dashed} == {BLACK}
+    assert (
+        len(lines) == 12 and len(dashed) == 6 and {line.get_color() for line in dashed} == {BLACK}
+    )
     assert {line.get_ydata()[-1] for line in lines if line not in dashed} == {5 * 201, 5 * 201 / 2}
     assert is_drawn(plots.demo.draw_demo(folders, tmp_path / "out" / "demo.png"))
 
 
 def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(tmp_path):
-    folders = [make_run(tmp_path, seed=1), make_run(tmp_path, seed=2, steps=(0, 100), status="diverged")]
+    folders = [
+        make_run(tmp_path, seed=1),
+        make_run(tmp_path, seed=2, steps=(0, 100), status="diverged"),
+    ]
     (runs,) = plots.variants.load(folders).values()
     steps, values = plots.aggregation.aligned(runs, "eval/episodic_return")
     assert steps.tolist() == [0, 100, 200] and values.tolist() == [[1, 101, 201], [2, 102, 102]]
@@ -226,13 +279,20 @@ def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path
     sys.path.insert(0, "scripts")
     import export_results
 
-    folders = [make_run(tmp_path, seed=1, steps=range(0, 9960, 10)), make_run(tmp_path, seed=2, steps=[])]
+    folders = [
+        make_run(tmp_path, seed=1, steps=range(0, 9960, 10)),
+        make_run(tmp_path, seed=2, steps=[]),
+    ]
     export_results.main(export_results.Args(tuple(folders), tmp_path / "out"))
-    rows = [line.split(",") for line in (tmp_path / "out" / "curves.csv").read_text().splitlines()[1:]]
+    rows = [
+        line.split(",") for line in (tmp_path / "out" / "curves.csv").read_text().splitlines()[1:]
+    ]
     steps = [int(row[5]) for row in rows if row[4] == "eval/episodic_return"]
     assert len(steps) == 200 and (steps[0], steps[-1]) == (0, 9950)
     assert {*np.diff(steps).tolist()} == {50}
-    assert [float(row[6]) for row in rows if row[4] == "eval/episodic_return"] == [step + 1 for step in steps]
+    assert [float(row[6]) for row in rows if row[4] == "eval/episodic_return"] == [
+        step + 1 for step in steps
+    ]
     first, second = (tmp_path / "out" / "runs.csv").read_text().splitlines()[1:]
     assert ",finished,9950,9951.0,9951.0," in first and ",finished,,,," in second
     assert "last return 9951.0 +- 0.0 (std over 1 of 2 seeds)" in capsys.readouterr().out
@@ -242,8 +302,14 @@ def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path
 def test_command_line(tmp_path, capsys):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
     other = make_run(tmp_path, seed=3, utd=10)
-    done = subprocess.run([sys.executable, "figures.py", "run", str(folders[0])], capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3 and is_drawn(folders[0] / "plots" / "kde.png")
+    done = subprocess.run(
+        [sys.executable, "figures.py", "run", str(folders[0])], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 0
+        and len(done.stdout.splitlines()) == 3
+        and is_drawn(folders[0] / "plots" / "kde.png")
+    )
     figures.main(["demo", *map(str, folders), "--out", str(tmp_path / "demo.png")])
     assert "crational" in capsys.readouterr().out and is_drawn(tmp_path / "demo.png")
     for args, told in (
@@ -255,28 +321,37 @@ def test_command_line(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             figures.main([*map(str, args)])
         err = capsys.readouterr().err
-        assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and told in err, err
+        assert (
+            stop.value.code == 2
+            and err.startswith("error: ")
+            and err.count("\n") == 1
+            and told in err
+        ), err
 
 
 def test_branches_have_grids_of_their_own_and_q_is_split(tmp_path):
-    run = runlog.Run(tmp_path, "hr", {"env_id": "Breakout", "activation": "tanh*tanh", "seed": 1}).open(
-        tensorboard=False
-    )
+    run = runlog.Run(
+        tmp_path, "hr", {"env_id": "Breakout", "activation": "tanh*tanh", "seed": 1}
+    ).open(tensorboard=False)
     x = np.linspace(-1, 1, 64)
     for layer in ("conv3", "fc1"):
         for i in range(16):
             for part, dead in (("", ()), ("branch0_", (2, 5, 9)), ("branch1_", (4,))):
-                run.log_curve(7, f"network/q/{layer}/{part}kde{i:02d}", x, np.exp(-x * x), dead=i in dead)
+                run.log_curve(
+                    7, f"network/q/{layer}/{part}kde{i:02d}", x, np.exp(-x * x), dead=i in dead
+                )
     for step in (100, 200):
         run.log(step, {"q_split/dead": 0.5 * step, "q_split/live": 2.0, "q_split/bias": -1.0})
     run.finish()
     figure = plots.kde.kde_figure(run.folder)
     told = [part.get_suptitle() for part in figure.subfigs]
     assert told == [
-        f"q, fc1, {part}" for part in ("branch 1: 3 of 16 dead", "branch 2: 1 of 16 dead", "output: 0 of 16 dead")
+        f"q, fc1, {part}"
+        for part in ("branch 1: 3 of 16 dead", "branch 2: 1 of 16 dead", "output: 0 of 16 dead")
     ]
     outlined = [
-        [i for i, (_, colour, *_) in enumerate(kde_cells(part)) if colour == RED.lower()] for part in figure.subfigs
+        [i for i, (_, colour, *_) in enumerate(kde_cells(part)) if colour == RED.lower()]
+        for part in figure.subfigs
     ]
     assert outlined == [[2, 5, 9], [4], []]
     lines = {

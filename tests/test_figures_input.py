@@ -59,7 +59,15 @@ def three_seeds(root: Path) -> dict:
             truth[activation, seed] = score = rng.random(3) * 100
             cut = 2 if (activation, seed) == ("tanh", 2) else 3
             rows = {"eval/episodic_return": (STEPS[:cut], score[:cut])}
-            write_run(root, "sac_continuous", DMC, activation, seed, rows, status="finished" if cut == 3 else "running")
+            write_run(
+                root,
+                "sac_continuous",
+                DMC,
+                activation,
+                seed,
+                rows,
+                status="finished" if cut == 3 else "running",
+            )
     return truth
 
 
@@ -71,12 +79,18 @@ def test_tables_compare_all_seeds_of_all_variants_at_one_step(tmp_path, capsys):
     capsys.readouterr()
     plots.demo.print_demo_table(folders)
     below = capsys.readouterr().out
-    for row, shown, name in zip(rows, plots.demo.demo_table(folders)[0][1:], ("relu", "tanh"), strict=True):
+    for row, shown, name in zip(
+        rows, plots.demo.demo_table(folders)[0][1:], ("relu", "tanh"), strict=True
+    ):
         values = [truth[name, seed][1] for seed in (1, 2)]
         expected = f"{np.mean(values):.1f} +- {np.std(values, ddof=1):.1f}"
         assert row["return"] == shown[2] == expected and row["steps"] == "20"
     (cut,) = (folder.name for folder in folders if "tanh__s2" in folder.name)
-    for text in (below, (tmp_path / "out" / "table.md").read_text(), (tmp_path / "out" / "table.tex").read_text()):
+    for text in (
+        below,
+        (tmp_path / "out" / "table.md").read_text(),
+        (tmp_path / "out" / "table.tex").read_text(),
+    ):
         assert f"cut at step 20, where {cut} (running) ends" in text
 
 
@@ -102,14 +116,23 @@ def half(path: Path) -> None:
         (lambda path: path.write_text("step,key,value,wall_time\n"), "has no rows"),
         (Path.unlink, "is missing"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00\x80" * 99 + b"\n"), "is no text"),
-        (lambda path: path.write_text(path.read_text().replace(",1.5\n", ",1.5,8\n", 1)), "line 2 is no row"),
-        (lambda path: path.write_text(path.read_text().replace("return,", "return,x", 1)), "could not convert"),
+        (
+            lambda path: path.write_text(path.read_text().replace(",1.5\n", ",1.5,8\n", 1)),
+            "line 2 is no row",
+        ),
+        (
+            lambda path: path.write_text(path.read_text().replace("return,", "return,x", 1)),
+            "could not convert",
+        ),
         (lambda path: path.write_text(path.read_text().replace("20,", "5,", 1)), "go back"),
     ],
 )
 def test_rows_that_do_not_reach_the_end_are_refused_by_every_reader(tmp_path, capsys, damage, told):
     rows = {"eval/episodic_return": (STEPS, STEPS)}
-    folders = [write_run(tmp_path, "sac_continuous", DMC, "relu", seed, rows, total_timesteps=30) for seed in (1, 2)]
+    folders = [
+        write_run(tmp_path, "sac_continuous", DMC, "relu", seed, rows, total_timesteps=30)
+        for seed in (1, 2)
+    ]
     damage(folders[0] / "scalars.csv")
     for args in (("cr1", "--runs", tmp_path), ("table", "--runs", tmp_path), ("demo", *folders)):
         err = error_of(capsys, *args, "--out", tmp_path / "out.png")
@@ -124,7 +147,9 @@ def test_a_last_step_in_meta_is_exact(tmp_path):
     edit(folder / "meta.json", last_step=30)
     assert len(plots.reading.read_run(folder).scalars["eval/a"]) == 3
     half(folder / "scalars.csv")
-    with pytest.raises(runlog.UserError, match="ends at step 10, but should reach step 30; the run is diverged"):
+    with pytest.raises(
+        runlog.UserError, match="ends at step 10, but should reach step 30; the run is diverged"
+    ):
         plots.reading.read_run(folder)
 
 
@@ -135,13 +160,19 @@ def test_a_continual_run_without_its_last_tasks_is_refused(tmp_path, capsys):
     told = error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
     assert "ends at step 400, but should reach step 700" in told
     edit(folder / "meta.json", last_step=None)  # as older runs have it
-    assert "of 7; the run is finished" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert "of 7; the run is finished" in error_of(
+        capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out"
+    )
     (folder / "scalars.csv").unlink()
-    assert "is missing" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert "is missing" in error_of(
+        capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out"
+    )
     shutil.rmtree(folder)
     (folder,) = tmp_path.glob("*__s1__*")
     edit(folder / "config.json", num_tasks=None)
-    assert "has no num_tasks" in error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert "has no num_tasks" in error_of(
+        capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out"
+    )
 
 
 def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
@@ -154,7 +185,9 @@ def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
         assert f"{copy}: holds the run {folder.name} by its meta.json" in err
     edit(copy / "meta.json", name=None, hash=None)  # older runs say neither
     for command in ("continual", "table"):
-        assert "are one run, seed 1" in error_of(capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path)
+        assert "are one run, seed 1" in error_of(
+            capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path
+        )
     shutil.move(copy, tmp_path / folder.name)  # of the same name in another folder
     with pytest.raises(runlog.UserError, match="are one run, seed 1"):
         plots.variants.load([folder, tmp_path / folder.name])
@@ -175,9 +208,14 @@ def test_settings_are_compared_over_the_keys_of_all_runs(tmp_path, capsys):
     later = write_run(tmp_path, "sac_continuous", DMC, "relu", 2, rows, reward_scale=2.0)
     for args in (("cr1", "--runs", tmp_path), ("demo", first, later)):
         err = error_of(capsys, *args, "--out", tmp_path / "out.png")
-        assert "differ in reward_scale (2.0, null)" in err and first.name in err and later.name in err
+        assert (
+            "differ in reward_scale (2.0, null)" in err and first.name in err and later.name in err
+        )
     groups = plots.tables.groups_of(tmp_path)  # tables tell what differs
-    assert list(groups["sac_continuous", DMC]) == ["relu, reward scale 2", "relu, reward scale None"]
+    assert list(groups["sac_continuous", DMC]) == [
+        "relu, reward scale 2",
+        "relu, reward scale None",
+    ]
     make_cell(tmp_path / "continual", [1, 2], "relu")
     later = max((tmp_path / "continual").iterdir())
     edit(later / "config.json", label_noise=0.1)
@@ -197,12 +235,21 @@ def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
     assert len(plots.variants.load([*folders, failed])) == 2
     assert capsys.readouterr().out == f"left out: {failed} holds no run (a start that failed?)\n"
     assert "no run folders" in error_of(capsys, "demo", failed)
-    (failed / "scalars.csv").write_text("step,key,value,wall_time\n")  # a run that has lost its other files
-    assert "give one that holds config.json" in error_of(capsys, "table", "--runs", tmp_path, "--out", tmp_path)
+    (failed / "scalars.csv").write_text(
+        "step,key,value,wall_time\n"
+    )  # a run that has lost its other files
+    assert "give one that holds config.json" in error_of(
+        capsys, "table", "--runs", tmp_path, "--out", tmp_path
+    )
 
 
 @pytest.mark.parametrize(
-    "line", ['{"step": 200, "key": "network/actor/fc1/acti', "\x00\x01", '{"step": 1, "key": "network/q/fc1/kde00"}']
+    "line",
+    [
+        '{"step": 200, "key": "network/actor/fc1/acti',
+        "\x00\x01",
+        '{"step": 1, "key": "network/q/fc1/kde00"}',
+    ],
 )
 def test_broken_lines_of_curves_are_one_line(tmp_path, capsys, line):
     folder = make_run(tmp_path, steps=(0,))
@@ -222,18 +269,30 @@ def test_broken_lines_of_curves_are_one_line(tmp_path, capsys, line):
     ],
 )
 def test_settings_of_a_wrong_kind_are_one_line(tmp_path, capsys, file, changes, told):
-    folder = write_run(tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)})
+    folder = write_run(
+        tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)}
+    )
     edit(folder / file, **changes)
     assert told in error_of(capsys, "table", "--runs", tmp_path, "--out", tmp_path / "out")
     (folder / file).write_text("[1, 2]")
-    assert f"{file}: is no JSON object" in error_of(capsys, "cr1", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert f"{file}: is no JSON object" in error_of(
+        capsys, "cr1", "--runs", tmp_path, "--out", tmp_path / "out"
+    )
 
 
 def regression(root: Path, status: str = "finished", **meta) -> Path:
     errors = [4.0, 2.0, 1.0] if status == "finished" else [np.nan] * 3
-    config = {"widths": [8], "learning_rate": 0.1, "num_points": 16, "interval": [-1.0, 1.0], "total_steps": 30}
+    config = {
+        "widths": [8],
+        "learning_rate": 0.1,
+        "num_points": 16,
+        "interval": [-1.0, 1.0],
+        "total_steps": 30,
+    }
     rows = {"eval/mse": (STEPS, errors)}
-    folder = write_run(root, "function_approximation", "regression", "relu", 1, rows, status, **config)
+    folder = write_run(
+        root, "function_approximation", "regression", "relu", 1, rows, status, **config
+    )
     edit(folder / "meta.json", **meta)
     return folder
 
@@ -255,18 +314,23 @@ def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
     """make_run's functions change over training; fixed=True keeps them, and takes the rationals' norms away."""
     own = make_run(tmp_path, "prelu")
     lines = (own / "scalars.csv").read_text().splitlines(keepends=True)
-    (own / "scalars.csv").write_text("".join(line for line in lines if "numerator_norm" not in line))
-    fixed = make_run(tmp_path, "relu", fixed=True)
-    assert plots.activation_shapes.is_learned(plots.reading.read_run(own)) and not plots.activation_shapes.is_learned(
-        plots.reading.read_run(fixed)
+    (own / "scalars.csv").write_text(
+        "".join(line for line in lines if "numerator_norm" not in line)
     )
+    fixed = make_run(tmp_path, "relu", fixed=True)
+    assert plots.activation_shapes.is_learned(
+        plots.reading.read_run(own)
+    ) and not plots.activation_shapes.is_learned(plots.reading.read_run(fixed))
     figure = Figure()
     panel = figure.subplots()
     plots.activation_shapes.draw_before_and_after(panel, "prelu", plots.reading.read_run(own))
     assert panel.get_title() == "prelu, learned (seed 1)"
     assert {line.get_linestyle() for line in panel.get_lines()} == {"-", "--"}
     runs = tmp_path / "runs"
-    shutil.copytree(own, runs / (name := runlog.run_name("toy/walk-v0", "sac_continuous", "prelu", 1, "0123456789")))
+    shutil.copytree(
+        own,
+        runs / (name := runlog.run_name("toy/walk-v0", "sac_continuous", "prelu", 1, "0123456789")),
+    )
     edit(runs / name / "meta.json", name=name, hash="0123456789")
     plots.overview.overview(runs, tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "overview.csv")
@@ -293,20 +357,35 @@ def test_names_from_runs_stay_in_the_folder_and_are_no_markup(tmp_path, capsys):
     out = tmp_path / "deep" / "out"
     paths = plots.continual.draw_continual(tmp_path / "continual", out)
     assert all(path.resolve().parent == out.resolve() for path in paths)
-    assert [path.name for path in paths if path.suffix == ".png"] == ["continual-..-..-up-random_labels.png"]
+    assert [path.name for path in paths if path.suffix == ".png"] == [
+        "continual-..-..-up-random_labels.png"
+    ]
 
 
 def test_a_dollar_in_a_name_is_drawn_as_it_is(tmp_path):
     names = ["$x_{", "a$b$c^"]
     rows = [
-        {"group": "g $", "variant": name, "value": 0.5, "low": 0.4, "high": 0.6, "environments": 1, "runs": 2}
+        {
+            "group": "g $",
+            "variant": name,
+            "value": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "environments": 1,
+            "runs": 2,
+        }
         for name in names
     ]
     spec = {"variants": names, "unit": r"$\nothing", "caption": [r"100 $ \undefined{"]}
-    _, picture = plots.recording.write_figure(tmp_path, "dollars", plots.intervals.INTERVALS, rows, ("png",), **spec)
+    _, picture = plots.recording.write_figure(
+        tmp_path, "dollars", plots.intervals.INTERVALS, rows, ("png",), **spec
+    )
     assert picture.stat().st_size > 5_000
     folder = make_run(tmp_path, "$x_{", steps=(0, 100))
-    assert len(plots.run.draw_run(folder)) == 3 and plots.demo.draw_demo([folder], tmp_path / "demo.png").exists()
+    assert (
+        len(plots.run.draw_run(folder)) == 3
+        and plots.demo.draw_demo([folder], tmp_path / "demo.png").exists()
+    )
 
 
 ENTRY = {"kind": "intervals", "caption": ["c"], "variants": ["relu"], "unit": "u"}
@@ -331,17 +410,25 @@ def test_an_index_of_figures_is_input_too(tmp_path, capsys, index, told):
     folder = tmp_path / "figures"
     folder.mkdir()
     (folder / "figures.json").write_text(json.dumps(index))
-    (folder / "a.csv").write_text("group,variant,value,low,high,environments,runs\ng,relu,1,0,2,1,3\n")
+    (folder / "a.csv").write_text(
+        "group,variant,value,low,high,environments,runs\ng,relu,1,0,2,1,3\n"
+    )
     assert told in error_of(capsys, "redraw", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
 def test_out_is_checked_before_anything_is_read(tmp_path, capsys):
-    assert "--out a.xyz: figures are png, pdf or svg" in error_of(capsys, "demo", tmp_path / "none", "--out", "a.xyz")
-    folder = write_run(tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)})
+    assert "--out a.xyz: figures are png, pdf or svg" in error_of(
+        capsys, "demo", tmp_path / "none", "--out", "a.xyz"
+    )
+    folder = write_run(
+        tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)}
+    )
     with pytest.raises(runlog.UserError, match="cannot write /dev/null"):
         export_results.main(export_results.Args((folder,), Path("/dev/null")))
-    assert "cannot write /dev/null" in error_of(capsys, "table", "--runs", tmp_path, "--out", "/dev/null")
+    assert "cannot write /dev/null" in error_of(
+        capsys, "table", "--runs", tmp_path, "--out", "/dev/null"
+    )
     edit(folder / "meta.json", git=None)
     export_results.main(export_results.Args((folder,), tmp_path / "out"))
     assert read_csv(tmp_path / "out" / "runs.csv")[0]["git"] == ""
@@ -349,9 +436,15 @@ def test_out_is_checked_before_anything_is_read(tmp_path, capsys):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin1"])
 def test_a_terminal_without_unicode_gets_what_it_can_show(tmp_path, encoding):
-    for source in (ROOT / "figures.py", ROOT / "scripts" / "export_results.py", *(ROOT / "plots").glob("*.py")):
+    for source in (
+        ROOT / "figures.py",
+        ROOT / "scripts" / "export_results.py",
+        *(ROOT / "plots").glob("*.py"),
+    ):
         assert source.read_text(encoding="utf-8").isascii()
-    write_run(tmp_path, "sac_continuous", DMC, "μ*relu", 1, {"eval/episodic_return": (STEPS, STEPS)})
+    write_run(
+        tmp_path, "sac_continuous", DMC, "μ*relu", 1, {"eval/episodic_return": (STEPS, STEPS)}
+    )
     command = [sys.executable, "figures.py", "table", "--runs", tmp_path, "--out", tmp_path / "out"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LANG": "C"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
@@ -360,13 +453,17 @@ def test_a_terminal_without_unicode_gets_what_it_can_show(tmp_path, encoding):
 
 
 def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
-    run = runlog.Run(tmp_path, "wide", {"env_id": "toy", "activation": "+".join(["tanh"] * 50), "seed": 1})
+    run = runlog.Run(
+        tmp_path, "wide", {"env_id": "toy", "activation": "+".join(["tanh"] * 50), "seed": 1}
+    )
     run.open(tensorboard=False)
     x, grid = np.linspace(-1, 1, 64), np.linspace(-10, 10, 201)
     for branch in range(50):
         run.log_curve(5, f"network/q/fc1/activation{branch}", grid, np.tanh(grid))
         for neuron in range(16):
-            run.log_curve(5, f"network/q/fc1/branch{branch}_kde{neuron:02d}", x, np.exp(-x * x), dead=False)
+            run.log_curve(
+                5, f"network/q/fc1/branch{branch}_kde{neuron:02d}", x, np.exp(-x * x), dead=False
+            )
     for neuron in range(16):
         run.log_curve(5, f"network/q/fc1/kde{neuron:02d}", x, np.exp(-x * x), dead=False)
     run.finish()
@@ -376,4 +473,7 @@ def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
     assert told == [*(f"q, fc1, branch {k}" for k in (1, 2, 3, 4)), "q, fc1, output"]
     assert len(figure.axes) == 5
     figure = plots.activation_shapes.activations_figure(run.folder)
-    assert "the first 5 of 50 branches" in figure.get_suptitle() and len(figure.axes[0].get_lines()) == 5
+    assert (
+        "the first 5 of 50 branches" in figure.get_suptitle()
+        and len(figure.axes[0].get_lines()) == 5
+    )

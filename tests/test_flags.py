@@ -25,7 +25,13 @@ from runlog import cli, memory
 
 START = {"sac_continuous": "--env-id Pendulum-v1"}  # quick to make
 CPU = torch.device("cpu")
-WITHOUT_DEFAULT = {"steps_per_task": 1, "target_kl": 1.0, "rational.learning_rate": 1.0, "wandb_entity": "", "out": ""}
+WITHOUT_DEFAULT = {
+    "steps_per_task": 1,
+    "target_kl": 1.0,
+    "rational.learning_rate": 1.0,
+    "wandb_entity": "",
+    "out": "",
+}
 
 
 def refused(script: str, argv: list[str], folder, capfd) -> str:
@@ -35,13 +41,17 @@ def refused(script: str, argv: list[str], folder, capfd) -> str:
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         SCRIPTS[script].main(runlog.parse_args(SCRIPTS[script].Args, argv))
     out, err = capfd.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (argv, out, err)
+    assert (
+        stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    ), (argv, out, err)
     assert os.listdir(folder) == [], argv
     return err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_no_flag_takes_a_number_that_cannot_be_counted_with_or_an_empty_text(script, tmp_path, capfd):
+def test_no_flag_takes_a_number_that_cannot_be_counted_with_or_an_empty_text(
+    script, tmp_path, capfd
+):
     tried = 0
     for name, default, _ in cli._all_fields(SCRIPTS[script].Args()):
         value = WITHOUT_DEFAULT.get(name, default)
@@ -58,7 +68,10 @@ def test_no_flag_takes_a_number_that_cannot_be_counted_with_or_an_empty_text(scr
             values = ["nan", "inf", "-inf"]
         for text in values:
             flag = cli.flag_name(name)
-            assert flag in refused(script, [flag, *[text] * max(count, 1)], tmp_path, capfd), (flag, text)
+            assert flag in refused(script, [flag, *[text] * max(count, 1)], tmp_path, capfd), (
+                flag,
+                text,
+            )
             tried += 1
     assert tried > 60
 
@@ -71,7 +84,12 @@ def test_a_new_field_is_checked_without_being_listed(tmp_path):
         news: tuple[float, ...] = (0.5,)
 
     cli.check_flags(Args())
-    for change in ({"new": 2**53 + 1}, {"new": -(2**64)}, {"news": (0.5, math.nan)}, {"runs_dir": " "}):
+    for change in (
+        {"new": 2**53 + 1},
+        {"new": -(2**64)},
+        {"news": (0.5, math.nan)},
+        {"runs_dir": " "},
+    ):
         (name,) = change
         with pytest.raises(runlog.UserError, match=f"--{name.replace('_', '-')} "):
             cli.check_flags(Args(**change))
@@ -80,7 +98,9 @@ def test_a_new_field_is_checked_without_being_listed(tmp_path):
 def test_the_last_seed_of_a_batch_counts(tmp_path):
     args = sac_continuous.Args(seed=2**63 - 1, num_seeds=1, runs_dir=str(tmp_path))
     runlog.check_range(args, "[0, inf)", "seed")
-    with pytest.raises(runlog.UserError, match=rf"--seed {2**63 - 1}: must lie in \[0, {2**63 - 2}\]"):
+    with pytest.raises(
+        runlog.UserError, match=rf"--seed {2**63 - 1}: must lie in \[0, {2**63 - 2}\]"
+    ):
         runlog.check_range(dataclasses.replace(args, num_seeds=2), "[0, inf)", "seed")
     assert runlog.derive_seeds([2**63 - 1], "x").shape == (1,)
 
@@ -144,7 +164,9 @@ TOO_LARGE = [(script, command) for script, commands in TOO_LARGE.items() for com
 
 
 @pytest.mark.parametrize("script, command", TOO_LARGE)
-def test_what_no_machine_holds_is_refused_and_the_right_flag_named(script, command, tmp_path, capfd):
+def test_what_no_machine_holds_is_refused_and_the_right_flag_named(
+    script, command, tmp_path, capfd
+):
     told = refused(script, command.split(), tmp_path, capfd)
     flag = command.split()[0]
     assert told.startswith(f"error: {flag} "), told
@@ -158,7 +180,9 @@ def test_dqn_without_an_update_is_refused(steps, tmp_path, capfd):
     dqn_atari.check_updates(dqn_atari.Args(total_timesteps=80_004))
 
 
-@pytest.mark.parametrize("num_envs, train_frequency, learning_starts", [(1, 4, 80), (4, 4, 82), (8, 4, 81), (2, 6, 6)])
+@pytest.mark.parametrize(
+    "num_envs, train_frequency, learning_starts", [(1, 4, 80), (4, 4, 82), (8, 4, 81), (2, 6, 6)]
+)
 def test_the_step_of_dqns_first_update(num_envs, train_frequency, learning_starts):
     """The first step at which the loop of `train` updates, walked through."""
     before = 0
@@ -167,7 +191,9 @@ def test_the_step_of_dqns_first_update(num_envs, train_frequency, learning_start
         if step // train_frequency - max(before, learning_starts) // train_frequency > 0:
             break
         before = step
-    args = dqn_atari.Args(num_envs=num_envs, train_frequency=train_frequency, learning_starts=learning_starts)
+    args = dqn_atari.Args(
+        num_envs=num_envs, train_frequency=train_frequency, learning_starts=learning_starts
+    )
     dqn_atari.check_updates(dataclasses.replace(args, total_timesteps=step))
     with pytest.raises(runlog.UserError, match=f"the first update is at step {step} "):
         dqn_atari.check_updates(dataclasses.replace(args, total_timesteps=step - 1))
@@ -179,7 +205,12 @@ def test_folders_that_cannot_be_used(tmp_path, capfd):
         assert flag in told and "File name too long" in told and "shorter name" in told
         told = refused("function_approximation", [flag, "/etc/hostname/x"], tmp_path, capfd)
         assert f"{flag} /etc/hostname/x: Not a directory; choose a writable folder" in told
-    told = refused("continual_supervised", ["--dataset", "mnist", "--data-dir", "/etc/hostname"], tmp_path, capfd)
+    told = refused(
+        "continual_supervised",
+        ["--dataset", "mnist", "--data-dir", "/etc/hostname"],
+        tmp_path,
+        capfd,
+    )
     assert "--data-dir /etc/hostname" in told
     data = tmp_path / "data"
     (data / "train-images-idx3-ubyte").mkdir(parents=True)
@@ -202,13 +233,28 @@ def near(estimate: float, truth: float) -> bool:
 @pytest.mark.parametrize("activation", ["relu", "crelu", "tanh_hr", "crational", "tanh+relu_hr"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_memory_of_sac(activation, layer_norm):
-    changes = {"num_seeds": 3, "widths": (64, 48), "buffer_size": 700, "batch_size": 128, "utd": 2, "compile": False}
-    args = sac_continuous.Args(activation=activation, layer_norm=layer_norm, metrics_frequency=0, **changes)
+    changes = {
+        "num_seeds": 3,
+        "widths": (64, 48),
+        "buffer_size": 700,
+        "batch_size": 128,
+        "utd": 2,
+        "compile": False,
+    }
+    args = sac_continuous.Args(
+        activation=activation, layer_norm=layer_norm, metrics_frequency=0, **changes
+    )
     args = dataclasses.replace(args, ntk_frequency=0)
     estimate, _ = sac_continuous.big_tensors(args, 17, 6)
     agent = sac_continuous.Agent(17, 6, args, [1, 2, 3], CPU)
-    gradients = [p for optimizer in (agent.actor_optimizer, agent.qf_optimizer) for p in optimizer.parameters_]
-    assert near(estimate["widths num_seeds"], nbytes(agent.state_dict().values()) + nbytes(gradients))
+    gradients = [
+        p
+        for optimizer in (agent.actor_optimizer, agent.qf_optimizer)
+        for p in optimizer.parameters_
+    ]
+    assert near(
+        estimate["widths num_seeds"], nbytes(agent.state_dict().values()) + nbytes(gradients)
+    )
     buffer = sac_continuous.ReplayBuffer(3, 700, 17, 6, CPU)
     assert estimate["buffer_size num_seeds"] == buffer.rows.nbytes
     buffer.rows.normal_()
@@ -232,14 +278,22 @@ def test_memory_of_sac(activation, layer_norm):
     update = nbytes(batch.values()) + noise.nbytes
     found = saved + update
     # a relu keeps its output alone, a rational its input as well
-    assert found / 2 < estimate["batch_size utd widths num_seeds"] < 2 * found, (estimate, saved, update)
+    assert found / 2 < estimate["batch_size utd widths num_seeds"] < 2 * found, (
+        estimate,
+        saved,
+        update,
+    )
 
 
 @pytest.mark.parametrize("layer_norm", ["none", "channel", "chw"])
-@pytest.mark.parametrize("activation, encoder", [("tanh_hr", ("relu",)), ("crelu", ("crelu", "relu", "tanh_hr"))])
+@pytest.mark.parametrize(
+    "activation, encoder", [("tanh_hr", ("relu",)), ("crelu", ("crelu", "relu", "tanh_hr"))]
+)
 def test_memory_of_the_atari_networks(activation, encoder, layer_norm):
     for script in (dqn_atari, ppo_atari, pqn_atari):
-        args = script.Args(activation=activation, encoder_activation=encoder, layer_norm=layer_norm, width=40)
+        args = script.Args(
+            activation=activation, encoder_activation=encoder, layer_norm=layer_norm, width=40
+        )
         if script is ppo_atari:
             network, outputs = script.Agent(18, args), 19
         else:
@@ -261,7 +315,9 @@ def test_memory_of_the_atari_networks(activation, encoder, layer_norm):
 
 def test_memory_of_rollouts_and_the_disk_of_the_replay(tmp_path):
     for script in (ppo_atari, pqn_atari):
-        args = script.Args(num_envs=3, num_steps=8, num_minibatches=24, ntk_frequency=0, metrics_frequency=0)
+        args = script.Args(
+            num_envs=3, num_steps=8, num_minibatches=24, ntk_frequency=0, metrics_frequency=0
+        )
         (on_device, _) = script.big_tensors(args)
         rollout = torch.empty(args.num_steps, args.num_envs, 4, 84, 84, dtype=torch.uint8)
         assert on_device["num_steps num_envs"] == rollout.nbytes
@@ -274,7 +330,13 @@ def test_memory_of_rollouts_and_the_disk_of_the_replay(tmp_path):
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
 @pytest.mark.parametrize("activation", ["relu", "crelu", "tanh_hr"])
 def test_memory_of_the_classifier_and_of_the_regression(network, activation):
-    changes = {"network": network, "channels": (6,), "widths": (30, 20), "layer_norm": True, "compile": False}
+    changes = {
+        "network": network,
+        "channels": (6,),
+        "widths": (30, 20),
+        "layer_norm": True,
+        "compile": False,
+    }
     args = continual_supervised.Args(activation=activation, **changes)
     learner = continual_supervised.Learner(args, (1, 8, 8), 10, 16.0, [1, 2], CPU)
     size = continual_supervised.network_size(args, (1, 8, 8), 10)
@@ -304,7 +366,9 @@ def test_memory_that_is_available(tmp_path):
     assert memory._left_in_control_groups("0::/elsewhere\n", root) == []
 
 
-def test_a_run_that_fits_is_not_refused_and_one_that_does_not_names_its_seeds(monkeypatch, tmp_path):
+def test_a_run_that_fits_is_not_refused_and_one_that_does_not_names_its_seeds(
+    monkeypatch, tmp_path
+):
     args = sac_continuous.Args(env_id=("Pendulum-v1",), runs_dir=str(tmp_path), num_seeds=10)
     on_device, on_host = sac_continuous.big_tensors(args, 3, 1)
     needed = sum(on_device.values()) + sum(on_host.values())

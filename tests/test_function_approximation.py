@@ -23,14 +23,14 @@ import function_approximation as script
 import runlog
 
 CPU = torch.device("cpu")
-TINY = (
-    "--no-compile --device cpu --threads 1 --total-steps 40 --checkpoint-frequency 10 --log-frequency 10 --num-seeds 2"
-)
+TINY = "--no-compile --device cpu --threads 1 --total-steps 40 --checkpoint-frequency 10 --log-frequency 10 --num-seeds 2"
 TINY += " --shallow-units 8 --deep-widths 6 6 --learning-rates 1e-3 1e-2 --num-points 16 --table1-neurons 0"
 
 
 def parse(folder, flags: str = "") -> script.Args:
-    return runlog.parse_args(script.Args, [*TINY.split(), "--runs-dir", str(folder), *flags.split()])
+    return runlog.parse_args(
+        script.Args, [*TINY.split(), "--runs-dir", str(folder), *flags.split()]
+    )
 
 
 def run(folder, flags: str = "") -> dict[str, list[str]]:
@@ -41,11 +41,16 @@ def run(folder, flags: str = "") -> dict[str, list[str]]:
 
 def scalars(folder) -> dict[str, list[str]]:
     files = sorted(folder.glob("*/scalars.csv"))
-    return {file.parent.name: [line.rsplit(",", 1)[0] for line in file.read_text().splitlines()[1:]] for file in files}
+    return {
+        file.parent.name: [line.rsplit(",", 1)[0] for line in file.read_text().splitlines()[1:]]
+        for file in files
+    }
 
 
 def values(rows: list[str], key: str) -> dict[int, float]:
-    return {int(row.split(",")[0]): float(row.split(",")[2]) for row in rows if row.split(",")[1] == key}
+    return {
+        int(row.split(",")[0]): float(row.split(",")[2]) for row in rows if row.split(",")[1] == key
+    }
 
 
 @pytest.fixture
@@ -66,8 +71,14 @@ def test_parameter_counts_are_those_of_the_paper():
         assert networks.count() == counts[-1]
     assert counts == [601, 601, 501, 81_001, 81_001]
     args = script.Args(activations=("identity*silu", "tanh_2hr", "crational"), deep_activations=())
-    assert script.architectures(args) == [("identity*silu", (100,)), ("tanh_2hr", (66,)), ("crational", (200,))]
-    assert script.Networks("crational", (200,), [1], [1e-3], args, CPU).count() == 601 + 6  # a (3), b (2) and c
+    assert script.architectures(args) == [
+        ("identity*silu", (100,)),
+        ("tanh_2hr", (66,)),
+        ("crational", (200,)),
+    ]
+    assert (
+        script.Networks("crational", (200,), [1], [1e-3], args, CPU).count() == 601 + 6
+    )  # a (3), b (2) and c
 
 
 def reference(networks: script.Networks, i: int, name: str):
@@ -75,7 +86,10 @@ def reference(networks: script.Networks, i: int, name: str):
 
     def linear(module):
         layer = torch.nn.Linear(*module.weight.shape[1:]).double()
-        layer.weight.data, layer.bias.data = module.weight[i].detach().T.double(), module.bias[i].detach().double()
+        layer.weight.data, layer.bias.data = (
+            module.weight[i].detach().T.double(),
+            module.bias[i].detach().double(),
+        )
         return layer
 
     layers = [[linear(branch.linear) for branch in layer.branches] for layer in networks.hidden]
@@ -107,15 +121,24 @@ def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
             adam.step()
             theirs.append(loss.item())
         np.testing.assert_allclose(ours, theirs, rtol=2e-4)
-    assert losses[0, 0] == losses[1, 0] != losses[2, 0]  # one seed starts equal at every learning rate
+    assert (
+        losses[0, 0] == losses[1, 0] != losses[2, 0]
+    )  # one seed starts equal at every learning rate
     assert losses[0, -1] > 1.004 * losses[1, -1]
 
 
 def test_initial_weights_are_torchs_default_and_the_same_for_every_activation():
     args = script.Args()
-    relu, tanh = (script.Networks(name, (200, 200), [1, 2], [1e-3] * 2, args, CPU) for name in ("relu", "tanh"))
+    relu, tanh = (
+        script.Networks(name, (200, 200), [1, 2], [1e-3] * 2, args, CPU)
+        for name in ("relu", "tanh")
+    )
     assert all(torch.equal(p, q) for p, q in zip(relu.parameters(), tanh.parameters(), strict=True))
-    for module in (relu.hidden[0].branches[0].linear, relu.hidden[1].branches[0].linear, relu.output):
+    for module in (
+        relu.hidden[0].branches[0].linear,
+        relu.hidden[1].branches[0].linear,
+        relu.output,
+    ):
         bound = module.weight.shape[1] ** -0.5
         for parameter in (module.weight[0], module.bias[0]):
             assert parameter.abs().max() <= bound
@@ -138,9 +161,14 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
             assert list(ours) == [0, 10, 20, 30, 40] == list(theirs)
             np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-4)
     keys = {row.split(",")[1] for rows in first.values() for row in rows}
-    assert {f"network/mlp/fc{k}/{m}" for k in (1, 2) for m in ("srank", "dead_share", "dormant_share")} <= keys
+    assert {
+        f"network/mlp/fc{k}/{m}" for k in (1, 2) for m in ("srank", "dead_share", "dormant_share")
+    } <= keys
     capfd.readouterr()
-    assert run(tmp_path / "a", flags) == first and "finished already (--fresh starts" in capfd.readouterr().out
+    assert (
+        run(tmp_path / "a", flags) == first
+        and "finished already (--fresh starts" in capfd.readouterr().out
+    )
     assert run(tmp_path / "a", f"{flags} --fresh") == first
 
 
@@ -149,16 +177,22 @@ def test_the_error_is_that_of_the_stored_network_between_the_points(tmp_path, ca
     rows = run(tmp_path, flags)
     (folder,) = (path.parent for path in tmp_path.glob("*__s11__*/checkpoint.pt"))
     state = runlog.storage.load_pt(folder / "checkpoint.pt")["state"]["networks"]
-    weights = {name: tensor.double().numpy() for name, tensor in state.items() if "exp_avg" not in name}
+    weights = {
+        name: tensor.double().numpy() for name, tensor in state.items() if "exp_avg" not in name
+    }
     points = np.linspace(-0.5, 1.5, 16)
     for key, x in (("losses/mse", points), ("eval/mse", (points[1:] + points[:-1]) / 2)):
         branches = [f"hidden.0.branches.{k}.linear" for k in (0, 1)]
-        parts = [np.tanh(x[:, None] @ weights[f"{b}.weight"] + weights[f"{b}.bias"]) for b in branches]
+        parts = [
+            np.tanh(x[:, None] @ weights[f"{b}.weight"] + weights[f"{b}.bias"]) for b in branches
+        ]
         fit = (parts[0] * parts[1] @ weights["output.weight"] + weights["output.bias"])[:, 0]
         error = np.mean((fit - 10 * np.sin(7 * x) - 15 * np.sin(10 * x) - 5 * np.cos(5 * x)) ** 2)
         assert values(rows[folder.name], key)[40] == pytest.approx(error, rel=1e-5)
     capfd.readouterr()
-    assert run(tmp_path, flags) == rows and re.search("^11 runs such as .* already", capfd.readouterr().out, re.M)
+    assert run(tmp_path, flags) == rows and re.search(
+        "^11 runs such as .* already", capfd.readouterr().out, re.M
+    )
 
 
 def child(folder: str, flags: str) -> None:
@@ -166,7 +200,9 @@ def child(folder: str, flags: str) -> None:
 
 
 def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch):
-    flags = "--activations tanh_hr --deep-activations relu --total-steps 400 --checkpoint-frequency 50"
+    flags = (
+        "--activations tanh_hr --deep-activations relu --total-steps 400 --checkpoint-frequency 50"
+    )
     flags += " --learning-rates 1e-2"
     calm = run(tmp_path / "a", flags)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
@@ -176,7 +212,10 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
         process = context.Process(target=child, args=(str(b), flags))
         process.start()
         before = [path.stat().st_mtime_ns for path in b.glob("*/checkpoint.pt")]
-        while process.is_alive() and [path.stat().st_mtime_ns for path in b.glob("*/checkpoint.pt")] == before:
+        while (
+            process.is_alive()
+            and [path.stat().st_mtime_ns for path in b.glob("*/checkpoint.pt")] == before
+        ):
             time.sleep(0.002)
         time.sleep(delay)
         process.kill()
@@ -194,11 +233,16 @@ def test_a_diverged_run_leaves_the_others_alone(tmp_path):
         meta = json.loads((tmp_path / "a" / name / "meta.json").read_text())
         if name in calm:
             assert meta["status"] == "finished"
-            np.testing.assert_allclose([*values(rows, "eval/mse").values()], [*values(calm[name], "eval/mse").values()])
+            np.testing.assert_allclose(
+                [*values(rows, "eval/mse").values()], [*values(calm[name], "eval/mse").values()]
+            )
         else:
             assert meta["status"] == "diverged" and meta["step"] <= 40
             assert list(values(rows, "eval/mse")) == [0, 10, 20, 30, 40]
-    errors = {row["learning_rate"]: row["last_error"] for row in table(tmp_path / "a/function_approximation/runs.csv")}
+    errors = {
+        row["learning_rate"]: row["last_error"]
+        for row in table(tmp_path / "a/function_approximation/runs.csv")
+    }
     assert errors["1e+30"] == "inf" and float(errors["0.01"]) < 1e3
 
 
@@ -208,11 +252,17 @@ def test_table_1_and_a_sum_would_not_pass(expression):
     forms = {"tanh_hr": lambda p: p * p, "relu_hr": lambda p: 1 - (1 - p) * (1 - p)}
     for p in (0.2, 0.6):
         expected = forms.get(expression, lambda p: p)(p)
-        low, high = binomtest(script.dead_share(expression, p, 1000, seed=3), 1000).proportion_ci(0.999)
-        assert low <= expected <= high and script.CLOSED_FORMS[expression](p) == pytest.approx(expected)
+        low, high = binomtest(script.dead_share(expression, p, 1000, seed=3), 1000).proportion_ci(
+            0.999
+        )
+        assert low <= expected <= high and script.CLOSED_FORMS[expression](p) == pytest.approx(
+            expected
+        )
         if expression in ("relu_hr", "sigmoid_hr"):  # a sum is dead only where both are: p^2
             name = expression.removesuffix("_hr")
-            low, high = binomtest(script.dead_share(f"{name}+{name}", p, 1000, seed=3), 1000).proportion_ci(0.999)
+            low, high = binomtest(
+                script.dead_share(f"{name}+{name}", p, 1000, seed=3), 1000
+            ).proportion_ci(0.999)
             assert low <= p * p <= high < expected
 
 
@@ -226,14 +276,28 @@ def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     for row in runs:
         curve = values(rows[row["run"]], "eval/mse")
         last[row["activation"], row["widths"], row["learning_rate"], row["seed"]] = curve[40]
-        assert float(row["last_error"]) == pytest.approx(curve[40], rel=1e-5)  # the last tenth is one row here
-        assert float(row["srank"]) == values(rows[row["run"]], f"network/mlp/fc{len(row['widths'].split())}/srank")[40]
+        assert float(row["last_error"]) == pytest.approx(
+            curve[40], rel=1e-5
+        )  # the last tenth is one row here
+        assert (
+            float(row["srank"])
+            == values(rows[row["run"]], f"network/mlp/fc{len(row['widths'].split())}/srank")[40]
+        )
     for row in table(out / "curves.csv"):
         key = {name: row[name] for name in ("activation", "widths", "learning_rate")}
-        own = [values(rows[r["run"]], "eval/mse")[int(row["step"])] for r in runs if key.items() <= r.items()]
+        own = [
+            values(rows[r["run"]], "eval/mse")[int(row["step"])]
+            for r in runs
+            if key.items() <= r.items()
+        ]
         expected = [np.median(own), min(own), max(own)]
-        np.testing.assert_allclose([float(row[name]) for name in ("median", "min", "max")], expected, rtol=1e-5)
-    ratios = {(row["network"], row["reference"], row["learning_rate"]): row for row in table(out / "ratios.csv")}
+        np.testing.assert_allclose(
+            [float(row[name]) for name in ("median", "min", "max")], expected, rtol=1e-5
+        )
+    ratios = {
+        (row["network"], row["reference"], row["learning_rate"]): row
+        for row in table(out / "ratios.csv")
+    }
     row = ratios["relu 2 x 6", "tanh_hr 1 x 4", "0.01"]
     logs = [np.log(last["relu", "6 6", "0.01", s] / last["tanh_hr", "4", "0.01", s]) for s in "123"]
     low, high = t.interval(0.95, 2, np.mean(logs), np.std(logs, ddof=1) / 3**0.5)
@@ -245,4 +309,6 @@ def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     before = {path.name: path.read_bytes() for path in out.glob("*.csv")}
     folders = [str(path.parent) for path in tmp_path.glob("*/config.json")]
     figures.main(["function_approximation", "--runs", *folders, "--out", str(tmp_path / "again")])
-    assert all(path.read_bytes() == before[path.name] for path in (tmp_path / "again").glob("*.csv"))
+    assert all(
+        path.read_bytes() == before[path.name] for path in (tmp_path / "again").glob("*.csv")
+    )

@@ -32,6 +32,11 @@ def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path,
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         script.main(parse(tmp_path / "runs", command))
     told = capfd.readouterr()
-    assert stop.value.code == 2 and told.err.startswith("error: ") and told.err.count("\n") == 1 and told.out == ""
+    assert (
+        stop.value.code == 2
+        and told.err.startswith("error: ")
+        and told.err.count("\n") == 1
+        and told.out == ""
+    )
     assert all(word in told.err for word in COMMANDS[command]), told.err
     assert os.listdir(tmp_path) == []

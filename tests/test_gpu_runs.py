@@ -146,7 +146,9 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
     rows = run(tmp_path / "without", flags)
     if device == "cpu":
         monkeypatch.setattr(runlog, "graphed", graph_on_the_cpu)
-        monkeypatch.setattr(sac_continuous, "validate", runlog.sequence_length)  # else: needs a CUDA device
+        monkeypatch.setattr(
+            sac_continuous, "validate", runlog.sequence_length
+        )  # else: needs a CUDA device
     calls.clear()
     if case == "resume":
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -157,7 +159,9 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
         assert calls[-1].count == TOTAL - (STOP if case == "resume" else 7)
     lost = {seed for (seed, _, key), value in rows.items() if "loss" in key and math.isnan(value)}
     ends = [runlog.read_meta(folder)["status"] for folder in sorted((tmp_path / "with").iterdir())]
-    assert ends == ["finished", "diverged" if case == "divergence" else "finished", "finished"], ends
+    assert ends == ["finished", "diverged" if case == "divergence" else "finished", "finished"], (
+        ends
+    )
     assert not lost
     assert_same(graphed_rows, rows, exact=device == "cpu")
 
@@ -190,7 +194,9 @@ def start(folder: Path, flags: str, stop: str = "") -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_a_killed_run_ends_as_one_that_was_not_and_plays_on_the_cpu(device, tmp_path, monkeypatch, capfd):
+def test_a_killed_run_ends_as_one_that_was_not_and_plays_on_the_cpu(
+    device, tmp_path, monkeypatch, capfd
+):
     flags = f"--device {device} --no-compile --num-seeds 2"
     killed = start(tmp_path / "killed", flags, str(STOP))
     expected = run(tmp_path / "whole", flags)

@@ -31,7 +31,9 @@ import sac_continuous
 CPU = torch.device("cpu")
 EPS = 1e-2  # of Adam
 OBS, ACTIONS, BATCH, SEEDS = 5, 2, 7, [1, 2]
-SAC = sac_continuous.Args(compile=False, widths=(8, 6), activation="crational", learning_rate=1e-2, tau=0.1, utd=4)
+SAC = sac_continuous.Args(
+    compile=False, widths=(8, 6), activation="crational", learning_rate=1e-2, tau=0.1, utd=4
+)
 ATARI = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
 NETWORK_OF = {"dqn_atari": "QNetwork", "ppo_atari": "Agent", "pqn_atari": "QNetwork"}
 ALL = "--no-tensorboard --threads 1 --width 8 --metrics-frequency 0 --ntk-frequency 0 --activation tanh_hr --seed 3"
@@ -75,7 +77,9 @@ def sac_agent(device: torch.device, compiled: bool = False) -> sac_continuous.Ag
     return agent
 
 
-def after_sac(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict[str, torch.Tensor]:
+def after_sac(
+    device: torch.device, dtype: torch.dtype, compiled: bool = False
+) -> dict[str, torch.Tensor]:
     agent = sac_agent(device, compiled).to(dtype)
     for u in range(2):
         batch, noise = sac_batch(u)
@@ -84,8 +88,12 @@ def after_sac(device: torch.device, dtype: torch.dtype, compiled: bool = False) 
     return agent.state_dict() | info
 
 
-def after_continual(network: str, device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict:
-    args = continual_supervised.Args(compile=compiled, network=network, channels=(4,), widths=(8,), l2=1e-3)
+def after_continual(
+    network: str, device: torch.device, dtype: torch.dtype, compiled: bool = False
+) -> dict:
+    args = continual_supervised.Args(
+        compile=compiled, network=network, channels=(4,), widths=(8,), l2=1e-3
+    )
     args = dataclasses.replace(args, activation="crational", layer_norm=True, learning_rate=1e-2)
     learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, device).to(dtype)
     learner.optimizer.eps = EPS
@@ -103,7 +111,9 @@ def after_continual(network: str, device: torch.device, dtype: torch.dtype, comp
 
 def after_regression(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict:
     args = function_approximation.Args(compile=compiled)
-    networks = function_approximation.Networks("tanh_hr", (8, 6), SEEDS, (1e-3, 1e-2), args, device).to(dtype)
+    networks = function_approximation.Networks(
+        "tanh_hr", (8, 6), SEEDS, (1e-3, 1e-2), args, device
+    ).to(dtype)
     networks.optimizer.eps = EPS
     x = torch.linspace(-1, 1, 16).to(device, dtype)
     for _ in range(2):
@@ -128,9 +138,12 @@ def test_float32_updates_are_those_of_the_cpu_in_float64(name, device):
 
 
 # On the CPU the compilation takes half a minute for SAC, and tests/test_sac.py has it
-COMPILED = [(name, device) for name in ("regression", "continual_mlp", "sac") for device in ("cpu", "cuda")]
 COMPILED = [
-    pytest.param(*pair, marks=CPU_AND_CUDA[1].marks if pair[1] == "cuda" else pytest.mark.slow) for pair in COMPILED
+    (name, device) for name in ("regression", "continual_mlp", "sac") for device in ("cpu", "cuda")
+]
+COMPILED = [
+    pytest.param(*pair, marks=CPU_AND_CUDA[1].marks if pair[1] == "cuda" else pytest.mark.slow)
+    for pair in COMPILED
 ]
 
 
@@ -176,7 +189,9 @@ def train_atari_in_float64(script: str, monkeypatch, folder) -> dict[str, torch.
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 @pytest.mark.parametrize("script", ATARI)
-def test_atari_float32_updates_are_those_of_the_cpu_in_float64(script, device, tmp_path, monkeypatch):
+def test_atari_float32_updates_are_those_of_the_cpu_in_float64(
+    script, device, tmp_path, monkeypatch
+):
     found = train_atari(script, monkeypatch, tmp_path / "found", f"--device {device} --no-compile")
     expected = train_atari_in_float64(script, monkeypatch, tmp_path / "expected")
     assert {x.dtype for x in found.values()} == {torch.float32}
@@ -191,7 +206,9 @@ ATARI_COMPILED += [pytest.param(script, "cuda", marks=CPU_AND_CUDA[1].marks) for
 @pytest.mark.parametrize("script, device", ATARI_COMPILED)
 def test_atari_compiled_updates_are_the_eager_ones(script, device, tmp_path, monkeypatch):
     found = train_atari(script, monkeypatch, tmp_path / "found", f"--device {device} --compile")
-    expected = train_atari(script, monkeypatch, tmp_path / "expected", f"--device {device} --no-compile")
+    expected = train_atari(
+        script, monkeypatch, tmp_path / "expected", f"--device {device} --no-compile"
+    )
     assert_close(found, expected, 2e-4)
 
 
@@ -245,7 +262,13 @@ def same_parameter_objects():
 @pytest.mark.parametrize("device", ["meta"])
 def test_a_meta_tensor_raises_where_a_gpu_would_have_to_be_waited_for(device):
     x = torch.ones(3, device=device)
-    for wait in (lambda: x.sum().item(), lambda: x.tolist(), lambda: x.cpu(), lambda: x.nonzero(), lambda: x[x > 0]):
+    for wait in (
+        lambda: x.sum().item(),
+        lambda: x.tolist(),
+        lambda: x.cpu(),
+        lambda: x.nonzero(),
+        lambda: x[x > 0],
+    ):
         with pytest.raises((RuntimeError, NotImplementedError)):
             wait()
     with pytest.raises(RuntimeError):
@@ -287,9 +310,13 @@ def test_a_draw_from_the_replay_does_not_wait(device):
 @pytest.mark.parametrize("device", META_AND_CUDA)
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
 def test_an_update_of_continual_does_not_wait(network, device):
-    args = continual_supervised.Args(compile=False, network=network, channels=(4,), widths=(8,), layer_norm=True)
+    args = continual_supervised.Args(
+        compile=False, network=network, channels=(4,), widths=(8,), layer_norm=True
+    )
     with same_parameter_objects():
-        learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(device))
+        learner = continual_supervised.Learner(
+            args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(device)
+        )
     images = torch.zeros(20, 64, dtype=torch.uint8, device=device)
     rows = torch.zeros(2, BATCH, dtype=torch.int64, device=device)
     order = torch.zeros(2, 64, dtype=torch.int64, device=device)
@@ -307,7 +334,9 @@ def test_an_update_of_regression_does_not_wait(device):
     with same_parameter_objects():
         networks.to(device)
     # rates of a network that was made there
-    networks.optimizer.lr = [lr.to(device) if torch.is_tensor(lr) else lr for lr in networks.optimizer.lr]
+    networks.optimizer.lr = [
+        lr.to(device) if torch.is_tensor(lr) else lr for lr in networks.optimizer.lr
+    ]
     x = torch.zeros(16, device=device)
     divergence = runlog.Divergence(SEEDS, torch.device(device))
     networks.update(x)
@@ -321,7 +350,16 @@ class NoValues(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
-        if any(part in name for part in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "aten.equal")):
+        if any(
+            part in name
+            for part in (
+                "_local_scalar_dense",
+                "nonzero",
+                "is_nonzero",
+                "masked_select",
+                "aten.equal",
+            )
+        ):
             raise RuntimeError(f"{name} waits for the device")
         return function(*args, **(kwargs or {}))
 
@@ -388,7 +426,9 @@ def test_an_atari_update_does_not_wait(script, device, tmp_path, monkeypatch):
 def features() -> torch.Tensor:
     """(seeds, samples, neurons) float32; neuron 3 is dead at a constant, 4 at 0, 5 nearly dead, and ranks are below full."""
     generator = torch.Generator().manual_seed(0)
-    low_rank = torch.randn(2, 300, 5, generator=generator) @ torch.randn(2, 5, 12, generator=generator)
+    low_rank = torch.randn(2, 300, 5, generator=generator) @ torch.randn(
+        2, 5, 12, generator=generator
+    )
     x = torch.tanh(low_rank)
     x[..., 3] = 0.7
     x[..., 4] = 0.0
@@ -403,14 +443,18 @@ def of_features(device: str) -> dict[str, torch.Tensor]:
     found["kde_grid"], found["kde_density"] = metrics.kde_curves(x[..., :3], 32)
     found["std_dead"], found["std"] = metrics.dead_neurons_std(x)
     found["dormant"], found["dormancy"] = metrics.dormant_neurons(x)
-    found["dormant_centred"], found["dormancy_centred"] = metrics.dormant_neurons(x, subtract_mean=True)
+    found["dormant_centred"], found["dormancy_centred"] = metrics.dormant_neurons(
+        x, subtract_mean=True
+    )
     found["effective_rank"] = metrics.effective_rank(x)
     found["stable_rank"] = metrics.stable_rank(x)
     found["entropy_rank"] = metrics.entropy_rank(x)
     found["feature_norm"] = metrics.feature_norm(x)
     found["quantiles"] = metrics.preactivation_quantiles(x)
     found["counts"], found["edges"] = metrics.histogram(x)
-    found["dead_part"], found["live_part"] = metrics.hidden_bias(x, found["kde_dead"], torch.ones(2, 3, 12, device=device))
+    found["dead_part"], found["live_part"] = metrics.hidden_bias(
+        x, found["kde_dead"], torch.ones(2, 3, 12, device=device)
+    )
     return found
 
 
@@ -424,7 +468,9 @@ def test_metrics_are_those_of_the_cpu(device):
     assert moved <= 8, f"histogram: {moved / 2:g} values of {counts.sum()} lie in another bin"
     for name in ("kde_dead", "std_dead", "dormant", "dormant_centred", "effective_rank"):
         assert torch.equal(found[name].cpu(), expected[name]), f"{name} differs"
-    assert_close(found, expected, 1e-4)  # the candidate of the density: a float32 grid, see dead_neurons_kde
+    assert_close(
+        found, expected, 1e-4
+    )  # the candidate of the density: a float32 grid, see dead_neurons_kde
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
@@ -440,25 +486,35 @@ def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
         q_sum = agent.qf(obs, actions).square().sum()
         grads = torch.autograd.grad(q_sum, agent.qf_optimizer.parameters_)
         grads = dict(zip(agent.qf_optimizer.names, grads))
-        found_reports.append(reports.network_report(agent.qf, (obs, actions), grads, 2, max_samples=100))
+        found_reports.append(
+            reports.network_report(agent.qf, (obs, actions), grads, 2, max_samples=100)
+        )
         ranks.append(metrics.ntk_rank(agent.qf, (obs[:, :6], actions[:, :6]), 2, 1))
     found, expected = found_reports
-    assert_close(found.scalars, expected.scalars, 1e-3)  # coefficients of rationals amplify: |b_j x^j|
+    assert_close(
+        found.scalars, expected.scalars, 1e-3
+    )  # coefficients of rationals amplify: |b_j x^j|
     curves = [{key: curve[1] for key, curve in report.curves.items()} for report in found_reports]
     assert_close(*curves, 1e-3)
     edges = [{key: pair[1] for key, pair in report.histograms.items()} for report in found_reports]
     assert_close(*edges, 1e-4)
     condition = [each.pop("condition").log().cpu() for each in ranks]
-    torch.testing.assert_close(*condition, rtol=0, atol=0.05, msg=lambda text: f"condition of the NTK: {text}")
+    torch.testing.assert_close(
+        *condition, rtol=0, atol=0.05, msg=lambda text: f"condition of the NTK: {text}"
+    )
     assert_close(*ranks, 1e-4)
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 def test_ntk_ranks_of_the_atari_network_are_those_of_the_cpu(device):
     ranks = []
-    obs = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8))
+    obs = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8)
+    )
     for each in (device, "cpu"):
-        network = pqn_atari.QNetwork(4, pqn_atari.Args(width=8)).to(each, memory_format=torch.channels_last)
+        network = pqn_atari.QNetwork(4, pqn_atari.Args(width=8)).to(
+            each, memory_format=torch.channels_last
+        )
         ranks.append(metrics.ntk_rank(network, (obs.to(each),)))
     for each in ranks:
         each["condition"] = each["condition"].log()
@@ -469,7 +525,9 @@ def test_ntk_ranks_of_the_atari_network_are_those_of_the_cpu(device):
 def test_redo_recycles_the_same_neurons_as_on_the_cpu(device):
     states = []
     for each in (device, "cpu"):
-        args = continual_supervised.Args(compile=False, network="cnn", channels=(4,), widths=(8,), redo_tau=0.9)
+        args = continual_supervised.Args(
+            compile=False, network="cnn", channels=(4,), widths=(8,), redo_tau=0.9
+        )
         learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(each))
         x = torch.rand(2, 30, 64, generator=torch.Generator().manual_seed(0)).to(each)
         share = learner.recycle(x, [runlog.make_generator(seed, "redo") for seed in SEEDS])

@@ -25,20 +25,41 @@ import plots.style
 import plots.variants
 import runlog
 
-RATIONAL = {name: getattr(activations.RationalConfig(), name) for name in ("init_scale", "remove_constraint")}
+RATIONAL = {
+    name: getattr(activations.RationalConfig(), name)
+    for name in ("init_scale", "remove_constraint")
+}
 RATIONAL |= {"coefficient_weight_decay": 0.0}
 
 
-def write_run(root: Path, script: str, env: str, activation: str, seed: int, rows: dict, status="finished", **config):
+def write_run(
+    root: Path,
+    script: str,
+    env: str,
+    activation: str,
+    seed: int,
+    rows: dict,
+    status="finished",
+    **config,
+):
     """A run folder as runlog writes it. rows: key -> (steps, values)."""
     config = {"env_id": env, "activation": activation, "seed": seed, "rational": RATIONAL, **config}
     digest = runlog.config_hash(config, ("seed",))
     folder = root / runlog.run_name(env, script, activation, seed, digest)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    meta = {"status": status, "git": {"commit": "0", "dirty": False}, "elapsed_s": 1.0, "peak_memory_mb": 1.0}
+    meta = {
+        "status": status,
+        "git": {"commit": "0", "dirty": False},
+        "elapsed_s": 1.0,
+        "peak_memory_mb": 1.0,
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
-    lines = [f"{step},{key},{value!r},1.5\n" for key, (x, y) in rows.items() for step, value in zip(x, map(float, y))]
+    lines = [
+        f"{step},{key},{value!r},1.5\n"
+        for key, (x, y) in rows.items()
+        for step, value in zip(x, map(float, y))
+    ]
     (folder / "scalars.csv").write_text("step,key,value,wall_time\n" + "".join(lines))
     return folder
 
@@ -76,25 +97,43 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
     assert len(rows) == 9
     for (group, variant), row in rows.items():
         envs = {"Meta-World": [SWEEP], "DMC": [DMC], "all": [DMC, SWEEP]}[group]
-        last = [truth[variant, env, s][0][-1] / (1_000 if env == DMC else 1) for env in envs for s in range(1, 5)]
+        last = [
+            truth[variant, env, s][0][-1] / (1_000 if env == DMC else 1)
+            for env in envs
+            for s in range(1, 5)
+        ]
         cut = len(last) // 4
         expected = np.mean(sorted(last)[cut : len(last) - cut])
         assert float(row["value"]) == pytest.approx(expected, rel=1e-5)
         assert float(row["low"]) <= expected <= float(row["high"]) and int(row["runs"]) == len(last)
-    assert (tmp_path / "out" / "cr1.png").stat().st_size > 10_000 and (tmp_path / "out" / "cr1.pdf").exists()
+    assert (tmp_path / "out" / "cr1.png").stat().st_size > 10_000 and (
+        tmp_path / "out" / "cr1.pdf"
+    ).exists()
 
 
 def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     truth, kept = sac_runs(tmp_path / "runs"), {}
-    monkeypatch.setattr(plots.style, "save", lambda figure, path: kept.update({path.name: figure}) or path)
+    monkeypatch.setattr(
+        plots.style, "save", lambda figure, path: kept.update({path.name: figure}) or path
+    )
     monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     plots.cr.cr_curves(tmp_path / "runs", tmp_path / "out")
-    rows = [row for row in read_csv(tmp_path / "out" / "cr_curves.csv") if row["panel"] == "overestimation"]
+    rows = [
+        row
+        for row in read_csv(tmp_path / "out" / "cr_curves.csv")
+        if row["panel"] == "overestimation"
+    ]
     for row in rows:
         index = STEPS.tolist().index(float(row["step"]))
-        values = [truth[row["variant"], env, s][1][index] for env in (DMC, SWEEP) for s in range(1, 5)]
+        values = [
+            truth[row["variant"], env, s][1][index] for env in (DMC, SWEEP) for s in range(1, 5)
+        ]
         assert float(row["value"]) == pytest.approx(np.mean(values), rel=1e-5)
-    (panel,) = (axes for axes in kept["cr_curves.png"].axes if axes.get_title(loc="left") == "overestimation")
+    (panel,) = (
+        axes
+        for axes in kept["cr_curves.png"].axes
+        if axes.get_title(loc="left") == "overestimation"
+    )
     lines = {line.get_label(): line for line in panel.lines}
     assert set(lines) == {"relu", "rational", "crational"}
     for name, line in lines.items():
@@ -124,7 +163,9 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
         "crational": (1, 4),
     }
     relu = [truth["relu", DMC, s][0] / 1_000 for s in (1, 2, 4)]
-    np.testing.assert_allclose(found["relu"].value, np.mean(relu, axis=0))  # floor(3 / 4) = 0 are cut
+    np.testing.assert_allclose(
+        found["relu"].value, np.mean(relu, axis=0)
+    )  # floor(3 / 4) = 0 are cut
     assert "missing: relu on" in study.counts
     assert study.told_shared() == ["statistics over the 1 of 2 environments that every variant has"]
     assert study.only(["relu", "rational"]).told_shared() == []
@@ -143,10 +184,13 @@ def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
 def test_on_grid_never_looks_ahead():
     rows = np.array([[3.0, 30.0], [5.0, 50.0], [5.5, 56.0], [9.0, 90.0]])
     np.testing.assert_allclose(
-        plots.aggregation.on_grid(rows, np.array([2.0, 3, 4, 5, 8, 9, 12])), [np.nan, 30, 30, 50, 56, 90, 90]
+        plots.aggregation.on_grid(rows, np.array([2.0, 3, 4, 5, 8, 9, 12])),
+        [np.nan, 30, 30, 50, 56, 90, 90],
     )
     windowed = plots.aggregation.on_grid(rows, np.array([2.0, 5, 6, 8, 12]), window=2.0)
-    for at, value in zip((2.0, 5, 6, 8, 12), windowed):  # slow: mean of (g - 2, g], else the last one before
+    for at, value in zip(
+        (2.0, 5, 6, 8, 12), windowed
+    ):  # slow: mean of (g - 2, g], else the last one before
         inside = [v for x, v in rows if at - 2 < x <= at]
         before = [v for x, v in rows if x <= at]
         expected = np.mean(inside) if inside else (before[-1] if before else np.nan)
@@ -154,7 +198,8 @@ def test_on_grid_never_looks_ahead():
     changed = rows.copy()
     changed[-1, 1] = -1e9  # what comes later changes nothing before
     np.testing.assert_array_equal(
-        plots.aggregation.on_grid(changed, np.array([4.0, 8])), plots.aggregation.on_grid(rows, np.array([4.0, 8]))
+        plots.aggregation.on_grid(changed, np.array([4.0, 8])),
+        plots.aggregation.on_grid(rows, np.array([4.0, 8])),
     )
 
 
@@ -166,10 +211,16 @@ def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         figures.main(["cr1", "--runs", str(tmp_path)])
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and "differ in total_timesteps (30, 60); choose by --where total_timesteps=30" in error
+    assert (
+        ended.value.code == 2
+        and "differ in total_timesteps (30, 60); choose by --where total_timesteps=30" in error
+    )
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*", ["total_timesteps=60"])
     assert len(study.cells) == 1
-    for where, words in (("lenght=3", "--where lenght: no setting"), ("total_timesteps=31", "no run of sac")):
+    for where, words in (
+        ("lenght=3", "--where lenght: no setting"),
+        ("total_timesteps=31", "no run of sac"),
+    ):
         with pytest.raises(runlog.UserError, match=words):
             plots.study.read_study(tmp_path, "sac_continuous", "eval/.*", [where])
 
@@ -182,7 +233,17 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
     write_run(tmp_path, "sac_continuous", DMC, "crational", 1, rows, utd=1, layer_norm=False)
     write_run(tmp_path, "sac_continuous", DMC, "rational", 1, rows, utd=10, layer_norm=True)
     removed = RATIONAL | {"remove_constraint": True}
-    write_run(tmp_path, "sac_continuous", DMC, "crational", 1, rows, utd=10, layer_norm=False, rational=removed)
+    write_run(
+        tmp_path,
+        "sac_continuous",
+        DMC,
+        "crational",
+        1,
+        rows,
+        utd=10,
+        layer_norm=False,
+        rational=removed,
+    )
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
     assert study.labels == [
         "rational",
@@ -193,13 +254,20 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
     ]
     assert "utd 10 if not told" in study.counts
     styles = plots.variants.styles_of(study.activation_of)
-    assert styles["crational"]["color"] == styles["crational, utd 1"]["color"] != styles["rational"]["color"]
+    assert (
+        styles["crational"]["color"]
+        == styles["crational, utd 1"]["color"]
+        != styles["rational"]["color"]
+    )
     assert len({json.dumps(each) for each in styles.values()}) == 5
 
 
 def test_only_keeps_the_gaps_of_its_variants_and_tells_those_without_a_run(tmp_path):
     sac_runs(tmp_path)
-    for folder in [*tmp_path.glob("*sweep*__crational__s[23]__*"), *tmp_path.glob("*cheetah*__relu__s1__*")]:
+    for folder in [
+        *tmp_path.glob("*sweep*__crational__s[23]__*"),
+        *tmp_path.glob("*cheetah*__relu__s1__*"),
+    ]:
         shutil.rmtree(folder)
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
     gaps = [plots.study.Missing("relu", DMC, (1,)), plots.study.Missing("crational", SWEEP, (2, 3))]
@@ -218,13 +286,20 @@ def test_importing_plots_does_not_import_matplotlib():
 
 def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
     folder = write_run(
-        tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, [1.0, float("nan"), -2.5e-7]), "eval/ab": ([1], [2])}
+        tmp_path,
+        "x",
+        DMC,
+        "relu",
+        1,
+        {"eval/a": (STEPS, [1.0, float("nan"), -2.5e-7]), "eval/ab": ([1], [2])},
     )
     with open(folder / "scalars.csv", "a") as file:
         file.write("40,eval/a,3.")
     found = plots.reading.read_scalars(folder, "eval/(a|b)")
     assert list(found) == ["eval/a"]
-    np.testing.assert_array_equal(found["eval/a"], [[10, 1, 1.5], [20, np.nan, 1.5], [30, -2.5e-7, 1.5]])
+    np.testing.assert_array_equal(
+        found["eval/a"], [[10, 1, 1.5], [20, np.nan, 1.5], [30, -2.5e-7, 1.5]]
+    )
     assert set(plots.reading.read_scalars(folder)) == {"eval/a", "eval/ab"}
 
 
@@ -232,7 +307,9 @@ def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
     assert set(figures.ALSO) <= set(figures.ROWS)
     named = {*figures.ROWS, *(name for further in figures.ALSO.values() for name in further)}
     assert figures.row_of("hr9") == "hr1" and figures.row_of("hr7") == "hr7"
-    assert {f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]} <= named  # 5 is a drawing of the idea
+    assert {
+        f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]
+    } <= named  # 5 is a drawing of the idea
     assert {"cr1", "cr_curves", "cr_ablations", "cr_continual", "cr_atari"} <= named
 
 
@@ -253,17 +330,26 @@ def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_o
     diverge(folder)
     plots.cr.cr1(tmp_path / "runs", tmp_path / "out")
     rows = {(row["group"], row["variant"]): row for row in read_csv(tmp_path / "out" / "cr1.csv")}
-    assert {row["runs"] for (group, _), row in rows.items() if group == "DMC"} == {"4"} and len(rows) == 9
+    assert {row["runs"] for (group, _), row in rows.items() if group == "DMC"} == {"4"} and len(
+        rows
+    ) == 9
     last = sorted([truth["rational", DMC, s][0][-1] / 1_000 for s in (1, 3, 4)] + [0.0])
     assert float(rows["DMC", "rational"]["value"]) == pytest.approx(np.mean(last[1:3]), rel=1e-5)
     caption = "\n".join(plots.recording.read_index(tmp_path / "out")["cr1"]["caption"])
-    assert "diverged before the first value count as 0 in IQM, normalised: rational 1 of 8" in caption
+    assert (
+        "diverged before the first value count as 0 in IQM, normalised: rational 1 of 8" in caption
+    )
     study = plots.study.read_study(tmp_path / "runs", "sac_continuous", KEYS)
     bias = plots.panels.aggregate(study, plots.cr.BIAS)["rational"]
-    means = [np.mean([truth["rational", env, s][1] for s in seeds], axis=0) for env, seeds in BIASED.items()]
+    means = [
+        np.mean([truth["rational", env, s][1] for s in seeds], axis=0)
+        for env, seeds in BIASED.items()
+    ]
     np.testing.assert_allclose(bias.value, np.mean(means, axis=0))
     told = plots.panels.told_early(study, [plots.cr.BIAS])
-    assert told == ["runs that diverged before the first value are left out of overestimation: rational 1 of 8"]
+    assert told == [
+        "runs that diverged before the first value are left out of overestimation: rational 1 of 8"
+    ]
 
 
 def test_a_variant_of_which_every_run_diverged_at_once_is_a_line_at_0(tmp_path):
@@ -282,7 +368,9 @@ def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, caps
     for env in ("HalfCheetah-v5", "metaworld/reach-v3,push-v3"):
         for activation in ("relu", "rational", "crational"):
             write_run(tmp_path, "sac_continuous", env, activation, 1, rows, utd=10)
-    found = plots.panels.aggregate(plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.cr.IQM)
+    found = plots.panels.aggregate(
+        plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.cr.IQM
+    )
     told = capsys.readouterr().out
     assert "left out: HalfCheetah-v5" in told and "left out: metaworld/reach-v3,push-v3" in told
     assert max(found["relu"].value) < 1 and found["relu"].environments == 2

@@ -17,7 +17,9 @@ def test_torchs_rule_is_torchs_and_optaxs_differs_where_gradients_are_tiny():
     distances = {}
     for scale in (1e-2, 1e-6):
         ours = radam_epsilon.trajectory(scale * unit, "torch")
-        assert torch.allclose(ours, radam_epsilon.torch_trajectory(scale * unit), rtol=1e-10, atol=0)
+        assert torch.allclose(
+            ours, radam_epsilon.torch_trajectory(scale * unit), rtol=1e-10, atol=0
+        )
         optax = radam_epsilon.trajectory(scale * unit, "optax")
         distances[scale] = radam_epsilon.rms(ours - optax) / radam_epsilon.rms(optax)
     assert distances[1e-2] < 1e-5

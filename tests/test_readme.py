@@ -48,7 +48,10 @@ def commands() -> list[tuple[str, list[str]]]:
                     found.append((page.name, shlex.split(match[1], comments=True)))
     for script in HEADERS:
         header = re.search(r'"""(.*?)"""', (ROOT / script).read_text(), re.DOTALL)[1]
-        found += [(script, shlex.split(line)) for line in re.findall(r"^ +python (.*)$", header, re.MULTILINE)]
+        found += [
+            (script, shlex.split(line))
+            for line in re.findall(r"^ +python (.*)$", header, re.MULTILINE)
+        ]
     return found
 
 
@@ -59,7 +62,9 @@ def anchors(text: str) -> set[str]:
 
 def test_readme_is_short_and_complete():
     assert len(README.splitlines()) < 200
-    assert not re.findall(r"\b[A-Z]+_[A-Z]+\b", re.sub(r"[A-Z_]+=|ACTIVATIONS", "", README)), "a placeholder is left"
+    assert not re.findall(r"\b[A-Z]+_[A-Z]+\b", re.sub(r"[A-Z_]+=|ACTIVATIONS", "", README)), (
+        "a placeholder is left"
+    )
     for first, then in (("make demo", "--utd 10"), ("make test", "--utd 10")):
         assert README.index(first) < README.index(then)
 
@@ -75,13 +80,24 @@ def test_links_exist(page):
 
 
 def test_table_of_activations_is_the_registry():
-    table = re.search(r"^\| name \| formula \| paper \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE)[1]
-    rows = [tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]) for line in table.splitlines()]
-    told = {name.strip("`"): (formula.replace("\\|", "|"), source) for name, formula, source in rows}
-    assert told == {name: (entry.formula, entry.source) for name, entry in activations.ACTIVATIONS.items()}
+    table = re.search(
+        r"^\| name \| formula \| paper \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE
+    )[1]
+    rows = [
+        tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+        for line in table.splitlines()
+    ]
+    told = {
+        name.strip("`"): (formula.replace("\\|", "|"), source) for name, formula, source in rows
+    }
+    assert told == {
+        name: (entry.formula, entry.source) for name, entry in activations.ACTIVATIONS.items()
+    }
 
 
-@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_commands_parse(page, words, monkeypatch):
     file, *argv = words
     if file == "my_activation.py":
@@ -93,7 +109,9 @@ def test_commands_parse(page, words, monkeypatch):
     modules = (dqn_atari, ppo_atari, pqn_atari, continual_supervised, function_approximation)
     scripts |= {f"{module.__name__}.py": module for module in modules}
     if file in scripts:
-        monkeypatch.setattr(environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
+        monkeypatch.setattr(
+            environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1")
+        )
         monkeypatch.setattr(datasets, "load", some_data)  # nothing is downloaded
         scripts[file].validate(runlog.parse_args(scripts[file].Args, argv))
     elif file == "figures.py":
@@ -105,15 +123,19 @@ def test_commands_parse(page, words, monkeypatch):
 @functools.cache  # a start of torch for each command of a page is a waste
 def help_works(file: str) -> bool:
     return (
-        subprocess.run([sys.executable, str(ROOT / file), "--help"], capture_output=True, timeout=120).returncode == 0
+        subprocess.run(
+            [sys.executable, str(ROOT / file), "--help"], capture_output=True, timeout=120
+        ).returncode
+        == 0
     )
 
 
 def some_data(name: str, folder: Path) -> datasets.DataSet:
     """As datasets.load: noughts of the data set's shape, every class equally often."""
-    shape, num, classes = {"digits": ((1, 8, 8), 1_200, 10), "mnist": ((1, 28, 28), 60_000, 10)}.get(
-        name, ((3, 32, 32), 50_000, 100)
-    )
+    shape, num, classes = {
+        "digits": ((1, 8, 8), 1_200, 10),
+        "mnist": ((1, 28, 28), 60_000, 10),
+    }.get(name, ((3, 32, 32), 50_000, 100))
     split = datasets.Split(np.broadcast_to(np.uint8(0), (num, *shape)), np.arange(num) % classes)
     return datasets.DataSet(name, split, split, classes, 1.0)
 
@@ -132,12 +154,8 @@ def test_ten_line_activation_runs_as_written(tmp_path):
     (example,) = fenced(README, "python")
     assert len(example.splitlines()) <= 10
     (tmp_path / "my_activation.py").write_text(example)
-    flags = (
-        "--activation snake --env-id Pendulum-v1 --total-timesteps 260 --learning-starts 200 --no-compile --widths 8 8"
-    )
-    flags += (
-        " --batch-size 16 --num-eval-episodes 1 --metrics-samples 64 --log-frequency 20 --no-tensorboard --threads 1"
-    )
+    flags = "--activation snake --env-id Pendulum-v1 --total-timesteps 260 --learning-starts 200 --no-compile --widths 8 8"
+    flags += " --batch-size 16 --num-eval-episodes 1 --metrics-samples 64 --log-frequency 20 --no-tensorboard --threads 1"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "my_activation.py", *flags.split()],
@@ -153,7 +171,12 @@ def test_ten_line_activation_runs_as_written(tmp_path):
     with open(folder / "scalars.csv") as file:
         rows = list(csv.DictReader(file))
     keys = {row["key"] for row in rows}
-    assert {"charts/episodic_return", "eval/episodic_return", "overestimation/mean", "losses/qf_loss"} <= keys
+    assert {
+        "charts/episodic_return",
+        "eval/episodic_return",
+        "overestimation/mean",
+        "losses/qf_loss",
+    } <= keys
     assert any(key.startswith("network/qf1/fc2/") for key in keys)
     condition = {row["key"] for row in rows if row["key"].endswith("ntk_condition")}  # may be inf
     assert all(math.isfinite(float(row["value"])) for row in rows if row["key"] not in condition)

@@ -31,7 +31,11 @@ def table(path) -> list[dict[str, str]]:
 
 
 def labelled(panel) -> dict[str, np.ndarray]:
-    return {line.get_label(): line.get_xydata() for line in panel.get_lines() if not line.get_label().startswith("_")}
+    return {
+        line.get_label(): line.get_xydata()
+        for line in panel.get_lines()
+        if not line.get_label().startswith("_")
+    }
 
 
 def numbers(rows, *columns) -> np.ndarray:
@@ -39,7 +43,11 @@ def numbers(rows, *columns) -> np.ndarray:
 
 
 def test_every_committed_picture_has_an_entry_and_every_entry_a_picture():
-    entries = {index.parent / f"{name}.png" for index in RESULTS.rglob("figures.json") for name in read(index)}
+    entries = {
+        index.parent / f"{name}.png"
+        for index in RESULTS.rglob("figures.json")
+        for name in read(index)
+    }
     assert entries == {*PICTURES} and len(PICTURES) >= 19
     for index in RESULTS.rglob("figures.json"):
         for name, spec in read(index).items():
@@ -66,7 +74,16 @@ def test_one_picture_of_each_kind_is_drawn_in_a_copy_as_it_is_committed(tmp_path
                 copies[folder / f"{name}.png"] = index.parent / f"{name}.png"
         if kept:
             (folder / "figures.json").write_text(json.dumps(kept))
-    assert seen >= {"compared", "continual", "densities", "parts", "preactivations", "regression", "study", "table1"}
+    assert seen >= {
+        "compared",
+        "continual",
+        "densities",
+        "parts",
+        "preactivations",
+        "regression",
+        "study",
+        "table1",
+    }
     figures.main(["redraw", str(tmp_path)])
     assert [Path(line) for line in capsys.readouterr().out.splitlines()] == list(copies)
     for copy, committed in copies.items():
@@ -109,14 +126,18 @@ def test_likeness_tells_an_empty_picture_and_another_one(tmp_path):
 def test_all_committed_pictures_are_drawn_in_a_copy(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
     paths = plots.redraw.redraw_all([tmp_path / "results"])
-    assert {path.relative_to(tmp_path) for path in paths} == {path.relative_to(ROOT) for path in PICTURES}
+    assert {path.relative_to(tmp_path) for path in paths} == {
+        path.relative_to(ROOT) for path in PICTURES
+    }
     for path in paths:
         committed = ROOT / path.relative_to(tmp_path)
         assert likeness(path, committed) > LIKE, committed
 
 
 def test_make_figures_redraws_results():
-    done = subprocess.run(["make", "-n", "-C", str(ROOT), "figures"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "figures"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "figures.py redraw results" in done.stdout
 
 
@@ -124,12 +145,22 @@ def test_continual_lines_are_the_means_of_the_csv():
     rows = table(CONTINUAL / "continual_curves.csv")
     figure = plots.redraw.figure_of(CONTINUAL, "continual-digits-random_labels")
     top, middle, bottom = figure.axes[:3], figure.axes[3:6], figure.axes[6:9]
-    layers = {row["metric"].split("/")[2] for row in rows if row["metric"].startswith("network/classifier/fc")}
+    layers = {
+        row["metric"].split("/")[2]
+        for row in rows
+        if row["metric"].startswith("network/classifier/fc")
+    }
     last = f"network/classifier/{max(layers)}/dead_share"
-    for line, metric in ((top, "charts/online_accuracy"), (middle, "task_end/ntk_srank"), (bottom, last)):
+    for line, metric in (
+        (top, "charts/online_accuracy"),
+        (middle, "task_end/ntk_srank"),
+        (bottom, last),
+    ):
         drawn = {}
         for panel, group in zip(line, ("activations", "rational", "crational")):
-            assert group == "activations" or {label.split(",")[0] for label in labelled(panel)} == {group}
+            assert group == "activations" or {label.split(",")[0] for label in labelled(panel)} == {
+                group
+            }
             drawn |= labelled(panel)
         assert len(drawn) == 14  # six activations, four settings of each of two
         for cell, points in drawn.items():
@@ -137,34 +168,60 @@ def test_continual_lines_are_the_means_of_the_csv():
             mine = [row for row in rows if (row["study"], row["cell"], row["metric"]) == where]
             np.testing.assert_array_equal(points, numbers(mine, "task", "mean"), err_msg=cell)
     band = top[0].collections[0].get_paths()[0].vertices
-    first = [r for r in rows if (r["study"], r["cell"], r["metric"])[1:] == ("relu", "charts/online_accuracy")][:15]
-    assert {*map(tuple, numbers(first, "task", "low")), *map(tuple, numbers(first, "task", "high"))} <= {
-        *map(tuple, band)
-    }
+    first = [
+        r
+        for r in rows
+        if (r["study"], r["cell"], r["metric"])[1:] == ("relu", "charts/online_accuracy")
+    ][:15]
+    assert {
+        *map(tuple, numbers(first, "task", "low")),
+        *map(tuple, numbers(first, "task", "high")),
+    } <= {*map(tuple, band)}
 
 
 def test_regression_shows_the_three_tables():
     runs, curves, fits = (table(REGRESSION / f"{name}.csv") for name in ("runs", "curves", "fits"))
     figure = plots.redraw.figure_of(REGRESSION, "shallow")
     panels = {panel.get_title().split(",")[0]: panel for panel in figure.axes}
-    for name, width in (("relu 1 x 200", "200"), ("tanh 1 x 200", "200"), ("tanh_hr 1 x 100", "100")):
+    for name, width in (
+        ("relu 1 x 200", "200"),
+        ("tanh 1 x 200", "200"),
+        ("tanh_hr 1 x 100", "100"),
+    ):
         (column,) = (column for column in fits[0] if column.startswith(f"{name}, lr "))
         truth, fit = panels[name].get_lines()
         np.testing.assert_array_equal(fit.get_xydata(), numbers(fits, "x", column))
         x = truth.get_xdata()
-        np.testing.assert_allclose(truth.get_ydata(), 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x))
+        np.testing.assert_allclose(
+            truth.get_ydata(), 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
+        )
         cell, rate = (name.split()[0], width), column.rpartition(" ")[2]
-        mine = [r for r in runs if (r["activation"], r["widths"]) == cell and float(r["learning_rate"]) == float(rate)]
+        mine = [
+            r
+            for r in runs
+            if (r["activation"], r["widths"]) == cell and float(r["learning_rate"]) == float(rate)
+        ]
         errors = sorted(float(row["last_error"]) for row in mine)
         median = (errors[4] + errors[5]) / 2
-        assert len(mine) == 10 and f"learning rate {rate}, error {median:.3g}" in panels[name].get_title()
-        own = [r for r in curves if (r["activation"], r["widths"]) == cell and float(r["learning_rate"]) == 0.001]
+        assert (
+            len(mine) == 10
+            and f"learning rate {rate}, error {median:.3g}" in panels[name].get_title()
+        )
+        own = [
+            r
+            for r in curves
+            if (r["activation"], r["widths"]) == cell and float(r["learning_rate"]) == 0.001
+        ]
         drawn = [line.get_xydata() for line in panels["learning rate 0.001"].get_lines()]
         assert any(np.array_equal(line, numbers(own, "step", "median")) for line in drawn)
     by_rate = figure.axes[-2]
     shown = np.concatenate([line.get_xydata() for line in by_rate.get_lines()])
     for rate in ("0.0001", "0.001", "0.01"):
-        own = [float(r["last_error"]) for r in runs if (r["activation"], r["learning_rate"]) == ("tanh_hr", rate)]
+        own = [
+            float(r["last_error"])
+            for r in runs
+            if (r["activation"], r["learning_rate"]) == ("tanh_hr", rate)
+        ]
         for value in (min(own), np.median(own), max(own)):
             assert np.isclose(shown, (float(rate), value), rtol=1e-9).all(1).any()
 
@@ -177,7 +234,11 @@ def test_studies_are_means_over_the_seeds_of_the_csv_and_its_reference():
     drawn = labelled(panel)
     assert [*drawn] == ["relu, n = 3", "rational, n = 3", "crational, n = 3", "SB3 relu, n = 3"]
     for label, points in drawn.items():
-        mine = [r for r in rows if (r["activation"], r["metric"]) == (label[:-7], "eval/episodic_return")]
+        mine = [
+            r
+            for r in rows
+            if (r["activation"], r["metric"]) == (label[:-7], "eval/episodic_return")
+        ]
         assert {row["seed"] for row in mine} == {"1", "2", "3"}
         for step, value in points:
             own = [float(row["value"]) for row in mine if int(row["env_step"]) == step]
@@ -188,10 +249,14 @@ def test_checks_and_table_1_show_their_rows():
     checks = RESULTS / "2026-checks"
     rows = table(checks / "preactivations.csv")
     figure = plots.redraw.figure_of(checks, "preactivations")
-    (panel,) = (panel for panel in figure.axes if panel.get_title() == "crational (n = 2), critics, fc2")
+    (panel,) = (
+        panel for panel in figure.axes if panel.get_title() == "crational (n = 2), critics, fc2"
+    )
     cell = ("crational", "critics", "fc2")
     mine = [row for row in rows if (row["activation"], row["network"], row["layer"]) == cell]
-    for line, column in zip(panel.get_lines(), ("q01", "median", "q99", "smallest", "largest"), strict=True):
+    for line, column in zip(
+        panel.get_lines(), ("q01", "median", "q99", "smallest", "largest"), strict=True
+    ):
         np.testing.assert_array_equal(line.get_xydata(), numbers(mine, "step", column))
     expected = np.maximum(numbers(mine, *(f"d{k:02d}" for k in range(80))).T, 1e-12)
     np.testing.assert_array_equal(panel.collections[0].get_array(), expected)
@@ -200,12 +265,16 @@ def test_checks_and_table_1_show_their_rows():
     assert panel.get_title("left") == "coefficient gradient"
     mine = [r for r in rows if r["panel"] == "coefficient gradient" and r["setting"] == "True"]
     steps = sorted({float(row["step"]) for row in mine})
-    means = [np.mean([float(r["value"]) for r in mine if float(r["step"]) == step]) for step in steps]
+    means = [
+        np.mean([float(r["value"]) for r in mine if float(r["step"]) == step]) for step in steps
+    ]
     drawn = labelled(panel)["rational, layer_norm True (n = 2)"]
     np.testing.assert_allclose(drawn, np.stack([steps, means], -1), rtol=1e-12)
     panel = plots.redraw.figure_of(REGRESSION, "table1").axes[0]
     points = {tuple(point) for bars in panel.containers for point in bars.lines[0].get_xydata()}
-    mine = [row for row in table(REGRESSION / "table1.csv") if row["activation"] in ("tanh", "tanh_hr")]
+    mine = [
+        row for row in table(REGRESSION / "table1.csv") if row["activation"] in ("tanh", "tanh_hr")
+    ]
     assert points == {*map(tuple, numbers(mine, "p", "dead_share"))} and len(mine) > 5
 
 
@@ -219,22 +288,53 @@ def damaged(folder, file, change) -> None:
     [
         (lambda folder: (folder / "runs.csv").unlink(), "runs.csv: No such file"),
         (lambda folder: (folder / "fits.csv").write_text(""), "fits.csv: has no rows"),
-        (lambda folder: damaged(folder, "curves.csv", lambda text: text[:-9]), "curves.csv: is broken (a row is"),
-        (lambda folder: damaged(folder, "table1.csv", lambda text: text.replace(",0.", ",zero.", 5)), "table1.csv"),
-        (lambda folder: damaged(folder, "runs.csv", lambda t: t.replace("last_error", "error", 1)), "'last_error'"),
-        (lambda folder: (folder / "fits.csv").write_bytes(b"\xff\xfe\x00" * 9), "fits.csv: is broken"),
+        (
+            lambda folder: damaged(folder, "curves.csv", lambda text: text[:-9]),
+            "curves.csv: is broken (a row is",
+        ),
+        (
+            lambda folder: damaged(
+                folder, "table1.csv", lambda text: text.replace(",0.", ",zero.", 5)
+            ),
+            "table1.csv",
+        ),
+        (
+            lambda folder: damaged(
+                folder, "runs.csv", lambda t: t.replace("last_error", "error", 1)
+            ),
+            "'last_error'",
+        ),
+        (
+            lambda folder: (folder / "fits.csv").write_bytes(b"\xff\xfe\x00" * 9),
+            "fits.csv: is broken",
+        ),
         (lambda folder: (folder / "figures.json").unlink(), "no figures.json in it or below"),
-        (lambda folder: damaged(folder, "figures.json", lambda text: text[:-20]), "is no index of figures"),
-        (lambda folder: damaged(folder, "figures.json", lambda t: t.replace("table1", "tab", 2)), "unknown kind"),
-        (lambda folder: damaged(folder, "figures.json", lambda t: t.replace('"networks"', '"nets"')), "'networks'"),
+        (
+            lambda folder: damaged(folder, "figures.json", lambda text: text[:-20]),
+            "is no index of figures",
+        ),
+        (
+            lambda folder: damaged(folder, "figures.json", lambda t: t.replace("table1", "tab", 2)),
+            "unknown kind",
+        ),
+        (
+            lambda folder: damaged(
+                folder, "figures.json", lambda t: t.replace('"networks"', '"nets"')
+            ),
+            "'networks'",
+        ),
     ],
 )
 def test_what_is_missing_or_broken_is_told_in_one_line(tmp_path, capsys, damage, told, monkeypatch):
     for path in [*REGRESSION.glob("*.csv"), REGRESSION / "figures.json"]:
         shutil.copy(path, tmp_path / path.name)
-    monkeypatch.setattr(plots.style, "save", lambda figure, path: shutil.copy(REGRESSION / "table1.png", path))
+    monkeypatch.setattr(
+        plots.style, "save", lambda figure, path: shutil.copy(REGRESSION / "table1.png", path)
+    )
     damage(tmp_path)
     with pytest.raises(SystemExit) as stop:
         figures.main(["redraw", str(tmp_path)])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and told in err, err
+    assert (
+        stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and told in err
+    ), err

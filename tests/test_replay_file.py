@@ -84,10 +84,15 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
     counted, good = (100, buffer.checksum()), path.read_bytes()
     row_size, rng = dqn_atari.ROW.itemsize, random.Random(1)
     numbers = {t % buffer.num_rows for t in range(100 - CAPACITY - 3, 100)}
-    assert buffer.num_rows == 88 and numbers == {*range(57, 88), *range(12)}  # it lies across the end of the file
+    assert buffer.num_rows == 88 and numbers == {
+        *range(57, 88),
+        *range(12),
+    }  # it lies across the end of the file
     for number in range(buffer.num_rows):
         data = bytearray(good)
-        data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(8)  # not in the flags
+        data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(
+            8
+        )  # not in the flags
         path.write_bytes(data)
         if number in numbers:
             with pytest.raises(DamagedRows, match="does not hold what the checkpoint counted"):
@@ -102,7 +107,9 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
         reopen(path, *counted)
     other = fill(tmp_path / "other.dat", seed=1, rows=100)
     shutil.copyfile(other.path, path)
-    with pytest.raises(DamagedRows, match="or of another run; put the right one back, or move the folder away"):
+    with pytest.raises(
+        DamagedRows, match="or of another run; put the right one back, or move the folder away"
+    ):
         reopen(path, *counted)
 
 
@@ -182,7 +189,9 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
             run("dqn_atari", tmp_path / "b", QUICK)
         err = capfd.readouterr().err
-        assert stop.value.code == 2 and err.startswith(f"error: {path} ") and err.count("\n") == 1, err
+        assert (
+            stop.value.code == 2 and err.startswith(f"error: {path} ") and err.count("\n") == 1
+        ), err
         assert "move the folder away" in err and "--fresh would delete them" in err
         assert [(folder / name).read_bytes() for name in checkpoints] == before
         path.write_bytes(good)
@@ -192,12 +201,17 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
     path.write_bytes(data)
     run("dqn_atari", tmp_path / "b", QUICK)
     err = capfd.readouterr().err
-    assert err.startswith(f"warning: {path} does not hold") and "the checkpoint before, step 120\n" in err, err
+    assert (
+        err.startswith(f"warning: {path} does not hold")
+        and "the checkpoint before, step 120\n" in err
+    ), err
     assert scalars(tmp_path / "b") == undisturbed and not path.exists()
 
 
 @pytest.mark.parametrize("frequency", [7, 1_000])
-def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(frequency, dying, tmp_path, monkeypatch):
+def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(
+    frequency, dying, tmp_path, monkeypatch
+):
     folder = dying(tmp_path)
     steps = [140]
     save = runlog.Batch.save
@@ -208,7 +222,9 @@ def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(frequency, dyin
 
     monkeypatch.setattr(runlog.Batch, "save", noted)
     run("dqn_atari", tmp_path, f"{QUICK} --checkpoint-frequency {frequency}")
-    assert max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320  # two games: even steps only
+    assert (
+        max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320
+    )  # two games: even steps only
     assert json.loads((folder / "meta.json").read_text())["status"] == "finished"
 
 
@@ -218,7 +234,11 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
         pytest.skip("a disk can be mounted by root only")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -239,14 +259,21 @@ def test_a_disk_too_small_is_told_before_anything_is_there_and_a_quota_leaves_no
     fake(monkeypatch)
     undisturbed = run("dqn_atari", tmp_path / "a", QUICK)
     err = error_of(small_disk / "runs", capfd)
-    assert all(words in err for words in ("replay.dat needs 1 MB", "1 MB are free", "--buffer-size")), err
+    assert all(
+        words in err for words in ("replay.dat needs 1 MB", "1 MB are free", "--buffer-size")
+    ), err
     assert os.listdir(small_disk) == []
     # what a quota looks like: the disk seems to have room, and has not
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 0, 10**12))
+        patch.setattr(
+            shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 0, 10**12)
+        )
         for _ in range(2):  # and again
             err = error_of(small_disk / "runs", capfd)
-            assert "cannot write" in err and "replay.dat, which takes 1 MB (No space left on device)" in err, err
+            assert (
+                "cannot write" in err
+                and "replay.dat, which takes 1 MB (No space left on device)" in err
+            ), err
             (folder,) = (small_disk / "runs").iterdir()
             assert not (folder / "replay.dat").exists()
             assert json.loads((folder / "meta.json").read_text())["status"] == "failed"
@@ -264,7 +291,9 @@ def test_a_failed_reservation_leaves_no_blocks_and_keeps_good_rows(tmp_path, mon
     buffer = fill(tmp_path / "good.dat")
     good = buffer.path.read_bytes()
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
-    with pytest.raises(runlog.UserError, match=r"cannot write .*replay.dat, which takes 1 MB \(No space left"):
+    with pytest.raises(
+        runlog.UserError, match=r"cannot write .*replay.dat, which takes 1 MB \(No space left"
+    ):
         fill(path)
     assert not path.exists()
     with pytest.raises(runlog.UserError, match="cannot write"):
@@ -291,9 +320,13 @@ def test_without_posix_fallocate_zeros_take_the_space(reason, tmp_path, monkeypa
     assert not any(good[60 * dqn_atari.ROW.itemsize :])
     reopen(path, 60, buffer.checksum())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, hard))  # it is over in the middle of a piece
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (250_000, hard)
+    )  # it is over in the middle of a piece
     try:
-        with pytest.raises(runlog.UserError, match=r"other.dat, which takes 1 MB \(File too large\)"):
+        with pytest.raises(
+            runlog.UserError, match=r"other.dat, which takes 1 MB \(File too large\)"
+        ):
             fill(tmp_path / "other.dat")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -310,7 +343,9 @@ def test_space_counts_the_blocks_that_are_there_and_a_margin(tmp_path, monkeypat
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     runlog.check_space(path, 99_000_000, "do this")
-    with pytest.raises(runlog.UserError, match="needs 105 MB of disk, of which 104 MB are free; do this"):
+    with pytest.raises(
+        runlog.UserError, match="needs 105 MB of disk, of which 104 MB are free; do this"
+    ):
         runlog.check_space(path, 100_000_000, "do this")
     assert {*asked} == {tmp_path} and os.listdir(tmp_path) == []
     path.parent.mkdir(parents=True)

@@ -43,7 +43,9 @@ def test_every_flag_is_used_and_explained(script, capsys):
     shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
     names, found = {field.name for field in dataclasses.fields(args)} - {"rational"}, set()
     for line in source.splitlines():
-        if (field := re.match(r"    (\w+): [^=]+ = .*$", line.split("  #")[0])) and field[1] in names - found:
+        if (field := re.match(r"    (\w+): [^=]+ = .*$", line.split("  #")[0])) and field[
+            1
+        ] in names - found:
             words = line.partition("  # ")[2]
             assert len(words) > 8, f"--{field[1]} has no help"
             assert words[:20] in shown, (field[1], words)
@@ -56,12 +58,20 @@ def test_every_rational_flag_is_used_and_explained(capsys):
         runlog.parse_args(SCRIPTS["sac_continuous"].Args, ["--help"])
     shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
     source = ast.parse((ROOT / "activations.py").read_text())
-    (config,) = (node for node in ast.walk(source) if isinstance(node, ast.ClassDef) and node.name == "RationalConfig")
-    helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][1:]  # the first is the class's own
+    (config,) = (
+        node
+        for node in ast.walk(source)
+        if isinstance(node, ast.ClassDef) and node.name == "RationalConfig"
+    )
+    helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][
+        1:
+    ]  # the first is the class's own
     assert len(helps) == len(dataclasses.fields(activations.RationalConfig))
     code = ast.unparse(source) + (ROOT / "optimizers.py").read_text()
     for field, words in zip(dataclasses.fields(activations.RationalConfig), helps):
-        assert f"--rational.{field.name.replace('_', '-')}" in shown and words[:20] in shown, field.name
+        assert f"--rational.{field.name.replace('_', '-')}" in shown and words[:20] in shown, (
+            field.name
+        )
         assert re.search(rf"\b(config|rational)\.{field.name}\b", code), field.name
 
 
@@ -101,7 +111,14 @@ def test_runlog_has_few_names_and_knows_no_script():
 
 def test_an_option_is_no_part_of_the_identity_and_every_script_says_so():
     """What every script has and what never changes a result, whatever the algorithm."""
-    bookkeeping = {"device", "threads", "runs_dir", "fresh", "checkpoint_frequency", "checkpoint_minutes"}
+    bookkeeping = {
+        "device",
+        "threads",
+        "runs_dir",
+        "fresh",
+        "checkpoint_frequency",
+        "checkpoint_minutes",
+    }
     bookkeeping |= {"compile", "tensorboard", "track", "wandb_project", "wandb_entity"}
     for script, module in SCRIPTS.items():
         left_out = {*not_identity(module.Args())}

@@ -53,7 +53,9 @@ def test_a_damaged_meta_json_is_written_anew(tmp_path, capsys, damage):
     run = resume(tmp_path)
     rewritten = json.loads(meta.read_text())
     assert (
-        run.status() == "finished" and rewritten["hash"] == run.digest and rewritten["sessions"][-1]["from_step"] == 40
+        run.status() == "finished"
+        and rewritten["hash"] == run.digest
+        and rewritten["sessions"][-1]["from_step"] == 40
     )
     told = capsys.readouterr().err
     assert told.count("meta.json") == (damage not in ("missing", "sessions of another kind")), told
@@ -76,7 +78,9 @@ def test_a_damaged_config_json_is_written_anew(tmp_path, capsys, damage):
     assert config.read_bytes() == whole
 
 
-def test_a_flag_of_an_older_version_in_config_json_does_not_matter_if_the_hash_is_the_same(tmp_path):
+def test_a_flag_of_an_older_version_in_config_json_does_not_matter_if_the_hash_is_the_same(
+    tmp_path,
+):
     config = interrupted(tmp_path).folder / "config.json"
     whole = config.read_bytes()
     config.write_text(json.dumps({**CONFIG, "an_old_flag": True}))
@@ -191,7 +195,9 @@ def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in meta.parent.iterdir() if path.is_file()}
     whole = runlog.storage.write_json
     with monkeypatch.context() as patched:
-        patched.setattr(runlog.storage, "write_json", lambda p, c: no_space(p, c) if p == meta else whole(p, c))
+        patched.setattr(
+            runlog.storage, "write_json", lambda p, c: no_space(p, c) if p == meta else whole(p, c)
+        )
         with pytest.raises(UserError, match="No space"):
             new_run(root).open(tensorboard=False)
     before.pop(".lock")
@@ -205,30 +211,56 @@ def test_abandon_leaves_runs_as_they_were(tmp_path):
     assert os.listdir(tmp_path) == [] and fresh.status() == "new"
     fresh.abandon()  # not open: nothing happens
     run = interrupted(tmp_path)
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: path.read_bytes()
+        for path in run.folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     run.open(tensorboard=False).abandon()
-    after = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    after = {
+        path: path.read_bytes()
+        for path in run.folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     assert before == after and run.status() == "interrupted"
     new_run(tmp_path).open(tensorboard=False).close()  # the lock is free
     logged = runlog.Run(tmp_path, "logged", CONFIG).open(tensorboard=False)
     logged.log(1, {"a": 1.0})
     logged.abandon()  # has rows by now: these stay
-    assert "1,a,1.0" in (logged.folder / "scalars.csv").read_text() and logged.status() == "interrupted"
+    assert (
+        "1,a,1.0" in (logged.folder / "scalars.csv").read_text()
+        and logged.status() == "interrupted"
+    )
 
 
 def test_fresh_deletes_nothing_of_a_batch_of_which_one_is_in_use(tmp_path):
     first = interrupted(tmp_path)
-    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: path.read_bytes()
+        for path in first.folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     new = runlog.Run(tmp_path, "new", {**CONFIG, "env_id": "toy", "activation": "relu"}, fresh=True)
-    again = runlog.Run(tmp_path, first.name, {**first.config, "env_id": "toy", "activation": "relu"}, fresh=True)
-    used = runlog.Run(tmp_path, "used", {**CONFIG, "env_id": "toy", "activation": "relu"}, fresh=True)
+    again = runlog.Run(
+        tmp_path, first.name, {**first.config, "env_id": "toy", "activation": "relu"}, fresh=True
+    )
+    used = runlog.Run(
+        tmp_path, "used", {**CONFIG, "env_id": "toy", "activation": "relu"}, fresh=True
+    )
     (tmp_path / "used").mkdir()
     with open(tmp_path / "used" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         args = sac_continuous.Args(compile=False, tensorboard=False)
-        with pytest.raises(UserError, match="used is in use"), runlog.open_batches([again, new, used], args):
+        with (
+            pytest.raises(UserError, match="used is in use"),
+            runlog.open_batches([again, new, used], args),
+        ):
             pass
-    after = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    after = {
+        path: path.read_bytes()
+        for path in first.folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     assert after == before
     assert sorted(os.listdir(tmp_path)) == sorted([first.name, "used"])
 
@@ -274,12 +306,18 @@ def test_a_checkpoint_of_a_later_version_is_one_line_and_stays(tmp_path):
     run = interrupted(tmp_path)
     path = run.folder / "checkpoint.pt"
     rewritten(path, lambda content: content.update(format=2))
-    before = {file: file.read_bytes() for file in run.folder.rglob("*") if file.is_file() and file.name != ".lock"}
+    before = {
+        file: file.read_bytes()
+        for file in run.folder.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    }
     for ask in (new_run(tmp_path).checkpoint_steps, new_run(tmp_path).load_checkpoint):
         with pytest.raises(UserError) as error:
             ask()
         told = str(error.value)
-        assert told.startswith(f"{path} has the checkpoint format 2, and this version reads up to 1; ")
+        assert told.startswith(
+            f"{path} has the checkpoint format 2, and this version reads up to 1; "
+        )
         assert "use the version that wrote it" in told and "--fresh" in told and "\n" not in told
     assert {file: file.read_bytes() for file in before} == before  # not the older one instead
 

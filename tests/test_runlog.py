@@ -40,7 +40,10 @@ def train(root, total=400, every=20, name=NAME, limit=None):
         step += 1
         rows = torch.cat([rows, torch.randn(1, 3, generator=generator)])
         weight = 0.9 * weight + rows[-50:].sum(0)
-        run.log(step, {"losses/a": weight[0], "charts/b": weight.norm().item(), "perf/sps": random.random()})
+        run.log(
+            step,
+            {"losses/a": weight[0], "charts/b": weight.norm().item(), "perf/sps": random.random()},
+        )
         run.log_histogram(step, "network/h", [step, 1], [0, 1, 2])
         if step % every == 0:
             state = {"weight": weight, "generator": generator.get_state(), "rng": 2**127 + 1}
@@ -57,7 +60,9 @@ def in_child(function, *args):
 
 
 def content(root, name=NAME):
-    rows = [line.rsplit(",", 1)[0] for line in (root / name / "scalars.csv").read_text().splitlines()]
+    rows = [
+        line.rsplit(",", 1)[0] for line in (root / name / "scalars.csv").read_text().splitlines()
+    ]
     return rows, (root / name / "histograms.jsonl").read_text()
 
 
@@ -67,8 +72,13 @@ def interrupted(tmp_path):
     for step in range(1, 46):
         run.log(step, {"a": step / 3})
         if step % 20 == 0:
-            rows = {"obs": torch.arange(step - 20.0, step), "done": torch.zeros(20, 2, dtype=torch.bool)}
-            run.save_checkpoint(step, {"weight": torch.full((1000,), float(step)), "n": [step, None]}, rows)
+            rows = {
+                "obs": torch.arange(step - 20.0, step),
+                "done": torch.zeros(20, 2, dtype=torch.bool),
+            }
+            run.save_checkpoint(
+                step, {"weight": torch.full((1000,), float(step)), "n": [step, None]}, rows
+            )
     run.close()
     return new_run(tmp_path)
 
@@ -85,7 +95,10 @@ def test_lock_dies_with_its_process(tmp_path):
         new_run(tmp_path).open()
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    assert new_run(tmp_path).status() == "interrupted" and new_run(tmp_path).open(tensorboard=False).close() is None
+    assert (
+        new_run(tmp_path).status() == "interrupted"
+        and new_run(tmp_path).open(tensorboard=False).close() is None
+    )
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
@@ -101,7 +114,9 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
     while not (tmp_path / "worker").exists():
         time.sleep(0.01)
     worker = int((tmp_path / "worker").read_text())
-    with pytest.raises(UserError, match=f"in use by process {child.pid}"):  # forking has not freed it
+    with pytest.raises(
+        UserError, match=f"in use by process {child.pid}"
+    ):  # forking has not freed it
         new_run(tmp_path).open()
     os.kill(child.pid, signal.SIGKILL)
     child.join()
@@ -126,7 +141,9 @@ def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
     run.close()
     rows = (run.folder / "scalars.csv").read_text().splitlines()[1:]
     assert [row.split(",")[:2] for row in rows] == [[str(i), "a/b"] for i in range(7)]
-    assert [repr(float(row.split(",")[2])) for row in rows] == [repr(float(value)) for value in values]
+    assert [repr(float(row.split(",")[2])) for row in rows] == [
+        repr(float(value)) for value in values
+    ]
     assert (run.folder / "perf.csv").read_text().count("perf/x") == 7
     times = [float(row.split(",")[3]) for row in rows]
     assert times == sorted(times)
@@ -147,7 +164,11 @@ def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "calm")
     assert new_run(tmp_path / "killed").status() == "finished"
     meta = json.loads((tmp_path / "killed" / NAME / "meta.json").read_text())
-    assert len(meta["sessions"]) > 1 and meta["versions"]["torch"] == torch.__version__ and meta["peak_memory_mb"] > 10
+    assert (
+        len(meta["sessions"]) > 1
+        and meta["versions"]["torch"] == torch.__version__
+        and meta["peak_memory_mb"] > 10
+    )
 
 
 def test_replay_files_hold_only_what_is_new_and_old_ones_go(tmp_path):
@@ -157,7 +178,11 @@ def test_replay_files_hold_only_what_is_new_and_old_ones_go(tmp_path):
     names = sorted(path.name for path in (run.folder / "replay").iterdir())
     assert names == [f"{a:010d}-{a + 20:010d}.pt" for a in (320, 340, 360, 380)]
     step, state, replay = run.load_checkpoint(380)  # not open: nothing changes
-    assert (step, len(replay["obs"]), state["rng"]) == (380, 50, 2**127 + 1) and run.checkpoint_steps() == [400, 380]
+    assert (step, len(replay["obs"]), state["rng"]) == (
+        380,
+        50,
+        2**127 + 1,
+    ) and run.checkpoint_steps() == [400, 380]
     assert torch.equal(replay["obs"][20:], run.load_checkpoint()[2]["obs"][:30])
     run.drop_transitions()
     assert run.load_checkpoint()[::2] == (400, None)
@@ -165,7 +190,9 @@ def test_replay_files_hold_only_what_is_new_and_old_ones_go(tmp_path):
 
 def test_a_view_is_saved_without_its_base(tmp_path):
     run = new_run(tmp_path).open(tensorboard=False)
-    run.save_checkpoint(1, {"one_seed": torch.zeros(1000, 1000)[3]}, {"obs": torch.zeros(1_000_000)[:5]})
+    run.save_checkpoint(
+        1, {"one_seed": torch.zeros(1000, 1000)[3]}, {"obs": torch.zeros(1_000_000)[:5]}
+    )
     assert (run.folder / "checkpoint.pt").stat().st_size < 20_000
     with pytest.raises(TypeError, match=r"state\['x'\]\[0\] is a set"):
         run.save_checkpoint(2, {"x": [set()]})
@@ -178,18 +205,29 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
     good, found = path.read_bytes(), 0
     for _ in range(60):
         position = rng.randrange(len(good))
-        path.write_bytes(good[:position] + bytes([good[position] ^ (1 << rng.randrange(8))]) + good[position + 1 :])
+        path.write_bytes(
+            good[:position]
+            + bytes([good[position] ^ (1 << rng.randrange(8))])
+            + good[position + 1 :]
+        )
         step, state, replay = new_run(tmp_path).load_checkpoint()
         found += step == 20
-        assert torch.equal(state["weight"], torch.full((1000,), float(step))) and state["n"] == [step, None]
+        assert torch.equal(state["weight"], torch.full((1000,), float(step))) and state["n"] == [
+            step,
+            None,
+        ]
         assert torch.equal(replay["obs"], torch.arange(float(step)))
     assert found > 30 and "warning: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "chunk missing", "chunk damaged", "short scalars"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "chunk missing", "chunk damaged", "short scalars"]
+)
 def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
     run = interrupted(tmp_path)
-    target = run.folder / ("replay/0000000020-0000000040.pt" if "chunk" in damage else "checkpoint.pt")
+    target = run.folder / (
+        "replay/0000000020-0000000040.pt" if "chunk" in damage else "checkpoint.pt"
+    )
     if damage == "chunk missing":
         target.unlink()
     elif damage == "short scalars":
@@ -197,11 +235,19 @@ def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
     else:
         os.truncate(target, 0 if damage == "empty" else target.stat().st_size // 2)
     run.open(tensorboard=False)
-    assert run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()  # it is the newest now
+    assert (
+        run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()
+    )  # it is the newest now
     run.close()
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.startswith("warning: ") and "using checkpoint.prev.pt, step 20" in err
-    assert content(tmp_path)[0][-1] == f"20,a,{20 / 3!r}" and new_run(tmp_path).checkpoint_steps() == [20]
+    assert (
+        err.count("\n") == 1
+        and err.startswith("warning: ")
+        and "using checkpoint.prev.pt, step 20" in err
+    )
+    assert content(tmp_path)[0][-1] == f"20,a,{20 / 3!r}" and new_run(
+        tmp_path
+    ).checkpoint_steps() == [20]
 
 
 def test_both_damaged_or_of_another_configuration(tmp_path):
@@ -209,7 +255,9 @@ def test_both_damaged_or_of_another_configuration(tmp_path):
     other = Run(tmp_path, NAME, {**CONFIG, "seed": 2}, exclude=["device"])
     with pytest.raises(UserError, match="another configuration"):
         other.load_checkpoint()
-    with pytest.raises(UserError, match=r"another configuration \(seed: 1 there, 2 here\).*--fresh"):
+    with pytest.raises(
+        UserError, match=r"another configuration \(seed: 1 there, 2 here\).*--fresh"
+    ):
         other.open()
     before = (run.folder / "scalars.csv").read_bytes()
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):
@@ -241,7 +289,9 @@ def test_status_finish_fail_fresh(tmp_path):
     assert run.status() == "new" and not run.folder.exists()
     run.open(tensorboard=False).fail("boom")
     assert new_run(tmp_path).status() == "interrupted"
-    run = new_run(tmp_path, config={**CONFIG, "device": "cuda"}).open(tensorboard=False)  # device is no identity
+    run = new_run(tmp_path, config={**CONFIG, "device": "cuda"}).open(
+        tensorboard=False
+    )  # device is no identity
     run.log(5, {"a": 1.0})
     run.finish("diverged", step=5)
     meta = json.loads((run.folder / "meta.json").read_text())
@@ -259,12 +309,20 @@ def test_status_finish_fail_fresh(tmp_path):
         new_run(tmp_path / "file").open()
 
 
-@pytest.mark.parametrize("limit", [400, 3_000, 5_000, 8_000])  # bytes: meta.json, then rows, then a checkpoint
+@pytest.mark.parametrize(
+    "limit", [400, 3_000, 5_000, 8_000]
+)  # bytes: meta.json, then rows, then a checkpoint
 def test_full_disk_is_one_line_and_the_run_resumes(tmp_path, limit):
     code = "import sys; sys.path[:0] = ['.', 'tests']; import pathlib, runlog, test_runlog as t\n"
-    code += f"with runlog.exit_on_user_error(): t.train(pathlib.Path({str(tmp_path)!r}), limit={limit})"
+    code += (
+        f"with runlog.exit_on_user_error(): t.train(pathlib.Path({str(tmp_path)!r}), limit={limit})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1, done
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: cannot write")
+        and done.stderr.count("\n") == 1
+    ), done
     assert "File too large" in done.stderr and not list(tmp_path.rglob("*.tmp"))
     train(tmp_path)
     train(tmp_path / "calm")
@@ -280,8 +338,13 @@ def test_group_by_step(tmp_path):
         return Run(tmp_path, name, CONFIG)
 
     a, b, c, d, e = at("a", 10, 20), at("b", 10, 20, 30), at("c", 20, 30), at("d", 90), at("e")
-    assert runlog.group_by_step([a, a]) == [(20, [a])] and runlog.group_by_step([a, b, c]) == [(20, [a, b, c])]
+    assert runlog.group_by_step([a, a]) == [(20, [a])] and runlog.group_by_step([a, b, c]) == [
+        (20, [a, b, c])
+    ]
     assert runlog.group_by_step([b, c]) == [(30, [b, c])]
     assert runlog.group_by_step([d, a, e, b]) == [(20, [a, b]), (90, [d]), (0, [e])]
     assert runlog.group_by_step([e, Run(tmp_path, "f", CONFIG)])[0][0] == 0
-    assert runlog.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0 and runlog.group_by_step([]) == []
+    assert (
+        runlog.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0
+        and runlog.group_by_step([]) == []
+    )

@@ -17,8 +17,15 @@ def test_hash_and_name():
         {"b": {"d": 3, "c": 2}, "a": 1}, []
     )
     digest = runlog.config_hash(CONFIG, ["device"])
-    assert len(digest) == 10 and digest == runlog.config_hash({**CONFIG, "device": "cuda"}, ["device"])
-    for other in ({"seed": 2}, {"rational": {"degrees": (3, 4)}}, {"new": None}, {"env_id": "toy2"}):
+    assert len(digest) == 10 and digest == runlog.config_hash(
+        {**CONFIG, "device": "cuda"}, ["device"]
+    )
+    for other in (
+        {"seed": 2},
+        {"rational": {"degrees": (3, 4)}},
+        {"new": None},
+        {"env_id": "toy2"},
+    ):
         assert runlog.config_hash({**CONFIG, **other}, ["device"]) != digest
     name = runlog.run_name("dm_control/cheetah-run-v0", "sac", "tanh*tanh", 3, "0123456789")
     assert name == "dm_control-cheetah-run-v0__sac__tanhxtanh__s3__0123456789"
@@ -28,7 +35,9 @@ def test_hash_and_name():
 def test_seeds_are_pinned_and_distinct():
     assert runlog.derive_seed(1, "episode", 12) == 7754415897526863803
     seeds = {
-        runlog.derive_seed(s, *k) for s in range(9) for k in ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
+        runlog.derive_seed(s, *k)
+        for s in range(9)
+        for k in ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
     }
     assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
     draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]
@@ -40,18 +49,36 @@ def test_generators_go_back_or_name_the_device():
     states = {use: generator.get_state() for use, generator in generators.items()}
     draws = [torch.rand(3, generator=generators["update"]) for _ in range(2)]
     runlog.set_states(generators, states)
-    assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0]) and not torch.equal(*draws)
-    with pytest.raises(runlog.UserError, match="--device cpu: the run was begun on another; use --device cuda"):
-        runlog.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))  # as CUDA's
+    assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0]) and not torch.equal(
+        *draws
+    )
+    with pytest.raises(
+        runlog.UserError, match="--device cpu: the run was begun on another; use --device cuda"
+    ):
+        runlog.set_states(
+            generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8))
+        )  # as CUDA's
 
 
 def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
     groups = []
-    monkeypatch.setattr(runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"]))
-    monkeypatch.setattr(runlog.Run, "lock", lambda run: None)  # nobody ends these runs, which would free them
+    monkeypatch.setattr(
+        runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"])
+    )
+    monkeypatch.setattr(
+        runlog.Run, "lock", lambda run: None
+    )  # nobody ends these runs, which would free them
     monkeypatch.setattr(runlog.opening, "group_by_step", lambda runs: [])
-    monkeypatch.setattr(runlog.opening, "check_machine", lambda args: None)  # neither a login nor a GPU
-    for flags in ({"seed": 1, "num_seeds": 2}, {"seed": 7}, {"utd": 10}, {"device": "cuda"}, {"layer_norm": True}):
+    monkeypatch.setattr(
+        runlog.opening, "check_machine", lambda args: None
+    )  # neither a login nor a GPU
+    for flags in (
+        {"seed": 1, "num_seeds": 2},
+        {"seed": 7},
+        {"utd": 10},
+        {"device": "cuda"},
+        {"layer_norm": True},
+    ):
         args = sac_continuous.Args(track=True, runs_dir=str(tmp_path), **flags)
         with runlog.open_batches(runlog.seed_runs(args, "sac"), args):
             pass

@@ -20,7 +20,9 @@ def read(run, file):
 
 def test_curves_are_rounded_even_grids_compact_and_cut_on_resume(tmp_path):
     run = runlog.Run(tmp_path, "toy", CONFIG).open(tensorboard=False)
-    run.log_curve(1, "network/f", torch.linspace(-10, 10, 201), torch.full((201,), 1 / 3), dead=True)
+    run.log_curve(
+        1, "network/f", torch.linspace(-10, 10, 201), torch.full((201,), 1 / 3), dead=True
+    )
     run.log_curve(1, "network/g", [0, 1, 10], [1, float("nan"), 123456789.0])
     for x, y in (([0, 1], [1]), ([[0, 1]], [[0, 1]])):
         with pytest.raises(ValueError, match="network/h"):
@@ -31,7 +33,13 @@ def test_curves_are_rounded_even_grids_compact_and_cut_on_resume(tmp_path):
     run.open(tensorboard=False).load_checkpoint()
     run.close()
     first, second = read(run, "curves.jsonl")
-    assert first == {"step": 1, "key": "network/f", "x": [-10, 10], "y": [0.333333] * 201, "dead": True}
+    assert first == {
+        "step": 1,
+        "key": "network/f",
+        "x": [-10, 10],
+        "y": [0.333333] * 201,
+        "dead": True,
+    }
     assert second["x"] == [0, 1, 10] and second["y"][2] == 123457000.0 and np.isnan(second["y"][1])
 
 
@@ -40,8 +48,13 @@ def report_of(*batch):
     edges = torch.linspace(0, 1, 3).expand(*batch, 3) + values.unsqueeze(-1)
     edges = torch.where(values.unsqueeze(-1) == 0, torch.inf, edges)  # seed 0 has diverged
     grid, y = torch.linspace(-1, 1, 5), values.unsqueeze(-1).expand(*batch, 5)
-    curves = {"fc1/activation": (grid, y, {}), "fc1/kde00": (y + grid, 10 * y, {"dead": values > 2})}
-    return NetworkReport({"fc1/srank": values}, {"fc1/preactivations": (edges[..., 1:], edges)}, curves)
+    curves = {
+        "fc1/activation": (grid, y, {}),
+        "fc1/kde00": (y + grid, 10 * y, {"dead": values > 2}),
+    }
+    return NetworkReport(
+        {"fc1/srank": values}, {"fc1/preactivations": (edges[..., 1:], edges)}, curves
+    )
 
 
 @pytest.mark.parametrize("critics", [(), (2,)])
@@ -59,9 +72,13 @@ def test_a_report_is_split_over_seeds_and_critics(tmp_path, critics):
         assert got == [("7", f"{name}fc1/srank", value) for name, value in zip(names, values)]
         histograms, curves = read(run, "histograms.jsonl"), read(run, "curves.jsonl")
         finite = [(name, value) for name, value in zip(names, values) if value]
-        assert [(h["key"], h["edges"][0]) for h in histograms] == [(f"{n}fc1/preactivations", v) for n, v in finite]
+        assert [(h["key"], h["edges"][0]) for h in histograms] == [
+            (f"{n}fc1/preactivations", v) for n, v in finite
+        ]
         kde = [(c["key"], c["x"], c["y"][0], c["dead"]) for c in curves if "kde" in c["key"]]
-        assert kde == [(f"{n}fc1/kde00", [v - 1, v + 1], 10 * v, v > 2) for n, v in zip(names, values)]
+        assert kde == [
+            (f"{n}fc1/kde00", [v - 1, v + 1], 10 * v, v > 2) for n, v in zip(names, values)
+        ]
         assert [c["y"] for c in curves if "activation" in c["key"]] == [[v] * 5 for v in values]
 
 
@@ -79,8 +96,14 @@ def test_a_failing_plot_is_one_line_and_the_run_goes_on(tmp_path, capsys):
     run.log_curve(5, "network/actor/fc1/activation", [0.0, 1.0], [0.0, 1.0])
     run.draw(5, draw)
     run.draw(5, draw)
-    assert len(seen) == 1 and "5,a,1.0" in seen[0]  # what was buffered has been written; nothing new since then
+    assert (
+        len(seen) == 1 and "5,a,1.0" in seen[0]
+    )  # what was buffered has been written; nothing new since then
     run.log(6, {"a": 1.0})
     run.finish()
     err = capsys.readouterr().err
-    assert err.startswith("warning: no plots of") and "division by zero" in err and err.count("\n") == 1
+    assert (
+        err.startswith("warning: no plots of")
+        and "division by zero" in err
+        and err.count("\n") == 1
+    )

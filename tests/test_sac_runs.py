@@ -37,7 +37,10 @@ def run(folder, flags: str) -> dict[str, list[str]]:
 
 def scalars(folder) -> dict[str, list[str]]:
     files = sorted(folder.glob("*/scalars.csv"))
-    return {file.parent.name: [line.rsplit(",", 1)[0] for line in file.read_text().splitlines()[1:]] for file in files}
+    return {
+        file.parent.name: [line.rsplit(",", 1)[0] for line in file.read_text().splitlines()[1:]]
+        for file in files
+    }
 
 
 def values(rows: list[str]) -> dict[tuple[int, str], float]:
@@ -50,7 +53,11 @@ def short_dm_control(monkeypatch, steps: int = 30):
 
     def make_short(env_id, **kwargs):
         env = make(env_id, **kwargs)
-        return gym.wrappers.TimeLimit(env, steps) if env_id.startswith(("dm_control/", "Meta-World")) else env
+        return (
+            gym.wrappers.TimeLimit(env, steps)
+            if env_id.startswith(("dm_control/", "Meta-World"))
+            else env
+        )
 
     monkeypatch.setattr(gym, "make", make_short)
 
@@ -74,11 +81,15 @@ def test_a_run_writes_every_key_and_repeats_bit_for_bit_and_metrics_change_nothi
     assert len(first) == 2 and len({tuple(rows) for rows in first.values()}) == 2
     for name, rows in first.items():
         got, folder = values(rows), tmp_path / "a" / name
-        assert len(got) == len(rows) and all(math.isfinite(x) for (_, key), x in got.items() if "network/" not in key)
+        assert len(got) == len(rows) and all(
+            math.isfinite(x) for (_, key), x in got.items() if "network/" not in key
+        )
         steps = {key: [step for step, k in got if k == key] for _, key in got}
         assert {key for key in steps if not key.startswith("network/")} == LOSSES | EVAL | CHARTS
         assert all(steps[key] == [20, 30, 40, 50, 60] for key in LOSSES)
-        assert all(steps[key] == [40, 60] for key in EVAL) and all(steps[key] == [30, 60] for key in CHARTS)
+        assert all(steps[key] == [40, 60] for key in EVAL) and all(
+            steps[key] == [30, 60] for key in CHARTS
+        )
         network = {key for key in steps if key.startswith("network/")}
         assert all(steps[key] == [20, 30, 60] for key in network)  # at learning_starts: untrained
         assert {key.split("/")[1] for key in network} == {"actor", "qf1", "qf2"}
@@ -95,7 +106,9 @@ def test_a_run_writes_every_key_and_repeats_bit_for_bit_and_metrics_change_nothi
 
 
 def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
-    together = run(tmp_path / "a", f"--env-id {CARTPOLE} --num-seeds 2 --keep-replay --activation crational")
+    together = run(
+        tmp_path / "a", f"--env-id {CARTPOLE} --num-seeds 2 --keep-replay --activation crational"
+    )
     alone = run(tmp_path / "b", f"--env-id {CARTPOLE} --seed 2 --activation crational")
     (name,) = alone
     assert name in together and "__s2__" in name
@@ -107,11 +120,18 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
     args = runlog.parse_args(
         sac_continuous.Args, command(tmp_path / "a", f"--env-id {CARTPOLE} --activation crational")
     )
-    for seed, each in runlog.make_runs(sac_continuous.dataclasses.replace(args, num_seeds=2), "sac_continuous").items():
+    for seed, each in runlog.make_runs(
+        sac_continuous.dataclasses.replace(args, num_seeds=2), "sac_continuous"
+    ).items():
         step, state, transitions = each.load_checkpoint()
         assert step == 60 and transitions["rows"].shape[0] == 60
-        fresh = sac_continuous.Agent(5, 1, args, [seed], sac_continuous.torch.device("cpu")).state_dict()
-        assert fresh.keys() == state["agent"].keys() and int(state["agent"]["qf_optimizer.count"]) == 41
+        fresh = sac_continuous.Agent(
+            5, 1, args, [seed], sac_continuous.torch.device("cpu")
+        ).state_dict()
+        assert (
+            fresh.keys() == state["agent"].keys()
+            and int(state["agent"]["qf_optimizer.count"]) == 41
+        )
         for key, value in fresh.items():
             assert not (value[0] if value.dim() else value).equal(state["agent"][key]), key
 
@@ -129,13 +149,21 @@ VARIANTS = {
 
 @pytest.mark.parametrize("flags", VARIANTS)
 def test_options_run(flags, tmp_path):
-    results = run(tmp_path, f"--env-id {CARTPOLE} --eval-frequency 60 --checkpoint-frequency 60 {flags}")
+    results = run(
+        tmp_path, f"--env-id {CARTPOLE} --eval-frequency 60 --checkpoint-frequency 60 {flags}"
+    )
     for name, rows in results.items():
         got = values(rows)
-        assert {key for _, key in got} >= LOSSES | EVAL and all(math.isfinite(got[60, key]) for key in LOSSES)
-        state = runlog.storage.load_pt(tmp_path / name / runlog.checkpoints.CHECKPOINT)["state"]["agent"]
+        assert {key for _, key in got} >= LOSSES | EVAL and all(
+            math.isfinite(got[60, key]) for key in LOSSES
+        )
+        state = runlog.storage.load_pt(tmp_path / name / runlog.checkpoints.CHECKPOINT)["state"][
+            "agent"
+        ]
         assert int(state["qf_optimizer.count"]) == VARIANTS[flags]
-        assert int(state["actor_optimizer.count"]) == VARIANTS[flags] // (2 if "--policy" in flags else 1)
+        assert int(state["actor_optimizer.count"]) == VARIANTS[flags] // (
+            2 if "--policy" in flags else 1
+        )
 
 
 def test_meta_world_logs_success_and_hopper_terminates(tmp_path):
@@ -147,7 +175,9 @@ def test_meta_world_logs_success_and_hopper_terminates(tmp_path):
     ends = [step for step, key in values(rows) if key == "charts/episodic_return"]
     (checkpoint,) = (tmp_path / "b").glob("*/checkpoint.pt")
     chunks = sorted((checkpoint.parent / "replay").iterdir())
-    stored = sac_continuous.torch.cat([runlog.storage.load_pt(chunk)["transitions"]["rows"] for chunk in chunks])
+    stored = sac_continuous.torch.cat(
+        [runlog.storage.load_pt(chunk)["transitions"]["rows"] for chunk in chunks]
+    )
     terminated = (stored[:, 11 + 3 + 1] == 1).nonzero().flatten() + 1
     assert ends and terminated.tolist() == ends  # a hopper falls long before its time limit
 
@@ -162,7 +192,11 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
     assert "finished already (--fresh starts it anew)" in capfd.readouterr().out
     run(tmp_path, f"{flags} --evaluate")
     told = capfd.readouterr().out
-    assert told.count("\n") == 1 and told.startswith("seed 1: eval/episodic_return ") and "return of the video" in told
+    assert (
+        told.count("\n") == 1
+        and told.startswith("seed 1: eval/episodic_return ")
+        and "return of the video" in told
+    )
     (video,) = (folder / "videos").glob("*.mp4")
     assert str(video) in told and video.stat().st_size > 500
     assert (folder / "scalars.csv").read_bytes() == before
@@ -192,7 +226,9 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
     ours, theirs = values(sick[names[2]]), values(healthy[names[2]])
     assert all(ours[key] == theirs[key] for key in ours if key[0] < 45)
-    assert all(ours[60, key] == ours[40, key] for key in EVAL)  # the last evaluation is carried forward
+    assert all(
+        ours[60, key] == ours[40, key] for key in EVAL
+    )  # the last evaluation is carried forward
     assert (60, "losses/qf_loss") not in ours
     run(tmp_path / "b", flags)  # says "diverged already"
     assert scalars(tmp_path / "b") == sick
@@ -206,13 +242,19 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
         steps.append(envs)
         return obs, rewards if len(steps) < 45 else rewards + math.nan, *rest
 
-    flags = f"--env-id {CARTPOLE} --total-timesteps 100000 --metrics-frequency 0 --eval-frequency 30000"
-    monkeypatch.setattr(environments.TaskSequence, "evaluate", lambda *args: [[{"eval/episodic_return": 1.0}]])
+    flags = (
+        f"--env-id {CARTPOLE} --total-timesteps 100000 --metrics-frequency 0 --eval-frequency 30000"
+    )
+    monkeypatch.setattr(
+        environments.TaskSequence, "evaluate", lambda *args: [[{"eval/episodic_return": 1.0}]]
+    )
     monkeypatch.setattr(sac_continuous, "q_bias", lambda *args: [{}])
     monkeypatch.setattr(gym.vector.SyncVectorEnv, "step", poisoned)
     (rows,) = run(tmp_path, flags).values()
     assert len(steps) < 100 and {key for _, key in values(rows)} >= LOSSES
-    assert [step for step, key in values(rows) if key.startswith("eval/")] == []  # there was none to carry forward
+    assert [
+        step for step, key in values(rows) if key.startswith("eval/")
+    ] == []  # there was none to carry forward
     (meta,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/meta.json"))
     assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
     with pytest.raises(runlog.UserError, match="train it to the end first"):
@@ -228,7 +270,9 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
     assert again == rows and len(steps) == taken
     steps.clear()
     (rows,) = run(tmp_path / "b", flags.replace("30000", "40")).values()
-    rows = {step: value for (step, key), value in values(rows).items() if key == "eval/episodic_return"}
+    rows = {
+        step: value for (step, key), value in values(rows).items() if key == "eval/episodic_return"
+    }
     assert rows == {step: 1.0 for step in [*range(40, 100_000, 40), 100_000]} and len(steps) < 100
 
 
@@ -256,7 +300,9 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
     context.set_forkserver_preload(["test_sac_runs"])  # one import for all processes
 
     def start(folder, log):
-        process = context.Process(target=child, args=(command(tmp_path / folder, flags), str(tmp_path / log)))
+        process = context.Process(
+            target=child, args=(command(tmp_path / folder, flags), str(tmp_path / log))
+        )
         process.start()
         return process
 
@@ -269,7 +315,9 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
 
     for kill in range(3):
         process, before, changes = start("b", "log"), checkpoints(), 0
-        while changes < 2 and process.is_alive():  # at some moment after the second checkpoint of the two seeds
+        while (
+            changes < 2 and process.is_alive()
+        ):  # at some moment after the second checkpoint of the two seeds
             changes, before = changes + (checkpoints() != before), checkpoints()
             time.sleep(0.002)
         if kill == 0:
@@ -287,7 +335,9 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
     assert last.exitcode == undisturbed.exitcode == 0, (tmp_path / "log").read_text()
     assert scalars(tmp_path / "a") == scalars(tmp_path / "b") and len(scalars(tmp_path / "a")) == 2
     for meta in (tmp_path / "b").glob("*/meta.json"):
-        assert [s.get("from_step", 0) > 0 for s in json.loads(meta.read_text())["sessions"]][1:] == [True] * 3
+        assert [s.get("from_step", 0) > 0 for s in json.loads(meta.read_text())["sessions"]][
+            1:
+        ] == [True] * 3
 
 
 def interrupt(*_, **__):

@@ -75,7 +75,9 @@ def test_names_lengths_and_spaces():
     args = runlog.parse_args(sac_continuous.Args, command("x", AB))
     assert sac_continuous.validate(args).total_timesteps == 2 * TASK
     (single,) = runlog.make_runs(sac_continuous.Args(env_id=("Pendulum-v1",)), "sac").values()
-    assert single.config["env_id"] == "Pendulum-v1" and single.name.startswith("Pendulum-v1__sac__relu__s1__")
+    assert single.config["env_id"] == "Pendulum-v1" and single.name.startswith(
+        "Pendulum-v1__sac__relu__s1__"
+    )
     (wide := Toy(1.0)).action_space = gym.spaces.Box(-1, 1, (3,))
     with pytest.raises(runlog.UserError, match=r"a and c have actions of shape \(1,\) and \(3,\)"):
         environments.check_equal_spaces({"a": Toy(1.0), "b": Toy(1.0), "c": wide})
@@ -100,9 +102,14 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     before, after = state_at(tmp_path, TASK)["agent"], state_at(tmp_path, 2 * TASK)["agent"]
     moments = {key for key in before if "_optimizer." in key}
     if "optimizer" in flags:
-        assert int(before["qf_optimizer.count"]) == 41 and before["qf_optimizer.exp_avg_q_weight"].abs().sum() > 0
+        assert (
+            int(before["qf_optimizer.count"]) == 41
+            and before["qf_optimizer.exp_avg_q_weight"].abs().sum() > 0
+        )
     else:
-        assert {key.split(".")[0] for key in moments} == {f"{x}_optimizer" for x in ("actor", "qf", "alpha")}
+        assert {key.split(".")[0] for key in moments} == {
+            f"{x}_optimizer" for x in ("actor", "qf", "alpha")
+        }
         assert all(not before[key].any() for key in moments)
     assert int(after["qf_optimizer.count"]) == int(after["alpha_optimizer.count"]) == count
     steps = [step for step, key in got if key == "losses/qf_loss"]
@@ -113,7 +120,9 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     assert (later == 1).any() == keeps and (later == -1).any()
     # a new episode, of the second task; its first actions are random only if the replay is empty
     chunks = sorted(tmp_path.glob("*/replay/*.pt"))
-    rows = torch.cat([runlog.storage.load_pt(chunk)["transitions"]["rows"] for chunk in chunks])[-2 * TASK :]
+    rows = torch.cat([runlog.storage.load_pt(chunk)["transitions"]["rows"] for chunk in chunks])[
+        -2 * TASK :
+    ]
     content = runlog.storage.load_pt(next(tmp_path.glob("*/checkpoint.pt")))
     needed = sum(stop - start for _, start, stop in content["chunks"])
     assert content["num_rows"] == 2 * TASK and needed == (120 if keeps else 60)
@@ -138,30 +147,47 @@ def test_the_first_task_is_the_plain_run_and_the_switch_leaves_the_networks_alon
     assert {key: value for key, value in first.items() if key in plain} == plain
     ours, theirs = (state_at(tmp_path / x, TASK)["agent"] for x in "ab")
     assert all(torch.equal(ours[key], theirs[key]) for key in ours if "_optimizer." not in key)
-    assert next((tmp_path / "b").iterdir()).name.startswith("ToyA-v0-ToyB-v0__sac_continuous__relu__s1__")
+    assert next((tmp_path / "b").iterdir()).name.startswith(
+        "ToyA-v0-ToyB-v0__sac_continuous__relu__s1__"
+    )
 
 
 def test_every_task_is_evaluated_and_scored(tmp_path):
     (got,) = run(tmp_path, f"--env-id ToyA-v0 ToyB-v0 ToyA-v0 --steps-per-task {TASK}")
-    points, args = [*range(20, 181, 20)], runlog.parse_args(sac_continuous.Args, command(tmp_path, ""))
+    points, args = (
+        [*range(20, 181, 20)],
+        runlog.parse_args(sac_continuous.Args, command(tmp_path, "")),
+    )
     agent = sac_continuous.Agent(2, 1, args, [1], torch.device("cpu"))
-    runlog.restore_module(agent, [state_at(tmp_path, 2 * TASK)["agent"]])  # the networks that were evaluated there
+    runlog.restore_module(
+        agent, [state_at(tmp_path, 2 * TASK)["agent"]]
+    )  # the networks that were evaluated there
     for k, task in ((1, "ToyA-v0"), (2, "ToyB-v0")):
         env, returns = environments.make_env(task, 0, 1, "eval"), []
-        for number in range(24, 26):  # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
+        for number in range(
+            24, 26
+        ):  # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
             obs, _ = env.reset(options={"number": [number]})
             returns.append(0.0)
             for _ in range(EPISODE):
                 with torch.no_grad():
-                    action = torch.tanh(agent.actor(torch.as_tensor(obs)[None, None])[0])[0, 0].numpy()
+                    action = torch.tanh(agent.actor(torch.as_tensor(obs)[None, None])[0])[
+                        0, 0
+                    ].numpy()
                 obs, reward, *_ = env.step(action)
                 returns[-1] += reward
-        assert got[120, f"eval/task{k}/episodic_return"] == pytest.approx(np.mean(returns), rel=1e-5)
-    score = {(step, k): got[step, f"eval/task{k}/episodic_return"] for step in points for k in (1, 2, 3)}
+        assert got[120, f"eval/task{k}/episodic_return"] == pytest.approx(
+            np.mean(returns), rel=1e-5
+        )
+    score = {
+        (step, k): got[step, f"eval/task{k}/episodic_return"] for step in points for k in (1, 2, 3)
+    }
     for step in points:
         assert got[step, "eval/episodic_return"] == score[step, (step - 1) // TASK + 1]
         assert score[step, 1] == score[step, 3]  # the same task
-        assert got[step, "sequence/average"] == pytest.approx(sum(score[step, k] for k in (1, 2, 3)) / 3)
+        assert got[step, "sequence/average"] == pytest.approx(
+            sum(score[step, k] for k in (1, 2, 3)) / 3
+        )
         lost = [score[TASK * k, k] - score[step, k] for k in (1, 2, 3) if step > TASK * k]
         for k, each in enumerate(lost, 1):
             assert got[step, f"sequence/task{k}/forgetting"] == pytest.approx(each)
@@ -196,18 +222,28 @@ def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):
     monkeypatch.setattr(environments.control, "make_env", poisoned)
     (got,) = run(tmp_path, AB)
     (meta,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/meta.json"))
-    assert meta["status"] == "diverged" and meta["step"] == 80  # the first update of the second task
+    assert (
+        meta["status"] == "diverged" and meta["step"] == 80
+    )  # the first update of the second task
     for step in (80, 100, 120):
         assert got[step, "eval/episodic_return"] == got[step, "eval/task2/episodic_return"]
         for k in (1, 2):
-            assert got[step, f"eval/task{k}/episodic_return"] == got[60, f"eval/task{k}/episodic_return"]
+            assert (
+                got[step, f"eval/task{k}/episodic_return"]
+                == got[60, f"eval/task{k}/episodic_return"]
+            )
     assert got[120, "sequence/forgetting"] == 0.0 and (120, "sequence/task2/end_score") in got
 
 
 def test_a_seed_is_the_same_run_alone(tmp_path):
     flags = f"{AB} --activation crational"
-    together, (alone,) = run(tmp_path / "a", f"{flags} --num-seeds 2"), run(tmp_path / "b", f"{flags} --seed 2")
-    assert {path.name for path in (tmp_path / "b").iterdir()} < {path.name for path in (tmp_path / "a").iterdir()}
+    together, (alone,) = (
+        run(tmp_path / "a", f"{flags} --num-seeds 2"),
+        run(tmp_path / "b", f"{flags} --seed 2"),
+    )
+    assert {path.name for path in (tmp_path / "b").iterdir()} < {
+        path.name for path in (tmp_path / "a").iterdir()
+    }
     assert together[0].keys() == together[1].keys() == alone.keys()
     assert all(together[1][key] == pytest.approx(alone[key], rel=1e-2, abs=1e-3) for key in alone)
 
@@ -230,23 +266,38 @@ def child(argv: list[str], at: int, where: str, log: str) -> None:
 
 
 @pytest.mark.parametrize("flags", ["", "--no-reset-replay --no-reset-optimizer --buffer-size 70"])
-def test_killed_before_at_and_after_a_switch_it_ends_with_the_same_rows(flags, tmp_path, monkeypatch):
+def test_killed_before_at_and_after_a_switch_it_ends_with_the_same_rows(
+    flags, tmp_path, monkeypatch
+):
     flags = f"{AB} {flags} --num-seeds 2 --checkpoint-frequency 15"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_sac_sequences"])  # one import for all processes
     # step 59; after the switch and before its checkpoint (the fourth make_envs of a start in the first task); steps 61
     # (resumed from the checkpoint at the switch), 74 and 76 (before and after the first of the second task)
-    kills = [(59, "log_episodes"), (4, "make_envs"), *((step, "log_episodes") for step in (61, 74, 76))]
+    kills = [
+        (59, "log_episodes"),
+        (4, "make_envs"),
+        *((step, "log_episodes") for step in (61, 74, 76)),
+    ]
     for at, where in kills:
-        process = context.Process(target=child, args=(command(tmp_path / "b", flags), at, where, str(tmp_path / "log")))
+        process = context.Process(
+            target=child, args=(command(tmp_path / "b", flags), at, where, str(tmp_path / "log"))
+        )
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     killed, undisturbed = run(tmp_path / "b", flags), run(tmp_path / "a", flags)
     assert killed == undisturbed and len(killed) == 2
     for path in (tmp_path / "a").glob("*/scalars.csv"):
-        lines = [p.read_text().splitlines() for p in (path, tmp_path / "b" / path.parent.name / path.name)]
-        assert [line.rsplit(",", 1)[0] for line in lines[0]] == [line.rsplit(",", 1)[0] for line in lines[1]]
-        sessions = json.loads((tmp_path / "b" / path.parent.name / "meta.json").read_text())["sessions"]
+        lines = [
+            p.read_text().splitlines()
+            for p in (path, tmp_path / "b" / path.parent.name / path.name)
+        ]
+        assert [line.rsplit(",", 1)[0] for line in lines[0]] == [
+            line.rsplit(",", 1)[0] for line in lines[1]
+        ]
+        sessions = json.loads((tmp_path / "b" / path.parent.name / "meta.json").read_text())[
+            "sessions"
+        ]
         assert [session.get("from_step", 0) for session in sessions] == [0, 45, 45, 60, 60, 75]

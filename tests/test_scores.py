@@ -41,7 +41,9 @@ def test_human_normalised_is_0_for_random_and_1_for_human_play():
 
 
 def test_baseline_normalised():
-    np.testing.assert_allclose(statistics.baseline_normalised(np.array([2.0, 5.0, 11.0]), 2.0, 8.0), [0, 0.5, 1.5])
+    np.testing.assert_allclose(
+        statistics.baseline_normalised(np.array([2.0, 5.0, 11.0]), 2.0, 8.0), [0, 0.5, 1.5]
+    )
     assert np.isnan(statistics.baseline_normalised(np.array([2.0]), 3.0, 3.0)).all()
 
 
@@ -50,7 +52,9 @@ def test_statistics_equal_slow_loops(sizes):
     data = strata(sizes=sizes, steps=(3,))
     for step in range(3):
         rows = [runs[step] for runs in data]
-        assert statistics.interquartile_mean(data)[step] == pytest.approx(slow_iqm(np.concatenate(rows)))
+        assert statistics.interquartile_mean(data)[step] == pytest.approx(
+            slow_iqm(np.concatenate(rows))
+        )
         means = sorted(sum(row) / len(row) for row in map(np.ndarray.tolist, rows))
         assert statistics.mean_of_means(data)[step] == pytest.approx(sum(means) / len(means))
         middle = (means[(len(means) - 1) // 2] + means[len(means) // 2]) / 2
@@ -60,7 +64,9 @@ def test_statistics_equal_slow_loops(sizes):
 def test_bootstrap_of_a_mean_has_its_closed_form():
     """Of a mean in one environment the bootstrap's variance is var(ddof 0) / n: the interval is mean +- 1.96 roots."""
     (runs,) = strata(sizes=(400,))
-    low, high = statistics.stratified_bootstrap([runs], statistics.mean_of_means, repetitions=20_000)
+    low, high = statistics.stratified_bootstrap(
+        [runs], statistics.mean_of_means, repetitions=20_000
+    )
     half = 1.959964 * runs.std() / math.sqrt(400)
     assert low == pytest.approx(runs.mean() - half, abs=0.05 * half)
     assert high == pytest.approx(runs.mean() + half, abs=0.05 * half)
@@ -70,7 +76,11 @@ def test_bootstrap_draws_within_environments():
     """Between environments nothing varies: environments of equal runs give an interval of width 0, where drawing from
     all runs together would not."""
     data = [np.full(5, 0.0), np.full(5, 10.0)]
-    for statistic in (statistics.mean_of_means, statistics.median_of_means, statistics.interquartile_mean):
+    for statistic in (
+        statistics.mean_of_means,
+        statistics.median_of_means,
+        statistics.interquartile_mean,
+    ):
         np.testing.assert_allclose(statistics.stratified_bootstrap(data, statistic, 200), 5.0)
 
 
@@ -87,18 +97,27 @@ def test_bootstrap_of_a_curve_draws_whole_runs():
 
 
 def test_bootstrap_of_single_runs_is_unknown():
-    low, high = statistics.stratified_bootstrap([np.ones((4, 1)), np.ones((4, 1))], statistics.mean_of_means)
+    low, high = statistics.stratified_bootstrap(
+        [np.ones((4, 1)), np.ones((4, 1))], statistics.mean_of_means
+    )
     assert low.shape == high.shape == (4,) and np.isnan([low, high]).all()
 
 
 def test_iqm_and_its_interval_agree_with_rliable():
-    library, reference = pytest.importorskip("rliable.library"), pytest.importorskip("rliable.metrics")
+    library, reference = (
+        pytest.importorskip("rliable.library"),
+        pytest.importorskip("rliable.metrics"),
+    )
     data = strata(sizes=(10,) * 6)
     matrix = {"ours": np.stack(data, -1)}  # runs x environments
     iqm = lambda scores: np.array([reference.aggregate_iqm(scores)])  # noqa: E731
-    scores, intervals = library.get_interval_estimates(matrix, iqm, reps=4_000)  # from numpy's global generator
+    scores, intervals = library.get_interval_estimates(
+        matrix, iqm, reps=4_000
+    )  # from numpy's global generator
     assert statistics.interquartile_mean(data) == pytest.approx(scores["ours"][0], rel=1e-12)
-    low, high = statistics.stratified_bootstrap(data, statistics.interquartile_mean, repetitions=4_000)
+    low, high = statistics.stratified_bootstrap(
+        data, statistics.interquartile_mean, repetitions=4_000
+    )
     width = float(intervals["ours"][1, 0] - intervals["ours"][0, 0])
     assert abs(low - intervals["ours"][0, 0]) < 0.06 * width  # two bootstraps of 4,000 draws each
     assert abs(high - intervals["ours"][1, 0]) < 0.06 * width
@@ -111,7 +130,10 @@ def test_doctests():
 
 def test_ratio_interval_is_students_t_on_the_logarithms():
     logs = np.log([1.0, 2.0, 4.0])
-    mean, half = np.log(2), 4.302653 * np.log(2) / math.sqrt(3)  # t at 0.975 with 2 degrees of freedom
+    mean, half = (
+        np.log(2),
+        4.302653 * np.log(2) / math.sqrt(3),
+    )  # t at 0.975 with 2 degrees of freedom
     expected = np.exp([mean, mean - half, mean + half])
     np.testing.assert_allclose(statistics.ratio_interval(logs), expected, rtol=1e-6)
     for unknown in (logs[:1], np.array([0.0, np.inf])):

@@ -83,7 +83,9 @@ def calls(folder: Path, script: str, scale: str, **variables) -> list[list[str]]
     own = ("DRY_RUN", "RUNS_DIR", "OUT", "SWEEP", "ENVS", "JOBS", "DATASETS", "DATA_DIR")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     environment |= {"SCALE": scale, "PYTHON": echo_of(folder)} | variables
-    done = subprocess.run([f"scripts/{script}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [f"scripts/{script}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return [line.split("\x1f")[:-1] for line in done.stdout.splitlines()]
 
@@ -117,20 +119,26 @@ def environment_of(command: str) -> str | None:
 
 
 def first_seeds(found: list[str]) -> list[str]:
-    return [command for command in found if "--seed" not in command or " --seed 1 " in f"{command} "]
+    return [
+        command for command in found if "--seed" not in command or " --seed 1 " in f"{command} "
+    ]
 
 
 def one_task(found: list[str]) -> list[str]:
     """The first seeds on the first environment of each suite: the other commands differ in the two alone."""
     first = {}
     for command in found:
-        first.setdefault((environment_of(command) or "").rpartition("/")[0], environment_of(command))
+        first.setdefault(
+            (environment_of(command) or "").rpartition("/")[0], environment_of(command)
+        )
     return [command for command in first_seeds(found) if environment_of(command) in first.values()]
 
 
 def lists() -> dict[str, list[str]]:
     shown = 'source scripts/environments.sh; for n in ${!CR_*} ${!HR_*} ${!LAPTOP_*} ${!SMOKE_*}; do l="$n[@]"; '
-    shown = subprocess.run(["bash", "-c", shown + 'echo $n "${!l}"; done'], cwd=ROOT, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["bash", "-c", shown + 'echo $n "${!l}"; done'], cwd=ROOT, capture_output=True, text=True
+    )
     return {name: each for name, *each in map(str.split, shown.stdout.splitlines())}
 
 
@@ -160,8 +168,14 @@ def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
 @pytest.mark.parametrize("script", FIGURES)
 def test_every_command_would_start(folder, script, scale, monkeypatch):
     (launcher, *_), (file, *drawing) = calls(folder, script, scale)
-    base = ("runs", "figures") if script == "cr_continual" else (f"runs/{scale}", f"figures/{scale}")
-    base = ("runs/laptop-kde", base[1]) if scale == "laptop" and script in ("hr_fig3", "hr_fig4") else base
+    base = (
+        ("runs", "figures") if script == "cr_continual" else (f"runs/{scale}", f"figures/{scale}")
+    )
+    base = (
+        ("runs/laptop-kde", base[1])
+        if scale == "laptop" and script in ("hr_fig3", "hr_fig4")
+        else base
+    )
     assert launcher == "scripts/sweep.py" and file == "figures.py"
     assert drawing[:5] == [FIGURES[script][0], "--runs", base[0], "--out", base[1]]
     drawn = runlog.parse_args(figures.Command, drawing)
@@ -174,25 +188,41 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
     assert drawn.row in figures.ROWS and [*drawn.variants] == variants.get(script, [])
     found = commands(folder, script, scale)
     assert len({*found}) == len(found) == len({(name, environment_of(name)) for name in found})
-    monkeypatch.setattr(environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1"))
+    monkeypatch.setattr(
+        environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1")
+    )
     for command in (some := one_task(found)):
         module, args = MODULES[command.split()[0]], next(iter(runs_of(command).values()))
         if module is not continual_supervised:  # whose validation loads MNIST
             module.validate(args)
-    assert len(names(some)) == sum(len(runs_of(command)) for command in some), "two commands train one run"
+    assert len(names(some)) == sum(len(runs_of(command)) for command in some), (
+        "two commands train one run"
+    )
     if scale == "paper":
-        total = [getattr(args, "total_timesteps", None) for command in some for args in runs_of(command).values()]
-        assert {*total} == {None if script in ("cr_continual", "hr_fig2") else 10**6 if "sac" in found[0] else 10**7}
+        total = [
+            getattr(args, "total_timesteps", None)
+            for command in some
+            for args in runs_of(command).values()
+        ]
+        assert {*total} == {
+            None if script in ("cr_continual", "hr_fig2") else 10**6 if "sac" in found[0] else 10**7
+        }
         per_command = {len(runs_of(command)) for command in some}
         assert len(per_command) == 1 and len(found) * per_command.pop() == FIGURES[script][1]
     else:
-        assert all(getattr(args, "total_timesteps", 0) <= 75_000 for c in some for args in runs_of(c).values())
+        assert all(
+            getattr(args, "total_timesteps", 0) <= 75_000
+            for c in some
+            for args in runs_of(c).values()
+        )
 
 
 @pytest.mark.parametrize("script", LAPTOP)
 def test_laptop_runs_are_those_of_the_results(folder, script):
     found = commands(folder, script, "laptop")
-    assert sorted(map(sorted, map(str.split, found))) == sorted(map(sorted, map(str.split, LAPTOP[script])))
+    assert sorted(map(sorted, map(str.split, found))) == sorted(
+        map(sorted, map(str.split, LAPTOP[script]))
+    )
     assert names(found[:2] + found[-1:]) <= names(LAPTOP[script])
 
 
@@ -203,16 +233,22 @@ def test_the_continual_studys_cells_are_those_of_its_results(folder):
     for command in commands(folder, "cr_continual", "laptop"):
         args = next(iter(runs_of(command).values()))
         shape = (args.num_seeds, args.num_tasks, args.epochs, args.threads, args.data_dir)
-        assert shape == ((10, 15, 100, 1, "data") if args.dataset == "digits" else (10, 10, 40, 1, "data"))
+        assert shape == (
+            (10, 15, 100, 1, "data") if args.dataset == "digits" else (10, 10, 40, 1, "data")
+        )
         scale, decay = args.rational.init_scale, args.rational.coefficient_weight_decay
         told = [args.activation, f"init {scale}" * (scale != 1), f"decay {decay}" * (decay != 0)]
         cells.add((args.dataset, ", ".join(filter(None, told))))
     assert cells == rows and len(rows) == 28
     variables = {"DATASETS": "digits", "DATA_DIR": "elsewhere", "OUT": "there", "JOBS": "3"}
     found = commands(folder, "cr_continual", "smoke", **variables)
-    assert len(found) == 14 and all("--dataset digits --data-dir elsewhere" in command for command in found)
+    assert len(found) == 14 and all(
+        "--dataset digits --data-dir elsewhere" in command for command in found
+    )
     launch, draw = calls(folder, "cr_continual", "smoke", **variables)
-    assert launch[-2:] == ["--slots", "3"] and runlog.parse_args(figures.Command, draw[1:]).out == Path("there")
+    assert launch[-2:] == ["--slots", "3"] and runlog.parse_args(
+        figures.Command, draw[1:]
+    ).out == Path("there")
 
 
 def test_figures_share_their_runs(folder):
@@ -220,25 +256,52 @@ def test_figures_share_their_runs(folder):
     assert every["cr_curves"] == every["cr_fig1"] and every["hr_fig19"] == every["hr_fig1"]
     found = {script: first_seeds(sorted(each)) for script, each in every.items()}
     share = {script: names(found[script]) for script in ("hr_fig3", "hr_fig4")}
-    breakout, seaquest = ([c for c in found["hr_fig7"] if f" {game} " in c] for game in ("Breakout", "Seaquest"))
+    breakout, seaquest = (
+        [c for c in found["hr_fig7"] if f" {game} " in c] for game in ("Breakout", "Seaquest")
+    )
     assert share["hr_fig3"] <= names(breakout) and share["hr_fig4"] <= names(seaquest)
-    assert all("--analyse" in command for command in found["hr_fig7"]), "Fig. 4 would find no parts of Q"
-    dqn = [command for command in found["hr_fig8"] if command.startswith("dqn") and " Breakout " in command]
+    assert all("--analyse" in command for command in found["hr_fig7"]), (
+        "Fig. 4 would find no parts of Q"
+    )
+    dqn = [
+        command
+        for command in found["hr_fig8"]
+        if command.startswith("dqn") and " Breakout " in command
+    ]
     assert len(names(dqn)) == 4 and names(dqn) <= names(breakout)
-    fig1, ablations = ([c for c in found[s] if "/sweep-v3 " in c] for s in ("cr_fig1", "cr_ablations"))
+    fig1, ablations = (
+        [c for c in found[s] if "/sweep-v3 " in c] for s in ("cr_fig1", "cr_ablations")
+    )
     assert len(fig1) == 3 and names(fig1) <= names(ablations)
-    atari = [command for command in found["cr_atari"] if " Breakout " in command and "--activation relu" in command]
-    assert names(atari) <= names(breakout) | names([c for c in found["hr_fig1"] if " Breakout " in c])
+    atari = [
+        command
+        for command in found["cr_atari"]
+        if " Breakout " in command and "--activation relu" in command
+    ]
+    assert names(atari) <= names(breakout) | names(
+        [c for c in found["hr_fig1"] if " Breakout " in c]
+    )
 
 
 def test_variables_and_a_wrong_scale(folder):
-    found = commands(folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray")
-    assert {environment_of(command) for command in found} == {"metaworld/sweep-v3"} and len(found) == 26
-    launch, draw = calls(folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray")
-    assert launch[-5:] == ["--name", "cr_ablations-paper", "--runs-dir", "r", "--ray"] and draw[3] == "r"
+    found = commands(
+        folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray"
+    )
+    assert {environment_of(command) for command in found} == {"metaworld/sweep-v3"} and len(
+        found
+    ) == 26
+    launch, draw = calls(
+        folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray"
+    )
+    assert (
+        launch[-5:] == ["--name", "cr_ablations-paper", "--runs-dir", "r", "--ray"]
+        and draw[3] == "r"
+    )
     for script in FIGURES:
         environment = os.environ | {"SCALE": "big"}
-        done = subprocess.run([f"scripts/{script}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [f"scripts/{script}.sh"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "error: SCALE=big: must be smoke, laptop or paper\n"
 
@@ -246,7 +309,9 @@ def test_variables_and_a_wrong_scale(folder):
 def test_a_dry_run_prints_the_commands_and_the_figures(tmp_path):
     variables = {"DRY_RUN": "1", "SCALE": "smoke", "PYTHON": sys.executable, "OUT": "o"}
     variables = os.environ | variables | {"RUNS_DIR": str(tmp_path / "runs")}
-    done = subprocess.run(["scripts/hr_fig4.sh"], cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        ["scripts/hr_fig4.sh"], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     *training, drawing = done.stdout.splitlines()
     assert sum("dqn_atari.py --env-id Seaquest --activation tanh" in line for line in training) == 1
@@ -254,7 +319,14 @@ def test_a_dry_run_prints_the_commands_and_the_figures(tmp_path):
     assert drawing == told and not [*tmp_path.iterdir()]
 
 
-SCRIPTS = sorted({*(f"{name}.sh" for name in FIGURES), "check_layer_norm.sh", "check_preactivations.sh", "demo.sh"})
+SCRIPTS = sorted(
+    {
+        *(f"{name}.sh" for name in FIGURES),
+        "check_layer_norm.sh",
+        "check_preactivations.sh",
+        "demo.sh",
+    }
+)
 DRILLS = ["drill_resume.sh", "drill_slurm.sh"]
 
 
@@ -275,7 +347,12 @@ def shell(script: str, *words: str, **variables: str) -> subprocess.CompletedPro
     )
     environment = {key: value for key, value in os.environ.items() if key not in own} | variables
     return subprocess.run(
-        [f"scripts/{script}", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        [f"scripts/{script}", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -299,9 +376,15 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
         assert f"set variables before it, such as {variable}" in done.stderr
     help_text = shell(script, "--help", **python)
     head = (ROOT / "scripts" / script).read_text().splitlines()[1].removeprefix("# ")
-    assert help_text.returncode == 0 and help_text.stdout.startswith(f"{head}\n") and help_text.stderr == ""
+    assert (
+        help_text.returncode == 0
+        and help_text.stdout.startswith(f"{head}\n")
+        and help_text.stderr == ""
+    )
     assert shell(script, "-h", **python).stdout == help_text.stdout
-    check_refused(shell(script, PYTHON="/no/such"), "PYTHON=/no/such: is no program here; run make setup")
+    check_refused(
+        shell(script, PYTHON="/no/such"), "PYTHON=/no/such: is no program here; run make setup"
+    )
     check_refused(shell(script, PYTHON="scripts"), "PYTHON=scripts: is no program here")
     check_refused(shell(script, DRY_RUN="perhaps", **python), "DRY_RUN=perhaps: must be 1 or 0")
 
@@ -309,7 +392,11 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_dry_run_is_a_switch(script, folder):
     """The program in python's place writes its arguments with a mark behind each, and a dry run of ours writes none."""
-    variables = {"PYTHON": echo_of(folder), "RUNS": str(folder / "runs"), "RUNS_DIR": str(folder / "runs")}
+    variables = {
+        "PYTHON": echo_of(folder),
+        "RUNS": str(folder / "runs"),
+        "RUNS_DIR": str(folder / "runs"),
+    }
     variables |= {"OUT": str(folder / "out"), "SCALE": "smoke"}
     on = [shell(script, DRY_RUN=value, **variables) for value in ("1", "yes", "true")]
     off = [shell(script, DRY_RUN=value, **variables) for value in ("0", "", "no", "false")]
@@ -327,12 +414,20 @@ def test_dry_run_is_a_switch(script, folder):
         ("cr_fig1.sh", {"ENVS": " "}, "ENVS=' ': has no name"),
         ("hr_fig2.sh", {"ENVS": "Pong"}, "ENVS=Pong: hr_fig2.sh has no environments"),
         ("cr_continual.sh", {"ENVS": "Pong"}, "ENVS=Pong: cr_continual.sh has no environments"),
-        ("cr_continual.sh", {"DATASETS": "digits mnits"}, "mnits is unknown; give digits, mnist or both"),
+        (
+            "cr_continual.sh",
+            {"DATASETS": "digits mnits"},
+            "mnits is unknown; give digits, mnist or both",
+        ),
         ("cr_continual.sh", {"DATASETS": "seeds"}, "seeds is unknown"),
         ("cr_continual.sh", {"DATASETS": " "}, "DATASETS=' ': has no name"),
         ("cr_continual.sh", {"DATA_DIR": "{a,b}"}, "DATA_DIR={a,b}: has a brace"),
         ("cr_continual.sh", {"JOBS": "many"}, "JOBS=many: must be a whole number, at least 1"),
-        ("hr_fig7.sh", {"RUNS_DIR": "a\nb"}, "RUNS_DIR=$'a\\nb': has a newline or another control character"),
+        (
+            "hr_fig7.sh",
+            {"RUNS_DIR": "a\nb"},
+            "RUNS_DIR=$'a\\nb': has a newline or another control character",
+        ),
         ("demo.sh", {"STEPS": "a[$(touch pwned)]"}, "must be a whole number, at least 1001"),
         ("demo.sh", {"STEPS": "1000"}, "STEPS=1000: must be a whole number, at least 1001"),
         ("check_layer_norm.sh", {"STEPS": "23"}, "STEPS=23: must be a whole number, at least 24"),
@@ -350,7 +445,10 @@ def test_paths_with_blanks_and_patterns(folder):
     """What a script hands on is one argument, and what it prints can be copied into a shell."""
     variables = {"RUNS_DIR": "a b", "OUT": "c'd", "ENVS": "Pong*\nQbert"}
     launch, draw = calls(folder, "hr_fig1", "smoke", **variables)
-    assert "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1] and launch[launch.index("--runs-dir") + 1] == "a b"
+    assert (
+        "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1]
+        and launch[launch.index("--runs-dir") + 1] == "a b"
+    )
     assert draw[2:6] == ["--runs", "a b", "--out", "c'd"]
     assert draw[6:8] == ["--variants", "relu"] and draw[-1] == "relu, ReDo"  # one argument
     launch, _ = calls(folder, "cr_continual", "smoke", DATA_DIR="a b", DATASETS="digits")
@@ -358,7 +456,9 @@ def test_paths_with_blanks_and_patterns(folder):
     assert command[command.index("--data-dir") + 1] == "a b"
     done = shell("hr_fig1.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS_DIR="a b", OUT="c'd")
     words = shlex.split(done.stdout.splitlines()[-1])
-    assert words[2:7] == ["hr1", "--runs", "a b", "--out", "c'd"] and words[7:] == draw[6:-1]  # no ReDo at laptop scale
+    assert (
+        words[2:7] == ["hr1", "--runs", "a b", "--out", "c'd"] and words[7:] == draw[6:-1]
+    )  # no ReDo at laptop scale
     done = shell("demo.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS="a b")
     assert done.stdout.splitlines()[-1].endswith(r"figures.py demo a\ b/*/ --out runs/demo.png")
 
@@ -371,8 +471,14 @@ def test_a_signal_to_the_script_reaches_what_it_runs(script, number, tmp_path):
     body = f'trap "sleep 0.5; touch {tmp_path}/saved; exit 143" TERM\ntouch {tmp_path}/began\n'
     python.write_text(f"#!/usr/bin/env bash\n{body}while true; do sleep 0.05; done\n")
     python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python), "RUNS_DIR": str(tmp_path), "RUNS": str(tmp_path)}
-    running = subprocess.Popen([f"scripts/{script}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    environment = os.environ | {
+        "PYTHON": str(python),
+        "RUNS_DIR": str(tmp_path),
+        "RUNS": str(tmp_path),
+    }
+    running = subprocess.Popen(
+        [f"scripts/{script}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
     while not (tmp_path / "began").exists():
         time.sleep(0.02)
     time.sleep(0.1)

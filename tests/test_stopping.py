@@ -34,7 +34,10 @@ SCRIPTS = {  # flags of a training of some seconds, and the step at which the si
         "--eval-frequency 1000",
         60,
     ),
-    ppo_atari: (f"{ATARI} --num-envs 2 --num-steps 16 --total-timesteps 128 --log-frequency 32", 64),
+    ppo_atari: (
+        f"{ATARI} --num-envs 2 --num-steps 16 --total-timesteps 128 --log-frequency 32",
+        64,
+    ),
     pqn_atari: (
         f"{ATARI} --num-envs 4 --num-test-envs 1 --num-steps 8 --num-minibatches 4 --total-timesteps 128 "
         "--log-frequency 32",
@@ -70,9 +73,13 @@ def status(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_a_signal_saves_and_stops_and_the_same_command_goes_on(script, tmp_path, monkeypatch, capsys):
+def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
+    script, tmp_path, monkeypatch, capsys
+):
     flags, step = SCRIPTS[script]
-    number = {sac_continuous: signal.SIGINT, continual_supervised: signal.SIGHUP}.get(script, signal.SIGTERM)
+    number = {sac_continuous: signal.SIGINT, continual_supervised: signal.SIGHUP}.get(
+        script, signal.SIGTERM
+    )
     log = runlog.Run.log
     sent = []
 
@@ -89,7 +96,10 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(script, tmp_path,
     assert stop.value.code == 128 + number
     assert [signal.getsignal(each) for each in stopping.SIGNALS] == handlers
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and f"stopped by {signal.Signals(number).name} at step {step}, saved: " in said[0]
+    assert (
+        len(said) == 1
+        and f"stopped by {signal.Signals(number).name} at step {step}, saved: " in said[0]
+    )
     assert "interrupted" in status(tmp_path / "a")
     stopped = rows(tmp_path / "a")
     train(script, flags, tmp_path / "a")
@@ -100,8 +110,13 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(script, tmp_path,
     assert stopped.keys() <= resumed.keys() == whole.keys()
     for run, kept in stopped.items():
         assert resumed[run][: len(kept)] == kept, "what was saved is not done again"
-    if "atari" in script.__name__:  # games that were under way begin anew, so that values differ and steps do not
-        last_steps = [{name: each[-1].split(",")[0] for name, each in found.items()} for found in (resumed, whole)]
+    if (
+        "atari" in script.__name__
+    ):  # games that were under way begin anew, so that values differ and steps do not
+        last_steps = [
+            {name: each[-1].split(",")[0] for name, each in found.items()}
+            for found in (resumed, whole)
+        ]
         assert last_steps[0] == last_steps[1]
     else:
         assert resumed == whole
@@ -199,7 +214,10 @@ def test_a_signal_at_the_very_end_is_told(tmp_path, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         next(batches).finish()
     assert stop.value.code == 143 and status(tmp_path) == ["finished"]
-    assert capsys.readouterr().err == "stopped by SIGTERM: what was begun is complete, nothing more is begun\n"
+    assert (
+        capsys.readouterr().err
+        == "stopped by SIGTERM: what was begun is complete, nothing more is begun\n"
+    )
 
 
 def test_ctrl_c_before_the_training_leaves_no_traceback():
@@ -241,7 +259,9 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
     is_due = runlog.SaveTimes.is_due
 
     def is_due_and_signalled(times, step, at_end):
-        if step in (50, 99, 103) and step not in asked:  # the first update, before a row, behind one
+        if (
+            step in (50, 99, 103) and step not in asked
+        ):  # the first update, before a row, behind one
             asked.append(step)
             os.kill(os.getpid(), signal.SIGTERM)
         return is_due(times, step, at_end)
@@ -258,7 +278,14 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
 
 
 def test_a_training_killed_at_any_file_operation_ends_with_the_same_rows():
-    command = [sys.executable, "scripts/drill_files.py", "--every", "5", "--twice", "10"]  # all of them: by hand
+    command = [
+        sys.executable,
+        "scripts/drill_files.py",
+        "--every",
+        "5",
+        "--twice",
+        "10",
+    ]  # all of them: by hand
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "the same rows each time" in done.stdout
@@ -272,7 +299,9 @@ def test_the_replay_of_an_ended_run_goes_even_if_a_kill_came_before(tmp_path, mo
     assert len(list(tmp_path.glob("a/*/replay"))) == 2
     train(sac_continuous, flags, tmp_path / "a")  # the first is finished, the second not yet
     train(sac_continuous, flags, tmp_path / "a")
-    assert status(tmp_path / "a") == ["finished", "finished"] and not list(tmp_path.glob("a/*/replay"))
+    assert status(tmp_path / "a") == ["finished", "finished"] and not list(
+        tmp_path.glob("a/*/replay")
+    )
     train(sac_continuous, f"{flags} --keep-replay", tmp_path / "b")
     train(sac_continuous, flags, tmp_path / "b")
     assert len(list(tmp_path.glob("b/*/replay"))) == 2  # it was kept on purpose
@@ -286,13 +315,16 @@ def test_divergence_tells_the_first_value_that_was_not_finite(capsys):
     divergence = runlog.Divergence([3, 4, 5], torch.device("cpu"))
     good = torch.ones(3)
     divergence.update(10, {"qf_loss": good, "actor_loss": torch.tensor([1.0, torch.inf, 1.0])})
-    divergence.update(11, {"qf_loss": torch.tensor([torch.nan, torch.nan, 1.0]), "actor_loss": good * torch.nan})
+    divergence.update(
+        11, {"qf_loss": torch.tensor([torch.nan, torch.nan, 1.0]), "actor_loss": good * torch.nan}
+    )
     assert divergence.report() == [11, 10, 11]
     assert divergence.report() == [11, 10, 11]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
     for line, told in zip(
-        said, ("3 has diverged at step 11: qf_loss", "4 has diverged at step 10: actor_loss", "5 has")
+        said,
+        ("3 has diverged at step 11: qf_loss", "4 has diverged at step 10: actor_loss", "5 has"),
     ):
         assert f"seed {told}" in line
     assert "seed 5 has diverged at step 11: actor_loss is not finite" in said[2]

@@ -32,7 +32,9 @@ import sac_continuous
     ],
 )
 def test_braces_are_those_of_bash(text):
-    done = subprocess.run(["bash", "-fc", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-fc", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True
+    )
     assert sweep_plan.expand(text) == done.stdout.splitlines()
 
 
@@ -48,7 +50,14 @@ def test_alternatives_may_hold_spaces_and_be_alone():
 
 
 def test_commands_are_counted_before_they_are_made():
-    for text in ("x", "{a,b}{1..3}c{d,e}", "x{a,b{1,2},{c,d}e}y", "{3..1}{-1..1}", "{{1..2},{7..8}}/{,}", "{a}{relu}"):
+    for text in (
+        "x",
+        "{a,b}{1..3}c{d,e}",
+        "x{a,b{1,2},{c,d}e}y",
+        "{3..1}{-1..1}",
+        "{{1..2},{7..8}}/{,}",
+        "{a}{relu}",
+    ):
         assert sweep_plan.count_commands(text) == len(sweep_plan.expand(text))
     assert sweep_plan.count_commands("{1..10000000000}{-5..5}") == 110_000_000_000
     assert len(sweep_plan.expand_all(["x {1..300}", "y {1..300}"])) == 600
@@ -57,10 +66,16 @@ def test_commands_are_counted_before_they_are_made():
 @pytest.mark.parametrize(
     ("grids", "told"),
     [
-        (["x.py --seed {1..10000000000}"], "makes 10,000,000,000 commands; a sweep has at most 100,000"),
+        (
+            ["x.py --seed {1..10000000000}"],
+            "makes 10,000,000,000 commands; a sweep has at most 100,000",
+        ),
         (["x.py {1..1000} {1..1000} {1..1000}"], "makes 1,000,000,000 commands"),
         (["x.py " + "{a,b}" * 64], "makes 18,446,744,073,709,551,616 commands"),
-        (["x.py {1..60000}", "y.py {1..60000}"], "y.py {1..60000}: makes more than 100,000 commands in all"),
+        (
+            ["x.py {1..60000}", "y.py {1..60000}"],
+            "y.py {1..60000}: makes more than 100,000 commands in all",
+        ),
         (["x.py {1..9" + "9" * 5000 + "}"], "a bound has more than 18 digits"),
         (["x.py " + "{" * 5000 + "}" * 5000], "more than 20 braces within braces"),
         ([""], "'': makes an empty command"),
@@ -91,19 +106,29 @@ def test_seeds_in_groups():
     assert sweep_plan.group_seeds([4, 5], 1) == [[4], [5]] and sweep_plan.group_seeds([], 1) == []
     assert sweep_plan.split_seed(["--a", "--seed", "4", "b"]) == (["--a", "b"], 4)
     assert sweep_plan.split_seed(["--a", "--seed=4", "b"]) == (["--a", "b"], 4)
-    for kept in (["--seed", "4", "--num-seeds", "2"], ["--num_seeds=2", "--seed", "4"], ["--seed"], ["--seed", "x"]):
+    for kept in (
+        ["--seed", "4", "--num-seeds", "2"],
+        ["--num_seeds=2", "--seed", "4"],
+        ["--seed"],
+        ["--seed", "x"],
+    ):
         assert sweep_plan.split_seed(kept) == (kept, None)
 
 
 def plan(*grids: str, runs_dir=None, most=0) -> list[dict]:
-    return sweep_plan.plan([each for text in grids for each in sweep_plan.expand(text)], runs_dir, most, 3)
+    return sweep_plan.plan(
+        [each for text in grids for each in sweep_plan.expand(text)], runs_dir, most, 3
+    )
 
 
 def test_cells_of_seeds_and_of_scripts():
     sac = "sac_continuous.py --activation {relu,crational --utd 10} --seed {1..3}"
     atari = "pqn_atari.py --env-id ALE/Pong-v5 --seed {1..2}"
     processes = plan(
-        sac, "sac_continuous.py --num-seeds 4 --seed 7", atari, "sac_continuous.py --activation relu --seed {2,5}"
+        sac,
+        "sac_continuous.py --num-seeds 4 --seed 7",
+        atari,
+        "sac_continuous.py --activation relu --seed {2,5}",
     )
     told = [shlex.join(["x.py", *process["argv"][1:]]) for process in processes]
     assert told == [
@@ -116,14 +141,21 @@ def test_cells_of_seeds_and_of_scripts():
     ]
     assert [len(process["runs"]) for process in processes] == [3, 1, 3, 4, 1, 1]
     assert len({run for process in processes for run in process["runs"]}) == 13
-    assert re.fullmatch(r"dm_control-cheetah-run-v0__sac_continuous__relu__s1-3__\w{10}", processes[0]["id"])
+    assert re.fullmatch(
+        r"dm_control-cheetah-run-v0__sac_continuous__relu__s1-3__\w{10}", processes[0]["id"]
+    )
     assert processes[0]["env"]["OMP_NUM_THREADS"] == "3"
     assert plan(sac, sac) == plan(sac)  # overlapping grids
     halves = [process["argv"][-1] for process in plan(sac, most=2)]
     assert halves == ["2", "3", "2", "3"]
     (process,) = plan("sac_continuous.py", runs_dir="there")
-    assert process["runs"][0].startswith("there/dm_control") and process["argv"][-2:] == ["--runs-dir", "there"]
-    assert plan("sac_continuous.py --runs-dir here", runs_dir="there")[0]["runs"][0].startswith("here/dm_control")
+    assert process["runs"][0].startswith("there/dm_control") and process["argv"][-2:] == [
+        "--runs-dir",
+        "there",
+    ]
+    assert plan("sac_continuous.py --runs-dir here", runs_dir="there")[0]["runs"][0].startswith(
+        "here/dm_control"
+    )
 
 
 MAINS = {
@@ -173,10 +205,20 @@ def test_a_sequence_of_tasks_is_planned_at_its_length():
 
 
 def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("import activations\nimport sac_continuous\nraise RuntimeError('imported')\n")
+    (tmp_path / "mine.py").write_text(
+        "import activations\nimport sac_continuous\nraise RuntimeError('imported')\n"
+    )
     monkeypatch.chdir(tmp_path)
     (process,) = plan("mine.py --activation snake --seed {1..2}")
-    assert process["argv"] == ["mine.py", "--activation", "snake", "--seed", "1", "--num-seeds", "2"]
+    assert process["argv"] == [
+        "mine.py",
+        "--activation",
+        "snake",
+        "--seed",
+        "1",
+        "--num-seeds",
+        "2",
+    ]
     assert "__sac_continuous__snake__s2__" in process["runs"][1]
 
 
@@ -194,13 +236,25 @@ def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
         ("sac_continuous.py --help", "trains nothing"),
         ("function_approximation.py --seed {1,2}", "share runs, such as "),
         ("sac_continuous.py --env-id a b", "--steps-per-task"),
-        ("sac_continuous.py --num-seeds 0", "sac_continuous.py --num-seeds 0: --num-seeds 0: must lie in [1, inf)"),
+        (
+            "sac_continuous.py --num-seeds 0",
+            "sac_continuous.py --num-seeds 0: --num-seeds 0: must lie in [1, inf)",
+        ),
         ("continual_supervised.py --num-seeds -3", "--num-seeds -3: must lie in [1, inf)"),
-        ("continual_supervised.py --num-seeds 10000000000", "--num-seeds 10000000000: at most 100,000"),
+        (
+            "continual_supervised.py --num-seeds 10000000000",
+            "--num-seeds 10000000000: at most 100,000",
+        ),
         ("pqn_atari.py --seed -1", "--seed -1: must lie in [0, inf)"),
         ("pqn_atari.py --env-id Breakot", "--env-id Breakot: unknown; did you mean Breakout"),
-        ("function_approximation.py --activations relu {tanh,tanhh}", "--activations 'tanhh': unknown name 'tanhh'"),
-        ("function_approximation.py --learning-rates", "trains nothing; give every list at least one value"),
+        (
+            "function_approximation.py --activations relu {tanh,tanhh}",
+            "--activations 'tanhh': unknown name 'tanhh'",
+        ),
+        (
+            "function_approximation.py --learning-rates",
+            "trains nothing; give every list at least one value",
+        ),
         ("sac_continuous.py --tags 'a\nb'", "has a newline or another control character"),
         ("sac_continuous.py --slots 10001", "--slots 10001: more than 10,000 processes at a time"),
         ("sac_continuous.py --patience -1", "--patience -1.0: must lie in [0, inf)"),
@@ -222,7 +276,12 @@ def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, argv))
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ") and told in error
+    assert (
+        stop.value.code == 2
+        and error.count("\n") == 1
+        and error.startswith("error: ")
+        and told in error
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -235,8 +294,14 @@ def test_dry_run_prints_what_is_left(tmp_path, monkeypatch, capsys):
     assert launcher.main(args) == 0
     printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     left = [("1", "1"), ("1", "3"), ("2", "1"), ("2", "2"), ("2", "3")]
-    assert [tuple(line[i] for i in (line.index("--total") + 1, line.index("--seed") + 1)) for line in printed] == left
-    assert all(line[:2] == ["python", str(TOY)] for line in printed) and not (tmp_path / "runs/sweeps").exists()
+    assert [
+        tuple(line[i] for i in (line.index("--total") + 1, line.index("--seed") + 1))
+        for line in printed
+    ] == left
+    assert (
+        all(line[:2] == ["python", str(TOY)] for line in printed)
+        and not (tmp_path / "runs/sweeps").exists()
+    )
 
 
 def test_the_address_behind_ray_is_told_from_a_grid():
@@ -252,15 +317,34 @@ def test_the_address_behind_ray_is_told_from_a_grid():
 def test_slurm_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launcher, "MAX_ARRAY", 4)
-    words = [grid(6, 1, 0.0), "--slurm", "s p.sbatch", "--slots", "2", "--threads", "3", "--name", "n"]
+    words = [
+        grid(6, 1, 0.0),
+        "--slurm",
+        "s p.sbatch",
+        "--slots",
+        "2",
+        "--threads",
+        "3",
+        "--name",
+        "n",
+    ]
     assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0
     assert capsys.readouterr().out == "sbatch 's p.sbatch'\nsbatch 's p.sbatch-2'\n"
-    manifest = [json.loads(line) for line in (tmp_path / "runs/sweeps/n/manifest.jsonl").read_text().splitlines()]
-    assert list(sweep_task.read_manifest(tmp_path / "runs/sweeps/n")) == [line["id"] for line in manifest]
+    manifest = [
+        json.loads(line)
+        for line in (tmp_path / "runs/sweeps/n/manifest.jsonl").read_text().splitlines()
+    ]
+    assert list(sweep_task.read_manifest(tmp_path / "runs/sweeps/n")) == [
+        line["id"] for line in manifest
+    ]
     seen = []
     for name, last in (("s p.sbatch", 3), ("s p.sbatch-2", 1)):
         text = (tmp_path / name).read_text()
-        assert f"#SBATCH --array=0-{last}%2\n" in text and "--cpus-per-task=3\n" in text and "--gres" not in text
+        assert (
+            f"#SBATCH --array=0-{last}%2\n" in text
+            and "--cpus-per-task=3\n" in text
+            and "--gres" not in text
+        )
         assert subprocess.run(["bash", "-n", name], cwd=tmp_path).returncode == 0
         for task in range(last + 1):  # as a task of the array would
             env = environment(SLURM_ARRAY_TASK_ID=str(task))
@@ -288,11 +372,23 @@ def sbatch_words(line: str) -> list[str]:
     return shlex.split(line.removeprefix("#SBATCH "))
 
 
-@pytest.mark.parametrize("name", ["a b", "it's", 'the "new" one', "100%j", "$(touch pwned)", "`x`;#&", "läufe"])
+@pytest.mark.parametrize(
+    "name", ["a b", "it's", 'the "new" one', "100%j", "$(touch pwned)", "`x`;#&", "läufe"]
+)
 def test_slurm_files_hold_any_path(name, tmp_path, monkeypatch):
     """scripts/drill_slurm.sh has a real sbatch read one."""
     monkeypatch.chdir(tmp_path)
-    words = [grid(1, 1, 0.0), "--name", "n", "--runs-dir", name, "--slurm", "s.sbatch", "--patience", "7.5"]
+    words = [
+        grid(1, 1, 0.0),
+        "--name",
+        "n",
+        "--runs-dir",
+        name,
+        "--slurm",
+        "s.sbatch",
+        "--patience",
+        "7.5",
+    ]
     assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0
     lines = (tmp_path / "s.sbatch").read_text().splitlines()
     directives = [sbatch_words(line) for line in lines if line.startswith("#SBATCH ")]
@@ -316,7 +412,10 @@ def test_slurm_files_that_cannot_be(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text("print('precious')\n")
     for flags, told in (
         (["--slurm", "mine.py"], "--slurm mine.py: is there, and is no sbatch file; name another"),
-        (["--slurm", "s", "--runs-dir", "a\\b"], "has a backslash, which sbatch cannot use; use another folder"),
+        (
+            ["--slurm", "s", "--runs-dir", "a\\b"],
+            "has a backslash, which sbatch cannot use; use another folder",
+        ),
         (["--slurm", "none/s"], "cannot write none/s: No such file or directory"),
     ):
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
@@ -337,7 +436,10 @@ BROKEN = [
 def test_a_script_that_is_broken(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_of_mine.py").write_text(text)
-    with pytest.raises(runlog.UserError, match=r"^broken_of_mine.py: cannot be (read as a Python script|imported) \("):
+    with pytest.raises(
+        runlog.UserError,
+        match=r"^broken_of_mine.py: cannot be (read as a Python script|imported) \(",
+    ):
         plan("broken_of_mine.py")
     assert "broken_of_mine" not in sys.modules
 
@@ -376,7 +478,10 @@ def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, [grid(1, 1, 0.0), "--ray"]))
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: --ray: Ray is not installed; pip install -r requirements-sweep.txt\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --ray: Ray is not installed; pip install -r requirements-sweep.txt\n"
+    )
 
 
 def test_the_commands_of_the_docs_are_planned(tmp_path, monkeypatch, capsys):

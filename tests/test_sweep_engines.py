@@ -36,35 +36,61 @@ def test_all_runs_end_and_then_are_skipped(tmp_path):
     assert code == 0 and "3 of 3 processes done, 0 failed, 0 left; 3 runs" in told
     assert set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
     assert told.count("started toy__toy_training__relu__s") == 3 and " to go" in told
-    states = [json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")]
+    states = [
+        json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")
+    ]
     assert [state["status"] for state in states] == ["ended"] * 3
     spans = sorted((state["start"], state["start"] + state["seconds"]) for state in states)
     assert spans[2][0] >= min(spans[0][1], spans[1][1]) - 0.2, "a third process ran on two slots"
     code, told = sweep(tmp_path, grid(3, 2, 0.3), "--slots", "2")
-    assert code == 0 and told.count("started toy") == 3 and set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
+    assert (
+        code == 0
+        and told.count("started toy") == 3
+        and set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
+    )
 
 
 def test_gpus_are_shared_out(tmp_path):
     flags = f"--gpu-file {tmp_path}/seen"
     command = grid(8, 1, 0.5, flags)
-    assert sweep(tmp_path, command, "--slots-per-gpu", "2", "--threads", "3", CUDA_VISIBLE_DEVICES="4,7")[0] == 0
+    assert (
+        sweep(
+            tmp_path, command, "--slots-per-gpu", "2", "--threads", "3", CUDA_VISIBLE_DEVICES="4,7"
+        )[0]
+        == 0
+    )
     seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
-    assert sorted(gpu for gpu, _ in seen[:4]) == ["4", "4", "7", "7"] and {gpu for gpu, _ in seen} == {"4", "7"}
+    assert sorted(gpu for gpu, _ in seen[:4]) == ["4", "4", "7", "7"] and {
+        gpu for gpu, _ in seen
+    } == {"4", "7"}
     assert {threads for _, threads in seen} == {"3"}
 
 
 def test_failures_are_told_and_crashes_resume(tmp_path):
-    grids = [grid(1, 5, 0, "--env-id", env, *flags) for env, *flags in (("bad", "--fail 2"), ("broken", "--fail 3"))]
+    grids = [
+        grid(1, 5, 0, "--env-id", env, *flags)
+        for env, *flags in (("bad", "--fail 2"), ("broken", "--fail 3"))
+    ]
     grids += [grid(1, 5, 0, "--env-id crashes --crash-at 3"), grid(1, 5, 0, "--env-id good")]
     code, told = sweep(tmp_path, *grids, "--slots", "1")
     assert code == 1 and "2 of 4 processes done, 2 failed, 0 left" in told
     assert told.count("started bad__") == 1, "a user error is tried once"
     assert told.count("started broken__") == told.count("started crashes__") == 2
-    assert "FAILED with exit code 2: " in told and "FAILED with exit code 3: " in told and "| this is the end" in told
+    assert (
+        "FAILED with exit code 2: " in told
+        and "FAILED with exit code 3: " in told
+        and "| this is the end" in told
+    )
     rows = {name.split("__")[0]: rows for name, rows in steps(tmp_path).items()}
-    assert [step for step, _ in rows["crashes"]] == [1, 2, 3, 4, 5] and len({pid for _, pid in rows["crashes"]}) == 2
+    assert [step for step, _ in rows["crashes"]] == [1, 2, 3, 4, 5] and len(
+        {pid for _, pid in rows["crashes"]}
+    ) == 2
     code, told = sweep(tmp_path, *grids, "--limit", "0")
-    assert code == 1 and told.count("started bad__") == 1 and told.count("FAILED with exit code 3: ") == 3
+    assert (
+        code == 1
+        and told.count("started bad__") == 1
+        and told.count("FAILED with exit code 3: ") == 3
+    )
     grids.append(grid(1, 5, 0, "--env-id new"))
     code, told = sweep(tmp_path, *grids, "--only-failed", "--limit", "1", "--retries", "0")
     assert code == 1 and told.count("started bad__") == 2 and told.count("started broken__") == 2
@@ -99,9 +125,14 @@ def test_ctrl_c_ends_the_children(tmp_path, number):
     launcher = fork(tmp_path, command := grid(2, 60, 0.05), "--slots", "2")
     under_way = wait_until_all_run(tmp_path, 2, 5)
     second = fork(tmp_path, command)
-    assert end(second) == 2 and f"is being run by process {launcher.pid}" in (tmp_path / "launcher.log").read_text()
+    assert (
+        end(second) == 2
+        and f"is being run by process {launcher.pid}" in (tmp_path / "launcher.log").read_text()
+    )
     os.kill(launcher.pid, number)
-    assert end(launcher, 30) == 128 + number and not any(alive(rows[-1][1]) for rows in under_way.values())
+    assert end(launcher, 30) == 128 + number and not any(
+        alive(rows[-1][1]) for rows in under_way.values()
+    )
     told = (tmp_path / "launcher.log").read_text()
     assert "the same command goes on from here" in told and "Traceback" not in told
     if number == signal.SIGINT:
@@ -113,7 +144,10 @@ def test_waits_for_a_run_that_somebody_else_has(tmp_path):
     """As an orphan would be that the launcher could not take with it."""
     flags = ["--seed", "1", "--total", "60", "--pause", "0.1"]
     orphan = os.spawnve(
-        os.P_NOWAIT, sys.executable, [sys.executable, str(TOY), *flags, "--runs-dir", f"{tmp_path}/runs"], environment()
+        os.P_NOWAIT,
+        sys.executable,
+        [sys.executable, str(TOY), *flags, "--runs-dir", f"{tmp_path}/runs"],
+        environment(),
     )
     wait_until_all_run(tmp_path, 1, 1)
     launcher = fork(tmp_path, grid(2, 60, 0.1), "--slots", "2")
@@ -154,7 +188,13 @@ def test_a_script_of_the_project(tmp_path):
     assert [str(folder.relative_to(tmp_path)) for folder in folders] == sorted(pid["runs"])
     for folder in folders:
         meta = json.loads((folder / "meta.json").read_text())
-        assert meta["status"] == "finished" and len(meta["sessions"]) == 2 and meta["sessions"][1]["from_step"] > 0
+        assert (
+            meta["status"] == "finished"
+            and len(meta["sessions"]) == 2
+            and meta["sessions"][1]["from_step"] > 0
+        )
         with open(folder / "scalars.csv") as file:
-            tasks = [row["step"] for row in csv.DictReader(file) if row["key"] == "charts/end_accuracy"]
+            tasks = [
+                row["step"] for row in csv.DictReader(file) if row["key"] == "charts/end_accuracy"
+            ]
         assert tasks == ["16", "32"]

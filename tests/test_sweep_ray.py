@@ -6,10 +6,23 @@ import signal
 import subprocess
 
 import pytest
-from sweep_drill import alive, check_exactly_once, grid, kill, launch, steps, wait_for, wait_until_all_run
+from sweep_drill import (
+    alive,
+    check_exactly_once,
+    grid,
+    kill,
+    launch,
+    steps,
+    wait_for,
+    wait_until_all_run,
+)
 
 # Read when ray is imported: loopback only; no token (it would be written into the home folder); no reports.
-os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # on a machine with much else to do
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -29,7 +42,9 @@ def cluster():
 def workers_of(node) -> set[int]:
     """Processes whose ancestor is the node's raylet."""
     raylet = node.all_processes["raylet"][0].process.pid
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
     parents = dict(map(int, line.split()) for line in listed.splitlines())
     found = {raylet}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
@@ -47,7 +62,13 @@ def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
     wait_for(lambda: not any(alive(rows[-1][1]) for rows in under_way.values()), 60)
     again = launch(tmp_path, *words)
     before = {name: len(rows) for name, rows in steps(tmp_path).items()}
-    wait_for(lambda: all(len(rows) > before[name] + 3 for name, rows in steps(tmp_path).items() if name in under_way))
+    wait_for(
+        lambda: all(
+            len(rows) > before[name] + 3
+            for name, rows in steps(tmp_path).items()
+            if name in under_way
+        )
+    )
     one, other = sorted(under_way)
     kill(pid := steps(tmp_path)[one][-1][1])  # the training process
     kill(worker := int(os.popen(f"ps -o ppid= -p {steps(tmp_path)[other][-1][1]}").read()))  # Ray's
@@ -63,7 +84,10 @@ def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
 def test_half_a_gpu_where_there_is_none_would_wait_for_ever(cluster, tmp_path):
     launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray", cluster.address, "--slots-per-gpu", "2")
     assert launcher.wait(240) == 2
-    assert "error: --slots-per-gpu 2: the cluster has no GPU" in (tmp_path / "launcher.log").read_text()
+    assert (
+        "error: --slots-per-gpu 2: the cluster has no GPU"
+        in (tmp_path / "launcher.log").read_text()
+    )
 
 
 def test_a_node_is_lost(cluster, tmp_path):
@@ -76,7 +100,9 @@ def test_a_node_is_lost(cluster, tmp_path):
     wait_for(lambda: not any(alive(under_way[name][-1][1]) for name in lost), 20)
     assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
     sessions = check_exactly_once(tmp_path, 6, 60)
-    assert {name for name, number in sessions.items() if number == 2} == lost and sum(sessions.values()) == 8
+    assert {name for name, number in sessions.items() if number == 2} == lost and sum(
+        sessions.values()
+    ) == 8
 
 
 def test_a_cluster_of_its_own(tmp_path):
@@ -102,7 +128,9 @@ def check_it_saves(tmp_path, launcher, number, words) -> None:
     assert "stopped; the same command goes on from here" in told and "had to be killed" not in told
     assert "Traceback" not in told and "FAILED" not in told
     assert not any(alive(rows[-1][1]) for rows in under_way.values())
-    codes = [json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")]
+    codes = [
+        json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")
+    ]
     assert [(state["status"], state["code"]) for state in codes] == [("stopped", 143)] * 2
     assert launch(tmp_path, *words).wait(240) == 0
     for name, rows in steps(tmp_path).items():  # but for the stop nothing has saved

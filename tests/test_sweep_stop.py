@@ -32,7 +32,9 @@ from sweep_drill import (
 
 import runlog
 
-RARELY = "--save-every 1000"  # so that a stopped run is where it was only if the stop itself has saved
+RARELY = (
+    "--save-every 1000"  # so that a stopped run is where it was only if the stop itself has saved
+)
 
 
 def check_no_step_was_lost(folder, runs: int, total: int) -> None:
@@ -43,7 +45,10 @@ def check_no_step_was_lost(folder, runs: int, total: int) -> None:
 
 
 def states(folder) -> list[dict]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("runs/sweeps/drill/state/*.json"))]
+    return [
+        json.loads(file.read_text())
+        for file in sorted(folder.glob("runs/sweeps/drill/state/*.json"))
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -55,10 +60,20 @@ def test_a_signal_lets_every_process_save(tmp_path, number):
     assert end(first, 30) == 128 + number
     assert not any(alive(rows[-1][1]) for rows in under_way.values())
     told = (tmp_path / "launcher.log").read_text()
-    assert "stopping: the processes under way save a checkpoint first (at most 60 s; a second signal" in told
+    assert (
+        "stopping: the processes under way save a checkpoint first (at most 60 s; a second signal"
+        in told
+    )
     assert "stopped; the same command goes on from here" in told
-    assert "FAILED" not in told and "goes on later" not in told and "killed" not in told and "Traceback" not in told
-    assert [(state["status"], state["code"]) for state in states(tmp_path)] == [("stopped", 143)] * 2
+    assert (
+        "FAILED" not in told
+        and "goes on later" not in told
+        and "killed" not in told
+        and "Traceback" not in told
+    )
+    assert [(state["status"], state["code"]) for state in states(tmp_path)] == [
+        ("stopped", 143)
+    ] * 2
     assert sweep(tmp_path, command, "--limit", "0")[0] == 0
     assert "0 of 3 processes done, 0 failed, 3 left" in (tmp_path / "launcher.log").read_text()
     assert sweep(tmp_path, command, "--slots", "2")[0] == 0
@@ -72,13 +87,18 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     wait_until_all_run(tmp_path, 1, 3)
     os.kill(first.pid, signal.SIGTERM)
     wait_for(lambda: "stopping: " in (tmp_path / "launcher.log").read_text(), 10)
-    os.kill(first.pid, signal.SIGTERM)  # within a second of the first: the same request, by another way
+    os.kill(
+        first.pid, signal.SIGTERM
+    )  # within a second of the first: the same request, by another way
     time.sleep(1.5)
     assert first.is_alive()
     os.kill(first.pid, signal.SIGTERM)
     began = time.monotonic()
     assert end(first, 30) == 143 and time.monotonic() - began < 5
-    assert "1 had to be killed, and will go on from the checkpoint before" in (tmp_path / "launcher.log").read_text()
+    assert (
+        "1 had to be killed, and will go on from the checkpoint before"
+        in (tmp_path / "launcher.log").read_text()
+    )
     assert [(state["status"], state["code"]) for state in states(tmp_path)] == [("stopped", -9)]
     done = len(next(iter(steps(tmp_path).values())))
     second = fork(tmp_path, command, "--patience", "1")
@@ -91,9 +111,17 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
 
 def test_started_in_the_background_of_a_script(tmp_path):
     """There a shell ignores SIGINT, which children inherit: SIGTERM must do, and they must hear Ctrl-C of their own."""
-    words = [sys.executable, str(ROOT / "scripts" / "sweep.py"), grid(2, 400, 0.05, RARELY), "--name", "drill"]
+    words = [
+        sys.executable,
+        str(ROOT / "scripts" / "sweep.py"),
+        grid(2, 400, 0.05, RARELY),
+        "--name",
+        "drill",
+    ]
     script = tmp_path / "night.sh"
-    script.write_text('"$@" --slots 2 > launcher.log 2>&1 &\necho $! > pid\nwait $!\necho $? > code\n')
+    script.write_text(
+        '"$@" --slots 2 > launcher.log 2>&1 &\necho $! > pid\nwait $!\necho $? > code\n'
+    )
     shell = subprocess.Popen(["bash", str(script), *words], cwd=tmp_path, env=environment())
     under_way = wait_until_all_run(tmp_path, 2, 3)
     pid = int((tmp_path / "pid").read_text())
@@ -112,7 +140,9 @@ def test_started_in_the_background_of_a_script(tmp_path):
     began = time.monotonic()
     shell.wait(30)
     assert time.monotonic() - began < 10 and (tmp_path / "code").read_text() == "143\n"
-    assert [(state["status"], state["code"]) for state in states(tmp_path)] == [("stopped", 143)] * 2
+    assert [(state["status"], state["code"]) for state in states(tmp_path)] == [
+        ("stopped", 143)
+    ] * 2
 
 
 def test_a_training_that_its_user_stops(tmp_path):
@@ -120,7 +150,11 @@ def test_a_training_that_its_user_stops(tmp_path):
     command = grid(1, 40, 0.05, RARELY)
     first = fork(tmp_path, command)
     for part in (1, 2):
-        wait_for(lambda part=part: len({pid for rows in steps(tmp_path).values() for _, pid in rows}) == part)
+        wait_for(
+            lambda part=part: (
+                len({pid for rows in steps(tmp_path).values() for _, pid in rows}) == part
+            )
+        )
         rows = next(iter(steps(tmp_path).values()))
         os.kill(rows[-1][1], signal.SIGTERM)
     assert end(first, 60) == 1
@@ -163,7 +197,12 @@ FOREIGN = [
     '{"seconds": "x"}',
     '{"status": "ended", "seconds": NaN, "code": 0, "start": 1}',
 ]
-FOREIGN += ['{"status": "failed"}', '{"status": []}', "[" * 100_000, '{"status": "running", "start": 1e999}']
+FOREIGN += [
+    '{"status": "failed"}',
+    '{"status": []}',
+    "[" * 100_000,
+    '{"status": "running", "start": 1e999}',
+]
 
 
 @pytest.mark.parametrize("content", FOREIGN)
@@ -174,14 +213,21 @@ def test_foreign_files_are_no_state(content, tmp_path, monkeypatch, capsys):
     assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0
     folder = tmp_path / "runs" / "sweeps" / "drill"
     (process,) = sweep_task.read_manifest(folder).values()
-    for path in (folder / "state" / f"{process['id']}.json", tmp_path / process["runs"][0] / "meta.json"):
+    for path in (
+        folder / "state" / f"{process['id']}.json",
+        tmp_path / process["runs"][0] / "meta.json",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     assert sweep_task.read_state(folder, process) == {} and not sweep_task.has_ended(process)
     assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0
     assert "0 of 1 processes done, 0 failed, 1 left" in capsys.readouterr().out
-    assert launcher.main(runlog.parse_args(launcher.Args, [*words, "--only-failed", "--dry-run"])) == 0
-    board = launcher.Board(folder, [process], launcher.LocalSlots(folder, [{}], 1.0, sweep_task.StopRequest()), 1)
+    assert (
+        launcher.main(runlog.parse_args(launcher.Args, [*words, "--only-failed", "--dry-run"])) == 0
+    )
+    board = launcher.Board(
+        folder, [process], launcher.LocalSlots(folder, [{}], 1.0, sweep_task.StopRequest()), 1
+    )
     assert board.seconds == []
     manifest = folder / "manifest.jsonl"
     manifest.write_text(f"{content}\n{manifest.read_text()}")
@@ -197,7 +243,10 @@ def test_what_cannot_be_written_is_one_line(blocked, tmp_path):
     code, told = sweep(tmp_path, grid(2, 3, 0.0), "--slots", "2")
     assert code == 2 and "Traceback" not in told
     (error,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert "cannot write runs/sweeps/drill" in error and "free some space or choose a writable folder" in error
+    assert (
+        "cannot write runs/sweeps/drill" in error
+        and "free some space or choose a writable folder" in error
+    )
 
 
 def test_an_array_task_tells_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatch):
@@ -210,12 +259,18 @@ def test_an_array_task_tells_in_one_line_what_is_wrong(tmp_path, capsys, monkeyp
     assert sweep_task.main([str(folder), name]) == 2
     (folder / "state").unlink()
     text = (folder / "manifest.jsonl").read_text()
-    (folder / "manifest.jsonl").write_text(text.replace(json.dumps(sys.executable), '"/no/such/python"'))
+    (folder / "manifest.jsonl").write_text(
+        text.replace(json.dumps(sys.executable), '"/no/such/python"')
+    )
     assert sweep_task.main([str(folder), name]) == 2
     assert sweep_task.main([str(folder), name, "soon"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 4 and all(line.startswith("error: ") for line in told)
-    assert "cannot read" in told[0] and "cannot write" in told[1] and "cannot start /no/such/python" in told[2]
+    assert (
+        "cannot read" in told[0]
+        and "cannot write" in told[1]
+        and "cannot start /no/such/python" in told[2]
+    )
     assert told[3] == "error: PATIENCE soon: must be a number of seconds"
 
 
@@ -236,14 +291,27 @@ def test_no_locks_to_be_had(tmp_path, monkeypatch, capsys):
 def test_a_terminal_that_is_gone_does_not_end_a_sweep(tmp_path):
     words = [sys.executable, str(ROOT / "scripts" / "sweep.py"), grid(2, 2, 0.1), "--name", "drill"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(words, cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
     warning = "warning: cannot write to stdout (No space left on device); going on without\n"
     assert (done.returncode, done.stderr) == (0, warning)
     assert set(check_exactly_once(tmp_path, 2, 2).values()) == {1}
 
 
 def test_a_terminal_without_the_characters_of_a_path(tmp_path):
-    words = [sys.executable, str(ROOT / "scripts" / "sweep.py"), grid(1, 1, 0.0), "--runs-dir", "läufe", "--dry-run"]
+    words = [
+        sys.executable,
+        str(ROOT / "scripts" / "sweep.py"),
+        grid(1, 1, 0.0),
+        "--runs-dir",
+        "läufe",
+        "--dry-run",
+    ]
     env = environment(PYTHONIOENCODING="ascii")
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and r"--runs-dir 'l\xe4ufe'" in done.stdout and "Error" not in done.stderr
+    assert (
+        done.returncode == 0
+        and r"--runs-dir 'l\xe4ufe'" in done.stdout
+        and "Error" not in done.stderr
+    )

@@ -48,9 +48,14 @@ def test_a_full_disk_behind_stdout_ends_a_training_and_not_a_table(tmp_path):
         training = talk(stdout=full, stderr=subprocess.PIPE)
         table = talk("stdout_matters=True", stdout=full, stderr=subprocess.PIPE)
         both = talk(stdout=full, stderr=full)
-    assert training.returncode == 0 and "warning: cannot write to stdout (No space left" in training.stderr
+    assert (
+        training.returncode == 0
+        and "warning: cannot write to stdout (No space left" in training.stderr
+    )
     assert training.stderr.count("\n") == 1
-    assert table.returncode == 2 and table.stderr.startswith("error: cannot write to stdout: No space left")
+    assert table.returncode == 2 and table.stderr.startswith(
+        "error: cannot write to stdout: No space left"
+    )
     assert table.stderr.count("\n") == 1 and both.returncode == 0
 
 
@@ -62,13 +67,17 @@ def test_streams_that_are_closed_from_the_start(tmp_path):
     command = f'"{sys.executable}" -c "$CODE" >&- 2>&-'
     env = {**os.environ, "CODE": code, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(["sh", "-c", command], env=env, timeout=60)
-    assert done.returncode == 0 and int((tmp_path / "file").read_text()) > 2  # no file is taken for stdout
+    assert (
+        done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
+    )  # no file is taken for stdout
 
 
 def test_an_error_keeps_its_exit_code_without_stderr():
     write = closed_pipe()
     code = "import runlog\nwith runlog.exit_on_user_error(): raise runlog.UserError('x')"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=write)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=write
+    )
     os.close(write)
     assert done.returncode == 2
 
@@ -78,7 +87,11 @@ def test_streams_are_given_back(capsys):
     with runlog.exit_on_user_error():
         print("told")
         assert sys.stdout is not before[0] and sys.stdout.encoding == before[0].encoding
-    assert (sys.stdout, sys.stderr, sys.stdout.errors) == before and capsys.readouterr().out == "told\n"
+    assert (
+        sys.stdout,
+        sys.stderr,
+        sys.stdout.errors,
+    ) == before and capsys.readouterr().out == "told\n"
 
 
 def test_characters_that_the_terminal_lacks_are_escaped():
@@ -98,7 +111,9 @@ def test_a_wrong_flag_is_told_alike_without_unicode(capsys, monkeypatch):
             with pytest.raises(SystemExit):
                 runlog.parse_args(sac_continuous.Args, ["--sed", "3"])
         told.append(capsys.readouterr().err)
-    assert told[0] == told[1] and told[0].startswith("error: Unrecognized options: --sed, 3; Perhaps you meant: --seed")
+    assert told[0] == told[1] and told[0].startswith(
+        "error: Unrecognized options: --sed, 3; Perhaps you meant: --seed"
+    )
 
 
 def test_the_bar_is_ascii(monkeypatch):
@@ -136,7 +151,10 @@ def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_pa
     assert runlog.write_video(tmp_path / "videos" / "step-1.mp4", [], fps=15) is False
     assert runlog.write_video(tmp_path / "videos" / "step-2.mp4", [], fps=15) is False
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}") and "imageio" in line
+    assert (
+        line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}")
+        and "imageio" in line
+    )
 
 
 # ---- the compiler ------------------------------------------------------------------------------------------------
@@ -144,21 +162,34 @@ def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_pa
 
 def test_without_a_compiler_one_line_says_what_would_do(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/nonexistent/g++")
-    with inductor_config.patch({"cpp.cxx": (None, "/nonexistent/g++")}), pytest.raises(runlog.UserError) as told:
+    with (
+        inductor_config.patch({"cpp.cxx": (None, "/nonexistent/g++")}),
+        pytest.raises(runlog.UserError) as told,
+    ):
         compiler.check_compiler(torch.device("cpu"))
     text = str(told.value)
-    assert "\n" not in text and "/nonexistent/g++" in text and "--no-compile" in text and "apt install g++" in text
+    assert (
+        "\n" not in text
+        and "/nonexistent/g++" in text
+        and "--no-compile" in text
+        and "apt install g++" in text
+    )
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # then nothing is compiled
     compiler.check_compiler(torch.device("cpu"))
 
 
 def test_a_compiler_that_fails_is_told_with_its_reason(monkeypatch, tmp_path):
     broken = tmp_path / "g++"
-    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'fatal error: no Python.h' >&2\nexit 1\n")
+    broken.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'fatal error: no Python.h' >&2\nexit 1\n"
+    )
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     told = r"cannot compile a file with Python\.h \(fatal error: no Python\.h\)"
-    with inductor_config.patch({"cpp.cxx": (None, str(broken))}), pytest.raises(runlog.UserError, match=told):
+    with (
+        inductor_config.patch({"cpp.cxx": (None, str(broken))}),
+        pytest.raises(runlog.UserError, match=told),
+    ):
         compiler.check_compiler(torch.device("cpu"))
 
 
@@ -174,7 +205,9 @@ def test_a_cache_that_cannot_be_written_is_replaced(monkeypatch, capsys, tmp_pat
     compiler._find_cache()
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder.parent == tmp_path and folder.is_dir()
-    assert capsys.readouterr().err.startswith("warning: torch.compile cannot keep compiled code (FileNotFoundError")
+    assert capsys.readouterr().err.startswith(
+        "warning: torch.compile cannot keep compiled code (FileNotFoundError"
+    )
     compiler._find_cache()  # that one is good
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and capsys.readouterr().err == ""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nope")

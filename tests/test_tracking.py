@@ -38,16 +38,27 @@ def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = session(tmp_path, range(10, 51, 10), checkpoint=30)
     run.close()
-    run = session(tmp_path, [40, 50, 60])  # goes on from 30: the first session's 40 and 50 are purged
+    run = session(
+        tmp_path, [40, 50, 60]
+    )  # goes on from 30: the first session's 40 and 50 are purged
     run.finish()
-    events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
+    events = EventAccumulator(
+        str(run.folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}
+    ).Reload()
     expected = [(step, 2.0 * step) for step in range(10, 61, 10)]
     assert [(event.step, event.value) for event in events.Scalars("charts/a")] == expected
     assert {event.value for event in events.Scalars("perf/sps")} == {100.0}
     images = events.Images("plots/kde")
-    assert [image.step for image in images] == list(range(10, 61, 10)) and (images[0].width, images[0].height) == (6, 8)
+    assert [image.step for image in images] == list(range(10, 61, 10)) and (
+        images[0].width,
+        images[0].height,
+    ) == (6, 8)
     histogram = events.Histograms("network/pre")[-1].histogram_value
-    assert (histogram.bucket_limit, histogram.bucket, histogram.num) == ([0.0, 1.0], [1.0, 3.0], 4.0)
+    assert (histogram.bucket_limit, histogram.bucket, histogram.num) == (
+        [0.0, 1.0],
+        [1.0, 3.0],
+        4.0,
+    )
     rows = [json.loads(line) for line in (run.folder / "histograms.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(10, 61, 10))
     assert rows[0]["counts"] == [1, 3] and rows[0]["edges"] == [-1, 0, 1]
@@ -68,8 +79,12 @@ def test_event_files_that_cannot_grow_are_one_warning_and_the_run_goes_on(tmp_pa
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     warning, error = done.stderr.splitlines()
     assert done.returncode == 2 and warning.startswith("warning: no more TensorBoard events"), done
-    assert "File too large" in warning and error.startswith(f"error: cannot write {tmp_path / 'toy' / 'scalars.csv'}")
-    events = EventAccumulator(str(tmp_path / "toy"), size_guidance={"scalars": 0}).Reload().Scalars("a")
+    assert "File too large" in warning and error.startswith(
+        f"error: cannot write {tmp_path / 'toy' / 'scalars.csv'}"
+    )
+    events = (
+        EventAccumulator(str(tmp_path / "toy"), size_guidance={"scalars": 0}).Reload().Scalars("a")
+    )
     rows = (tmp_path / "toy" / "scalars.csv").read_text().splitlines()[1:]
     assert len(rows) % 100 == 1 and len(rows) > len(events) > 100  # whole blocks of 100, in either
     assert [event.step for event in events] == list(range(len(events)))
@@ -108,7 +123,9 @@ def records(folder):
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert {row["metric"]["step_metric"] for row in rows if row["type"] == "metric"} == {"global_step"}
+    assert {row["metric"]["step_metric"] for row in rows if row["type"] == "metric"} == {
+        "global_step"
+    }
     history = [row["history"]["item"] for row in rows if row["type"] == "history"]
     return next(row["run"] for row in rows if row["type"] == "run"), history
 
@@ -124,15 +141,24 @@ def test_wandb_offline_holds_config_group_history_and_image_and_resumes(tmp_path
     again = session(tmp_path, [40, 50, 60], wandb_kwargs=kwargs)
     again.finish()
     (earlier, later), (other,) = (
-        [records(folder) for folder in sorted((run.folder / "wandb").glob("offline-run-*"))] for run in (first, second)
+        [records(folder) for folder in sorted((run.folder / "wandb").glob("offline-run-*"))]
+        for run in (first, second)
     )
     ours = first.digest
     assert ours == config_hash(CONFIG, []) and second.digest != ours
     for (header, history), digest in ((earlier, ours), (later, ours), (other, second.digest)):
-        assert (header["run_id"], header["project"], header["run_group"]) == (digest, "toys", "toy__relu")
-        assert header["tags"] == ["relu"] and header["config"]["update"]["rational"] == {"degrees": [3, 2]}
+        assert (header["run_id"], header["project"], header["run_group"]) == (
+            digest,
+            "toys",
+            "toy__relu",
+        )
+        assert header["tags"] == ["relu"] and header["config"]["update"]["rational"] == {
+            "degrees": [3, 2]
+        }
         assert all(row["_step"] == row["global_step"] == row["charts/a"] / 2 for row in history)
-        assert all(row["network/pre.values"] == [1, 3] and row["plots/kde.width"] == 6 for row in history)
+        assert all(
+            row["network/pre.values"] == [1, 3] and row["plots/kde.width"] == 6 for row in history
+        )
     steps = [[row["global_step"] for row in history] for _, history in (earlier, later, other)]
     assert steps == [[10, 20, 30, 40, 50], [40, 50, 60], [10, 20]]
     image = next((first.folder / "wandb").glob("*/files/" + earlier[1][0]["plots/kde.path"]))
@@ -184,13 +210,17 @@ def test_the_death_of_wandbs_service_ends_no_run(tmp_path, when):
     command = [sys.executable, "-c", WANDB_DRILL, str(tmp_path), when]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode == 0 and len(lines) == 1 and lines[0].startswith("warning: W&B has failed"), done
+    assert (
+        done.returncode == 0 and len(lines) == 1 and lines[0].startswith("warning: W&B has failed")
+    ), done
     for seed in (1, 2, 3):
         folder = tmp_path / f"toy__s{seed}"
         assert json.loads((folder / "meta.json").read_text())["status"] == "finished"
         assert not (folder / "replay").exists()
         rows = (folder / "scalars.csv").read_text().splitlines()[1:]
-        assert [row.split(",")[:3] for row in rows] == [[str(step), "a", f"{step}.0"] for step in range(1, 41)]
+        assert [row.split(",")[:3] for row in rows] == [
+            [str(step), "a", f"{step}.0"] for step in range(1, 41)
+        ]
 
 
 def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_path):
@@ -207,7 +237,9 @@ def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_pa
     assert done.returncode == -9
     (folder,) = (tmp_path / "toy" / "wandb").glob("offline-run-*")
     _, history = records(folder)
-    assert [row["global_step"] for row in history] == list(range(1, 30))  # the newest step waits for the next one
+    assert [row["global_step"] for row in history] == list(
+        range(1, 30)
+    )  # the newest step waits for the next one
 
 
 def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
@@ -224,7 +256,9 @@ def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
 def check_in(folder, body, **env):
     """What a fresh process in `folder`, at home there, prints that runs `body`, without "wandb: ..." lines."""
     environment = own_environment(HOME=str(folder), NETRC=str(folder / "none"), **env)
-    code = f"import runlog\nfrom runlog import mirrors\nwith runlog.exit_on_user_error():\n    {body}"
+    code = (
+        f"import runlog\nfrom runlog import mirrors\nwith runlog.exit_on_user_error():\n    {body}"
+    )
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
@@ -235,7 +269,9 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
     for mode in ("offline", "disabled"):  # as `wandb offline` and `wandb disabled` write it
         (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
         assert check_in(tmp_path, ask).stdout == f"{mode}\n"
-    assert check_in(tmp_path, ask, WANDB_MODE="dryrun").stdout == "offline\n"  # the variable comes first
+    assert (
+        check_in(tmp_path, ask, WANDB_MODE="dryrun").stdout == "offline\n"
+    )  # the variable comes first
 
 
 @pytest.mark.parametrize(
@@ -245,7 +281,11 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
         ("toys", {}, ["--track", "not logged in", "WANDB_MODE=offline"]),
         ("toys", {"WANDB_API_KEY": "short"}, ["--track", "40", "WANDB_MODE=offline"]),
         ("a/b", {"WANDB_MODE": "offline"}, ["--wandb-project a/b", "cannot contain"]),
-        ("toys", {"WANDB_MODE": "offline", "WANDB_TAGS": 70 * "x"}, ["--track", "run_tags", "64 characters"]),
+        (
+            "toys",
+            {"WANDB_MODE": "offline", "WANDB_TAGS": 70 * "x"},
+            ["--track", "run_tags", "64 characters"],
+        ),
     ],
 )
 def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, project, env, told):
@@ -266,8 +306,13 @@ def test_without_wandb_the_error_has_the_pip_command(monkeypatch):
 
 def test_names_for_wandb_are_as_long_as_its_server_takes():
     first, second = "metaworld/" + 60 * "reach-v3," + "x", "metaworld/" + 60 * "reach-v3," + "y"
-    assert mirrors.shortened("toy relu 0123", 128) == "toy relu 0123" and mirrors.shortened(128 * "x", 128) == 128 * "x"
-    assert len(mirrors.shortened(first, 128)) == 128 and mirrors.shortened(first, 128).startswith("metaworld/reach")
+    assert (
+        mirrors.shortened("toy relu 0123", 128) == "toy relu 0123"
+        and mirrors.shortened(128 * "x", 128) == 128 * "x"
+    )
+    assert len(mirrors.shortened(first, 128)) == 128 and mirrors.shortened(first, 128).startswith(
+        "metaworld/reach"
+    )
     assert mirrors.shortened(first, 128) != mirrors.shortened(second, 128)
 
 
@@ -279,4 +324,8 @@ def test_long_names_reach_wandb_shortened(tmp_path, monkeypatch):
     run.finish()
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
     header, _ = records(folder)
-    assert len(header["run_group"]) == 128 and len(header["job_type"]) == 64 and [*map(len, header["tags"])] == [64]
+    assert (
+        len(header["run_group"]) == 128
+        and len(header["job_type"]) == 64
+        and [*map(len, header["tags"])] == [64]
+    )

@@ -35,9 +35,18 @@ class Args:
 
 
 def folder(args: Args) -> Path:
-    kept = {key: value for key, value in dataclasses.asdict(args).items() if key not in ("runs_dir", "fresh")}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:10]
-    return Path(args.runs_dir) / f"{args.env_id}__toy_training__{args.activation}__s{args.seed}__{digest}"
+    kept = {
+        key: value
+        for key, value in dataclasses.asdict(args).items()
+        if key not in ("runs_dir", "fresh")
+    }
+    digest = hashlib.sha256(
+        json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()[:10]
+    return (
+        Path(args.runs_dir)
+        / f"{args.env_id}__toy_training__{args.activation}__s{args.seed}__{digest}"
+    )
 
 
 def runs_of(args: Args) -> list:
@@ -79,7 +88,9 @@ def main(args: Args) -> None:
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
     if args.gpu_file:
         with open(args.gpu_file, "a") as file:
-            print(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS"), file=file)
+            print(
+                os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS"), file=file
+            )
     with open(run / "steps.txt", "a") as steps:
         while step < args.total:
             step += 1
@@ -98,7 +109,9 @@ def main(args: Args) -> None:
                 os.abort()
             if stops:
                 (run / "meta.json").write_text('{"status": "interrupted"}')
-                print(f"stopped by signal {stops[0][0]} at step {step}, saved: {run}", file=sys.stderr)
+                print(
+                    f"stopped by signal {stops[0][0]} at step {step}, saved: {run}", file=sys.stderr
+                )
                 sys.exit(128 + stops[0][0])
             time.sleep(args.pause)
     with open(run / "finished.txt", "a") as file:
@@ -109,5 +122,7 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for field in dataclasses.fields(Args):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=field.type, default=field.default
+        )
     main(Args(**vars(parser.parse_args())))

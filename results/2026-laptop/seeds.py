@@ -12,9 +12,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plots import aggregation, study, variants
 
-SEEDS = {"return": "eval/episodic_return", "success": "eval/success", "Q - G": "overestimation/mean"}
-SEEDS |= {"coefficient gradient": r"network/qf\d/coefficient_gradient_norm", "max |f(x)|": r"network/qf\d/fc\d/f_max"}
-LAYERS = {f"{fc} {q}": rf"network/qf\d/{fc}/{q}" for fc in ("fc1", "fc2") for q in ("preact_q01", "preact_q99")}
+SEEDS = {
+    "return": "eval/episodic_return",
+    "success": "eval/success",
+    "Q - G": "overestimation/mean",
+}
+SEEDS |= {
+    "coefficient gradient": r"network/qf\d/coefficient_gradient_norm",
+    "max |f(x)|": r"network/qf\d/fc\d/f_max",
+}
+LAYERS = {
+    f"{fc} {q}": rf"network/qf\d/{fc}/{q}"
+    for fc in ("fc1", "fc2")
+    for q in ("preact_q01", "preact_q99")
+}
 LAYERS |= {name: rf"network/qf\d/fc\d/{name}" for name in ("numerator_norm", "denominator_norm")}
 
 
@@ -26,7 +37,10 @@ def main(runs: Path, out: Path) -> None:
     )
     for (variant, env), group in sorted(sac.cells.items()):
         for run in group:
-            ends = [aggregation.combined(run, key, "max" if "f_max" in key else "mean") for key in SEEDS.values()]
+            ends = [
+                aggregation.combined(run, key, "max" if "f_max" in key else "mean")
+                for key in SEEDS.values()
+            ]
             ends = [f"{each[-1, 1]:.5g}" if len(each) else "" for each in ends]
             seeds.append([env, variant, run.config["seed"], *ends])
         for name, key in LAYERS.items():
