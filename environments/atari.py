@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 import runlog
+from runlog import memory, seeding
 
 OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
 MOST_ACTIONS = 18  # of a game
@@ -116,7 +117,7 @@ class AtariGames:
 
     def reset(self, seed: int, *keys: str | int) -> np.ndarray:
         """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
-        seeds = [runlog.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)]
+        seeds = [seeding.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)]
         obs, info = self.envs.reset(seed=np.array(seeds))
         self.frames = info["episode_frame_number"]
         self.returns = np.zeros(self.num_envs)
@@ -203,13 +204,13 @@ def learner_bytes(
 ) -> LearnerBytes:
     """For a network of `nature_cnn_size`."""
     network = nature_cnn_size(encoder, activation, width, layer_norm, outputs)
-    parameters = runlog.FLOAT_BYTES * network.parameters
+    parameters = memory.FLOAT_BYTES * network.parameters
     floats = OBSERVATION_BYTES + network.activations
     return LearnerBytes(
         parameters=parameters,
-        training=runlog.ADAM_COPIES * parameters,
-        observation=OBSERVATION_BYTES + runlog.FLOAT_BYTES * floats,
-        ntk_sample=runlog.NTK_COPIES * parameters,
+        training=memory.ADAM_COPIES * parameters,
+        observation=OBSERVATION_BYTES + memory.FLOAT_BYTES * floats,
+        ntk_sample=memory.NTK_COPIES * parameters,
     )
 
 
