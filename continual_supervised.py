@@ -23,11 +23,11 @@ import torch.nn.functional as F
 import activations
 import metrics
 import optimizers
+import plots.dashboards
 import reports
 import runlog
 from environments import datasets
-from plots import dashboards
-from runlog import seeding
+from runlog import memory, seeding
 
 KERNEL = 5  # pixels a side of a convolution, which 2x2 max pooling follows
 REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
@@ -316,9 +316,9 @@ def first_power(activation: nn.Module, name: str) -> int:
 # ---- flags ---------------------------------------------------------------------------------------
 
 
-def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> runlog.NetworkSize:
+def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> memory.NetworkSize:
     """How many numbers `Classifier` holds."""
-    size = runlog.NetworkSize()
+    size = memory.NetworkSize()
     features, height, width = image_shape
     for channels, (height, width) in zip(args.channels, conv_sizes(args, image_shape)):
         pixels = height * width
@@ -586,15 +586,9 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
             batch.save(step, training.state())
 
     if args.plots:
-        batch.draw(end, draw_run)
+        batch.draw(end, plots.draw_run)
     batch.finish()
     progress.close()
-
-
-def draw_run(folder: Path) -> list[Path]:
-    import figures  # slow to import
-
-    return figures.draw_run(folder)
 
 
 def runs_of(args: Args) -> list:
@@ -607,7 +601,7 @@ def main(args: Args) -> None:
     tasks = validate(args)
     torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    sections = dashboards.SECTIONS
+    sections = plots.dashboards.SECTIONS
     with runlog.open_batches(runs_of(args), args, sections=sections) as batches:
         for batch in batches:
             train(args, tasks, batch)

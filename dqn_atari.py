@@ -24,10 +24,10 @@ import torch.nn as nn
 import activations
 import metrics
 import optimizers
+import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from plots.dashboards import SECTIONS
 from runlog import evaluation, seeding
 from runlog.disk import check_space
 from runlog.rows import DamagedRows, MappedRows
@@ -771,7 +771,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             run.save(step, state)
             saved_step = step
             if run.save_is_regular:
-                run.draw(step, runlog.leaving.draw_run)
+                run.draw(step, plots.draw_run)
         progress.update(step)
 
     run.finish(keep_replay=args.keep_replay)
@@ -797,7 +797,9 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     obs = seen.sample()
     report = reports.network_report(q_network, (obs,), {}, 0, max_samples=args.metrics_samples)
     split = q_split(q_network, obs)
-    evaluation.record_evaluation(run, step, returns, screens, "network/q", report, **split)
+    evaluation.record_evaluation(
+        run, step, returns, screens, "network/q", report, plots.draw_run, **split
+    )
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
@@ -810,7 +812,7 @@ def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
-        runlog.print_network(QNetwork(make_games(args, 1).num_actions, args))
+        reports.print_network(QNetwork(make_games(args, 1).num_actions, args))
         return
     runs = runs_of(args)
     if args.evaluate:
@@ -818,7 +820,7 @@ def main(args: Args) -> None:
         return
     check_disk(args, runs[0])
     with runlog.open_batches(
-        runs, args, sections=SECTIONS, seed_axis=False, keep_freed_memory=True
+        runs, args, sections=plots.dashboards.SECTIONS, seed_axis=False, keep_freed_memory=True
     ) as batches:
         for batch in batches:
             train(args, batch)

@@ -26,10 +26,10 @@ from scipy.stats import binomtest
 import activations
 import metrics
 import optimizers
+import plots.dashboards
 import reports
 import runlog
-from plots import dashboards
-from runlog import seeding
+from runlog import memory, seeding, terminal
 from runlog.disk import writing
 
 PAPER_COUNTS = {  # trained parameters that the paper tells (captions of Figs. 2 and 12)
@@ -367,7 +367,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     num_networks = args.num_seeds * len(args.learning_rates)
     on_device = {}
     for activation, widths in architectures(args):
-        size = runlog.mlp_size(1, widths, activation, 1)
+        size = memory.mlp_size(1, widths, activation, 1)
         of_points = size.sample_bytes(max(args.num_points, DENSE_POINTS))
         field = "deep_widths" if widths == args.deep_widths else "shallow_units"
         sizes = {
@@ -476,7 +476,7 @@ def main(args: Args) -> None:
     folders = []
     for architecture in architectures(args):
         runs = runs_of_architecture(args, architecture)
-        with runlog.open_batches(runs, args, sections=dashboards.SECTIONS) as batches:
+        with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
             for batch in batches:
                 train(args, architecture, batch)
         folders += [run.folder for run in runs]
@@ -484,7 +484,16 @@ def main(args: Args) -> None:
     out = make_out_folder(args)
     if args.table1_neurons:
         save_table1(args, out)
-    runlog.draw_function_approximation(folders, out)
+    draw(folders, out)
+
+
+def draw(folders: list[Path], out: Path) -> None:
+    """Draws and prints the comparison. The runs are there whether or not it can be drawn."""
+    try:
+        plots.function_approximation(folders, out)
+    except Exception as error:
+        remedy = "`python figures.py function_approximation` draws them"
+        runlog.warn(f"no figures in {out} ({terminal.reason(error)}); {remedy}")
 
 
 if __name__ == "__main__":

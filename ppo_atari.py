@@ -21,10 +21,10 @@ import torch.nn as nn
 import activations
 import metrics
 import optimizers
+import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from plots.dashboards import SECTIONS
 from runlog import evaluation, seeding
 
 
@@ -540,7 +540,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             }
             run.save(step, state)
             if run.save_is_regular:
-                run.draw(step, runlog.leaving.draw_run)
+                run.draw(step, plots.draw_run)
         progress.update(step)
 
     run.finish()
@@ -569,7 +569,9 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     returns = atari.play_games(make, policy, args.num_eval_episodes, args.seed, screens)
     obs = seen.sample()
     report = reports.network_report(agent, (obs,), {}, 0, max_samples=args.metrics_samples)
-    evaluation.record_evaluation(run, step, returns, screens, "network/agent", report)
+    evaluation.record_evaluation(
+        run, step, returns, screens, "network/agent", report, plots.draw_run
+    )
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
@@ -582,14 +584,14 @@ def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.print_network:
-        runlog.print_network(Agent(make_games(args, 1).num_actions, args))
+        reports.print_network(Agent(make_games(args, 1).num_actions, args))
         return
     runs = runs_of(args)
     if args.evaluate:
         evaluate_finished(args, runs[0])
         return
     with runlog.open_batches(
-        runs, args, sections=SECTIONS, seed_axis=False, keep_freed_memory=True
+        runs, args, sections=plots.dashboards.SECTIONS, seed_axis=False, keep_freed_memory=True
     ) as batches:
         for batch in batches:
             train(args, batch)

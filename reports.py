@@ -324,3 +324,11 @@ def _density_curves(record: LayerRecord, subset) -> dict:
             extra = {"dead": dead[..., i]}
             curves[f"{start}kde{i:02d}"] = (grid[..., i, :], density[..., i, :], extra)
     return curves
+
+
+def print_network(network: nn.Module) -> None:
+    """Prints the modules of a network and how many trainable parameters each of its layers has."""
+    print(network)
+    for name, layer in [*network.named_children(), ("total", network)]:
+        trained = sum(p.numel() for p in layer.parameters() if p.requires_grad)
+        print(f"{name:8}{trained:>12,}", flush=True)

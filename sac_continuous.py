@@ -27,7 +27,7 @@ import optimizers
 import plots.dashboards
 import reports
 import runlog
-from runlog import cudagraphs, evaluation, seeding
+from runlog import cudagraphs, evaluation, memory, seeding
 
 EnvIds = tuple[str, ...]
 
@@ -418,8 +418,8 @@ def replay_capacity(args: Args) -> int:
 def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of what takes the memory, of all seeds, by the flags that set it: (on the device, on
     the host)."""
-    actor = runlog.mlp_size(obs_dim, args.widths, args.activation, 2 * action_dim, args.layer_norm)
-    critic = runlog.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
+    actor = memory.mlp_size(obs_dim, args.widths, args.activation, 2 * action_dim, args.layer_norm)
+    critic = memory.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
     trained = actor.parameters + 2 * critic.parameters
     learner = 4 * trained + 2 * critic.parameters  # gradients, Adam's two moments; the targets
     transition = 2 * obs_dim + action_dim + 2

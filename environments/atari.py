@@ -216,7 +216,7 @@ def learner_bytes(
 
 def nature_cnn_size(
     encoder: tuple[str, ...], activation: str, width: int, layer_norm: str, outputs: int
-) -> runlog.NetworkSize:
+) -> memory.NetworkSize:
     """NetworkSize of the Nature CNN (Mnih et al. 2015) with a linear layer of outputs.
 
     encoder: activation of the convolutions, one for all or three. activation, width: of the last
@@ -224,7 +224,7 @@ def nature_cnn_size(
     """
     if len(encoder) == 1:
         encoder = encoder * 3
-    size = runlog.NetworkSize()
+    size = memory.NetworkSize()
     features = 4
     layers = ((32, 8, 20), (64, 4, 9), (64, 3, 7))  # channels, kernel size, height and width
     for (channels, kernel, side), expression in zip(layers, encoder):

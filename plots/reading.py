@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 import runlog
+from runlog import meta
+from runlog.identity import BEFORE_META_SAID_SO, env_name
 
 RESTORE = "restore it, or train the run again"
 NUMBER = (int, float)
@@ -67,19 +69,21 @@ def is_of_kind(value: object, kind: type | tuple[type, ...]) -> bool:
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a run folder, with its `status`. Raises UserError if it is none, or if a
-    setting that every figure uses is of the wrong kind."""
+    """config.json of a run folder, with its `status` and `not_identity`, the flags that change no
+    result. Raises UserError if it is none, or if a setting that every figure uses is of the wrong
+    kind."""
     if not (folder / "config.json").exists() or not (folder / "meta.json").exists():
         remedy = "give one that holds config.json and meta.json"
         raise runlog.UserError(f"{folder}: is no run folder; {remedy}")
-    status = read_json(folder / "meta.json").get("status", "?")
+    meta = read_json(folder / "meta.json")
     config = {"activation": "?", "env_id": "?", "seed": 0}
     config |= read_json(folder / "config.json")
-    config["status"] = status
+    config["status"] = meta.get("status", "?")
+    config["not_identity"] = meta.get("not_identity", BEFORE_META_SAID_SO)
 
     env_id = config["env_id"]
     if isinstance(env_id, list) and all(isinstance(part, str) for part in env_id):
-        config["env_id"] = runlog.env_name(env_id)  # a sequence of tasks is a list there
+        config["env_id"] = env_name(env_id)  # a sequence of tasks is a list there
 
     kinds = {"activation": str, "env_id": str, "seed": int, "status": str, "rational": dict}
     kinds |= {"learning_rate": NUMBER, "utd": NUMBER}
@@ -92,7 +96,7 @@ def read_config(folder: Path) -> dict:
 
 def identity(config: dict) -> dict:
     """The settings on which a run's results depend, its seed among them."""
-    ignored = {"status", *runlog.NOT_IDENTITY}
+    ignored = {"status", "not_identity", *config.get("not_identity", BEFORE_META_SAID_SO)}
     return {key: value for key, value in config.items() if key not in ignored}
 
 
@@ -119,7 +123,7 @@ class Loaded:
 
     @property
     def has_ended(self) -> bool:
-        return self.status in runlog.ENDED
+        return self.status in meta.ENDED
 
     @property
     def last_step(self) -> float:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import runlog
 from plots import style
+from runlog import disk
 
 BY_ITS_COMMAND = "write it anew by the figure's own command"
 NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
@@ -49,7 +50,7 @@ class Kind:
 
 def write_csv(path: Path, rows: Sequence[dict], digits: int = 6) -> Path:
     """Rows of one set of columns; numbers with so many significant digits."""
-    with runlog.writing(path):
+    with disk.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -141,7 +142,7 @@ def record_figure(
     index = folder / "figures.json"
     entries = read_index(folder) if index.exists() else {}
     entries[name] = {"kind": kind.name, **spec}
-    with runlog.writing(index):
+    with disk.writing(index):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(sorted(entries.items())), indent=1)
         index.write_text(text + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from plots.recording import Kind, read_csv, record_figure, rows_where, write_csv
 from plots.statistics import ratio_interval
 from plots.tables import print_table
 from plots.variants import by_seed, is_product, load, product_of, style_of
+from runlog import disk
 
 TRUTH = {"color": "0.8", "linewidth": 6, "solid_capstyle": "butt"}
 ERROR = "eval/mse"
@@ -189,7 +190,7 @@ def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -
         told = "every run has diverged, at every learning rate: there is no error to draw"
         folder = Path(run_folders[0]).parent
         raise runlog.UserError(f"--runs {folder}: {told}; train with lower --learning-rates")
-    with runlog.writing(out):
+    with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     shallow = [network for network in networks if network.is_shallow]
     products = [network for network in shallow if network.is_product]

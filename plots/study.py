@@ -20,6 +20,7 @@ from plots.variants import (
     own_settings,
     sorted_variants,
 )
+from runlog import meta
 
 # ---- a study -------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Candidate:
 
     @property
     def has_ended(self) -> bool:
-        return self.config["status"] in runlog.ENDED
+        return self.config["status"] in meta.ENDED
 
 
 def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) -> Study:

@@ -19,6 +19,7 @@ from plots.variants import (
     own_settings,
     varied_settings,
 )
+from runlog import disk
 
 LAYERS = r"network/(qf\d|q|agent|classifier|mlp)/fc\d+"  # critics, or the one network; no actors
 TRAINING_RETURN = "training return"
@@ -194,7 +195,7 @@ def write_tables(runs: Path, out: Path) -> list[Path]:
     }
     for ending, lines in texts.items():
         path = Path(out) / f"table.{ending}"
-        with runlog.writing(path):
+        with disk.writing(path):
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         paths.append(path)
     print(*markdown, *below, sep="\n")

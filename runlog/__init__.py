@@ -70,7 +70,7 @@ from runlog.disk import check_space, reserve, row_checksums, writing
 from runlog.divergence import Divergence
 from runlog.evaluation import load_finished, record_evaluation
 from runlog.hardware import keep_freed_memory, machine
-from runlog.identity import config_hash, env_name, identity_of, run_name
+from runlog.identity import config_hash, env_name, run_name
 from runlog.leaving import (
     NOT_IDENTITY,
     NetworkSize,

@@ -26,7 +26,7 @@ def record_evaluation(
     screens,
     prefix: str,
     report,
-    draw_plots: Callable | None = None,
+    draw_plots: Callable,
     **scalars,
 ) -> None:
     """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's

@@ -83,12 +83,6 @@ def _kept(config: dict, exclude: frozenset[str], prefix: str) -> Iterator[tuple[
         yield key, value
 
 
-def identity_of(config: dict, meta: dict) -> dict:
-    """The settings that tell a run from others, from its config.json and meta.json: for readers,
-    which do not know the script that wrote them."""
-    return identity(config, meta.get("not_identity", BEFORE_META_SAID_SO))
-
-
 def canonical(config: dict, exclude: Collection[str] = ()) -> str:
     """The identity as JSON. The order of keys does not matter; tuples equal lists; 1 and 1.0
     differ."""

@@ -1,19 +1,83 @@
 """Whether the big tensors of a run fit into the memory that is there."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+import activations
 from runlog.cli import flag_name
 from runlog.terminal import UserError
 
 FLOAT_BYTES = 4
 ADAM_COPIES = 4  # of each trained number: itself, its gradient, and Adam's two moments
 NTK_COPIES = 2  # of each sample's gradient: itself, and one while the products are formed
+
+
+@dataclasses.dataclass
+class NetworkSize:
+    """How many numbers a network holds: its trained parameters, and what one input leaves in its
+    hidden layers (the pre-activation and the output of each branch and what joins them, which the
+    backward pass needs)."""
+
+    parameters: int = 0
+    activations: int = 0
+
+    def add_layer(
+        self,
+        inputs: int,
+        units: int,
+        expression: str,
+        norm: int = 0,
+        kernel: int = 1,
+        pixels: int = 1,
+    ) -> int:
+        """Counts a hidden layer and returns how many features it has (crelu doubles them). inputs:
+        features, each with `kernel` weights for each of the units; norm: normalised elements, each
+        with scale and bias; pixels: of an image that a convolution makes."""
+        terms = activations.parse(expression)
+        width = activations.ACTIVATIONS[terms[0][0]].width
+        branches = sum(len(product) for product in terms)
+        self.parameters += branches * (inputs * kernel * units + units + 2 * norm)
+        of_branch = 1 + width  # pre-activation, output
+        if norm:
+            of_branch += 3  # before the norm, without the mean, normalised
+        joined = width if branches * width > 1 else 0  # the product, or the outputs side by side
+        self.activations += (branches * of_branch + joined) * units * pixels
+        return width * units
+
+    def add_head(self, inputs: int, outputs: int) -> None:
+        """Counts a linear layer of outputs."""
+        self.parameters += inputs * outputs + outputs
+        self.activations += outputs
+
+    def training_bytes(self) -> int:
+        """Of the parameters, their gradients and Adam's moments."""
+        return FLOAT_BYTES * ADAM_COPIES * self.parameters
+
+    def sample_bytes(self, number: int) -> int:
+        """Of what a forward pass of this many inputs leaves for the backward pass."""
+        return FLOAT_BYTES * self.activations * number
+
+    def ntk_bytes(self, number: int) -> int:
+        """Of the gradients of this many inputs, as the NTK takes them."""
+        return FLOAT_BYTES * NTK_COPIES * self.parameters * number
+
+
+def mlp_size(
+    inputs: int, widths: Sequence[int], expression: str, outputs: int, layer_norm: bool = False
+) -> NetworkSize:
+    """NetworkSize of `activations.mlp` and a linear layer of outputs."""
+    size = NetworkSize()
+    for width in widths:
+        inputs = size.add_layer(inputs, width, expression, norm=width if layer_norm else 0)
+    size.add_head(inputs, outputs)
+    return size
 
 
 def available_memory(device: torch.device) -> int | None:

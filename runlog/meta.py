@@ -51,7 +51,7 @@ class Meta:
 
     def begin(self, name: str, digest: str, not_identity: Sequence[str]) -> None:
         """Writes that a session has begun. not_identity: settings that do not count, for readers
-        (`identity_of`)."""
+        such as figures."""
         old = self.read()
         sessions = old.get("sessions")
         if not isinstance(sessions, list):

@@ -264,7 +264,7 @@ class Run:
         row = {"step": int(step), "key": key, "x": _rounded(x), "y": _rounded(y), **extra}
         self._rows.add_json("curves.jsonl", row)
 
-    def draw(self, step: int, draw_plots: Callable | None = None) -> None:
+    def draw(self, step: int, draw_plots: Callable) -> None:
         """Draw the run's plots and mirror them, if there are new curves since the last drawing.
 
         draw_plots: folder -> paths of the pictures that it has drawn there. A failure is one line
@@ -276,8 +276,6 @@ class Run:
             return
         self._drawn_size = size
         try:
-            if draw_plots is None:
-                from runlog.leaving import draw_run as draw_plots
             for path in draw_plots(self.folder) or ():
                 self.log_image(step, f"plots/{path.stem}", path)
         except Exception as error:

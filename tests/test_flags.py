@@ -343,7 +343,7 @@ def test_memory_of_the_classifier_and_of_the_regression(network, activation):
     assert 2 * size.parameters == sum(p.numel() for p in learner.network.parameters())
     args = function_approximation.Args(compile=False)
     networks = function_approximation.Networks(activation, (20, 30), [1, 2], [0.1, 0.1], args, CPU)
-    assert runlog.mlp_size(1, (20, 30), activation, 1).parameters == networks.count()
+    assert memory.mlp_size(1, (20, 30), activation, 1).parameters == networks.count()
 
 
 def test_memory_that_is_available(tmp_path):
