@@ -167,8 +167,8 @@ def error_text(error: Exception) -> str:
 
 def sac_parts(job: Job, activation: str, num_seeds: int) -> tuple:
     """An agent, a full replay of random transitions, and the generators of its seeds."""
-    import runlog
     import sac_continuous as sac
+    from runlog import seeding
 
     sizes = job.sizes
     args = sac.Args(
@@ -184,7 +184,7 @@ def sac_parts(job: Job, activation: str, num_seeds: int) -> tuple:
     buffer.rows.normal_()
     buffer.rows[..., OBS_DIM + ACTION_DIM + 1] = 0.0  # terminations
     buffer.num_added = sizes.replay
-    generators = [runlog.make_generator(seed, "update", device=job.device) for seed in seeds]
+    generators = seeding.make_generators(seeds, "update", device=job.device)
     return agent, buffer, generators
 
 
@@ -203,7 +203,7 @@ def block_of(update: Callable, utd: int) -> Callable:
 
 def updates(job: Job, activation: str, num_seeds: int) -> None:
     """Whole updates, drawing included, in blocks of the UTD ratio: compiled, as one CUDA graph, and eager."""
-    import runlog
+    from runlog import cudagraphs, seeding
 
     sizes = job.sizes
     started = time.perf_counter()
@@ -214,7 +214,7 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
         # a graph copies its inputs and so compiles the update for contiguous ones: the same code for all modes
         batches = {name: part.contiguous() for name, part in batches.items()}
         shape = (sizes.utd, 2, sizes.batch_size, ACTION_DIM)
-        return batches, runlog.normals(generators, *shape, axis=2)
+        return batches, seeding.normals(generators, *shape, axis=2)
 
     kept = draw()
     compiled = block_of(agent.update, sizes.utd)
@@ -251,7 +251,7 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
     measure("compiled" if job.compile else "not compiled", lambda: compiled)
     measure("eager", lambda: block_of(agent.one_update, sizes.utd))
     if job.is_cuda:  # last: a failed capture may leave the process unable to go on
-        measure("cudagraphs", lambda: runlog.graphed(block_of(agent.update, sizes.utd)))
+        measure("cudagraphs", lambda: cudagraphs.graphed(block_of(agent.update, sizes.utd)))
     gate()
     batch = {name: part[0] for name, part in kept[0].items()}
     job.note(
@@ -374,7 +374,7 @@ def activation_passes(
 
 def random(job: Job, seeds: list[int]) -> None:
     """Drawing the batches and noise of a UTD block: a generator for each seed against one for all; and acting."""
-    import runlog
+    from runlog import seeding
 
     sizes = job.sizes
     shape = (sizes.utd, sizes.batch_size)
@@ -414,7 +414,7 @@ def random(job: Job, seeds: list[int]) -> None:
             return buffer.rows[buffer.seed_index, index]
 
         noise = functools.partial(
-            runlog.normals, generators, sizes.utd, 2, sizes.batch_size, ACTION_DIM, axis=2
+            seeding.normals, generators, sizes.utd, 2, sizes.batch_size, ACTION_DIM, axis=2
         )
         of_all = (sizes.utd, 2, num_seeds, sizes.batch_size, ACTION_DIM)
         one_noise = functools.partial(torch.randn, of_all, generator=one, device=job.device)
@@ -630,17 +630,18 @@ def timed(function: Callable, total: collections.Counter, name: str) -> Callable
 def loop(job: Job, activation: str, num_seeds: int, async_envs: bool, cudagraphs: bool) -> None:
     """sac_continuous.py on cheetah-run, without evaluation, metrics and checkpoints."""
     import sac_continuous as sac
+    from environments import sequences
 
     sizes = job.sizes
     window = Window(sizes.learning_starts + 10, 1, sizes.loop_seconds, sizes.loop_steps)
     total = collections.Counter()
-    make_envs = sac.make_envs
+    make_envs = sequences.make_envs
     add = sac.ReplayBuffer.add
 
-    def make_timed_envs(args, seeds, stream, task=0):
+    def make_timed_envs(env_id, seeds, stream, workers):
         if stream != "train":
-            return make_envs(dataclasses.replace(args, async_envs=False), seeds, stream, task)
-        envs = make_envs(args, seeds, stream, task)
+            return make_envs(env_id, seeds, stream)
+        envs = make_envs(env_id, seeds, stream, workers)
         envs.step = timed(envs.step, total, "games")
         return envs
 
@@ -654,7 +655,7 @@ def loop(job: Job, activation: str, num_seeds: int, async_envs: bool, cudagraphs
             report_loop(job, activation, num_seeds, async_envs, cudagraphs, window, total)
             os._exit(0)
 
-    sac.make_envs = make_timed_envs
+    sequences.make_envs = make_timed_envs
     sac.ReplayBuffer.add = counted_add
     sac.Agent.act = timed(sac.Agent.act, total, "acting")
     never = 10**9
@@ -702,6 +703,8 @@ def report_loop(job, activation, num_seeds, async_envs, cudagraphs, window, tota
 
 def atari(job: Job, algorithm: str, what: str) -> None:
     """An Atari script whole, its learner alone (games that cost nothing), or its games alone."""
+    from environments.atari import AtariGames
+
     module = importlib.import_module(f"{algorithm}_atari")
     benchmark = load_benchmark("atari")
     args = benchmark.Args(
@@ -723,8 +726,10 @@ def atari(job: Job, algorithm: str, what: str) -> None:
             steps_per_s=result["steps_per_second"],
         )
         return
+    games_class = AtariGames
     if what == "learner":
-        module.AtariGames = benchmark.FreeGames
+        module.make_games = benchmark.FreeGames
+        games_class = benchmark.FreeGames
     script = benchmark.script_args(args, module)
     if algorithm == "dqn":
         script = dataclasses.replace(script, learning_starts=job.sizes.dqn_starts)
@@ -738,7 +743,7 @@ def atari(job: Job, algorithm: str, what: str) -> None:
         warm_up = 3 * script.num_steps
         period = script.num_steps
     window = Window(warm_up, period, job.sizes.atari_seconds)
-    step = module.AtariGames.step
+    step = games_class.step
 
     def counted_step(games, actions):
         if window.is_over(job):
@@ -747,7 +752,7 @@ def atari(job: Job, algorithm: str, what: str) -> None:
             os._exit(0)
         return step(games, actions)
 
-    module.AtariGames.step = counted_step
+    games_class.step = counted_step
     module.main(script)
 
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from environments.atari import GameStep
+
 CUDA_MARKS = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -58,11 +60,12 @@ class SameGames:
         shape = (self.num_envs, 4, 84, 84)
         return np.random.default_rng(self.time).integers(0, 256, shape, dtype=np.uint8)
 
-    def step(self, actions: np.ndarray) -> tuple:
+    def step(self, actions: np.ndarray) -> GameStep:
         self.time += 1
         lost = np.full(self.num_envs, self.time % 3 == 0)
         rewards = (actions == 1) * 1.0
-        return self.observe(), rewards, lost, np.zeros_like(lost), self.observe(), []
+        obs = self.observe()
+        return GameStep(obs, rewards, lost, np.zeros_like(lost), obs, [])
 
 
 def draw_the_same_everywhere(monkeypatch) -> None:

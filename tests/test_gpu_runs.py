@@ -16,8 +16,10 @@ import pytest
 import torch
 from devices import CPU_AND_CUDA, CUDA_MARKS
 
+import environments
 import runlog
 import sac_continuous
+from runlog import cudagraphs, meta
 
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 48
@@ -70,18 +72,21 @@ def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
 def no_evaluation_and_no_plots(monkeypatch):
     """An episode has 1,000 steps, and plots take seconds."""
 
-    def play(agent, envs, seeds, index, stochastic):
-        return [{"eval/episodic_return": float(index)} for _ in seeds]
+    def play(tasks, act, first, number):
+        return [[{"eval/episodic_return": 1.0} for _ in tasks.seeds]]
 
-    monkeypatch.setattr(sac_continuous, "evaluate", play)
-    monkeypatch.setattr(runlog, "draw", lambda runs, step: None)
+    monkeypatch.setattr(environments.TaskSequence, "evaluate", play)
+    monkeypatch.setattr(
+        sac_continuous, "q_bias", lambda agent, envs, seeds, index: [{}] * len(seeds)
+    )
+    monkeypatch.setattr(runlog.Batch, "draw", lambda batch, step, draw_plots: None)
 
 
 # ---- --cudagraphs ---------------------------------------------------------------------------------------------------
 
 
 def graph_on_the_cpu(block):
-    """What runlog.graphed does but for the capture: always the same inputs, from the fourth call the same outputs."""
+    """cudagraphs.graphed but for the capture: always the same inputs, from the fourth call the same outputs."""
     kept = {}
     outputs = []
 
@@ -120,7 +125,7 @@ def diverge_at(step: int):
     return poisoned
 
 
-def stop_here(runs, step):
+def stop_here(batch, step, draw_plots):
     if step == STOP:
         raise KeyboardInterrupt
 
@@ -145,20 +150,19 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
         monkeypatch.setattr(sac_continuous.ReplayBuffer, "add", diverge_at(30))
     rows = run(tmp_path / "without", flags)
     if device == "cpu":
-        monkeypatch.setattr(runlog, "graphed", graph_on_the_cpu)
-        monkeypatch.setattr(
-            sac_continuous, "validate", runlog.sequence_length
-        )  # else: needs a CUDA device
+        monkeypatch.setattr(cudagraphs, "graphed", graph_on_the_cpu)
+        # else: needs a CUDA device
+        monkeypatch.setattr(sac_continuous, "validate", environments.sequence_length)
     calls.clear()
     if case == "resume":
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(runlog, "draw", stop_here)
+            patch.setattr(runlog.Batch, "draw", stop_here)
             run(tmp_path / "with", f"{flags} --cudagraphs")
     graphed_rows = run(tmp_path / "with", f"{flags} --cudagraphs")
     if device == "cpu":
         assert calls[-1].count == TOTAL - (STOP if case == "resume" else 7)
     lost = {seed for (seed, _, key), value in rows.items() if "loss" in key and math.isnan(value)}
-    ends = [runlog.read_meta(folder)["status"] for folder in sorted((tmp_path / "with").iterdir())]
+    ends = [meta.read_meta(folder)["status"] for folder in sorted((tmp_path / "with").iterdir())]
     assert ends == ["finished", "diverged" if case == "divergence" else "finished", "finished"], (
         ends
     )
@@ -171,14 +175,15 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
 # A process of its own, in which nothing else is patched; with STOP it sends SIGTERM to itself after that step
 PROGRAM = """
 import os, signal, sys
-import runlog, sac_continuous
-sac_continuous.evaluate = lambda agent, envs, seeds, index, stochastic: [
-    {"eval/episodic_return": float(index)} for _ in seeds
-]
-def kill(runs, step):
-    if step == int(os.environ["STOP"]):
+import environments, runlog, sac_continuous
+def play(tasks, act, first, number):
+    return [[{"eval/episodic_return": 1.0} for _ in tasks.seeds]]
+def draw(batch, step, draw_plots):
+    if step == int(os.environ.get("STOP") or 0):
         os.kill(os.getpid(), signal.SIGTERM)
-runlog.draw = kill if os.environ.get("STOP") else lambda runs, step: None
+environments.TaskSequence.evaluate = play
+sac_continuous.q_bias = lambda agent, envs, seeds, index: [{} for _ in seeds]
+runlog.Batch.draw = draw
 with runlog.exit_on_user_error():
     sac_continuous.main(runlog.parse_args(sac_continuous.Args))
 """
@@ -206,10 +211,11 @@ def test_a_killed_run_ends_as_one_that_was_not_and_plays_on_the_cpu(
     assert max(steps) < TOTAL, "it ended before it was killed"
     found = run(tmp_path / "killed", flags)
     for folder in (tmp_path / "killed").iterdir():
-        sessions = runlog.read_meta(folder)["sessions"]
+        sessions = meta.read_meta(folder)["sessions"]
         assert len(sessions) == 2 and sessions[1]["from_step"] == STOP + 1, sessions
     # the checkpoint on the CPU
-    monkeypatch.setattr(sac_continuous, "film", lambda *_: math.nan)
+    monkeypatch.setattr(environments, "film", lambda *_: math.nan)
+    monkeypatch.setattr(environments, "evaluate", lambda *_: [{"eval/episodic_return": 1.0}])
     capfd.readouterr()
     run(tmp_path / "killed", f"{flags} --evaluate --device cpu")
     told = capfd.readouterr().out
@@ -235,13 +241,13 @@ def test_networks_of_a_checkpoint_act_alike_on_both(device, tmp_path):
     flags = f"--device {device} --no-compile"
     run(tmp_path, flags)
     args = runlog.parse_args(sac_continuous.Args, command(tmp_path, flags))
-    (one,) = runlog.make_runs(args, "sac_continuous").values()
+    (one,) = sac_continuous.runs_of(args)
     _, state, _ = one.load_checkpoint()
     obs = np.random.default_rng(0).normal(size=(1, 5)).astype(np.float32)
     actions = []
     for each in (device, "cpu"):
         agent = sac_continuous.Agent(5, 1, args, [1], torch.device(each))
-        agent.restore(0, state["agent"])
-        actions.append(agent.act(obs)[0])
+        runlog.restore_module(agent, [state["agent"]])
+        actions.append(agent.act(obs))
     np.testing.assert_allclose(*actions, atol=1e-5)
     assert np.abs(actions[0]).max() > 0

@@ -27,6 +27,8 @@ import pqn_atari
 import reports
 import runlog
 import sac_continuous
+from runlog import seeding
+from runlog.divergence import Divergence
 
 CPU = torch.device("cpu")
 EPS = 1e-2  # of Adam
@@ -158,7 +160,7 @@ def train_atari(script: str, monkeypatch, folder, flags: str) -> dict[str, torch
     """Trains on games that are the same everywhere; what the checkpoint has of the network."""
     module = ATARI[script]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "AtariGames", SameGames)
+        patch.setattr(module, "make_games", SameGames)
         draw_the_same_everywhere(patch)
         argv = f"{ALL} {FLAGS[script]} --runs-dir {folder} {flags}".split()
         module.main(runlog.parse_args(module.Args, argv))
@@ -281,7 +283,7 @@ def test_a_meta_tensor_raises_where_a_gpu_would_have_to_be_waited_for(device):
 def test_an_update_block_of_sac_does_not_wait(device):
     with same_parameter_objects():
         agent = sac_agent(torch.device(device))
-    divergence = runlog.Divergence(SEEDS, torch.device(device))
+    divergence = Divergence(SEEDS, torch.device(device))
     batch, noise = sac_batch(0)
     batch = {name: x.to(device) for name, x in batch.items()}
     noise = noise.to(device)
@@ -300,10 +302,10 @@ def test_a_draw_from_the_replay_does_not_wait(device):
     buffer = sac_continuous.ReplayBuffer(2, 10, OBS, ACTIONS, on_device)
     buffer.rows.normal_()
     buffer.num_added = 7
-    generators = [runlog.make_generator(seed, "update", device=on_device) for seed in SEEDS]
+    generators = [seeding.make_generator(seed, "update", device=on_device) for seed in SEEDS]
     with no_sync(device):
         batches = buffer.sample(4, BATCH, generators=generators)
-        noise = runlog.normals(generators, 4, 2, BATCH, ACTIONS, axis=2)
+        noise = seeding.normals(generators, 4, 2, BATCH, ACTIONS, axis=2)
     assert batches["obs"].shape == (4, 2, BATCH, OBS) and noise.shape == (4, 2, 2, BATCH, ACTIONS)
 
 
@@ -338,7 +340,7 @@ def test_an_update_of_regression_does_not_wait(device):
         lr.to(device) if torch.is_tensor(lr) else lr for lr in networks.optimizer.lr
     ]
     x = torch.zeros(16, device=device)
-    divergence = runlog.Divergence(SEEDS, torch.device(device))
+    divergence = Divergence(SEEDS, torch.device(device))
     networks.update(x)
     with no_sync(device):
         divergence.update(1, {"loss": networks.update(x)})
@@ -530,7 +532,7 @@ def test_redo_recycles_the_same_neurons_as_on_the_cpu(device):
         )
         learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(each))
         x = torch.rand(2, 30, 64, generator=torch.Generator().manual_seed(0)).to(each)
-        share = learner.recycle(x, [runlog.make_generator(seed, "redo") for seed in SEEDS])
+        share = learner.recycle(x, [seeding.make_generator(seed, "redo") for seed in SEEDS])
         assert (share > 0).all()
         states.append(learner.state_dict() | {"share": share})
     assert_close(*states, 1e-5)
