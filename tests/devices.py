@@ -77,6 +77,7 @@ def draw_the_same_everywhere(monkeypatch) -> None:
     def rand(*shape, generator=None, device=None, **options) -> torch.Tensor:
         if generator is None:  # torch's compiler draws as well
             return torch_rand(*shape, device=device, **options)
+        shape = shape[0] if isinstance(shape[0], tuple) else shape
         values = torch.from_numpy(numbers.random(shape, dtype=np.float32))
         return values.to(device or "cpu", torch.get_default_dtype())
 
