@@ -40,7 +40,7 @@ class Args:
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(False)  # replay the UTD block as one CUDA graph (untried)
+    cudagraphs: bool = runlog.option(True)  # on a GPU replay each UTD block as one CUDA graph
     runs_dir: str = runlog.option("runs")  # where the run folders are
     fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
@@ -450,11 +450,10 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
 
 def check_actor_updates(args: Args) -> None:
     """Raises UserError if --policy-frequency is so large that a task ends without an update of its
-    actor, or if the updates of a step do not make whole periods where they have to."""
-    if args.utd % args.policy_frequency and (args.cudagraphs or args.policy_frequency % args.utd):
-        # as a graph the block of updates is the same at every step
-        remedy = "divide --utd" if args.cudagraphs else "divide --utd or be a multiple of it"
-        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must {remedy}")
+    actor, or if it neither divides --utd nor is a multiple of it."""
+    if args.utd % args.policy_frequency and args.policy_frequency % args.utd:
+        told = f"must divide --utd {args.utd} or be a multiple of it"
+        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {told}")
     task_steps = args.total_timesteps // len(args.env_id)
     for start in range(0, args.total_timesteps, task_steps):
         first_step = start + args.learning_starts
@@ -487,9 +486,6 @@ def validate(args: Args) -> Args:
     args = environments.sequence_length(args)
     check_actor_updates(args)
     device = runlog.find_device(args.device)
-    if device.type != "cuda" and args.cudagraphs:
-        told = "needs a CUDA device; use --no-cudagraphs"
-        raise runlog.UserError(f"--cudagraphs with --device {args.device}: {told}")
     try:
         activations.check(args.activation, args.rational)
     except ValueError as error:  # names the flag
@@ -502,6 +498,12 @@ def validate(args: Args) -> Args:
 
 
 # ---- training ------------------------------------------------------------------------------------
+
+
+def uses_graph(args: Args, device: torch.device) -> bool:
+    """Whether a CUDA graph replays the block of updates. It is the same block at every step, so the
+    period of the actor's updates has to fit into it."""
+    return args.cudagraphs and device.type == "cuda" and args.utd % args.policy_frequency == 0
 
 
 def train(args: Args, batch: runlog.Batch) -> None:
@@ -537,7 +539,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
         buffer.first = tasks.current * tasks.task_steps
     obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
 
-    if args.cudagraphs:
+    is_graphed = uses_graph(args, device)
+    if is_graphed:
         update_block = cudagraphs.graphed(agent.update_block)
     progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
     saved_step = start
@@ -580,7 +583,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             shape = (args.utd, 2, args.batch_size, action_dim)
             noise = seeding.normals(generators["update"], *shape, axis=2)
-            if args.cudagraphs:
+            if is_graphed:
                 info |= update_block(samples, noise)
             else:
                 info |= agent.update_block(samples, noise, step * args.utd)

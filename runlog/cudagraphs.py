@@ -7,8 +7,10 @@ import torch
 
 def graphed(block):
     """`block` as one CUDA graph. It always works on one copy of its inputs: three calls warm up on
-    a side stream, the fourth is captured, and from then on the graph is replayed. It has never run
-    on a GPU."""
+    a side stream, the fourth is captured, and from then on the graph is replayed.
+
+    block: (batches, noise) -> named tensors. It must do the same work at every call, in place, on
+    the tensors that it keeps. What a call returns is overwritten by the next one."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     kept = {}

@@ -138,7 +138,6 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--device gpu": ["--device gpu", "use cpu or auto"],
     "--device auto:1": ["--device auto:1", "use cpu or auto"],
     "--device meta": ["--device meta", "use cpu or auto"],
-    "--cudagraphs --device cpu": ["--cudagraphs", "--device cpu", "--no-cudagraphs"],
     "--utdd 2": ["--utdd", "--utd"],
     "--compile False": ["--compile", "False", "--no-compile"],
     "--evaluate": ["--evaluate", "is new", "train it to the end first"],
