@@ -96,9 +96,17 @@ def diverged_at(run: Loaded) -> int | str:
 
 
 def write_summary(study: Study, quantities: Sequence[Quantity], out: Path, name: str) -> list[Path]:
-    """name.csv and name.md: of every quantity and variant n, diverged, median with its bootstrap
-    interval, IQM, smallest and largest."""
-    values = last_values(study, quantities)
+    """name.csv, at the fifths of training, and name.md, at its end: of every quantity and variant
+    n, diverged, median with its bootstrap interval, IQM, smallest and largest."""
+    rows = []
+    for step in fifths(study):
+        rows += summary_rows(study, quantities, step)
+    last = of_last_step(rows)
+    return [write_csv(out / f"{name}.csv", rows), write_markdown(out / f"{name}.md", last)]
+
+
+def summary_rows(study: Study, quantities: Sequence[Quantity], step: float) -> list[dict]:
+    values = last_values(study, quantities, step)
     rows = []
     for env in study.environments:
         for quantity in quantities:
@@ -106,11 +114,11 @@ def write_summary(study: Study, quantities: Sequence[Quantity], out: Path, name:
                 own = values.get((quantity.title, label, env))
                 if own is None:
                     continue
-                row = {"environment": env, "quantity": quantity.title, "variant": label}
-                row["n"] = len(own)
+                row = {"environment": env, "step": step, "quantity": quantity.title}
+                row |= {"variant": label, "n": len(own)}
                 row["diverged"] = int(sum(values[DIVERGED, label, env].values()))
                 rows.append(row | summary_of(np.array(list(own.values()))))
-    return [write_csv(out / f"{name}.csv", rows), write_markdown(out / f"{name}.md", rows)]
+    return rows
 
 
 def summary_of(values: np.ndarray) -> dict[str, float]:

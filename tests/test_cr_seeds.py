@@ -126,13 +126,16 @@ def test_a_value_that_no_policy_has_is_a_share():
     assert value_of(QUANTITIES[0], 999.0) == 999.0
 
 
-def test_the_summary_is_of_the_last_values(drawn):
+def test_the_summary_is_of_the_values_at_each_step(drawn):
     truth, out = drawn
-    row = row_of(read_csv(out / f"{NAME}-summary.csv"), quantity="return", variant="rational")
-    last = [truth["rational", seed]["return"][-1] for seed in range(1, 6)]
-    assert float(row["median"]) == pytest.approx(np.median(last), rel=1e-4)
-    assert (row["n"], row["diverged"]) == ("5", "1")
-    assert float(row["smallest"]) == pytest.approx(min(last), rel=1e-4)
+    rows = read_csv(out / f"{NAME}-summary.csv")
+    for index, diverged in ((1, "0"), (4, "1")):
+        step = float(STEPS[index])
+        row = row_of(rows, quantity="return", variant="rational", step=step)
+        values = [truth["rational", seed]["return"][index] for seed in range(1, 6)]
+        assert float(row["median"]) == pytest.approx(np.median(values), rel=1e-4)
+        assert (row["n"], row["diverged"]) == ("5", diverged)
+        assert float(row["smallest"]) == pytest.approx(min(values), rel=1e-4)
 
 
 def test_panels_show_every_seed_up_to_where_it_diverged_and_the_median(drawn):
