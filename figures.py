@@ -22,6 +22,7 @@ import tyro
 import runlog
 from plots import compare, cr, demo, draw_run, function_approximation, hr, preactivations, tables
 from plots.continual import continual
+from plots.cr_seeds import cr_seeds
 from plots.kde import hr3
 from plots.overview import overview
 from plots.q_parts import hr4
@@ -31,6 +32,7 @@ from plots.regression import hr2
 ROWS = {  # subcommand: function; each is a row of the papers' figures, its docstring is the help
     "cr1": cr.cr1,
     "cr_curves": cr.cr_curves,
+    "cr_seeds": cr_seeds,
     "cr_ablations": cr.cr_ablations,
     "continual": continual,
     "cr_atari": cr.cr_atari,

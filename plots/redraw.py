@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 import runlog
 from plots import (
+    claims,
     compare,
     continual,
     curves,
@@ -17,6 +18,7 @@ from plots import (
     preactivations,
     q_parts,
     regression,
+    seeds,
 )
 from plots.recording import drawn_figure, read_index, save_figure
 
@@ -33,6 +35,8 @@ KINDS = (  # every kind of figure; a new one is a module of its own and a line h
     continual.CONTINUAL,
     regression.REGRESSION,
     regression.TABLE1,
+    seeds.SEEDS,
+    claims.CLAIMS,
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def median_of_means(strata: Sequence[np.ndarray]) -> np.ndarray:
     return np.median([runs.mean(-1) for runs in strata], axis=0)
 
 
+def median_of_runs(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """Median of all runs together. As interquartile_mean."""
+    return np.median(np.concatenate(strata, -1), axis=-1)
+
+
 def stratified_bootstrap(
     strata: Sequence[np.ndarray],
     statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
@@ -71,7 +77,7 @@ def stratified_bootstrap(
     environment (Agarwal et al. 2021, section 4.1). A curve is drawn as a whole.
 
     strata: for each environment (..., runs), of equal leading axes (steps), finite. statistic: one
-    of the three above. Returns low and high (...); NaN where no environment has a second run, since
+    of those above. Returns low and high (...); NaN where no environment has a second run, since
     nothing varies then. Own generator.
     """
     shape = strata[0].shape[:-1]
@@ -118,3 +124,97 @@ def ratio_interval(logarithms: np.ndarray) -> tuple[float, float, float]:
     deviation = logarithms.std(ddof=1) / np.sqrt(len(logarithms))
     half = stats.t.ppf(0.975, len(logarithms) - 1) * deviation
     return float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half))
+
+
+# ---- one against another -------------------------------------------------------------------------
+
+
+def probability_of_improvement(
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], paired: bool = False
+) -> float:
+    """P(X > Y), a tie counting half: the chance that a run of the first has the larger value
+    (Agarwal et al. 2021, section 4.3; their X is better if it is larger).
+
+    first, second: for each environment (runs,) values, without NaN; the mean over environments is
+    returned. Unpaired: of all pairs of runs of an environment (Mann and Whitney's U over n m).
+    paired: of the pairs of one index, a seed, say; then both have equally many runs, else
+    ValueError.
+
+    >>> probability_of_improvement([np.array([1.0, 3.0])], [np.array([2.0, 2.0])])
+    0.5
+    """
+    means = []
+    for ours, theirs in zip(first, second, strict=True):
+        means.append(wins(ours, theirs, paired).mean())
+    return float(np.mean(means))
+
+
+def wins(ours: np.ndarray, theirs: np.ndarray, paired: bool) -> np.ndarray:
+    """1 where the first is larger, 0.5 where both are equal, else 0: (runs, runs of the other), or
+    paired (runs,)."""
+    if paired and ours.shape != theirs.shape:
+        raise ValueError(f"paired: {len(ours)} and {len(theirs)} runs; each needs its partner")
+    if not paired:
+        ours = ours[:, None]
+    larger = np.where(ours > theirs, 1.0, 0.0)
+    return np.where(ours == theirs, 0.5, larger)
+
+
+def improvement_interval(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    paired: bool = False,
+    repetitions: int = 2_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """probability_of_improvement and the ends of its percentile bootstrap interval: runs are drawn
+    anew within each environment, of both variants apart, or paired, in pairs.
+
+    Where one wins all pairs the interval has no width, however few they are: an exact test belongs
+    beside it. NaN ends where no environment has a second run. Own generator.
+    """
+    value = probability_of_improvement(first, second, paired)
+    if all(len(ours) < 2 and len(theirs) < 2 for ours, theirs in zip(first, second)):
+        return value, np.nan, np.nan
+    generator = np.random.default_rng(seed)
+    means = []
+    for ours, theirs in zip(first, second, strict=True):
+        table = wins(ours, theirs, paired)
+        # how often each run is drawn, over their number: (repetitions, runs)
+        drawn = [draw_weights(generator, repetitions, number) for number in table.shape]
+        if paired:
+            means.append(drawn[0] @ table)
+        else:
+            means.append(((drawn[0] @ table) * drawn[1]).sum(-1))
+    ends = ((1 - level) / 2, (1 + level) / 2)
+    low, high = np.quantile(np.mean(means, axis=0), ends)
+    return value, float(low), float(high)
+
+
+def draw_weights(generator: np.random.Generator, repetitions: int, number: int) -> np.ndarray:
+    """(repetitions, number): the share that each run has in a bootstrap's draw of `number`."""
+    counts = generator.multinomial(number, np.full(number, 1 / number), size=repetitions)
+    return counts / number
+
+
+def sign_test(differences: np.ndarray) -> tuple[int, int, float]:
+    """How many paired differences (n,) are above and below 0, and the exact two-sided p of the sign
+    test, of those that are not 0; 1 if all are."""
+    above = int((differences > 0).sum())
+    below = int((differences < 0).sum())
+    if above + below == 0:
+        return 0, 0, 1.0
+    return above, below, float(stats.binomtest(above, above + below).pvalue)
+
+
+def sign_flip_test(differences: np.ndarray) -> float:
+    """Exact two-sided p of the permutation test of a mean of paired differences (n,), finite: the
+    share of the 2^n ways to give them signs whose mean is as far from 0. Raises ValueError: more
+    than 16 differences, whose ways are too many."""
+    if len(differences) > 16:
+        raise ValueError(f"{len(differences)} differences: exact up to 16")
+    signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(differences))))
+    means = np.abs(signs @ differences)
+    own = abs(differences.sum())
+    return float((means >= own * (1 - 1e-12)).mean())

@@ -85,6 +85,14 @@ class Study:
             print(f"left out: {'; '.join(others)} (--variants names what is drawn)")
         return self.only(labels)
 
+    def of_environment(self, environment: str) -> "Study":
+        """What there is of one environment."""
+        cells = {cell: runs for cell, runs in self.cells.items() if cell[1] == environment}
+        missing = [gap for gap in self.missing if gap.environment in ("", environment)]
+        having = {label for label, _ in cells}
+        variants = {label: self.variants[label] for label in self.variants if label in having}
+        return replace(self, cells=cells, missing=missing, variants=variants)
+
     def with_only_settings(self, *keys: str) -> list[str]:
         """The variants that have no settings of their own but, perhaps, these."""
         labels = []

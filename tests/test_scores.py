@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from plots import statistics
 
@@ -138,3 +139,105 @@ def test_ratio_interval_is_students_t_on_the_logarithms():
     np.testing.assert_allclose(statistics.ratio_interval(logs), expected, rtol=1e-6)
     for unknown in (logs[:1], np.array([0.0, np.inf])):
         assert np.isnan(statistics.ratio_interval(unknown)).all()
+
+
+def slow_improvement(first, second, paired: bool) -> float:
+    """Loops over environments and pairs of runs, a tie counting half."""
+    means = []
+    for ours, theirs in zip(first, second):
+        points = []
+        for i, x in enumerate(ours):
+            for j, y in enumerate(theirs):
+                if not paired or i == j:
+                    points.append(1.0 if x > y else 0.5 if x == y else 0.0)
+        means.append(sum(points) / len(points))
+    return sum(means) / len(means)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_probability_of_improvement_equals_a_slow_loop(paired):
+    rng = np.random.default_rng(3)
+    sizes = (10, 7, 1)
+    first = [rng.integers(6, size=n).astype(float) for n in sizes]  # with ties
+    second = [rng.integers(5, size=n).astype(float) for n in sizes]
+    found = statistics.probability_of_improvement(first, second, paired)
+    assert found == pytest.approx(slow_improvement(first, second, paired), rel=1e-12)
+    back = statistics.probability_of_improvement(second, first, paired)
+    assert found + back == pytest.approx(1.0)
+
+
+def test_an_infinite_value_is_larger_than_all_and_ties_with_another():
+    first = [np.array([np.inf, np.inf, 1.0])]
+    second = [np.array([np.inf, 2.0, 2.0])]
+    found = statistics.probability_of_improvement(first, second, paired=True)
+    assert found == pytest.approx((0.5 + 1 + 0) / 3)
+
+
+def test_paired_improvement_needs_partners():
+    with pytest.raises(ValueError, match="3 and 2 runs"):
+        statistics.probability_of_improvement([np.ones(3)], [np.ones(2)], paired=True)
+    unpaired = statistics.probability_of_improvement([np.ones(3)], [np.zeros(2)])
+    assert unpaired == 1.0
+
+
+def test_unpaired_improvement_agrees_with_rliable():
+    reference = pytest.importorskip("rliable.metrics")
+    first, second = strata(seed=1, sizes=(10,) * 4), strata(seed=2, sizes=(9,) * 4)
+    expected = reference.probability_of_improvement(np.stack(first, -1), np.stack(second, -1))
+    assert statistics.probability_of_improvement(first, second) == pytest.approx(float(expected))
+
+
+def test_interval_of_a_paired_improvement_has_its_closed_form():
+    """Of one environment without ties it is a binomial share: its quantiles, one step of 1/n."""
+    first = np.arange(20.0)
+    second = np.where(np.arange(20) < 14, -1.0, 100.0)  # 14 of 20 larger
+    value, low, high = statistics.improvement_interval([first], [second], True, 20_000)
+    share = stats.binom(20, 0.7)
+    assert value == 0.7
+    assert abs(low - share.ppf(0.025) / 20) < 0.051 and abs(high - share.ppf(0.975) / 20) < 0.051
+
+
+def test_interval_of_an_unpaired_improvement_equals_a_slow_bootstrap():
+    first, second = strata(seed=4, sizes=(8, 5)), strata(seed=5, sizes=(6, 5))
+    value, low, high = statistics.improvement_interval(first, second, repetitions=8_000)
+    rng = np.random.default_rng(9)
+    slow = []
+    for _ in range(4_000):
+        ours = [rng.choice(runs, len(runs)) for runs in first]
+        theirs = [rng.choice(runs, len(runs)) for runs in second]
+        slow.append(statistics.probability_of_improvement(ours, theirs))
+    assert low < value < high
+    np.testing.assert_allclose((low, high), np.quantile(slow, (0.025, 0.975)), atol=0.02)
+
+
+def test_interval_where_one_wins_all_has_no_width_and_of_single_runs_is_unknown():
+    found = statistics.improvement_interval([np.ones(5)], [np.zeros(5)], paired=True)
+    np.testing.assert_allclose(found, 1.0)
+    value, low, high = statistics.improvement_interval([np.ones(1)], [np.zeros(1)])
+    assert value == 1.0 and np.isnan([low, high]).all()
+
+
+def test_sign_test_has_its_closed_form():
+    above, below, p = statistics.sign_test(np.array([3.0] * 9 + [-1.0, 0.0]))
+    assert (above, below) == (9, 1) and p == pytest.approx(2 * (10 + 1) / 2**10)
+    assert statistics.sign_test(np.ones(10))[2] == pytest.approx(2 / 2**10)
+    assert statistics.sign_test(np.zeros(4)) == (0, 0, 1.0)
+
+
+def test_sign_flip_test_equals_a_slow_loop():
+    differences = np.array([0.3, -0.1, 0.7, 0.2, 0.2, -0.4])
+    own = abs(differences.mean())
+    count = 0
+    for number in range(2**6):
+        signs = [1 if number >> k & 1 else -1 for k in range(6)]
+        mean = sum(s * d for s, d in zip(signs, differences.tolist())) / 6
+        count += abs(mean) >= own - 1e-12
+    assert statistics.sign_flip_test(differences) == pytest.approx(count / 2**6)
+    assert statistics.sign_flip_test(np.ones(10)) == pytest.approx(2 / 2**10)
+    with pytest.raises(ValueError, match="up to 16"):
+        statistics.sign_flip_test(np.ones(17))
+
+
+def test_median_of_runs_is_that_of_all_environments_together():
+    found = statistics.median_of_runs([np.array([1.0, 9.0]), np.array([2.0, 3.0, 4.0])])
+    assert found == 3.0

@@ -1,0 +1,330 @@
+"""One variant against another, paired by seed: differences or ratios with bootstrap intervals, the
+probability of a larger value, signs and exact tests. A table of all pairs, and a picture of it."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import runlog
+from plots import statistics, style
+from plots.panels import Panel
+from plots.reading import Loaded
+from plots.recording import Kind, distinct, rows_where, write_csv, write_figure
+from plots.seeds import points_until_end
+from plots.study import Study
+from plots.variants import BLACK, all_runs
+
+RATIO, DIFFERENCE, SHARE = "ratio", "difference", "share"
+DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What two variants are compared in: the last value of a panel, of each seed."""
+
+    panel: Panel
+    effect: str = DIFFERENCE  # of seeds: median difference, or median ratio
+    test: str = "sign"  # or "permutation": of the mean difference, for values of one scale
+    # what a diverged run counts as in p_larger_diverged_worst; NaN: as its last value
+    worst: float = np.nan
+    beyond: float = np.nan  # given: not the value, but whether its absolute value is larger
+
+    @property
+    def title(self) -> str:
+        return self.panel.title
+
+
+# ---- last values ---------------------------------------------------------------------------------
+
+
+def last_values(
+    study: Study, quantities: Sequence[Quantity], until: float = np.inf
+) -> dict[tuple[str, str, str], dict[int, float]]:
+    """(quantity, label, environment) -> seed -> last value up to a step, a diverged run's the last
+    before it diverged; 0 or 1 of "diverged". Only of what a variant has logged."""
+    found = {}
+    for (label, env), runs in study.cells.items():
+        found[DIVERGED, label, env] = {run.seed: float(is_lost(run, until)) for run in runs}
+        for quantity in quantities:
+            values = {}
+            for run in runs:
+                points = points_until_end(run, quantity.panel, env)
+                points = points[points[:, 0] <= until]
+                if len(points):
+                    values[run.seed] = value_of(quantity, float(points[-1, 1]))
+            if values:
+                found[quantity.title, label, env] = values
+    return found
+
+
+def is_lost(run: Loaded, until: float) -> bool:
+    """Whether a run has diverged up to a step; one too old to tell when, at the end only."""
+    return run.has_diverged and run.meta.get("step", run.last_step) <= until
+
+
+def value_of(quantity: Quantity, value: float) -> float:
+    if np.isnan(quantity.beyond):
+        return value
+    return 1.0 if abs(value) > quantity.beyond else 0.0
+
+
+def write_last(study: Study, quantities: Sequence[Quantity], out: Path, name: str) -> Path:
+    """A row for each run: its last values, and the step at which it diverged."""
+    values = last_values(study, quantities)
+    rows = []
+    for (label, env), runs in study.cells.items():
+        for run in runs:
+            row = {"environment": env, "variant": label, "seed": run.seed, "status": run.status}
+            row["diverged_at"] = diverged_at(run)
+            for quantity in quantities:
+                own = values.get((quantity.title, label, env), {})
+                row[quantity.title] = own.get(run.seed, "")
+            rows.append(row)
+    return write_csv(out / f"{name}.csv", rows)
+
+
+def diverged_at(run: Loaded) -> int | str:
+    """The step at which a run diverged; "" if it did not, or is too old to tell."""
+    return run.meta.get("step", "") if run.has_diverged else ""
+
+
+# ---- each variant --------------------------------------------------------------------------------
+
+
+def write_summary(study: Study, quantities: Sequence[Quantity], out: Path, name: str) -> list[Path]:
+    """name.csv, at the fifths of training, and name.md, at its end: of every quantity and variant
+    n, diverged, median with its bootstrap interval, IQM, smallest and largest."""
+    rows = []
+    for step in fifths(study):
+        rows += summary_rows(study, quantities, step)
+    last = of_last_step(rows)
+    return [write_csv(out / f"{name}.csv", rows), write_markdown(out / f"{name}.md", last)]
+
+
+def summary_rows(study: Study, quantities: Sequence[Quantity], step: float) -> list[dict]:
+    values = last_values(study, quantities, step)
+    rows = []
+    for env in study.environments:
+        for quantity in quantities:
+            for label in study.labels:
+                own = values.get((quantity.title, label, env))
+                if own is None:
+                    continue
+                row = {"environment": env, "step": step, "quantity": quantity.title}
+                row |= {"variant": label, "n": len(own)}
+                row["diverged"] = int(sum(values[DIVERGED, label, env].values()))
+                rows.append(row | summary_of(np.array(list(own.values()))))
+    return rows
+
+
+def summary_of(values: np.ndarray) -> dict[str, float]:
+    low, high = statistics.stratified_bootstrap([values], statistics.median_of_runs)
+    return {
+        "median": float(np.median(values)),
+        "low": float(low),
+        "high": float(high),
+        "iqm": float(statistics.interquartile_mean([values])),
+        "smallest": float(values.min()),
+        "largest": float(values.max()),
+    }
+
+
+# ---- one against another -------------------------------------------------------------------------
+
+
+def write_claims(
+    study: Study, quantities: Sequence[Quantity], out: Path, name: str, title: str
+) -> list[Path]:
+    """name.csv, name.md and name.png: every variant against every one before it, in every quantity
+    that both have."""
+    rows = []
+    for step in fifths(study):
+        rows += claim_rows(study, quantities, step)
+    how = "paired by seed; 95 % bootstrap; beside: seeds above : below, exact two-sided p"
+    paths = write_figure(
+        out,
+        name,
+        CLAIMS,
+        rows,
+        ("png",),
+        lines=[*(quantity.title for quantity in quantities), DIVERGED],
+        caption=[title, study.counts, f"probability of the larger value, {how}"],
+    )
+    if rows:
+        shown = [shown_claim(row) for row in of_last_step(rows)]
+        paths.append(write_markdown(out / f"{name}.md", shown))
+    return paths
+
+
+def fifths(study: Study) -> list[float]:
+    """The steps at a fifth, two fifths, ... of the longest run."""
+    end = max(run.last_step for run in all_runs(study.cells))
+    return np.linspace(end / 5, end, 5).tolist()
+
+
+def of_last_step(rows: Sequence[dict]) -> list[dict]:
+    return rows_where(rows, step=max(row["step"] for row in rows))
+
+
+def claim_rows(study: Study, quantities: Sequence[Quantity], step: float) -> list[dict]:
+    """A row for each environment, pair of variants and quantity: first against second, at a
+    step."""
+    values = last_values(study, quantities, step)
+    diverged = Quantity(Panel(DIVERGED, "", ""), SHARE)
+    rows = []
+    for env in study.environments:
+        for second, first in itertools.combinations(study.labels, 2):
+            for quantity in (*quantities, diverged):
+                ours = values.get((quantity.title, first, env))
+                theirs = values.get((quantity.title, second, env))
+                if ours is None or theirs is None:
+                    continue
+                seeds = sorted({*ours} & {*theirs})
+                if len(seeds) < 2:
+                    continue
+                x = np.array([ours[seed] for seed in seeds])
+                y = np.array([theirs[seed] for seed in seeds])
+                lost = []
+                for label in (first, second):
+                    of_label = values[DIVERGED, label, env]
+                    lost.append(np.array([of_label[seed] > 0 for seed in seeds]))
+                row = {"environment": env, "step": step, "quantity": quantity.title}
+                row |= {"first": first, "second": second, "n": len(seeds)}
+                rows.append(row | compared(x, y, quantity, lost))
+    return rows
+
+
+def compared(
+    ours: np.ndarray, theirs: np.ndarray, quantity: Quantity, lost: Sequence[np.ndarray]
+) -> dict[str, object]:
+    """The first's values (seeds,) against the second's. lost: of each the seeds that diverged."""
+    value, low, high = effect_of(ours, theirs, quantity.effect)
+    paired, paired_low, paired_high = statistics.improvement_interval([ours], [theirs], paired=True)
+    free, free_low, free_high = statistics.improvement_interval([ours], [theirs])
+    above, below, p = statistics.sign_test(ours - theirs)
+    if quantity.test == "permutation" and len(ours) <= 16:
+        test = "permutation"
+        p = statistics.sign_flip_test(ours - theirs)
+    else:
+        test = "sign"
+    worst = paired
+    if not np.isnan(quantity.worst):
+        ends = [np.where(lost[0], quantity.worst, ours), np.where(lost[1], quantity.worst, theirs)]
+        worst = statistics.probability_of_improvement([ends[0]], [ends[1]], paired=True)
+    return {
+        "effect": quantity.effect,
+        "value": value,
+        "low": low,
+        "high": high,
+        "p_larger": paired,
+        "p_larger_low": paired_low,
+        "p_larger_high": paired_high,
+        "p_larger_diverged_worst": worst,
+        "unpaired": free,
+        "unpaired_low": free_low,
+        "unpaired_high": free_high,
+        "above": above,
+        "below": below,
+        "test": test,
+        "p_value": p,
+    }
+
+
+def shown_claim(row: dict) -> dict[str, str]:
+    """A row as Markdown has it."""
+    ends = f"[{cell(row['low'])}, {cell(row['high'])}]"
+    chances = f"[{cell(row['p_larger_low'])}, {cell(row['p_larger_high'])}]"
+    return {
+        "first": row["first"],
+        "against": row["second"],
+        "quantity": row["quantity"],
+        "n": row["n"],
+        "effect": f"{row['effect']} {cell(row['value'])} {ends}",
+        "P(larger), paired": f"{cell(row['p_larger'])} {chances}",
+        "diverged worst": row["p_larger_diverged_worst"],
+        "above : below": f"{row['above']} : {row['below']}",
+        "p": row["p_value"],
+        "test": row["test"],
+    }
+
+
+def effect_of(ours: np.ndarray, theirs: np.ndarray, effect: str) -> tuple[float, float, float]:
+    """Median over seeds of the difference, or of the ratio of values above 0, or the mean
+    difference of shares; and the ends of its bootstrap interval, pairs being drawn anew."""
+    if effect == RATIO:
+        differences = np.log(ours) - np.log(theirs)
+    else:
+        differences = ours - theirs
+    statistic = statistics.mean_of_means if effect == SHARE else statistics.median_of_runs
+    low, high = statistics.stratified_bootstrap([differences], statistic)
+    found = [float(statistic([differences])), float(low), float(high)]
+    if effect == RATIO:
+        found = [float(np.exp(each)) for each in found]
+    return tuple(found)
+
+
+# ---- Markdown ------------------------------------------------------------------------------------
+
+
+def write_markdown(path: Path, rows: Sequence[dict]) -> Path:
+    """Rows of one set of columns as a table; columns of one value throughout are left out."""
+    kept = [key for key in rows[0] if key == "n" or len({row[key] for row in rows}) > 1]
+    lines = [f"| {' | '.join(kept)} |", "|" + " --- |" * len(kept)]
+    for row in rows:
+        cells = [cell(row[key]) for key in kept]
+        lines.append(f"| {' | '.join(cells)} |")
+    with runlog.writing(path):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def cell(value: object) -> str:
+    """A value as tables have it: three digits, the exponent of large and small ones; | escaped."""
+    if isinstance(value, float):
+        is_plain = value == 0 or 1e-3 <= abs(value) < 1e6
+        text = f"{value:,.3g}" if not is_plain or abs(value) < 1000 else f"{value:,.0f}"
+    else:
+        text = str(value)
+    return text.replace("|", r"\|")
+
+
+# ---- drawing -------------------------------------------------------------------------------------
+
+
+def draw(rows: list[dict], spec: dict) -> Figure:
+    """A panel for each pair of variants: quantities from above, the probability from left to
+    right. Of the last step that the rows have."""
+    rows = of_last_step(rows)
+    having = {*distinct(rows, "quantity")}
+    titles = [title for title in spec["lines"] if title in having]
+    pairs = list(dict.fromkeys((row["first"], row["second"]) for row in rows))
+    number = min(5, len(pairs))
+    size = 2.9, 0.24 * len(titles) + 0.9
+    figure, panels = style.grid_of_panels(len(pairs), number, size, 1.1)
+    for index, (panel, (first, second)) in enumerate(zip(panels, pairs)):
+        for row in rows_where(rows, first=first, second=second):
+            value, low, high = (
+                float(row[key]) for key in ("p_larger", "p_larger_low", "p_larger_high")
+            )
+            height = titles.index(row["quantity"])
+            bar = np.nan_to_num([[value - low], [high - value]])
+            look = {"color": BLACK, "marker": "o", "markersize": 4, "capsize": 2}
+            panel.errorbar(value, height, xerr=bar, linewidth=1, **look)
+            told = f"{row['above']}:{row['below']}  {float(row['p_value']):.2g}"
+            panel.text(1.08, height, told, va="center", fontsize=6)
+        panel.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
+        panel.set_xlim(-0.05, 1.6)
+        panel.set_xticks([0, 0.5, 1])
+        panel.set_ylim(len(titles) - 0.5, -0.5)
+        names = titles if index % number == 0 else [""] * len(titles)
+        panel.set_yticks(range(len(titles)), names, fontsize=7)
+        panel.set_title(f"{first}\n> {second}", fontsize=8, loc="left")
+    style.caption(figure, *spec["caption"])
+    return figure
+
+
+CLAIMS = Kind("claims", draw)

@@ -1,0 +1,66 @@
+"""CR with reinforcement learning, seed by seed: for runs whose values explode, of which a mean over
+seeds tells nothing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from plots import claims, cr
+from plots.claims import RATIO, SHARE, Quantity
+from plots.panels import Panel, keys_of
+from plots.recording import file_name
+from plots.seeds import write_seeds
+from plots.study import read_study
+from plots.variants import SAC
+
+SUCCESS = Panel("success", "share (any step)", "eval/success")
+BIAS = Panel("Q - G", "return", "overestimation/mean", scale="symlog")
+MEAN_Q = Panel("mean Q", "on the batch", "losses/q_mean", scale="symlog")
+TEMPERATURE = Panel("temperature", "alpha", "losses/alpha", scale="log")
+INPUT = Panel("input", "99 % of x, critics", rf"{cr.LAYERS}preact_q99", "max", scale="log")
+OUTPUT = replace(cr.LARGEST, title="output")
+GRADIENT = replace(cr.COEFFICIENTS, title="coefficient gradient", unit="L2 norm, critics")
+NUMERATOR = replace(cr.NUMERATOR, title="numerator", unit="L2 norm of a, critics")
+DENOMINATOR = replace(cr.DENOMINATOR, title="denominator", unit="L2 norm of b, critics")
+VALUES = (cr.RETURNS, SUCCESS, BIAS, MEAN_Q, TEMPERATURE)
+INSIDE = (INPUT, OUTPUT, GRADIENT, NUMERATOR, DENOMINATOR)
+
+# A reward is 10 at most in Meta-World, 1 in DMC, and gamma is 0.99: no policy is worth more.
+LARGEST_VALUE = 1_000.0
+IMPOSSIBLE_Q = replace(MEAN_Q, title="|mean Q| > 1,000")
+
+QUANTITIES = (
+    Quantity(cr.RETURNS, test="permutation", worst=-np.inf),
+    Quantity(SUCCESS, test="permutation", worst=-np.inf),
+    Quantity(BIAS, worst=np.inf),
+    Quantity(IMPOSSIBLE_Q, SHARE, beyond=LARGEST_VALUE),
+    Quantity(TEMPERATURE, RATIO, worst=np.inf),
+    Quantity(INPUT, RATIO, worst=np.inf),
+    Quantity(OUTPUT, RATIO, worst=np.inf),
+    Quantity(GRADIENT, RATIO, worst=np.inf),
+    Quantity(NUMERATOR, RATIO),
+    Quantity(DENOMINATOR, RATIO),
+)
+
+
+def cr_seeds(
+    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+) -> list[Path]:
+    """CR, every seed, for values that explode: curves of each, the last values, and every variant
+    against every other, paired by seed."""
+    study = read_study(runs, SAC, keys_of(*VALUES, *INSIDE), where).chosen(variants)
+    out = Path(out)
+    taken = set()
+    paths = []
+    for env in study.environments:
+        part = study.of_environment(env)
+        name = file_name(f"cr_seeds-{env.rpartition('/')[2]}", taken)
+        title = f"CR, {env}: SAC"
+        paths += write_seeds(part, VALUES, out, f"{name}-values", title)
+        paths += write_seeds(part, INSIDE, out, f"{name}-inside", f"{title}, inside the critics")
+        paths += claims.write_claims(part, QUANTITIES, out, f"{name}-claims", title)
+        paths += claims.write_summary(part, QUANTITIES, out, f"{name}-summary")
+        paths.append(claims.write_last(part, QUANTITIES, out, f"{name}-last"))
+    return paths
