@@ -5,13 +5,17 @@
 Each part runs in a process of its own, one after the other:
   env      the games alone, random actions
   learner  the whole script on games that cost nothing: acting, storing, learning
-  script   the whole script, metrics and evaluations off; share = script x (1 / env + 1 / learner): 1 if nothing
-           overlaps and nothing else takes time
-  metrics  the script with metrics every --metrics-frequency steps, metrics' time included; `metrics_share` is theirs
-  floor    the same number of convolutions and matrix products, forward and backward, channels-last, and nothing else
-  memory   dqn only: the script with a replay that is full, every page of it written, and its peak memory
-  sb3      Stable-Baselines3's DQN and PPO on the same games (through an adapter: its own wrappers need OpenCV), with
-           the same network and hyper-parameters; DQN with a replay of --sb3-buffer-size: 1M stacks would take 28 GB
+  script   the whole script, metrics and evaluations off; share = script x (1 / env + 1 / learner):
+           1 if nothing overlaps and nothing else takes time
+  metrics  the script with metrics every --metrics-frequency steps, metrics' time included;
+           `metrics_share` is theirs
+  floor    the same number of convolutions and matrix products, forward and backward, channels-last,
+           and nothing else
+  memory   dqn only: the script with a replay that is full, every page of it written, and its peak
+           memory
+  sb3      Stable-Baselines3's DQN and PPO on the same games (through an adapter: its own wrappers
+           need OpenCV), with the same network and hyper-parameters; DQN with a replay of
+           --sb3-buffer-size: 1M stacks would take 28 GB
 Peak memory is that of the process, pages of the mapped replay included.
 """
 
@@ -61,7 +65,8 @@ class Args:
 
 
 class FreeGames:
-    """Games that cost nothing: the same few random observations again and again; a game ends every 200 steps."""
+    """Games that cost nothing: the same few random observations again and again;
+    a game ends every 200 steps."""
 
     def __init__(self, args, num_envs: int, **options):
         self.num_envs = num_envs
@@ -106,7 +111,8 @@ def script_args(args: Args, module, **flags):
             "total_timesteps": starts + steps,
             "log_frequency": max(steps // 10, 1),
         }
-        # exploring costs no forward pass: at the end's epsilon, as in most of a run; the replay has its full size
+        # exploring costs no forward pass: at the end's epsilon, as in most of a run;
+        # the replay has its full size
         flags |= {"start_epsilon": 0.1, "buffer_size": args.buffer_size}
     else:
         batch = script.num_envs * script.num_steps
@@ -115,7 +121,8 @@ def script_args(args: Args, module, **flags):
 
 
 def run_script(args: Args, module, name: str, **flags) -> dict:
-    """perf/sps of the script, without what comes before its updates and the first third after (compilation)."""
+    """perf/sps of the script, without what comes before its updates and the first third after
+    (compilation)."""
     script = script_args(args, module, **flags)
     if hasattr(script, "train_frequency"):  # the ring on disk has room for two checkpoint intervals
         script = dataclasses.replace(script, checkpoint_frequency=25_000)
@@ -140,7 +147,8 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
 
 
 def enlarge_replay(module, capacity: int, full: bool) -> None:
-    """DQN's replay has this capacity, however short the run; if full, random frames in every row."""
+    """DQN's replay has this capacity, however short the run;
+    if full, random frames in every row."""
     open_replay = module.open_replay
 
     def replay_sizes(script, checkpoint_frequency: int):
@@ -182,8 +190,8 @@ def env_alone(args: Args, module, name: str) -> dict:
 
 
 def metrics_share(args: Args, module, name: str) -> dict:
-    """Seconds of one round of network metrics (gradients, measures, writing), and their share of a run that has one
-    every --metrics-frequency."""
+    """Seconds of one round of network metrics (gradients, measures, writing),
+    and their share of a run that has one every --metrics-frequency."""
     seconds = {"mean_gradients": [], "network_report": [], "log_report": []}
 
     def timed(owner, function):
@@ -207,7 +215,8 @@ def metrics_share(args: Args, module, name: str) -> dict:
 
 
 def floor(args: Args, module, name: str) -> dict:
-    """Environment steps per second if only the convolutions and matrix products of the learner took time."""
+    """Environment steps per second if only the convolutions and matrix products of the learner took
+    time."""
     runlog.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
     script, device = script_args(args, module), runlog.find_device(args.device)
     network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)

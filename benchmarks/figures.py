@@ -1,9 +1,11 @@
-"""Seconds to read runs for a figure: 1,000 runs of 1,000 evaluations each by default, as SAC writes them.
+"""Seconds to read runs for a figure: 1,000 runs of 1,000 evaluations each by default,
+as SAC writes them.
 
     python benchmarks/figures.py --out results/2026-figures-speed/speed.json
 
-Makes synthetic run folders in a temporary directory (5 activations, 20 environments, 10 seeds; 14 keys a run at every
-evaluation, about 1 GB for the default), then times reading alone and cr1 from the first file to the last picture.
+Makes synthetic run folders in a temporary directory (5 activations, 20 environments, 10 seeds; 14
+keys a run at every evaluation, about 1 GB for the default), then times reading alone and cr1 from
+the first file to the last picture.
 """
 
 import json

@@ -1,9 +1,11 @@
-"""Dead neurons by KDE: `metrics.dead_neurons_kde` against a loop over `scipy.stats.gaussian_kde`, on the same samples.
+"""Dead neurons by KDE: `metrics.dead_neurons_kde` against a loop over `scipy.stats.gaussian_kde`,
+on the same samples.
 
     python benchmarks/kde.py --json results/kde.json
 
-Both see the same jittered activations and must give the same verdicts and peaks; the runs alternate, medians are
-reported. Every round runs the whole scipy loop: about half a minute for 512 neurons x 2,048 samples on one core.
+Both see the same jittered activations and must give the same verdicts and peaks; the runs
+alternate, medians are reported. Every round runs the whole scipy loop: about half a minute for 512
+neurons x 2,048 samples on one core.
 """
 
 import argparse
@@ -29,7 +31,8 @@ import metrics  # noqa: E402
 
 
 def activations(neurons: int, samples: int) -> np.ndarray:
-    """tanh units of every kind, jittered: in use, saturated, collapsed, constant, and constant with one outlier."""
+    """tanh units of every kind, jittered: in use, saturated,
+    collapsed, constant, and constant with one outlier."""
     rng = np.random.default_rng(0)
     z = np.tanh(rng.normal(size=(samples, neurons)) + 2 * rng.normal(size=neurons))
     z[:, 1::5] = np.tanh(rng.normal(5, 1, size=z[:, 1::5].shape))

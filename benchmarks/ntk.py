@@ -1,9 +1,11 @@
-"""Time and memory of one measure of the neural tangent kernel's ranks, as the scripts take it (--ntk-frequency).
+"""Time and memory of one measure of the neural tangent kernel's ranks,
+as the scripts take it (--ntk-frequency).
 
     python benchmarks/ntk.py --script sac_continuous --activation crational --num-seeds 5
     python benchmarks/ntk.py --script pqn_atari --activation tanh_hr
 
-CPU seconds count what other processes on the machine do not. Networks are untrained, inputs random: neither matters.
+CPU seconds count what other processes on the machine do not.
+Networks are untrained, inputs random: neither matters.
 """
 
 import dataclasses

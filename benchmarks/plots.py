@@ -1,9 +1,10 @@
-"""CPU seconds of a run's plots (plots.draw_run), which are drawn while it trains, by the number of branches.
+"""CPU seconds of a run's plots (plots.draw_run),
+which are drawn while it trains, by the number of branches.
 
     python benchmarks/plots.py --branches 1 5 50
 
-Writes a synthetic run of SAC's size into a temporary folder: actor and two critics, two hidden layers each, ten
-measures, 16 densities for the output and each branch.
+Writes a synthetic run of SAC's size into a temporary folder: actor and two critics,
+two hidden layers each, ten measures, 16 densities for the output and each branch.
 """
 
 import sys

@@ -1,12 +1,15 @@
-"""Speed of whole SAC updates: sampling, critics, targets, actor, temperature; against Stable-Baselines3 and a floor.
+"""Speed of whole SAC updates: sampling, critics, targets, actor, temperature;
+against Stable-Baselines3 and a floor.
 
     python benchmarks/sac_updates.py --seeds 1 5 10 --out results/2026-sac-speed
 
-Everything of one number of seeds runs in one process, in turns, so that noise of the machine meets all alike; the table
-gives medians over rounds, and medians of the ratios within a round. seed-updates/s = updates/s times seeds.
+Everything of one number of seeds runs in one process, in turns, so that noise of the machine meets
+all alike; the table gives medians over rounds, and medians of the ratios within a round.
+seed-updates/s = updates/s times seeds.
 
-floor: the matrix products of one update and nothing else, at the same shapes and layouts, each as the fastest of the
-ways that torch has for it (timed first). SB3: `SAC.train` with the same widths, batch size and spaces.
+floor: the matrix products of one update and nothing else, at the same shapes and layouts, each as
+the fastest of the ways that torch has for it (timed first). SB3: `SAC.train` with the same widths,
+batch size and spaces.
 """
 
 import csv
@@ -45,8 +48,9 @@ class Args:
 
 
 def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
-    """A function that computes the matrix products of one update: forward for next actions, targets, critics, actions
-    and their values; backward for the critics, through the critics to the actions, and for the actor."""
+    """A function that computes the matrix products of one update: forward for next actions,
+    targets, critics, actions and their values; backward for the critics, through the critics to the
+    actions, and for the actor."""
     products = []
 
     def linear(networks, inputs, outputs, rows, forward=1, weight_grads=0, input_grads=0):
@@ -56,7 +60,8 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
         products.extend([(x, w)] * forward + [(x.mT, y)] * weight_grads + [(y, w.mT)] * input_grads)
 
     def network(networks, inputs, outputs, passes, weight_grads, through_input):
-        """passes: forward passes; weight_grads: how many of them are differentiated for the weights."""
+        """passes: forward passes; weight_grads: how many of them are differentiated for the
+        weights."""
         backward = weight_grads + through_input
         for i, width in enumerate(args.widths):
             for _ in range(branches):
@@ -101,7 +106,8 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
 
 
 def ours(activation: str, num_seeds: int, compiled: bool, device: torch.device):
-    """One whole update as in the training loop, drawing from a filled replay; and the seconds of the first call."""
+    """One whole update as in the training loop, drawing from a filled replay;
+    and the seconds of the first call."""
     args = sac.Args(activation=activation, compile=compiled)
     seeds = list(range(1, num_seeds + 1))
     agent = sac.Agent(OBS_DIM, ACTION_DIM, args, seeds, device)
@@ -238,7 +244,8 @@ def main(args: Args) -> None:
         "peak_rss_mb": [r["peak_rss_mb"] for r in results],
     }
     print(
-        f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python {platform.python_version()}"
+        f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python "
+        f"{platform.python_version()}"
     )
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:

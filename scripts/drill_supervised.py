@@ -1,9 +1,11 @@
-"""Kills the supervised scripts with SIGKILL at random moments, --kills times, and starts the same command again.
+"""Kills the supervised scripts with SIGKILL at random moments,
+--kills times, and starts the same command again.
 
     python scripts/drill_supervised.py            # 5 kills each; minutes on one core
 
-scalars.csv of every seed must be, byte for byte and wall times apart, that of a run which nobody disturbed. Each start
-lives a little longer than the last, so that slow machines come through too. Exits with 1 on any difference.
+scalars.csv of every seed must be, byte for byte and wall times apart, that of a run which nobody
+disturbed. Each start lives a little longer than the last, so that slow machines come through too.
+Exits with 1 on any difference.
 """
 
 import dataclasses
@@ -67,7 +69,8 @@ def main(args: Args) -> None:
                 kills, pause = kills + 1, 1.05 * pause
                 lines = sum(map(len, rows(killed).values()))
                 print(
-                    f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on disk",
+                    f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on "
+                    "disk",
                     flush=True,
                 )
             else:

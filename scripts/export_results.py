@@ -1,10 +1,12 @@
-"""From run folders to a study's folder under results/: runs.csv, curves.csv and learning curves as one PNG.
+"""From run folders to a study's folder under results/:
+runs.csv, curves.csv and learning curves as one PNG.
 
     python scripts/export_results.py runs/*cartpole* --out results/2026-sac-cartpole
 
-runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation, seed, metric, env_step,
-value). Curves of other programs, in files of that form given by --reference, are drawn along; they are copied into the
-folder. `python figures.py redraw FOLDER` draws it again.
+runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation,
+seed, metric, env_step, value). Curves of other programs, in files of that form given by
+--reference, are drawn along; they are copied into the folder. `python figures.py redraw FOLDER`
+draws it again.
 """
 
 import csv
@@ -137,7 +139,8 @@ def main(args: Args) -> None:
 def split(
     groups: dict[str, list[reading.Loaded]], keys: tuple[str, ...]
 ) -> dict[str, list[reading.Loaded]]:
-    """The groups by activation, each split by the values of these settings: "tanh_hr, adam_eps 1e-08" -> its runs."""
+    """The groups by activation, each split by the values of these settings:
+    "tanh_hr, adam_eps 1e-08" -> its runs."""
     found = {}
     for activation, group in groups.items():
         for run in group:
@@ -152,7 +155,8 @@ def split(
 
 
 def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
-    """Mean and standard deviation over seeds of the last return, of all runs at the last step that all have reached."""
+    """Mean and standard deviation over seeds of the last return,
+    of all runs at the last step that all have reached."""
     every = variants.all_runs(groups)
     key = "eval/episodic_return"
     if not any(len(run.series(key)) for run in every):
@@ -167,14 +171,16 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
             of = f" of {len(group)}" if len(values) < len(group) else ""
             mean, std = np.mean(values), np.std(values)
             print(
-                f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} seeds)"
+                f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} "
+                "seeds)"
             )
     for line in aggregation.told_cuts({"last return": end}):
         print(line)
 
 
 def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
-    """(windows, 2): end of each window of the run, and mean return of the games that ended in it; Atari runs only."""
+    """(windows, 2): end of each window of the run, and mean return of the games that ended in it;
+    Atari runs only."""
     rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
         return np.zeros((0, 2))
@@ -193,7 +199,8 @@ def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
 
 
 def draw(out: Path, references: list[str], variants: list[str]) -> None:
-    """Record curves.png of this folder's curves.csv and references in its figures.json, and draw it."""
+    """Record curves.png of this folder's curves.csv and references in its figures.json,
+    and draw it."""
     files = ["curves.csv", *references]
     rows = []
     for file in files:

@@ -1,11 +1,13 @@
-"""Scales at initialisation: are the gradients of a product of branches far below the optimiser's epsilon?
+"""Scales at initialisation: are the gradients of a product of branches far below the optimiser's
+epsilon?
 
     python scripts/initial_gradients.py --env-id Breakout --activation tanh_hr
 
-Random play fills a rollout; nothing is trained. For each algorithm, of the last hidden layer on these observations: the
-root mean square of each branch's output and of the product; and, of the gradients of the loss on minibatches as the
-algorithm takes them (clipped as it does), the root mean square over the branches' weights, and the share of weights
-whose own root mean square over the minibatches, which is what Adam's sqrt(v) estimates, lies below epsilon.
+Random play fills a rollout; nothing is trained. For each algorithm, of the last hidden layer on
+these observations: the root mean square of each branch's output and of the product; and, of the
+gradients of the loss on minibatches as the algorithm takes them (clipped as it does), the root mean
+square over the branches' weights, and the share of weights whose own root mean square over the
+minibatches, which is what Adam's sqrt(v) estimates, lies below epsilon.
 """
 
 import argparse
@@ -25,7 +27,8 @@ import reports
 
 
 def play_randomly(args, num_envs: int, num_steps: int, seed: int) -> dict[str, torch.Tensor]:
-    """Tensors (num_steps, num_envs, ...) of uniformly random play: obs, next_obs, actions, rewards (sign), ends."""
+    """Tensors (num_steps, num_envs, ...) of uniformly random play:
+    obs, next_obs, actions, rewards (sign), ends."""
     games = dqn_atari.make_games(args, num_envs)
     generator = np.random.default_rng(seed)
     obs = games.reset(seed, "initial_gradients")
@@ -66,7 +69,8 @@ def dqn_losses(network, args, data):
 
 
 def ppo_losses(network, args, data):
-    """The clipped loss of the first epoch, where the ratio is 1: policy gradient, value loss, entropy."""
+    """The clipped loss of the first epoch, where the ratio is 1:
+    policy gradient, value loss, entropy."""
     with torch.no_grad():
         _, values = network(data["obs"].flatten(0, 1))
         _, next_values = network(data["next_obs"].flatten(0, 1))

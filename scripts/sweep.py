@@ -1,11 +1,13 @@
-"""Runs a grid of plain commands, on local slots, with Ray on several machines, or as a Slurm array (docs/sweeps.md).
+"""Runs a grid of plain commands, on local slots,
+with Ray on several machines, or as a Slurm array (docs/sweeps.md).
 
     python scripts/sweep.py 'sac_continuous.py --activation {relu,crational} --seed {1..10}' --slots 2
     python scripts/sweep.py 'pqn_atari.py --env-id {Breakout,Pong} --activation {relu,tanh_hr} --seed {1..5}' --ray
     python scripts/sweep.py 'dqn_atari.py --env-id Pong --activation {relu,tanh} --seed {1..5}' --slurm sweep.sbatch
 
-Braces expand as in bash. Seeds of one cell share a process where the script trains seeds together. Finished runs are
-skipped, interrupted ones resume: after a crash, Ctrl-C, SIGTERM or a lost machine give the same command again.
+Braces expand as in bash. Seeds of one cell share a process where the script trains seeds together.
+Finished runs are skipped, interrupted ones resume: after a crash, Ctrl-C, SIGTERM or a lost machine
+give the same command again.
 """
 
 import contextlib
@@ -73,8 +75,8 @@ class Args:
 
 
 def say(*lines: str, end: str = "\n", file=None) -> None:
-    """Prints lines. A terminal that is gone, a closed pipe or a full disk behind `> FILE` do not end the sweep: then
-    nothing more is said there."""
+    """Prints lines. A terminal that is gone, a closed pipe or a full disk behind `> FILE` do not
+    end the sweep: then nothing more is said there."""
     file = file or sys.stdout
     try:
         print(*lines, sep="\n", end=end, file=file, flush=True)
@@ -97,7 +99,8 @@ def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One launcher for a sweep. Raises UserError; the kernel frees the lock when its holder dies."""
+    """One launcher for a sweep. Raises UserError; the kernel frees the lock when its holder
+    dies."""
     with runlog.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -123,14 +126,16 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-# ---- engines ---------------------------------------------------------------------------------------------------------
-# Both have start(process); full(): no place for another; busy(): something is under way; wait(seconds) ->
-# [(process, exit code)] of what has ended; running() -> [(id, when it began)]; stop() -> how many processes had to be
-# killed since they took longer than --patience, or since a second signal came.
+# ---- engines -------------------------------------------------------------------------------------
+# Both have start(process); full(): no place for another; busy(): something is under way;
+# wait(seconds) -> [(process, exit code)] of what has ended; running() -> [(id, when it began)];
+# stop() -> how many processes had to be killed since they took longer than --patience, or since a
+# second signal came.
 
 
 def find_gpus(gpus: str | None) -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES: --gpus, else what that variable has, else what nvidia-smi lists."""
+    """Names for CUDA_VISIBLE_DEVICES: --gpus, else what that variable has,
+    else what nvidia-smi lists."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES") if gpus is None else gpus
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
@@ -210,7 +215,8 @@ class LocalSlots:
 
 
 class RayTasks:
-    """Ray tasks, all submitted at once; each runs its process as a child. Ray starts those of a lost machine again."""
+    """Ray tasks, all submitted at once; each runs its process as a child.
+    Ray starts those of a lost machine again."""
 
     def __init__(self, sweep: Path, args: Args, threads: int, request: sweep_task.StopRequest):
         address, slots_per_gpu = "".join(args.ray), args.slots_per_gpu
@@ -304,7 +310,8 @@ class RayTasks:
         return codes
 
     def running(self) -> list[tuple[str, float]]:
-        """Of all tasks submitted those under way, by their state files; looks every other second."""
+        """Of all tasks submitted those under way, by their state files;
+        looks every other second."""
         if time.monotonic() > self.looked + 2:
             self.looked = time.monotonic()
             states = [(p["id"], sweep_task.read_state(self.sweep, p)) for p in self.tasks.values()]
@@ -318,7 +325,8 @@ class RayTasks:
         return self.under_way
 
     def stop(self) -> int:
-        """The tasks stop their processes themselves (sweep_task.run_on_ray), on whatever machine they are."""
+        """The tasks stop their processes themselves (sweep_task.run_on_ray),
+        on whatever machine they are."""
         pending = list(self.tasks)
         with contextlib.suppress(
             self.ray.exceptions.RayError, ConnectionError
@@ -344,8 +352,9 @@ def sbatch_quoted(text: str) -> str:
 def write_slurm(
     file: Path, sweep: Path, todo: Sequence[dict], args: Args, threads: int
 ) -> list[Path]:
-    """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them. Raises UserError: a folder
-    whose name sbatch cannot have, or a FILE that is something else and would be lost."""
+    """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them. Raises
+    UserError: a folder whose name sbatch cannot have, or a FILE that is something else and would be
+    lost."""
     folder = str(sweep.resolve())
     if "\\" in folder:  # with one anywhere in it sbatch replaces neither %A nor %a
         raise runlog.UserError(
@@ -372,7 +381,8 @@ def write_slurm(
         lines += [
             f"#SBATCH --output={output} --open-mode=append",
             f"#SBATCH --requeue --signal=B:TERM@{seconds}",
-            "# Time, memory and partition: further lines like these, or flags of sbatch. The same file may be",
+            "# Time, memory and partition: further lines like these, or flags of sbatch. The same "
+            "file may be",
             "# submitted again: what is finished is skipped, and what was cut off resumes.",
             "ids=(",
         ]
@@ -390,7 +400,7 @@ def write_slurm(
     return written
 
 
-# ---- running and telling ---------------------------------------------------------------------------------------------
+# ---- running and telling -------------------------------------------------------------------------
 
 
 def span(seconds: float) -> str:
@@ -402,7 +412,8 @@ def span(seconds: float) -> str:
 
 
 class Board:
-    """Counts, and a table of them that is drawn over itself on a terminal; elsewhere a line per event."""
+    """Counts, and a table of them that is drawn over itself on a terminal;
+    elsewhere a line per event."""
 
     def __init__(self, sweep: Path, processes: Sequence[dict], engine, slots: int | None):
         self.sweep, self.engine, self.slots = sweep, engine, slots
@@ -416,8 +427,8 @@ class Board:
         self.live, self.height, self.drawn = sys.stdout.isatty(), 0, 0.0
 
     def time_to_go(self) -> str:
-        """Median time of the processes of this sweep that ended, for those in the queue and for what is missing of
-        those running, over the slots; nothing is said before one has ended."""
+        """Median time of the processes of this sweep that ended, for those in the queue and for
+        what is missing of those running, over the slots; nothing is said before one has ended."""
         if not self.seconds:
             return ""
         median, running = statistics.median(self.seconds), self.engine.running()
@@ -428,7 +439,10 @@ class Board:
         return span(rest / (self.slots or max(1, len(running))))
 
     def event(self, text: str) -> None:
-        told = f"{len(self.engine.running())} running, {self.done} done, {self.failed} failed, {self.left} left"
+        told = (
+            f"{len(self.engine.running())} running, {self.done} done, {self.failed} failed, "
+            f"{self.left} left"
+        )
         to_go = self.time_to_go()
         self.clear()
         say(f"{time.strftime('%H:%M:%S')} {text} ({told}{to_go and f', {to_go} to go'})")
@@ -464,7 +478,8 @@ class Board:
 def drive(
     todo: Sequence[dict], engine, board: Board, retries: int, request: sweep_task.StopRequest
 ) -> None:
-    """Starts the processes as places get free, until all have ended or failed, or a signal asks to stop."""
+    """Starts the processes as places get free, until all have ended or failed,
+    or a signal asks to stop."""
     queue, attempts, waiting = list(todo), Counter(), set()
     while (queue or engine.busy()) and not request.number:
         for process in list(queue):
@@ -512,7 +527,8 @@ def drive(
 
 
 def report(sweep: Path, processes: Sequence[dict]) -> int:
-    """Prints what failed with the ends of the logs, and how the sweep stands. Returns the number of failures."""
+    """Prints what failed with the ends of the logs, and how the sweep stands.
+    Returns the number of failures."""
     left = [process for process in processes if not sweep_task.has_ended(process)]
     failed = {
         process["id"]: process
@@ -532,13 +548,17 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
     told = (
         f"{len(processes) - len(left)} of {len(processes)} processes done, {len(failed)} failed, "
     )
-    told += f"{len(left) - len(failed)} left; {len(folders)} runs{f', {diverged} diverged' if diverged else ''}"
+    told += (
+        f"{len(left) - len(failed)} left; {len(folders)} "
+        f"runs{f', {diverged} diverged' if diverged else ''}"
+    )
     say(f"{sweep}: {told}")
     return len(failed)
 
 
 def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created. A word behind --ray may be a grid."""
+    """Raises UserError (flag, value, remedy) before anything is created.
+    A word behind --ray may be a grid."""
     runlog.check_range(args, "[0, inf)", "retries threads seeds_per_process patience")
     given = [flag for flag in ("slots", "slots_per_gpu") if getattr(args, flag) is not None]
     runlog.check_range(args, "[1, inf)", " ".join(given))
@@ -591,8 +611,8 @@ def validate(args: Args) -> Args:
 def run_all(
     todo: Sequence[dict], processes: Sequence[dict], sweep: Path, places, threads: int, args: Args
 ) -> int:
-    """Runs what is left, and returns the exit code. A first SIGINT, SIGTERM or SIGHUP lets the processes save and end,
-    a second one kills them."""
+    """Runs what is left, and returns the exit code.
+    A first SIGINT, SIGTERM or SIGHUP lets the processes save and end, a second one kills them."""
     request = sweep_task.StopRequest()
     if args.ray is not None:
         engine = RayTasks(sweep, args, threads, request)
@@ -626,7 +646,8 @@ def run_all(
 
 
 def main(args: Args) -> int:
-    """Returns the exit code: 0; 1 if processes failed; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
+    """Returns the exit code: 0; 1 if processes failed;
+    130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
     args = validate(args)
     elsewhere = args.ray is not None or args.slurm is not None
     places, threads = ([], args.threads or 1) if elsewhere else find_places(args)

@@ -1,4 +1,5 @@
-"""What the drills of sweeps share: starting a launcher on tests/toy_training.py, and reading what the runs did."""
+"""What the drills of sweeps share: starting a launcher on tests/toy_training.py,
+and reading what the runs did."""
 
 import itertools
 import multiprocessing
@@ -114,8 +115,9 @@ def alive(pid: int) -> bool:
 
 
 def check_exactly_once(folder: Path, runs: int, total: int) -> dict[str, int]:
-    """Every run finished once, did all its steps, none twice but for the one in which it was killed (its checkpoint
-    comes after it), and no two processes at a time. Returns run -> number of its processes."""
+    """Every run finished once, did all its steps, none twice but for the one in which it was killed
+    (its checkpoint comes after it), and no two processes at a time. Returns run -> number of its
+    processes."""
     done, sessions = steps(folder), {}
     assert len(done) == runs
     for name, rows in done.items():

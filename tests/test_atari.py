@@ -1,4 +1,7 @@
-"""Games against a plain ALE interface, replay against what happened. `pytest -q tests/test_atari.py` (about 20 s)."""
+"""Games against a plain ALE interface, replay against what happened.
+
+`pytest -q tests/test_atari.py` (about 20 s).
+"""
 
 import dataclasses
 import functools
@@ -31,7 +34,8 @@ def area_weights(size: int) -> np.ndarray:
 
 
 class ScalarGame:
-    """One game on ale_py's plain interface: 4 frames per action, the greatest of the last two, resized in numpy."""
+    """One game on ale_py's plain interface: 4 frames per action,
+    the greatest of the last two, resized in numpy."""
 
     rows, columns = area_weights(210), area_weights(160)
 
@@ -175,7 +179,8 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
 
 
 def collect(buffer, games, obs, steps, rng, truth):
-    """Random steps into the buffer and the list; the reward stored is the row's number, by which it is known again."""
+    """Random steps into the buffer and the list; the reward stored is the row's number,
+    by which it is known again."""
     for _ in range(steps):
         actions, number = rng.integers(games.num_actions, size=games.num_envs), len(truth)
         step = games.step(actions)
@@ -229,7 +234,8 @@ def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
     collect(buffer, games, games.reset(1, "games", 1), 0, rng, truth)
     size = path.stat().st_size
     assert size == buffer.rows.nbytes and buffer.num_rows == 200 + 20 + 8
-    # a run that goes back to 180 rows: the last of them has lost its successor; new games begin; the ring wraps
+    # a run that goes back to 180 rows: the last of them has lost its successor;
+    # new games begin; the ring wraps
     buffer.rows.flush()
     buffer = ReplayBuffer(path, 200 * num_envs, 20 * num_envs, num_envs, num_added=180)
     del truth[180:]

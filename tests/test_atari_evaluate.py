@@ -1,4 +1,7 @@
-"""What --evaluate of the Atari scripts measures. `pytest -q tests/test_atari_evaluate.py` (about 15 s)."""
+"""What --evaluate of the Atari scripts measures.
+
+`pytest -q tests/test_atari_evaluate.py` (about 15 s).
+"""
 
 import dataclasses
 import json
@@ -104,7 +107,8 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
 def test_ppo_measures_on_more_observations_than_an_iteration_has(
     short_games, tmp_path, monkeypatch
 ):  # noqa: F811
-    """16 observations per iteration, 40 wanted: those of this iteration and of those before it, also when resumed."""
+    """16 observations per iteration, 40 wanted: those of this iteration and of those before it,
+    also when resumed."""
     module, argv = (
         MODULES["ppo_atari"],
         f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48",

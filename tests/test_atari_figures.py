@@ -1,4 +1,7 @@
-"""HR figures, table and overview from synthetic runs. `pytest -q tests/test_atari_figures.py` (about 40 s)."""
+"""HR figures, table and overview from synthetic runs.
+
+`pytest -q tests/test_atari_figures.py` (about 40 s).
+"""
 
 import csv
 import json

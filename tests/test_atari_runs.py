@@ -1,4 +1,5 @@
-"""Tiny runs of the Atari scripts: what they write, that they repeat, resume after a kill, and refuse wrong commands.
+"""Tiny runs of the Atari scripts: what they write,
+that they repeat, resume after a kill, and refuse wrong commands.
 
 `pytest -q tests/test_atari_runs.py` (about 60 s).
 """
@@ -26,11 +27,26 @@ import runlog
 from environments.atari import FinishedGame, GameStep
 
 MODULES = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
-ALL = "--no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 --width 8 --metrics-samples 16 --seed 3"
-ROLLOUTS = "--num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 2 --total-timesteps 320 --log-frequency 32"
-ROLLOUTS += " --metrics-frequency 200 --checkpoint-frequency 32 --redo --redo-period 30 --num-eval-episodes 1"
-DQN = "--num-envs 2 --total-timesteps 320 --learning-starts 40 --batch-size 4 --target-frequency 20 --log-frequency 40"
-DQN += " --metrics-frequency 200 --checkpoint-frequency 20 --redo --redo-period 20 --num-eval-episodes 1 --analyse"
+ALL = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 --width 8 "
+    "--metrics-samples 16 --seed 3"
+)
+ROLLOUTS = (
+    "--num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 2 --total-timesteps 320 "
+    "--log-frequency 32"
+)
+ROLLOUTS += (
+    " --metrics-frequency 200 --checkpoint-frequency 32 --redo --redo-period 30 "
+    "--num-eval-episodes 1"
+)
+DQN = (
+    "--num-envs 2 --total-timesteps 320 --learning-starts 40 --batch-size 4 --target-frequency 20 "
+    "--log-frequency 40"
+)
+DQN += (
+    " --metrics-frequency 200 --checkpoint-frequency 20 --redo --redo-period 20 "
+    "--num-eval-episodes 1 --analyse"
+)
 DQN += " --eval-frequency 160 --buffer-size 100 --exploration-steps 200"
 TINY = {
     "dqn_atari": DQN,
@@ -147,7 +163,8 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
 
 OPTIONS = {
     "dqn_atari": [
-        "--no-double-q --no-clip-rewards --num-envs 4 --train-frequency 2 --layer-norm chw --keep-replay"
+        "--no-double-q --no-clip-rewards --num-envs 4 --train-frequency 2 --layer-norm chw "
+        "--keep-replay"
     ],
     "ppo_atari": [
         "--no-clip-value-loss --target-kl 1e-9 --no-normalize-advantages --activation rational+tanh"
@@ -159,7 +176,8 @@ OPTIONS = {
 
 
 class FakeGames:
-    """What is seen at a time depends on nothing but the time, so that a resumed run sees what it would have seen."""
+    """What is seen at a time depends on nothing but the time,
+    so that a resumed run sees what it would have seen."""
 
     def __init__(self, args, num_envs, **kwargs):
         self.args, self.num_envs, self.num_actions = args, num_envs, 4

@@ -32,7 +32,8 @@ def network(script: str, num_actions: int = 6, **flags):
 
 
 def cases(number: int = 1_000):
-    """Random steps of several games: terminations, truncations (never both), and ends at the last step."""
+    """Random steps of several games: terminations, truncations (never both),
+    and ends at the last step."""
     rng = np.random.default_rng(0)
     for case in range(number):
         steps, envs = rng.integers(1, 9), rng.integers(1, 4)
@@ -54,7 +55,8 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
         tensors = (torch.from_numpy(x) for x in (rewards, terminations, truncations, next_values))
         got = pqn_atari.q_lambda_returns(*tensors, gamma, q_lambda).numpy()
         for (t, i), value in np.ndenumerate(got):
-            # the weighted n-step returns from t on, up to where the game or what is known of it ends
+            # the weighted n-step returns from t on, up to where the game or what is known of it
+            # ends
             total, weight, discount, k = 0.0, 1.0, 1.0, t
             while True:
                 total += weight * discount * rewards[k, i]
@@ -149,7 +151,8 @@ def test_initial_weights():
 
 
 def test_dqn_starts_as_torch_does():
-    """Every bias and weight uniform in +-1/sqrt(fan_in), as nn.Linear and nn.Conv2d draw them; --bias-init zero: 0."""
+    """Every bias and weight uniform in +-1/sqrt(fan_in), as nn.Linear and nn.Conv2d draw them;
+    --bias-init zero: 0."""
     layers = [("conv1", 4 * 64), ("conv2", 32 * 16), ("conv3", 64 * 9), ("fc", 3_136), ("q", 512)]
     for bias_init in ("uniform", "zero"):
         net = network("dqn_atari", bias_init=bias_init)

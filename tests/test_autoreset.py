@@ -1,4 +1,7 @@
-"""Ends of episodes: stored, logged and evaluated is what happened. `pytest -q tests/test_autoreset.py` (15 s)."""
+"""Ends of episodes: stored, logged and evaluated is what happened.
+
+`pytest -q tests/test_autoreset.py` (15 s).
+"""
 
 import dataclasses
 
@@ -35,7 +38,8 @@ ARGS = Args(
 
 
 class RaggedEpisodes(gym.Env):
-    """Even episodes terminate at step 3, odd ones are truncated at step 4; the observation tells (episode, step)."""
+    """Even episodes terminate at step 3, odd ones are truncated at step 4;
+    the observation tells (episode, step)."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
@@ -62,7 +66,8 @@ gym.register(ENV_ID, RaggedEpisodes)
 
 
 def truth(num_steps: int) -> tuple[list, list]:
-    """Transitions (obs, reward, termination, next obs), and (step of its end, return, length) of each episode."""
+    """Transitions (obs, reward, termination, next obs),
+    and (step of its end, return, length) of each episode."""
     transitions, ends, episode, at = [], [], 0, 0
     for step in range(1, num_steps + 1):
         at, total = at + 1, (3 if episode % 2 == 0 else 4)

@@ -1,4 +1,5 @@
-"""Wrong commands of sac_continuous.py: exit code 2, one line with flag, value and remedy, nothing created.
+"""Wrong commands of sac_continuous.py: exit code 2,
+one line with flag, value and remedy, nothing created.
 
 `pytest -q tests/test_bad_input.py` (about 20 s).
 """

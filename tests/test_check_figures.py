@@ -1,4 +1,5 @@
-"""Figures and tables of the checks (preactivations, compare) from constructed run folders; the two check scripts.
+"""Figures and tables of the checks (preactivations, compare) from constructed run folders;
+the two check scripts.
 
 `pytest -q tests/test_check_figures.py` (about 15 s).
 """
@@ -25,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_compared(root, activation, layer_norm, seed):
-    """max f of a critic's layer = layer + seed, its coefficient gradient = critic; return = 100 with LayerNorm."""
+    """max f of a critic's layer = layer + seed, its coefficient gradient = critic;
+    return = 100 with LayerNorm."""
     config = {
         "env_id": ["dm_control/a-b-v0", "dm_control/a-c-v0"],
         "activation": activation,

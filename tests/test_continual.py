@@ -1,4 +1,5 @@
-"""continual_supervised.py: tasks, the update against torch's own layers and optimiser, runs that repeat and resume.
+"""continual_supervised.py: tasks, the update against torch's own layers and optimiser,
+runs that repeat and resume.
 
 `pytest -q tests/test_continual.py` (about 40 s).
 """
@@ -17,8 +18,12 @@ import continual_supervised as script
 import metrics
 import runlog
 
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 6 --num-train 64 --epochs 2 --num-tasks 3"
-TINY += " --batch-size 10 --log-frequency 6 --metrics-samples 32 --ntk-samples 12"  # 6 updates per epoch, 12 per task
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 6 --num-train 64 --epochs 2 "
+    "--num-tasks 3"
+)
+# 6 updates per epoch, 12 per task
+TINY += " --batch-size 10 --log-frequency 6 --metrics-samples 32 --ntk-samples 12"
 
 
 def parse(flags: str) -> script.Args:
@@ -100,7 +105,10 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         return out
 
     monkeypatch.setattr(script.Learner, "one_update", watched)
-    flags = "--num-seeds 2 --activation crational --tasks permuted_labels --threshold 0.2 --learning-rate 0.02"
+    flags = (
+        "--num-seeds 2 --activation crational --tasks permuted_labels --threshold 0.2 "
+        "--learning-rate 0.02"
+    )
     found = run(tmp_path, flags)
     epochs = torch.stack(shares).view(3, 2, 6, 2).mean(2)  # task, epoch, seed
     for i, rows in enumerate(found.values()):
@@ -179,8 +187,12 @@ def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_p
 @pytest.mark.parametrize("phase", ["stage_checkpoint", "commit_checkpoint"])
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypatch):
-    """Killed in its stop-th save, when the first of two seeds has gone through this phase and the second has not."""
-    flags = "--num-seeds 2 --activation crational --checkpoint-frequency 6 --reset-head --redo --redo-period 7"
+    """Killed in its stop-th save, when the first of two seeds has gone through this phase and the
+    second has not."""
+    flags = (
+        "--num-seeds 2 --activation crational --checkpoint-frequency 6 --reset-head --redo "
+        "--redo-period 7"
+    )
     whole = run(tmp_path / "a", flags)
     save = getattr(runlog.Run, phase)
     calls = []
@@ -267,7 +279,10 @@ def interrupt(*_, **__):
 
 def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
     """A new head, recycled neurons and a resumed checkpoint must reach the compiled update."""
-    flags = "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 --learning-rate 0.01"
+    flags = (
+        "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 "
+        "--learning-rate 0.01"
+    )
     eager, compiled = run(tmp_path / "a", flags), run(tmp_path / "b", f"{flags} --compile")
     for name, rows in eager.items():
         assert (

@@ -1,4 +1,5 @@
-"""figures.py continual: cells, means and intervals against scipy, on run folders whose numbers are known.
+"""figures.py continual: cells, means and intervals against scipy,
+on run folders whose numbers are known.
 
 `pytest -q tests/test_continual_figures.py` (about 15 s).
 """

@@ -1,4 +1,5 @@
-"""continual_supervised.py: downloads, convolutions, wrong flags, ReDo (the tasks: test_datasets.py).
+"""continual_supervised.py: downloads, convolutions, wrong flags, ReDo (the tasks:
+test_datasets.py).
 
 `pytest -q tests/test_continual_tasks.py` (about 20 s).
 """
@@ -22,7 +23,10 @@ def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeyp
     (remote / "train-images-idx3-ubyte.gz").write_bytes(b"something else")
     for url in (address, "http://127.0.0.1:1/"):
         monkeypatch.setattr(datasets, "MNIST_URL", url)
-        flags = f"--dataset mnist --num-train 40 --data-dir {tmp_path / 'data'} --runs-dir {tmp_path / 'runs'}"
+        flags = (
+            f"--dataset mnist --num-train 40 --data-dir {tmp_path / 'data'} "
+            f"--runs-dir {tmp_path / 'runs'}"
+        )
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
             script.main(parse(flags))
         out, err = capfd.readouterr()
@@ -34,7 +38,10 @@ def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeyp
 
 def test_split_cifar100_trains_a_convolutional_network(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
-    flags = f"--dataset cifar100 --data-dir {tmp_path} --tasks split_classes --num-train 0 --channels 3 4 --redo"
+    flags = (
+        f"--dataset cifar100 --data-dir {tmp_path} --tasks split_classes --num-train 0 "
+        "--channels 3 4 --redo"
+    )
     flags += (
         " --activation crelu --layer-norm --redo-period 1 --redo-tau 0.4 --num-tasks 2 --runs-dir"
     )

@@ -1,5 +1,5 @@
-"""The dashboards' sections against what tiny real runs log: TensorBoard's layout, read by TensorBoard itself, and the
-W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about 30 s).
+"""The dashboards' sections against what tiny real runs log: TensorBoard's layout, read by
+TensorBoard itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about 30 s).
 """
 
 import csv
@@ -56,7 +56,8 @@ for name, best in {"ReachA-v0": 0.5, "ReachB-v0": -0.5}.items():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs of every kind of script, event files written: with success, tasks in a row, a rational, two branches."""
+    """Runs of every kind of script, event files written:
+    with success, tasks in a row, a rational, two branches."""
     folder, draw = tmp_path_factory.mktemp("runs"), runlog.Run.draw
 
     def run(script, argv: list[str]) -> None:
@@ -70,7 +71,10 @@ def folder(tmp_path_factory):
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
         )  # has all
-        sac = "--env-id ReachA-v0 ReachB-v0 --steps-per-task 40 --metrics-frequency 80 --metrics-samples 32"
+        sac = (
+            "--env-id ReachA-v0 ReachB-v0 --steps-per-task 40 --metrics-frequency 80 "
+            "--metrics-samples 32"
+        )
         sac += " --ntk-frequency 80 --ntk-samples 8 --activation crational"
         run(sac_continuous, test_sac_sequences.command(folder, sac))
         dqn, ppo = (
@@ -181,7 +185,8 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
 
 
 def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypatch):
-    # The name of an event file ends with a count of this process, and TensorBoard reads 10 before 9.
+    # The name of an event file ends with a count of this process,
+    # and TensorBoard reads 10 before 9.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = {"env_id": "toy", "seed": 1}
     for last in (5, 8):

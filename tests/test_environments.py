@@ -27,8 +27,14 @@ FAST_TASKS = [
     "quadruped-escape",
     "reacher-easy",
 ]
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 --batch-size 8 --learning-starts 20"
-TINY += " --total-timesteps 60 --checkpoint-frequency 20 --eval-frequency 60 --num-eval-episodes 2 --log-frequency 20"
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 --batch-size 8 "
+    "--learning-starts 20"
+)
+TINY += (
+    " --total-timesteps 60 --checkpoint-frequency 20 --eval-frequency 60 --num-eval-episodes 2 "
+    "--log-frequency 20"
+)
 TINY += " --metrics-frequency 0 --ntk-frequency 0"
 
 
@@ -76,7 +82,8 @@ gym.register("Toy-endless-v0", Toy, kwargs={"faults": None})
 
 
 def run(folder, flags: str) -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time column."""
+    """Runs the command in this process; run folder name -> rows of scalars.csv without the time
+    column."""
     argv = [*TINY.split(), "--runs-dir", str(folder), *flags.split()]
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, argv))
     files = sorted(folder.glob("*/scalars.csv"))
@@ -86,11 +93,12 @@ def run(folder, flags: str) -> dict[str, list[str]]:
     }
 
 
-# ---- an environment that fails ---------------------------------------------------------------------------------------
+# ---- an environment that fails -------------------------------------------------------------------
 
 
 def true_episodes(seed: int, steps: int) -> list[tuple[int, int, int, bool]]:
-    """(number, length, failed resets before it, whether a step failed) of training with Toy-some, by its rules."""
+    """(number, length, failed resets before it, whether a step failed)
+    of training with Toy-some, by its rules."""
     found, number, total = [], -1, 0
     while total < steps:
         number, resets = number + 1, 0
@@ -158,7 +166,8 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
         assert lengths == expected_ends
         returns = [float(value) for _, key, value in rows if key == "charts/episodic_return"]
         assert returns == [length - (length == 4) for _, length in expected_ends]
-        # the replay has true transitions only: one step on in the same episode; where one failed, the last one again
+        # the replay has true transitions only: one step on in the same episode;
+        # where one failed, the last one again
         obs, _, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
         assert (
             torch.equal(next_obs[:, 1], obs[:, 1] + 1)
@@ -201,7 +210,10 @@ def test_what_a_failed_step_and_reset_give(capfd):
         assert np.array_equal(obs, first) and (reward, terminated, truncated) == (0.0, False, True)
         assert info == {"environment_error": 1}
         (line,) = capfd.readouterr().err.splitlines()
-        place = f"Toy-{fault}-v0, seed 7, episode 0 (train): the environment failed at step 1 ({reason})"
+        place = (
+            f"Toy-{fault}-v0, seed 7, episode 0 (train): the environment failed at step 1 "
+            f"({reason})"
+        )
         assert line.startswith(f"warning: {place}, not the agent")
         with pytest.raises(runlog.UserError, match="10 episodes in a row failed at once"):
             for _ in range(10):
@@ -257,7 +269,7 @@ def test_evaluation_goes_on_and_gives_up_in_one_line(in_workers, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-# ---- worker processes ------------------------------------------------------------------------------------------------
+# ---- worker processes ----------------------------------------------------------------------------
 
 
 def test_a_worker_that_dies_is_told_in_one_line(capfd):
@@ -341,7 +353,7 @@ def test_no_worker_outlives_its_parent(end):
     assert not left
 
 
-# ---- ids, spaces, time limits ----------------------------------------------------------------------------------------
+# ---- ids, spaces, time limits --------------------------------------------------------------------
 
 
 class Spaces(Toy):
@@ -476,7 +488,7 @@ def test_a_module_of_the_current_folder(tmp_path, monkeypatch, capfd):
     assert next(iter(rows)).startswith("my_worlds-Mine-v0__")
 
 
-# ---- what is drawn when an environment is built ----------------------------------------------------------------------
+# ---- what is drawn when an environment is built --------------------------------------------------
 
 
 def trajectory(env, steps: int = 5) -> list:
@@ -546,7 +558,8 @@ for env_id in ("metaworld/reach-v3", "dm_control/quadruped-walk-v0"):
 
 
 def test_environments_without_in1d():
-    """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made and step as they do before it."""
+    """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made and step as they do
+    before it."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_IN1D], capture_output=True, text=True, env=environment
@@ -560,11 +573,12 @@ def test_environments_without_in1d():
     assert done.stdout.splitlines() == truth, done.stderr
 
 
-# ---- graphics --------------------------------------------------------------------------------------------------------
+# ---- graphics ------------------------------------------------------------------------------------
 
 
 def test_a_run_needs_no_graphics_and_a_video_without_them_is_one_warning(tmp_path):
-    """What broken drivers and a wrong MUJOCO_GL do; Hopper draws through gymnasium, and its episodes are short."""
+    """What broken drivers and a wrong MUJOCO_GL do;
+    Hopper draws through gymnasium, and its episodes are short."""
     argv = [sys.executable, sac_continuous.__file__, *TINY.split(), "--runs-dir", str(tmp_path)]
     argv += ["--env-id", "Hopper-v5", "--num-seeds", "2", "--capture-video"]
     broken = {
@@ -586,7 +600,10 @@ def test_a_run_needs_no_graphics_and_a_video_without_them_is_one_warning(tmp_pat
 
 
 def test_dm_control_steps_without_a_graphics_library(monkeypatch):
-    code = "import sys, environments\nenv = environments.make_env('dm_control/quadruped-escape-v0', 0, 1, 'train')\n"
+    code = (
+        "import sys, environments\nenv = environments.make_env('dm_control/quadruped-escape-v0', "
+        "0, 1, 'train')\n"
+    )
     code += "env.reset(); env.step(env.action_space.sample())\n"
     code += "import os; print('OpenGL.EGL' in sys.modules, 'MUJOCO_GL' in os.environ)"
     environment = {key: value for key, value in os.environ.items() if key not in graphics.VARIABLES}
@@ -665,7 +682,7 @@ def test_a_driver_that_crashes_or_hangs_is_a_reason(monkeypatch):
     assert graphics.reason_against("egl") is None
 
 
-# ---- dm_control's tasks ----------------------------------------------------------------------------------------------
+# ---- dm_control's tasks --------------------------------------------------------------------------
 
 
 def dm_control_tasks() -> list[str]:

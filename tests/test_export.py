@@ -1,4 +1,7 @@
-"""scripts/export_results.py on Atari runs: returns in windows. `pytest -q tests/test_export.py` (about 3 s)."""
+"""scripts/export_results.py on Atari runs: returns in windows.
+
+`pytest -q tests/test_export.py` (about 3 s).
+"""
 
 import csv
 import sys

@@ -1,4 +1,7 @@
-"""Figures from constructed run folders: the numbers behind what is drawn. `pytest -q tests/test_figures.py`."""
+"""Figures from constructed run folders: the numbers behind what is drawn.
+
+`pytest -q tests/test_figures.py`.
+"""
 
 import subprocess
 import sys
@@ -32,7 +35,8 @@ def make_run(
     fixed=False,
     **config,
 ):
-    """A run whose numbers are known: return = step + seed, bias = -seed, curve i of fc<k> = (step + i) x / k."""
+    """A run whose numbers are known: return = step + seed,
+    bias = -seed, curve i of fc<k> = (step + i) x / k."""
     config = {"env_id": "toy/walk-v0", "activation": activation, "seed": seed, **config}
     run = runlog.Run(root, f"{activation.replace('*', 'x')}_s{seed}_{len(config)}", config).open(
         tensorboard=False
@@ -139,7 +143,8 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
 
 
 def kde_cells(part) -> list[tuple]:
-    """Of every neuron in a grid of densities: frame, its colour, curve, and texts: tick labels by place, others."""
+    """Of every neuron in a grid of densities: frame, its colour, curve, and texts:
+    tick labels by place, others."""
     (panel,) = part.axes
     found = {each.get_label(): each for each in panel.collections}
     frames, curves = (found[name].get_segments() for name in ("frames", "densities"))

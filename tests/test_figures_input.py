@@ -52,7 +52,8 @@ def error_of(capsys, *args) -> str:
 
 
 def three_seeds(root: Path) -> dict:
-    """relu 2 seeds, tanh 1 seed and one under way at step 20; (activation, seed) -> returns at STEPS."""
+    """relu 2 seeds, tanh 1 seed and one under way at step 20;
+    (activation, seed) -> returns at STEPS."""
     rng, truth = np.random.default_rng(3), {}
     for activation in ("relu", "tanh"):
         for seed in (1, 2):
@@ -311,7 +312,8 @@ def test_a_regression_without_its_count_or_without_an_error_is_one_line(tmp_path
 
 
 def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
-    """make_run's functions change over training; fixed=True keeps them, and takes the rationals' norms away."""
+    """make_run's functions change over training; fixed=True keeps them,
+    and takes the rationals' norms away."""
     own = make_run(tmp_path, "prelu")
     lines = (own / "scalars.csv").read_text().splitlines(keepends=True)
     (own / "scalars.csv").write_text(

@@ -1,4 +1,5 @@
-"""Every flag of every script at values that no machine can use, and what a run needs of memory and disk.
+"""Every flag of every script at values that no machine can use,
+and what a run needs of memory and disk.
 
 `pytest -q tests/test_flags.py` (about 30 s).
 """
@@ -125,7 +126,8 @@ TOO_LARGE = {
         "--metrics-samples 100000000",
         "--ntk-samples 10000000",
         "--num-eval-episodes 100000000",
-        "--num-envs 100000000 --train-frequency 100000000 --learning-starts 200000000 --total-timesteps 400000000 "
+        "--num-envs 100000000 --train-frequency 100000000 --learning-starts 200000000 "
+        "--total-timesteps 400000000 "
         "--buffer-size 200000000",
         "--threads 100000",
         "--env-threads 100000",
@@ -219,7 +221,7 @@ def test_folders_that_cannot_be_used(tmp_path, capfd):
         continual_supervised.validate(runlog.parse_args(continual_supervised.Args, argv))
 
 
-# ---- the estimates against what is built -----------------------------------------------------------------------------
+# ---- the estimates against what is built ---------------------------------------------------------
 
 
 def nbytes(tensors) -> int:

@@ -1,4 +1,5 @@
-"""function_approximation.py: counts, updates against torch.nn, batches, resume, Table 1, what is drawn.
+"""function_approximation.py: counts, updates against torch.nn,
+batches, resume, Table 1, what is drawn.
 
 `pytest -q tests/test_function_approximation.py` (about 60 s).
 """
@@ -23,8 +24,14 @@ import function_approximation as script
 import runlog
 
 CPU = torch.device("cpu")
-TINY = "--no-compile --device cpu --threads 1 --total-steps 40 --checkpoint-frequency 10 --log-frequency 10 --num-seeds 2"
-TINY += " --shallow-units 8 --deep-widths 6 6 --learning-rates 1e-3 1e-2 --num-points 16 --table1-neurons 0"
+TINY = (
+    "--no-compile --device cpu --threads 1 --total-steps 40 --checkpoint-frequency 10 "
+    "--log-frequency 10 --num-seeds 2"
+)
+TINY += (
+    " --shallow-units 8 --deep-widths 6 6 --learning-rates 1e-3 1e-2 --num-points 16 "
+    "--table1-neurons 0"
+)
 
 
 def parse(folder, flags: str = "") -> script.Args:
@@ -34,7 +41,8 @@ def parse(folder, flags: str = "") -> script.Args:
 
 
 def run(folder, flags: str = "") -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time column."""
+    """Runs the command in this process; run folder name -> rows of scalars.csv without the time
+    column."""
     script.main(parse(folder, flags))
     return scalars(folder)
 
@@ -173,7 +181,10 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
 
 
 def test_the_error_is_that_of_the_stored_network_between_the_points(tmp_path, capfd, no_drawing):
-    flags = "--activations tanh_hr --deep-activations --num-seeds 11 --learning-rates 1e-2 --interval -0.5 1.5"
+    flags = (
+        "--activations tanh_hr --deep-activations --num-seeds 11 --learning-rates 1e-2 "
+        "--interval -0.5 1.5"
+    )
     rows = run(tmp_path, flags)
     (folder,) = (path.parent for path in tmp_path.glob("*__s11__*/checkpoint.pt"))
     state = runlog.storage.load_pt(folder / "checkpoint.pt")["state"]["networks"]

@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py: a job that fails or hangs costs only itself, and the code of all parts runs on the CPU."""
+"""benchmarks/gpu.py: a job that fails or hangs costs only itself,
+and the code of all parts runs on the CPU."""
 
 import importlib.util
 import json

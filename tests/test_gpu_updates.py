@@ -1,10 +1,12 @@
-"""Single updates and metrics: on a GPU as on the CPU, compiled as eager, and without waiting for the GPU.
+"""Single updates and metrics: on a GPU as on the CPU,
+compiled as eager, and without waiting for the GPU.
 
-`make test-gpu` where there is one (about a minute); `pytest -q tests/test_gpu_updates.py -m "not gpu and not slow"`
-runs the same bodies on the CPU (about 30 s). Tolerances are relative to the largest entry of a tensor. Float32 rounds
-to 6e-8; sums of a few hundred products and two updates after each other make 1e-5 of it, and 1e-4 behind the
-convolutions of the Atari networks with their 3,136 inputs of the dense layer. TF32 would be off by 1e-3.
-Adam's epsilon is large here: else the first step is the sign of the gradient, which rounding decides near 0.
+`make test-gpu` where there is one (about a minute); `pytest -q tests/test_gpu_updates.py -m "not
+gpu and not slow"` runs the same bodies on the CPU (about 30 s). Tolerances are relative to the
+largest entry of a tensor. Float32 rounds to 6e-8; sums of a few hundred products and two updates
+after each other make 1e-5 of it, and 1e-4 behind the convolutions of the Atari networks with their
+3,136 inputs of the dense layer. TF32 would be off by 1e-3. Adam's epsilon is large here: else the
+first step is the sign of the gradient, which rounding decides near 0.
 """
 
 import contextlib
@@ -36,10 +38,16 @@ SAC = sac_continuous.Args(
 )
 ATARI = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
 NETWORK_OF = {"dqn_atari": "QNetwork", "ppo_atari": "Agent", "pqn_atari": "QNetwork"}
-ALL = "--no-tensorboard --threads 1 --width 8 --metrics-frequency 0 --ntk-frequency 0 --activation tanh_hr --seed 3"
+ALL = (
+    "--no-tensorboard --threads 1 --width 8 --metrics-frequency 0 --ntk-frequency 0 "
+    "--activation tanh_hr --seed 3"
+)
 ALL += " --encoder-activation tanh --checkpoint-minutes 0"
 ROLLOUTS = "--num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 1 --total-timesteps 16"
-DQN = "--num-envs 2 --total-timesteps 16 --learning-starts 8 --batch-size 4 --buffer-size 16 --target-frequency 8"
+DQN = (
+    "--num-envs 2 --total-timesteps 16 --learning-starts 8 --batch-size 4 --buffer-size 16 "
+    "--target-frequency 8"
+)
 DQN += f" --start-epsilon 1 --final-epsilon 1 --adam-eps {EPS} --learning-rate 1e-2"
 FLAGS = {
     "dqn_atari": DQN,
@@ -54,7 +62,7 @@ def exact_convolutions(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-# ---- one update on the device is that of the CPU in float64; compiled it is the eager one --------------------------
+# ---- one update on the device is that of the CPU in float64; compiled it is the eager one --------
 
 
 def sac_batch(u: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -232,7 +240,7 @@ def test_pqn_resumes_compiled_what_was_eager_and_the_reverse(first, device, tmp_
     assert {float(each["step"]) for each in optimizer["state"].values()} == {4.0}
 
 
-# ---- nothing waits for the GPU inside an update --------------------------------------------------------------------
+# ---- nothing waits for the GPU inside an update --------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -367,8 +375,9 @@ class NoValues(TorchDispatchMode):
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 @pytest.mark.parametrize("script", ATARI)
 def test_an_atari_update_does_not_wait(script, device, tmp_path, monkeypatch):
-    """From clearing the gradients to the optimiser's step, but for DQN's replay, which is on the disk. (RAdam's step
-    counts are on the CPU and are read there; on the CPU they look like any other, so its step is left out.)"""
+    """From clearing the gradients to the optimiser's step, but for DQN's replay, which is on the
+    disk. (RAdam's step counts are on the CPU and are read there; on the CPU they look like any
+    other, so its step is left out.)"""
     open_modes = []
     num_updates = 0
 
@@ -420,11 +429,12 @@ def test_an_atari_update_does_not_wait(script, device, tmp_path, monkeypatch):
     assert num_updates >= 2
 
 
-# ---- metrics on the device are those of the CPU ---------------------------------------------------------------------
+# ---- metrics on the device are those of the CPU --------------------------------------------------
 
 
 def features() -> torch.Tensor:
-    """(seeds, samples, neurons) float32; neuron 3 is dead at a constant, 4 at 0, 5 nearly dead, and ranks are below full."""
+    """(seeds, samples, neurons) float32; neuron 3 is dead at a constant,
+    4 at 0, 5 nearly dead, and ranks are below full."""
     generator = torch.Generator().manual_seed(0)
     low_rank = torch.randn(2, 300, 5, generator=generator) @ torch.randn(
         2, 5, 12, generator=generator

@@ -1,4 +1,5 @@
-"""The papers' figures from synthetic run folders: what is drawn against slow loops, and what is missing is told.
+"""The papers' figures from synthetic run folders:
+what is drawn against slow loops, and what is missing is told.
 
 `pytest -q tests/test_paper_figures.py` (about 40 s).
 """
@@ -75,7 +76,8 @@ BIASED = {DMC: (1, 3, 4), SWEEP: (1, 2, 3, 4)}  # seeds with an overestimation
 
 
 def sac_runs(root: Path, seed: int = 0, **options) -> dict:
-    """3 activations x 2 suites x 4 seeds; (activation, env, seed) -> (return or success, normalised overestimation)."""
+    """3 activations x 2 suites x 4 seeds; (activation, env,
+    seed) -> (return or success, normalised overestimation)."""
     rng, truth = np.random.default_rng(seed), {}
     for activation in ("relu", "rational", "crational"):
         for env in (DMC, SWEEP):
@@ -324,7 +326,8 @@ def diverge(folder: Path) -> None:
 
 
 def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_other_mean(tmp_path):
-    """It is no run less: IQM of four scores, one of them 0. The mean overestimation is of the other three."""
+    """It is no run less: IQM of four scores, one of them 0.
+    The mean overestimation is of the other three."""
     truth = sac_runs(tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("*cheetah*__rational__s2__*")
     diverge(folder)

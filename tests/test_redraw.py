@@ -1,4 +1,5 @@
-"""figures.py redraw: the pictures under results/ come from the CSV files beside them, number by number.
+"""figures.py redraw: the pictures under results/ come from the CSV files beside them,
+number by number.
 
 `pytest -q tests/test_redraw.py` (about 40 s).
 """
@@ -94,7 +95,8 @@ LIKE = 0.9  # two drawings of the same data; fonts and layout differ a little be
 
 
 def likeness(new: Path, old: Path) -> float:
-    """The smallest correlation between two pictures over the panels of the second: its data, not its white margins."""
+    """The smallest correlation between two pictures over the panels of the second:
+    its data, not its white margins."""
     images = [gaussian_filter(imread(path)[..., :3].mean(-1), sigma=3.0) for path in (new, old)]
     if images[0].shape != images[1].shape:
         return 0.0

@@ -156,7 +156,8 @@ class Died(Exception):
 
 @pytest.fixture
 def dying(monkeypatch):
-    """Fake games; returns a function that trains into a folder until the process dies in step 152."""
+    """Fake games; returns a function that trains into a folder until the process dies in step
+    152."""
     fake(monkeypatch)
 
     def train(folder, flags=QUICK):
@@ -195,7 +196,8 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
         assert "move the folder away" in err and "--fresh would delete them" in err
         assert [(folder / name).read_bytes() for name in checkpoints] == before
         path.write_bytes(good)
-    # only what the newest checkpoint counts is damaged: the one before goes on, and ends as if nothing had happened
+    # only what the newest checkpoint counts is damaged:
+    # the one before goes on, and ends as if nothing had happened
     data = bytearray(good)
     data[2 * 69 * dqn_atari.ROW.itemsize + 99] ^= 1  # the row of steps 139 and 140
     path.write_bytes(data)

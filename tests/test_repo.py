@@ -1,4 +1,7 @@
-"""What the files of this repository promise each other. `pytest -q tests/test_repo.py` (about 30 s)."""
+"""What the files of this repository promise each other.
+
+`pytest -q tests/test_repo.py` (about 30 s).
+"""
 
 import ast
 import dataclasses
@@ -76,7 +79,8 @@ def test_every_rational_flag_is_used_and_explained(capsys):
 
 
 def test_help_tells_a_flags_own_words(capsys):
-    """tyro takes the comment above a field where there is none behind it: no flag may have a group's heading."""
+    """tyro takes the comment above a field where there is none behind it:
+    no flag may have a group's heading."""
     with pytest.raises(SystemExit):
         runlog.parse_args(Args, ["--help"])
     shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))

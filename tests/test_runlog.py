@@ -25,7 +25,8 @@ def new_run(root, **kwargs):
 
 
 def train(root, total=400, every=20, name=NAME, limit=None):
-    """A toy whose every row depends on its generator, on its parameter and on all transitions so far."""
+    """A toy whose every row depends on its generator,
+    on its parameter and on all transitions so far."""
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     run = Run(root, name, CONFIG, exclude=["device"]).open(tensorboard=False)

@@ -1,4 +1,7 @@
-"""Identity, seeds, command line and progress bar of runlog. `pytest -q tests/test_runlog_cli.py` (2 s)."""
+"""Identity, seeds, command line and progress bar of runlog.
+
+`pytest -q tests/test_runlog_cli.py` (2 s).
+"""
 
 import dataclasses
 from typing import Literal

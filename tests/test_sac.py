@@ -1,4 +1,5 @@
-"""Losses, targets, gradients and updates of sac_continuous.py against a slow reference for one seed; its replay buffer.
+"""Losses, targets, gradients and updates of sac_continuous.py against a slow reference for one
+seed; its replay buffer.
 
 `pytest -q tests/test_sac.py` (about 15 s; one slow test compiles the update).
 """
@@ -44,7 +45,8 @@ def squashed_normal(
 
 
 class Reference:
-    """SAC of one seed in float64: one tensor per weight, one network after the other, torch's Adam."""
+    """SAC of one seed in float64: one tensor per weight,
+    one network after the other, torch's Adam."""
 
     def __init__(self, agent: Agent, i: int):
         def leaves(module, index):

@@ -1,4 +1,5 @@
-"""Short runs of sac_continuous.py with tiny networks: what they write, that they repeat, resume and survive.
+"""Short runs of sac_continuous.py with tiny networks:
+what they write, that they repeat, resume and survive.
 
 `pytest -q tests/test_sac_runs.py` (about 60 s).
 """
@@ -20,8 +21,14 @@ import runlog
 import sac_continuous
 
 CARTPOLE = "dm_control/cartpole-swingup-v0"
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 --learning-starts 20"
-TINY += " --total-timesteps 60 --checkpoint-frequency 60 --eval-frequency 40 --num-eval-episodes 1 --log-frequency 10"
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 "
+    "--learning-starts 20"
+)
+TINY += (
+    " --total-timesteps 60 --checkpoint-frequency 60 --eval-frequency 40 --num-eval-episodes 1 "
+    "--log-frequency 10"
+)
 TINY += " --metrics-frequency 30 --metrics-samples 32 --ntk-frequency 0"
 
 
@@ -30,7 +37,8 @@ def command(folder, flags: str) -> list[str]:
 
 
 def run(folder, flags: str) -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time column."""
+    """Runs the command in this process; run folder name -> rows of scalars.csv without the time
+    column."""
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, command(folder, flags)))
     return scalars(folder)
 
@@ -48,7 +56,8 @@ def values(rows: list[str]) -> dict[tuple[int, str], float]:
 
 
 def short_dm_control(monkeypatch, steps: int = 30):
-    """dm_control episodes have 1,000 steps; here they have `steps`, so that evaluations and ends take no time."""
+    """dm_control episodes have 1,000 steps; here they have `steps`,
+    so that evaluations and ends take no time."""
     make = gym.make
 
     def make_short(env_id, **kwargs):
@@ -293,7 +302,10 @@ def child(argv: list[str], log: str) -> None:
 
 
 def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_path, monkeypatch):
-    flags = f"--env-id {CARTPOLE} --num-seeds 2 --total-timesteps 480 --checkpoint-frequency 40 --eval-frequency 200"
+    flags = (
+        f"--env-id {CARTPOLE} --num-seeds 2 --total-timesteps 480 --checkpoint-frequency 40 "
+        "--eval-frequency 200"
+    )
     flags += " --metrics-frequency 240"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
     context, rng = multiprocessing.get_context("forkserver"), random.Random(0)

@@ -1,4 +1,5 @@
-"""Tasks in a row in sac_continuous.py, on two toy tasks of equal spaces: switches, evaluation, forgetting, resume.
+"""Tasks in a row in sac_continuous.py, on two toy tasks of equal spaces:
+switches, evaluation, forgetting, resume.
 
 `pytest -q tests/test_sac_sequences.py` (about 60 s).
 """
@@ -20,8 +21,14 @@ import runlog
 import sac_continuous
 
 EPISODE, TASK = 20, 60  # steps
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 --learning-starts 20"
-TINY += " --checkpoint-frequency 60 --eval-frequency 20 --num-eval-episodes 2 --log-frequency 10 --metrics-frequency 0"
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 "
+    "--learning-starts 20"
+)
+TINY += (
+    " --checkpoint-frequency 60 --eval-frequency 20 --num-eval-episodes 2 --log-frequency 10 "
+    "--metrics-frequency 0"
+)
 TINY += " --ntk-frequency 0"
 AB = f"--env-id ToyA-v0 ToyB-v0 --steps-per-task {TASK}"
 
@@ -83,7 +90,8 @@ def test_names_lengths_and_spaces():
         environments.check_equal_spaces({"a": Toy(1.0), "b": Toy(1.0), "c": wide})
 
 
-# flags: critic updates in Adam's count after the last step, and whether the first task's transitions are sampled
+# flags: critic updates in Adam's count after the last step,
+# and whether the first task's transitions are sampled
 SWITCHES = {"": (41, False), "--no-reset-optimizer": (82, False), "--no-reset-replay": (60, True)}
 SWITCHES |= {"--no-reset-replay --no-reset-optimizer": (101, True)}
 
@@ -273,8 +281,9 @@ def test_killed_before_at_and_after_a_switch_it_ends_with_the_same_rows(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_sac_sequences"])  # one import for all processes
-    # step 59; after the switch and before its checkpoint (the fourth make_envs of a start in the first task); steps 61
-    # (resumed from the checkpoint at the switch), 74 and 76 (before and after the first of the second task)
+    # step 59; after the switch and before its checkpoint (the fourth make_envs of a start in the
+    # first task); steps 61 (resumed from the checkpoint at the switch), 74 and 76 (before and after
+    # the first of the second task)
     kills = [
         (59, "log_episodes"),
         (4, "make_envs"),

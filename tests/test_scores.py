@@ -62,7 +62,8 @@ def test_statistics_equal_slow_loops(sizes):
 
 
 def test_bootstrap_of_a_mean_has_its_closed_form():
-    """Of a mean in one environment the bootstrap's variance is var(ddof 0) / n: the interval is mean +- 1.96 roots."""
+    """Of a mean in one environment the bootstrap's variance is var(ddof 0) / n:
+    the interval is mean +- 1.96 roots."""
     (runs,) = strata(sizes=(400,))
     low, high = statistics.stratified_bootstrap(
         [runs], statistics.mean_of_means, repetitions=20_000
@@ -73,8 +74,8 @@ def test_bootstrap_of_a_mean_has_its_closed_form():
 
 
 def test_bootstrap_draws_within_environments():
-    """Between environments nothing varies: environments of equal runs give an interval of width 0, where drawing from
-    all runs together would not."""
+    """Between environments nothing varies: environments of equal runs give an interval of width 0,
+    where drawing from all runs together would not."""
     data = [np.full(5, 0.0), np.full(5, 10.0)]
     for statistic in (
         statistics.mean_of_means,
@@ -85,7 +86,8 @@ def test_bootstrap_draws_within_environments():
 
 
 def test_bootstrap_of_a_curve_draws_whole_runs():
-    """If step k is step 0 plus k, so are its ends; the same each time. 1,000 steps of 12 runs are two parts."""
+    """If step k is step 0 plus k, so are its ends; the same each time.
+    1,000 steps of 12 runs are two parts."""
     (base,) = strata(sizes=(12,))
     data = [base + np.arange(1_000.0)[:, None]]
     low, high = statistics.stratified_bootstrap(data, statistics.interquartile_mean, 500)

@@ -1,6 +1,8 @@
-"""The shell scripts of the figures: what each would train and draw, at each scale, without training anything.
+"""The shell scripts of the figures: what each would train and draw,
+at each scale, without training anything.
 
-`pytest -q tests/test_scripts.py` (about 20 s). In python's place stands a program that writes down its arguments.
+`pytest -q tests/test_scripts.py` (about 20 s).
+In python's place stands a program that writes down its arguments.
 """
 
 import csv
@@ -46,13 +48,28 @@ FIGURES = {
     "hr_fig19": ("hr19", 51 * 7 * 5),
 }
 # What was run for results/: the scripts must go on naming these runs.
-SAC = "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 --batch-size 128 "
-SAC += "--eval-frequency 1000 --metrics-frequency 1000 --log-frequency 500 --checkpoint-frequency 2000 --threads 1 "
+SAC = (
+    "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 "
+    "--batch-size 128 "
+)
+SAC += (
+    "--eval-frequency 1000 --metrics-frequency 1000 --log-frequency 500 "
+    "--checkpoint-frequency 2000 --threads 1 "
+)
 SAC = "sac_continuous.py --env-id {} --activation {} " + SAC + "--no-tensorboard"
 PQN = "pqn_atari.py --env-id {} --activation {} --total-timesteps 60000 --eval-frequency 15000 "
-PQN += "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1 --no-tensorboard"
-DQN = "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 --buffer-size 25000 "
-DQN += "--exploration-steps 12500 --metrics-frequency 2500 --eval-frequency 12500 --checkpoint-frequency 12500 "
+PQN += (
+    "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1 "
+    "--no-tensorboard"
+)
+DQN = (
+    "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 "
+    "--buffer-size 25000 "
+)
+DQN += (
+    "--exploration-steps 12500 --metrics-frequency 2500 --eval-frequency 12500 "
+    "--checkpoint-frequency 12500 "
+)
 DQN += "--threads 1 --env-threads 1 --no-tensorboard"
 CONTROL = ("dm_control/cartpole-swingup-v0", "dm_control/cheetah-run-v0", "metaworld/reach-v3")
 GAMES = ("Breakout", "SpaceInvaders")
@@ -79,7 +96,8 @@ def echo_of(folder: Path) -> str:
 
 @functools.cache
 def calls(folder: Path, script: str, scale: str, **variables) -> list[list[str]]:
-    """The arguments of each call of python. Without DRY_RUN: a figure's command is called rather than printed."""
+    """The arguments of each call of python. Without DRY_RUN:
+    a figure's command is called rather than printed."""
     own = ("DRY_RUN", "RUNS_DIR", "OUT", "SWEEP", "ENVS", "JOBS", "DATASETS", "DATA_DIR")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     environment |= {"SCALE": scale, "PYTHON": echo_of(folder)} | variables
@@ -125,7 +143,8 @@ def first_seeds(found: list[str]) -> list[str]:
 
 
 def one_task(found: list[str]) -> list[str]:
-    """The first seeds on the first environment of each suite: the other commands differ in the two alone."""
+    """The first seeds on the first environment of each suite:
+    the other commands differ in the two alone."""
     first = {}
     for command in found:
         first.setdefault(
@@ -135,7 +154,10 @@ def one_task(found: list[str]) -> list[str]:
 
 
 def lists() -> dict[str, list[str]]:
-    shown = 'source scripts/environments.sh; for n in ${!CR_*} ${!HR_*} ${!LAPTOP_*} ${!SMOKE_*}; do l="$n[@]"; '
+    shown = (
+        "source scripts/environments.sh; for n in ${!CR_*} ${!HR_*} ${!LAPTOP_*} ${!SMOKE_*}; do "
+        'l="$n[@]"; '
+    )
     shown = subprocess.run(
         ["bash", "-c", shown + 'echo $n "${!l}"; done'], cwd=ROOT, capture_output=True, text=True
     )
@@ -391,7 +413,8 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_dry_run_is_a_switch(script, folder):
-    """The program in python's place writes its arguments with a mark behind each, and a dry run of ours writes none."""
+    """The program in python's place writes its arguments with a mark behind each,
+    and a dry run of ours writes none."""
     variables = {
         "PYTHON": echo_of(folder),
         "RUNS": str(folder / "runs"),

@@ -1,4 +1,7 @@
-"""Signals, saves by the clock, kills at every file operation. `pytest -q tests/test_stopping.py` (about a minute)."""
+"""Signals, saves by the clock, kills at every file operation.
+
+`pytest -q tests/test_stopping.py` (about a minute).
+"""
 
 import json
 import os
@@ -21,11 +24,16 @@ import sac_continuous
 from runlog import stopping
 
 ROOT = Path(__file__).parent.parent
-ATARI = "--no-compile --no-tensorboard --threads 1 --env-threads 1 --metrics-frequency 0 --ntk-frequency 0"
+ATARI = (
+    "--no-compile --no-tensorboard --threads 1 --env-threads 1 --metrics-frequency 0 "
+    "--ntk-frequency 0"
+)
 SCRIPTS = {  # flags of a training of some seconds, and the step at which the signal comes
     sac_continuous: (
-        "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 200 --learning-starts 50 --widths 8 8 --batch-size 8 "
-        "--eval-frequency 100 --num-eval-episodes 1 --log-frequency 10 --metrics-frequency 0 --ntk-frequency 0 "
+        "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 200 --learning-starts 50 "
+        "--widths 8 8 --batch-size 8 "
+        "--eval-frequency 100 --num-eval-episodes 1 --log-frequency 10 --metrics-frequency 0 "
+        "--ntk-frequency 0 "
         "--no-compile --no-tensorboard --threads 1",
         100,
     ),
@@ -39,17 +47,20 @@ SCRIPTS = {  # flags of a training of some seconds, and the step at which the si
         64,
     ),
     pqn_atari: (
-        f"{ATARI} --num-envs 4 --num-test-envs 1 --num-steps 8 --num-minibatches 4 --total-timesteps 128 "
+        f"{ATARI} --num-envs 4 --num-test-envs 1 --num-steps 8 --num-minibatches 4 "
+        "--total-timesteps 128 "
         "--log-frequency 32",
         64,
     ),
     continual_supervised: (
-        "--num-seeds 2 --num-tasks 2 --epochs 2 --num-train 64 --log-frequency 4 --no-compile --no-tensorboard "
+        "--num-seeds 2 --num-tasks 2 --epochs 2 --num-train 64 --log-frequency 4 --no-compile "
+        "--no-tensorboard "
         "--threads 1 --metrics-samples 0 --ntk-samples 0",
         8,
     ),
     function_approximation: (
-        "--activations relu tanh --deep-activations --shallow-units 8 --learning-rates 1e-2 --total-steps 60 "
+        "--activations relu tanh --deep-activations --shallow-units 8 --learning-rates 1e-2 "
+        "--total-steps 60 "
         "--num-seeds 2 --table1-neurons 0 --no-compile --no-tensorboard --threads 1",
         40,
     ),
@@ -194,7 +205,8 @@ def test_ctrl_c_stops_in_one_line_and_exits_with_130():
 
 
 def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
-    """A terminal signals the whole group: the compiler dies, torch.compile fails, and the run is interrupted."""
+    """A terminal signals the whole group: the compiler dies,
+    torch.compile fails, and the run is interrupted."""
     run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
     args = sac_continuous.Args(compile=False, tensorboard=False)
     with pytest.raises(SystemExit) as stop, runlog.open_batches([run], args):
@@ -221,7 +233,10 @@ def test_a_signal_at_the_very_end_is_told(tmp_path, capsys):
 
 
 def test_ctrl_c_before_the_training_leaves_no_traceback():
-    code = "import os, runlog, signal\nwith runlog.exit_on_user_error():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    code = (
+        "import os, runlog, signal\nwith runlog.exit_on_user_error():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
@@ -253,7 +268,8 @@ def test_a_save_by_the_clock_changes_no_row(tmp_path):
 
 
 def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkeypatch):
-    """With --policy-frequency the row of losses holds the actor's newest update, which may come before the save."""
+    """With --policy-frequency the row of losses holds the actor's newest update,
+    which may come before the save."""
     flags = f"{SCRIPTS[sac_continuous][0]} --policy-frequency 7"
     asked = []
     is_due = runlog.SaveTimes.is_due

@@ -1,4 +1,7 @@
-"""Grids, cells, run folders and wrong input of scripts/sweep.py. `pytest -q tests/test_sweep.py` (about 15 s)."""
+"""Grids, cells, run folders and wrong input of scripts/sweep.py.
+
+`pytest -q tests/test_sweep.py` (about 15 s).
+"""
 
 import contextlib
 import dataclasses
@@ -197,7 +200,8 @@ def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monke
 
 def test_a_sequence_of_tasks_is_planned_at_its_length():
     (process,) = plan(
-        "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} --steps-per-task 10000"
+        "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} "
+        "--steps-per-task 10000"
     )
     args = runlog.parse_args(sac_continuous.Args, process["argv"][1:])
     (run,) = runlog.seed_runs(dataclasses.replace(args, total_timesteps=20_000), "sac_continuous")
@@ -368,7 +372,8 @@ def test_paths_with_control_characters_are_refused(flag, value, tmp_path, monkey
 
 
 def sbatch_words(line: str) -> list[str]:
-    """As sbatch 22.05 reads a #SBATCH line (_get_argument of sbatch/opt.c): quotes of both kinds, backslash escapes."""
+    """As sbatch 22.05 reads a #SBATCH line (_get_argument of sbatch/opt.c):
+    quotes of both kinds, backslash escapes."""
     return shlex.split(line.removeprefix("#SBATCH "))
 
 

@@ -1,4 +1,5 @@
-"""How a sweep stops and goes on, and what it makes of folders that are full, locked or somebody else's.
+"""How a sweep stops and goes on, and what it makes of folders that are full,
+locked or somebody else's.
 
 `pytest -q tests/test_sweep_stop.py` (about 1 min).
 """
@@ -110,7 +111,8 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
 
 
 def test_started_in_the_background_of_a_script(tmp_path):
-    """There a shell ignores SIGINT, which children inherit: SIGTERM must do, and they must hear Ctrl-C of their own."""
+    """There a shell ignores SIGINT, which children inherit:
+    SIGTERM must do, and they must hear Ctrl-C of their own."""
     words = [
         sys.executable,
         str(ROOT / "scripts" / "sweep.py"),
@@ -146,7 +148,8 @@ def test_started_in_the_background_of_a_script(tmp_path):
 
 
 def test_a_training_that_its_user_stops(tmp_path):
-    """Goes on once in the same sweep; stopped again it is left, no failure; the same command then ends it."""
+    """Goes on once in the same sweep; stopped again it is left, no failure;
+    the same command then ends it."""
     command = grid(1, 40, 0.05, RARELY)
     first = fork(tmp_path, command)
     for part in (1, 2):
@@ -185,7 +188,7 @@ def test_an_array_task_saves_and_goes_on(tmp_path):
     check_no_step_was_lost(tmp_path, 1, 40)
 
 
-# ---- states of the machine -------------------------------------------------------------------------------------------
+# ---- states of the machine -----------------------------------------------------------------------
 
 
 FOREIGN = [
@@ -236,7 +239,8 @@ def test_foreign_files_are_no_state(content, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("blocked", ["manifest.jsonl/x", "state", "logs", ".lock/x"])
 def test_what_cannot_be_written_is_one_line(blocked, tmp_path):
-    """A file where a folder should be, or a folder where a file should be, stands for a full disk: an OSError."""
+    """A file where a folder should be, or a folder where a file should be, stands for a full disk:
+    an OSError."""
     path = tmp_path / "runs" / "sweeps" / "drill" / blocked
     path.parent.mkdir(parents=True)
     path.touch()

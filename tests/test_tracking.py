@@ -1,4 +1,7 @@
-"""The mirrors of scalars.csv, read back: TensorBoard events and W&B offline. `pytest -q tests/test_tracking.py`."""
+"""The mirrors of scalars.csv, read back: TensorBoard events and W&B offline.
+
+`pytest -q tests/test_tracking.py`.
+"""
 
 import json
 import os
@@ -20,7 +23,8 @@ CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": [3, 2]}}
 
 
 def session(root, steps, checkpoint=None, seed=1, **kwargs):
-    """Log a line of slope 2, an image and a histogram; checkpoint at one step; stop without finishing."""
+    """Log a line of slope 2, an image and a histogram;
+    checkpoint at one step; stop without finishing."""
     run = Run(root, f"toy__s{seed}", {**CONFIG, "seed": seed}).open(**kwargs)
     run.load_checkpoint()
     imsave(run.folder / "kde.png", np.random.default_rng(0).random((8, 6, 3)))
@@ -34,7 +38,8 @@ def session(root, steps, checkpoint=None, seed=1, **kwargs):
 
 
 def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch):
-    # The name of an event file ends with a count of this process, and TensorBoard reads 10 before 9.
+    # The name of an event file ends with a count of this process,
+    # and TensorBoard reads 10 before 9.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = session(tmp_path, range(10, 51, 10), checkpoint=30)
     run.close()
@@ -118,7 +123,8 @@ def test_a_thread_of_another_keeps_its_traceback(tmp_path, capsys):
 
 
 def records(folder):
-    """The header and the history of an offline W&B run, read back with its own command line tool."""
+    """The header and the history of an offline W&B run,
+    read back with its own command line tool."""
     (path,) = folder.glob("*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -226,7 +232,8 @@ def test_the_death_of_wandbs_service_ends_no_run(tmp_path, when):
 def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_path):
     code = (
         "import os, sys, time, runlog\n"
-        "run = runlog.Run(sys.argv[1], 'toy', {'env_id': 'toy'}).open(wandb_kwargs={'project': 'toys'})\n"
+        "run = runlog.Run(sys.argv[1], 'toy', {'env_id': 'toy'}).open(wandb_kwargs={'project': "
+        "'toys'})\n"
         "for step in range(1, 31):\n"
         "    run.log(step, {'a': float(step)})\n"
         f"time.sleep({2 * mirrors.WANDB_FLUSH_SECONDS})\n"
@@ -254,7 +261,8 @@ def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
 
 
 def check_in(folder, body, **env):
-    """What a fresh process in `folder`, at home there, prints that runs `body`, without "wandb: ..." lines."""
+    """What a fresh process in `folder`, at home there, prints that runs `body`, without "wandb:
+    ..." lines."""
     environment = own_environment(HOME=str(folder), NETRC=str(folder / "none"), **env)
     code = (
         f"import runlog\nfrom runlog import mirrors\nwith runlog.exit_on_user_error():\n    {body}"
@@ -290,7 +298,10 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
 )
 def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, project, env, told):
     body = "import sac_continuous as s; args = s.Args(track=True, compile=False, runs_dir='runs', "
-    body += f"wandb_project={project!r}); runlog.open_batches(runlog.seed_runs(args, 'sac'), args).__enter__()"
+    body += (
+        f"wandb_project={project!r}); runlog.open_batches(runlog.seed_runs(args, 'sac'), "
+        "args).__enter__()"
+    )
     done = check_in(tmp_path, body, **env)
     assert done.returncode == 2 and done.stdout == "", done
     (line,) = done.stderr.splitlines()

@@ -1,9 +1,10 @@
 """A stand-in for a training script in the tests of sweeps: starts in no time, and tells on itself.
 
-Its folder has the name, the lock and the meta.json that runlog would give it. Every step appends "step pid" to
-steps.txt, which nothing ever shortens: so a test sees steps done twice, two processes at once, starts from zero.
-As the training scripts do, asked to stop by SIGINT, SIGTERM or SIGHUP it finishes its step, saves, and exits with 128 +
-the signal's number; a second signal, more than a second later, ends it at once; what was ignored at its start stays so.
+Its folder has the name, the lock and the meta.json that runlog would give it. Every step appends
+"step pid" to steps.txt, which nothing ever shortens: so a test sees steps done twice, two processes
+at once, starts from zero. As the training scripts do, asked to stop by SIGINT, SIGTERM or SIGHUP it
+finishes its step, saves, and exits with 128 + the signal's number; a second signal, more than a
+second later, ends it at once; what was ignored at its start stays so.
 """
 
 import argparse

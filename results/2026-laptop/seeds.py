@@ -1,4 +1,5 @@
-"""sac/seeds.csv: last values of every seed. sac/layers.csv: first and last values, means over seeds and critics.
+"""sac/seeds.csv: last values of every seed. sac/layers.csv:
+first and last values, means over seeds and critics.
 
 From the repository's root: python results/2026-laptop/seeds.py runs/laptop results/2026-laptop/sac
 """
