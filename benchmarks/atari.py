@@ -48,9 +48,7 @@ class Args:
     algorithms: tuple[str, ...] = ("pqn", "ppo", "dqn")
     parts: tuple[str, ...] = PARTS
     activation: str = "relu"
-    steps: int = (
-        40_000  # environment steps of pqn and ppo; dqn plays a quarter, after its learning starts
-    )
+    steps: int = 40_000  # environment steps of pqn and ppo; a quarter for dqn, once it learns
     seconds: float = 20.0  # of env and of each batch size of floor
     num_envs: int | None = None  # training games; None = the script's default
     metrics_frequency: int = 100_000

@@ -1,7 +1,8 @@
 """Speed on a GPU: one command, under five minutes, one JSON file and a table in Markdown.
 
     python benchmarks/gpu.py --out results/gpu.json
-    python benchmarks/gpu.py --device cpu --quick --no-compile --out /tmp/gpu.json   # tries the code, for no numbers
+    # tries the code, for no numbers:
+    python benchmarks/gpu.py --device cpu --quick --no-compile --out /tmp/gpu.json
 
 Every job is a process of its own (benchmarks/gpu_parts.py). All start at once, so that they compile
 at the same time; each waits when it has warmed up, and they are measured one after the other while

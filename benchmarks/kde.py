@@ -111,8 +111,10 @@ def main():
         "git": commit + ("-dirty" if dirty else ""),
         "hardware": f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "torch_threads": args.threads,
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__}, "
-        f"numpy {np.__version__}",
+        "versions": (
+            f"python {platform.python_version()}, torch {torch.__version__}, "
+            f"scipy {scipy.__version__}, numpy {np.__version__}"
+        ),
         "neurons": args.neurons,
         "samples": args.samples,
         "ours_wall_s": ours_wall,

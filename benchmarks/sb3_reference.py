@@ -1,8 +1,8 @@
 """Learning curves of Stable-Baselines3's SAC on the budget of one of our studies,
 as a reference: long CSV.
 
-    python benchmarks/sb3_reference.py --env-id dm_control/cartpole-swingup-v0 --utd 2 --total-timesteps 30000 \\
-        --seeds 1 2 3 --out results/2026-sac-cartpole/sb3.csv
+    python benchmarks/sb3_reference.py --env-id dm_control/cartpole-swingup-v0 --utd 2 \\
+        --total-timesteps 30000 --seeds 1 2 3 --out results/2026-sac-cartpole/sb3.csv
 
 SB3's own defaults except for what makes the budget equal: widths 256, 256, the same random steps,
 updates per step and evaluation (deterministic episodes, raw return). Its target entropy stays -|A|,

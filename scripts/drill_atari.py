@@ -1,7 +1,8 @@
 """Kills each Atari script with SIGKILL at random moments,
 --kills times, and starts the same command again each time.
 
-    python scripts/drill_atari.py                 # 5 kills each; about 10 minutes on one core of an AMD EPYC, 1 GB
+    # 5 kills each; about 10 minutes on one core of an AMD EPYC, 1 GB
+    python scripts/drill_atari.py
 
 The games are real, and begin anew at each start, so returns differ from those of a run that nobody
 disturbed. All else must agree with it: which rows there are of losses, schedules and network
@@ -31,13 +32,20 @@ COMMON = (
 )
 COMMON += " --metrics-samples 64 --activation tanh_hr --num-eval-episodes 2"
 SCRIPTS = {
-    "dqn_atari": "--total-timesteps 4000 --learning-starts 400 --checkpoint-frequency 100 --log-frequency 50"
-    " --metrics-frequency 500 --buffer-size 2000 --exploration-steps 2000 --target-frequency 100 "
-    "--eval-frequency 4000",
-    "ppo_atari": "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 128 --metrics-frequency 2048"
-    " --num-steps 32",
-    "pqn_atari": "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 256 --metrics-frequency 2048"
-    " --num-envs 16 --num-steps 16 --num-minibatches 4 --num-test-envs 2 --eval-frequency 4096",
+    "dqn_atari": (
+        "--total-timesteps 4000 --learning-starts 400 --checkpoint-frequency 100 "
+        "--log-frequency 50 --metrics-frequency 500 --buffer-size 2000 --exploration-steps 2000 "
+        "--target-frequency 100 --eval-frequency 4000"
+    ),
+    "ppo_atari": (
+        "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 128 "
+        "--metrics-frequency 2048 --num-steps 32"
+    ),
+    "pqn_atari": (
+        "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 256 "
+        "--metrics-frequency 2048 --num-envs 16 --num-steps 16 --num-minibatches 4 "
+        "--num-test-envs 2 --eval-frequency 4096"
+    ),
 }
 
 

@@ -22,10 +22,14 @@ from drill_atari import finish, start
 
 COMMON = "--num-seeds 2 --no-compile --no-tensorboard --device cpu --threads 1"
 SCRIPTS = {
-    "continual_supervised": "--num-tasks 4 --epochs 30 --tasks permuted_labels --activation crational --redo"
-    " --checkpoint-frequency 150 --log-frequency 150 --metrics-samples 64 --ntk-samples 32",
-    "function_approximation": "--total-steps 3000 --deep-activations --activations tanh_hr crational --log-frequency 10"
-    " --checkpoint-frequency 100 --learning-rates 1e-3 1e-2 --table1-neurons 0",
+    "continual_supervised": (
+        "--num-tasks 4 --epochs 30 --tasks permuted_labels --activation crational --redo "
+        "--checkpoint-frequency 150 --log-frequency 150 --metrics-samples 64 --ntk-samples 32"
+    ),
+    "function_approximation": (
+        "--total-steps 3000 --deep-activations --activations tanh_hr crational --log-frequency 10 "
+        "--checkpoint-frequency 100 --learning-rates 1e-3 1e-2 --table1-neurons 0"
+    ),
 }
 
 

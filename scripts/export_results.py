@@ -24,7 +24,8 @@ import runlog
 from plots import aggregation, exported, reading, recording, variants
 
 METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of the first critic
-    "charts/window_return": "return of training games",  # made here: means over windows of a fortieth of the run
+    # made here: means over windows of a fortieth of the run
+    "charts/window_return": "return of training games",
     "eval/episodic_return": "evaluation return",
     "eval/success": "success rate (any step)",
     "overestimation/mean": "overestimation Q - G",
@@ -61,12 +62,8 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 class Args:
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders of one setting
     out: Path  # folder of the study
-    by: tuple[
-        str, ...
-    ] = ()  # settings that differ between the runs, as config.json names them: each value is a curve
-    reference: tuple[
-        Path, ...
-    ] = ()  # CSV files of the form of curves.csv, drawn along, copied into the folder
+    by: tuple[str, ...] = ()  # settings of config.json that differ: a curve for each value
+    reference: tuple[Path, ...] = ()  # further curves.csv files: drawn along, copied to the folder
 
 
 def main(args: Args) -> None:

@@ -1,9 +1,9 @@
 """Runs a grid of plain commands, on local slots,
 with Ray on several machines, or as a Slurm array (docs/sweeps.md).
 
-    python scripts/sweep.py 'sac_continuous.py --activation {relu,crational} --seed {1..10}' --slots 2
-    python scripts/sweep.py 'pqn_atari.py --env-id {Breakout,Pong} --activation {relu,tanh_hr} --seed {1..5}' --ray
-    python scripts/sweep.py 'dqn_atari.py --env-id Pong --activation {relu,tanh} --seed {1..5}' --slurm sweep.sbatch
+    python scripts/sweep.py 'sac_continuous.py --activation {relu,crational} --seed {1..10}'
+    python scripts/sweep.py 'pqn_atari.py --env-id {Breakout,Pong} --seed {1..5}' --ray
+    python scripts/sweep.py 'dqn_atari.py --activation {relu,tanh} --seed {1..5}' --slurm dqn.sbatch
 
 Braces expand as in bash. Seeds of one cell share a process where the script trains seeds together.
 Finished runs are skipped, interrupted ones resume: after a crash, Ctrl-C, SIGTERM or a lost machine
@@ -39,38 +39,25 @@ LOST_NODES = 10  # Ray starts a task anew so many times when its machine or work
 MAX_SLOTS = 10_000  # on one machine: more is a slip of the finger
 
 
+Grids = tyro.conf.Positional[tuple[str, ...]]
+
+
 @dataclasses.dataclass
 class Args:
-    grids: tyro.conf.Positional[
-        tuple[str, ...]
-    ] = ()  # quoted commands with {a,b} and {1..10}; - reads stdin, one a line
-    name: str | None = (
-        None  # of the sweep: its manifest, logs and state are in RUNS_DIR/sweeps/NAME; None = from the grid
-    )
+    grids: Grids = ()  # quoted commands with {a,b} and {1..10}; - reads stdin, one a line
+    name: str | None = None  # folder of the sweep, RUNS_DIR/sweeps/NAME; None = from the grid
     runs_dir: str | None = None  # --runs-dir of every command that has none of its own; None = runs
     dry_run: bool = False  # print the commands that are left, and stop
-    limit: int | None = (
-        None  # start at most so many processes this time; 0 = only tell how the sweep stands
-    )
+    limit: int | None = None  # most processes to start this time; 0 = only tell how it stands
     only_failed: bool = False  # start only what failed the last time
-    retries: int = (
-        1  # further attempts of a process that crashes (they resume); a user error gets none
-    )
-    seeds_per_process: int = (
-        0  # most seeds of a cell in one process, for scripts that train them together; 0 = all
-    )
-    patience: float = (
-        sweep_task.PATIENCE
-    )  # seconds that processes get to save a checkpoint when the sweep is stopped
+    retries: int = 1  # further attempts after a crash (they resume); a user error gets none
+    seeds_per_process: int = 0  # most seeds of a cell that train in one process; 0 = all
+    patience: float = sweep_task.PATIENCE  # seconds to save a checkpoint when the sweep is stopped
     threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
     slots: int | None = None  # processes at a time; None = one per GPU or, without any, per core
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
-    gpus: str | None = (
-        None  # which GPUs, such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all there are
-    )
-    ray: tuple[str, ...] | None = (
-        None  # run on Ray: the cluster of this ADDRESS, or without one a local one
-    )
+    gpus: str | None = None  # such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all
+    ray: tuple[str, ...] | None = None  # run on Ray: the cluster at ADDRESS, or a local one
     slurm: str | None = None  # write this sbatch file, to be submitted by hand, and stop
 
 
@@ -618,7 +605,8 @@ def run_all(
         engine = RayTasks(sweep, args, threads, request)
     else:
         engine = LocalSlots(sweep, places, args.patience, request)
-    request.listen()  # not before: Ray has handlers of its own, and while it starts Ctrl-C may just end us
+    # Not before: Ray has handlers of its own, and while it starts Ctrl-C may just end us.
+    request.listen()
     board = Board(sweep, processes, engine, len(places) or None)
     board.done, board.left = sum(map(sweep_task.has_ended, processes)), len(todo)
     killed = 0

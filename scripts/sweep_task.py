@@ -1,7 +1,8 @@
 """Runs one process of a sweep: what a local slot,
 a Ray task and a task of a Slurm array do (docs/sweeps.md).
 
-    python scripts/sweep_task.py runs/sweeps/NAME ID [PATIENCE]    # as the file that `sweep.py --slurm` writes
+    # as the file that `sweep.py --slurm` writes:
+    python scripts/sweep_task.py runs/sweeps/NAME ID [PATIENCE]
 
 The standard library only: an array task waits beside its training process, and torch would cost it
 300 MB. A process is a line of manifest.jsonl: {"id", "argv", "runs": its run folders, "cwd",

@@ -18,10 +18,9 @@ import runlog
 from environments import atari
 
 
+@pytest.mark.usefixtures("short_games")
 @pytest.mark.parametrize("script", TINY)
-def test_a_finished_run_is_measured_again_on_what_it_sees(
-    script, short_games, tmp_path, monkeypatch
-):  # noqa: F811
+def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monkeypatch):
     module, argv = (
         MODULES[script],
         f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}",
@@ -104,9 +103,8 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
     assert few.sample().flatten().tolist() == [0, 1, 2]
 
 
-def test_ppo_measures_on_more_observations_than_an_iteration_has(
-    short_games, tmp_path, monkeypatch
-):  # noqa: F811
+@pytest.mark.usefixtures("short_games")
+def test_ppo_measures_on_more_observations_than_an_iteration_has(tmp_path, monkeypatch):
     """16 observations per iteration, 40 wanted: those of this iteration and of those before it,
     also when resumed."""
     module, argv = (

@@ -109,7 +109,9 @@ def test_dqn_targets_are_those_of_a_slow_loop(double_q):
 
 
 HIDDEN, LAST = {"encoder_activation": ("relu", "relu", "crelu")}, {"activation": "tanh_hr"}
-COUNTS = [  # facts of HR's Table 3, and our own under one convention: weights, biases and norms of all layers and head
+# Facts of HR's Table 3, and our own under one convention: weights, biases and norms of all layers
+# and head.
+COUNTS = [
     ("dqn_atari", 1_687_206, {}),
     ("dqn_atari", 3_293_350, LAST),
     ("dqn_atari", 3_292_838, HIDDEN),

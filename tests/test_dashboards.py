@@ -93,7 +93,8 @@ def folder(tmp_path_factory):
         )
         run(
             function_approximation,
-            f"{fit} --activations tanh_hr --learning-rates 1e-3 --num-seeds 1 --tensorboard".split(),
+            f"{fit} --activations tanh_hr --learning-rates 1e-3 --num-seeds 1 "
+            "--tensorboard".split(),
         )
     return folder
 

@@ -480,7 +480,9 @@ def test_a_module_of_the_current_folder(tmp_path, monkeypatch, capfd):
     assert env.reset()[0].shape == (2,)
     for env_id, told in {
         "my_worlds:Mime-v0": "unknown; did you mean my_worlds:Mine-v0",
-        "my_words:Mine-v0": "cannot import my_words .ModuleNotFoundError.*start where Python finds the module",
+        "my_words:Mine-v0": (
+            "cannot import my_words .ModuleNotFoundError.*start where Python finds the module"
+        ),
     }.items():
         with pytest.raises(runlog.UserError, match=f"--env-id {env_id}: {told}"):
             make_env(env_id, 0, 1, "train")

@@ -91,7 +91,8 @@ def test_one_picture_of_each_kind_is_drawn_in_a_copy_as_it_is_committed(tmp_path
         assert likeness(copy, committed) > LIKE, committed
 
 
-LIKE = 0.9  # two drawings of the same data; fonts and layout differ a little between versions of matplotlib
+# Two drawings of the same data: fonts and layout differ a little between versions of matplotlib.
+LIKE = 0.9
 
 
 def likeness(new: Path, old: Path) -> float:

@@ -148,7 +148,10 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
 VARIANTS = {
     "--utd 2 --policy-frequency 2 --layer-norm": 82,
     "--activation tanh_hr --async-envs --num-seeds 2": 41,
-    "--activation rational --rational.learning-rate 1e-3 --rational.coefficient-weight-decay 0.1": 41,
+    (
+        "--activation rational --rational.learning-rate 1e-3 "
+        "--rational.coefficient-weight-decay 0.1"
+    ): 41,
     "--activation crational --rational.share-across-layers --rational.form B --utd 2": 82,
     "--activation identity*silu+tanh --env-id Hopper-v5 --widths 6": 41,
     "--policy-frequency 2": 41,

@@ -162,12 +162,16 @@ def test_cells_of_seeds_and_of_scripts():
 
 
 MAINS = {
-    "sac_continuous": "--env-id Pendulum-v1 --activation tanh_hr --seed 3 --num-seeds 2 --rational.init-scale 2",
+    "sac_continuous": (
+        "--env-id Pendulum-v1 --activation tanh_hr --seed 3 --num-seeds 2 --rational.init-scale 2"
+    ),
     "dqn_atari": "--env-id ALE/Pong-v5 --activation crelu --seed 2",
     "ppo_atari": "--env-id Pong --width 64",
     "pqn_atari": "--env-id Breakout --encoder-activation relu",
     "continual_supervised": "--activation rational --seed 4 --num-seeds 3 --tasks permuted_labels",
-    "function_approximation": "--activations relu tanh_hr --learning-rates 1e-3 1e-2 --seed 2 --num-seeds 2",
+    "function_approximation": (
+        "--activations relu tanh_hr --learning-rates 1e-3 1e-2 --seed 2 --num-seeds 2"
+    ),
 }
 
 

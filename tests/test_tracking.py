@@ -183,7 +183,8 @@ import torch
 import runlog
 root, when = sys.argv[1:]
 def kill_the_service():
-    children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
+    command = ["pgrep", "-P", str(os.getpid())]
+    children = subprocess.run(command, capture_output=True, text=True).stdout.split()
     for child in children:
         name = open(f"/proc/{child}/comm").read() if os.path.exists(f"/proc/{child}/comm") else ""
         if name.startswith("wandb"):
@@ -191,7 +192,9 @@ def kill_the_service():
             return
     raise AssertionError("no service")
 with runlog.exit_on_user_error():
-    runs = [runlog.Run(root, f"toy__s{seed}", {"env_id": "toy", "seed": seed}) for seed in (1, 2, 3)]
+    runs = []
+    for seed in (1, 2, 3):
+        runs.append(runlog.Run(root, f"toy__s{seed}", {"env_id": "toy", "seed": seed}))
     for run in runs:
         run.open(wandb_kwargs={"project": "toys"})
     for step in range(1, 41):

@@ -64,7 +64,9 @@ stops = []
 
 def note_stop(number: int, frame) -> None:
     if stops and time.monotonic() < stops[0][1] + 1:
-        return  # from Slurm, say, which signals every process of a job, and from the sweep's task, which passes it on
+        # From Slurm, say, which signals every process of a job, and from the sweep's task,
+        # which passes it on.
+        return
     if stops:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -96,7 +98,9 @@ def main(args: Args) -> None:
         while step < args.total:
             step += 1
             print(step, os.getpid(), file=steps, flush=True)
-            if args.fail:  # before the checkpoint: else the run would be through after as many attempts as it has steps
+            # Before the checkpoint: else the run would be through after as many attempts as it has
+            # steps.
+            if args.fail:
                 print("this is the end", flush=True)
                 sys.exit(args.fail)
             if stops:
