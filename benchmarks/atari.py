@@ -103,7 +103,8 @@ def script_args(args: Args, module, **flags):
     if hasattr(script, "eval_frequency"):
         script = dataclasses.replace(script, eval_frequency=10**9)
     if hasattr(script, "train_frequency"):  # dqn
-        starts, steps = 2_000, args.steps // 4
+        starts = 2_000
+        steps = args.steps // 4
         flags |= {
             "learning_starts": starts,
             "total_timesteps": starts + steps,
@@ -177,13 +178,15 @@ def env_alone(args: Args, module, name: str) -> dict:
     games = module.make_games(script, script.num_envs + num_test)
     rng = np.random.default_rng(0)
     games.reset(1, "games", 0)
-    steps, start = 0, None
+    steps = 0
+    start = None
     while start is None or time.perf_counter() - start < args.seconds:
         for _ in range(max(1, 256 // games.num_envs)):
             games.step(rng.integers(games.num_actions, size=games.num_envs))
             steps += script.num_envs
         if start is None:
-            steps, start = 0, time.perf_counter()
+            steps = 0
+            start = time.perf_counter()
     return {"steps_per_second": steps / (time.perf_counter() - start), "num_envs": script.num_envs}
 
 
@@ -216,13 +219,15 @@ def floor(args: Args, module, name: str) -> dict:
     """Environment steps per second if only the convolutions and matrix products of the learner took
     time."""
     runlog.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
-    script, device = script_args(args, module), runlog.find_device(args.device)
+    script = script_args(args, module)
+    device = runlog.find_device(args.device)
     network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
     weights = [
         [b.linear.weight.detach().requires_grad_() for b in layer.branches] for layer in layers
     ]
-    sizes, strides = (84, 20, 9), (4, 2, 1)
+    sizes = (84, 20, 9)
+    strides = (4, 2, 1)
 
     def products(batch: int, backward: bool) -> float:
         """Seconds of one pass over all layers."""
@@ -245,7 +250,8 @@ def floor(args: Args, module, name: str) -> dict:
                 torch.cuda.synchronize()
 
         one_pass()
-        number, start = 0, time.perf_counter()
+        number = 0
+        start = time.perf_counter()
         while number < 3 or time.perf_counter() - start < args.seconds:
             one_pass()
             number += 1
@@ -338,7 +344,8 @@ def sb3(args: Args, module, name: str) -> dict:
             exploration_final_eps=0.1,
             policy_kwargs={"optimizer_kwargs": {"eps": script.adam_eps}},
         )
-        warm_up, steps = 2_000, args.steps // 4
+        warm_up = 2_000
+        steps = args.steps // 4
     else:
         model = PPO(
             **common,
@@ -353,15 +360,18 @@ def sb3(args: Args, module, name: str) -> dict:
             vf_coef=script.value_coefficient,
             max_grad_norm=script.max_grad_norm,
         )
-        warm_up, steps = script.num_envs * script.num_steps, args.steps
+        warm_up = script.num_envs * script.num_steps
+        steps = args.steps
     model.learn(warm_up)
-    before, start = model.num_timesteps, time.perf_counter()
+    before = model.num_timesteps
+    start = time.perf_counter()
     model.learn(steps, reset_num_timesteps=False)
     return {"steps_per_second": (model.num_timesteps - before) / (time.perf_counter() - start)}
 
 
 def child(args: Args) -> dict:
-    (name,), (part,) = args.algorithms, args.parts
+    (name,) = args.algorithms
+    (part,) = args.parts
     module = importlib.import_module(f"{name}_atari")
     if part == "learner":
         module.make_games = FreeGames
@@ -379,7 +389,8 @@ def main(args: Args) -> None:
     if args.child:
         print(json.dumps(child(args)))
         return
-    results, summary = [], {}
+    results = []
+    summary = {}
     for name in args.algorithms:
         for part in args.parts:
             if (name, part) == ("pqn", "sb3") or (

@@ -85,11 +85,13 @@ def plain_loop(activation: str, widths: tuple[int, ...]):
     """What one writes without this project: modules,
     their default initialisation, torch.optim.Adam."""
     function = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
-    sizes, layers = (64, *widths), []
+    sizes = (64, *widths)
+    layers = []
     for i, width in enumerate(widths):
         layers += [nn.Linear(sizes[i], width), function()]
     network = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
-    adam, loss_of = torch.optim.Adam(network.parameters(), 1e-3), nn.CrossEntropyLoss()
+    adam = torch.optim.Adam(network.parameters(), 1e-3)
+    loss_of = nn.CrossEntropyLoss()
 
     def update(images, rows, labels, order):
         logits = network(images[rows].float() / 16.0)
@@ -126,7 +128,8 @@ def updates(args: Args, activation: str) -> dict[str, float]:
     times = {name: [] for name in variants}
     for number in range(args.rounds + 1):  # the first warms up
         for name, (update, shape) in variants.items():
-            rows, labels = torch.randint(1_200, (*shape, 16)), torch.randint(10, (*shape, 16))
+            rows = torch.randint(1_200, (*shape, 16))
+            labels = torch.randint(10, (*shape, 16))
             start = time.perf_counter()
             for _ in range(args.updates):
                 update(images, rows, labels, None)

@@ -50,7 +50,8 @@ class Args:
 
 def make(root: Path, args: Args) -> int:
     """Writes the folders; bytes of scalars.csv in all."""
-    rng, size = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    size = 0
     names = [f"dm_control/task{k}-v0" for k in range(args.runs // 50)]
     for env in names:
         for activation in ("relu", "rational", "crational", "tanh", "tanh_hr"):
@@ -81,10 +82,8 @@ def make(root: Path, args: Args) -> int:
 
 
 def main(args: Args) -> None:
-    seconds, load = (
-        [],
-        Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?",
-    )
+    seconds = []
+    load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         size = make(root, args)

@@ -44,7 +44,8 @@ def activations(neurons: int, samples: int) -> np.ndarray:
 
 def timed(function):
     """(wall seconds, CPU seconds of all threads, result)."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     result = function()
     return time.perf_counter() - wall, time.process_time() - cpu, result
 

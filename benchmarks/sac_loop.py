@@ -43,7 +43,9 @@ def child(args: Args) -> dict:
     import runlog
     import sac_continuous as sac
 
-    seconds, calls, first_update = {}, {}, []
+    seconds = {}
+    calls = {}
+    first_update = []
 
     def timed(owner, name, part):
         inner = getattr(owner, name)

@@ -30,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
 import sac_continuous as sac
 
-OBS_DIM, ACTION_DIM = 17, 6  # those of cheetah-run
+# those of cheetah-run
+OBS_DIM = 17
+ACTION_DIM = 6
 
 
 @dataclasses.dataclass
@@ -155,10 +157,12 @@ def stable_baselines(device: torch.device):
 def measure(args: Args) -> dict:
     """Every variant at args.seeds[0] seeds, in turns."""
     torch._dynamo.config.recompile_limit = 64  # one compiled update per activation in this process
-    device, num_seeds = torch.device(args.device), args.seeds[0]
+    device = torch.device(args.device)
+    num_seeds = args.seeds[0]
     if args.threads:
         torch.set_num_threads(args.threads)
-    variants, first_call = {}, {}
+    variants = {}
+    first_call = {}
     for activation in args.activations:
         for mode in ["compiled", "eager"][: 1 + args.eager]:
             variants[activation, mode], first_call[activation, mode] = ours(
@@ -174,7 +178,8 @@ def measure(args: Args) -> dict:
             run()
     for _ in range(args.rounds):
         for key, run in variants.items():
-            count, start = 0, time.perf_counter()
+            count = 0
+            start = time.perf_counter()
             while time.perf_counter() - start < args.seconds:
                 run()
                 count += 1

@@ -43,12 +43,14 @@ def evaluate(model, env, args: Args, index: int) -> float:
         obs, _ = env.reset(
             options={"number": [2 * index * args.num_eval_episodes + episode]}
         )  # those of our own runs
-        total, done = 0.0, False
+        total = 0.0
+        done = False
         while not done:
             obs, reward, terminated, truncated, _ = env.step(
                 model.predict(obs, deterministic=True)[0]
             )
-            total, done = total + float(reward), terminated or truncated
+            total += float(reward)
+            done = terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
 

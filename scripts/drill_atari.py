@@ -152,7 +152,8 @@ def compare(whole: Path, killed: Path) -> list[str]:
 
 
 def main(args: Args) -> None:
-    problems, moments = [], random.Random(args.seed)
+    problems = []
+    moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         for script in args.scripts:
             whole, killed = (

@@ -50,13 +50,15 @@ def rows(folder: Path) -> dict[str, list[str]]:
 
 
 def main(args: Args) -> None:
-    problems, moments = [], random.Random(args.seed)
+    problems = []
+    moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temp:
         for script in args.scripts:
             whole, killed = (Path(temp) / f"{script}-{name}" for name in ("undisturbed", "killed"))
             begin = time.monotonic()
             finish(start(script, whole, COMMON, SCRIPTS))
-            seconds, kills = time.monotonic() - begin, 0
+            seconds = time.monotonic() - begin
+            kills = 0
             print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
             pause = 0.25 * seconds
             while kills < args.kills:
@@ -70,7 +72,8 @@ def main(args: Args) -> None:
                     finish(process)
                     problems.append(f"{script}: only {kills} kills came before its end")
                     break
-                kills, pause = kills + 1, 1.05 * pause
+                kills += 1
+                pause = 1.05 * pause
                 lines = sum(map(len, rows(killed).values()))
                 print(
                     f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on "

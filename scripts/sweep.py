@@ -161,7 +161,9 @@ class LocalSlots:
         patience: float,
         request: sweep_task.StopRequest,
     ):
-        self.sweep, self.free, self.children = sweep, list(places), {}
+        self.sweep = sweep
+        self.free = list(places)
+        self.children = {}
         self.patience = patience
         self.request = request
 
@@ -176,7 +178,8 @@ class LocalSlots:
         self.children[process["id"]] = sweep_task.start(self.sweep, process, place), process, place
 
     def wait(self, seconds: float) -> list[tuple[dict, int]]:
-        end, ended = time.monotonic() + seconds, []
+        end = time.monotonic() + seconds
+        ended = []
         while not ended and time.monotonic() < end and not self.request.number:
             time.sleep(0.05)
             ended = [
@@ -206,7 +209,8 @@ class RayTasks:
     Ray starts those of a lost machine again."""
 
     def __init__(self, sweep: Path, args: Args, threads: int, request: sweep_task.StopRequest):
-        address, slots_per_gpu = "".join(args.ray), args.slots_per_gpu
+        address = "".join(args.ray)
+        slots_per_gpu = args.slots_per_gpu
         self.patience = args.patience
         self.request = request
         address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -222,8 +226,12 @@ class RayTasks:
         except ImportError:
             told = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
             raise runlog.UserError(told) from None
-        self.ray, self.sweep, self.tasks = ray, sweep.resolve(), {}
-        self.began, self.looked, self.under_way = time.time(), 0.0, []
+        self.ray = ray
+        self.sweep = sweep.resolve()
+        self.tasks = {}
+        self.began = time.time()
+        self.looked = 0.0
+        self.under_way = []
         with runlog.errors_are_user_errors(
             f"--ray {address}: Ray does not start", "check the address"
         ):
@@ -403,7 +411,9 @@ class Board:
     elsewhere a line per event."""
 
     def __init__(self, sweep: Path, processes: Sequence[dict], engine, slots: int | None):
-        self.sweep, self.engine, self.slots = sweep, engine, slots
+        self.sweep = sweep
+        self.engine = engine
+        self.slots = slots
         self.processes = {process["id"]: process for process in processes}
         states = [sweep_task.read_state(sweep, process) for process in processes]
         self.seconds = [state["seconds"] for state in states if state.get("status") == "ended"]
@@ -411,14 +421,17 @@ class Board:
         self.failed = 0
         self.stopped = 0
         self.left = 0
-        self.live, self.height, self.drawn = sys.stdout.isatty(), 0, 0.0
+        self.live = sys.stdout.isatty()
+        self.height = 0
+        self.drawn = 0.0
 
     def time_to_go(self) -> str:
         """Median time of the processes of this sweep that ended, for those in the queue and for
         what is missing of those running, over the slots; nothing is said before one has ended."""
         if not self.seconds:
             return ""
-        median, running = statistics.median(self.seconds), self.engine.running()
+        median = statistics.median(self.seconds)
+        running = self.engine.running()
         rest = (
             sum(max(0.0, median - (time.time() - began)) for _, began in running)
             + median * self.left
@@ -467,7 +480,9 @@ def drive(
 ) -> None:
     """Starts the processes as places get free, until all have ended or failed,
     or a signal asks to stop."""
-    queue, attempts, waiting = list(todo), Counter(), set()
+    queue = list(todo)
+    attempts = Counter()
+    waiting = set()
     while (queue or engine.busy()) and not request.number:
         for process in list(queue):
             if engine.full() or request.number:
@@ -488,10 +503,8 @@ def drive(
                 if isinstance(engine, LocalSlots):
                     board.event(f"started {process['id']}")
         for process, code in engine.wait(1.0):
-            name, seconds = (
-                process["id"],
-                sweep_task.read_state(board.sweep, process).get("seconds", 0.0),
-            )
+            name = process["id"]
+            seconds = sweep_task.read_state(board.sweep, process).get("seconds", 0.0)
             if code == 0:
                 board.done += 1
                 board.seconds.append(seconds)
@@ -608,7 +621,8 @@ def run_all(
     # Not before: Ray has handlers of its own, and while it starts Ctrl-C may just end us.
     request.listen()
     board = Board(sweep, processes, engine, len(places) or None)
-    board.done, board.left = sum(map(sweep_task.has_ended, processes)), len(todo)
+    board.done = sum(map(sweep_task.has_ended, processes))
+    board.left = len(todo)
     killed = 0
     try:
         say(f"{sweep}: {len(todo)} of {len(processes)} processes to run")

@@ -200,7 +200,9 @@ def before_start():
     do not: `&` in a script ignores SIGINT, Ray blocks it.
     """
     linux = sys.platform == "linux"
-    libc, us, set_death_signal = ctypes.CDLL(None), os.getpid(), 1
+    libc = ctypes.CDLL(None)
+    us = os.getpid()
+    set_death_signal = 1
 
     def prepare() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
@@ -335,7 +337,8 @@ def main(argv: list[str]) -> int:
     if len(argv) not in (2, 3) or argv[0].startswith("-"):
         print("usage: sweep_task.py SWEEP_FOLDER ID [PATIENCE]", file=sys.stderr)
         return 0 if argv in (["-h"], ["--help"]) else 2
-    sweep, name = Path(argv[0]), argv[1]
+    sweep = Path(argv[0])
+    name = argv[1]
     try:
         patience = float(argv[2]) if len(argv) == 3 else PATIENCE
     except ValueError:

@@ -43,7 +43,8 @@ def forked(folder: Path, words: tuple[str, ...], variables: dict[str, str]) -> N
     log = os.open(folder / "launcher.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 1), os.dup2(log, 2), os.chdir(folder)
     os.environ.clear(), os.environ.update(environment(**variables))
-    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
     with runlog.exit_on_user_error():
         sys.exit(launcher.main(runlog.parse_args(launcher.Args, [*words, "--name", "drill"])))
 
@@ -118,7 +119,8 @@ def check_exactly_once(folder: Path, runs: int, total: int) -> dict[str, int]:
     """Every run finished once, did all its steps, none twice but for the one in which it was killed
     (its checkpoint comes after it), and no two processes at a time. Returns run -> number of its
     processes."""
-    done, sessions = steps(folder), {}
+    done = steps(folder)
+    sessions = {}
     assert len(done) == runs
     for name, rows in done.items():
         parts = [list(part) for _, part in itertools.groupby(rows, key=lambda row: row[1])]

@@ -11,7 +11,9 @@ from scipy import special
 import activations
 from activations import ACTIVATIONS, Rational, RationalConfig, fit_rational, make_activation, parse
 
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017, eq. 14
+# Klambauer et al. 2017, eq. 14
+SELU_SCALE = 1.0507009873554805
+SELU_ALPHA = 1.6732632423543772
 FORMULAS = {  # float64, numpy and scipy only
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -135,16 +137,12 @@ def test_crelu_joins_the_feature_axis():
 @pytest.mark.parametrize("degrees", DEGREES)
 @pytest.mark.parametrize("constrained", [False, True])
 def test_rational_equals_the_quotient(form, degrees, constrained):
-    module, x = (
-        random_rational(form, *degrees, constrained),
-        [*np.linspace(-6, 6, 97).tolist(), -1e4, -300.0, 1e3, 1e4],
-    )
-    a, b, c, d = (
-        module.numerator.tolist(),
-        module.denominator.tolist(),
-        1.7 if constrained else None,
-        degrees[2],
-    )
+    module = random_rational(form, *degrees, constrained)
+    x = [*np.linspace(-6, 6, 97).tolist(), -1e4, -300.0, 1e3, 1e4]
+    a = module.numerator.tolist()
+    b = module.denominator.tolist()
+    c = 1.7 if constrained else None
+    d = degrees[2]
     assert (len(a), len(b)) == (degrees[0] + (not constrained), degrees[1])
     expected = [quotient(value, form, a, b, c, d) for value in x]
     y = module(torch.tensor(x, dtype=torch.float64)).detach().numpy()
@@ -184,7 +182,8 @@ def test_float32_is_finite_far_out(form, degrees, target):
     )  # the bounds of c
     for constrained, c in [(False, 5.0), *((True, c) for c in scales)]:
         config = RationalConfig(n, m, form, d, c, fit_target=target)
-        module, x = Rational(config, constrained), FAR.clone().requires_grad_()
+        module = Rational(config, constrained)
+        x = FAR.clone().requires_grad_()
         y = module(x)
         grads = torch.autograd.grad(y.sum(), [x, *module.parameters()])
         assert y.isfinite().all() and all(grad.isfinite().all() for grad in grads), (constrained, c)
@@ -249,10 +248,8 @@ def test_fit_of_every_base_name(target, constrained):
 def test_fit_follows_the_range():
     # widening the range by s multiplies a_i by s^(1 - i) and b_j by s^-j for a target with f(s x) =
     # s f(x)
-    (narrow, wide), s = (
-        [fit_rational(RationalConfig(fit_range=(-r, r)), False) for r in (3.0, 5.0)],
-        5 / 3,
-    )
+    narrow, wide = [fit_rational(RationalConfig(fit_range=(-r, r)), False) for r in (3.0, 5.0)]
+    s = 5 / 3
     np.testing.assert_allclose(
         wide[0], [a * s ** (1 - i) for i, a in enumerate(narrow[0])], rtol=1e-3
     )

@@ -63,7 +63,8 @@ class SameGames:
     a life is lost at every seventh step."""
 
     def __init__(self, args, num_envs):
-        self.num_envs, self.num_actions = num_envs, 4
+        self.num_envs = num_envs
+        self.num_actions = 4
 
     def reset(self, seed, *keys):
         self.t = keys[1]

@@ -21,10 +21,8 @@ from environments import atari
 @pytest.mark.usefixtures("short_games")
 @pytest.mark.parametrize("script", TINY)
 def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monkeypatch):
-    module, argv = (
-        MODULES[script],
-        f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}",
-    )
+    module = MODULES[script]
+    argv = f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}"
     args = runlog.parse_args(module.Args, argv.replace("--analyse", "").split())
     args = dataclasses.replace(args, metrics_samples=4_096)  # all that is seen
     module.main(args)
@@ -85,7 +83,8 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monk
 
 
 def test_a_reservoir_holds_every_row_with_the_same_probability():
-    counts, stream = np.zeros(40), torch.arange(40).unsqueeze(1)
+    counts = np.zeros(40)
+    stream = torch.arange(40).unsqueeze(1)
     for seed in range(3_000):
         reservoir = metrics.Reservoir(10, seed)
         for first in range(0, 40, 8):
@@ -107,11 +106,12 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
 def test_ppo_measures_on_more_observations_than_an_iteration_has(tmp_path, monkeypatch):
     """16 observations per iteration, 40 wanted: those of this iteration and of those before it,
     also when resumed."""
-    module, argv = (
-        MODULES["ppo_atari"],
-        f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48",
-    )
-    stored, measured, step, report = [], [], atari.AtariGames.step, reports.network_report
+    module = MODULES["ppo_atari"]
+    argv = f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48"
+    stored = []
+    measured = []
+    step = atari.AtariGames.step
+    report = reports.network_report
 
     def reset_and_store(games, actions):
         result = step(games, actions)

@@ -25,7 +25,8 @@ GAMES = ("Breakout", "Pong", "SpaceInvaders")
 
 def pqn_runs(root, games=GAMES, activations=("relu", "tanh_hr"), seeds=2) -> dict:
     """(activation, game, seed) -> evaluation returns at STEPS."""
-    rng, truth = np.random.default_rng(1), {}
+    rng = np.random.default_rng(1)
+    truth = {}
     for activation in activations:
         for game in games:
             for seed in range(1, seeds + 1):
@@ -51,7 +52,8 @@ def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
     rows = read_csv(tmp_path / "out" / "hr1.csv")
     assert len(rows) == 6
     for row in rows:
-        index, means = STEPS.tolist().index(float(row["step"])), []
+        index = STEPS.tolist().index(float(row["step"]))
+        means = []
         for game in GAMES:
             random, human = plots.statistics.atari_scores()[game]
             scores = [
@@ -81,11 +83,13 @@ def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
 
 def dqn_runs(root) -> dict:
     """(activation, game, seed) -> training returns at steps 1 to 40, dead share at STEPS."""
-    rng, truth = np.random.default_rng(2), {}
+    rng = np.random.default_rng(2)
+    truth = {}
     for activation in ("relu", "tanh", "tanh_hr"):
         for game in GAMES[:2]:
             for seed in (1, 2):
-                returns, dead = rng.normal(10, 5, size=40), rng.random(3)
+                returns = rng.normal(10, 5, size=40)
+                dead = rng.random(3)
                 truth[activation, game, seed] = returns, dead
                 rows = {"charts/episodic_return": (np.arange(1, 41), returns)}
                 rows |= {
@@ -112,11 +116,10 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
         scores
     ) == 3 * 40
     for row in scores:
-        step, window, means = (
-            float(row["step"]),
-            1.0,
-            [],
-        )  # 40 rows on the grid: a fortieth of them is one
+        # 40 rows on the grid: a fortieth of them is one
+        step = float(row["step"])
+        window = 1.0
+        means = []
         for seed in (1, 2):
             normalised = []
             for game in GAMES[:2]:
@@ -215,7 +218,8 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
 
 
 def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
-    truth, kept = sac_runs(tmp_path / "runs"), []
+    truth = sac_runs(tmp_path / "runs")
+    kept = []
     pqn_runs(
         tmp_path / "runs",
         games=sorted(plots.statistics.atari_scores())[:8],

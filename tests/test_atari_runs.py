@@ -104,7 +104,8 @@ LOSSES["ppo_atari"] += ["explained_variance"]
 def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, capfd):
     flags = "--activation tanh_hr --env-id ALE/SpaceInvaders-v5"
     rows = run(script, tmp_path / "a", flags)
-    (folder,), found = (tmp_path / "a").iterdir(), steps_of(rows)
+    (folder,) = (tmp_path / "a").iterdir()
+    found = steps_of(rows)
     assert folder.name.startswith(f"SpaceInvaders__{script}__tanh_hr__s3__")
     period, network = (
         (40, "q") if script == "dqn_atari" else (32, "agent" if script == "ppo_atari" else "q")
@@ -180,7 +181,9 @@ class FakeGames:
     so that a resumed run sees what it would have seen."""
 
     def __init__(self, args, num_envs, **kwargs):
-        self.args, self.num_envs, self.num_actions = args, num_envs, 4
+        self.args = args
+        self.num_envs = num_envs
+        self.num_actions = 4
 
     def frame(self, t: int) -> np.ndarray:
         return np.random.default_rng(t).integers(
@@ -195,8 +198,10 @@ class FakeGames:
         return self.observe()
 
     def step(self, actions):
-        self.t, which = self.t + 1, np.arange(self.num_envs)
-        terminations, truncations = (self.t + which) % 7 == 0, (self.t + which) % 9 == 0
+        self.t += 1
+        which = np.arange(self.num_envs)
+        terminations = (self.t + which) % 7 == 0
+        truncations = (self.t + which) % 9 == 0
         games = []
         if self.t % 20 == 0:
             games = [FinishedGame(int(i), float(self.t + i), self.t + int(i)) for i in which]
@@ -233,7 +238,8 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
     undisturbed = run(script, tmp_path / "a")
     assert len({*undisturbed}) == len(undisturbed)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
-    context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    rng = random.Random(0)
     context.set_forkserver_preload(["test_atari_runs"])
     for kill in range(4):
         process = context.Process(

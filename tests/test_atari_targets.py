@@ -36,7 +36,8 @@ def cases(number: int = 1_000):
     and ends at the last step."""
     rng = np.random.default_rng(0)
     for case in range(number):
-        steps, envs = rng.integers(1, 9), rng.integers(1, 4)
+        steps = rng.integers(1, 9)
+        envs = rng.integers(1, 4)
         ends = rng.integers(0, 4, (steps, envs))  # 0: termination, 1: truncation, else: goes on
         ends[-1] = case % 3 if case % 2 else ends[-1]
         rewards, values, next_values = rng.normal(size=(3, steps, envs))
@@ -57,7 +58,10 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
         for (t, i), value in np.ndenumerate(got):
             # the weighted n-step returns from t on, up to where the game or what is known of it
             # ends
-            total, weight, discount, k = 0.0, 1.0, 1.0, t
+            total = 0.0
+            weight = 1.0
+            discount = 1.0
+            k = t
             while True:
                 total += weight * discount * rewards[k, i]
                 last = terminations[k, i] or truncations[k, i] or k == len(rewards) - 1
@@ -66,7 +70,9 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
                     total += weight * share * discount * gamma * next_values[k, i]
                 if last:
                     break
-                weight, discount, k = weight * q_lambda, discount * gamma, k + 1
+                weight *= q_lambda
+                discount *= gamma
+                k += 1
             assert value == pytest.approx(total, rel=1e-9, abs=1e-9)
 
 
@@ -93,10 +99,14 @@ def test_advantages_are_those_of_a_slow_loop():
 
 @pytest.mark.parametrize("double_q", [True, False])
 def test_dqn_targets_are_those_of_a_slow_loop(double_q):
-    rng, differ = np.random.default_rng(1), 0
+    rng = np.random.default_rng(1)
+    differ = 0
     for _ in range(1_000):
-        size, num_actions, gamma = rng.integers(1, 5), rng.integers(2, 7), rng.uniform()
-        rewards, terminations = rng.normal(size=size), rng.integers(0, 2, size) * 1.0
+        size = rng.integers(1, 5)
+        num_actions = rng.integers(2, 7)
+        gamma = rng.uniform()
+        rewards = rng.normal(size=size)
+        terminations = rng.integers(0, 2, size) * 1.0
         online, target = rng.normal(size=(2, size, num_actions))
         tensors = (torch.from_numpy(x) for x in (rewards, terminations, online, target))
         got = dqn_atari.dqn_target(*tensors, gamma, double_q)
@@ -108,7 +118,8 @@ def test_dqn_targets_are_those_of_a_slow_loop(double_q):
     assert (differ > 500) == double_q
 
 
-HIDDEN, LAST = {"encoder_activation": ("relu", "relu", "crelu")}, {"activation": "tanh_hr"}
+HIDDEN = {"encoder_activation": ("relu", "relu", "crelu")}
+LAST = {"activation": "tanh_hr"}
 # Facts of HR's Table 3, and our own under one convention: weights, biases and norms of all layers
 # and head.
 COUNTS = [
@@ -143,7 +154,8 @@ def test_initial_weights():
     )
     fc = weights["ppo_atari"].fc.branches[0].linear.weight
     torch.testing.assert_close(fc.T @ fc, 2 * torch.eye(512), atol=1e-4, rtol=0)
-    fc, head = weights["pqn_atari"].fc.branches[0].linear.weight, weights["pqn_atari"].q.weight
+    fc = weights["pqn_atari"].fc.branches[0].linear.weight
+    head = weights["pqn_atari"].q.weight
     assert fc.std().item() == pytest.approx((2 / 3136) ** 0.5, rel=0.01)
     assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5 and head.std().item() == pytest.approx(
         512**-0.5, rel=0.05
@@ -196,7 +208,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     for _ in range(2):
         outputs(net).square().sum().backward()
         optimizer.step()
-    old, heads = copy.deepcopy(net), [net.actor, net.critic] if script == "ppo_atari" else [net.q]
+    old = copy.deepcopy(net)
+    heads = [net.actor, net.critic] if script == "ppo_atari" else [net.q]
     moments = {name: optimizer.state[p]["exp_avg_sq"].clone() for name, p in net.named_parameters()}
     names = ["conv1", "conv2", "conv3", "fc"]
     layers = [getattr(net, name) for name in names]
@@ -222,7 +235,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     reads |= dict.fromkeys(("q", "actor", "critic"), outs["fc"])
     before = dict(old.named_parameters())
     for name, p in net.named_parameters():
-        layer, fresh = name.split(".")[0], torch.zeros_like(p, dtype=torch.bool)
+        layer = name.split(".")[0]
+        fresh = torch.zeros_like(p, dtype=torch.bool)
         axes = (
             p.detach().movedim(1, 0) if p.dim() == 2 else p.detach()
         )  # neurons first, then what they read

@@ -45,11 +45,13 @@ class RaggedEpisodes(gym.Env):
     action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
     def __init__(self, render_mode=None):
-        self.episode, self.step_number = -1, 0
+        self.episode = -1
+        self.step_number = 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.episode, self.step_number = self.episode + 1, 0
+        self.episode += 1
+        self.step_number = 0
         return self.observe(), {}
 
     def observe(self):
@@ -68,15 +70,20 @@ gym.register(ENV_ID, RaggedEpisodes)
 def truth(num_steps: int) -> tuple[list, list]:
     """Transitions (obs, reward, termination, next obs),
     and (step of its end, return, length) of each episode."""
-    transitions, ends, episode, at = [], [], 0, 0
+    transitions = []
+    ends = []
+    episode = 0
+    at = 0
     for step in range(1, num_steps + 1):
-        at, total = at + 1, (3 if episode % 2 == 0 else 4)
+        at += 1
+        total = 3 if episode % 2 == 0 else 4
         transitions.append(
             ([episode, at - 1], 10.0 * episode + at, float(at == total == 3), [episode, at])
         )
         if at == total:
             ends.append((step, 10.0 * episode * total + total * (total + 1) / 2, total))
-            episode, at = episode + 1, 0
+            episode += 1
+            at = 0
     return transitions, ends
 
 
@@ -203,7 +210,8 @@ def play(env, moves, **options):
     "env_id", ["dm_control/cartpole-swingup-v0", "metaworld/reach-v3", "Hopper-v5"]
 )
 def test_an_episode_is_its_number_and_can_be_entered_in_the_middle(env_id):
-    env, fresh = make_env(env_id, 1, 7, "train"), make_env(env_id, 1, 7, "train")
+    env = make_env(env_id, 1, 7, "train")
+    fresh = make_env(env_id, 1, 7, "train")
     actions = (
         np.random.default_rng(0).uniform(-1, 1, (8, *env.action_space.shape)).astype(np.float32)
     )

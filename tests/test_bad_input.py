@@ -170,7 +170,8 @@ def test_the_same_from_a_shell(command, tmp_path):
 
 
 def test_a_runs_dir_that_cannot_hold_runs(tmp_path, capfd):
-    file, locked = tmp_path / "file", tmp_path / "locked"
+    file = tmp_path / "file"
+    locked = tmp_path / "locked"
     file.write_text("mine")
     for folder in (file, file / "below"):
         check(

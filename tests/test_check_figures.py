@@ -214,10 +214,8 @@ def test_the_checks_print_commands_that_parse(script, runs, tmp_path):
             file == "sac_continuous.py" and args.num_seeds == 3 and args.total_timesteps == 120_000
         )
         assert args.env_id == ("metaworld/push-v3",) and args.learning_starts == 5_000
-    (_, file, *words), (folder,) = (
-        drawing,
-        {words[words.index("--runs-dir") + 1] for (*words,) in training},
-    )
+    (folder,) = {words[words.index("--runs-dir") + 1] for (*words,) in training}
+    _, file, *words = drawing
     command = runlog.parse_args(figures.Command, words)
     assert (
         file == "figures.py"

@@ -58,24 +58,22 @@ def test_updates_equal_torch_in_float64(flags):
     """The middle one of three seeds against nn.Linear, nn.CrossEntropyLoss and torch.optim.Adam."""
     args = parse(flags)
     learner = script.Learner(args, (1, 8, 8), 10, 16.0, [1, 2, 3], torch.device("cpu"))
-    act, sizes, reference = (
-        {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation],
-        (64, 8, 6),
-        nn.Sequential(),
-    )
+    act = {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation]
+    sizes = (64, 8, 6)
+    reference = nn.Sequential()
     for i, layer in enumerate(learner.network.hidden):
         reference.append(nn.Linear(sizes[i], sizes[i + 1]))
         reference[-1].weight.data = layer.branches[0].linear.weight[1].detach().T.clone()
         reference[-1].bias.data.zero_()
         reference.extend([nn.LayerNorm(sizes[i + 1])] if args.layer_norm else []).append(act())
     reference.append(nn.Linear(6, 10))
-    reference[-1].weight.data, reference[-1].bias.data = (
-        learner.network.head.weight[1].detach().T.clone(),
-        torch.zeros(10),
-    )
+    reference[-1].weight.data = learner.network.head.weight[1].detach().T.clone()
+    reference[-1].bias.data = torch.zeros(10)
     reference.double()
-    adam, loss_of = torch.optim.Adam(reference.parameters(), 1e-3), nn.CrossEntropyLoss()
-    images, generator = some_images(), torch.Generator().manual_seed(0)
+    adam = torch.optim.Adam(reference.parameters(), 1e-3)
+    loss_of = nn.CrossEntropyLoss()
+    images = some_images()
+    generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         rows = torch.randint(300, (3, 10), generator=generator)
         labels = torch.randint(10, (3, 10), generator=generator)
@@ -97,7 +95,8 @@ def test_updates_equal_torch_in_float64(flags):
 
 
 def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_path, monkeypatch):
-    shares, update = [], script.Learner.one_update
+    shares = []
+    update = script.Learner.one_update
 
     def watched(self, *inputs):
         out = update(self, *inputs)
@@ -127,7 +126,8 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         }
         assert layers | own | {"charts/test_accuracy", "task_end/ntk_trace"} <= keys
         for task in range(3):
-            end, each = 12 * (task + 1), epochs[task, :, i]
+            end = 12 * (task + 1)
+            each = epochs[task, :, i]
             assert float(rows[end, "charts/online_accuracy"]) == pytest.approx(
                 each.mean().item(), rel=1e-6
             )
@@ -147,7 +147,8 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
     (rows,) = run(tmp_path, flags).values()
     args = parse(flags)
     tasks = script.validate(args)
-    data, task = tasks.data, tasks.make(5, 2)
+    data = tasks.data
+    task = tasks.make(5, 2)
     state = torch.load(next(tmp_path.glob("*/checkpoint.pt")))["state"]
     learner = script.Learner(args, (1, 8, 8), 10, data.largest, [5], torch.device("cpu"))
     runlog.restore_module(learner, [state["learner"]])
@@ -168,10 +169,8 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
 
 def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_path):
     flags = "--activation rational --redo --redo-period 5 --redo-tau 0.9"
-    batch, alone = (
-        run(tmp_path / "a", f"--num-seeds 3 {flags}"),
-        run(tmp_path / "b", f"--seed 2 {flags}"),
-    )
+    batch = run(tmp_path / "a", f"--num-seeds 3 {flags}")
+    alone = run(tmp_path / "b", f"--seed 2 {flags}")
     (name,) = alone
     assert batch[name].keys() == alone[name].keys()
     for (step, key), value in alone[name].items():
@@ -214,7 +213,9 @@ def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypa
 
 
 def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, monkeypatch):
-    whole, update, calls = run(tmp_path / "a", "--num-seeds 2"), script.Learner.one_update, []
+    whole = run(tmp_path / "a", "--num-seeds 2")
+    update = script.Learner.one_update
+    calls = []
 
     def breaks(self, *inputs):
         calls.append(1)
@@ -224,10 +225,8 @@ def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, mo
 
     monkeypatch.setattr(script.Learner, "one_update", breaks)
     found = run(tmp_path / "b", "--num-seeds 2")
-    (first, second), metas = (
-        found,
-        [json.loads(f.read_text()) for f in sorted((tmp_path / "b").glob("*/meta.json"))],
-    )
+    first, second = found
+    metas = [json.loads(f.read_text()) for f in sorted((tmp_path / "b").glob("*/meta.json"))]
     assert [(meta["status"], meta.get("step")) for meta in metas] == [
         ("diverged", 15),
         ("finished", None),
@@ -240,7 +239,8 @@ def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, mo
 def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
     tmp_path, monkeypatch
 ):
-    update, calls = script.Learner.one_update, []
+    update = script.Learner.one_update
+    calls = []
 
     def breaks(self, *inputs):
         calls.append(1)
@@ -250,7 +250,8 @@ def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
 
     monkeypatch.setattr(script.Learner, "one_update", breaks)
     whole = run(tmp_path / "a", "--num-tasks 5")
-    (rows,), trained = whole.values(), len(calls)
+    (rows,) = whole.values()
+    trained = len(calls)
     assert trained == 24  # the second task to its end
     assert [rows[step, "charts/online_accuracy"] for step in (24, 36, 48, 60)] == [
         rows[12, "charts/online_accuracy"]
@@ -283,7 +284,8 @@ def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
         "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 "
         "--learning-rate 0.01"
     )
-    eager, compiled = run(tmp_path / "a", flags), run(tmp_path / "b", f"{flags} --compile")
+    eager = run(tmp_path / "a", flags)
+    compiled = run(tmp_path / "b", f"{flags} --compile")
     for name, rows in eager.items():
         assert (
             max(float(value) for (_, key), value in rows.items() if key == "redo/recycled_share")

@@ -80,15 +80,15 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
 
 def test_comparisons_are_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
-    base, other = (
-        make_cell(tmp_path, seeds, "tanh"),
-        make_cell(tmp_path, seeds[1:], "tanh_hr"),
-    )  # seed 1 has no partner
+    # seed 1 has no partner
+    base = make_cell(tmp_path, seeds, "tanh")
+    other = make_cell(tmp_path, seeds[1:], "tanh_hr")
     make_cell(tmp_path, seeds, "relu")
     (cells,) = plots.continual.continual_cells(tmp_path).values()
     rows = {row["measure"]: row for row in plots.continual.continual_comparisons(cells)}
     assert {(row["a"], row["b"], row["n"]) for row in rows.values()} == {("tanh_hr", "tanh", 4)}
-    base, late = base[1:], lambda x: x[:, -plots.continual.LATE :].mean(1)
+    base = base[1:]
+    late = lambda x: x[:, -plots.continual.LATE :].mean(1)
     expected = {
         "online accuracy, first task": (other[:, 0], base[:, 0]),
         "online accuracy, late tasks": (late(other), late(base)),
@@ -98,7 +98,8 @@ def test_comparisons_are_scipys_paired_intervals(tmp_path):
         ),
     }
     for measure, (a, b) in expected.items():
-        interval, row = scipy.stats.ttest_rel(a, b).confidence_interval(0.95), rows[measure]
+        interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+        row = rows[measure]
         assert row["difference"] == pytest.approx((a - b).mean()) and row[
             "mean_a"
         ] == pytest.approx(a.mean())
@@ -128,7 +129,8 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
 
 
 def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
-    runs, out = tmp_path / "runs", tmp_path / "out"
+    runs = tmp_path / "runs"
+    out = tmp_path / "out"
     accuracy = {
         (d, a): make_cell(runs, [1, 2, 3], a, d, diverged=[3])
         for d in ("digits", "mnist")
@@ -202,10 +204,8 @@ def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
 
 def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
     """A seed that diverged in its first task, and a study without NTK ranks."""
-    base, other = (
-        make_cell(tmp_path, [1, 2, 3, 4], "tanh"),
-        make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr"),
-    )
+    base = make_cell(tmp_path, [1, 2, 3, 4], "tanh")
+    other = make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")
     (bad,) = tmp_path.glob("*tanh__s4__*")
     (bad / "scalars.csv").write_text("step,key,value,wall_time\n")
     meta = json.loads((bad / "meta.json").read_text()) | {

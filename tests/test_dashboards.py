@@ -58,7 +58,8 @@ for name, best in {"ReachA-v0": 0.5, "ReachB-v0": -0.5}.items():
 def folder(tmp_path_factory):
     """Runs of every kind of script, event files written:
     with success, tasks in a row, a rational, two branches."""
-    folder, draw = tmp_path_factory.mktemp("runs"), runlog.Run.draw
+    folder = tmp_path_factory.mktemp("runs")
+    draw = runlog.Run.draw
 
     def run(script, argv: list[str]) -> None:
         argv = [word for word in argv if word != "--no-tensorboard"]
@@ -77,16 +78,15 @@ def folder(tmp_path_factory):
         )
         sac += " --ntk-frequency 80 --ntk-samples 8 --activation crational"
         run(sac_continuous, test_sac_sequences.command(folder, sac))
-        dqn, ppo = (
-            "--activation tanh*crational --ntk-samples 4",
-            "--metrics-frequency 0 --ntk-frequency 0 --no-redo",
-        )
+        dqn = "--activation tanh*crational --ntk-samples 4"
+        ppo = "--metrics-frequency 0 --ntk-frequency 0 --no-redo"
         for script, flags in {"dqn_atari": dqn, "ppo_atari": ppo}.items():
             flags += (
                 " --total-timesteps 200"  # a multiple of PPO's 16 or not: the last rollout is whole
             )
             run(test_atari_runs.MODULES[script], test_atari_runs.command(script, folder, flags))
-        tiny, fit = test_continual.TINY, test_function_approximation.TINY
+        tiny = test_continual.TINY
+        fit = test_function_approximation.TINY
         run(
             continual_supervised,
             f"{tiny} --num-tasks 1 --metrics-samples 0 --dataset digits".split(),
@@ -116,12 +116,14 @@ class TensorBoard:
 
     def __init__(self, folder):
         multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
-        plugins, self.context = {}, RequestContext()
+        plugins = {}
+        self.context = RequestContext()
         shared = TBContext(
             data_provider=MultiplexerDataProvider(multiplexer, str(folder)), logdir=str(folder)
         )
         shared.plugin_name_to_instance = plugins
-        plugins["scalars"], self.custom = ScalarsPlugin(shared), CustomScalarsPlugin(shared)
+        plugins["scalars"] = ScalarsPlugin(shared)
+        self.custom = CustomScalarsPlugin(shared)
         self.runs = multiplexer.Runs()
 
     def layout(self) -> dict[str, dict[str, list[str]]]:
@@ -277,7 +279,8 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     assert configs and all({"env_id", "activation"} <= {*config} for config in configs)
     keys = set().union(*logged.values())
     images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")}
-    pictures, titles = set(), {}
+    pictures = set()
+    titles = {}
     for name, each in sections.items():
         assert each["flowConfig"]["columnsPerPage"] * each["flowConfig"]["rowsPerPage"] >= len(
             each["panels"]

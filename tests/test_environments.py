@@ -45,21 +45,25 @@ class Toy(gym.Env):
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
     def __init__(self, faults=None):  # no render_mode
-        self.faults, self.kind, self.steps = faults, 0.0, 0
+        self.faults = faults
+        self.kind = 0.0
+        self.steps = 0
 
     def observe(self):
         return np.array([self.np_random.normal(), self.steps], np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.kind, self.steps = self.np_random.random(), 0
+        self.kind = self.np_random.random()
+        self.steps = 0
         if self.faults == "reset" or (self.faults == "some" and self.kind < 0.2):
             raise OSError("no such world")
         return self.observe(), {}
 
     def step(self, action):
         self.steps += 1
-        obs, reward = self.observe(), 1.0
+        obs = self.observe()
+        reward = 1.0
         late = self.steps == 4
         if self.faults == "step" or (self.faults == "some" and late and 0.2 < self.kind < 0.5):
             raise ArithmeticError("bad qacc")
@@ -99,12 +103,16 @@ def run(folder, flags: str) -> dict[str, list[str]]:
 def true_episodes(seed: int, steps: int) -> list[tuple[int, int, int, bool]]:
     """(number, length, failed resets before it, whether a step failed)
     of training with Toy-some, by its rules."""
-    found, number, total = [], -1, 0
+    found = []
+    number = -1
+    total = 0
     while total < steps:
-        number, resets = number + 1, 0
+        number += 1
+        resets = 0
         kind = kind_of(seed, number)
         while kind < 0.2:
-            number, resets = number + 1, resets + 1
+            number += 1
+            resets += 1
             kind = kind_of(seed, number)
         fails = 0.2 < kind < 0.7
         found.append((number, 4 if fails else 10, resets, fails))
@@ -137,7 +145,10 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
     ), told
     for i, seed in enumerate((1, 2)):
         (rows,) = (rows for name, rows in whole.items() if f"__s{seed}__" in name)
-        expected_errors, expected_ends, end, errors = [], [], 0, 0
+        expected_errors = []
+        expected_ends = []
+        end = 0
+        errors = 0
         for _, length, resets, fails in true_episodes(seed, 60):
             if resets:  # of the reset at the end of the episode before
                 errors += resets
@@ -380,7 +391,8 @@ def register(obs=None, act=None) -> str:
     return "Spaces-v0"
 
 
-box, sp = gym.spaces.Box, gym.spaces
+box = gym.spaces.Box
+sp = gym.spaces
 FLAT = {
     6: box(-1, 1, (2, 3), np.float64),
     1: box(-1, 1, (), np.float32),
@@ -619,7 +631,8 @@ def test_dm_control_steps_without_a_graphics_library(monkeypatch):
 @pytest.fixture
 def probes(monkeypatch):
     """Which back ends work, instead of trying them; and what was tried."""
-    works, tried = {"egl"}, []
+    works = {"egl"}
+    tried = []
     graphics._choose.cache_clear()
     for variable in (*graphics.VARIABLES, "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.setenv(variable, "")  # so that it is put back at the end
@@ -715,7 +728,8 @@ def test_dm_control_tasks(task):
 
 
 def test_lqr_has_a_time_limit_and_moderate_rewards():
-    env, truncated = make_env("dm_control/lqr-lqr_2_1-v0", 0, 1, "train"), False
+    env = make_env("dm_control/lqr-lqr_2_1-v0", 0, 1, "train")
+    truncated = False
     env.reset()
     for step in range(1, 1001):
         assert not truncated

@@ -151,7 +151,8 @@ def kde_cells(part) -> list[tuple]:
     colours = [to_hex(colour) for colour in found["frames"].get_edgecolor()]
     cells = []
     for frame, colour, curve in zip(frames, colours, curves, strict=True):
-        (left, bottom), (right, top) = frame.min(0), frame.max(0)
+        left, bottom = frame.min(0)
+        right, top = frame.max(0)
         texts = {"ticks": []}
         for text in panel.texts:
             x, y = text.get_position()
@@ -220,7 +221,8 @@ def test_demo_compares_means_and_bands_over_seeds(tmp_path):
     ):
         lines = {line.get_label(): line for line in panel.get_lines()}
         for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
-            line, steps = lines[f"{name} (n = {len(seeds)})"], np.array([0.0, 100, 200])
+            line = lines[f"{name} (n = {len(seeds)})"]
+            steps = np.array([0.0, 100, 200])
             np.testing.assert_allclose(
                 line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1)
             )

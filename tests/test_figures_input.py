@@ -54,7 +54,8 @@ def error_of(capsys, *args) -> str:
 def three_seeds(root: Path) -> dict:
     """relu 2 seeds, tanh 1 seed and one under way at step 20;
     (activation, seed) -> returns at STEPS."""
-    rng, truth = np.random.default_rng(3), {}
+    rng = np.random.default_rng(3)
+    truth = {}
     for activation in ("relu", "tanh"):
         for seed in (1, 2):
             truth[activation, seed] = score = rng.random(3) * 100
@@ -459,7 +460,8 @@ def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
         tmp_path, "wide", {"env_id": "toy", "activation": "+".join(["tanh"] * 50), "seed": 1}
     )
     run.open(tensorboard=False)
-    x, grid = np.linspace(-1, 1, 64), np.linspace(-10, 10, 201)
+    x = np.linspace(-1, 1, 64)
+    grid = np.linspace(-10, 10, 201)
     for branch in range(50):
         run.log_curve(5, f"network/q/fc1/activation{branch}", grid, np.tanh(grid))
         for neuron in range(16):

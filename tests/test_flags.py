@@ -297,9 +297,11 @@ def test_memory_of_the_atari_networks(activation, encoder, layer_norm):
             activation=activation, encoder_activation=encoder, layer_norm=layer_norm, width=40
         )
         if script is ppo_atari:
-            network, outputs = script.Agent(18, args), 19
+            network = script.Agent(18, args)
+            outputs = 19
         else:
-            network, outputs = script.QNetwork(18, args), 18
+            network = script.QNetwork(18, args)
+            outputs = 18
         size = atari.nature_cnn_size(encoder, activation, 40, layer_norm, outputs)
         assert size.parameters == sum(p.numel() for p in network.parameters())
         with reports.record_layers(network) as records:
@@ -352,7 +354,8 @@ def test_memory_that_is_available(tmp_path):
     here = memory.available_memory(CPU)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < here <= total
-    root, group = tmp_path, tmp_path / "job" / "step"
+    root = tmp_path
+    group = tmp_path / "job" / "step"
     group.mkdir(parents=True)
     for folder, limit, used, cached in ((group, "max", 1, 0), (group.parent, 1000, 700, 200)):
         (folder / "memory.max").write_text(f"{limit}\n")

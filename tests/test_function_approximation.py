@@ -72,7 +72,8 @@ def table(path) -> list[dict]:
 
 
 def test_parameter_counts_are_those_of_the_paper():
-    args, counts = script.Args(), []
+    args = script.Args()
+    counts = []
     for activation, widths in script.architectures(args):
         networks = script.Networks(activation, widths, [1, 2], [1e-3, 1e-3], args, CPU)
         counts.append(sum(p.numel() for p in networks.parameters()) // 2)
@@ -94,14 +95,13 @@ def reference(networks: script.Networks, i: int, name: str):
 
     def linear(module):
         layer = torch.nn.Linear(*module.weight.shape[1:]).double()
-        layer.weight.data, layer.bias.data = (
-            module.weight[i].detach().T.double(),
-            module.bias[i].detach().double(),
-        )
+        layer.weight.data = module.weight[i].detach().T.double()
+        layer.bias.data = module.bias[i].detach().double()
         return layer
 
     layers = [[linear(branch.linear) for branch in layer.branches] for layer in networks.hidden]
-    output, function = linear(networks.output), torch.relu if name == "relu" else torch.tanh
+    output = linear(networks.output)
+    function = torch.relu if name == "relu" else torch.tanh
 
     def forward(x):
         for branches in layers:
@@ -113,7 +113,8 @@ def reference(networks: script.Networks, i: int, name: str):
 
 @pytest.mark.parametrize("name, widths", [("relu", (12,)), ("tanh_hr", (6,)), ("tanh", (8, 8, 8))])
 def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
-    rates, seeds = [1e-3, 1e-2, 1e-2], [1, 1, 4]
+    rates = [1e-3, 1e-2, 1e-2]
+    seeds = [1, 1, 4]
     networks = script.Networks(name, widths, seeds, rates, script.Args(compile=False), CPU)
     loops = [reference(networks, i, name) for i in range(3)]
     x = torch.linspace(-1, 1, 24)
@@ -121,7 +122,8 @@ def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
     x = x.double().unsqueeze(-1)
     y = 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
     for (forward, parameters), rate, ours in zip(loops, rates, losses):
-        adam, theirs = torch.optim.Adam(parameters, lr=rate), []
+        adam = torch.optim.Adam(parameters, lr=rate)
+        theirs = []
         for _ in range(60):
             loss = ((forward(x) - y) ** 2).mean()
             adam.zero_grad()
@@ -165,7 +167,8 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
     compiled = run(tmp_path / "d", f"{one} --compile")
     for rows in (alone, compiled[name]):
         for key in ("losses/mse", "eval/mse"):
-            ours, theirs = values(first[name], key), values(rows, key)
+            ours = values(first[name], key)
+            theirs = values(rows, key)
             assert list(ours) == [0, 10, 20, 30, 40] == list(theirs)
             np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-4)
     keys = {row.split(",")[1] for rows in first.values() for row in rows}
@@ -217,7 +220,8 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
     flags += " --learning-rates 1e-2"
     calm = run(tmp_path / "a", flags)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
-    context, b = multiprocessing.get_context("forkserver"), tmp_path / "b"
+    context = multiprocessing.get_context("forkserver")
+    b = tmp_path / "b"
     context.set_forkserver_preload(["test_function_approximation"])  # one import for all processes
     for delay in (0, 0.1):
         process = context.Process(target=child, args=(str(b), flags))
@@ -279,10 +283,12 @@ def test_table_1_and_a_sum_would_not_pass(expression):
 
 def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     rows = run(tmp_path, "--num-seeds 3 --table1-neurons 60")
-    told, out = capfd.readouterr().out, tmp_path / "function_approximation"
+    told = capfd.readouterr().out
+    out = tmp_path / "function_approximation"
     for name in ("shallow.png", "deep.png", "table1.png"):
         assert imread(out / name).std() > 0.05
-    last, runs = {}, table(out / "runs.csv")
+    last = {}
+    runs = table(out / "runs.csv")
     assert len(runs) == len(rows) == 5 * 2 * 3
     for row in runs:
         curve = values(rows[row["run"]], "eval/mse")

@@ -32,7 +32,10 @@ import sac_continuous
 
 CPU = torch.device("cpu")
 EPS = 1e-2  # of Adam
-OBS, ACTIONS, BATCH, SEEDS = 5, 2, 7, [1, 2]
+OBS = 5
+ACTIONS = 2
+BATCH = 7
+SEEDS = [1, 2]
 SAC = sac_continuous.Args(
     compile=False, widths=(8, 6), activation="crational", learning_rate=1e-2, tau=0.1, utd=4
 )

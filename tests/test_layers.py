@@ -46,7 +46,9 @@ def count(*modules) -> int:
 def nature(encoder, last, norm="none", actions=6):
     """Hidden layers and head of a Q-network on 84x84 frames; `init` saves the seconds of orthogonal
     ones."""
-    options, layers, width = {"init": lambda weight, generator: weight.zero_()}, [], 4
+    options = {"init": lambda weight, generator: weight.zero_()}
+    layers = []
+    width = 4
     for _, out, kernel, stride in NATURE:
         layers.append(conv(width, out, kernel, encoder, stride=stride, layer_norm=norm, **options))
         width = layers[-1].width
@@ -127,7 +129,8 @@ def test_a_stack_of_seeds_equals_its_seeds(name, norm):
             lambda seeds: small_conv(name, seeds=seeds, out_size=(4, 4), **conv_options[1]),
         ),
     ]:
-        stack, singles = make([1, 2, 3]), [make(seed) for seed in (1, 2, 3)]
+        stack = make([1, 2, 3])
+        singles = [make(seed) for seed in (1, 2, 3)]
         expected = torch.stack([layer(data[i]) for i, layer in enumerate(singles)])
         torch.testing.assert_close(stack(data), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
@@ -147,7 +150,8 @@ def test_compiled_equals_eager():
         dense(5, 5, "crational", **options),
         dense(5, 3, "tanh_hr", **options),
     ]
-    network, x = nn.Sequential(*layers), normal(2, 7, 6)
+    network = nn.Sequential(*layers)
+    x = normal(2, 7, 6)
 
     def loss_and_grads(forward):
         y = forward(x)
@@ -159,9 +163,12 @@ def test_compiled_equals_eager():
 
 
 def test_norms_against_torch_and_a_per_pixel_reference():
-    x, images = normal(5, 6) * 3 + 1, normal(5, 3, 4, 4) * 3 + 1
-    ours, theirs = activations.LayerNorm((6,)), nn.LayerNorm(6)
-    chw, reference = activations.LayerNorm((3, 4, 4)), nn.LayerNorm((3, 4, 4))
+    x = normal(5, 6) * 3 + 1
+    images = normal(5, 3, 4, 4) * 3 + 1
+    ours = activations.LayerNorm((6,))
+    theirs = nn.LayerNorm(6)
+    chw = activations.LayerNorm((3, 4, 4))
+    reference = nn.LayerNorm((3, 4, 4))
     pixel = activations.LayerNorm((3,), per_pixel=True)
     with torch.no_grad():
         for a, b in [(ours, theirs), (chw, reference)]:
@@ -194,10 +201,8 @@ def test_products_and_sums_by_hand(norm):
 
 
 def test_convolution_against_torch():
-    layer, reference = (
-        conv(2, 3, 3, "relu", stride=2, padding=1, seeds=1),
-        nn.Conv2d(2, 3, 3, stride=2, padding=1),
-    )
+    layer = conv(2, 3, 3, "relu", stride=2, padding=1, seeds=1)
+    reference = nn.Conv2d(2, 3, 3, stride=2, padding=1)
     with torch.no_grad():
         reference.weight.copy_(layer.branches[0].linear.weight)
         layer.branches[0].linear.bias.copy_(reference.bias)
@@ -213,7 +218,8 @@ def test_state_dict_round_trip(tmp_path):
         lambda s: dense(6, 4, "crational_hr+rational", seeds=s, layer_norm=True),
         lambda s: small_conv("rational"),
     ):
-        source, target = make([1, 2]), make([3, 4])
+        source = make([1, 2])
+        target = make([3, 4])
         with torch.no_grad():
             for parameter in source.parameters():
                 parameter.add_(0.1)
@@ -289,7 +295,8 @@ def test_one_entry_adds_an_activation(monkeypatch):
         return ((x * x + 1).sqrt() - 1) / 2 + x
 
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    single, product = activations.dense(3, 4, "bent"), activations.dense(3, 4, "bent_hr")
+    single = activations.dense(3, 4, "bent")
+    product = activations.dense(3, 4, "bent_hr")
     first, second = (x @ branch.linear.weight for branch in product.branches)
     torch.testing.assert_close(single(x), bent(first))
     torch.testing.assert_close(product(x), bent(first) * bent(second))
@@ -320,7 +327,8 @@ def test_one_entry_adds_trainable_parameters(monkeypatch):
         "x sigmoid(beta x)", "Ramachandran et al. 2017", build=lambda shape, _: Swish(shape)
     )
     monkeypatch.setitem(ACTIVATIONS, "swish", entry)
-    layer, x = dense(6, 4, "swish_hr", seeds=[1, 2]), normal(2, 5, 6)
+    layer = dense(6, 4, "swish_hr", seeds=[1, 2])
+    x = normal(2, 5, 6)
     torch.testing.assert_close(layer(x), dense(6, 4, "silu_hr", seeds=[1, 2])(x))
     assert coefficient_names(layer) == {"branches.0.activation.beta", "branches.1.activation.beta"}
     assert small_conv("swish", seeds=[1, 2])(normal(2, 5, 2, 9, 9)).shape == (2, 5, 3, 4, 4)
@@ -337,7 +345,8 @@ def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(
     )
     monkeypatch.setitem(ACTIVATIONS, "swish", entry)
     rational = RationalConfig(learning_rate=0.5, coefficient_weight_decay=0.1)
-    layer, x = dense(6, 4, "swish", seeds=[1, 2], layer_norm=True), normal(2, 5, 6)
+    layer = dense(6, 4, "swish", seeds=[1, 2], layer_norm=True)
+    x = normal(2, 5, 6)
     beta = layer.branches[0].activation.beta
     groups = optimizers.parameter_groups(layer, 1e-3, rational)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0), (0.5, 0.1)]

@@ -34,7 +34,8 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
         (folder,) = (tmp_path / "b").glob(f"*__s{i + 1}__*")
         stored = runlog.storage.load_pt(min((folder / "replay").iterdir()))["transitions"]["rows"]
         index = torch.randint(20, (16,), generator=runlog.make_generator(i + 1, "ntk", 20))
-        obs, actions = stored[index, :2], stored[index, 2:3]
+        obs = stored[index, :2]
+        actions = stored[index, 2:3]
         gradients = []  # of the second critic, a sample at a time
         for n in range(16):
             q = agent.qf(obs[None, n : n + 1], actions[None, n : n + 1])[0, 1, 0]
@@ -51,7 +52,9 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("script", test_atari_runs.TINY)
 def test_atari_scripts_measure_q_or_the_value_and_train_the_same(script, tmp_path, monkeypatch):
-    flags, seen, rank = "--metrics-frequency 0 --ntk-samples 8", [], metrics.ntk_rank
+    flags = "--metrics-frequency 0 --ntk-samples 8"
+    seen = []
+    rank = metrics.ntk_rank
 
     def recorded(network, inputs, **kwargs):
         with torch.no_grad():

@@ -47,7 +47,9 @@ def network(monkeypatch):
     return nn.Sequential(first, dense(4, 4, "rational", seeds=[3, 4]), Linear(4, 1, seeds=[5, 6]))
 
 
-RATE, DECAY = 0.5, 0.0625  # --rational.learning-rate, --rational.coefficient-weight-decay
+# --rational.learning-rate, --rational.coefficient-weight-decay
+RATE = 0.5
+DECAY = 0.0625
 WEIGHTS = ["0.branches.0.linear", "0.branches.0.norm", "0.branches.1.linear", "0.branches.1.norm"]
 WEIGHTS += ["1.branches.0.linear", "2"]
 TABLE = {f"{place}.{name}": (1e-3, 0.0) for place in WEIGHTS for name in ("weight", "bias")} | {

@@ -71,14 +71,16 @@ def read_csv(path: Path) -> list[dict]:
 
 
 STEPS = np.array([10, 20, 30])
-DMC, SWEEP = "dm_control/cheetah-run-v0", "metaworld/sweep-v3"
+DMC = "dm_control/cheetah-run-v0"
+SWEEP = "metaworld/sweep-v3"
 BIASED = {DMC: (1, 3, 4), SWEEP: (1, 2, 3, 4)}  # seeds with an overestimation
 
 
 def sac_runs(root: Path, seed: int = 0, **options) -> dict:
     """3 activations x 2 suites x 4 seeds; (activation, env,
     seed) -> (return or success, normalised overestimation)."""
-    rng, truth = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    truth = {}
     for activation in ("relu", "rational", "crational"):
         for env in (DMC, SWEEP):
             for s in range(1, 5):
@@ -114,7 +116,8 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
 
 
 def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
-    truth, kept = sac_runs(tmp_path / "runs"), {}
+    truth = sac_runs(tmp_path / "runs")
+    kept = {}
     monkeypatch.setattr(
         plots.style, "save", lambda figure, path: kept.update({path.name: figure}) or path
     )

@@ -62,9 +62,11 @@ def read(index) -> dict:
 
 def test_one_picture_of_each_kind_is_drawn_in_a_copy_as_it_is_committed(tmp_path, capsys):
     """The others differ in their numbers only; a slow test draws all."""
-    copies, seen = {}, set()
+    copies = {}
+    seen = set()
     for index in sorted(RESULTS.rglob("figures.json")):
-        folder, kept = tmp_path / index.parent.relative_to(RESULTS), {}
+        folder = tmp_path / index.parent.relative_to(RESULTS)
+        kept = {}
         for name, spec in read(index).items():
             if spec["kind"] not in seen:
                 seen.add(spec["kind"])
@@ -147,7 +149,9 @@ def test_make_figures_redraws_results():
 def test_continual_lines_are_the_means_of_the_csv():
     rows = table(CONTINUAL / "continual_curves.csv")
     figure = plots.redraw.figure_of(CONTINUAL, "continual-digits-random_labels")
-    top, middle, bottom = figure.axes[:3], figure.axes[3:6], figure.axes[6:9]
+    top = figure.axes[:3]
+    middle = figure.axes[3:6]
+    bottom = figure.axes[6:9]
     layers = {
         row["metric"].split("/")[2]
         for row in rows
@@ -198,7 +202,8 @@ def test_regression_shows_the_three_tables():
         np.testing.assert_allclose(
             truth.get_ydata(), 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
         )
-        cell, rate = (name.split()[0], width), column.rpartition(" ")[2]
+        cell = (name.split()[0], width)
+        rate = column.rpartition(" ")[2]
         mine = [
             r
             for r in runs

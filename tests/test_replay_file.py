@@ -50,10 +50,16 @@ def reopen(path: Path, num_added: int, checksum: int | None, num_envs: int = 1) 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_both_checkpoints_find_their_rows_whenever_the_process_dies(num_envs, tmp_path):
-    path, copy = tmp_path / "replay.dat", tmp_path / "copy.dat"
-    chance, rng = random.Random(num_envs), np.random.default_rng(0)
+    path = tmp_path / "replay.dat"
+    copy = tmp_path / "copy.dat"
+    chance = random.Random(num_envs)
+    rng = np.random.default_rng(0)
     buffer = ReplayBuffer(path, CAPACITY, 2 * RING, num_envs)
-    truth, saved, step, compared, resumed = [], [], 0, 0, {0: 0, 1: 0}
+    truth = []
+    saved = []
+    step = 0
+    compared = 0
+    resumed = {0: 0, 1: 0}
     for _ in range(500):
         step += num_envs
         truth.append(add(buffer, rng))
@@ -81,8 +87,10 @@ def test_both_checkpoints_find_their_rows_whenever_the_process_dies(num_envs, tm
 def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
     path = tmp_path / "replay.dat"
     buffer = fill(path, rows=100)
-    counted, good = (100, buffer.checksum()), path.read_bytes()
-    row_size, rng = dqn_atari.ROW.itemsize, random.Random(1)
+    counted = (100, buffer.checksum())
+    good = path.read_bytes()
+    row_size = dqn_atari.ROW.itemsize
+    rng = random.Random(1)
     numbers = {t % buffer.num_rows for t in range(100 - CAPACITY - 3, 100)}
     assert buffer.num_rows == 88 and numbers == {
         *range(57, 88),
@@ -122,7 +130,8 @@ def test_pages_that_never_reached_the_disk_are_found(tmp_path):
     for _ in range(10):
         add(buffer, rng)
     buffer.flush()
-    counted, data = (100, buffer.checksum()), bytearray(path.read_bytes())
+    counted = (100, buffer.checksum())
+    data = bytearray(path.read_bytes())
     page = slice(40_960, 45_056)  # within rows 5 and 6
     assert data[page] != before[page]
     data[page] = before[page]
@@ -178,8 +187,10 @@ def dying(monkeypatch):
 def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, capfd):
     undisturbed = run("dqn_atari", tmp_path / "a", QUICK)
     folder = dying(tmp_path / "b")
-    path, checkpoints = folder / "replay.dat", ("checkpoint.pt", "checkpoint.prev.pt")
-    before, good = [(folder / name).read_bytes() for name in checkpoints], path.read_bytes()
+    path = folder / "replay.dat"
+    checkpoints = ("checkpoint.pt", "checkpoint.prev.pt")
+    before = [(folder / name).read_bytes() for name in checkpoints]
+    good = path.read_bytes()
     other = (dying(tmp_path / "c", f"{QUICK} --seed 4") / "replay.dat").read_bytes()
     assert len(other) == len(good)
     for content in (bytes(len(good)), other, good[:1_000], None):

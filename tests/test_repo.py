@@ -36,7 +36,8 @@ def shared_source() -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_used_and_explained(script, capsys):
-    source, args = (ROOT / f"{script}.py").read_text(), SCRIPTS[script].Args
+    source = (ROOT / f"{script}.py").read_text()
+    args = SCRIPTS[script].Args
     body = source[source.index("rational: activations.RationalConfig") :] + shared_source()
     for field in dataclasses.fields(args):
         # run bookkeeping is used by runlog, tasks by environments; check_range only looks at a flag
@@ -44,7 +45,8 @@ def test_every_flag_is_used_and_explained(script, capsys):
     with pytest.raises(SystemExit):
         runlog.parse_args(args, ["--help"])
     shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
-    names, found = {field.name for field in dataclasses.fields(args)} - {"rational"}, set()
+    names = {field.name for field in dataclasses.fields(args)} - {"rational"}
+    found = set()
     for line in source.splitlines():
         if (field := re.match(r"    (\w+): [^=]+ = .*$", line.split("  #")[0])) and field[
             1

@@ -31,7 +31,8 @@ def train(root, total=400, every=20, name=NAME, limit=None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     run = Run(root, name, CONFIG, exclude=["device"]).open(tensorboard=False)
     step, state, replay = run.load_checkpoint()
-    generator, weight = runlog.make_generator(1, "toy"), torch.zeros(3)
+    generator = runlog.make_generator(1, "toy")
+    weight = torch.zeros(3)
     rows = torch.zeros(0, 3) if replay is None else replay["obs"]
     if state is not None:
         weight = state["weight"]
@@ -152,7 +153,8 @@ def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
 
 def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
     train(tmp_path / "calm", 1500, 5)
-    rng, kills = random.Random(0), 0
+    rng = random.Random(0)
+    kills = 0
     while True:
         child = in_child(train, tmp_path / "killed", 1500, 5)
         child.join(None if kills == 20 else rng.uniform(0.02, 0.15))
@@ -202,8 +204,10 @@ def test_a_view_is_saved_without_its_base(tmp_path):
 
 def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
     run = interrupted(tmp_path)
-    path, rng = run.folder / "checkpoint.pt", random.Random(1)
-    good, found = path.read_bytes(), 0
+    path = run.folder / "checkpoint.pt"
+    rng = random.Random(1)
+    good = path.read_bytes()
+    found = 0
     for _ in range(60):
         position = rng.randrange(len(good))
         path.write_bytes(
@@ -338,7 +342,11 @@ def test_group_by_step(tmp_path):
         run.close()
         return Run(tmp_path, name, CONFIG)
 
-    a, b, c, d, e = at("a", 10, 20), at("b", 10, 20, 30), at("c", 20, 30), at("d", 90), at("e")
+    a = at("a", 10, 20)
+    b = at("b", 10, 20, 30)
+    c = at("c", 20, 30)
+    d = at("d", 90)
+    e = at("e")
     assert runlog.group_by_step([a, a]) == [(20, [a])] and runlog.group_by_step([a, b, c]) == [
         (20, [a, b, c])
     ]

@@ -89,7 +89,8 @@ def test_a_run_writes_every_key_and_repeats_bit_for_bit_and_metrics_change_nothi
     assert run(tmp_path / "b", flags) == first
     assert len(first) == 2 and len({tuple(rows) for rows in first.values()}) == 2
     for name, rows in first.items():
-        got, folder = values(rows), tmp_path / "a" / name
+        got = values(rows)
+        folder = tmp_path / "a" / name
         assert len(got) == len(rows) and all(
             math.isfinite(x) for (_, key), x in got.items() if "network/" not in key
         )
@@ -121,7 +122,8 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
     alone = run(tmp_path / "b", f"--env-id {CARTPOLE} --seed 2 --activation crational")
     (name,) = alone
     assert name in together and "__s2__" in name
-    ours, theirs = values(together[name]), values(alone[name])
+    ours = values(together[name])
+    theirs = values(alone[name])
     assert ours.keys() == theirs.keys()
     for key in ours:
         if "network" not in key[1]:
@@ -218,7 +220,8 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
 
 def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     flags = f"--env-id {CARTPOLE} --num-seeds 3"
-    healthy, make_env = run(tmp_path / "a", flags), environments.make_env
+    healthy = run(tmp_path / "a", flags)
+    make_env = environments.make_env
 
     class Poisoned(gym.Wrapper):
         def step(self, action):
@@ -236,7 +239,8 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     assert sick[names[1]] == healthy[names[1]] and sick[names[3]] == healthy[names[3]]
     meta = json.loads((tmp_path / "b" / names[2] / "meta.json").read_text())
     assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
-    ours, theirs = values(sick[names[2]]), values(healthy[names[2]])
+    ours = values(sick[names[2]])
+    theirs = values(healthy[names[2]])
     assert all(ours[key] == theirs[key] for key in ours if key[0] < 45)
     assert all(
         ours[60, key] == ours[40, key] for key in EVAL
@@ -247,7 +251,8 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
 
 
 def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch):
-    step, steps = gym.vector.SyncVectorEnv.step, []
+    step = gym.vector.SyncVectorEnv.step
+    steps = []
 
     def poisoned(envs, actions):
         obs, rewards, *rest = step(envs, actions)
@@ -311,7 +316,8 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
     )
     flags += " --metrics-frequency 240"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
-    context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    rng = random.Random(0)
     context.set_forkserver_preload(["test_sac_runs"])  # one import for all processes
 
     def start(folder, log):
@@ -329,11 +335,14 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         return found
 
     for kill in range(3):
-        process, before, changes = start("b", "log"), checkpoints(), 0
+        process = start("b", "log")
+        before = checkpoints()
+        changes = 0
         while (
             changes < 2 and process.is_alive()
         ):  # at some moment after the second checkpoint of the two seeds
-            changes, before = changes + (checkpoints() != before), checkpoints()
+            changes = changes + (checkpoints() != before)
+            before = checkpoints()
             time.sleep(0.002)
         if kill == 0:
             second = start("b", "second")
@@ -345,7 +354,8 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    last, undisturbed = start("b", "log"), start("a", "other")
+    last = start("b", "log")
+    undisturbed = start("a", "other")
     last.join(), undisturbed.join()
     assert last.exitcode == undisturbed.exitcode == 0, (tmp_path / "log").read_text()
     assert scalars(tmp_path / "a") == scalars(tmp_path / "b") and len(scalars(tmp_path / "a")) == 2

@@ -20,7 +20,9 @@ import metrics
 import runlog
 import sac_continuous
 
-EPISODE, TASK = 20, 60  # steps
+# steps
+EPISODE = 20
+TASK = 60
 TINY = (
     "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 "
     "--learning-starts 20"
@@ -98,7 +100,9 @@ SWITCHES |= {"--no-reset-replay --no-reset-optimizer": (101, True)}
 
 @pytest.mark.parametrize("flags", SWITCHES)
 def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
-    sample, drawn, (count, keeps) = sac_continuous.ReplayBuffer.sample, [], SWITCHES[flags]
+    sample = sac_continuous.ReplayBuffer.sample
+    drawn = []
+    count, keeps = SWITCHES[flags]
 
     def recorded(buffer, *shape, generators):
         batch = sample(buffer, *shape, generators=generators)
@@ -107,7 +111,8 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sac_continuous.ReplayBuffer, "sample", recorded)
     (got,) = run(tmp_path, f"{AB} {flags} --keep-replay")
-    before, after = state_at(tmp_path, TASK)["agent"], state_at(tmp_path, 2 * TASK)["agent"]
+    before = state_at(tmp_path, TASK)["agent"]
+    after = state_at(tmp_path, 2 * TASK)["agent"]
     moments = {key for key in before if "_optimizer." in key}
     if "optimizer" in flags:
         assert (
@@ -162,16 +167,15 @@ def test_the_first_task_is_the_plain_run_and_the_switch_leaves_the_networks_alon
 
 def test_every_task_is_evaluated_and_scored(tmp_path):
     (got,) = run(tmp_path, f"--env-id ToyA-v0 ToyB-v0 ToyA-v0 --steps-per-task {TASK}")
-    points, args = (
-        [*range(20, 181, 20)],
-        runlog.parse_args(sac_continuous.Args, command(tmp_path, "")),
-    )
+    points = [*range(20, 181, 20)]
+    args = runlog.parse_args(sac_continuous.Args, command(tmp_path, ""))
     agent = sac_continuous.Agent(2, 1, args, [1], torch.device("cpu"))
     runlog.restore_module(
         agent, [state_at(tmp_path, 2 * TASK)["agent"]]
     )  # the networks that were evaluated there
     for k, task in ((1, "ToyA-v0"), (2, "ToyB-v0")):
-        env, returns = environments.make_env(task, 0, 1, "eval"), []
+        env = environments.make_env(task, 0, 1, "eval")
+        returns = []
         for number in range(
             24, 26
         ):  # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
@@ -245,10 +249,8 @@ def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):
 
 def test_a_seed_is_the_same_run_alone(tmp_path):
     flags = f"{AB} --activation crational"
-    together, (alone,) = (
-        run(tmp_path / "a", f"{flags} --num-seeds 2"),
-        run(tmp_path / "b", f"{flags} --seed 2"),
-    )
+    together = run(tmp_path / "a", f"{flags} --num-seeds 2")
+    (alone,) = run(tmp_path / "b", f"{flags} --seed 2")
     assert {path.name for path in (tmp_path / "b").iterdir()} < {
         path.name for path in (tmp_path / "a").iterdir()
     }
@@ -296,7 +298,8 @@ def test_killed_before_at_and_after_a_switch_it_ends_with_the_same_rows(
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    killed, undisturbed = run(tmp_path / "b", flags), run(tmp_path / "a", flags)
+    killed = run(tmp_path / "b", flags)
+    undisturbed = run(tmp_path / "a", flags)
     assert killed == undisturbed and len(killed) == 2
     for path in (tmp_path / "a").glob("*/scalars.csv"):
         lines = [

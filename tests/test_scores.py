@@ -106,10 +106,8 @@ def test_bootstrap_of_single_runs_is_unknown():
 
 
 def test_iqm_and_its_interval_agree_with_rliable():
-    library, reference = (
-        pytest.importorskip("rliable.library"),
-        pytest.importorskip("rliable.metrics"),
-    )
+    library = pytest.importorskip("rliable.library")
+    reference = pytest.importorskip("rliable.metrics")
     data = strata(sizes=(10,) * 6)
     matrix = {"ours": np.stack(data, -1)}  # runs x environments
     iqm = lambda scores: np.array([reference.aggregate_iqm(scores)])  # noqa: E731
@@ -132,10 +130,9 @@ def test_doctests():
 
 def test_ratio_interval_is_students_t_on_the_logarithms():
     logs = np.log([1.0, 2.0, 4.0])
-    mean, half = (
-        np.log(2),
-        4.302653 * np.log(2) / math.sqrt(3),
-    )  # t at 0.975 with 2 degrees of freedom
+    # t at 0.975 with 2 degrees of freedom
+    mean = np.log(2)
+    half = 4.302653 * np.log(2) / math.sqrt(3)
     expected = np.exp([mean, mean - half, mean + half])
     np.testing.assert_allclose(statistics.ratio_interval(logs), expected, rtol=1e-6)
     for unknown in (logs[:1], np.array([0.0, np.inf])):

@@ -214,7 +214,8 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
         environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1")
     )
     for command in (some := one_task(found)):
-        module, args = MODULES[command.split()[0]], next(iter(runs_of(command).values()))
+        module = MODULES[command.split()[0]]
+        args = next(iter(runs_of(command).values()))
         if module is not continual_supervised:  # whose validation loads MNIST
             module.validate(args)
     assert len(names(some)) == sum(len(runs_of(command)) for command in some), (
@@ -258,7 +259,8 @@ def test_the_continual_studys_cells_are_those_of_its_results(folder):
         assert shape == (
             (10, 15, 100, 1, "data") if args.dataset == "digits" else (10, 10, 40, 1, "data")
         )
-        scale, decay = args.rational.init_scale, args.rational.coefficient_weight_decay
+        scale = args.rational.init_scale
+        decay = args.rational.coefficient_weight_decay
         told = [args.activation, f"init {scale}" * (scale != 1), f"decay {decay}" * (decay != 0)]
         cells.add((args.dataset, ", ".join(filter(None, told))))
     assert cells == rows and len(rows) == 28

@@ -319,7 +319,8 @@ def test_without_wandb_the_error_has_the_pip_command(monkeypatch):
 
 
 def test_names_for_wandb_are_as_long_as_its_server_takes():
-    first, second = "metaworld/" + 60 * "reach-v3," + "x", "metaworld/" + 60 * "reach-v3," + "y"
+    first = "metaworld/" + 60 * "reach-v3," + "x"
+    second = "metaworld/" + 60 * "reach-v3," + "y"
     assert (
         mirrors.shortened("toy relu 0123", 128) == "toy relu 0123"
         and mirrors.shortened(128 * "x", 128) == 128 * "x"

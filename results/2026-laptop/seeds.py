@@ -32,10 +32,8 @@ LAYERS |= {name: rf"network/qf\d/fc\d/{name}" for name in ("numerator_norm", "de
 
 def main(runs: Path, out: Path) -> None:
     sac = study.read_study(runs, variants.SAC, "|".join([*SEEDS.values(), *LAYERS.values()]))
-    seeds, layers = (
-        [["environment", "variant", "seed", *SEEDS]],
-        [["environment", "variant", "value", "n", "first", "last"]],
-    )
+    seeds = [["environment", "variant", "seed", *SEEDS]]
+    layers = [["environment", "variant", "value", "n", "first", "last"]]
     for (variant, env), group in sorted(sac.cells.items()):
         for run in group:
             ends = [
