@@ -456,11 +456,9 @@ class Board:
         """Not more often than once a second."""
         if not self.live or time.monotonic() < self.drawn + 1:
             return
-        self.drawn, size, running = (
-            time.monotonic(),
-            shutil.get_terminal_size(),
-            self.engine.running(),
-        )
+        self.drawn = time.monotonic()
+        size = shutil.get_terminal_size()
+        running = self.engine.running()
         numbers = (len(running), self.done, self.failed, self.left)
         lines = ["  running     done   failed     left   time to go"]
         lines.append("".join(f"{number:>9}" for number in numbers) + f"{self.time_to_go():>13}")
@@ -468,9 +466,9 @@ class Board:
             (last,) = sweep_task.log_tail(self.sweep, self.processes[name], 1) or [""]
             lines.append(f"  {name}  {span(time.time() - began)}  {last}")
         self.clear()
-        plain = [
-            "".join(c if c.isprintable() else " " for c in line) for line in lines
-        ]  # logs may move the cursor
+        plain = []
+        for line in lines:  # logs may move the cursor
+            plain.append("".join(c if c.isprintable() else " " for c in line))
         say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
 

@@ -41,8 +41,12 @@ def launch(folder: Path, *words: str, **variables) -> subprocess.Popen:
 
 def forked(folder: Path, words: tuple[str, ...], variables: dict[str, str]) -> None:
     log = os.open(folder / "launcher.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, 1), os.dup2(log, 2), os.chdir(folder)
-    os.environ.clear(), os.environ.update(environment(**variables))
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(folder)
+    own = environment(**variables)
+    os.environ.clear()
+    os.environ.update(own)
     sys.stdout = open(1, "w", buffering=1)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
     with runlog.exit_on_user_error():

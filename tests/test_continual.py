@@ -81,7 +81,9 @@ def test_updates_equal_torch_in_float64(flags):
         logits = reference(images[rows[1]].double() / 16)
         expected = loss_of(logits, labels[1])
         penalty = args.l2 * sum(p.square().sum() for p in reference.parameters())
-        adam.zero_grad(), (expected + penalty).backward(), adam.step()
+        adam.zero_grad()
+        (expected + penalty).backward()
+        adam.step()
         assert loss[1].item() == pytest.approx(expected.item(), rel=1e-4)
         assert share[1].item() == pytest.approx(
             (logits.argmax(-1) == labels[1]).double().mean().item()

@@ -88,7 +88,10 @@ def test_comparisons_are_scipys_paired_intervals(tmp_path):
     rows = {row["measure"]: row for row in plots.continual.continual_comparisons(cells)}
     assert {(row["a"], row["b"], row["n"]) for row in rows.values()} == {("tanh_hr", "tanh", 4)}
     base = base[1:]
-    late = lambda x: x[:, -plots.continual.LATE :].mean(1)
+
+    def late(x):
+        return x[:, -plots.continual.LATE :].mean(1)
+
     expected = {
         "online accuracy, first task": (other[:, 0], base[:, 0]),
         "online accuracy, late tasks": (late(other), late(base)),

@@ -517,7 +517,8 @@ def trajectory(env, steps: int = 5) -> list:
 
 def check_two_constructions(env_id: str) -> None:
     first = trajectory(make_env(env_id, 0, 1, "train"))
-    np.random.random(), random.random()  # noqa: NPY002
+    np.random.random()  # noqa: NPY002
+    random.random()
     assert trajectory(make_env(env_id, 0, 1, "train")) == first, env_id
 
 
@@ -652,11 +653,12 @@ def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
     works, tried = probes
     assert graphics.enable_graphics() == "egl" and tried == ["egl"]
     assert (os.environ["MUJOCO_GL"], os.environ["PYOPENGL_PLATFORM"]) == ("egl", "egl")
-    works.clear(), works.add("osmesa"), tried.clear(), graphics._choose.cache_clear()
-    assert graphics.enable_graphics() == "osmesa" and tried == [
-        "egl",
-        "osmesa",
-    ]  # egl is now the user's
+    works.clear()
+    works.add("osmesa")
+    tried.clear()
+    graphics._choose.cache_clear()
+    assert graphics.enable_graphics() == "osmesa"
+    assert tried == ["egl", "osmesa"]  # egl is now the user's
     assert capfd.readouterr().err.startswith(
         "warning: MUJOCO_GL=egl does not work here, so videos are drawn with osmesa"
     )
@@ -675,7 +677,8 @@ def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
     monkeypatch.setattr(graphics.sys, "platform", "darwin")
     assert graphics.candidates() == ["glfw"]
     monkeypatch.setenv("MUJOCO_GL", "")
-    works.clear(), graphics._choose.cache_clear()
+    works.clear()
+    graphics._choose.cache_clear()
     with pytest.raises(graphics.NoGraphics, match="no graphics here: glfw: no"):
         graphics.enable_graphics()
 

@@ -132,7 +132,8 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
     for i, (frame, colour, curve, texts) in enumerate(kde_cells(figure.subfigs[1])):
         x = np.linspace(-i - 1, i + 1, 64)
         y = np.exp(-x * x) + 200
-        left, bottom, width, height = *frame.min(0), *np.ptp(frame, axis=0)
+        left, bottom = frame.min(0)
+        width, height = np.ptp(frame, axis=0)
         assert (int(left), 3 - int(bottom)) == (i % 4, i // 4)  # a cell of its own, row by row
         np.testing.assert_allclose(curve[:, 0], left + width * (x + i + 1) / (2 * i + 2), atol=1e-5)
         np.testing.assert_allclose(curve[:, 1], bottom + height * y / y.max() / 1.12, rtol=1e-4)

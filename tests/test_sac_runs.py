@@ -356,7 +356,8 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
     last = start("b", "log")
     undisturbed = start("a", "other")
-    last.join(), undisturbed.join()
+    last.join()
+    undisturbed.join()
     assert last.exitcode == undisturbed.exitcode == 0, (tmp_path / "log").read_text()
     assert scalars(tmp_path / "a") == scalars(tmp_path / "b") and len(scalars(tmp_path / "a")) == 2
     for meta in (tmp_path / "b").glob("*/meta.json"):

@@ -148,7 +148,10 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
         assert float(row[3]) == pytest.approx(reward)
     generator = runlog.make_generator(1, "act")
     for step in range(TASK):  # what the first task drew
-        torch.rand(1, generator=generator) if step < 20 else torch.randn(1, 1, generator=generator)
+        if step < 20:
+            torch.rand(1, generator=generator)
+        else:
+            torch.randn(1, 1, generator=generator)
     uniform = torch.cat([torch.rand(1, generator=generator) for _ in range(20)])
     assert torch.equal(second[:20, 2], 2 * uniform - 1) != keeps
 

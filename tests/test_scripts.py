@@ -261,8 +261,12 @@ def test_the_continual_studys_cells_are_those_of_its_results(folder):
         )
         scale = args.rational.init_scale
         decay = args.rational.coefficient_weight_decay
-        told = [args.activation, f"init {scale}" * (scale != 1), f"decay {decay}" * (decay != 0)]
-        cells.add((args.dataset, ", ".join(filter(None, told))))
+        told = [args.activation]
+        if scale != 1:
+            told.append(f"init {scale}")
+        if decay != 0:
+            told.append(f"decay {decay}")
+        cells.add((args.dataset, ", ".join(told)))
     assert cells == rows and len(rows) == 28
     variables = {"DATASETS": "digits", "DATA_DIR": "elsewhere", "OUT": "there", "JOBS": "3"}
     found = commands(folder, "cr_continual", "smoke", **variables)

@@ -280,7 +280,9 @@ def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     flags = re.search(r" (--(slots|limit|name|ray|slots-per-gpu|slurm|patience) .*)$", grids)
     command = grids[: flags.start()] if flags else grids
-    argv = [command] * bool(command) + (flags[1].split() if flags else [])
+    argv = [command] if command else []
+    if flags:
+        argv += flags[1].split()
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, argv))
     error = capsys.readouterr().err
