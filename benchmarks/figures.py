@@ -70,11 +70,10 @@ def make(root: Path, args: Args) -> int:
                 (folder / "config.json").write_text(json.dumps(config))
                 (folder / "meta.json").write_text('{"status": "finished"}')
                 values = rng.random((args.evaluations, len(KEYS)))
-                lines = [
-                    f"{1_000 * (i + 1)},{key},{value!r},{12.345 * i:.3f}\n"
-                    for i, row in enumerate(values.tolist())
-                    for key, value in zip(KEYS, row)
-                ]
+                lines = []
+                for i, row in enumerate(values.tolist()):
+                    for key, value in zip(KEYS, row):
+                        lines.append(f"{1_000 * (i + 1)},{key},{value!r},{12.345 * i:.3f}\n")
                 size += (folder / "scalars.csv").write_text(
                     "step,key,value,wall_time\n" + "".join(lines)
                 )

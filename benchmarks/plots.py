@@ -7,6 +7,7 @@ Writes a synthetic run of SAC's size into a temporary folder: actor and two crit
 two hidden layers each, ten measures, 16 densities for the output and each branch.
 """
 
+import itertools
 import sys
 import tempfile
 import time
@@ -20,7 +21,8 @@ import plots
 import runlog
 
 LAYERS = [
-    f"network/{network}/{layer}/" for network in ("actor", "qf1", "qf2") for layer in ("fc1", "fc2")
+    f"network/{network}/{layer}/"
+    for network, layer in itertools.product(("actor", "qf1", "qf2"), ("fc1", "fc2"))
 ]
 
 

@@ -1,6 +1,7 @@
 """Names, values, gradients and fits of the activations. `OMP_NUM_THREADS=1 pytest -q
 tests/test_activations.py`"""
 
+import itertools
 import math
 
 import numpy as np
@@ -405,8 +406,9 @@ WRONG += [
 WRONG += [("fit_range", r) for r in ((1.0, 1.0), (3.0, -3.0), (-math.inf, 1.0), (0.0, math.nan))]
 WRONG += [
     (name, v)
-    for name in ("learning_rate", "coefficient_weight_decay")
-    for v in (-1.0, math.nan, math.inf)
+    for name, v in itertools.product(
+        ("learning_rate", "coefficient_weight_decay"), (-1.0, math.nan, math.inf)
+    )
 ]
 
 

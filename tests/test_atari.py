@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import itertools
 import resource
 
 import ale_py
@@ -214,7 +215,7 @@ def check_samples(buffer, truth, oldest: int, lost=()):
         for n in range(num_envs * len(truth))
     }
     may = {n for n, row in rows.items() if oldest <= n // num_envs < len(truth) - 1 and not row[3]}
-    assert {*seen} == may - {t * num_envs + i for t in lost for i in range(num_envs)}
+    assert {*seen} == may - {t * num_envs + i for t, i in itertools.product(lost, range(num_envs))}
     counts = {"over": 0, "life": 0}
     for number, k in seen.items():
         true_obs, action, termination, _, over, real_next_obs = rows[number]

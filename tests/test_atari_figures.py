@@ -4,6 +4,7 @@
 """
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
     )
     (table,) = read_csv(tmp_path / "out" / "hr_table2.csv")
     dead = {
-        v: np.mean([truth[v, game, s][1] for game in GAMES[:2] for s in (1, 2)])
+        v: np.mean([truth[v, game, s][1] for game, s in itertools.product(GAMES[:2], (1, 2))])
         for v in ("tanh", "tanh_hr")
     }
     assert table["activation"] == "tanh" and table["games"] == table["seeds"] == "2"

@@ -5,6 +5,7 @@ that they repeat, resume after a kill, and refuse wrong commands.
 """
 
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -314,7 +315,9 @@ OWN_BAD = {
     "pqn_atari --q-lambda -1": ["--q-lambda -1", "[0, 1]"],
     "pqn_atari --exploration-fraction 0": ["--exploration-fraction 0", "(0, inf)"],
 }
-WRONG = {f"{script} {flags}": told for script in TINY for flags, told in BAD.items()} | OWN_BAD
+WRONG = {
+    f"{script} {flags}": told for script, (flags, told) in itertools.product(TINY, BAD.items())
+} | OWN_BAD
 
 
 @pytest.mark.parametrize("line", WRONG)

@@ -4,6 +4,7 @@ the two check scripts.
 `pytest -q tests/test_check_figures.py` (about 15 s).
 """
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -63,7 +64,8 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
         )
     found = plots.preactivations.pooled(plots.variants.load(folders)["crational"])
     assert list(found) == [
-        (network, layer) for network in ("actor", "critics") for layer in ("fc1", "fc2")
+        (network, layer)
+        for network, layer in itertools.product(("actor", "critics"), ("fc1", "fc2"))
     ]
     assert len(found["actor", "fc1"]) == 2 and len(found["critics", "fc1"]) == 4
     header, first, *_ = plots.preactivations.preactivation_table(folders, bound=1.0)
@@ -135,14 +137,13 @@ def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch)
 def test_compare_groups_by_a_setting(tmp_path, capsys):
     grid = [
         (name, norm, seed)
-        for name in ("rational", "crational")
-        for norm in (False, True)
-        for seed in (1, 2)
+        for name, norm, seed in itertools.product(("rational", "crational"), (False, True), (1, 2))
     ]
     folders = [make_compared(tmp_path, *each) for each in grid]
     groups = plots.compare.compared(folders, "layer_norm")
     names = [
-        f"{name}, layer_norm {norm}" for name in ("crational", "rational") for norm in (False, True)
+        f"{name}, layer_norm {norm}"
+        for name, norm in itertools.product(("crational", "rational"), (False, True))
     ]
     assert list(groups) == names and all(len(runs) == 2 for runs in groups.values())
     for runs in groups.values():

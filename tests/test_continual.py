@@ -5,6 +5,7 @@ runs that repeat and resume.
 """
 
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -119,8 +120,7 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         assert {step for step, key in rows if key == "losses/loss"} == {6, 12, 18, 24, 30, 36}
         layers = {
             f"network/classifier/fc{k}/{name}"
-            for k in (1, 2)
-            for name in ("srank", "dead_share", "dormant_share")
+            for k, name in itertools.product((1, 2), ("srank", "dead_share", "dormant_share"))
         }
         own = {
             f"coefficients/fc1/{name}"

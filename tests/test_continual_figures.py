@@ -5,6 +5,7 @@ on run folders whose numbers are known.
 """
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -136,8 +137,7 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
     out = tmp_path / "out"
     accuracy = {
         (d, a): make_cell(runs, [1, 2, 3], a, d, diverged=[3])
-        for d in ("digits", "mnist")
-        for a in ("relu", "tanh_hr", "tanh")
+        for d, a in itertools.product(("digits", "mnist"), ("relu", "tanh_hr", "tanh"))
     }
     figures.main(["continual", "--runs", str(runs), "--out", str(out)])
     told = capsys.readouterr().out

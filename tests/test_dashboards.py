@@ -5,6 +5,7 @@ TensorBoard itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboar
 import csv
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -161,8 +162,7 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
     }
     layers = [
         f"network/{network}/{layer}"
-        for network in ("actor", "qf1", "qf2")
-        for layer in ("fc1", "fc2")
+        for network, layer in itertools.product(("actor", "qf1", "qf2"), ("fc1", "fc2"))
     ]
     assert sac["dead share (KDE)"] == [f"{layer}/dead_share" for layer in layers]
     assert sac["effective rank (srank)"] == [f"{layer}/srank" for layer in layers]

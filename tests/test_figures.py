@@ -3,6 +3,7 @@
 `pytest -q tests/test_figures.py`.
 """
 
+import itertools
 import subprocess
 import sys
 
@@ -83,7 +84,7 @@ def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path)
     figure = plots.activation_shapes.activations_figure(make_run(tmp_path))
     drawn = panels(figure)
     assert list(drawn) == [
-        f"{network}, fc{k}" for k in (1, 2) for network in ("actor", "qf1", "qf2")
+        f"{network}, fc{k}" for k, network in itertools.product((1, 2), ("actor", "qf1", "qf2"))
     ]
     *lines, dashed = drawn["qf2, fc2"].get_lines()
     for step, line in zip((0, 100, 200), lines, strict=True):
@@ -230,11 +231,10 @@ def test_demo_compares_means_and_bands_over_seeds(tmp_path):
             assert line.get_color() == plots.variants.style_of(name)["color"]
     band = left.collections[1].get_paths()[0].vertices  # relu comes first
     assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
-    legends = [
-        [text.get_text() for text in legend.get_texts()]
-        for part in figure.subfigs
-        for legend in part.legends
-    ]
+    legends = []
+    for part in figure.subfigs:
+        for legend in part.legends:
+            legends.append([text.get_text() for text in legend.get_texts()])
     assert legends[0] == ["relu (n = 2)", "crational (n = 3)"] and legends[1][0] == "before"
     drawn = panels(figure)
     (relu,) = {tuple(line.get_ydata()) for line in drawn["relu, fixed (seed 1)"].get_lines()}

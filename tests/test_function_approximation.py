@@ -173,7 +173,8 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
             np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-4)
     keys = {row.split(",")[1] for rows in first.values() for row in rows}
     assert {
-        f"network/mlp/fc{k}/{m}" for k in (1, 2) for m in ("srank", "dead_share", "dormant_share")
+        f"network/mlp/fc{k}/{m}"
+        for k, m in itertools.product((1, 2), ("srank", "dead_share", "dormant_share"))
     } <= keys
     capfd.readouterr()
     assert (

@@ -2,6 +2,7 @@
 and the code of all parts runs on the CPU."""
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -84,7 +85,10 @@ def test_the_jobs_are_complete_and_the_most_important_first():
         "updates relu 10",
         "loop crational 10 cudagraphs True",
     ]
-    cells = {f"updates {a} {n}" for a in ("relu", "crational", "tanh_hr") for n in (1, 10, 32)}
+    cells = {
+        f"updates {a} {n}"
+        for a, n in itertools.product(("relu", "crational", "tanh_hr"), (1, 10, 32))
+    }
     assert cells == {name for name in names if name.startswith("updates")}
     assert sum(name.startswith("loop") for name in names) == 4
     assert sum(name.startswith("atari") for name in names) == 9

@@ -12,6 +12,7 @@ first step is the sign of the gradient, which rounding decides near 0.
 import contextlib
 import dataclasses
 import gc
+import itertools
 from functools import partial
 
 import numpy as np
@@ -150,7 +151,8 @@ def test_float32_updates_are_those_of_the_cpu_in_float64(name, device):
 
 # On the CPU the compilation takes half a minute for SAC, and tests/test_sac.py has it
 COMPILED = [
-    (name, device) for name in ("regression", "continual_mlp", "sac") for device in ("cpu", "cuda")
+    (name, device)
+    for name, device in itertools.product(("regression", "continual_mlp", "sac"), ("cpu", "cuda"))
 ]
 COMPILED = [
     pytest.param(*pair, marks=CPU_AND_CUDA[1].marks if pair[1] == "cuda" else pytest.mark.slow)

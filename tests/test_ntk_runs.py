@@ -4,6 +4,8 @@ not notice.
 `pytest -q tests/test_ntk_runs.py` (about 20 s).
 """
 
+import itertools
+
 import pytest
 import test_atari_runs
 import torch
@@ -22,7 +24,8 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
     assert [{key: v for key, v in rows.items() if "ntk" not in key[1]} for rows in got] == without
     names = {"srank", "entropy_rank", "trace", "condition"}
     keys = {
-        f"network/{network}/ntk_{name}" for network in ("actor", "qf1", "qf2") for name in names
+        f"network/{network}/ntk_{name}"
+        for network, name in itertools.product(("actor", "qf1", "qf2"), names)
     }
     args = runlog.parse_args(sac_continuous.Args, command("x", flags))
     for i, rows in enumerate(got):

@@ -3,6 +3,8 @@
 `pytest -q tests/test_optimizers.py` (a few seconds)
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +54,9 @@ RATE = 0.5
 DECAY = 0.0625
 WEIGHTS = ["0.branches.0.linear", "0.branches.0.norm", "0.branches.1.linear", "0.branches.1.norm"]
 WEIGHTS += ["1.branches.0.linear", "2"]
-TABLE = {f"{place}.{name}": (1e-3, 0.0) for place in WEIGHTS for name in ("weight", "bias")} | {
+TABLE = {
+    f"{place}.{name}": (1e-3, 0.0) for place, name in itertools.product(WEIGHTS, ("weight", "bias"))
+} | {
     "0.branches.0.activation.numerator": (RATE, DECAY),
     "0.branches.0.activation.denominator": (RATE, DECAY),
     "0.branches.0.activation.log_scale": (RATE, 0.0),

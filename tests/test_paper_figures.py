@@ -5,6 +5,7 @@ what is drawn against slow loops, and what is missing is told.
 """
 
 import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -56,11 +57,10 @@ def write_run(
         "peak_memory_mb": 1.0,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
-    lines = [
-        f"{step},{key},{value!r},1.5\n"
-        for key, (x, y) in rows.items()
-        for step, value in zip(x, map(float, y))
-    ]
+    lines = []
+    for key, (x, y) in rows.items():
+        for step, value in zip(x, map(float, y)):
+            lines.append(f"{step},{key},{value!r},1.5\n")
     (folder / "scalars.csv").write_text("step,key,value,wall_time\n" + "".join(lines))
     return folder
 
@@ -103,8 +103,7 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
         envs = {"Meta-World": [SWEEP], "DMC": [DMC], "all": [DMC, SWEEP]}[group]
         last = [
             truth[variant, env, s][0][-1] / (1_000 if env == DMC else 1)
-            for env in envs
-            for s in range(1, 5)
+            for env, s in itertools.product(envs, range(1, 5))
         ]
         cut = len(last) // 4
         expected = np.mean(sorted(last)[cut : len(last) - cut])
@@ -131,7 +130,8 @@ def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     for row in rows:
         index = STEPS.tolist().index(float(row["step"]))
         values = [
-            truth[row["variant"], env, s][1][index] for env in (DMC, SWEEP) for s in range(1, 5)
+            truth[row["variant"], env, s][1][index]
+            for env, s in itertools.product((DMC, SWEEP), range(1, 5))
         ]
         assert float(row["value"]) == pytest.approx(np.mean(values), rel=1e-5)
     (panel,) = (

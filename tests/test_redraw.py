@@ -279,7 +279,10 @@ def test_checks_and_table_1_show_their_rows():
     drawn = labelled(panel)["rational, layer_norm True (n = 2)"]
     np.testing.assert_allclose(drawn, np.stack([steps, means], -1), rtol=1e-12)
     panel = plots.redraw.figure_of(REGRESSION, "table1").axes[0]
-    points = {tuple(point) for bars in panel.containers for point in bars.lines[0].get_xydata()}
+    points = set()
+    for bars in panel.containers:
+        for point in bars.lines[0].get_xydata():
+            points.add(tuple(point))
     mine = [
         row for row in table(REGRESSION / "table1.csv") if row["activation"] in ("tanh", "tanh_hr")
     ]

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import pytest
@@ -39,8 +40,9 @@ def test_seeds_are_pinned_and_distinct():
     assert runlog.derive_seed(1, "episode", 12) == 7754415897526863803
     seeds = {
         runlog.derive_seed(s, *k)
-        for s in range(9)
-        for k in ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
+        for s, k in itertools.product(
+            range(9), ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
+        )
     }
     assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
     draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]

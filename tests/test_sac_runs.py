@@ -5,6 +5,7 @@ what they write, that they repeat, resume and survive.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -234,7 +235,9 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
         return Poisoned(env) if (seed, stream) == (2, "train") else env
 
     monkeypatch.setattr(environments.control, "make_env", poisoned)
-    names = {key: name for name in healthy for key in (1, 2, 3) if f"__s{key}__" in name}
+    names = {
+        key: name for name, key in itertools.product(healthy, (1, 2, 3)) if f"__s{key}__" in name
+    }
     sick = run(tmp_path / "b", flags)
     assert sick[names[1]] == healthy[names[1]] and sick[names[3]] == healthy[names[3]]
     meta = json.loads((tmp_path / "b" / names[2] / "meta.json").read_text())

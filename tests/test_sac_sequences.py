@@ -4,6 +4,7 @@ switches, evaluation, forgetting, resume.
 `pytest -q tests/test_sac_sequences.py` (about 60 s).
 """
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -195,7 +196,8 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
             np.mean(returns), rel=1e-5
         )
     score = {
-        (step, k): got[step, f"eval/task{k}/episodic_return"] for step in points for k in (1, 2, 3)
+        (step, k): got[step, f"eval/task{k}/episodic_return"]
+        for step, k in itertools.product(points, (1, 2, 3))
     }
     for step in points:
         assert got[step, "eval/episodic_return"] == score[step, (step - 1) // TASK + 1]

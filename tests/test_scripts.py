@@ -7,6 +7,7 @@ In python's place stands a program that writes down its arguments.
 
 import csv
 import functools
+import itertools
 import os
 import shlex
 import signal
@@ -77,12 +78,15 @@ THREE = ("relu", "rational", "crational")
 FIVE = (*THREE, "crational --rational.remove-constraint", "rational --layer-norm")
 SIX = ("relu", "tanh", "tanh_hr", "sigmoid", "relu_hr", "crelu")
 LAPTOP = {
-    "cr_fig1": [SAC.format(env, cell) for env in CONTROL for cell in THREE],
-    "cr_curves": [SAC.format(env, cell) for env in CONTROL for cell in THREE],
-    "cr_ablations": [SAC.format(env, cell) for env in CONTROL for cell in FIVE],
-    "hr_fig1": [PQN.format(game, cell) for game in GAMES for cell in SIX],
-    "hr_fig19": [PQN.format(game, cell) for game in GAMES for cell in SIX],
-    "hr_fig7": [DQN.format(game, cell) for game in GAMES for cell in ("relu", "tanh", "tanh_hr")],
+    "cr_fig1": [SAC.format(env, cell) for env, cell in itertools.product(CONTROL, THREE)],
+    "cr_curves": [SAC.format(env, cell) for env, cell in itertools.product(CONTROL, THREE)],
+    "cr_ablations": [SAC.format(env, cell) for env, cell in itertools.product(CONTROL, FIVE)],
+    "hr_fig1": [PQN.format(game, cell) for game, cell in itertools.product(GAMES, SIX)],
+    "hr_fig19": [PQN.format(game, cell) for game, cell in itertools.product(GAMES, SIX)],
+    "hr_fig7": [
+        DQN.format(game, cell)
+        for game, cell in itertools.product(GAMES, ("relu", "tanh", "tanh_hr"))
+    ],
 }
 
 

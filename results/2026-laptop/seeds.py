@@ -5,6 +5,7 @@ From the repository's root: python results/2026-laptop/seeds.py runs/laptop resu
 """
 
 import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -24,8 +25,7 @@ SEEDS |= {
 }
 LAYERS = {
     f"{fc} {q}": rf"network/qf\d/{fc}/{q}"
-    for fc in ("fc1", "fc2")
-    for q in ("preact_q01", "preact_q99")
+    for fc, q in itertools.product(("fc1", "fc2"), ("preact_q01", "preact_q99"))
 }
 LAYERS |= {name: rf"network/qf\d/fc\d/{name}" for name in ("numerator_norm", "denominator_norm")}
 
