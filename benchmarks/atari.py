@@ -393,9 +393,9 @@ def main(args: Args) -> None:
     summary = {}
     for name in args.algorithms:
         for part in args.parts:
-            if (name, part) == ("pqn", "sb3") or (
-                part == "memory" and name != "dqn"
-            ):  # there is none
+            if (name, part) == ("pqn", "sb3"):  # there is none
+                continue
+            if part == "memory" and name != "dqn":
                 continue
             passed = dataclasses.asdict(args) | {
                 "algorithms": name,
@@ -403,12 +403,10 @@ def main(args: Args) -> None:
                 "compile": None,
                 "out": None,
             }
-            flags = [
-                x
-                for key, value in passed.items()
-                if value not in (None, False)
-                for x in (f"--{key}", str(value))
-            ]
+            flags = []
+            for flag, setting in passed.items():
+                if setting not in (None, False):
+                    flags += [f"--{flag}", str(setting)]
             flags += ["--child", "--compile" if args.compile else "--no-compile"]
             command = [sys.executable, __file__, *flags]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -92,9 +92,9 @@ def main(args: Args) -> None:
                 root, "sac_continuous", plots.panels.keys_of(plots.cr.IQM)
             )
             seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        rows = sum(
-            len(run.series("eval/episodic_return")) for runs in study.cells.values() for run in runs
-        )
+        rows = 0
+        for runs in study.cells.values():
+            rows += sum(len(run.series("eval/episodic_return")) for run in runs)
         start = time.perf_counter()
         plots.cr.cr1(root, root / "figures")
         whole = time.perf_counter() - start

@@ -26,6 +26,7 @@ kept, and the file is written anew after each job.
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -386,7 +387,7 @@ def shown(value) -> str:
 
 
 def markdown(rows: list[dict]) -> list[str]:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
         lines.append("| " + " | ".join(shown(row.get(column)) for column in columns) + " |")

@@ -241,7 +241,9 @@ def main(args: Args) -> None:
         results.append(
             json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         )
-    rows = [row for result in results for row in result["rows"]]
+    rows = []
+    for result in results:
+        rows += result["rows"]
     machine = runlog.machine()
     machine |= {
         "argv": sys.argv,

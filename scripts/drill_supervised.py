@@ -82,10 +82,10 @@ def main(args: Args) -> None:
                 )
             else:
                 finish(start(script, killed, COMMON, SCRIPTS))
-            sessions = [
-                json.loads(file.read_text())["sessions"] for file in killed.glob("*/meta.json")
-            ]
-            if not any(session.get("from_step", 0) > 0 for each in sessions for session in each):
+            sessions = []
+            for file in killed.glob("*/meta.json"):
+                sessions += json.loads(file.read_text())["sessions"]
+            if not any(session.get("from_step", 0) > 0 for session in sessions):
                 problems.append(f"{script}: no session went on from a checkpoint")
             if rows(whole) != rows(killed):
                 problems.append(f"{script}: the rows differ")

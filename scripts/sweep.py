@@ -539,17 +539,17 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
         told.append(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}")
         told += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
         say(*told, file=sys.stderr)
-    folders = [Path(process["cwd"], run) for process in processes for run in process["runs"]]
+    folders = []
+    for process in processes:
+        folders += [Path(process["cwd"], run) for run in process["runs"]]
     diverged = sum(
         sweep_task.read_json(folder / "meta.json").get("status") == "diverged" for folder in folders
     )
-    told = (
-        f"{len(processes) - len(left)} of {len(processes)} processes done, {len(failed)} failed, "
-    )
-    told += (
-        f"{len(left) - len(failed)} left; {len(folders)} "
-        f"runs{f', {diverged} diverged' if diverged else ''}"
-    )
+    done = len(processes) - len(left)
+    told = f"{done} of {len(processes)} processes done, {len(failed)} failed, "
+    told += f"{len(left) - len(failed)} left; {len(folders)} runs"
+    if diverged:
+        told += f", {diverged} diverged"
     say(f"{sweep}: {told}")
     return len(failed)
 

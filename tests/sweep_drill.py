@@ -88,6 +88,14 @@ def steps(folder: Path) -> dict[str, list[tuple[int, int]]]:
     }
 
 
+def pids(folder: Path) -> set[int]:
+    """Processes that did a step."""
+    found = set()
+    for rows in steps(folder).values():
+        found |= {pid for _, pid in rows}
+    return found
+
+
 def wait_for(condition, seconds: float = 120.0):
     last = time.monotonic() + seconds
     while not (value := condition()):

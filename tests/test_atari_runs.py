@@ -271,9 +271,12 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
     torch.testing.assert_close(first, last, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"), [(script, flags) for script in OPTIONS for flags in OPTIONS[script]]
-)
+CASES = []
+for name, options in OPTIONS.items():
+    CASES += [(name, flags) for flags in options]
+
+
+@pytest.mark.parametrize(("script", "flags"), CASES)
 def test_options_run_and_a_diverged_run_says_so(script, flags, tmp_path, monkeypatch):
     fake(monkeypatch)
     found = steps_of(run(script, tmp_path / "a", flags))

@@ -140,6 +140,14 @@ class TensorBoard:
         return {*found["tag_to_events"]}
 
 
+def pairs(keys_of: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """script -> keys as (script, key)."""
+    found = set()
+    for script, keys in keys_of.items():
+        found |= {(script, key) for key in keys}
+    return found
+
+
 def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
     board = TensorBoard(folder)
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 6
@@ -152,14 +160,12 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
     for charts in layout.values():
         for title, (pattern,) in charts.items():
             found = {run.split("__")[1]: board.keys(run, pattern) for run in board.runs}
-            shown[title] = {(script, key) for script, keys in found.items() for key in keys}
+            shown[title] = pairs(found)
             assert shown[title], f"{title}: no run logs {pattern}"
-    keys = {(script, key) for script, keys in logged.items() for key in keys}
-    assert set().union(*shown.values()) <= keys
-    sac = {
-        title: sorted(key for script, key in pairs if script == "sac_continuous")
-        for title, pairs in shown.items()
-    }
+    assert set().union(*shown.values()) <= pairs(logged)
+    sac = {}
+    for title, found in shown.items():
+        sac[title] = sorted(key for script, key in found if script == "sac_continuous")
     layers = [
         f"network/{network}/{layer}"
         for network, layer in itertools.product(("actor", "qf1", "qf2"), ("fc1", "fc2"))

@@ -162,10 +162,12 @@ TOO_LARGE = {
         "--table1-neurons 100000000000",
     ],
 }
-TOO_LARGE = [(script, command) for script, commands in TOO_LARGE.items() for command in commands]
+CASES = []
+for name, commands in TOO_LARGE.items():
+    CASES += [(name, command) for command in commands]
 
 
-@pytest.mark.parametrize("script, command", TOO_LARGE)
+@pytest.mark.parametrize("script, command", CASES)
 def test_what_no_machine_holds_is_refused_and_the_right_flag_named(
     script, command, tmp_path, capfd
 ):
@@ -249,11 +251,7 @@ def test_memory_of_sac(activation, layer_norm):
     args = dataclasses.replace(args, ntk_frequency=0)
     estimate, _ = sac_continuous.big_tensors(args, 17, 6)
     agent = sac_continuous.Agent(17, 6, args, [1, 2, 3], CPU)
-    gradients = [
-        p
-        for optimizer in (agent.actor_optimizer, agent.qf_optimizer)
-        for p in optimizer.parameters_
-    ]
+    gradients = [*agent.actor_optimizer.parameters_, *agent.qf_optimizer.parameters_]
     assert near(
         estimate["widths num_seeds"], nbytes(agent.state_dict().values()) + nbytes(gradients)
     )

@@ -108,7 +108,8 @@ def reference(networks: script.Networks, i: int, name: str):
             x = torch.stack([function(branch(x)) for branch in branches]).prod(0)
         return output(x)
 
-    return forward, [p for layer in [*itertools.chain(*layers), output] for p in layer.parameters()]
+    modules = torch.nn.ModuleList([*itertools.chain(*layers), output])
+    return forward, list(modules.parameters())
 
 
 @pytest.mark.parametrize("name, widths", [("relu", (12,)), ("tanh_hr", (6,)), ("tanh", (8, 8, 8))])
@@ -171,7 +172,7 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
             theirs = values(rows, key)
             assert list(ours) == [0, 10, 20, 30, 40] == list(theirs)
             np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-4)
-    keys = {row.split(",")[1] for rows in first.values() for row in rows}
+    keys = {row.split(",")[1] for row in itertools.chain(*first.values())}
     assert {
         f"network/mlp/fc{k}/{m}"
         for k, m in itertools.product((1, 2), ("srank", "dead_share", "dormant_share"))
@@ -238,8 +239,10 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert scalars(b) != calm and run(b, flags) == calm
-    sessions = [json.loads(path.read_text())["sessions"] for path in b.glob("*/meta.json")]
-    assert any(session.get("from_step", 0) > 0 for each in sessions for session in each)
+    sessions = []
+    for path in b.glob("*/meta.json"):
+        sessions += json.loads(path.read_text())["sessions"]
+    assert any(session.get("from_step", 0) > 0 for session in sessions)
 
 
 def test_a_diverged_run_leaves_the_others_alone(tmp_path):

@@ -139,7 +139,9 @@ def end_to_end(tmp_path, *flags) -> dict:
 
 def test_updates_end_to_end(tmp_path):
     report = end_to_end(tmp_path, "--parts", "updates")
-    rows = [row for job in report["jobs"] for row in job["result"]["rows"]]
+    rows = []
+    for job in report["jobs"]:
+        rows += job["result"]["rows"]
     assert [(row["seeds"], row["mode"]) for row in rows] == [
         (2, "not compiled"),
         (2, "eager"),

@@ -3,6 +3,7 @@ tests/test_layers.py`"""
 
 import copy
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -40,7 +41,10 @@ def small_conv(activation, **kwargs):
 
 
 def count(*modules) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+    total = 0
+    for module in modules:
+        total += sum(p.numel() for p in module.parameters())
+    return total
 
 
 def nature(encoder, last, norm="none", actions=6):
@@ -251,9 +255,8 @@ def test_one_coefficient_set_for_all_layers():
         two.numerator is not one.numerator
         and one.log_scale is layers[3].branches[0].activation.log_scale
     )
-    assert (
-        len({id(branch.activation) for layer in layers for branch in layer.branches}) == 7
-    )  # hooks stay per layer
+    branches = [*itertools.chain.from_iterable(layer.branches for layer in layers)]
+    assert len({id(branch.activation) for branch in branches}) == 7  # hooks stay per layer
     names = coefficient_names(network)
     assert len(names) == 3 + 3 + 2 and names < {name for name, _ in network.named_parameters()}
     dense_crelu = dense(6, 4, "crelu", **options)  # the convolution's crelu joins another axis

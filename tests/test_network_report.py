@@ -76,11 +76,14 @@ def test_numbers_equal_a_direct_computation():
         named = dict(network.named_parameters())
         own = activations.coefficient_names(network)
         weights = [name for name in named if name not in own]
+        linear = []
+        for branch in layer.branches:
+            linear += branch.linear.parameters()
         expected = {
             "weight_norm": norm(*(named[name] for name in weights)),
             "gradient_norm": norm(*(grads[name] for name in weights)),
             "coefficient_gradient_norm": norm(*(grads[name] for name in own)),
-            "fc2/weight_norm": norm(*(p for b in layer.branches for p in b.linear.parameters())),
+            "fc2/weight_norm": norm(*linear),
             "fc2/gradient_norm": norm(*(grads[name] for name in weights if name.startswith("1."))),
             "fc2/coefficient_gradient_norm": norm(
                 *(grads[name] for name in own if name.startswith("1."))

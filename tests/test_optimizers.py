@@ -152,6 +152,6 @@ def test_checkpoints_of_earlier_versions_fit():
     order = [*STORED[:2], *STORED[5:7], *STORED[2:4], *STORED[7:9], STORED[4], STORED[9]]
     groups = optimizers.parameter_groups(network, 1e-3, RationalConfig())
     named = dict(network.named_parameters())
-    listed = [parameter for group in groups for parameter in group["params"]]
+    listed = [*itertools.chain.from_iterable(group["params"] for group in groups)]
     assert [len(group["params"]) for group in groups] == [4, 4, 2]
     assert all(parameter is named[name] for parameter, name in zip(listed, order, strict=True))

@@ -310,11 +310,10 @@ def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
 
 def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
     assert set(figures.ALSO) <= set(figures.ROWS)
-    named = {*figures.ROWS, *(name for further in figures.ALSO.values() for name in further)}
+    named = set(figures.ROWS).union(*figures.ALSO.values())
     assert figures.row_of("hr9") == "hr1" and figures.row_of("hr7") == "hr7"
-    assert {
-        f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]
-    } <= named  # 5 is a drawing of the idea
+    # 5 is a drawing of the idea
+    assert {f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]} <= named
     assert {"cr1", "cr_curves", "cr_ablations", "cr_continual", "cr_atari"} <= named
 
 

@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shlex
@@ -119,9 +120,8 @@ def test_seeds_in_groups():
 
 
 def plan(*grids: str, runs_dir=None, most=0) -> list[dict]:
-    return sweep_plan.plan(
-        [each for text in grids for each in sweep_plan.expand(text)], runs_dir, most, 3
-    )
+    commands = [*itertools.chain.from_iterable(map(sweep_plan.expand, grids))]
+    return sweep_plan.plan(commands, runs_dir, most, 3)
 
 
 def test_cells_of_seeds_and_of_scripts():
@@ -143,7 +143,7 @@ def test_cells_of_seeds_and_of_scripts():
         "x.py --env-id ALE/Pong-v5 --seed 2 --env-threads 3",
     ]
     assert [len(process["runs"]) for process in processes] == [3, 1, 3, 4, 1, 1]
-    assert len({run for process in processes for run in process["runs"]}) == 13
+    assert len(set().union(*(process["runs"] for process in processes))) == 13
     assert re.fullmatch(
         r"dm_control-cheetah-run-v0__sac_continuous__relu__s1-3__\w{10}", processes[0]["id"]
     )

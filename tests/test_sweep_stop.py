@@ -24,6 +24,7 @@ from sweep_drill import (
     fork,
     grid,
     launcher,
+    pids,
     steps,
     sweep,
     sweep_task,
@@ -107,7 +108,7 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     os.kill(second.pid, signal.SIGINT)
     began = time.monotonic()
     assert end(second, 30) == 130 and 1 <= time.monotonic() - began < 6
-    assert not any(alive(pid) for rows in steps(tmp_path).values() for _, pid in rows)
+    assert not any(map(alive, pids(tmp_path)))
 
 
 def test_started_in_the_background_of_a_script(tmp_path):
@@ -153,11 +154,7 @@ def test_a_training_that_its_user_stops(tmp_path):
     command = grid(1, 40, 0.05, RARELY)
     first = fork(tmp_path, command)
     for part in (1, 2):
-        wait_for(
-            lambda part=part: (
-                len({pid for rows in steps(tmp_path).values() for _, pid in rows}) == part
-            )
-        )
+        wait_for(lambda part=part: len(pids(tmp_path)) == part)
         rows = next(iter(steps(tmp_path).values()))
         os.kill(rows[-1][1], signal.SIGTERM)
     assert end(first, 60) == 1
