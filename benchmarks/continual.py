@@ -40,11 +40,8 @@ class Args:
     rounds: int = 7  # alternating rounds
     updates: int = 300  # per round
     threads: int = 2  # CPU threads of every variant
-    parts: tuple[str, ...] = (
-        "updates",
-        "commands",
-        "measures",
-    )  # measures: the batch's command without any of them too
+    # measures: the batch's command without any of them too
+    parts: tuple[str, ...] = ("updates", "commands", "measures")
     out: Path | None = None  # a JSON file with all numbers
 
 

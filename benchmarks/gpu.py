@@ -178,9 +178,8 @@ def make_jobs(args: Args) -> list[Job]:
 
 def start(job: Job, number: int, root: Path, cores: int) -> None:
     """Starts the process of the number-th job, in a process group of its own."""
-    job.folder = (
-        root / f"{number:02d}"
-    )  # short: sockets in temporary folders have paths of 107 bytes at most
+    # short: sockets in temporary folders have paths of 107 bytes at most
+    job.folder = root / f"{number:02d}"
     job.folder.mkdir()
     if not job.command:
         spec = job.spec | {"folder": str(job.folder)}

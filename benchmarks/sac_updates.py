@@ -73,9 +73,8 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
         linear(networks, inputs, outputs, args.batch_size, passes, weight_grads, backward)
 
     network(num_seeds, OBS_DIM, ACTION_DIM, 2, 1, 0)
-    linear(
-        num_seeds, args.widths[-1], ACTION_DIM, args.batch_size, 2, 1, 1
-    )  # the second head, log_std
+    # the second head, log_std
+    linear(num_seeds, args.widths[-1], ACTION_DIM, args.batch_size, 2, 1, 1)
     network(2 * num_seeds, OBS_DIM + ACTION_DIM, 1, 3, 1, 1)
 
     def fastest(a, b):

@@ -40,9 +40,8 @@ class Args:
 def evaluate(model, env, args: Args, index: int) -> float:
     returns = []
     for episode in range(args.num_eval_episodes):
-        obs, _ = env.reset(
-            options={"number": [2 * index * args.num_eval_episodes + episode]}
-        )  # those of our own runs
+        # those of our own runs
+        obs, _ = env.reset(options={"number": [2 * index * args.num_eval_episodes + episode]})
         total = 0.0
         done = False
         while not done:

@@ -92,9 +92,8 @@ def kill_often(
     script: str, folder: Path, seconds: float, args: Args, moments: random.Random
 ) -> int:
     """Starts and kills; the number of kills that came before the run ended."""
-    for kill in range(
-        args.kills
-    ):  # a session lives for a part of the start-up up to what lets the last come near the end
+    # a session lives for a part of the start-up up to what lets the last come near the end
+    for kill in range(args.kills):
         process = start(script, folder)
         try:
             process.wait(pause := seconds * (0.1 + 1.5 / args.kills * moments.random()))

@@ -100,11 +100,8 @@ def main(args: Args) -> None:
             }
             final = run.series("eval/episodic_return")
             final = final if len(final) else windows(run)  # PPO on Atari has no evaluations
-            row |= {
-                "last_step": "",
-                "last_return": "",
-                "best_return": "",
-            }  # before the first evaluation
+            # before the first evaluation
+            row |= {"last_step": "", "last_return": "", "best_return": ""}
             if len(final):
                 row |= {
                     "last_step": int(final[-1, 0]),

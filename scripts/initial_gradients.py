@@ -133,9 +133,8 @@ def measure(network, losses, data, max_norm: float, epsilons: tuple[float, ...])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
         gradients.append(torch.stack([weight.grad.clone() for weight in weights]))
-    typical = (
-        torch.stack(gradients).double().square().mean(0).sqrt()
-    )  # of each weight, over the minibatches
+    # of each weight, over the minibatches
+    typical = torch.stack(gradients).double().square().mean(0).sqrt()
     cells = [" ".join(f"{root_mean_square(x):.2g}" for x in record.branch_outputs)]
     cells += [f"{root_mean_square(record.output):.2g}", f"{root_mean_square(typical):.2g}"]
     used = typical[typical > 0]  # an input that is always 0 has no gradient whatever epsilon is
@@ -152,9 +151,8 @@ def main() -> None:
     epsilons = (1e-5, 1e-8)
     common = {"env_id": options.env_id, "activation": options.activation, "seed": options.seed}
     ppo = ppo_atari.Args(**common)
-    pqn = pqn_atari.Args(
-        **common, num_envs=8, num_steps=128, num_minibatches=8
-    )  # minibatches of 128, as by default
+    # minibatches of 128, as by default
+    pqn = pqn_atari.Args(**common, num_envs=8, num_steps=128, num_minibatches=8)
     data = play_randomly(dqn_atari.Args(**common), 8, 128, options.seed)
     num_actions = data["num_actions"]
     print("| | branches | product | gradient | share below 1e-5 | below 1e-8 |")

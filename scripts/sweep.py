@@ -216,9 +216,8 @@ class RayTasks:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         host, _, port = address.rpartition(":")
         own_machine = address == "local" or host in ("127.0.0.1", "localhost")
-        if (
-            own_machine
-        ):  # read when Ray is imported; says "no cluster", upon which it listens on loopback only
+        # read when Ray is imported; says "no cluster", upon which it listens on loopback only
+        if own_machine:
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
         try:
@@ -263,11 +262,8 @@ class RayTasks:
             "max_retries": LOST_NODES,
         }
         self.task = ray.remote(**options)(sweep_task.run_on_ray)
-        prefixes = (
-            "MUJOCO_",
-            "WANDB_",
-            "TORCH",
-        )  # workers have the environment of their node, not ours
+        # workers have the environment of their node, not ours
+        prefixes = ("MUJOCO_", "WANDB_", "TORCH")
         self.env = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
 
     def full(self) -> bool:
@@ -323,9 +319,8 @@ class RayTasks:
         """The tasks stop their processes themselves (sweep_task.run_on_ray),
         on whatever machine they are."""
         pending = list(self.tasks)
-        with contextlib.suppress(
-            self.ray.exceptions.RayError, ConnectionError
-        ):  # the cluster itself may be gone
+        # the cluster itself may be gone
+        with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError):
             for task in pending:
                 self.ray.cancel(task, force=False)
             end = time.monotonic() + self.patience + 5  # for the way there and back
@@ -388,9 +383,8 @@ def write_slurm(
                 raise runlog.UserError(
                     f"--slurm {path}: is there, and is no sbatch file; name another"
                 )
-            path.write_bytes(
-                os.fsencode("\n".join(lines) + "\n")
-            )  # paths byte for byte, whatever the locale
+            # paths byte for byte, whatever the locale
+            path.write_bytes(os.fsencode("\n".join(lines) + "\n"))
         written.append(path)
     return written
 
@@ -485,9 +479,8 @@ def drive(
         for process in list(queue):
             if engine.full() or request.number:
                 break
-            if told := sweep_task.holder(
-                process
-            ):  # an orphan of another machine, or somebody's own run
+            # an orphan of another machine, or somebody's own run
+            if told := sweep_task.holder(process):
                 if process["id"] not in waiting:
                     board.event(f"waiting: {told}")
                 waiting.add(process["id"])
@@ -688,9 +681,8 @@ def main(args: Args) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        if (
-            stream is not None
-        ):  # an activation's or a folder's name may have characters that the terminal lacks
+        # an activation's or a folder's name may have characters that the terminal lacks
+        if stream is not None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with runlog.exit_on_user_error():

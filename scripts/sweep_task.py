@@ -62,9 +62,8 @@ class StopRequest:
         """A signal handler: the loops look at `number` themselves,
         so that a signal breaks nothing in the middle."""
         now = time.monotonic()
-        if (
-            self.count and now < self._last + 1
-        ):  # Slurm, `timeout` and a closed terminal signal us and our parent, who
+        # Slurm, `timeout` and a closed terminal signal us and our parent, who
+        if self.count and now < self._last + 1:
             return  # passes it on: that is one request
         self._last = now
         self.number = self.number or number
@@ -160,9 +159,8 @@ def read_state(sweep: Path, process: dict) -> dict:
     needed = ["start"] if state.get("status") == "running" else ["code", "seconds", "start"]
     for key in needed:
         value = state.get(key)
-        if (
-            not isinstance(value, int | float) or not abs(value) < 1e12
-        ):  # not finite, or no time of this world
+        # not finite, or no time of this world
+        if not isinstance(value, int | float) or not abs(value) < 1e12:
             return {}
     return state if state.get("status") in ("running", "ended", "stopped", "failed") else {}
 
@@ -370,7 +368,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stderr.reconfigure(
-        errors="backslashreplace"
-    )  # a log's end on a terminal that lacks its characters
+    # a log's end on a terminal that lacks its characters
+    sys.stderr.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))

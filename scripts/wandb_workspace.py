@@ -48,10 +48,8 @@ def make_workspace(args: Args):
         for title, keys in charts.items():
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
             what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
-            spread = {
-                "groupby_aggfunc": "mean",
-                "groupby_rangefunc": "stddev",
-            }  # over the seeds of a group
+            # over the seeds of a group
+            spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
             panels.append(
                 wr.LinePlot(
                     title=title,
@@ -61,9 +59,8 @@ def make_workspace(args: Args):
                     **spread,
                 )
             )
-        grid = ws.SectionLayoutSettings(
-            columns=3, rows=math.ceil(len(panels) / 3)
-        )  # no second page
+        # no second page
+        grid = ws.SectionLayoutSettings(columns=3, rows=math.ceil(len(panels) / 3))
         sections.append(ws.Section(name=section, panels=panels, is_open=True, layout_settings=grid))
     groups = [expr.Config("env_id"), expr.Config("activation"), expr.Metric("Group")]
     with runlog.errors_are_user_errors(f"--name {args.name}", "use letters and digits"):

@@ -71,13 +71,8 @@ REFERENCE_FITS = [
         (0.00851, 2.59425, 0.01823, 0.08206),
     ),
 ]
-DEGREES = [
-    (1, 1, 2),
-    (3, 2, 4),
-    (5, 4, 6),
-    (7, 1, 8),
-    (2, 8, 3),
-]  # n, m, d; numbers and forms are enough without fits
+# n, m, d; numbers and forms are enough without fits
+DEGREES = [(1, 1, 2), (3, 2, 4), (5, 4, 6), (7, 1, 8), (2, 8, 3)]
 FAR = torch.cat([torch.zeros(1), torch.logspace(-30, 4, 400), -torch.logspace(-30, 4, 400)])
 
 
@@ -116,9 +111,8 @@ def test_values_gradients_and_range(name):
         np.testing.assert_allclose(
             module(torch.from_numpy(x).to(dtype)), FORMULAS[name](x), rtol=rtol, atol=atol
         )
-    near = torch.linspace(
-        -3.05, 3.05, 24, dtype=torch.float64, requires_grad=True
-    )  # no kink on the grid
+    # no kink on the grid
+    near = torch.linspace(-3.05, 3.05, 24, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(module, near)
     y = module(far := FAR.clone().requires_grad_())
     assert y.isfinite().all() and torch.autograd.grad(y.sum(), far)[0].isfinite().all()
@@ -147,9 +141,8 @@ def test_rational_equals_the_quotient(form, degrees, constrained):
     assert (len(a), len(b)) == (degrees[0] + (not constrained), degrees[1])
     expected = [quotient(value, form, a, b, c, d) for value in x]
     y = module(torch.tensor(x, dtype=torch.float64)).detach().numpy()
-    np.testing.assert_allclose(
-        y, expected, rtol=1e-6 if constrained else 1e-11, atol=1e-12
-    )  # log c is a float32
+    # log c is a float32
+    np.testing.assert_allclose(y, expected, rtol=1e-6 if constrained else 1e-11, atol=1e-12)
     assert (module.numerator_and_denominator(torch.tensor(x, dtype=torch.float64))[1] >= 1).all()
 
 
@@ -176,11 +169,12 @@ def test_rational_gradients(form, constrained):
 @pytest.mark.parametrize("degrees", DEGREES)
 def test_float32_is_finite_far_out(form, degrees, target):
     n, m, d = degrees
+    # the bounds of c
     scales = (
         (5.0, 1.001 * 10 ** (4 - 36 / d), 0.999 * 10 ** (18 / d))
         if target == "leaky_relu"
         else (5.0,)
-    )  # the bounds of c
+    )
     for constrained, c in [(False, 5.0), *((True, c) for c in scales)]:
         config = RationalConfig(n, m, form, d, c, fit_target=target)
         module = Rational(config, constrained)
@@ -198,9 +192,8 @@ def test_crational_vanishes_at_zero_and_far_out(form):
     assert module(torch.zeros(5)).eq(0).all()
     far = module(torch.tensor([-1e4, -1e3, 1e3, 1e4])).abs()
     assert far[[0, 3]].max() < 0.01 and far[[1, 2]].max() < 0.1
-    law = (
-        module.numerator[-1] * module.scale() ** 4 / torch.tensor([-1e4, 1e4])
-    )  # f -> a_n c^d x^(n-d)
+    # f -> a_n c^d x^(n-d)
+    law = module.numerator[-1] * module.scale() ** 4 / torch.tensor([-1e4, 1e4])
     torch.testing.assert_close(far[[0, 3]], law.abs(), rtol=1e-2, atol=0)
 
 
@@ -342,12 +335,8 @@ def test_unknown_names_and_names_that_do_not_combine():
         ) as error:
             parse(f"tanh*{wrong}", "--encoder-activation")
         assert " ".join([*ACTIVATIONS, "tanh_2hr", "tanh_add", "NAME_hr"]) in str(error.value)
-    for wrong in (
-        "crelu*relu",
-        "crelu+tanh",
-        "tanh_add*relu",
-        "relu*tanh_add",
-    ):  # known, but they do not combine
+    # known, but they do not combine
+    for wrong in ("crelu*relu", "crelu+tanh", "tanh_add*relu", "relu*tanh_add"):
         with pytest.raises(ValueError, match=r"^--activation .*widths differ|is a sum"):
             parse(wrong)
     with pytest.raises(ValueError, match="did you mean selu"):

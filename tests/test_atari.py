@@ -104,14 +104,12 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
         told = {ended.env: (ended.total, ended.length) for ended in step.games}
         assert step.overs.tolist() == [0 in told, 1 in told]
         for i, game in enumerate(plain):
-            truth, reward, lost, over = game.step(
-                1 if fires[i] else actions[i]
-            )  # 1 is fire in both games
+            # 1 is fire in both games
+            truth, reward, lost, over = game.step(1 if fires[i] else actions[i])
             fires[i] = lost and not over
             cut = not over and game.length * 4 >= limit
-            compared = slice(
-                0, 3 if over or cut else 4
-            )  # ale_py mixes older frames into the last one of a game
+            # ale_py mixes older frames into the last one of a game
+            compared = slice(0, 3 if over or cut else 4)
             assert np.abs(truth - step.real_next_obs[i])[compared].max() <= 0.51
             assert (step.rewards[i], step.terminations[i]) == (reward, lost or over)
             assert step.truncations[i] == cut
@@ -265,9 +263,8 @@ def test_the_replay_of_a_checkpoint_survives_until_there_are_two_newer_ones(tmp_
     buffer = ReplayBuffer(path, 100, 2 * 30, 2)  # a checkpoint every 30 transitions, 15 rows
     collect(buffer, games, games.reset(3, "games", 0), 90, rng, truth)
     kept = truth[:90]
-    collect(
-        buffer, games, games.reset(3, "games", 0), 2 * 15 + 1, rng, truth
-    )  # two checkpoints on: the previous one
+    # two checkpoints on: the previous one
+    collect(buffer, games, games.reset(3, "games", 0), 2 * 15 + 1, rng, truth)
     buffer.rows.flush()
     again = ReplayBuffer(path, 100, 2 * 30, 2, num_added=90)
     check_samples(again, kept, 40)

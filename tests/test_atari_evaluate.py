@@ -40,10 +40,8 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monk
 
     monkeypatch.setattr(atari, "play_games", watched)
     files = []
-    for flags in (
-        {},
-        {"analyse": True} if script == "dqn_atari" else {},
-    ):  # it does not change the run's name
+    # it does not change the run's name
+    for flags in ({}, {"analyse": True} if script == "dqn_atari" else {}):
         module.main(dataclasses.replace(args, evaluate=True, **flags))
         again = folder / f"evaluation-{args.total_timesteps}"
         files.append(
@@ -93,9 +91,8 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
         assert len(sample) == len({*sample}) == 10
         counts[sample] += 1
     statistic = ((counts - 750) ** 2 / 750).sum()
-    assert statistic < chi2.ppf(
-        0.9999, 39
-    )  # rows of one draw repel each other: less than that of independent ones
+    # rows of one draw repel each other: less than that of independent ones
+    assert statistic < chi2.ppf(0.9999, 39)
     few = metrics.Reservoir(10, 0)
     few.add(batch := stream[:3].clone())
     batch.zero_()
@@ -130,9 +127,8 @@ def test_ppo_measures_on_more_observations_than_an_iteration_has(tmp_path, monke
     module.main(runlog.parse_args(module.Args, f"{argv} --runs-dir {tmp_path}".split()))
     sizes = [len(obs) for _, obs in measured]
     assert sizes == [40] * 6  # steps 48, 96, ...; the first has the checkpoint's 24 and its own 16
-    for end, obs in measured[
-        1:
-    ]:  # 8 steps of 2 games per iteration; the last observation of a step is not acted on
+    # 8 steps of 2 games per iteration; the last observation of a step is not acted on
+    for end, obs in measured[1:]:
         recent = {x.tobytes() for x in np.concatenate(stored[max(end - 26, 0) : end])}
         newest = {x.tobytes() for x in np.concatenate(stored[end - 9 : end])}
         assert all(x.tobytes() in recent for x in obs) and not all(

@@ -47,9 +47,8 @@ def pqn_runs(root, games=GAMES, activations=("relu", "tanh_hr"), seeds=2) -> dic
 
 def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
     truth = pqn_runs(tmp_path / "runs")
-    figures.main(
-        ["hr9", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    )  # Fig. 9 is of this row
+    # Fig. 9 is of this row
+    figures.main(["hr9", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "hr1.csv")
     assert len(rows) == 6
     for row in rows:
@@ -198,9 +197,8 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "table.csv")
     assert len(rows) == 7 and rows[0]["setting"] == "tanh*tanh" and rows[0]["return"] == "4.0"
-    assert (
-        rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]
-    )  # nobody logs it
+    # nobody logs it
+    assert rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
         key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
@@ -252,9 +250,8 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     texts = []
     for axes in panels:
         texts += [text.get_text() for text in axes.texts]
-    assert (
-        texts.count("not logged") == 2 * 3 + 6
-    )  # SAC: overestimation, dead share, srank; PQN: overestimation
+    # SAC: overestimation, dead share, srank; PQN: overestimation
+    assert texts.count("not logged") == 2 * 3 + 6
 
 
 def test_figures_json_is_enough_to_draw_again(tmp_path):
@@ -278,12 +275,10 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
 def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs")
     pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
-    pqn_runs(
-        tmp_path / "runs", games=("Carnival",)
-    )  # ale_py knows it, the table of human scores does not
-    plots.hr.hr1(
-        tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr")
-    )  # as hr_fig1.sh tells
+    # ale_py knows it, the table of human scores does not
+    pqn_runs(tmp_path / "runs", games=("Carnival",))
+    # as hr_fig1.sh tells
+    plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))
     told = capsys.readouterr().out
     assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
@@ -303,6 +298,5 @@ def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
     rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
     write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)
     ((row,), _) = plots.tables.summary(plots.tables.groups_of(tmp_path))
-    assert (
-        row["training return"] == "78.5" and "return" not in row
-    )  # of the last fortieth: steps 79 and 80
+    # of the last fortieth: steps 79 and 80
+    assert row["training return"] == "78.5" and "return" not in row

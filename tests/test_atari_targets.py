@@ -86,9 +86,8 @@ def test_advantages_are_those_of_a_slow_loop():
         )
         for (t, i), value in np.ndenumerate(advantages):
             total = 0.0
-            for k in range(
-                t, len(rewards)
-            ):  # sum over k of (gamma lambda)^(k - t) delta_k, to the end of the episode
+            # sum over k of (gamma lambda)^(k - t) delta_k, to the end of the episode
+            for k in range(t, len(rewards)):
                 after = 0.0 if terminations[k, i] else gamma * next_values[k, i]
                 total += (gamma * gae_lambda) ** (k - t) * (rewards[k, i] + after - values[k, i])
                 if terminations[k, i] or truncations[k, i]:
@@ -237,9 +236,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     for name, p in net.named_parameters():
         layer = name.split(".")[0]
         fresh = torch.zeros_like(p, dtype=torch.bool)
-        axes = (
-            p.detach().movedim(1, 0) if p.dim() == 2 else p.detach()
-        )  # neurons first, then what they read
+        # neurons first, then what they read
+        axes = p.detach().movedim(1, 0) if p.dim() == 2 else p.detach()
         index = fresh.movedim(1, 0) if p.dim() == 2 else fresh
         if layer in neurons:
             index[neurons[layer]] = True
@@ -251,9 +249,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
                 assert (axes[neurons[layer]] != before[name][neurons[layer]]).any()
         if p.dim() > 1 and layer in reads:
             index[:, reads[layer]] = True
-            old_rows = ~neurons.get(
-                layer, torch.zeros(len(axes), dtype=torch.bool)
-            )  # new ones may read new ones
+            # new ones may read new ones
+            old_rows = ~neurons.get(layer, torch.zeros(len(axes), dtype=torch.bool))
             assert (axes[old_rows][:, reads[layer]] == 0).all(), name
         assert torch.equal(p[~fresh], before[name][~fresh]), name
         state = optimizer.state[p]
@@ -266,9 +263,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     assert not torch.equal(
         net.fc.branches[0].linear.weight[:, 0], old.fc.branches[0].linear.weight[:, 0]
     )
-    if (
-        layer_norm == "none"
-    ):  # a norm mixes a layer's neurons; without one the outputs lose what the neurons gave
+    # a norm mixes a layer's neurons; without one the outputs lose what the neurons gave
+    if layer_norm == "none":
         shapes = {"fc": (1, -1)}
         for name in names:
             kept = (~outs[name]).view(shapes.get(name, (1, -1, 1, 1)))
@@ -286,9 +282,8 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
         for branch in net.fc.branches:
             branch.linear.weight.mul_(40.0)  # the others vary
             branch.linear.weight[:, dead] = 0.0
-            branch.linear.bias[dead] = torch.linspace(
-                -9, 9, int(dead.sum())
-            )  # saturated, or stuck in between
+            # saturated, or stuck in between
+            branch.linear.bias[dead] = torch.linspace(-9, 9, int(dead.sum()))
     obs = torch.randint(
         0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -299,9 +294,8 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
     assert torch.equal(metrics.dead_neurons_kde(hidden)[0], dead)
     part, rest = metrics.hidden_bias(hidden, dead, net.q.weight.mT)
     stuck = [torch.tanh(branch.linear.bias) for branch in net.fc.branches]
-    theorem = (
-        functools.reduce(torch.mul, stuck)[dead] @ net.q.weight[dead]
-    )  # Theorem 4.1: sum of alpha_i w_i
+    # Theorem 4.1: sum of alpha_i w_i
+    theorem = functools.reduce(torch.mul, stuck)[dead] @ net.q.weight[dead]
     torch.testing.assert_close(part, theorem.expand_as(part))
     torch.testing.assert_close(part + rest + net.q.bias, q_values, atol=1e-4, rtol=1e-4)
     split = dqn_atari.q_split(net, obs)

@@ -135,9 +135,8 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
         "actions": torch.zeros(1, 2, 1),
         "rewards": torch.tensor([[3.0, 3.0]]),
     }
-    batch |= {
-        "terminations": torch.tensor([[1.0, 0.0]])
-    }  # row 1: the real successor of a truncated episode
+    # row 1: the real successor of a truncated episode
+    batch |= {"terminations": torch.tensor([[1.0, 0.0]])}
     far = [
         agent.qf_loss(batch | {"next_obs": torch.full((1, 2, 2), x)}, torch.zeros(1, 2, 1))
         for x in (0.0, 9.0)
@@ -151,9 +150,8 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
                 agent.qf_target(next_obs, next_actions).min(-2).values
                 - agent.log_alpha.exp() * log_probs
             )
-        targets = torch.tensor(
-            [3.0, 3.0 + ARGS.gamma * next_q[0, 1].item()]
-        )  # of the termination, of the time limit
+        # of the termination, of the time limit
+        targets = torch.tensor([3.0, 3.0 + ARGS.gamma * next_q[0, 1].item()])
         assert loss.item() == pytest.approx((q - targets).square().mean(-1).sum().item(), rel=1e-5)
     only = {key: value[:, :1] for key, value in batch.items()}
     losses = [
@@ -218,9 +216,8 @@ def test_an_episode_is_its_number_and_can_be_entered_in_the_middle(env_id):
     first, second, third = (play(env, actions) for _ in range(3))
     assert first != second != third and first[0] != second[0]
     number = {"number": [0, 2]}  # index 1 of the batch
-    assert (
-        play(fresh, actions, **number) == third
-    )  # a fresh environment, a used one, and back again
+    # a fresh environment, a used one, and back again
+    assert play(fresh, actions, **number) == third
     assert play(env, actions, **number) == third
     assert play(env, actions, number=[0, 0]) == first
     env.reset()

@@ -48,9 +48,8 @@ def make_compared(root, activation, layer_norm, seed):
 
 def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
-    history = plots.preactivations.histories(folders[0])[
-        "fc1", "qf1"
-    ]  # counts 1, 0, 3 + step in [-1, 0, 1, 3]
+    # counts 1, 0, 3 + step in [-1, 0, 1, 3]
+    history = plots.preactivations.histories(folders[0])["fc1", "qf1"]
     assert history.steps.tolist() == [0, 100, 200] and history.largest_magnitude().tolist() == [
         3,
         3,
@@ -89,9 +88,8 @@ def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     low, median, high, smallest, largest = (line.get_ydata() for line in panel.get_lines())
     assert smallest.tolist() == [-1] * 3 and largest.tolist() == [3] * 3
     for got, level in ((low, 0.01), (median, 0.5), (high, 0.99)):
-        for value, step in zip(
-            got, (0, 100, 200)
-        ):  # the share below x: 1 - (3 - x) / 2 * (3 + step) / (4 + step) from 1
+        # the share below x: 1 - (3 - x) / 2 * (3 + step) / (4 + step) from 1
+        for value, step in zip(got, (0, 100, 200)):
             total = 4 + step
             expected = (
                 3 - 2 * (1 - level) * total / (3 + step) if level > 1 / total else level * total - 1
@@ -158,12 +156,8 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
     plots.compare.write_compared(folders, "layer_norm", tmp_path / "out", "by", ("png",))
     figure = plots.redraw.figure_of(tmp_path / "out", "by")  # from the CSV
     titles = [panel.get_title("left") for panel in figure.axes]
-    assert titles == [
-        "return",
-        "overestimation",
-        "max |f(x)|",
-        "coefficient gradient",
-    ]  # no critic gradient logged
+    # no critic gradient logged
+    assert titles == ["return", "overestimation", "max |f(x)|", "coefficient gradient"]
     panel = figure.axes[0]
     lines = {
         line.get_label(): line for line in panel.get_lines() if not line.get_label().startswith("_")

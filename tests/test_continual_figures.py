@@ -187,9 +187,8 @@ def test_intervals_of_one_value_are_unknown():
 
 
 def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
-    make_cell(
-        tmp_path, [3], "relu"
-    )  # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
+    # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
+    make_cell(tmp_path, [3], "relu")
     plots.continual.draw_continual(tmp_path, tmp_path)
     rows = list(csv.DictReader((tmp_path / "continual_curves.csv").open()))
     steps = [row["mean"] for row in rows if row["metric"] == "median of steps_to_threshold"]

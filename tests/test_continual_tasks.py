@@ -128,9 +128,8 @@ def test_batched_recycling_equals_that_of_each_seed():
         network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
         optimizer = optimizers.Adam(network, 1e-3, activations.RationalConfig())
         with torch.no_grad():
-            optimizer.step(
-                [torch.ones_like(p) for p in optimizer.parameters_]
-            )  # moments that are not 0
+            # moments that are not 0
+            optimizer.step([torch.ones_like(p) for p in optimizer.parameters_])
         dormant = [
             torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden
         ]

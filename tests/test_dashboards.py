@@ -70,9 +70,10 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(runlog, "draw_function_approximation", lambda folders, out: None)
+        # has all
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
-        )  # has all
+        )
         sac = (
             "--env-id ReachA-v0 ReachB-v0 --steps-per-task 40 --metrics-frequency 80 "
             "--metrics-samples 32"
@@ -322,9 +323,8 @@ def test_wrong_input_of_the_workspace_is_one_line(tmp_path, capfd):
 
 @needs_package
 def test_without_a_login_the_workspace_is_not_saved(tmp_path):
-    env = {
-        key: value for key, value in os.environ.items() if not key.startswith("WANDB_")
-    }  # of its own: W&B keeps it
+    # of its own: W&B keeps it
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, wandb_workspace.__file__, "--entity", "team"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)

@@ -159,9 +159,8 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
                 expected_errors.append((end, errors))
             if end <= 60:
                 expected_ends.append((end, length))
-        by_step = dict(
-            expected_errors
-        )  # failed in a step and in the reset after it: one row each, the later is last
+        # failed in a step and in the reset after it: one row each, the later is last
+        by_step = dict(expected_errors)
         rows = [row.split(",") for row in rows]
         got = [
             (int(step), float(value))
@@ -248,9 +247,8 @@ def test_a_physics_error_of_dm_control_ends_the_episode(monkeypatch, capfd):
     assert info == {"environment_error": 1}
     assert PhysicsError.__name__ in capfd.readouterr().err
     other = make_env("dm_control/cartpole-swingup-v0", 0, 1, "train")
-    assert np.array_equal(
-        env.reset()[0], other.reset(options={"number": [1]})[0]
-    )  # and the next one is whole
+    # and the next one is whole
+    assert np.array_equal(env.reset()[0], other.reset(options={"number": [1]})[0])
     assert np.array_equal(env.step(np.ones(1))[0], other.step(np.ones(1))[0])
 
 
@@ -352,9 +350,8 @@ def test_no_worker_outlives_its_parent(end):
         _, err = parent.communicate(timeout=60)
     finally:
         parent.kill()  # it would step its environments for ever
-    assert err.count("Traceback") == (end == "SIGINT"), (
-        err
-    )  # the parent's own: no script around it here
+    # the parent's own: no script around it here
+    assert err.count("Traceback") == (end == "SIGINT"), err
     deadline = time.monotonic() + 20
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -196,9 +196,8 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
     run.log_histogram(5, "network/q_network/fc1/preactivations", [0, 0], [0, 1, 2])
     run.finish("diverged", step=5)
     with open(run.folder / "curves.jsonl", "a") as file:
-        file.write(
-            '{"step": 6, "key": "network/q_network/fc1/activation", "x": [0'
-        )  # a line under way
+        # a line under way
+        file.write('{"step": 6, "key": "network/q_network/fc1/activation", "x": [0')
     assert len(plots.run.draw_run(run.folder)) == 3
     assert "(diverged)" in plots.kde.kde_figure(run.folder).get_suptitle()
     for figure in (
@@ -275,11 +274,8 @@ def test_styles_are_stable_and_distinct():
     looks = [tuple(plots.variants.style_of(name).values()) for name in plots.variants.STYLES]
     assert len(set(looks)) == len(looks)
     assert plots.variants.style_of("tanh*tanh") == plots.variants.style_of("tanh_hr")
-    other = {
-        "color": plots.variants.GREEN,
-        "linestyle": "-.",
-        "marker": "d",
-    }  # in every process: a checksum, not hash()
+    # in every process: a checksum, not hash()
+    other = {"color": plots.variants.GREEN, "linestyle": "-.", "marker": "d"}
     assert plots.variants.style_of("gelu+silu") == other
 
 

@@ -237,9 +237,8 @@ def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
     assert len(plots.variants.load([*folders, failed])) == 2
     assert capsys.readouterr().out == f"left out: {failed} holds no run (a start that failed?)\n"
     assert "no run folders" in error_of(capsys, "demo", failed)
-    (failed / "scalars.csv").write_text(
-        "step,key,value,wall_time\n"
-    )  # a run that has lost its other files
+    # a run that has lost its other files
+    (failed / "scalars.csv").write_text("step,key,value,wall_time\n")
     assert "give one that holds config.json" in error_of(
         capsys, "table", "--runs", tmp_path, "--out", tmp_path
     )

@@ -85,9 +85,8 @@ def test_parameter_counts_are_those_of_the_paper():
         ("tanh_2hr", (66,)),
         ("crational", (200,)),
     ]
-    assert (
-        script.Networks("crational", (200,), [1], [1e-3], args, CPU).count() == 601 + 6
-    )  # a (3), b (2) and c
+    # a (3), b (2) and c
+    assert script.Networks("crational", (200,), [1], [1e-3], args, CPU).count() == 601 + 6
 
 
 def reference(networks: script.Networks, i: int, name: str):
@@ -132,9 +131,8 @@ def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
             adam.step()
             theirs.append(loss.item())
         np.testing.assert_allclose(ours, theirs, rtol=2e-4)
-    assert (
-        losses[0, 0] == losses[1, 0] != losses[2, 0]
-    )  # one seed starts equal at every learning rate
+    # one seed starts equal at every learning rate
+    assert losses[0, 0] == losses[1, 0] != losses[2, 0]
     assert losses[0, -1] > 1.004 * losses[1, -1]
 
 
@@ -297,9 +295,8 @@ def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     for row in runs:
         curve = values(rows[row["run"]], "eval/mse")
         last[row["activation"], row["widths"], row["learning_rate"], row["seed"]] = curve[40]
-        assert float(row["last_error"]) == pytest.approx(
-            curve[40], rel=1e-5
-        )  # the last tenth is one row here
+        # the last tenth is one row here
+        assert float(row["last_error"]) == pytest.approx(curve[40], rel=1e-5)
         assert (
             float(row["srank"])
             == values(rows[row["run"]], f"network/mlp/fc{len(row['widths'].split())}/srank")[40]

@@ -162,9 +162,8 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
     rows = run(tmp_path / "without", flags)
     if device == "cpu":
         monkeypatch.setattr(runlog, "graphed", graph_on_the_cpu)
-        monkeypatch.setattr(
-            sac_continuous, "validate", runlog.sequence_length
-        )  # else: needs a CUDA device
+        # else: needs a CUDA device
+        monkeypatch.setattr(sac_continuous, "validate", runlog.sequence_length)
     calls.clear()
     if case == "resume":
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -483,9 +483,8 @@ def test_metrics_are_those_of_the_cpu(device):
     assert moved <= 8, f"histogram: {moved / 2:g} values of {counts.sum()} lie in another bin"
     for name in ("kde_dead", "std_dead", "dormant", "dormant_centred", "effective_rank"):
         assert torch.equal(found[name].cpu(), expected[name]), f"{name} differs"
-    assert_close(
-        found, expected, 1e-4
-    )  # the candidate of the density: a float32 grid, see dead_neurons_kde
+    # the candidate of the density: a float32 grid, see dead_neurons_kde
+    assert_close(found, expected, 1e-4)
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
@@ -506,9 +505,8 @@ def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
         )
         ranks.append(metrics.ntk_rank(agent.qf, (obs[:, :6], actions[:, :6]), 2, 1))
     found, expected = found_reports
-    assert_close(
-        found.scalars, expected.scalars, 1e-3
-    )  # coefficients of rationals amplify: |b_j x^j|
+    # coefficients of rationals amplify: |b_j x^j|
+    assert_close(found.scalars, expected.scalars, 1e-3)
     curves = [{key: curve[1] for key, curve in report.curves.items()} for report in found_reports]
     assert_close(*curves, 1e-3)
     edges = [{key: pair[1] for key, pair in report.histograms.items()} for report in found_reports]

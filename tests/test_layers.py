@@ -25,11 +25,8 @@ from activations import (
 )
 
 IMAGES = (2, 4, 84, 84)
-NATURE = [
-    (4, 32, 8, 4),
-    (32, 64, 4, 2),
-    (64, 64, 3, 1),
-]  # in, out, kernel, stride (Mnih et al. 2015)
+# in, out, kernel, stride (Mnih et al. 2015)
+NATURE = [(4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]
 
 
 def normal(*shape, seed=0):
@@ -68,9 +65,8 @@ def test_parameter_counts_of_atari_networks():
         == 1_687_206
     )
     assert count(nature("relu", "tanh_hr")) == relu + 3136 * 512 + 512 == 3_293_350
-    assert (
-        count(nature("tanh_hr", "tanh_hr", "channel")) == 3_374_022
-    )  # PQN with HR: 2 * 2 * (32 + 64 + 64 + 512) norms
+    # PQN with HR: 2 * 2 * (32 + 64 + 64 + 512) norms
+    assert count(nature("tanh_hr", "tanh_hr", "channel")) == 3_374_022
     assert count(nature("crelu", "crelu")) == 3_365_542
     assert nature("relu", "tanh_hr")(torch.zeros(IMAGES)).shape == (2, 6)
 
@@ -98,9 +94,8 @@ def test_initial_weights(make):
     reference = make("relu_hr", seeds=3)
     for name in [*ACTIVATIONS, "tanh_hr", "tanh_2hr", "tanh_add", "identity*silu"]:
         layer = make(name, seeds=3)
-        for mine, theirs in zip(
-            layer.branches, reference.branches
-        ):  # branch by branch, whatever the activation
+        # branch by branch, whatever the activation
+        for mine, theirs in zip(layer.branches, reference.branches):
             assert (
                 torch.equal(mine.linear.weight, theirs.linear.weight) and not mine.linear.bias.any()
             )
@@ -110,9 +105,8 @@ def test_initial_weights(make):
     assert torch.equal(state[0], torch.get_rng_state())
     assert np.array_equal(state[1], np.random.get_state()[1])  # noqa: NPY002
     rows = first.flatten(1) if first.dim() == 4 else first.T
-    torch.testing.assert_close(
-        rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-5, rtol=0
-    )  # orthogonal, gain sqrt(2)
+    # orthogonal, gain sqrt(2)
+    torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-5, rtol=0)
 
 
 EXPRESSIONS = ["relu", "crelu", "tanh_hr", "crational_hr", "rational*silu+tanh"]
@@ -137,9 +131,8 @@ def test_a_stack_of_seeds_equals_its_seeds(name, norm):
         singles = [make(seed) for seed in (1, 2, 3)]
         expected = torch.stack([layer(data[i]) for i, layer in enumerate(singles)])
         torch.testing.assert_close(stack(data), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            make([[1, 2, 3]])(data[None])[0], expected, atol=1e-5, rtol=1e-5
-        )  # two leading axes
+        # two leading axes
+        torch.testing.assert_close(make([[1, 2, 3]])(data[None])[0], expected, atol=1e-5, rtol=1e-5)
         state = torch.func.stack_module_state(singles)
         one = functools.partial(torch.func.functional_call, copy.deepcopy(singles[0]))
         mapped = torch.vmap(lambda *args, one=one: one(args[:2], args[2]))(*state, data)

@@ -173,9 +173,8 @@ def test_dormant_neurons_equal_a_loop():
     maps = torch.tensor(rng.normal(size=(2, 5, 3, 4, 6)))
     flat = metrics.channel_samples(maps, batch_dims=1)
     assert flat.shape == (2, 5 * 4 * 6, 3)
-    torch.testing.assert_close(
-        flat.abs().mean(-2), maps.abs().mean((1, 3, 4))
-    )  # one score per channel
+    # one score per channel
+    torch.testing.assert_close(flat.abs().mean(-2), maps.abs().mean((1, 3, 4)))
 
 
 def test_hidden_bias_equals_a_loop_and_theorem_41():
@@ -192,9 +191,8 @@ def test_hidden_bias_equals_a_loop_and_theorem_41():
                 for s in range(6)
             ]
             np.testing.assert_allclose(part, loop, atol=1e-12)
-        constant = (
-            h[:, dead].mean(axis=0) @ weight[:, dead].T
-        )  # Theorem 4.1: the same for every observation
+        # Theorem 4.1: the same for every observation
+        constant = h[:, dead].mean(axis=0) @ weight[:, dead].T
         np.testing.assert_allclose(got[0], np.tile(constant, (6, 1)), atol=1e-12)
         np.testing.assert_allclose(got[0] + got[1], h @ weight.T, atol=1e-12)
 

@@ -150,9 +150,8 @@ def test_quantiles_equal_numpy_and_have_no_size_limit():
         np.testing.assert_allclose(
             metrics.preactivation_quantiles(torch.tensor(z)), expected, rtol=1e-5, atol=1e-6
         )
-    big = torch.arange(2**24 + 1_024, dtype=torch.float32).reshape(
-        -1, 1_024
-    )  # torch.quantile stops at 2^24
+    # torch.quantile stops at 2^24
+    big = torch.arange(2**24 + 1_024, dtype=torch.float32).reshape(-1, 1_024)
     assert metrics.preactivation_quantiles(big, (0.0, 1.0)).tolist() == [0.0, big.max().item()]
     z = torch.ones(2, 3, 3)
     z[1, 0, 0] = math.nan

@@ -31,9 +31,8 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
     for i, rows in enumerate(got):
         measured = {key: sorted(step for step, k in rows if k == key) for key in keys}
         assert all(steps == [20, 50, 100, 120] for steps in measured.values())
-        agent = sac_continuous.Agent(
-            2, 1, args, [i + 1], torch.device("cpu")
-        )  # at step 20: untrained
+        # at step 20: untrained
+        agent = sac_continuous.Agent(2, 1, args, [i + 1], torch.device("cpu"))
         (folder,) = (tmp_path / "b").glob(f"*__s{i + 1}__*")
         stored = runlog.storage.load_pt(min((folder / "replay").iterdir()))["transitions"]["rows"]
         index = torch.randint(20, (16,), generator=runlog.make_generator(i + 1, "ntk", 20))
@@ -71,9 +70,8 @@ def test_atari_scripts_measure_q_or_the_value_and_train_the_same(script, tmp_pat
     assert not seen
     got = test_atari_runs.run(script, tmp_path / "b", f"{flags} --ntk-frequency 160")
     assert [row for row in got if ",network/" not in row] == without
-    assert seen == 2 * [
-        ((8,) if script == "ppo_atari" else (8, 4), torch.uint8)
-    ]  # values; the game has 4 actions
+    # values; the game has 4 actions
+    assert seen == 2 * [((8,) if script == "ppo_atari" else (8, 4), torch.uint8)]
     network = "agent" if script == "ppo_atari" else "q"
     found = {
         key: steps

@@ -168,9 +168,8 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
         "crational": (1, 4),
     }
     relu = [truth["relu", DMC, s][0] / 1_000 for s in (1, 2, 4)]
-    np.testing.assert_allclose(
-        found["relu"].value, np.mean(relu, axis=0)
-    )  # floor(3 / 4) = 0 are cut
+    # floor(3 / 4) = 0 are cut
+    np.testing.assert_allclose(found["relu"].value, np.mean(relu, axis=0))
     assert "missing: relu on" in study.counts
     assert study.told_shared() == ["statistics over the 1 of 2 environments that every variant has"]
     assert study.only(["relu", "rational"]).told_shared() == []
@@ -193,9 +192,8 @@ def test_on_grid_never_looks_ahead():
         [np.nan, 30, 30, 50, 56, 90, 90],
     )
     windowed = plots.aggregation.on_grid(rows, np.array([2.0, 5, 6, 8, 12]), window=2.0)
-    for at, value in zip(
-        (2.0, 5, 6, 8, 12), windowed
-    ):  # slow: mean of (g - 2, g], else the last one before
+    # slow: mean of (g - 2, g], else the last one before
+    for at, value in zip((2.0, 5, 6, 8, 12), windowed):
         inside = [v for x, v in rows if at - 2 < x <= at]
         before = [v for x, v in rows if x <= at]
         expected = np.mean(inside) if inside else (before[-1] if before else np.nan)

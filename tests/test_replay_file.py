@@ -92,15 +92,12 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
     row_size = dqn_atari.ROW.itemsize
     rng = random.Random(1)
     numbers = {t % buffer.num_rows for t in range(100 - CAPACITY - 3, 100)}
-    assert buffer.num_rows == 88 and numbers == {
-        *range(57, 88),
-        *range(12),
-    }  # it lies across the end of the file
+    # it lies across the end of the file
+    assert buffer.num_rows == 88 and numbers == {*range(57, 88), *range(12)}
     for number in range(buffer.num_rows):
         data = bytearray(good)
-        data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(
-            8
-        )  # not in the flags
+        # not in the flags
+        data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         if number in numbers:
             with pytest.raises(DamagedRows, match="does not hold what the checkpoint counted"):
@@ -235,9 +232,8 @@ def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(
 
     monkeypatch.setattr(runlog.Batch, "save", noted)
     run("dqn_atari", tmp_path, f"{QUICK} --checkpoint-frequency {frequency}")
-    assert (
-        max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320
-    )  # two games: even steps only
+    # two games: even steps only
+    assert max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320
     assert json.loads((folder / "meta.json").read_text())["status"] == "finished"
 
 
@@ -333,9 +329,8 @@ def test_without_posix_fallocate_zeros_take_the_space(reason, tmp_path, monkeypa
     assert not any(good[60 * dqn_atari.ROW.itemsize :])
     reopen(path, 60, buffer.checksum())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (250_000, hard)
-    )  # it is over in the middle of a piece
+    # it is over in the middle of a piece
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, hard))
     try:
         with pytest.raises(
             runlog.UserError, match=r"other.dat, which takes 1 MB \(File too large\)"

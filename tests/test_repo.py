@@ -68,9 +68,8 @@ def test_every_rational_flag_is_used_and_explained(capsys):
         for node in ast.walk(source)
         if isinstance(node, ast.ClassDef) and node.name == "RationalConfig"
     )
-    helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][
-        1:
-    ]  # the first is the class's own
+    # the first is the class's own
+    helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][1:]
     assert len(helps) == len(dataclasses.fields(activations.RationalConfig))
     code = ast.unparse(source) + (ROOT / "optimizers.py").read_text()
     for field, words in zip(dataclasses.fields(activations.RationalConfig), helps):

@@ -116,9 +116,8 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
     while not (tmp_path / "worker").exists():
         time.sleep(0.01)
     worker = int((tmp_path / "worker").read_text())
-    with pytest.raises(
-        UserError, match=f"in use by process {child.pid}"
-    ):  # forking has not freed it
+    # forking has not freed it
+    with pytest.raises(UserError, match=f"in use by process {child.pid}"):
         new_run(tmp_path).open()
     os.kill(child.pid, signal.SIGKILL)
     child.join()
@@ -240,9 +239,8 @@ def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
     else:
         os.truncate(target, 0 if damage == "empty" else target.stat().st_size // 2)
     run.open(tensorboard=False)
-    assert (
-        run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()
-    )  # it is the newest now
+    # it is the newest now
+    assert run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()
     run.close()
     err = capsys.readouterr().err
     assert (
@@ -294,9 +292,8 @@ def test_status_finish_fail_fresh(tmp_path):
     assert run.status() == "new" and not run.folder.exists()
     run.open(tensorboard=False).fail("boom")
     assert new_run(tmp_path).status() == "interrupted"
-    run = new_run(tmp_path, config={**CONFIG, "device": "cuda"}).open(
-        tensorboard=False
-    )  # device is no identity
+    # device is no identity
+    run = new_run(tmp_path, config={**CONFIG, "device": "cuda"}).open(tensorboard=False)
     run.log(5, {"a": 1.0})
     run.finish("diverged", step=5)
     meta = json.loads((run.folder / "meta.json").read_text())

@@ -60,9 +60,8 @@ def test_generators_go_back_or_name_the_device():
     with pytest.raises(
         runlog.UserError, match="--device cpu: the run was begun on another; use --device cuda"
     ):
-        runlog.set_states(
-            generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8))
-        )  # as CUDA's
+        # as CUDA's
+        runlog.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))
 
 
 def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
@@ -70,13 +69,11 @@ def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
     monkeypatch.setattr(
         runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"])
     )
-    monkeypatch.setattr(
-        runlog.Run, "lock", lambda run: None
-    )  # nobody ends these runs, which would free them
+    # nobody ends these runs, which would free them
+    monkeypatch.setattr(runlog.Run, "lock", lambda run: None)
     monkeypatch.setattr(runlog.opening, "group_by_step", lambda runs: [])
-    monkeypatch.setattr(
-        runlog.opening, "check_machine", lambda args: None
-    )  # neither a login nor a GPU
+    # neither a login nor a GPU
+    monkeypatch.setattr(runlog.opening, "check_machine", lambda args: None)
     for flags in (
         {"seed": 1, "num_seeds": 2},
         {"seed": 7},

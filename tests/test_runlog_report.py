@@ -98,9 +98,8 @@ def test_a_failing_plot_is_one_line_and_the_run_goes_on(tmp_path, capsys):
     run.log_curve(5, "network/actor/fc1/activation", [0.0, 1.0], [0.0, 1.0])
     run.draw(5, draw)
     run.draw(5, draw)
-    assert (
-        len(seen) == 1 and "5,a,1.0" in seen[0]
-    )  # what was buffered has been written; nothing new since then
+    # what was buffered has been written; nothing new since then
+    assert len(seen) == 1 and "5,a,1.0" in seen[0]
     run.log(6, {"a": 1.0})
     run.finish()
     err = capsys.readouterr().err

@@ -171,9 +171,8 @@ def test_losses_and_gradients_of_every_seed_are_those_of_the_reference():
 def test_updates_of_every_seed_are_those_of_the_reference():
     agent = Agent(OBS, ACTIONS, ARGS, [3, 4, 9], CPU).double()
     references = [Reference(agent, i) for i in range(3)]
-    for u in range(
-        4
-    ):  # Adam's state, targets that differ, actor and temperature at every second update
+    # Adam's state, targets that differ, actor and temperature at every second update
+    for u in range(4):
         batch, noise = make_batch(3, u, torch.float64)
         info = agent.update(batch, noise, u % 2 == 1)
         for i, reference in enumerate(references):
@@ -257,9 +256,8 @@ def test_a_seed_learns_the_same_alone_as_in_a_batch(activation):
             rest[name][1:2] if tensor.dim() else rest[name], tensor, rtol=1e-4, atol=1e-5
         )
         assert not torch.equal(tensor, before[name]), name
-        assert not tensor.dim() or not torch.equal(rest[name][0], rest[name][1]), (
-            name
-        )  # seeds differ
+        # seeds differ
+        assert not tensor.dim() or not torch.equal(rest[name][0], rest[name][1]), name
 
 
 @pytest.mark.parametrize("activation", ["crational", pytest.param("relu", marks=pytest.mark.slow)])
@@ -325,9 +323,8 @@ def test_replay_is_a_ring_whose_rows_stay_together():
     buffer = ReplayBuffer(2, 10, 3, 2, CPU)
     generators = [runlog.make_generator(seed, "update") for seed in (5, 6)]
     fill(buffer, range(4))
-    assert (
-        buffer.sample(500, generators=generators)["obs"].max() == 3.25
-    )  # only rows that are there
+    # only rows that are there
+    assert buffer.sample(500, generators=generators)["obs"].max() == 3.25
     fill(buffer, range(4, 23))
     batch = buffer.sample(3, 400, generators=generators)
     assert all(value.shape[:3] == (3, 2, 400) for value in batch.values())

@@ -245,9 +245,8 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     ours = values(sick[names[2]])
     theirs = values(healthy[names[2]])
     assert all(ours[key] == theirs[key] for key in ours if key[0] < 45)
-    assert all(
-        ours[60, key] == ours[40, key] for key in EVAL
-    )  # the last evaluation is carried forward
+    # the last evaluation is carried forward
+    assert all(ours[60, key] == ours[40, key] for key in EVAL)
     assert (60, "losses/qf_loss") not in ours
     run(tmp_path / "b", flags)  # says "diverged already"
     assert scalars(tmp_path / "b") == sick
@@ -341,9 +340,8 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         process = start("b", "log")
         before = checkpoints()
         changes = 0
-        while (
-            changes < 2 and process.is_alive()
-        ):  # at some moment after the second checkpoint of the two seeds
+        # at some moment after the second checkpoint of the two seeds
+        while changes < 2 and process.is_alive():
             changes = changes + (checkpoints() != before)
             before = checkpoints()
             time.sleep(0.002)

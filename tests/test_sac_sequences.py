@@ -174,15 +174,13 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
     points = [*range(20, 181, 20)]
     args = runlog.parse_args(sac_continuous.Args, command(tmp_path, ""))
     agent = sac_continuous.Agent(2, 1, args, [1], torch.device("cpu"))
-    runlog.restore_module(
-        agent, [state_at(tmp_path, 2 * TASK)["agent"]]
-    )  # the networks that were evaluated there
+    # the networks that were evaluated there
+    runlog.restore_module(agent, [state_at(tmp_path, 2 * TASK)["agent"]])
     for k, task in ((1, "ToyA-v0"), (2, "ToyB-v0")):
         env = environments.make_env(task, 0, 1, "eval")
         returns = []
-        for number in range(
-            24, 26
-        ):  # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
+        # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
+        for number in range(24, 26):
             obs, _ = env.reset(options={"number": [number]})
             returns.append(0.0)
             for _ in range(EPISODE):
@@ -239,9 +237,8 @@ def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):
     monkeypatch.setattr(environments.control, "make_env", poisoned)
     (got,) = run(tmp_path, AB)
     (meta,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/meta.json"))
-    assert (
-        meta["status"] == "diverged" and meta["step"] == 80
-    )  # the first update of the second task
+    # the first update of the second task
+    assert meta["status"] == "diverged" and meta["step"] == 80
     for step in (80, 100, 120):
         assert got[step, "eval/episodic_return"] == got[step, "eval/task2/episodic_return"]
         for k in (1, 2):

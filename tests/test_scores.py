@@ -111,9 +111,8 @@ def test_iqm_and_its_interval_agree_with_rliable():
     data = strata(sizes=(10,) * 6)
     matrix = {"ours": np.stack(data, -1)}  # runs x environments
     iqm = lambda scores: np.array([reference.aggregate_iqm(scores)])  # noqa: E731
-    scores, intervals = library.get_interval_estimates(
-        matrix, iqm, reps=4_000
-    )  # from numpy's global generator
+    # from numpy's global generator
+    scores, intervals = library.get_interval_estimates(matrix, iqm, reps=4_000)
     assert statistics.interquartile_mean(data) == pytest.approx(scores["ours"][0], rel=1e-12)
     low, high = statistics.stratified_bootstrap(
         data, statistics.interquartile_mean, repetitions=4_000

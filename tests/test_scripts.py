@@ -485,9 +485,8 @@ def test_paths_with_blanks_and_patterns(folder):
     assert command[command.index("--data-dir") + 1] == "a b"
     done = shell("hr_fig1.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS_DIR="a b", OUT="c'd")
     words = shlex.split(done.stdout.splitlines()[-1])
-    assert (
-        words[2:7] == ["hr1", "--runs", "a b", "--out", "c'd"] and words[7:] == draw[6:-1]
-    )  # no ReDo at laptop scale
+    # no ReDo at laptop scale
+    assert words[2:7] == ["hr1", "--runs", "a b", "--out", "c'd"] and words[7:] == draw[6:-1]
     done = shell("demo.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS="a b")
     assert done.stdout.splitlines()[-1].endswith(r"figures.py demo a\ b/*/ --out runs/demo.png")
 

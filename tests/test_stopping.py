@@ -121,9 +121,8 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     assert stopped.keys() <= resumed.keys() == whole.keys()
     for run, kept in stopped.items():
         assert resumed[run][: len(kept)] == kept, "what was saved is not done again"
-    if (
-        "atari" in script.__name__
-    ):  # games that were under way begin anew, so that values differ and steps do not
+    # games that were under way begin anew, so that values differ and steps do not
+    if "atari" in script.__name__:
         last_steps = [
             {name: each[-1].split(",")[0] for name, each in found.items()}
             for found in (resumed, whole)
@@ -275,9 +274,8 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
     is_due = runlog.SaveTimes.is_due
 
     def is_due_and_signalled(times, step, at_end):
-        if (
-            step in (50, 99, 103) and step not in asked
-        ):  # the first update, before a row, behind one
+        # the first update, before a row, behind one
+        if step in (50, 99, 103) and step not in asked:
             asked.append(step)
             os.kill(os.getpid(), signal.SIGTERM)
         return is_due(times, step, at_end)
@@ -294,14 +292,8 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
 
 
 def test_a_training_killed_at_any_file_operation_ends_with_the_same_rows():
-    command = [
-        sys.executable,
-        "scripts/drill_files.py",
-        "--every",
-        "5",
-        "--twice",
-        "10",
-    ]  # all of them: by hand
+    # all of them: by hand
+    command = [sys.executable, "scripts/drill_files.py", "--every", "5", "--twice", "10"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "the same rows each time" in done.stdout

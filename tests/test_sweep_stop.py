@@ -89,9 +89,8 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     wait_until_all_run(tmp_path, 1, 3)
     os.kill(first.pid, signal.SIGTERM)
     wait_for(lambda: "stopping: " in (tmp_path / "launcher.log").read_text(), 10)
-    os.kill(
-        first.pid, signal.SIGTERM
-    )  # within a second of the first: the same request, by another way
+    # within a second of the first: the same request, by another way
+    os.kill(first.pid, signal.SIGTERM)
     time.sleep(1.5)
     assert first.is_alive()
     os.kill(first.pid, signal.SIGTERM)

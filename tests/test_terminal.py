@@ -76,9 +76,8 @@ def test_streams_that_are_closed_from_the_start(tmp_path):
     command = f'"{sys.executable}" -c "$CODE" >&- 2>&-'
     env = {**os.environ, "CODE": code, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(["sh", "-c", command], env=env, timeout=60)
-    assert (
-        done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
-    )  # no file is taken for stdout
+    # no file is taken for stdout
+    assert done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
 
 
 def test_an_error_keeps_its_exit_code_without_stderr():

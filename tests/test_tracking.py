@@ -43,9 +43,8 @@ def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = session(tmp_path, range(10, 51, 10), checkpoint=30)
     run.close()
-    run = session(
-        tmp_path, [40, 50, 60]
-    )  # goes on from 30: the first session's 40 and 50 are purged
+    # goes on from 30: the first session's 40 and 50 are purged
+    run = session(tmp_path, [40, 50, 60])
     run.finish()
     events = EventAccumulator(
         str(run.folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}
@@ -247,9 +246,8 @@ def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_pa
     assert done.returncode == -9
     (folder,) = (tmp_path / "toy" / "wandb").glob("offline-run-*")
     _, history = records(folder)
-    assert [row["global_step"] for row in history] == list(
-        range(1, 30)
-    )  # the newest step waits for the next one
+    # the newest step waits for the next one
+    assert [row["global_step"] for row in history] == list(range(1, 30))
 
 
 def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
@@ -280,9 +278,8 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
     for mode in ("offline", "disabled"):  # as `wandb offline` and `wandb disabled` write it
         (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
         assert check_in(tmp_path, ask).stdout == f"{mode}\n"
-    assert (
-        check_in(tmp_path, ask, WANDB_MODE="dryrun").stdout == "offline\n"
-    )  # the variable comes first
+    # the variable comes first
+    assert check_in(tmp_path, ask, WANDB_MODE="dryrun").stdout == "offline\n"
 
 
 @pytest.mark.parametrize(
