@@ -500,10 +500,12 @@ def drive(
                 board.done += 1
                 board.seconds.append(seconds)
                 board.event(f"finished {name} in {span(seconds)}")
-            elif sweep_task.holder(process) or (
-                code != 2 and attempts[name] < retries
-            ):  # 2: another try is no remedy
-                attempts[name] += not sweep_task.holder(process)
+            elif sweep_task.holder(process):  # no attempt: somebody else trains it
+                queue.append(process)
+                board.left = len(queue)
+                board.event(f"ended with exit code {code}, goes on later: {name}")
+            elif code != 2 and attempts[name] < retries:  # 2: another try is no remedy
+                attempts[name] += 1
                 queue.append(process)
                 board.left = len(queue)
                 board.event(f"ended with exit code {code}, goes on later: {name}")

@@ -62,9 +62,10 @@ class StopRequest:
         """A signal handler: the loops look at `number` themselves,
         so that a signal breaks nothing in the middle."""
         now = time.monotonic()
-        # Slurm, `timeout` and a closed terminal signal us and our parent, who
+        # Slurm, `timeout` and a closed terminal signal us and our parent, who passes it on: that is
+        # one request.
         if self.count and now < self._last + 1:
-            return  # passes it on: that is one request
+            return
         self._last = now
         self.number = self.number or number
         self.count += 1

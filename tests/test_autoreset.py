@@ -18,22 +18,19 @@ from sac_continuous import Agent, Args, q_bias, runs_of, train
 
 ENV_ID = "RaggedEpisodes-v0"
 ARGS = Args(
-    **{
-        "env_id": (ENV_ID,),
-        "compile": False,
-        "tensorboard": False,
-        "device": "cpu",
-        "num_seeds": 2,
-        "widths": (4,),
-    },
-    **{
-        "total_timesteps": 30,
-        "learning_starts": 20,
-        "batch_size": 4,
-        "eval_frequency": 30,
-        "num_eval_episodes": 4,
-    },
-    **{"metrics_frequency": 0, "log_frequency": 10},
+    env_id=(ENV_ID,),
+    compile=False,
+    tensorboard=False,
+    device="cpu",
+    num_seeds=2,
+    widths=(4,),
+    total_timesteps=30,
+    learning_starts=20,
+    batch_size=4,
+    eval_frequency=30,
+    num_eval_episodes=4,
+    metrics_frequency=0,
+    log_frequency=10,
 )
 
 

@@ -285,7 +285,7 @@ def test_a_meta_tensor_raises_where_a_gpu_would_have_to_be_waited_for(device):
         with pytest.raises((RuntimeError, NotImplementedError)):
             wait()
     with pytest.raises(RuntimeError):
-        x + torch.ones(3)
+        torch.add(x, torch.ones(3))
     with pytest.raises(RuntimeError, match="waits for the device"), NoValues():
         torch.ones(3).sum().item()
 

@@ -311,9 +311,8 @@ def test_status_finish_fail_fresh(tmp_path):
         new_run(tmp_path / "file").open()
 
 
-@pytest.mark.parametrize(
-    "limit", [400, 3_000, 5_000, 8_000]
-)  # bytes: meta.json, then rows, then a checkpoint
+# bytes: meta.json, then rows, then a checkpoint
+@pytest.mark.parametrize("limit", [400, 3_000, 5_000, 8_000])
 def test_full_disk_is_one_line_and_the_run_resumes(tmp_path, limit):
     code = "import sys; sys.path[:0] = ['.', 'tests']; import pathlib, runlog, test_runlog as t\n"
     code += (

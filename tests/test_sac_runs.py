@@ -292,7 +292,7 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
     rows = {
         step: value for (step, key), value in values(rows).items() if key == "eval/episodic_return"
     }
-    assert rows == {step: 1.0 for step in [*range(40, 100_000, 40), 100_000]} and len(steps) < 100
+    assert rows == dict.fromkeys([*range(40, 100_000, 40), 100_000], 1.0) and len(steps) < 100
 
 
 def test_a_video_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capfd):
