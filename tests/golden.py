@@ -43,13 +43,11 @@ REGRESSION = f"{COMMON} --total-steps 60 --table1-neurons 0 --shallow-units 12"
 TRAININGS = {  # script -> flags of its golden runs
     "sac_continuous": [
         f"{SAC} --env-id Pendulum-v1 --num-seeds 2 --activation crational --utd 2 "
-        "--total-timesteps 240 "
-        "--eval-frequency 120 --metrics-frequency 120 --metrics-samples 64 --ntk-frequency 240 "
-        "--ntk-samples 4",
+        "--total-timesteps 240 --eval-frequency 120 --metrics-frequency 120 --metrics-samples 64 "
+        "--ntk-frequency 240 --ntk-samples 4",
         f"{SAC} --env-id dm_control/cartpole-swingup-v0 dm_control/cartpole-balance-v0 "
-        "--steps-per-task 120 "
-        "--activation tanh_hr --layer-norm --eval-frequency 120 --metrics-frequency 0 "
-        "--ntk-frequency 0",
+        "--steps-per-task 120 --activation tanh_hr --layer-norm --eval-frequency 120 "
+        "--metrics-frequency 0 --ntk-frequency 0",
     ],
     "dqn_atari": [
         f"{ATARI} --total-timesteps 240 --learning-starts 80 --buffer-size 200 "
@@ -63,21 +61,18 @@ TRAININGS = {  # script -> flags of its golden runs
     "ppo_atari": [
         f"{PPO} --total-timesteps 256",
         f"{PPO} --total-timesteps 256 --activation crational --redo --redo-period 6 "
-        "--target-kl 0.01 "
-        "--encoder-activation relu relu crelu --env-id SpaceInvaders",
+        "--target-kl 0.01 --encoder-activation relu relu crelu --env-id SpaceInvaders",
     ],
     "pqn_atari": [
         f"{PPO} --num-test-envs 1 --eval-frequency 128 --total-timesteps 256 --activation tanh_hr",
-        f"{PPO} --num-test-envs 1 --eval-frequency 128 --total-timesteps 256 --activation rational "
-        "--layer-norm chw "
-        "--redo --redo-period 6 --env-id SpaceInvaders",
+        f"{PPO} --num-test-envs 1 --eval-frequency 128 --total-timesteps 256 "
+        "--activation rational --layer-norm chw --redo --redo-period 6 --env-id SpaceInvaders",
     ],
     "continual_supervised": [
         f"{CONTINUAL} --num-seeds 2 --num-tasks 2 --epochs 2 --activation crational --redo "
         "--redo-period 5",
         f"{CONTINUAL} --num-tasks 2 --epochs 1 --tasks split_classes --network cnn --channels 4 "
-        "--layer-norm "
-        "--activation relu --l2 1e-4 --reset-head",
+        "--layer-norm --activation relu --l2 1e-4 --reset-head",
     ],
     "function_approximation": [
         f"{REGRESSION} --activations relu tanh_hr --deep-activations --learning-rates 1e-3 1e-2 "

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import runlog
-from metrics import NetworkReport
+from reports import NetworkReport
 
 
 @dataclasses.dataclass

@@ -127,8 +127,7 @@ TOO_LARGE = {
         "--ntk-samples 10000000",
         "--num-eval-episodes 100000000",
         "--num-envs 100000000 --train-frequency 100000000 --learning-starts 200000000 "
-        "--total-timesteps 400000000 "
-        "--buffer-size 200000000",
+        "--total-timesteps 400000000 --buffer-size 200000000",
         "--threads 100000",
         "--env-threads 100000",
     ],

@@ -31,10 +31,9 @@ ATARI = (
 SCRIPTS = {  # flags of a training of some seconds, and the step at which the signal comes
     sac_continuous: (
         "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 200 --learning-starts 50 "
-        "--widths 8 8 --batch-size 8 "
-        "--eval-frequency 100 --num-eval-episodes 1 --log-frequency 10 --metrics-frequency 0 "
-        "--ntk-frequency 0 "
-        "--no-compile --no-tensorboard --threads 1",
+        "--widths 8 8 --batch-size 8 --eval-frequency 100 --num-eval-episodes 1 "
+        "--log-frequency 10 --metrics-frequency 0 --ntk-frequency 0 --no-compile --no-tensorboard "
+        "--threads 1",
         100,
     ),
     dqn_atari: (
@@ -48,14 +47,12 @@ SCRIPTS = {  # flags of a training of some seconds, and the step at which the si
     ),
     pqn_atari: (
         f"{ATARI} --num-envs 4 --num-test-envs 1 --num-steps 8 --num-minibatches 4 "
-        "--total-timesteps 128 "
-        "--log-frequency 32",
+        "--total-timesteps 128 --log-frequency 32",
         64,
     ),
     continual_supervised: (
         "--num-seeds 2 --num-tasks 2 --epochs 2 --num-train 64 --log-frequency 4 --no-compile "
-        "--no-tensorboard "
-        "--threads 1 --metrics-samples 0 --ntk-samples 0",
+        "--no-tensorboard --threads 1 --metrics-samples 0 --ntk-samples 0",
         8,
     ),
     function_approximation: (
