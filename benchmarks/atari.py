@@ -120,8 +120,8 @@ def script_args(args: Args, module, **flags):
 
 
 def run_script(args: Args, module, name: str, **flags) -> dict:
-    """perf/sps of the script, without what comes before its updates and the first third after
-    (compilation)."""
+    """perf/sps of the script, without what comes before its updates
+    and the first third after (compilation)."""
     script = script_args(args, module, **flags)
     if hasattr(script, "train_frequency"):  # the ring on disk has room for two checkpoint intervals
         script = dataclasses.replace(script, checkpoint_frequency=25_000)
@@ -216,8 +216,8 @@ def metrics_share(args: Args, module, name: str) -> dict:
 
 
 def floor(args: Args, module, name: str) -> dict:
-    """Environment steps per second if only the convolutions and matrix products of the learner took
-    time."""
+    """Environment steps per second if only the learner's convolutions
+    and matrix products took time."""
     runlog.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
     script = script_args(args, module)
     device = runlog.find_device(args.device)

@@ -594,8 +594,7 @@ def sbx(job: Job) -> None:
 
 @dataclasses.dataclass
 class Window:
-    """The part of a script's run that is measured, in calls of a function that each step makes
-    once."""
+    """The part of a script's run that is measured, in calls of a function, one for each step."""
 
     first: int  # call with which it begins, after the warm-up
     period: int  # its length is a multiple of so many calls

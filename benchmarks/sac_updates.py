@@ -62,8 +62,7 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
         products.extend([(x, w)] * forward + [(x.mT, y)] * weight_grads + [(y, w.mT)] * input_grads)
 
     def network(networks, inputs, outputs, passes, weight_grads, through_input):
-        """passes: forward passes; weight_grads: how many of them are differentiated for the
-        weights."""
+        """passes: forward passes; weight_grads: those of them that have gradients of weights."""
         backward = weight_grads + through_input
         for i, width in enumerate(args.widths):
             for _ in range(branches):

@@ -86,8 +86,7 @@ def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One launcher for a sweep. Raises UserError; the kernel frees the lock when its holder
-    dies."""
+    """One launcher for a sweep, or UserError; the kernel frees the lock when its holder dies."""
     with runlog.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)

@@ -25,9 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ENDED = ("finished", "diverged")  # as runlog has it
-PATIENCE = (
-    60.0  # seconds that a training gets to finish its step or evaluation and to save a checkpoint
-)
+PATIENCE = 60.0  # seconds for a training to finish its step or evaluation and to save a checkpoint
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Exit codes of a training that was asked to stop:
 # 128 + signal behind a checkpoint, -signal before it could listen.
@@ -50,8 +48,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class StopRequest:
-    """What this process was asked: `number`, the first stop signal (0:
-    none came), and `count`, how many came."""
+    """What this process was asked: `number`, the first stop signal (0: none came),
+    and `count`, how many came."""
 
     def __init__(self):
         self.number = 0
@@ -62,8 +60,8 @@ class StopRequest:
         """A signal handler: the loops look at `number` themselves,
         so that a signal breaks nothing in the middle."""
         now = time.monotonic()
-        # Slurm, `timeout` and a closed terminal signal us and our parent, who passes it on: that is
-        # one request.
+        # Slurm, `timeout` and a closed terminal signal us and our parent,
+        # who passes it on: that is one request.
         if self.count and now < self._last + 1:
             return
         self._last = now
@@ -71,8 +69,8 @@ class StopRequest:
         self.count += 1
 
     def listen(self) -> None:
-        """Handles the stop signals from now on. SIGINT and SIGHUP stay ignored if they are (by `&`
-        or `nohup`)."""
+        """Handles the stop signals from now on. SIGINT and SIGHUP stay ignored
+        if they are (by `&` or `nohup`)."""
         for number in STOP_SIGNALS:
             ignored = signal.getsignal(number) is signal.SIG_IGN
             if number == signal.SIGTERM or not ignored:

@@ -56,8 +56,8 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
         tensors = (torch.from_numpy(x) for x in (rewards, terminations, truncations, next_values))
         got = pqn_atari.q_lambda_returns(*tensors, gamma, q_lambda).numpy()
         for (t, i), value in np.ndenumerate(got):
-            # the weighted n-step returns from t on, up to where the game or what is known of it
-            # ends
+            # the weighted n-step returns from t on, up to where the game
+            # or what is known of it ends
             total = 0.0
             weight = 1.0
             discount = 1.0
@@ -119,8 +119,8 @@ def test_dqn_targets_are_those_of_a_slow_loop(double_q):
 
 HIDDEN = {"encoder_activation": ("relu", "relu", "crelu")}
 LAST = {"activation": "tanh_hr"}
-# Facts of HR's Table 3, and our own under one convention: weights, biases and norms of all layers
-# and head.
+# Facts of HR's Table 3, and our own under one convention: weights,
+# biases and norms of all layers and head.
 COUNTS = [
     ("dqn_atari", 1_687_206, {}),
     ("dqn_atari", 3_293_350, LAST),

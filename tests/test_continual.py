@@ -186,8 +186,8 @@ def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_p
 @pytest.mark.parametrize("phase", ["stage_checkpoint", "commit_checkpoint"])
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypatch):
-    """Killed in its stop-th save, when the first of two seeds has gone through this phase and the
-    second has not."""
+    """Killed in its stop-th save, when the first of two seeds has gone
+    through this phase and the second has not."""
     flags = (
         "--num-seeds 2 --activation crational --checkpoint-frequency 6 --reset-head --redo "
         "--redo-period 7"

@@ -1,5 +1,5 @@
-"""continual_supervised.py: downloads, convolutions, wrong flags, ReDo (the tasks:
-test_datasets.py).
+"""continual_supervised.py: downloads, convolutions, wrong flags, ReDo
+(the tasks: test_datasets.py).
 
 `pytest -q tests/test_continual_tasks.py` (about 20 s).
 """
@@ -134,9 +134,9 @@ def test_batched_recycling_equals_that_of_each_seed():
             torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden
         ]
         for i, seed in enumerate(seeds):
-            dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = (
-                True  # crelu: k and k + units
-            )
+            # crelu: k and k + units
+            dormant[0][i, seed::4] = True
+            dormant[1][i, seed :: 4 - seed] = True
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         arguments = (
             [*network.hidden],

@@ -86,8 +86,8 @@ gym.register("Toy-endless-v0", Toy, kwargs={"faults": None})
 
 
 def run(folder, flags: str) -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time
-    column."""
+    """Runs the command in this process; run folder name
+    -> rows of scalars.csv without the time column."""
     argv = [*TINY.split(), "--runs-dir", str(folder), *flags.split()]
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, argv))
     files = sorted(folder.glob("*/scalars.csv"))
@@ -570,8 +570,8 @@ for env_id in ("metaworld/reach-v3", "dm_control/quadruped-walk-v0"):
 
 
 def test_environments_without_in1d():
-    """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made and step as they do
-    before it."""
+    """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made
+    and step as they do before it."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_IN1D], capture_output=True, text=True, env=environment

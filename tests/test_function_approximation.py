@@ -41,8 +41,8 @@ def parse(folder, flags: str = "") -> script.Args:
 
 
 def run(folder, flags: str = "") -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time
-    column."""
+    """Runs the command in this process; run folder name
+    -> rows of scalars.csv without the time column."""
     script.main(parse(folder, flags))
     return scalars(folder)
 

@@ -97,9 +97,8 @@ def test_fallback_values_serve_only_entries_that_would_keep_no_state():
     never = torch.zeros(2, 200)
     cut = torch.zeros(2, 200)
     end = never.clone()
-    end[0, 49] = (
-        1  # entry 0 keeps the 50 states before its termination, entry 1 none: 0.99^200 > 0.05
-    )
+    # entry 0 keeps the 50 states before its termination, entry 1 none: 0.99^200 > 0.05
+    end[0, 49] = 1
     q = torch.rand(2, 200)
     values = torch.rand(2, 200)
     plain = metrics.q_overestimation(q, rewards, end, cut, 0.99)

@@ -77,8 +77,8 @@ BIASED = {DMC: (1, 3, 4), SWEEP: (1, 2, 3, 4)}  # seeds with an overestimation
 
 
 def sac_runs(root: Path, seed: int = 0, **options) -> dict:
-    """3 activations x 2 suites x 4 seeds; (activation, env,
-    seed) -> (return or success, normalised overestimation)."""
+    """3 activations x 2 suites x 4 seeds;
+    (activation, env, seed) -> (return or success, normalised overestimation)."""
     rng = np.random.default_rng(seed)
     truth = {}
     for activation in ("relu", "rational", "crational"):

@@ -162,8 +162,8 @@ class Died(Exception):
 
 @pytest.fixture
 def dying(monkeypatch):
-    """Fake games; returns a function that trains into a folder until the process dies in step
-    152."""
+    """Fake games; returns a function that trains into a folder
+    until the process dies in step 152."""
     fake(monkeypatch)
 
     def train(folder, flags=QUICK):

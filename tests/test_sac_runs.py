@@ -38,8 +38,8 @@ def command(folder, flags: str) -> list[str]:
 
 
 def run(folder, flags: str) -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time
-    column."""
+    """Runs the command in this process; run folder name
+    -> rows of scalars.csv without the time column."""
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, command(folder, flags)))
     return scalars(folder)
 

@@ -20,8 +20,8 @@ from sweep_drill import (
     wait_until_all_run,
 )
 
-# Read when ray is imported: loopback only; no token (it would be written into the home folder); no
-# reports.
+# Read when ray is imported: loopback only;
+# no token (it would be written into the home folder); no reports.
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "disabled",

@@ -98,8 +98,8 @@ def main(args: Args) -> None:
         while step < args.total:
             step += 1
             print(step, os.getpid(), file=steps, flush=True)
-            # Before the checkpoint: else the run would be through after as many attempts as it has
-            # steps.
+            # Before the checkpoint: else the run would be through after
+            # as many attempts as it has steps.
             if args.fail:
                 print("this is the end", flush=True)
                 sys.exit(args.fail)
