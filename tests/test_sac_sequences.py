@@ -21,9 +21,8 @@ import metrics
 import runlog
 import sac_continuous
 
-# steps
-EPISODE = 20
-TASK = 60
+EPISODE = 20  # steps
+TASK = 60  # steps
 TINY = (
     "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 "
     "--learning-starts 20"
