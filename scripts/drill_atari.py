@@ -96,7 +96,8 @@ def kill_often(
     for kill in range(args.kills):
         process = start(script, folder)
         try:
-            process.wait(pause := seconds * (0.1 + 1.5 / args.kills * moments.random()))
+            pause = seconds * (0.1 + 1.5 / args.kills * moments.random())
+            process.wait(pause)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -162,7 +163,8 @@ def main(args: Args) -> None:
             finish(start(script, whole))
             seconds = time.monotonic() - begin
             print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
-            if (kills := kill_often(script, killed, seconds, args, moments)) < args.kills:
+            kills = kill_often(script, killed, seconds, args, moments)
+            if kills < args.kills:
                 problems.append(f"{script}: only {kills} kills came before its end")
             problems += [f"{script}: {what}" for what in compare(whole, killed)]
     if problems:

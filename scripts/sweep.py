@@ -425,20 +425,19 @@ class Board:
             return ""
         median = statistics.median(self.seconds)
         running = self.engine.running()
-        rest = (
-            sum(max(0.0, median - (time.time() - began)) for _, began in running)
-            + median * self.left
-        )
+        rest = median * self.left
+        for _, began in running:
+            rest += max(0.0, median - (time.time() - began))
         return span(rest / (self.slots or max(1, len(running))))
 
     def event(self, text: str) -> None:
-        told = (
-            f"{len(self.engine.running())} running, {self.done} done, {self.failed} failed, "
-            f"{self.left} left"
-        )
+        told = f"{len(self.engine.running())} running, {self.done} done, "
+        told += f"{self.failed} failed, {self.left} left"
         to_go = self.time_to_go()
+        if to_go:
+            told += f", {to_go} to go"
         self.clear()
-        say(f"{time.strftime('%H:%M:%S')} {text} ({told}{to_go and f', {to_go} to go'})")
+        say(f"{time.strftime('%H:%M:%S')} {text} ({told})")
 
     def clear(self) -> None:
         if self.height:
