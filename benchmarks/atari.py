@@ -5,13 +5,17 @@
 Each part runs in a process of its own, one after the other:
   env      the games alone, random actions
   learner  the whole script on games that cost nothing: acting, storing, learning
-  script   the whole script, metrics and evaluations off; share = script x (1 / env + 1 / learner): 1 if nothing
-           overlaps and nothing else takes time
-  metrics  the script with metrics every --metrics-frequency steps, metrics' time included; `metrics_share` is theirs
-  floor    the same number of convolutions and matrix products, forward and backward, channels-last, and nothing else
-  memory   dqn only: the script with a replay that is full, every page of it written, and its peak memory
-  sb3      Stable-Baselines3's DQN and PPO on the same games (through an adapter: its own wrappers need OpenCV), with
-           the same network and hyper-parameters; DQN with a replay of --sb3-buffer-size: 1M stacks would take 28 GB
+  script   the whole script, metrics and evaluations off; share = script x (1 / env + 1 / learner):
+           1 if nothing overlaps and nothing else takes time
+  metrics  the script with metrics every --metrics-frequency steps, metrics' time included;
+           `metrics_share` is theirs
+  floor    the same number of convolutions and matrix products, forward and backward, channels-last,
+           and nothing else
+  memory   dqn only: the script with a replay that is full, every page of it written, and its peak
+           memory
+  sb3      Stable-Baselines3's DQN and PPO on the same games (through an adapter: its own wrappers
+           need OpenCV), with the same network and hyper-parameters; DQN with a replay of
+           --sb3-buffer-size: 1M stacks would take 28 GB
 Peak memory is that of the process, pages of the mapped replay included.
 """
 
@@ -44,9 +48,7 @@ class Args:
     algorithms: tuple[str, ...] = ("pqn", "ppo", "dqn")
     parts: tuple[str, ...] = PARTS
     activation: str = "relu"
-    steps: int = (
-        40_000  # environment steps of pqn and ppo; dqn plays a quarter, after its learning starts
-    )
+    steps: int = 40_000  # environment steps of pqn and ppo; a quarter for dqn, once it learns
     seconds: float = 20.0  # of env and of each batch size of floor
     num_envs: int | None = None  # training games; None = the script's default
     metrics_frequency: int = 100_000
@@ -61,7 +63,8 @@ class Args:
 
 
 class FreeGames:
-    """Games that cost nothing: the same few random observations again and again; a game ends every 200 steps."""
+    """Games that cost nothing: the same few random observations again and again;
+    a game ends every 200 steps."""
 
     def __init__(self, args, num_envs: int, **options):
         self.num_envs = num_envs
@@ -100,13 +103,15 @@ def script_args(args: Args, module, **flags):
     if hasattr(script, "eval_frequency"):
         script = dataclasses.replace(script, eval_frequency=10**9)
     if hasattr(script, "train_frequency"):  # dqn
-        starts, steps = 2_000, args.steps // 4
+        starts = 2_000
+        steps = args.steps // 4
         flags |= {
             "learning_starts": starts,
             "total_timesteps": starts + steps,
             "log_frequency": max(steps // 10, 1),
         }
-        # exploring costs no forward pass: at the end's epsilon, as in most of a run; the replay has its full size
+        # exploring costs no forward pass: at the end's epsilon, as in most of a run;
+        # the replay has its full size
         flags |= {"start_epsilon": 0.1, "buffer_size": args.buffer_size}
     else:
         batch = script.num_envs * script.num_steps
@@ -115,7 +120,8 @@ def script_args(args: Args, module, **flags):
 
 
 def run_script(args: Args, module, name: str, **flags) -> dict:
-    """perf/sps of the script, without what comes before its updates and the first third after (compilation)."""
+    """perf/sps of the script, without what comes before its updates
+    and the first third after (compilation)."""
     script = script_args(args, module, **flags)
     if hasattr(script, "train_frequency"):  # the ring on disk has room for two checkpoint intervals
         script = dataclasses.replace(script, checkpoint_frequency=25_000)
@@ -140,7 +146,8 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
 
 
 def enlarge_replay(module, capacity: int, full: bool) -> None:
-    """DQN's replay has this capacity, however short the run; if full, random frames in every row."""
+    """DQN's replay has this capacity, however short the run;
+    if full, random frames in every row."""
     open_replay = module.open_replay
 
     def replay_sizes(script, checkpoint_frequency: int):
@@ -171,19 +178,21 @@ def env_alone(args: Args, module, name: str) -> dict:
     games = module.make_games(script, script.num_envs + num_test)
     rng = np.random.default_rng(0)
     games.reset(1, "games", 0)
-    steps, start = 0, None
+    steps = 0
+    start = None
     while start is None or time.perf_counter() - start < args.seconds:
         for _ in range(max(1, 256 // games.num_envs)):
             games.step(rng.integers(games.num_actions, size=games.num_envs))
             steps += script.num_envs
         if start is None:
-            steps, start = 0, time.perf_counter()
+            steps = 0
+            start = time.perf_counter()
     return {"steps_per_second": steps / (time.perf_counter() - start), "num_envs": script.num_envs}
 
 
 def metrics_share(args: Args, module, name: str) -> dict:
-    """Seconds of one round of network metrics (gradients, measures, writing), and their share of a run that has one
-    every --metrics-frequency."""
+    """Seconds of one round of network metrics (gradients, measures, writing),
+    and their share of a run that has one every --metrics-frequency."""
     seconds = {"mean_gradients": [], "network_report": [], "log_report": []}
 
     def timed(owner, function):
@@ -207,15 +216,18 @@ def metrics_share(args: Args, module, name: str) -> dict:
 
 
 def floor(args: Args, module, name: str) -> dict:
-    """Environment steps per second if only the convolutions and matrix products of the learner took time."""
+    """Environment steps per second if only the learner's convolutions
+    and matrix products took time."""
     runlog.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
-    script, device = script_args(args, module), runlog.find_device(args.device)
+    script = script_args(args, module)
+    device = runlog.find_device(args.device)
     network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)
     layers = [network.conv1, network.conv2, network.conv3, network.fc]
     weights = [
         [b.linear.weight.detach().requires_grad_() for b in layer.branches] for layer in layers
     ]
-    sizes, strides = (84, 20, 9), (4, 2, 1)
+    sizes = (84, 20, 9)
+    strides = (4, 2, 1)
 
     def products(batch: int, backward: bool) -> float:
         """Seconds of one pass over all layers."""
@@ -238,7 +250,8 @@ def floor(args: Args, module, name: str) -> dict:
                 torch.cuda.synchronize()
 
         one_pass()
-        number, start = 0, time.perf_counter()
+        number = 0
+        start = time.perf_counter()
         while number < 3 or time.perf_counter() - start < args.seconds:
             one_pass()
             number += 1
@@ -331,7 +344,8 @@ def sb3(args: Args, module, name: str) -> dict:
             exploration_final_eps=0.1,
             policy_kwargs={"optimizer_kwargs": {"eps": script.adam_eps}},
         )
-        warm_up, steps = 2_000, args.steps // 4
+        warm_up = 2_000
+        steps = args.steps // 4
     else:
         model = PPO(
             **common,
@@ -346,15 +360,18 @@ def sb3(args: Args, module, name: str) -> dict:
             vf_coef=script.value_coefficient,
             max_grad_norm=script.max_grad_norm,
         )
-        warm_up, steps = script.num_envs * script.num_steps, args.steps
+        warm_up = script.num_envs * script.num_steps
+        steps = args.steps
     model.learn(warm_up)
-    before, start = model.num_timesteps, time.perf_counter()
+    before = model.num_timesteps
+    start = time.perf_counter()
     model.learn(steps, reset_num_timesteps=False)
     return {"steps_per_second": (model.num_timesteps - before) / (time.perf_counter() - start)}
 
 
 def child(args: Args) -> dict:
-    (name,), (part,) = args.algorithms, args.parts
+    (name,) = args.algorithms
+    (part,) = args.parts
     module = importlib.import_module(f"{name}_atari")
     if part == "learner":
         module.make_games = FreeGames
@@ -372,12 +389,13 @@ def main(args: Args) -> None:
     if args.child:
         print(json.dumps(child(args)))
         return
-    results, summary = [], {}
+    results = []
+    summary = {}
     for name in args.algorithms:
         for part in args.parts:
-            if (name, part) == ("pqn", "sb3") or (
-                part == "memory" and name != "dqn"
-            ):  # there is none
+            if (name, part) == ("pqn", "sb3"):  # there is none
+                continue
+            if part == "memory" and name != "dqn":
                 continue
             passed = dataclasses.asdict(args) | {
                 "algorithms": name,
@@ -385,12 +403,10 @@ def main(args: Args) -> None:
                 "compile": None,
                 "out": None,
             }
-            flags = [
-                x
-                for key, value in passed.items()
-                if value not in (None, False)
-                for x in (f"--{key}", str(value))
-            ]
+            flags = []
+            for flag, setting in passed.items():
+                if setting not in (None, False):
+                    flags += [f"--{flag}", str(setting)]
             flags += ["--child", "--compile" if args.compile else "--no-compile"]
             command = [sys.executable, __file__, *flags]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -1,12 +1,14 @@
-"""Speed of continual_supervised.py: all seeds in a batch and compiled, against one seed after the other in eager mode.
+"""Speed of continual_supervised.py: all seeds in a batch and compiled,
+against one seed after the other in eager mode.
 
     python benchmarks/continual.py --out results/2026-continual-speed.json
 
-Two things are measured. Whole commands: one of --seeds seeds, compiled, with all its measures, and the same for one
-seed, eagerly, on its first task and on its first two; a run's start is thus told from a task, and the time of --seeds
-such runs, one after the other, is put together from both. Updates only, in turns, so that noise of the machine meets
-all alike, medians over rounds: the batch, one seed eagerly, and as the reader's own
-loop would be: nn.Sequential, torch.optim.Adam, one seed. Wants a quiet machine.
+Two things are measured. Whole commands: one of --seeds seeds, compiled, with all its measures, and
+the same for one seed, eagerly, on its first task and on its first two; a run's start is thus told
+from a task, and the time of --seeds such runs, one after the other, is put together from both.
+Updates only, in turns, so that noise of the machine meets all alike, medians over rounds: the
+batch, one seed eagerly, and as the reader's own loop would be: nn.Sequential, torch.optim.Adam, one
+seed. Wants a quiet machine.
 """
 
 import dataclasses
@@ -38,16 +40,14 @@ class Args:
     rounds: int = 7  # alternating rounds
     updates: int = 300  # per round
     threads: int = 2  # CPU threads of every variant
-    parts: tuple[str, ...] = (
-        "updates",
-        "commands",
-        "measures",
-    )  # measures: the batch's command without any of them too
+    # measures: the batch's command without any of them too
+    parts: tuple[str, ...] = ("updates", "commands", "measures")
     out: Path | None = None  # a JSON file with all numbers
 
 
 def command(args: Args, activation: str, seeds: int, tasks: int, *more: str) -> dict[str, float]:
-    """Wall-clock and peak memory of one real command in an empty folder, its start and compilation included."""
+    """Wall-clock and peak memory of one real command in an empty folder,
+    its start and compilation included."""
     with tempfile.TemporaryDirectory() as temp:
         argv = [
             sys.executable,
@@ -79,13 +79,16 @@ def command(args: Args, activation: str, seeds: int, tasks: int, *more: str) -> 
 
 
 def plain_loop(activation: str, widths: tuple[int, ...]):
-    """What one writes without this project: modules, their default initialisation, torch.optim.Adam."""
+    """What one writes without this project: modules,
+    their default initialisation, torch.optim.Adam."""
     function = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
-    sizes, layers = (64, *widths), []
+    sizes = (64, *widths)
+    layers = []
     for i, width in enumerate(widths):
         layers += [nn.Linear(sizes[i], width), function()]
     network = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
-    adam, loss_of = torch.optim.Adam(network.parameters(), 1e-3), nn.CrossEntropyLoss()
+    adam = torch.optim.Adam(network.parameters(), 1e-3)
+    loss_of = nn.CrossEntropyLoss()
 
     def update(images, rows, labels, order):
         logits = network(images[rows].float() / 16.0)
@@ -99,7 +102,8 @@ def plain_loop(activation: str, widths: tuple[int, ...]):
 
 
 def updates(args: Args, activation: str) -> dict[str, float]:
-    """Milliseconds per update of each variant, median over rounds; of the batch all seeds make one update."""
+    """Milliseconds per update of each variant, median over rounds;
+    of the batch all seeds make one update."""
     config = continual_supervised.Args(activation=activation)
     images = torch.randint(17, (1_200, 64), dtype=torch.uint8)
     variants = {}
@@ -121,7 +125,8 @@ def updates(args: Args, activation: str) -> dict[str, float]:
     times = {name: [] for name in variants}
     for number in range(args.rounds + 1):  # the first warms up
         for name, (update, shape) in variants.items():
-            rows, labels = torch.randint(1_200, (*shape, 16)), torch.randint(10, (*shape, 16))
+            rows = torch.randint(1_200, (*shape, 16))
+            labels = torch.randint(10, (*shape, 16))
             start = time.perf_counter()
             for _ in range(args.updates):
                 update(images, rows, labels, None)

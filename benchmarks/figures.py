@@ -1,9 +1,11 @@
-"""Seconds to read runs for a figure: 1,000 runs of 1,000 evaluations each by default, as SAC writes them.
+"""Seconds to read runs for a figure: 1,000 runs of 1,000 evaluations each by default,
+as SAC writes them.
 
     python benchmarks/figures.py --out results/2026-figures-speed/speed.json
 
-Makes synthetic run folders in a temporary directory (5 activations, 20 environments, 10 seeds; 14 keys a run at every
-evaluation, about 1 GB for the default), then times reading alone and cr1 from the first file to the last picture.
+Makes synthetic run folders in a temporary directory (5 activations, 20 environments, 10 seeds; 14
+keys a run at every evaluation, about 1 GB for the default), then times reading alone and cr1 from
+the first file to the last picture.
 """
 
 import json
@@ -48,7 +50,8 @@ class Args:
 
 def make(root: Path, args: Args) -> int:
     """Writes the folders; bytes of scalars.csv in all."""
-    rng, size = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    size = 0
     names = [f"dm_control/task{k}-v0" for k in range(args.runs // 50)]
     for env in names:
         for activation in ("relu", "rational", "crational", "tanh", "tanh_hr"):
@@ -67,11 +70,10 @@ def make(root: Path, args: Args) -> int:
                 (folder / "config.json").write_text(json.dumps(config))
                 (folder / "meta.json").write_text('{"status": "finished"}')
                 values = rng.random((args.evaluations, len(KEYS)))
-                lines = [
-                    f"{1_000 * (i + 1)},{key},{value!r},{12.345 * i:.3f}\n"
-                    for i, row in enumerate(values.tolist())
-                    for key, value in zip(KEYS, row)
-                ]
+                lines = []
+                for i, row in enumerate(values.tolist()):
+                    for key, value in zip(KEYS, row):
+                        lines.append(f"{1_000 * (i + 1)},{key},{value!r},{12.345 * i:.3f}\n")
                 size += (folder / "scalars.csv").write_text(
                     "step,key,value,wall_time\n" + "".join(lines)
                 )
@@ -79,10 +81,8 @@ def make(root: Path, args: Args) -> int:
 
 
 def main(args: Args) -> None:
-    seconds, load = (
-        [],
-        Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?",
-    )
+    seconds = []
+    load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "?"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         size = make(root, args)
@@ -92,9 +92,9 @@ def main(args: Args) -> None:
                 root, "sac_continuous", plots.panels.keys_of(plots.cr.IQM)
             )
             seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        rows = sum(
-            len(run.series("eval/episodic_return")) for runs in study.cells.values() for run in runs
-        )
+        rows = 0
+        for runs in study.cells.values():
+            rows += sum(len(run.series("eval/episodic_return")) for run in runs)
         start = time.perf_counter()
         plots.cr.cr1(root, root / "figures")
         whole = time.perf_counter() - start

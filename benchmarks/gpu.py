@@ -1,26 +1,32 @@
 """Speed on a GPU: one command, under five minutes, one JSON file and a table in Markdown.
 
     python benchmarks/gpu.py --out results/gpu.json
-    python benchmarks/gpu.py --device cpu --quick --no-compile --out /tmp/gpu.json   # tries the code, for no numbers
+    # tries the code, for no numbers:
+    python benchmarks/gpu.py --device cpu --quick --no-compile --out /tmp/gpu.json
 
-Every job is a process of its own (benchmarks/gpu_parts.py). All start at once, so that they compile at the same time;
-each waits when it has warmed up, and they are measured one after the other while the others are idle. Jobs that have
-not warmed up after --ready-seconds are paused meanwhile and go on afterwards. A job that fails, or that runs longer
-than its limit, costs only itself: its error is kept, and the file is written anew after each job.
+Every job is a process of its own (benchmarks/gpu_parts.py). All start at once, so that they compile
+at the same time; each waits when it has warmed up, and they are measured one after the other while
+the others are idle. Jobs that have not warmed up after --ready-seconds are paused meanwhile and go
+on afterwards. A job that fails, or that runs longer than its limit, costs only itself: its error is
+kept, and the file is written anew after each job.
 
-  updates   SAC seed-updates/s: activations x seeds x (eager, compiled, CUDA graph of a UTD block of 10), with their
-            peak memory and the kernels of one update
-  loop      sac_continuous.py on cheetah-run, 10 seeds, UTD 10, with and without --async-envs and --cudagraphs
-  atari     PQN, PPO and DQN on Breakout: the whole script, the learner alone, the games alone; environment steps/s
+  updates   SAC seed-updates/s: activations x seeds x (eager, compiled, CUDA graph of a UTD block of
+            10), with their peak memory and the kernels of one update
+  loop      sac_continuous.py on cheetah-run, 10 seeds, UTD 10, with and without --async-envs and
+            --cudagraphs
+  atari     PQN, PPO and DQN on Breakout: the whole script, the learner alone, the games alone;
+            environment steps/s
   floor     the matrix products of one update alone; also with TF32
   rational  memory bandwidth of the rationals alone, against a copy on the device
   peers     an eager SAC update of one seed in plain torch; SBX's SAC where it is installed
-  random    random numbers of a UTD block by a generator per seed against one call; the latency of acting
+  random    random numbers of a UTD block by a generator per seed against one call; the latency of
+            acting
 """
 
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -100,7 +106,7 @@ class Job:
         }
 
 
-# ---- which jobs ------------------------------------------------------------------------------------------------------
+# ---- which jobs ----------------------------------------------------------------------------------
 
 
 def count_cores() -> int:
@@ -167,14 +173,13 @@ def make_jobs(args: Args) -> list[Job]:
     return jobs
 
 
-# ---- running them ----------------------------------------------------------------------------------------------------
+# ---- running them --------------------------------------------------------------------------------
 
 
 def start(job: Job, number: int, root: Path, cores: int) -> None:
     """Starts the process of the number-th job, in a process group of its own."""
-    job.folder = (
-        root / f"{number:02d}"
-    )  # short: sockets in temporary folders have paths of 107 bytes at most
+    # short: sockets in temporary folders have paths of 107 bytes at most
+    job.folder = root / f"{number:02d}"
     job.folder.mkdir()
     if not job.command:
         spec = job.spec | {"folder": str(job.folder)}
@@ -271,7 +276,8 @@ def measure(job: Job) -> None:
 
 
 def take_details(jobs: list[Job], deadline: float) -> None:
-    """The kernels of one update, of all jobs at once: counts do not depend on who else is at work."""
+    """The kernels of one update, of all jobs at once:
+    counts do not depend on who else is at work."""
     waiting = [job for job in jobs if job.status == "measured"]
     for job in waiting:
         give_turn(job)
@@ -338,7 +344,7 @@ def run_jobs(jobs: list[Job], args: Args, root: Path, write: Callable[[], None])
                 job.process.wait()
 
 
-# ---- what is written -------------------------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
 
 
 def machine(args: Args) -> dict:
@@ -380,7 +386,7 @@ def shown(value) -> str:
 
 
 def markdown(rows: list[dict]) -> list[str]:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
         lines.append("| " + " | ".join(shown(row.get(column)) for column in columns) + " |")
@@ -396,8 +402,8 @@ def first_value(rows: list[dict], key: str, **wanted) -> float | None:
 
 
 def with_ratios(rows: list[dict], jobs: list[dict]) -> list[dict]:
-    """Rows of updates with their speed over an eager update of one seed (ours; plain torch) and their share of the
-    floor, the bare matrix products in a graph."""
+    """Rows of updates with their speed over an eager update of one seed (ours; plain torch)
+    and their share of the floor, the bare matrix products in a graph."""
     others = []
     for job in jobs:
         others += job["result"].get("rows", [])
@@ -443,7 +449,8 @@ def table(report: dict) -> str:
         "",
         f"{hardware.get('hardware', {}).get('gpu')}, {hardware.get('usable_cores')} cores, "
         f"torch {hardware.get('versions', {}).get('torch')}, commit "
-        f"{hardware.get('git', {}).get('commit') or hardware.get('commit')}, {report['seconds']:.0f} s",
+        f"{hardware.get('git', {}).get('commit') or hardware.get('commit')}, "
+        f"{report['seconds']:.0f} s",
     ]
     parts = list(dict.fromkeys(job["name"].split()[0] for job in jobs))
     for part in parts:

@@ -1,9 +1,11 @@
-"""Dead neurons by KDE: `metrics.dead_neurons_kde` against a loop over `scipy.stats.gaussian_kde`, on the same samples.
+"""Dead neurons by KDE: `metrics.dead_neurons_kde` against a loop over `scipy.stats.gaussian_kde`,
+on the same samples.
 
     python benchmarks/kde.py --json results/kde.json
 
-Both see the same jittered activations and must give the same verdicts and peaks; the runs alternate, medians are
-reported. Every round runs the whole scipy loop: about half a minute for 512 neurons x 2,048 samples on one core.
+Both see the same jittered activations and must give the same verdicts and peaks; the runs
+alternate, medians are reported. Every round runs the whole scipy loop: about half a minute for 512
+neurons x 2,048 samples on one core.
 """
 
 import argparse
@@ -29,7 +31,8 @@ import metrics  # noqa: E402
 
 
 def activations(neurons: int, samples: int) -> np.ndarray:
-    """tanh units of every kind, jittered: in use, saturated, collapsed, constant, and constant with one outlier."""
+    """tanh units of every kind, jittered: in use, saturated,
+    collapsed, constant, and constant with one outlier."""
     rng = np.random.default_rng(0)
     z = np.tanh(rng.normal(size=(samples, neurons)) + 2 * rng.normal(size=neurons))
     z[:, 1::5] = np.tanh(rng.normal(5, 1, size=z[:, 1::5].shape))
@@ -41,7 +44,8 @@ def activations(neurons: int, samples: int) -> np.ndarray:
 
 def timed(function):
     """(wall seconds, CPU seconds of all threads, result)."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     result = function()
     return time.perf_counter() - wall, time.process_time() - cpu, result
 
@@ -108,8 +112,10 @@ def main():
         "git": commit + ("-dirty" if dirty else ""),
         "hardware": f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "torch_threads": args.threads,
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__}, "
-        f"numpy {np.__version__}",
+        "versions": (
+            f"python {platform.python_version()}, torch {torch.__version__}, "
+            f"scipy {scipy.__version__}, numpy {np.__version__}"
+        ),
         "neurons": args.neurons,
         "samples": args.samples,
         "ours_wall_s": ours_wall,

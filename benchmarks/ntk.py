@@ -1,9 +1,11 @@
-"""Time and memory of one measure of the neural tangent kernel's ranks, as the scripts take it (--ntk-frequency).
+"""Time and memory of one measure of the neural tangent kernel's ranks,
+as the scripts take it (--ntk-frequency).
 
     python benchmarks/ntk.py --script sac_continuous --activation crational --num-seeds 5
     python benchmarks/ntk.py --script pqn_atari --activation tanh_hr
 
-CPU seconds count what other processes on the machine do not. Networks are untrained, inputs random: neither matters.
+CPU seconds count what other processes on the machine do not.
+Networks are untrained, inputs random: neither matters.
 """
 
 import dataclasses
@@ -37,9 +39,11 @@ class Args:
 
 def sac(args: Args):
     """Observations and actions as in cheetah-run; both critics and the actor."""
-    setting, n = sac_continuous.Args(activation=args.activation, compile=False), args.num_seeds
+    setting = sac_continuous.Args(activation=args.activation, compile=False)
+    n = args.num_seeds
     agent = sac_continuous.Agent(17, 6, setting, list(range(n)), torch.device("cpu"))
-    obs, actions = torch.randn(n, args.samples, 17), torch.rand(n, args.samples, 6)
+    obs = torch.randn(n, args.samples, 17)
+    actions = torch.rand(n, args.samples, 6)
 
     def measure() -> None:
         metrics.ntk_rank(agent.qf, (obs, actions), 2, 1)
@@ -59,10 +63,12 @@ def atari(args: Args):
 
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
-    measure, seconds = (sac if args.script == "sac_continuous" else atari)(args), []
+    measure = (sac if args.script == "sac_continuous" else atari)(args)
+    seconds = []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(args.rounds + 1):
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         measure()
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall, cpu = (sorted(each)[args.rounds // 2] for each in zip(*seconds[1:]))

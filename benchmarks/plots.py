@@ -1,11 +1,13 @@
-"""CPU seconds of a run's plots (plots.draw_run), which are drawn while it trains, by the number of branches.
+"""CPU seconds of a run's plots (plots.draw_run),
+which are drawn while it trains, by the number of branches.
 
     python benchmarks/plots.py --branches 1 5 50
 
-Writes a synthetic run of SAC's size into a temporary folder: actor and two critics, two hidden layers each, ten
-measures, 16 densities for the output and each branch.
+Writes a synthetic run of SAC's size into a temporary folder: actor and two critics,
+two hidden layers each, ten measures, 16 densities for the output and each branch.
 """
 
+import itertools
 import sys
 import tempfile
 import time
@@ -19,7 +21,8 @@ import plots
 import runlog
 
 LAYERS = [
-    f"network/{network}/{layer}/" for network in ("actor", "qf1", "qf2") for layer in ("fc1", "fc2")
+    f"network/{network}/{layer}/"
+    for network, layer in itertools.product(("actor", "qf1", "qf2"), ("fc1", "fc2"))
 ]
 
 

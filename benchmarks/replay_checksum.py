@@ -2,9 +2,9 @@
 
     python benchmarks/replay_checksum.py
 
-For a replay of --rows transitions of one game: the CRC-32 of a row as it is added, the checksum of all rows that a
-checkpoint takes, and the verification of a resume, which reads the file. CPU time of one thread, so that other
-processes matter little; the time that a disk takes comes on top.
+For a replay of --rows transitions of one game: the CRC-32 of a row as it is added, the checksum of
+all rows that a checkpoint takes, and the verification of a resume, which reads the file. CPU time
+of one thread, so that other processes matter little; the time that a disk takes comes on top.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def main() -> None:
         seconds = time.process_time() - start
         size = buffer.rows.nbytes
         print(
-            f"resume: {size / seconds / 1e9:.2f} GB/s, {1e6 * seconds / options.rows:.1f} s for 1M rows"
+            f"resume: {size / seconds / 1e9:.2f} GB/s, {1e6 * seconds / options.rows:.1f} s for 1M "
+            "rows"
         )
 
 

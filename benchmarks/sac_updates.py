@@ -1,12 +1,15 @@
-"""Speed of whole SAC updates: sampling, critics, targets, actor, temperature; against Stable-Baselines3 and a floor.
+"""Speed of whole SAC updates: sampling, critics, targets, actor, temperature;
+against Stable-Baselines3 and a floor.
 
     python benchmarks/sac_updates.py --seeds 1 5 10 --out results/2026-sac-speed
 
-Everything of one number of seeds runs in one process, in turns, so that noise of the machine meets all alike; the table
-gives medians over rounds, and medians of the ratios within a round. seed-updates/s = updates/s times seeds.
+Everything of one number of seeds runs in one process, in turns, so that noise of the machine meets
+all alike; the table gives medians over rounds, and medians of the ratios within a round.
+seed-updates/s = updates/s times seeds.
 
-floor: the matrix products of one update and nothing else, at the same shapes and layouts, each as the fastest of the
-ways that torch has for it (timed first). SB3: `SAC.train` with the same widths, batch size and spaces.
+floor: the matrix products of one update and nothing else, at the same shapes and layouts, each as
+the fastest of the ways that torch has for it (timed first). SB3: `SAC.train` with the same widths,
+batch size and spaces.
 """
 
 import csv
@@ -27,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
 import sac_continuous as sac
 
-OBS_DIM, ACTION_DIM = 17, 6  # those of cheetah-run
+# those of cheetah-run
+OBS_DIM = 17
+ACTION_DIM = 6
 
 
 @dataclasses.dataclass
@@ -45,8 +50,9 @@ class Args:
 
 
 def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
-    """A function that computes the matrix products of one update: forward for next actions, targets, critics, actions
-    and their values; backward for the critics, through the critics to the actions, and for the actor."""
+    """A function that computes the matrix products of one update: forward for next actions,
+    targets, critics, actions and their values; backward for the critics, through the critics to the
+    actions, and for the actor."""
     products = []
 
     def linear(networks, inputs, outputs, rows, forward=1, weight_grads=0, input_grads=0):
@@ -56,7 +62,7 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
         products.extend([(x, w)] * forward + [(x.mT, y)] * weight_grads + [(y, w.mT)] * input_grads)
 
     def network(networks, inputs, outputs, passes, weight_grads, through_input):
-        """passes: forward passes; weight_grads: how many of them are differentiated for the weights."""
+        """passes: forward passes; weight_grads: those of them that have gradients of weights."""
         backward = weight_grads + through_input
         for i, width in enumerate(args.widths):
             for _ in range(branches):
@@ -66,9 +72,8 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
         linear(networks, inputs, outputs, args.batch_size, passes, weight_grads, backward)
 
     network(num_seeds, OBS_DIM, ACTION_DIM, 2, 1, 0)
-    linear(
-        num_seeds, args.widths[-1], ACTION_DIM, args.batch_size, 2, 1, 1
-    )  # the second head, log_std
+    # the second head, log_std
+    linear(num_seeds, args.widths[-1], ACTION_DIM, args.batch_size, 2, 1, 1)
     network(2 * num_seeds, OBS_DIM + ACTION_DIM, 1, 3, 1, 1)
 
     def fastest(a, b):
@@ -101,7 +106,8 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
 
 
 def ours(activation: str, num_seeds: int, compiled: bool, device: torch.device):
-    """One whole update as in the training loop, drawing from a filled replay; and the seconds of the first call."""
+    """One whole update as in the training loop, drawing from a filled replay;
+    and the seconds of the first call."""
     args = sac.Args(activation=activation, compile=compiled)
     seeds = list(range(1, num_seeds + 1))
     agent = sac.Agent(OBS_DIM, ACTION_DIM, args, seeds, device)
@@ -149,10 +155,12 @@ def stable_baselines(device: torch.device):
 def measure(args: Args) -> dict:
     """Every variant at args.seeds[0] seeds, in turns."""
     torch._dynamo.config.recompile_limit = 64  # one compiled update per activation in this process
-    device, num_seeds = torch.device(args.device), args.seeds[0]
+    device = torch.device(args.device)
+    num_seeds = args.seeds[0]
     if args.threads:
         torch.set_num_threads(args.threads)
-    variants, first_call = {}, {}
+    variants = {}
+    first_call = {}
     for activation in args.activations:
         for mode in ["compiled", "eager"][: 1 + args.eager]:
             variants[activation, mode], first_call[activation, mode] = ours(
@@ -168,7 +176,8 @@ def measure(args: Args) -> dict:
             run()
     for _ in range(args.rounds):
         for key, run in variants.items():
-            count, start = 0, time.perf_counter()
+            count = 0
+            start = time.perf_counter()
             while time.perf_counter() - start < args.seconds:
                 run()
                 count += 1
@@ -230,7 +239,9 @@ def main(args: Args) -> None:
         results.append(
             json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         )
-    rows = [row for result in results for row in result["rows"]]
+    rows = []
+    for result in results:
+        rows += result["rows"]
     machine = runlog.machine()
     machine |= {
         "argv": sys.argv,
@@ -238,7 +249,8 @@ def main(args: Args) -> None:
         "peak_rss_mb": [r["peak_rss_mb"] for r in results],
     }
     print(
-        f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python {platform.python_version()}"
+        f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python "
+        f"{platform.python_version()}"
     )
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:

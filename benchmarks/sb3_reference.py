@@ -1,10 +1,12 @@
-"""Learning curves of Stable-Baselines3's SAC on the budget of one of our studies, as a reference: long CSV.
+"""Learning curves of Stable-Baselines3's SAC on the budget of one of our studies,
+as a reference: long CSV.
 
-    python benchmarks/sb3_reference.py --env-id dm_control/cartpole-swingup-v0 --utd 2 --total-timesteps 30000 \\
-        --seeds 1 2 3 --out results/2026-sac-cartpole/sb3.csv
+    python benchmarks/sb3_reference.py --env-id dm_control/cartpole-swingup-v0 --utd 2 \\
+        --total-timesteps 30000 --seeds 1 2 3 --out results/2026-sac-cartpole/sb3.csv
 
-SB3's own defaults except for what makes the budget equal: widths 256, 256, the same random steps, updates per step and
-evaluation (deterministic episodes, raw return). Its target entropy stays -|A|, its initialisation torch's.
+SB3's own defaults except for what makes the budget equal: widths 256, 256, the same random steps,
+updates per step and evaluation (deterministic episodes, raw return). Its target entropy stays -|A|,
+its initialisation torch's.
 """
 
 import csv
@@ -38,15 +40,16 @@ class Args:
 def evaluate(model, env, args: Args, index: int) -> float:
     returns = []
     for episode in range(args.num_eval_episodes):
-        obs, _ = env.reset(
-            options={"number": [2 * index * args.num_eval_episodes + episode]}
-        )  # those of our own runs
-        total, done = 0.0, False
+        # those of our own runs
+        obs, _ = env.reset(options={"number": [2 * index * args.num_eval_episodes + episode]})
+        total = 0.0
+        done = False
         while not done:
             obs, reward, terminated, truncated, _ = env.step(
                 model.predict(obs, deterministic=True)[0]
             )
-            total, done = total + float(reward), terminated or truncated
+            total += float(reward)
+            done = terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
 

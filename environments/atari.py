@@ -58,9 +58,8 @@ class GameStep:
 
     obs: np.ndarray  # (num_envs, 4, 84, 84) uint8
     rewards: np.ndarray  # raw
-    terminations: (
-        np.ndarray
-    )  # bool: a lost life or the end of the game, which end the learner's episode
+    # bool: a lost life or the end of the game, which end the learner's episode
+    terminations: np.ndarray
     truncations: np.ndarray  # bool: the time limit
     real_next_obs: np.ndarray
     games: list[FinishedGame]

@@ -134,9 +134,8 @@ def _load_cifar100(folder: Path) -> DataSet:
 
 def _cifar_split(archive: tarfile.TarFile, split: str) -> Split:
     content = archive.extractfile(f"cifar-100-binary/{split}.bin").read()
-    rows = np.frombuffer(content, np.uint8).reshape(
-        -1, 2 + 3 * 32 * 32
-    )  # coarse label, label, pixels
+    # coarse label, label, pixels
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * 32 * 32)
     return Split(rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1].astype(np.int64))
 
 

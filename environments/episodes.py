@@ -27,9 +27,8 @@ class Transition:
     rewards: np.ndarray
     terminations: np.ndarray  # bool: the task has ended
     truncations: np.ndarray  # bool: a time limit, or a failure, has cut the episode off
-    real_next_obs: (
-        np.ndarray
-    )  # the true successor: where an episode has ended, its last observation
+    # the true successor: where an episode has ended, its last observation
+    real_next_obs: np.ndarray
     next_obs: np.ndarray  # what the next step begins with: there, the first of the next episode
     success: np.ndarray  # 0 or 1 at this step; nan where the environment does not say
     failed: np.ndarray  # bool: the environment has failed, and the step has no true values

@@ -216,7 +216,8 @@ def comparable_pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
 
 def print_comparisons(rows: Sequence[dict]) -> None:
     for row in rows:
-        low, high = row["low"], row["high"]
+        low = row["low"]
+        high = row["high"]
         is_decided = low * high > 0
         told = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] n = {row['n']}"
         if not is_decided:

@@ -22,7 +22,9 @@ COLUMNS = {  # title: (key pattern, format); averages over layers and critics
     "critic dead share": (r"network/qf\d?/fc\d+/dead_share", "{:.3f}"),
     "seconds": (RETURN, "{:.0f}"),
 }
-VALUE, WALL_TIME = 1, 2  # columns of scalars
+# columns of scalars
+VALUE = 1
+WALL_TIME = 2
 
 
 @style.with_style

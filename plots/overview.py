@@ -22,7 +22,8 @@ MOST_LEARNED = 4  # learned activations below
 SCORE = "score"
 QUANTITIES = ("overestimation", "dead share", "srank")
 LEARNED = "learned"  # in the column `row`: of no script, but below them
-BEFORE, AFTER = "before", "after"
+BEFORE = "before"
+AFTER = "after"
 
 
 def overview(folder: Path, out: Path) -> list[Path]:

@@ -116,7 +116,8 @@ class Study:
     def counts(self) -> str:
         """n, environments, diverged runs, what is missing."""
         numbers = [len(runs) for runs in self.cells.values()] or [0]
-        fewest, most = min(numbers), max(numbers)
+        fewest = min(numbers)
+        most = max(numbers)
         diverged = 0
         for runs in self.cells.values():
             diverged += sum(run.has_diverged for run in runs)

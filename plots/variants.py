@@ -17,7 +17,10 @@ import activations
 import runlog
 from plots.reading import Loaded, check_once, identity, is_run, read_run
 
-SAC, DQN, PPO, PQN = "sac_continuous", "dqn_atari", "ppo_atari", "pqn_atari"
+SAC = "sac_continuous"
+DQN = "dqn_atari"
+PPO = "ppo_atari"
+PQN = "pqn_atari"
 
 # ---- looks ---------------------------------------------------------------------------------------
 

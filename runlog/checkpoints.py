@@ -143,9 +143,8 @@ class Checkpoints:
         if not isinstance(content, dict) or content.get("digest") != self._digest:
             remedy = keep_or_fresh(self._folder)
             raise UserError(f"{path} is of another configuration; {remedy}")
-        rows = (
-            self._folder / "scalars.csv"
-        )  # the others go on without their earlier rows (Rows.cut)
+        # the others go on without their earlier rows (Rows.cut)
+        rows = self._folder / "scalars.csv"
         if not rows.exists() or rows.stat().st_size < content["offsets"][rows.name]:
             raise Damaged(f"{path} does not fit: {rows} is shorter than it was then")
         for file, start, stop in self._chunk_files(content, is_ended):

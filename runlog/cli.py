@@ -18,9 +18,8 @@ import tyro
 
 from runlog.terminal import UserError, reason
 
-LARGEST_COUNT = (
-    2**53
-)  # float64, which rows and schedules are in, holds every whole number up to here
+# float64, which rows and schedules are in, holds every whole number up to here
+LARGEST_COUNT = 2**53
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 FILES_OF_LIBRARIES = 256  # that a process has open without any run
 LONGEST_RUN_NAME = 240  # characters, of a run's folder (runlog.run_name) and of the files in it

@@ -18,9 +18,8 @@ class Divergence:
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self.seeds = list(seeds)
         self.step = torch.zeros(len(seeds), dtype=torch.int64, device=device)
-        self.cause = torch.zeros(
-            len(seeds), dtype=torch.int64, device=device
-        )  # a place in `names`, from 1
+        # a place in `names`, from 1
+        self.cause = torch.zeros(len(seeds), dtype=torch.int64, device=device)
         self.names: list[str] = []
         self._reported = set()
 

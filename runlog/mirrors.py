@@ -271,9 +271,8 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
         wandb.Settings(project=project)
     except Exception as error:
         raise UserError(f"--wandb-project {project}: {_wandb_reason(error)}") from None
-    mode = WANDB_MODES.get(
-        mode or asked or filed, "online"
-    )  # wandb warns of a wrong mode in the file
+    # wandb warns of a wrong mode in the file
+    mode = WANDB_MODES.get(mode or asked or filed, "online")
     if mode == "online":
         _log_in()
     return mode

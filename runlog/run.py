@@ -179,9 +179,8 @@ class Run:
             return
         for mirror in self._mirrors:
             mirror.close(False)
-        with contextlib.suppress(
-            UserError, OSError
-        ):  # what made it fail may make this fail as well
+        # what made it fail may make this fail as well
+        with contextlib.suppress(UserError, OSError):
             if is_new:
                 self._delete_content()
                 self._lock.remove_folder()

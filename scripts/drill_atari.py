@@ -1,11 +1,14 @@
-"""Kills each Atari script with SIGKILL at random moments, --kills times, and starts the same command again each time.
+"""Kills each Atari script with SIGKILL at random moments,
+--kills times, and starts the same command again each time.
 
-    python scripts/drill_atari.py                 # 5 kills each; about 10 minutes on one core of an AMD EPYC, 1 GB
+    # 5 kills each; about 10 minutes on one core of an AMD EPYC, 1 GB
+    python scripts/drill_atari.py
 
-The games are real, and begin anew at each start, so returns differ from those of a run that nobody disturbed. All else
-must agree with it: which rows there are of losses, schedules and network metrics, at which steps and in which order,
-none lost and none twice; the values of the schedules; the number of updates. (tests/test_atari_runs.py compares every
-weight, on games that depend on time alone.) Exits with 1 on any difference.
+The games are real, and begin anew at each start, so returns differ from those of a run that nobody
+disturbed. All else must agree with it: which rows there are of losses, schedules and network
+metrics, at which steps and in which order, none lost and none twice; the values of the schedules;
+the number of updates. (tests/test_atari_runs.py compares every weight, on games that depend on time
+alone.) Exits with 1 on any difference.
 """
 
 import csv
@@ -23,15 +26,26 @@ import torch
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = "--env-id Breakout --no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 --width 64"
+COMMON = (
+    "--env-id Breakout --no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 "
+    "--width 64"
+)
 COMMON += " --metrics-samples 64 --activation tanh_hr --num-eval-episodes 2"
 SCRIPTS = {
-    "dqn_atari": "--total-timesteps 4000 --learning-starts 400 --checkpoint-frequency 100 --log-frequency 50"
-    " --metrics-frequency 500 --buffer-size 2000 --exploration-steps 2000 --target-frequency 100 --eval-frequency 4000",
-    "ppo_atari": "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 128 --metrics-frequency 2048"
-    " --num-steps 32",
-    "pqn_atari": "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 256 --metrics-frequency 2048"
-    " --num-envs 16 --num-steps 16 --num-minibatches 4 --num-test-envs 2 --eval-frequency 4096",
+    "dqn_atari": (
+        "--total-timesteps 4000 --learning-starts 400 --checkpoint-frequency 100 "
+        "--log-frequency 50 --metrics-frequency 500 --buffer-size 2000 --exploration-steps 2000 "
+        "--target-frequency 100 --eval-frequency 4000"
+    ),
+    "ppo_atari": (
+        "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 128 "
+        "--metrics-frequency 2048 --num-steps 32"
+    ),
+    "pqn_atari": (
+        "--total-timesteps 12288 --checkpoint-frequency 256 --log-frequency 256 "
+        "--metrics-frequency 2048 --num-envs 16 --num-steps 16 --num-minibatches 4 "
+        "--num-test-envs 2 --eval-frequency 4096"
+    ),
 }
 
 
@@ -78,12 +92,12 @@ def kill_often(
     script: str, folder: Path, seconds: float, args: Args, moments: random.Random
 ) -> int:
     """Starts and kills; the number of kills that came before the run ended."""
-    for kill in range(
-        args.kills
-    ):  # a session lives for a part of the start-up up to what lets the last come near the end
+    # a session lives for a part of the start-up up to what lets the last come near the end
+    for kill in range(args.kills):
         process = start(script, folder)
         try:
-            process.wait(pause := seconds * (0.1 + 1.5 / args.kills * moments.random()))
+            pause = seconds * (0.1 + 1.5 / args.kills * moments.random())
+            process.wait(pause)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -131,13 +145,15 @@ def compare(whole: Path, killed: Path) -> list[str]:
         "replay deleted at the end": not list(killed.glob("*/replay.dat")),
     }
     print(
-        f"  {len(places(whole))} rows, {len(schedules(whole))} of schedules; step, updates: {last(killed)}"
+        f"  {len(places(whole))} rows, {len(schedules(whole))} of schedules; step, updates: "
+        f"{last(killed)}"
     )
     return [name for name, agrees in checks.items() if not agrees]
 
 
 def main(args: Args) -> None:
-    problems, moments = [], random.Random(args.seed)
+    problems = []
+    moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         for script in args.scripts:
             whole, killed = (
@@ -147,7 +163,8 @@ def main(args: Args) -> None:
             finish(start(script, whole))
             seconds = time.monotonic() - begin
             print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
-            if (kills := kill_often(script, killed, seconds, args, moments)) < args.kills:
+            kills = kill_often(script, killed, seconds, args, moments)
+            if kills < args.kills:
                 problems.append(f"{script}: only {kills} kills came before its end")
             problems += [f"{script}: {what}" for what in compare(whole, killed)]
     if problems:

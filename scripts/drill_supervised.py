@@ -1,9 +1,11 @@
-"""Kills the supervised scripts with SIGKILL at random moments, --kills times, and starts the same command again.
+"""Kills the supervised scripts with SIGKILL at random moments,
+--kills times, and starts the same command again.
 
     python scripts/drill_supervised.py            # 5 kills each; minutes on one core
 
-scalars.csv of every seed must be, byte for byte and wall times apart, that of a run which nobody disturbed. Each start
-lives a little longer than the last, so that slow machines come through too. Exits with 1 on any difference.
+scalars.csv of every seed must be, byte for byte and wall times apart, that of a run which nobody
+disturbed. Each start lives a little longer than the last, so that slow machines come through too.
+Exits with 1 on any difference.
 """
 
 import dataclasses
@@ -20,10 +22,14 @@ from drill_atari import finish, start
 
 COMMON = "--num-seeds 2 --no-compile --no-tensorboard --device cpu --threads 1"
 SCRIPTS = {
-    "continual_supervised": "--num-tasks 4 --epochs 30 --tasks permuted_labels --activation crational --redo"
-    " --checkpoint-frequency 150 --log-frequency 150 --metrics-samples 64 --ntk-samples 32",
-    "function_approximation": "--total-steps 3000 --deep-activations --activations tanh_hr crational --log-frequency 10"
-    " --checkpoint-frequency 100 --learning-rates 1e-3 1e-2 --table1-neurons 0",
+    "continual_supervised": (
+        "--num-tasks 4 --epochs 30 --tasks permuted_labels --activation crational --redo "
+        "--checkpoint-frequency 150 --log-frequency 150 --metrics-samples 64 --ntk-samples 32"
+    ),
+    "function_approximation": (
+        "--total-steps 3000 --deep-activations --activations tanh_hr crational --log-frequency 10 "
+        "--checkpoint-frequency 100 --learning-rates 1e-3 1e-2 --table1-neurons 0"
+    ),
 }
 
 
@@ -44,13 +50,15 @@ def rows(folder: Path) -> dict[str, list[str]]:
 
 
 def main(args: Args) -> None:
-    problems, moments = [], random.Random(args.seed)
+    problems = []
+    moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temp:
         for script in args.scripts:
             whole, killed = (Path(temp) / f"{script}-{name}" for name in ("undisturbed", "killed"))
             begin = time.monotonic()
             finish(start(script, whole, COMMON, SCRIPTS))
-            seconds, kills = time.monotonic() - begin, 0
+            seconds = time.monotonic() - begin
+            kills = 0
             print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
             pause = 0.25 * seconds
             while kills < args.kills:
@@ -64,18 +72,20 @@ def main(args: Args) -> None:
                     finish(process)
                     problems.append(f"{script}: only {kills} kills came before its end")
                     break
-                kills, pause = kills + 1, 1.05 * pause
+                kills += 1
+                pause = 1.05 * pause
                 lines = sum(map(len, rows(killed).values()))
                 print(
-                    f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on disk",
+                    f"  kill {kills}: {lines} of {sum(map(len, rows(whole).values()))} rows on "
+                    "disk",
                     flush=True,
                 )
             else:
                 finish(start(script, killed, COMMON, SCRIPTS))
-            sessions = [
-                json.loads(file.read_text())["sessions"] for file in killed.glob("*/meta.json")
-            ]
-            if not any(session.get("from_step", 0) > 0 for each in sessions for session in each):
+            sessions = []
+            for file in killed.glob("*/meta.json"):
+                sessions += json.loads(file.read_text())["sessions"]
+            if not any(session.get("from_step", 0) > 0 for session in sessions):
                 problems.append(f"{script}: no session went on from a checkpoint")
             if rows(whole) != rows(killed):
                 problems.append(f"{script}: the rows differ")

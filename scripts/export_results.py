@@ -1,10 +1,12 @@
-"""From run folders to a study's folder under results/: runs.csv, curves.csv and learning curves as one PNG.
+"""From run folders to a study's folder under results/:
+runs.csv, curves.csv and learning curves as one PNG.
 
     python scripts/export_results.py runs/*cartpole* --out results/2026-sac-cartpole
 
-runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation, seed, metric, env_step,
-value). Curves of other programs, in files of that form given by --reference, are drawn along; they are copied into the
-folder. `python figures.py redraw FOLDER` draws it again.
+runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation,
+seed, metric, env_step, value). Curves of other programs, in files of that form given by
+--reference, are drawn along; they are copied into the folder. `python figures.py redraw FOLDER`
+draws it again.
 """
 
 import csv
@@ -22,7 +24,8 @@ import runlog
 from plots import aggregation, exported, reading, recording, variants
 
 METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of the first critic
-    "charts/window_return": "return of training games",  # made here: means over windows of a fortieth of the run
+    # made here: means over windows of a fortieth of the run
+    "charts/window_return": "return of training games",
     "eval/episodic_return": "evaluation return",
     "eval/success": "success rate (any step)",
     "overestimation/mean": "overestimation Q - G",
@@ -59,12 +62,8 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 class Args:
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders of one setting
     out: Path  # folder of the study
-    by: tuple[
-        str, ...
-    ] = ()  # settings that differ between the runs, as config.json names them: each value is a curve
-    reference: tuple[
-        Path, ...
-    ] = ()  # CSV files of the form of curves.csv, drawn along, copied into the folder
+    by: tuple[str, ...] = ()  # settings of config.json that differ: a curve for each value
+    reference: tuple[Path, ...] = ()  # further curves.csv files: drawn along, copied to the folder
 
 
 def main(args: Args) -> None:
@@ -101,11 +100,8 @@ def main(args: Args) -> None:
             }
             final = run.series("eval/episodic_return")
             final = final if len(final) else windows(run)  # PPO on Atari has no evaluations
-            row |= {
-                "last_step": "",
-                "last_return": "",
-                "best_return": "",
-            }  # before the first evaluation
+            # before the first evaluation
+            row |= {"last_step": "", "last_return": "", "best_return": ""}
             if len(final):
                 row |= {
                     "last_step": int(final[-1, 0]),
@@ -137,7 +133,8 @@ def main(args: Args) -> None:
 def split(
     groups: dict[str, list[reading.Loaded]], keys: tuple[str, ...]
 ) -> dict[str, list[reading.Loaded]]:
-    """The groups by activation, each split by the values of these settings: "tanh_hr, adam_eps 1e-08" -> its runs."""
+    """The groups by activation, each split by the values of these settings:
+    "tanh_hr, adam_eps 1e-08" -> its runs."""
     found = {}
     for activation, group in groups.items():
         for run in group:
@@ -152,7 +149,8 @@ def split(
 
 
 def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
-    """Mean and standard deviation over seeds of the last return, of all runs at the last step that all have reached."""
+    """Mean and standard deviation over seeds of the last return,
+    of all runs at the last step that all have reached."""
     every = variants.all_runs(groups)
     key = "eval/episodic_return"
     if not any(len(run.series(key)) for run in every):
@@ -165,16 +163,19 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
             values += rows[rows[:, 0] <= end.step][-1:, 1].tolist()
         if values:
             of = f" of {len(group)}" if len(values) < len(group) else ""
-            mean, std = np.mean(values), np.std(values)
+            mean = np.mean(values)
+            std = np.std(values)
             print(
-                f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} seeds)"
+                f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} "
+                "seeds)"
             )
     for line in aggregation.told_cuts({"last return": end}):
         print(line)
 
 
 def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
-    """(windows, 2): end of each window of the run, and mean return of the games that ended in it; Atari runs only."""
+    """(windows, 2): end of each window of the run, and mean return of the games that ended in it;
+    Atari runs only."""
     rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
         return np.zeros((0, 2))
@@ -193,7 +194,8 @@ def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
 
 
 def draw(out: Path, references: list[str], variants: list[str]) -> None:
-    """Record curves.png of this folder's curves.csv and references in its figures.json, and draw it."""
+    """Record curves.png of this folder's curves.csv and references in its figures.json,
+    and draw it."""
     files = ["curves.csv", *references]
     rows = []
     for file in files:

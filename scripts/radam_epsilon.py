@@ -3,13 +3,14 @@
     python scripts/radam_epsilon.py
 
 With bias-corrected moments m_t and v_t (Kingma & Ba 2015) and the rectification r_t (Liu et al.
-2020) optax moves a weight by lr r_t m_t / (sqrt(v_t) + eps). torch adds eps before v_t is corrected,
-lr r_t m_t / (sqrt(v_t) + eps / c_t) with c_t = sqrt(1 - beta2^t), so its epsilon counts more at first.
+2020) optax moves a weight by lr r_t m_t / (sqrt(v_t) + eps). torch adds eps before v_t is
+corrected, lr r_t m_t / (sqrt(v_t) + eps / c_t) with c_t = sqrt(1 - beta2^t), so its epsilon counts
+more at first.
 
-Two copies of each weight receive the same normal gradients, one under each rule. The table shows how
-far apart they end, relative to how far optax's has moved (root mean squares over weights, float64),
-and how well the formula above agrees with torch.optim.RAdam. optax itself is not needed: its rule is
-that of optax.scale_by_radam, written out.
+Two copies of each weight receive the same normal gradients, one under each rule. The table shows
+how far apart they end, relative to how far optax's has moved (root mean squares over weights,
+float64), and how well the formula above agrees with torch.optim.RAdam. optax itself is not needed:
+its rule is that of optax.scale_by_radam, written out.
 """
 
 import argparse
@@ -24,7 +25,8 @@ LEARNING_RATE = 2.5e-4  # PQN's; the ratios do not depend on it
 
 
 def trajectory(gradients: torch.Tensor, rule: str) -> torch.Tensor:
-    """Where weights that begin at 0 end. gradients: (updates, weights) float64; rule: "optax" or "torch"."""
+    """Where weights that begin at 0 end. gradients: (updates, weights) float64;
+    rule: "optax" or "torch"."""
     weights = torch.zeros_like(gradients[0])
     first_moment = torch.zeros_like(weights)
     second_moment = torch.zeros_like(weights)
@@ -69,7 +71,8 @@ def main() -> None:
     unit = torch.randn(options.updates, options.weights, generator=generator, dtype=torch.float64)
     ratio = 1 / math.sqrt(1 - BETA2**options.updates)
     print(
-        f"after {options.updates} updates torch's epsilon counts {ratio:.2f} times as much as optax's"
+        f"after {options.updates} updates torch's epsilon counts {ratio:.2f} times as much as "
+        "optax's"
     )
     print("| gradients | distance / movement | torch's formula from torch.optim.RAdam |")
     print("|---|---|---|")

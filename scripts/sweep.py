@@ -1,11 +1,13 @@
-"""Runs a grid of plain commands, on local slots, with Ray on several machines, or as a Slurm array (docs/sweeps.md).
+"""Runs a grid of plain commands, on local slots,
+with Ray on several machines, or as a Slurm array (docs/sweeps.md).
 
-    python scripts/sweep.py 'sac_continuous.py --activation {relu,crational} --seed {1..10}' --slots 2
-    python scripts/sweep.py 'pqn_atari.py --env-id {Breakout,Pong} --activation {relu,tanh_hr} --seed {1..5}' --ray
-    python scripts/sweep.py 'dqn_atari.py --env-id Pong --activation {relu,tanh} --seed {1..5}' --slurm sweep.sbatch
+    python scripts/sweep.py 'sac_continuous.py --activation {relu,crational} --seed {1..10}'
+    python scripts/sweep.py 'pqn_atari.py --env-id {Breakout,Pong} --seed {1..5}' --ray
+    python scripts/sweep.py 'dqn_atari.py --activation {relu,tanh} --seed {1..5}' --slurm dqn.sbatch
 
-Braces expand as in bash. Seeds of one cell share a process where the script trains seeds together. Finished runs are
-skipped, interrupted ones resume: after a crash, Ctrl-C, SIGTERM or a lost machine give the same command again.
+Braces expand as in bash. Seeds of one cell share a process where the script trains seeds together.
+Finished runs are skipped, interrupted ones resume: after a crash, Ctrl-C, SIGTERM or a lost machine
+give the same command again.
 """
 
 import contextlib
@@ -37,44 +39,31 @@ LOST_NODES = 10  # Ray starts a task anew so many times when its machine or work
 MAX_SLOTS = 10_000  # on one machine: more is a slip of the finger
 
 
+Grids = tyro.conf.Positional[tuple[str, ...]]
+
+
 @dataclasses.dataclass
 class Args:
-    grids: tyro.conf.Positional[
-        tuple[str, ...]
-    ] = ()  # quoted commands with {a,b} and {1..10}; - reads stdin, one a line
-    name: str | None = (
-        None  # of the sweep: its manifest, logs and state are in RUNS_DIR/sweeps/NAME; None = from the grid
-    )
+    grids: Grids = ()  # quoted commands with {a,b} and {1..10}; - reads stdin, one a line
+    name: str | None = None  # folder of the sweep, RUNS_DIR/sweeps/NAME; None = from the grid
     runs_dir: str | None = None  # --runs-dir of every command that has none of its own; None = runs
     dry_run: bool = False  # print the commands that are left, and stop
-    limit: int | None = (
-        None  # start at most so many processes this time; 0 = only tell how the sweep stands
-    )
+    limit: int | None = None  # most processes to start this time; 0 = only tell how it stands
     only_failed: bool = False  # start only what failed the last time
-    retries: int = (
-        1  # further attempts of a process that crashes (they resume); a user error gets none
-    )
-    seeds_per_process: int = (
-        0  # most seeds of a cell in one process, for scripts that train them together; 0 = all
-    )
-    patience: float = (
-        sweep_task.PATIENCE
-    )  # seconds that processes get to save a checkpoint when the sweep is stopped
+    retries: int = 1  # further attempts after a crash (they resume); a user error gets none
+    seeds_per_process: int = 0  # most seeds of a cell that train in one process; 0 = all
+    patience: float = sweep_task.PATIENCE  # seconds to save a checkpoint when the sweep is stopped
     threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
     slots: int | None = None  # processes at a time; None = one per GPU or, without any, per core
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
-    gpus: str | None = (
-        None  # which GPUs, such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all there are
-    )
-    ray: tuple[str, ...] | None = (
-        None  # run on Ray: the cluster of this ADDRESS, or without one a local one
-    )
+    gpus: str | None = None  # such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all
+    ray: tuple[str, ...] | None = None  # run on Ray: the cluster at ADDRESS, or a local one
     slurm: str | None = None  # write this sbatch file, to be submitted by hand, and stop
 
 
 def say(*lines: str, end: str = "\n", file=None) -> None:
-    """Prints lines. A terminal that is gone, a closed pipe or a full disk behind `> FILE` do not end the sweep: then
-    nothing more is said there."""
+    """Prints lines. A terminal that is gone, a closed pipe or a full disk behind `> FILE` do not
+    end the sweep: then nothing more is said there."""
     file = file or sys.stdout
     try:
         print(*lines, sep="\n", end=end, file=file, flush=True)
@@ -97,7 +86,7 @@ def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One launcher for a sweep. Raises UserError; the kernel frees the lock when its holder dies."""
+    """One launcher for a sweep, or UserError; the kernel frees the lock when its holder dies."""
     with runlog.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -123,14 +112,16 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-# ---- engines ---------------------------------------------------------------------------------------------------------
-# Both have start(process); full(): no place for another; busy(): something is under way; wait(seconds) ->
-# [(process, exit code)] of what has ended; running() -> [(id, when it began)]; stop() -> how many processes had to be
-# killed since they took longer than --patience, or since a second signal came.
+# ---- engines -------------------------------------------------------------------------------------
+# Both have start(process); full(): no place for another; busy(): something is under way;
+# wait(seconds) -> [(process, exit code)] of what has ended; running() -> [(id, when it began)];
+# stop() -> how many processes had to be killed since they took longer than --patience, or since a
+# second signal came.
 
 
 def find_gpus(gpus: str | None) -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES: --gpus, else what that variable has, else what nvidia-smi lists."""
+    """Names for CUDA_VISIBLE_DEVICES: --gpus, else what that variable has,
+    else what nvidia-smi lists."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES") if gpus is None else gpus
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
@@ -169,7 +160,9 @@ class LocalSlots:
         patience: float,
         request: sweep_task.StopRequest,
     ):
-        self.sweep, self.free, self.children = sweep, list(places), {}
+        self.sweep = sweep
+        self.free = list(places)
+        self.children = {}
         self.patience = patience
         self.request = request
 
@@ -184,7 +177,8 @@ class LocalSlots:
         self.children[process["id"]] = sweep_task.start(self.sweep, process, place), process, place
 
     def wait(self, seconds: float) -> list[tuple[dict, int]]:
-        end, ended = time.monotonic() + seconds, []
+        end = time.monotonic() + seconds
+        ended = []
         while not ended and time.monotonic() < end and not self.request.number:
             time.sleep(0.05)
             ended = [
@@ -210,18 +204,19 @@ class LocalSlots:
 
 
 class RayTasks:
-    """Ray tasks, all submitted at once; each runs its process as a child. Ray starts those of a lost machine again."""
+    """Ray tasks, all submitted at once; each runs its process as a child.
+    Ray starts those of a lost machine again."""
 
     def __init__(self, sweep: Path, args: Args, threads: int, request: sweep_task.StopRequest):
-        address, slots_per_gpu = "".join(args.ray), args.slots_per_gpu
+        address = "".join(args.ray)
+        slots_per_gpu = args.slots_per_gpu
         self.patience = args.patience
         self.request = request
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         host, _, port = address.rpartition(":")
         own_machine = address == "local" or host in ("127.0.0.1", "localhost")
-        if (
-            own_machine
-        ):  # read when Ray is imported; says "no cluster", upon which it listens on loopback only
+        # read when Ray is imported; says "no cluster", upon which it listens on loopback only
+        if own_machine:
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
         try:
@@ -229,8 +224,12 @@ class RayTasks:
         except ImportError:
             told = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
             raise runlog.UserError(told) from None
-        self.ray, self.sweep, self.tasks = ray, sweep.resolve(), {}
-        self.began, self.looked, self.under_way = time.time(), 0.0, []
+        self.ray = ray
+        self.sweep = sweep.resolve()
+        self.tasks = {}
+        self.began = time.time()
+        self.looked = 0.0
+        self.under_way = []
         with runlog.errors_are_user_errors(
             f"--ray {address}: Ray does not start", "check the address"
         ):
@@ -262,11 +261,8 @@ class RayTasks:
             "max_retries": LOST_NODES,
         }
         self.task = ray.remote(**options)(sweep_task.run_on_ray)
-        prefixes = (
-            "MUJOCO_",
-            "WANDB_",
-            "TORCH",
-        )  # workers have the environment of their node, not ours
+        # workers have the environment of their node, not ours
+        prefixes = ("MUJOCO_", "WANDB_", "TORCH")
         self.env = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
 
     def full(self) -> bool:
@@ -304,7 +300,8 @@ class RayTasks:
         return codes
 
     def running(self) -> list[tuple[str, float]]:
-        """Of all tasks submitted those under way, by their state files; looks every other second."""
+        """Of all tasks submitted those under way, by their state files;
+        looks every other second."""
         if time.monotonic() > self.looked + 2:
             self.looked = time.monotonic()
             states = [(p["id"], sweep_task.read_state(self.sweep, p)) for p in self.tasks.values()]
@@ -318,11 +315,11 @@ class RayTasks:
         return self.under_way
 
     def stop(self) -> int:
-        """The tasks stop their processes themselves (sweep_task.run_on_ray), on whatever machine they are."""
+        """The tasks stop their processes themselves (sweep_task.run_on_ray),
+        on whatever machine they are."""
         pending = list(self.tasks)
-        with contextlib.suppress(
-            self.ray.exceptions.RayError, ConnectionError
-        ):  # the cluster itself may be gone
+        # the cluster itself may be gone
+        with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError):
             for task in pending:
                 self.ray.cancel(task, force=False)
             end = time.monotonic() + self.patience + 5  # for the way there and back
@@ -344,8 +341,9 @@ def sbatch_quoted(text: str) -> str:
 def write_slurm(
     file: Path, sweep: Path, todo: Sequence[dict], args: Args, threads: int
 ) -> list[Path]:
-    """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them. Raises UserError: a folder
-    whose name sbatch cannot have, or a FILE that is something else and would be lost."""
+    """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them. Raises
+    UserError: a folder whose name sbatch cannot have, or a FILE that is something else and would be
+    lost."""
     folder = str(sweep.resolve())
     if "\\" in folder:  # with one anywhere in it sbatch replaces neither %A nor %a
         raise runlog.UserError(
@@ -372,7 +370,8 @@ def write_slurm(
         lines += [
             f"#SBATCH --output={output} --open-mode=append",
             f"#SBATCH --requeue --signal=B:TERM@{seconds}",
-            "# Time, memory and partition: further lines like these, or flags of sbatch. The same file may be",
+            "# Time, memory and partition: further lines like these, or flags of sbatch. The same "
+            "file may be",
             "# submitted again: what is finished is skipped, and what was cut off resumes.",
             "ids=(",
         ]
@@ -383,14 +382,13 @@ def write_slurm(
                 raise runlog.UserError(
                     f"--slurm {path}: is there, and is no sbatch file; name another"
                 )
-            path.write_bytes(
-                os.fsencode("\n".join(lines) + "\n")
-            )  # paths byte for byte, whatever the locale
+            # paths byte for byte, whatever the locale
+            path.write_bytes(os.fsencode("\n".join(lines) + "\n"))
         written.append(path)
     return written
 
 
-# ---- running and telling ---------------------------------------------------------------------------------------------
+# ---- running and telling -------------------------------------------------------------------------
 
 
 def span(seconds: float) -> str:
@@ -402,10 +400,13 @@ def span(seconds: float) -> str:
 
 
 class Board:
-    """Counts, and a table of them that is drawn over itself on a terminal; elsewhere a line per event."""
+    """Counts, and a table of them that is drawn over itself on a terminal;
+    elsewhere a line per event."""
 
     def __init__(self, sweep: Path, processes: Sequence[dict], engine, slots: int | None):
-        self.sweep, self.engine, self.slots = sweep, engine, slots
+        self.sweep = sweep
+        self.engine = engine
+        self.slots = slots
         self.processes = {process["id"]: process for process in processes}
         states = [sweep_task.read_state(sweep, process) for process in processes]
         self.seconds = [state["seconds"] for state in states if state.get("status") == "ended"]
@@ -413,25 +414,30 @@ class Board:
         self.failed = 0
         self.stopped = 0
         self.left = 0
-        self.live, self.height, self.drawn = sys.stdout.isatty(), 0, 0.0
+        self.live = sys.stdout.isatty()
+        self.height = 0
+        self.drawn = 0.0
 
     def time_to_go(self) -> str:
-        """Median time of the processes of this sweep that ended, for those in the queue and for what is missing of
-        those running, over the slots; nothing is said before one has ended."""
+        """Median time of the processes of this sweep that ended, for those in the queue and for
+        what is missing of those running, over the slots; nothing is said before one has ended."""
         if not self.seconds:
             return ""
-        median, running = statistics.median(self.seconds), self.engine.running()
-        rest = (
-            sum(max(0.0, median - (time.time() - began)) for _, began in running)
-            + median * self.left
-        )
+        median = statistics.median(self.seconds)
+        running = self.engine.running()
+        rest = median * self.left
+        for _, began in running:
+            rest += max(0.0, median - (time.time() - began))
         return span(rest / (self.slots or max(1, len(running))))
 
     def event(self, text: str) -> None:
-        told = f"{len(self.engine.running())} running, {self.done} done, {self.failed} failed, {self.left} left"
+        told = f"{len(self.engine.running())} running, {self.done} done, "
+        told += f"{self.failed} failed, {self.left} left"
         to_go = self.time_to_go()
+        if to_go:
+            told += f", {to_go} to go"
         self.clear()
-        say(f"{time.strftime('%H:%M:%S')} {text} ({told}{to_go and f', {to_go} to go'})")
+        say(f"{time.strftime('%H:%M:%S')} {text} ({told})")
 
     def clear(self) -> None:
         if self.height:
@@ -442,11 +448,9 @@ class Board:
         """Not more often than once a second."""
         if not self.live or time.monotonic() < self.drawn + 1:
             return
-        self.drawn, size, running = (
-            time.monotonic(),
-            shutil.get_terminal_size(),
-            self.engine.running(),
-        )
+        self.drawn = time.monotonic()
+        size = shutil.get_terminal_size()
+        running = self.engine.running()
         numbers = (len(running), self.done, self.failed, self.left)
         lines = ["  running     done   failed     left   time to go"]
         lines.append("".join(f"{number:>9}" for number in numbers) + f"{self.time_to_go():>13}")
@@ -454,9 +458,9 @@ class Board:
             (last,) = sweep_task.log_tail(self.sweep, self.processes[name], 1) or [""]
             lines.append(f"  {name}  {span(time.time() - began)}  {last}")
         self.clear()
-        plain = [
-            "".join(c if c.isprintable() else " " for c in line) for line in lines
-        ]  # logs may move the cursor
+        plain = []
+        for line in lines:  # logs may move the cursor
+            plain.append("".join(c if c.isprintable() else " " for c in line))
         say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
 
@@ -464,15 +468,17 @@ class Board:
 def drive(
     todo: Sequence[dict], engine, board: Board, retries: int, request: sweep_task.StopRequest
 ) -> None:
-    """Starts the processes as places get free, until all have ended or failed, or a signal asks to stop."""
-    queue, attempts, waiting = list(todo), Counter(), set()
+    """Starts the processes as places get free, until all have ended or failed,
+    or a signal asks to stop."""
+    queue = list(todo)
+    attempts = Counter()
+    waiting = set()
     while (queue or engine.busy()) and not request.number:
         for process in list(queue):
             if engine.full() or request.number:
                 break
-            if told := sweep_task.holder(
-                process
-            ):  # an orphan of another machine, or somebody's own run
+            # an orphan of another machine, or somebody's own run
+            if told := sweep_task.holder(process):
                 if process["id"] not in waiting:
                     board.event(f"waiting: {told}")
                 waiting.add(process["id"])
@@ -486,18 +492,18 @@ def drive(
                 if isinstance(engine, LocalSlots):
                     board.event(f"started {process['id']}")
         for process, code in engine.wait(1.0):
-            name, seconds = (
-                process["id"],
-                sweep_task.read_state(board.sweep, process).get("seconds", 0.0),
-            )
+            name = process["id"]
+            seconds = sweep_task.read_state(board.sweep, process).get("seconds", 0.0)
             if code == 0:
                 board.done += 1
                 board.seconds.append(seconds)
                 board.event(f"finished {name} in {span(seconds)}")
-            elif sweep_task.holder(process) or (
-                code != 2 and attempts[name] < retries
-            ):  # 2: another try is no remedy
-                attempts[name] += not sweep_task.holder(process)
+            elif sweep_task.holder(process):  # no attempt: somebody else trains it
+                queue.append(process)
+                board.left = len(queue)
+                board.event(f"ended with exit code {code}, goes on later: {name}")
+            elif code != 2 and attempts[name] < retries:  # 2: another try is no remedy
+                attempts[name] += 1
                 queue.append(process)
                 board.left = len(queue)
                 board.event(f"ended with exit code {code}, goes on later: {name}")
@@ -512,7 +518,8 @@ def drive(
 
 
 def report(sweep: Path, processes: Sequence[dict]) -> int:
-    """Prints what failed with the ends of the logs, and how the sweep stands. Returns the number of failures."""
+    """Prints what failed with the ends of the logs, and how the sweep stands.
+    Returns the number of failures."""
     left = [process for process in processes if not sweep_task.has_ended(process)]
     failed = {
         process["id"]: process
@@ -525,20 +532,24 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
         told.append(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}")
         told += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
         say(*told, file=sys.stderr)
-    folders = [Path(process["cwd"], run) for process in processes for run in process["runs"]]
+    folders = []
+    for process in processes:
+        folders += [Path(process["cwd"], run) for run in process["runs"]]
     diverged = sum(
         sweep_task.read_json(folder / "meta.json").get("status") == "diverged" for folder in folders
     )
-    told = (
-        f"{len(processes) - len(left)} of {len(processes)} processes done, {len(failed)} failed, "
-    )
-    told += f"{len(left) - len(failed)} left; {len(folders)} runs{f', {diverged} diverged' if diverged else ''}"
+    done = len(processes) - len(left)
+    told = f"{done} of {len(processes)} processes done, {len(failed)} failed, "
+    told += f"{len(left) - len(failed)} left; {len(folders)} runs"
+    if diverged:
+        told += f", {diverged} diverged"
     say(f"{sweep}: {told}")
     return len(failed)
 
 
 def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created. A word behind --ray may be a grid."""
+    """Raises UserError (flag, value, remedy) before anything is created.
+    A word behind --ray may be a grid."""
     runlog.check_range(args, "[0, inf)", "retries threads seeds_per_process patience")
     given = [flag for flag in ("slots", "slots_per_gpu") if getattr(args, flag) is not None]
     runlog.check_range(args, "[1, inf)", " ".join(given))
@@ -591,16 +602,18 @@ def validate(args: Args) -> Args:
 def run_all(
     todo: Sequence[dict], processes: Sequence[dict], sweep: Path, places, threads: int, args: Args
 ) -> int:
-    """Runs what is left, and returns the exit code. A first SIGINT, SIGTERM or SIGHUP lets the processes save and end,
-    a second one kills them."""
+    """Runs what is left, and returns the exit code.
+    A first SIGINT, SIGTERM or SIGHUP lets the processes save and end, a second one kills them."""
     request = sweep_task.StopRequest()
     if args.ray is not None:
         engine = RayTasks(sweep, args, threads, request)
     else:
         engine = LocalSlots(sweep, places, args.patience, request)
-    request.listen()  # not before: Ray has handlers of its own, and while it starts Ctrl-C may just end us
+    # Not before: Ray has handlers of its own, and while it starts Ctrl-C may just end us.
+    request.listen()
     board = Board(sweep, processes, engine, len(places) or None)
-    board.done, board.left = sum(map(sweep_task.has_ended, processes)), len(todo)
+    board.done = sum(map(sweep_task.has_ended, processes))
+    board.left = len(todo)
     killed = 0
     try:
         say(f"{sweep}: {len(todo)} of {len(processes)} processes to run")
@@ -626,7 +639,8 @@ def run_all(
 
 
 def main(args: Args) -> int:
-    """Returns the exit code: 0; 1 if processes failed; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
+    """Returns the exit code: 0; 1 if processes failed;
+    130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
     args = validate(args)
     elsewhere = args.ray is not None or args.slurm is not None
     places, threads = ([], args.threads or 1) if elsewhere else find_places(args)
@@ -667,9 +681,8 @@ def main(args: Args) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        if (
-            stream is not None
-        ):  # an activation's or a folder's name may have characters that the terminal lacks
+        # an activation's or a folder's name may have characters that the terminal lacks
+        if stream is not None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with runlog.exit_on_user_error():

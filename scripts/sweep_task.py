@@ -1,9 +1,12 @@
-"""Runs one process of a sweep: what a local slot, a Ray task and a task of a Slurm array do (docs/sweeps.md).
+"""Runs one process of a sweep: what a local slot,
+a Ray task and a task of a Slurm array do (docs/sweeps.md).
 
-    python scripts/sweep_task.py runs/sweeps/NAME ID [PATIENCE]    # as the file that `sweep.py --slurm` writes
+    # as the file that `sweep.py --slurm` writes:
+    python scripts/sweep_task.py runs/sweeps/NAME ID [PATIENCE]
 
-The standard library only: an array task waits beside its training process, and torch would cost it 300 MB. A process
-is a line of manifest.jsonl: {"id", "argv", "runs": its run folders, "cwd", "python", "env": the caps on threads}.
+The standard library only: an array task waits beside its training process, and torch would cost it
+300 MB. A process is a line of manifest.jsonl: {"id", "argv", "runs": its run folders, "cwd",
+"python", "env": the caps on threads}.
 """
 
 import contextlib
@@ -22,16 +25,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ENDED = ("finished", "diverged")  # as runlog has it
-PATIENCE = (
-    60.0  # seconds that a training gets to finish its step or evaluation and to save a checkpoint
-)
+PATIENCE = 60.0  # seconds for a training to finish its step or evaluation and to save a checkpoint
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Exit codes of a training that was asked to stop: 128 + signal behind a checkpoint, -signal before it could listen.
+# Exit codes of a training that was asked to stop:
+# 128 + signal behind a checkpoint, -signal before it could listen.
 STOP_CODES = (*(128 + number for number in STOP_SIGNALS), *(-number for number in STOP_SIGNALS))
 
 
 class SweepError(Exception):
-    """A state of the machine that only the user can change; the text is one line that says what would do."""
+    """A state of the machine that only the user can change;
+    the text is one line that says what would do."""
 
 
 @contextlib.contextmanager
@@ -45,7 +48,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class StopRequest:
-    """What this process was asked: `number`, the first stop signal (0: none came), and `count`, how many came."""
+    """What this process was asked: `number`, the first stop signal (0: none came),
+    and `count`, how many came."""
 
     def __init__(self):
         self.number = 0
@@ -53,18 +57,20 @@ class StopRequest:
         self._last = 0.0
 
     def note(self, number: int, frame) -> None:
-        """A signal handler: the loops look at `number` themselves, so that a signal breaks nothing in the middle."""
+        """A signal handler: the loops look at `number` themselves,
+        so that a signal breaks nothing in the middle."""
         now = time.monotonic()
-        if (
-            self.count and now < self._last + 1
-        ):  # Slurm, `timeout` and a closed terminal signal us and our parent, who
-            return  # passes it on: that is one request
+        # Slurm, `timeout` and a closed terminal signal us and our parent,
+        # who passes it on: that is one request.
+        if self.count and now < self._last + 1:
+            return
         self._last = now
         self.number = self.number or number
         self.count += 1
 
     def listen(self) -> None:
-        """Handles the stop signals from now on. SIGINT and SIGHUP stay ignored if they are (by `&` or `nohup`)."""
+        """Handles the stop signals from now on. SIGINT and SIGHUP stay ignored
+        if they are (by `&` or `nohup`)."""
         for number in STOP_SIGNALS:
             ignored = signal.getsignal(number) is signal.SIG_IGN
             if number == signal.SIGTERM or not ignored:
@@ -103,7 +109,8 @@ def is_process(line) -> bool:
 
 
 def read_manifest(sweep: Path) -> dict[str, dict]:
-    """id -> process, in the order of the grid; lines that are no process are left out. Raises SweepError: no file."""
+    """id -> process, in the order of the grid; lines that are no process are left out.
+    Raises SweepError: no file."""
     path = sweep / "manifest.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -123,13 +130,15 @@ def read_manifest(sweep: Path) -> dict[str, dict]:
 
 
 def has_ended(process: dict) -> bool:
-    """Whether every run of the process is finished or diverged; its run folders know, nobody else."""
+    """Whether every run of the process is finished or diverged;
+    its run folders know, nobody else."""
     folders = (Path(process["cwd"], run) for run in process["runs"])
     return all(read_json(folder / "meta.json").get("status") in ENDED for folder in folders)
 
 
 def holder(process: dict) -> str | None:
-    """Who else trains one of its runs now, as "FOLDER is in use by process 123"; None if nobody does."""
+    """Who else trains one of its runs now, as "FOLDER is in use by process 123";
+    None if nobody does."""
     for run in process["runs"]:
         try:
             with open(Path(process["cwd"], run, ".lock"), errors="replace") as lock:
@@ -143,15 +152,14 @@ def holder(process: dict) -> str | None:
 
 
 def read_state(sweep: Path, process: dict) -> dict:
-    """What became of the last attempt: {"status": running | ended | stopped | failed, "code", "seconds", "host",
-    "start"}; {} if there is none, or none that `write_state` wrote."""
+    """What became of the last attempt: {"status": running | ended | stopped | failed, "code",
+    "seconds", "host", "start"}; {} if there is none, or none that `write_state` wrote."""
     state = read_json(sweep / "state" / f"{process['id']}.json")
     needed = ["start"] if state.get("status") == "running" else ["code", "seconds", "start"]
     for key in needed:
         value = state.get(key)
-        if (
-            not isinstance(value, int | float) or not abs(value) < 1e12
-        ):  # not finite, or no time of this world
+        # not finite, or no time of this world
+        if not isinstance(value, int | float) or not abs(value) < 1e12:
             return {}
     return state if state.get("status") in ("running", "ended", "stopped", "failed") else {}
 
@@ -183,12 +191,15 @@ def log_tail(sweep: Path, process: dict, lines: int) -> list[str]:
 
 
 def before_start():
-    """A function for the child to call before it becomes the training. The kernel kills the child when we die, however
-    we die, so that a restarted sweep meets no orphans (elsewhere than on Linux only the runs' locks keep the two
-    apart). And it hears the signals that stop it, also where we do not: `&` in a script ignores SIGINT, Ray blocks it.
+    """A function for the child to call before it becomes the training. The kernel kills the child
+    when we die, however we die, so that a restarted sweep meets no orphans (elsewhere than on Linux
+    only the runs' locks keep the two apart). And it hears the signals that stop it, also where we
+    do not: `&` in a script ignores SIGINT, Ray blocks it.
     """
     linux = sys.platform == "linux"
-    libc, us, set_death_signal = ctypes.CDLL(None), os.getpid(), 1
+    libc = ctypes.CDLL(None)
+    us = os.getpid()
+    set_death_signal = 1
 
     def prepare() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
@@ -203,8 +214,9 @@ def before_start():
 
 
 def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
-    """Starts the training process, its output behind that of earlier attempts in logs/ID.log. env: more variables.
-    Raises SweepError: the sweep's folder cannot be written, or the process does not start."""
+    """Starts the training process, its output behind that of earlier attempts in logs/ID.log. env:
+    more variables. Raises SweepError: the sweep's folder cannot be written, or the process does not
+    start."""
     path = sweep / "logs" / f"{process['id']}.log"
     write_state(sweep, process, status="running", start=time.time(), host=socket.gethostname())
     head = f"$ {shlex.join(process['argv'])}  # {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
@@ -235,8 +247,9 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
 
 
 def close(sweep: Path, process: dict, child: subprocess.Popen, killed: bool = False) -> int:
-    """Notes how a process ended that has exited. Returns 0 if all its runs have ended, else its exit code; that of a
-    process which says 0 with a run left over is 1. killed: by `stop`. Raises SweepError as `write_state` does."""
+    """Notes how a process ended that has exited. Returns 0 if all its runs have ended, else its
+    exit code; that of a process which says 0 with a run left over is 1. killed: by `stop`. Raises
+    SweepError as `write_state` does."""
     code = 0 if has_ended(process) else child.returncode or 1
     status = "failed"
     if code == 0:
@@ -259,8 +272,9 @@ def close(sweep: Path, process: dict, child: subprocess.Popen, killed: bool = Fa
 def stop(
     children: Sequence[subprocess.Popen], patience: float, request: StopRequest
 ) -> list[subprocess.Popen]:
-    """Ends children: SIGTERM lets a training save a checkpoint and end by itself. Those that have not after `patience`
-    seconds, or when a second signal asks us to hurry, are killed, and returned."""
+    """Ends children: SIGTERM lets a training save a checkpoint and end by itself. Those that have
+    not after `patience` seconds, or when a second signal asks us to hurry, are killed, and
+    returned."""
     under_way = [child for child in children if child.poll() is None]
     for child in under_way:
         child.send_signal(signal.SIGTERM)
@@ -278,9 +292,9 @@ def stop(
 def run(
     sweep: Path, process: dict, env: dict[str, str], patience: float, request: StopRequest
 ) -> int:
-    """Runs the process to its end, unless its runs have ended, and returns `close`'s code. While another process has
-    one of its runs (one that was cut off with its machine, say), waits. Asked to stop, gives the training `patience`
-    seconds to save."""
+    """Runs the process to its end, unless its runs have ended, and returns `close`'s code. While
+    another process has one of its runs (one that was cut off with its machine, say), waits. Asked
+    to stop, gives the training `patience` seconds to save."""
     while True:
         while holder(process) and not has_ended(process):
             if request.number:
@@ -303,8 +317,8 @@ def run(
 
 
 def run_on_ray(sweep: Path, process: dict, env: dict[str, str], patience: float) -> int:
-    """`run` as a Ray task. ray.cancel makes as if the worker got a SIGINT: if Python handles that, which it does not in
-    a worker of a launcher that was started by `&`."""
+    """`run` as a Ray task. ray.cancel makes as if the worker got a SIGINT:
+    if Python handles that, which it does not in a worker of a launcher that was started by `&`."""
     request = StopRequest()
     handles_signals = threading.current_thread() is threading.main_thread()
     if handles_signals:
@@ -320,7 +334,8 @@ def main(argv: list[str]) -> int:
     if len(argv) not in (2, 3) or argv[0].startswith("-"):
         print("usage: sweep_task.py SWEEP_FOLDER ID [PATIENCE]", file=sys.stderr)
         return 0 if argv in (["-h"], ["--help"]) else 2
-    sweep, name = Path(argv[0]), argv[1]
+    sweep = Path(argv[0])
+    name = argv[1]
     try:
         patience = float(argv[2]) if len(argv) == 3 else PATIENCE
     except ValueError:
@@ -352,7 +367,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stderr.reconfigure(
-        errors="backslashreplace"
-    )  # a log's end on a terminal that lacks its characters
+    # a log's end on a terminal that lacks its characters
+    sys.stderr.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,12 @@
-"""The W&B workspace of these scripts as code: the sections of plots/dashboards.py, seeds drawn as mean and spread.
+"""The W&B workspace of these scripts as code: the sections of plots/dashboards.py,
+seeds drawn as mean and spread.
 
     python scripts/wandb_workspace.py --entity my-team --project activations-rl
     python scripts/wandb_workspace.py --project activations-rl --json workspace.json
 
-Runs are grouped by environment, activation and setting (the W&B group, whose hash tells settings of one activation
-apart). Needs `pip install -r requirements-dashboard.txt`; --json needs neither account nor network. docs/dashboards.md.
+Runs are grouped by environment, activation and setting (the W&B group, whose hash tells settings of
+one activation apart). Needs `pip install -r requirements-dashboard.txt`; --json needs neither
+account nor network. docs/dashboards.md.
 """
 
 import dataclasses
@@ -28,7 +30,8 @@ class Args:
 
 
 def make_workspace(args: Args):
-    """The `wandb_workspaces.workspaces.Workspace`; nothing is sent. Raises UserError without the package."""
+    """The `wandb_workspaces.workspaces.Workspace`; nothing is sent.
+    Raises UserError without the package."""
     try:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
@@ -45,10 +48,8 @@ def make_workspace(args: Args):
         for title, keys in charts.items():
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
             what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
-            spread = {
-                "groupby_aggfunc": "mean",
-                "groupby_rangefunc": "stddev",
-            }  # over the seeds of a group
+            # over the seeds of a group
+            spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
             panels.append(
                 wr.LinePlot(
                     title=title,
@@ -58,9 +59,8 @@ def make_workspace(args: Args):
                     **spread,
                 )
             )
-        grid = ws.SectionLayoutSettings(
-            columns=3, rows=math.ceil(len(panels) / 3)
-        )  # no second page
+        # no second page
+        grid = ws.SectionLayoutSettings(columns=3, rows=math.ceil(len(panels) / 3))
         sections.append(ws.Section(name=section, panels=panels, is_open=True, layout_settings=grid))
     groups = [expr.Config("env_id"), expr.Config("activation"), expr.Metric("Group")]
     with runlog.errors_are_user_errors(f"--name {args.name}", "use letters and digits"):
@@ -99,7 +99,8 @@ def main(args: Args) -> None:
         )
     with runlog.errors_are_user_errors(
         f"--entity {args.entity} --project {args.project}: W&B did not save the workspace",
-        "check both names, that the project has a run, and the network, or write a file with --json FILE",
+        "check both names, that the project has a run, and the network, or write a file with "
+        "--json FILE",
     ):
         workspace.save()
     print(workspace.url)

@@ -6,8 +6,9 @@ import pytest
 
 from runlog import terminal
 
-# Started in the background of a script or by nohup, pytest ignores these, and so would every process that it starts:
-# the tests of signals would test nothing. A signal that is handled here has its default in a new program.
+# Started in the background of a script or by nohup, pytest ignores these, and so would every
+# process that it starts: the tests of signals would test nothing. A signal that is handled here has
+# its default in a new program.
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)

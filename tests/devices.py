@@ -1,4 +1,5 @@
-"""For the tests of the GPU: the devices that a test runs on, games that need no emulator, and how close is equal."""
+"""For the tests of the GPU: the devices that a test runs on,
+games that need no emulator, and how close is equal."""
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ CUDA_MARKS = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 CPU_AND_CUDA = ["cpu", pytest.param("cuda", marks=CUDA_MARKS)]
-# A tensor on "meta" has no values: item(), tolist(), nonzero(), cpu(), numpy() and arithmetic with a tensor of another
-# device raise there, as what waits for a GPU does on "cuda" with set_sync_debug_mode("error").
+# A tensor on "meta" has no values: item(), tolist(), nonzero(), cpu(), numpy() and arithmetic with
+# a tensor of another device raise there, as what waits for a GPU does on "cuda" with
+# set_sync_debug_mode("error").
 META_AND_CUDA = ["meta", pytest.param("cuda", marks=CUDA_MARKS)]
 
 
 def largest_difference(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 ) -> tuple[float, str]:
-    """The largest |found - expected| relative to the largest |expected| of a tensor, and the name of that tensor."""
+    """The largest |found - expected| relative to the largest |expected| of a tensor,
+    and the name of that tensor."""
     assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
     worst = 0.0
     worst_name = ""
@@ -46,7 +49,8 @@ def assert_close(
 
 
 class SameGames:
-    """Observations depend on nothing but the time; reward for action 1; a life is lost at every third step."""
+    """Observations depend on nothing but the time; reward for action 1;
+    a life is lost at every third step."""
 
     def __init__(self, args, num_envs: int):
         self.num_envs = num_envs
@@ -69,7 +73,8 @@ class SameGames:
 
 
 def draw_the_same_everywhere(monkeypatch) -> None:
-    """torch.rand and torch.randperm with a generator give numpy's numbers: a GPU's generators draw others."""
+    """torch.rand and torch.randperm with a generator give numpy's numbers:
+    a GPU's generators draw others."""
     numbers = np.random.default_rng(0)
     torch_rand = torch.rand
     torch_randperm = torch.randperm

@@ -1,10 +1,12 @@
-"""Golden runs: two tiny trainings of each script, whose names and rows must not change unless on purpose.
+"""Golden runs: two tiny trainings of each script,
+whose names and rows must not change unless on purpose.
 
     make golden                                 # after a change that is meant to change them
     python tests/golden.py sac_continuous       # train one script's and print what came out
 
-The rows are compared as SHA-256 of scalars.csv without its time column. So that every x86 processor computes the same
-bits, the trainings run eagerly on one thread with the oldest vector instructions (`PORTABLE`).
+The rows are compared as SHA-256 of scalars.csv without its time column. So that every x86 processor
+computes the same bits, the trainings run eagerly on one thread with the oldest vector instructions
+(`PORTABLE`).
 """
 
 import argparse
@@ -27,50 +29,64 @@ PORTABLE = {
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
 COMMON = "--no-compile --no-tensorboard --device cpu --threads 1"
-SAC = f"{COMMON} --widths 16 16 --batch-size 16 --learning-starts 60 --num-eval-episodes 1 --log-frequency 20"
+SAC = (
+    f"{COMMON} --widths 16 16 --batch-size 16 --learning-starts 60 --num-eval-episodes 1 "
+    "--log-frequency 20"
+)
 ATARI = f"{COMMON} --env-threads 1 --width 64 --metrics-samples 64 --ntk-samples 4"
-PPO = f"{ATARI} --num-envs 2 --num-steps 32 --log-frequency 64 --metrics-frequency 128 --ntk-frequency 256"
+PPO = (
+    f"{ATARI} --num-envs 2 --num-steps 32 --log-frequency 64 --metrics-frequency 128 "
+    "--ntk-frequency 256"
+)
 CONTINUAL = f"{COMMON} --num-train 128 --log-frequency 8 --metrics-samples 64 --ntk-samples 16"
 REGRESSION = f"{COMMON} --total-steps 60 --table1-neurons 0 --shallow-units 12"
 TRAININGS = {  # script -> flags of its golden runs
     "sac_continuous": [
-        f"{SAC} --env-id Pendulum-v1 --num-seeds 2 --activation crational --utd 2 --total-timesteps 240 "
-        "--eval-frequency 120 --metrics-frequency 120 --metrics-samples 64 --ntk-frequency 240 --ntk-samples 4",
-        f"{SAC} --env-id dm_control/cartpole-swingup-v0 dm_control/cartpole-balance-v0 --steps-per-task 120 "
-        "--activation tanh_hr --layer-norm --eval-frequency 120 --metrics-frequency 0 --ntk-frequency 0",
+        f"{SAC} --env-id Pendulum-v1 --num-seeds 2 --activation crational --utd 2 "
+        "--total-timesteps 240 --eval-frequency 120 --metrics-frequency 120 --metrics-samples 64 "
+        "--ntk-frequency 240 --ntk-samples 4",
+        f"{SAC} --env-id dm_control/cartpole-swingup-v0 dm_control/cartpole-balance-v0 "
+        "--steps-per-task 120 --activation tanh_hr --layer-norm --eval-frequency 120 "
+        "--metrics-frequency 0 --ntk-frequency 0",
     ],
     "dqn_atari": [
-        f"{ATARI} --total-timesteps 240 --learning-starts 80 --buffer-size 200 --exploration-steps 200 "
+        f"{ATARI} --total-timesteps 240 --learning-starts 80 --buffer-size 200 "
+        "--exploration-steps 200 "
         "--log-frequency 40 --metrics-frequency 120 --eval-frequency 1000 --ntk-frequency 240",
-        f"{ATARI} --num-envs 2 --total-timesteps 240 --learning-starts 80 --buffer-size 120 --activation tanh_hr "
+        f"{ATARI} --num-envs 2 --total-timesteps 240 --learning-starts 80 --buffer-size 120 "
+        "--activation tanh_hr "
         "--layer-norm channel --redo --redo-period 10 --no-double-q --analyse --log-frequency 40 "
         "--metrics-frequency 120 --eval-frequency 1000 --ntk-frequency 0 --env-id SpaceInvaders",
     ],
     "ppo_atari": [
         f"{PPO} --total-timesteps 256",
-        f"{PPO} --total-timesteps 256 --activation crational --redo --redo-period 6 --target-kl 0.01 "
-        "--encoder-activation relu relu crelu --env-id SpaceInvaders",
+        f"{PPO} --total-timesteps 256 --activation crational --redo --redo-period 6 "
+        "--target-kl 0.01 --encoder-activation relu relu crelu --env-id SpaceInvaders",
     ],
     "pqn_atari": [
         f"{PPO} --num-test-envs 1 --eval-frequency 128 --total-timesteps 256 --activation tanh_hr",
-        f"{PPO} --num-test-envs 1 --eval-frequency 128 --total-timesteps 256 --activation rational --layer-norm chw "
-        "--redo --redo-period 6 --env-id SpaceInvaders",
+        f"{PPO} --num-test-envs 1 --eval-frequency 128 --total-timesteps 256 "
+        "--activation rational --layer-norm chw --redo --redo-period 6 --env-id SpaceInvaders",
     ],
     "continual_supervised": [
-        f"{CONTINUAL} --num-seeds 2 --num-tasks 2 --epochs 2 --activation crational --redo --redo-period 5",
-        f"{CONTINUAL} --num-tasks 2 --epochs 1 --tasks split_classes --network cnn --channels 4 --layer-norm "
-        "--activation relu --l2 1e-4 --reset-head",
+        f"{CONTINUAL} --num-seeds 2 --num-tasks 2 --epochs 2 --activation crational --redo "
+        "--redo-period 5",
+        f"{CONTINUAL} --num-tasks 2 --epochs 1 --tasks split_classes --network cnn --channels 4 "
+        "--layer-norm --activation relu --l2 1e-4 --reset-head",
     ],
     "function_approximation": [
-        f"{REGRESSION} --activations relu tanh_hr --deep-activations --learning-rates 1e-3 1e-2 --num-seeds 2",
-        f"{REGRESSION} --activations crational --deep-activations tanh --deep-widths 8 8 --learning-rates 1e-2 "
+        f"{REGRESSION} --activations relu tanh_hr --deep-activations --learning-rates 1e-3 1e-2 "
+        "--num-seeds 2",
+        f"{REGRESSION} --activations crational --deep-activations tanh --deep-widths 8 8 "
+        "--learning-rates 1e-2 "
         "--num-seeds 1 --rational.coefficient-weight-decay 0.1 --rational.init-scale 0.5",
     ],
 }
 
 
 def train(script: str) -> dict[str, str]:
-    """run's folder -> SHA-256 of its rows, of the golden runs of this script; trains in this process."""
+    """run's folder -> SHA-256 of its rows, of the golden runs of this script;
+    trains in this process."""
     sys.path.insert(0, str(ROOT))
     module = importlib.import_module(script)
     runlog = importlib.import_module("runlog")

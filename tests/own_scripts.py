@@ -1,4 +1,5 @@
-"""The training scripts of this project, found as the sweep finds them: a new one is tested like the others."""
+"""The training scripts of this project, found as the sweep finds them:
+a new one is tested like the others."""
 
 import importlib
 import sys

@@ -1,4 +1,5 @@
-"""What the drills of sweeps share: starting a launcher on tests/toy_training.py, and reading what the runs did."""
+"""What the drills of sweeps share: starting a launcher on tests/toy_training.py,
+and reading what the runs did."""
 
 import itertools
 import multiprocessing
@@ -40,9 +41,14 @@ def launch(folder: Path, *words: str, **variables) -> subprocess.Popen:
 
 def forked(folder: Path, words: tuple[str, ...], variables: dict[str, str]) -> None:
     log = os.open(folder / "launcher.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, 1), os.dup2(log, 2), os.chdir(folder)
-    os.environ.clear(), os.environ.update(environment(**variables))
-    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(folder)
+    own = environment(**variables)
+    os.environ.clear()
+    os.environ.update(own)
+    sys.stdout = open(1, "w", buffering=1)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1)  # noqa: SIM115
     with runlog.exit_on_user_error():
         sys.exit(launcher.main(runlog.parse_args(launcher.Args, [*words, "--name", "drill"])))
 
@@ -82,6 +88,14 @@ def steps(folder: Path) -> dict[str, list[tuple[int, int]]]:
     }
 
 
+def pids(folder: Path) -> set[int]:
+    """Processes that did a step."""
+    found = set()
+    for rows in steps(folder).values():
+        found |= {pid for _, pid in rows}
+    return found
+
+
 def wait_for(condition, seconds: float = 120.0):
     last = time.monotonic() + seconds
     while not (value := condition()):
@@ -114,9 +128,11 @@ def alive(pid: int) -> bool:
 
 
 def check_exactly_once(folder: Path, runs: int, total: int) -> dict[str, int]:
-    """Every run finished once, did all its steps, none twice but for the one in which it was killed (its checkpoint
-    comes after it), and no two processes at a time. Returns run -> number of its processes."""
-    done, sessions = steps(folder), {}
+    """Every run finished once, did all its steps, none twice but for the one in which it was killed
+    (its checkpoint comes after it), and no two processes at a time. Returns run -> number of its
+    processes."""
+    done = steps(folder)
+    sessions = {}
     assert len(done) == runs
     for name, rows in done.items():
         parts = [list(part) for _, part in itertools.groupby(rows, key=lambda row: row[1])]

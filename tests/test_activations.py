@@ -1,6 +1,7 @@
 """Names, values, gradients and fits of the activations. `OMP_NUM_THREADS=1 pytest -q
 tests/test_activations.py`"""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,9 @@ from scipy import special
 import activations
 from activations import ACTIVATIONS, Rational, RationalConfig, fit_rational, make_activation, parse
 
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017, eq. 14
+# Klambauer et al. 2017, eq. 14
+SELU_SCALE = 1.0507009873554805
+SELU_ALPHA = 1.6732632423543772
 FORMULAS = {  # float64, numpy and scipy only
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -68,13 +71,8 @@ REFERENCE_FITS = [
         (0.00851, 2.59425, 0.01823, 0.08206),
     ),
 ]
-DEGREES = [
-    (1, 1, 2),
-    (3, 2, 4),
-    (5, 4, 6),
-    (7, 1, 8),
-    (2, 8, 3),
-]  # n, m, d; numbers and forms are enough without fits
+# n, m, d; numbers and forms are enough without fits
+DEGREES = [(1, 1, 2), (3, 2, 4), (5, 4, 6), (7, 1, 8), (2, 8, 3)]
 FAR = torch.cat([torch.zeros(1), torch.logspace(-30, 4, 400), -torch.logspace(-30, 4, 400)])
 
 
@@ -113,9 +111,8 @@ def test_values_gradients_and_range(name):
         np.testing.assert_allclose(
             module(torch.from_numpy(x).to(dtype)), FORMULAS[name](x), rtol=rtol, atol=atol
         )
-    near = torch.linspace(
-        -3.05, 3.05, 24, dtype=torch.float64, requires_grad=True
-    )  # no kink on the grid
+    # no kink on the grid
+    near = torch.linspace(-3.05, 3.05, 24, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(module, near)
     y = module(far := FAR.clone().requires_grad_())
     assert y.isfinite().all() and torch.autograd.grad(y.sum(), far)[0].isfinite().all()
@@ -135,22 +132,17 @@ def test_crelu_joins_the_feature_axis():
 @pytest.mark.parametrize("degrees", DEGREES)
 @pytest.mark.parametrize("constrained", [False, True])
 def test_rational_equals_the_quotient(form, degrees, constrained):
-    module, x = (
-        random_rational(form, *degrees, constrained),
-        [*np.linspace(-6, 6, 97).tolist(), -1e4, -300.0, 1e3, 1e4],
-    )
-    a, b, c, d = (
-        module.numerator.tolist(),
-        module.denominator.tolist(),
-        1.7 if constrained else None,
-        degrees[2],
-    )
+    module = random_rational(form, *degrees, constrained)
+    x = [*np.linspace(-6, 6, 97).tolist(), -1e4, -300.0, 1e3, 1e4]
+    a = module.numerator.tolist()
+    b = module.denominator.tolist()
+    c = 1.7 if constrained else None
+    d = degrees[2]
     assert (len(a), len(b)) == (degrees[0] + (not constrained), degrees[1])
     expected = [quotient(value, form, a, b, c, d) for value in x]
     y = module(torch.tensor(x, dtype=torch.float64)).detach().numpy()
-    np.testing.assert_allclose(
-        y, expected, rtol=1e-6 if constrained else 1e-11, atol=1e-12
-    )  # log c is a float32
+    # log c is a float32
+    np.testing.assert_allclose(y, expected, rtol=1e-6 if constrained else 1e-11, atol=1e-12)
     assert (module.numerator_and_denominator(torch.tensor(x, dtype=torch.float64))[1] >= 1).all()
 
 
@@ -177,14 +169,16 @@ def test_rational_gradients(form, constrained):
 @pytest.mark.parametrize("degrees", DEGREES)
 def test_float32_is_finite_far_out(form, degrees, target):
     n, m, d = degrees
+    # the bounds of c
     scales = (
         (5.0, 1.001 * 10 ** (4 - 36 / d), 0.999 * 10 ** (18 / d))
         if target == "leaky_relu"
         else (5.0,)
-    )  # the bounds of c
+    )
     for constrained, c in [(False, 5.0), *((True, c) for c in scales)]:
         config = RationalConfig(n, m, form, d, c, fit_target=target)
-        module, x = Rational(config, constrained), FAR.clone().requires_grad_()
+        module = Rational(config, constrained)
+        x = FAR.clone().requires_grad_()
         y = module(x)
         grads = torch.autograd.grad(y.sum(), [x, *module.parameters()])
         assert y.isfinite().all() and all(grad.isfinite().all() for grad in grads), (constrained, c)
@@ -198,9 +192,8 @@ def test_crational_vanishes_at_zero_and_far_out(form):
     assert module(torch.zeros(5)).eq(0).all()
     far = module(torch.tensor([-1e4, -1e3, 1e3, 1e4])).abs()
     assert far[[0, 3]].max() < 0.01 and far[[1, 2]].max() < 0.1
-    law = (
-        module.numerator[-1] * module.scale() ** 4 / torch.tensor([-1e4, 1e4])
-    )  # f -> a_n c^d x^(n-d)
+    # f -> a_n c^d x^(n-d)
+    law = module.numerator[-1] * module.scale() ** 4 / torch.tensor([-1e4, 1e4])
     torch.testing.assert_close(far[[0, 3]], law.abs(), rtol=1e-2, atol=0)
 
 
@@ -249,10 +242,8 @@ def test_fit_of_every_base_name(target, constrained):
 def test_fit_follows_the_range():
     # widening the range by s multiplies a_i by s^(1 - i) and b_j by s^-j for a target with f(s x) =
     # s f(x)
-    (narrow, wide), s = (
-        [fit_rational(RationalConfig(fit_range=(-r, r)), False) for r in (3.0, 5.0)],
-        5 / 3,
-    )
+    narrow, wide = [fit_rational(RationalConfig(fit_range=(-r, r)), False) for r in (3.0, 5.0)]
+    s = 5 / 3
     np.testing.assert_allclose(
         wide[0], [a * s ** (1 - i) for i, a in enumerate(narrow[0])], rtol=1e-3
     )
@@ -344,12 +335,8 @@ def test_unknown_names_and_names_that_do_not_combine():
         ) as error:
             parse(f"tanh*{wrong}", "--encoder-activation")
         assert " ".join([*ACTIVATIONS, "tanh_2hr", "tanh_add", "NAME_hr"]) in str(error.value)
-    for wrong in (
-        "crelu*relu",
-        "crelu+tanh",
-        "tanh_add*relu",
-        "relu*tanh_add",
-    ):  # known, but they do not combine
+    # known, but they do not combine
+    for wrong in ("crelu*relu", "crelu+tanh", "tanh_add*relu", "relu*tanh_add"):
         with pytest.raises(ValueError, match=r"^--activation .*widths differ|is a sum"):
             parse(wrong)
     with pytest.raises(ValueError, match="did you mean selu"):
@@ -408,8 +395,9 @@ WRONG += [
 WRONG += [("fit_range", r) for r in ((1.0, 1.0), (3.0, -3.0), (-math.inf, 1.0), (0.0, math.nan))]
 WRONG += [
     (name, v)
-    for name in ("learning_rate", "coefficient_weight_decay")
-    for v in (-1.0, math.nan, math.inf)
+    for name, v in itertools.product(
+        ("learning_rate", "coefficient_weight_decay"), (-1.0, math.nan, math.inf)
+    )
 ]
 
 

@@ -1,7 +1,11 @@
-"""Games against a plain ALE interface, replay against what happened. `pytest -q tests/test_atari.py` (about 20 s)."""
+"""Games against a plain ALE interface, replay against what happened.
+
+`pytest -q tests/test_atari.py` (about 20 s).
+"""
 
 import dataclasses
 import functools
+import itertools
 import resource
 
 import ale_py
@@ -25,15 +29,18 @@ ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 def area_weights(size: int) -> np.ndarray:
     """(84, size): how much of each of `size` pixels lies in each of 84."""
-    starts, pixels = np.arange(84)[:, None] * size / 84, np.arange(size)
+    starts = np.arange(84)[:, None] * size / 84
+    pixels = np.arange(size)
     overlap = np.minimum(starts + size / 84, pixels + 1) - np.maximum(starts, pixels)
     return np.clip(overlap, 0, None) * 84 / size
 
 
 class ScalarGame:
-    """One game on ale_py's plain interface: 4 frames per action, the greatest of the last two, resized in numpy."""
+    """One game on ale_py's plain interface: 4 frames per action,
+    the greatest of the last two, resized in numpy."""
 
-    rows, columns = area_weights(210), area_weights(160)
+    rows = area_weights(210)
+    columns = area_weights(160)
 
     def __init__(self, rom: str, seed: int):
         self.ale = ale_py.ALEInterface()
@@ -51,13 +58,16 @@ class ScalarGame:
         for frame in range(first_frame):
             fires = frame == 0 and ale_py.Action.FIRE in self.actions
             self.ale.act(ale_py.Action.FIRE if fires else ale_py.Action.NOOP)
-        self.lives, self.total, self.length = self.ale.lives(), 0.0, 0
+        self.lives = self.ale.lives()
+        self.total = 0.0
+        self.length = 0
         self.stack = [np.zeros((84, 84))] * 3 + [self.small(self.ale.getScreenGrayscale())]
         return np.stack(self.stack)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         """(observation, raw reward, life lost, game over)"""
-        reward, screens = 0.0, []
+        reward = 0.0
+        screens = []
         for _ in range(4):
             if not self.ale.game_over():
                 reward += self.ale.act(self.actions[action])
@@ -66,8 +76,10 @@ class ScalarGame:
             *self.stack[1:],
             self.small(np.maximum(*screens[-2:]) if len(screens) > 1 else screens[0]),
         ]
-        lost, self.lives = self.ale.lives() < self.lives, self.ale.lives()
-        self.total, self.length = self.total + reward, self.length + 1
+        lost = self.ale.lives() < self.lives
+        self.lives = self.ale.lives()
+        self.total += reward
+        self.length += 1
         return np.stack(self.stack), reward, lost, self.ale.game_over()
 
 
@@ -92,14 +104,12 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
         told = {ended.env: (ended.total, ended.length) for ended in step.games}
         assert step.overs.tolist() == [0 in told, 1 in told]
         for i, game in enumerate(plain):
-            truth, reward, lost, over = game.step(
-                1 if fires[i] else actions[i]
-            )  # 1 is fire in both games
+            # 1 is fire in both games
+            truth, reward, lost, over = game.step(1 if fires[i] else actions[i])
             fires[i] = lost and not over
             cut = not over and game.length * 4 >= limit
-            compared = slice(
-                0, 3 if over or cut else 4
-            )  # ale_py mixes older frames into the last one of a game
+            # ale_py mixes older frames into the last one of a game
+            compared = slice(0, 3 if over or cut else 4)
             assert np.abs(truth - step.real_next_obs[i])[compared].max() <= 0.51
             assert (step.rewards[i], step.terminations[i]) == (reward, lost or over)
             assert step.truncations[i] == cut
@@ -131,7 +141,8 @@ def test_sticky_actions_and_seeds():
         first = games.reset(seed, "games", 0)
         return [first, *(games.step(np.full(2, 2 + t % 2)).obs for t in range(20))]
 
-    plain, same = play(1), play(1)
+    plain = play(1)
+    same = play(1)
     sticky, again, other = (play(s, repeat_action_probability=0.25) for s in (1, 1, 2))
     assert all(map(np.array_equal, plain, same)) and all(map(np.array_equal, sticky, again))
     assert not all(map(np.array_equal, plain, sticky)) and not all(
@@ -146,7 +157,8 @@ def short_games(monkeypatch):
 
 
 def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
-    times, screens = iter(range(10_000)), []
+    times = iter(range(10_000))
+    screens = []
 
     def policy(obs):
         assert obs.shape == (3, 4, 84, 84) and obs.dtype == np.uint8
@@ -156,16 +168,15 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
     games = make_breakout(3)
     games.reset(11, "play")
     for i, frame in enumerate(games.frames):
-        game, lost, over, t = (
-            ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31),
-            False,
-            False,
-            0,
-        )
+        game = ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31)
+        lost = False
+        over = False
+        t = 0
         game.reset(int(frame))
         start = game.ale.getScreenRGB()
         while not over and game.length < 150:
-            (_, _, lost, over), t = game.step(1 if lost else [1, 2, 2, 3, 0][t % 5]), t + 1
+            _, _, lost, over = game.step(1 if lost else [1, 2, 2, 3, 0][t % 5])
+            t += 1
         assert returns[i] == game.total
         if i == 0:
             assert np.array_equal(screens[0], start) and len(screens) == 1 + game.length // 4
@@ -175,9 +186,11 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
 
 
 def collect(buffer, games, obs, steps, rng, truth):
-    """Random steps into the buffer and the list; the reward stored is the row's number, by which it is known again."""
+    """Random steps into the buffer and the list; the reward stored is the row's number,
+    by which it is known again."""
     for _ in range(steps):
-        actions, number = rng.integers(games.num_actions, size=games.num_envs), len(truth)
+        actions = rng.integers(games.num_actions, size=games.num_envs)
+        number = len(truth)
         step = games.step(actions)
         ends = (step.terminations, step.truncations, step.overs)
         ids = (number * games.num_envs + np.arange(games.num_envs)).astype(np.float32)
@@ -200,7 +213,7 @@ def check_samples(buffer, truth, oldest: int, lost=()):
         for n in range(num_envs * len(truth))
     }
     may = {n for n, row in rows.items() if oldest <= n // num_envs < len(truth) - 1 and not row[3]}
-    assert {*seen} == may - {t * num_envs + i for t in lost for i in range(num_envs)}
+    assert {*seen} == may - {t * num_envs + i for t, i in itertools.product(lost, range(num_envs))}
     counts = {"over": 0, "life": 0}
     for number, k in seen.items():
         true_obs, action, termination, _, over, real_next_obs = rows[number]
@@ -220,7 +233,9 @@ def check_samples(buffer, truth, oldest: int, lost=()):
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
-    rng, truth, path = np.random.default_rng(1), [], tmp_path / "replay.dat"
+    rng = np.random.default_rng(1)
+    truth = []
+    path = tmp_path / "replay.dat"
     games = make_breakout(num_envs, max_num_frames_per_episode=500)
     buffer = ReplayBuffer(path, 200 * num_envs, 20 * num_envs, num_envs)
     collect(buffer, games, games.reset(1, "games", 0), 190, rng, truth)
@@ -229,7 +244,8 @@ def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
     collect(buffer, games, games.reset(1, "games", 1), 0, rng, truth)
     size = path.stat().st_size
     assert size == buffer.rows.nbytes and buffer.num_rows == 200 + 20 + 8
-    # a run that goes back to 180 rows: the last of them has lost its successor; new games begin; the ring wraps
+    # a run that goes back to 180 rows: the last of them has lost its successor;
+    # new games begin; the ring wraps
     buffer.rows.flush()
     buffer = ReplayBuffer(path, 200 * num_envs, 20 * num_envs, num_envs, num_added=180)
     del truth[180:]
@@ -240,21 +256,23 @@ def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
 
 
 def test_the_replay_of_a_checkpoint_survives_until_there_are_two_newer_ones(tmp_path):
-    rng, truth, path = np.random.default_rng(2), [], tmp_path / "replay.dat"
+    rng = np.random.default_rng(2)
+    truth = []
+    path = tmp_path / "replay.dat"
     games = make_breakout(2, max_num_frames_per_episode=300)
     buffer = ReplayBuffer(path, 100, 2 * 30, 2)  # a checkpoint every 30 transitions, 15 rows
     collect(buffer, games, games.reset(3, "games", 0), 90, rng, truth)
     kept = truth[:90]
-    collect(
-        buffer, games, games.reset(3, "games", 0), 2 * 15 + 1, rng, truth
-    )  # two checkpoints on: the previous one
+    # two checkpoints on: the previous one
+    collect(buffer, games, games.reset(3, "games", 0), 2 * 15 + 1, rng, truth)
     buffer.rows.flush()
     again = ReplayBuffer(path, 100, 2 * 30, 2, num_added=90)
     check_samples(again, kept, 40)
 
 
 def test_a_replay_that_does_not_fit_or_is_missing_is_told(tmp_path):
-    path, (soft, hard) = tmp_path / "replay.dat", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "replay.dat"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
     try:
         with pytest.raises(runlog.UserError, match=r"cannot write .*replay.dat.*free some space"):

@@ -1,4 +1,7 @@
-"""PQN compiled, eager, and resumed across the two. `pytest -q tests/test_atari_compile.py` (about 30 s, compiling)."""
+"""PQN compiled, eager, and resumed across the two.
+
+`pytest -q tests/test_atari_compile.py` (about 30 s, compiling).
+"""
 
 import contextlib
 import json
@@ -14,7 +17,8 @@ from environments.atari import GameStep
 
 
 def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypatch):
-    """80 steps of RAdam: the rectification, which is a branch in the eager one, begins with the sixth."""
+    """80 steps of RAdam: the rectification, which is a branch in the eager one,
+    begins with the sixth."""
     weights = {}
     # runs that stop half-way and resume otherwise, and one that is never interrupted
     sessions = [("compiled-first", "--compile", True), ("compiled-first", "--no-compile", False)]
@@ -24,7 +28,10 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
         ("eager", "", False),
     ]
     for name, flags, stops in sessions:
-        argv = f"{ALL} {TINY['pqn_atari']} --no-redo --activation tanh --runs-dir {tmp_path / name} {flags}"
+        argv = (
+            f"{ALL} {TINY['pqn_atari']} --no-redo --activation tanh "
+            f"--runs-dir {tmp_path / name} {flags}"
+        )
         args = runlog.parse_args(pqn_atari.Args, argv.split())
         monkeypatch.setattr(pqn_atari, "make_games", SameGames)
         with monkeypatch.context() as patch:
@@ -52,10 +59,12 @@ def stop_at(last: int):
 
 
 class SameGames:
-    """Observations depend on nothing but the time; reward for action 1; a life is lost at every seventh step."""
+    """Observations depend on nothing but the time; reward for action 1;
+    a life is lost at every seventh step."""
 
     def __init__(self, args, num_envs):
-        self.num_envs, self.num_actions = num_envs, 4
+        self.num_envs = num_envs
+        self.num_actions = 4
 
     def reset(self, seed, *keys):
         self.t = keys[1]

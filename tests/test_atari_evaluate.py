@@ -1,4 +1,7 @@
-"""What --evaluate of the Atari scripts measures. `pytest -q tests/test_atari_evaluate.py` (about 15 s)."""
+"""What --evaluate of the Atari scripts measures.
+
+`pytest -q tests/test_atari_evaluate.py` (about 15 s).
+"""
 
 import dataclasses
 import json
@@ -15,14 +18,11 @@ import runlog
 from environments import atari
 
 
+@pytest.mark.usefixtures("short_games")
 @pytest.mark.parametrize("script", TINY)
-def test_a_finished_run_is_measured_again_on_what_it_sees(
-    script, short_games, tmp_path, monkeypatch
-):  # noqa: F811
-    module, argv = (
-        MODULES[script],
-        f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}",
-    )
+def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monkeypatch):
+    module = MODULES[script]
+    argv = f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}"
     args = runlog.parse_args(module.Args, argv.replace("--analyse", "").split())
     args = dataclasses.replace(args, metrics_samples=4_096)  # all that is seen
     module.main(args)
@@ -40,10 +40,8 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(
 
     monkeypatch.setattr(atari, "play_games", watched)
     files = []
-    for flags in (
-        {},
-        {"analyse": True} if script == "dqn_atari" else {},
-    ):  # it does not change the run's name
+    # it does not change the run's name
+    for flags in ({}, {"analyse": True} if script == "dqn_atari" else {}):
         module.main(dataclasses.replace(args, evaluate=True, **flags))
         again = folder / f"evaluation-{args.total_timesteps}"
         files.append(
@@ -83,7 +81,8 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(
 
 
 def test_a_reservoir_holds_every_row_with_the_same_probability():
-    counts, stream = np.zeros(40), torch.arange(40).unsqueeze(1)
+    counts = np.zeros(40)
+    stream = torch.arange(40).unsqueeze(1)
     for seed in range(3_000):
         reservoir = metrics.Reservoir(10, seed)
         for first in range(0, 40, 8):
@@ -92,24 +91,24 @@ def test_a_reservoir_holds_every_row_with_the_same_probability():
         assert len(sample) == len({*sample}) == 10
         counts[sample] += 1
     statistic = ((counts - 750) ** 2 / 750).sum()
-    assert statistic < chi2.ppf(
-        0.9999, 39
-    )  # rows of one draw repel each other: less than that of independent ones
+    # rows of one draw repel each other: less than that of independent ones
+    assert statistic < chi2.ppf(0.9999, 39)
     few = metrics.Reservoir(10, 0)
     few.add(batch := stream[:3].clone())
     batch.zero_()
     assert few.sample().flatten().tolist() == [0, 1, 2]
 
 
-def test_ppo_measures_on_more_observations_than_an_iteration_has(
-    short_games, tmp_path, monkeypatch
-):  # noqa: F811
-    """16 observations per iteration, 40 wanted: those of this iteration and of those before it, also when resumed."""
-    module, argv = (
-        MODULES["ppo_atari"],
-        f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48",
-    )
-    stored, measured, step, report = [], [], atari.AtariGames.step, reports.network_report
+@pytest.mark.usefixtures("short_games")
+def test_ppo_measures_on_more_observations_than_an_iteration_has(tmp_path, monkeypatch):
+    """16 observations per iteration, 40 wanted: those of this iteration and of those before it,
+    also when resumed."""
+    module = MODULES["ppo_atari"]
+    argv = f"{ALL} {TINY['ppo_atari']} --metrics-samples 40 --metrics-frequency 48"
+    stored = []
+    measured = []
+    step = atari.AtariGames.step
+    report = reports.network_report
 
     def reset_and_store(games, actions):
         result = step(games, actions)
@@ -128,9 +127,8 @@ def test_ppo_measures_on_more_observations_than_an_iteration_has(
     module.main(runlog.parse_args(module.Args, f"{argv} --runs-dir {tmp_path}".split()))
     sizes = [len(obs) for _, obs in measured]
     assert sizes == [40] * 6  # steps 48, 96, ...; the first has the checkpoint's 24 and its own 16
-    for end, obs in measured[
-        1:
-    ]:  # 8 steps of 2 games per iteration; the last observation of a step is not acted on
+    # 8 steps of 2 games per iteration; the last observation of a step is not acted on
+    for end, obs in measured[1:]:
         recent = {x.tobytes() for x in np.concatenate(stored[max(end - 26, 0) : end])}
         newest = {x.tobytes() for x in np.concatenate(stored[end - 9 : end])}
         assert all(x.tobytes() in recent for x in obs) and not all(

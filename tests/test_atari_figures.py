@@ -1,6 +1,10 @@
-"""HR figures, table and overview from synthetic runs. `pytest -q tests/test_atari_figures.py` (about 40 s)."""
+"""HR figures, table and overview from synthetic runs.
+
+`pytest -q tests/test_atari_figures.py` (about 40 s).
+"""
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -22,7 +26,8 @@ GAMES = ("Breakout", "Pong", "SpaceInvaders")
 
 def pqn_runs(root, games=GAMES, activations=("relu", "tanh_hr"), seeds=2) -> dict:
     """(activation, game, seed) -> evaluation returns at STEPS."""
-    rng, truth = np.random.default_rng(1), {}
+    rng = np.random.default_rng(1)
+    truth = {}
     for activation in activations:
         for game in games:
             for seed in range(1, seeds + 1):
@@ -42,13 +47,13 @@ def pqn_runs(root, games=GAMES, activations=("relu", "tanh_hr"), seeds=2) -> dic
 
 def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
     truth = pqn_runs(tmp_path / "runs")
-    figures.main(
-        ["hr9", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    )  # Fig. 9 is of this row
+    # Fig. 9 is of this row
+    figures.main(["hr9", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "hr1.csv")
     assert len(rows) == 6
     for row in rows:
-        index, means = STEPS.tolist().index(float(row["step"])), []
+        index = STEPS.tolist().index(float(row["step"]))
+        means = []
         for game in GAMES:
             random, human = plots.statistics.atari_scores()[game]
             scores = [
@@ -73,16 +78,19 @@ def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
         games[:8],
         games[8:],
     ]
-    assert all(row["std"] == "nan" for page in pages for row in page)  # one seed
+    for page in pages:
+        assert all(row["std"] == "nan" for row in page)  # one seed
 
 
 def dqn_runs(root) -> dict:
     """(activation, game, seed) -> training returns at steps 1 to 40, dead share at STEPS."""
-    rng, truth = np.random.default_rng(2), {}
+    rng = np.random.default_rng(2)
+    truth = {}
     for activation in ("relu", "tanh", "tanh_hr"):
         for game in GAMES[:2]:
             for seed in (1, 2):
-                returns, dead = rng.normal(10, 5, size=40), rng.random(3)
+                returns = rng.normal(10, 5, size=40)
+                dead = rng.random(3)
                 truth[activation, game, seed] = returns, dead
                 rows = {"charts/episodic_return": (np.arange(1, 41), returns)}
                 rows |= {
@@ -109,11 +117,10 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
         scores
     ) == 3 * 40
     for row in scores:
-        step, window, means = (
-            float(row["step"]),
-            1.0,
-            [],
-        )  # 40 rows on the grid: a fortieth of them is one
+        # 40 rows on the grid: a fortieth of them is one
+        step = float(row["step"])
+        window = 1.0
+        means = []
         for seed in (1, 2):
             normalised = []
             for game in GAMES[:2]:
@@ -142,7 +149,7 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
     )
     (table,) = read_csv(tmp_path / "out" / "hr_table2.csv")
     dead = {
-        v: np.mean([truth[v, game, s][1] for game in GAMES[:2] for s in (1, 2)])
+        v: np.mean([truth[v, game, s][1] for game, s in itertools.product(GAMES[:2], (1, 2))])
         for v in ("tanh", "tanh_hr")
     }
     assert table["activation"] == "tanh" and table["games"] == table["seeds"] == "2"
@@ -190,9 +197,8 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "table.csv")
     assert len(rows) == 7 and rows[0]["setting"] == "tanh*tanh" and rows[0]["return"] == "4.0"
-    assert (
-        rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]
-    )  # nobody logs it
+    # nobody logs it
+    assert rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
         key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
@@ -212,7 +218,8 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
 
 
 def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
-    truth, kept = sac_runs(tmp_path / "runs"), []
+    truth = sac_runs(tmp_path / "runs")
+    kept = []
     pqn_runs(
         tmp_path / "runs",
         games=sorted(plots.statistics.atari_scores())[:8],
@@ -227,7 +234,9 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
         told.count("not on the page: pqn_atari, ") == 2
         and "2 further environments" in kept[0].get_suptitle()
     )
-    panels = [axes for part in kept[0].subfigs for axes in part.axes]
+    panels = []
+    for part in kept[0].subfigs:
+        panels += part.axes
     named = {axes.get_title(): axes for axes in panels if ", " in axes.get_title()}
     assert len(named) == plots.overview.MOST_LINES
     lines = [
@@ -235,12 +244,14 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
         for line in named["sac_continuous, metaworld/sweep-v3"].lines
         if line.get_label() == "crational"
     ]
-    mean = np.mean(
-        [truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0
-    )  # its score is the success rate
+    # its score is the success rate
+    mean = np.mean([truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0)
     np.testing.assert_allclose(lines[0].get_xydata(), np.stack([STEPS, mean], -1), rtol=1e-5)
-    empty = sum(text.get_text() == "not logged" for axes in panels for text in axes.texts)
-    assert empty == 2 * 3 + 6  # SAC: overestimation, dead share, srank; PQN: overestimation
+    texts = []
+    for axes in panels:
+        texts += [text.get_text() for text in axes.texts]
+    # SAC: overestimation, dead share, srank; PQN: overestimation
+    assert texts.count("not logged") == 2 * 3 + 6
 
 
 def test_figures_json_is_enough_to_draw_again(tmp_path):
@@ -264,12 +275,10 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
 def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs")
     pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
-    pqn_runs(
-        tmp_path / "runs", games=("Carnival",)
-    )  # ale_py knows it, the table of human scores does not
-    plots.hr.hr1(
-        tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr")
-    )  # as hr_fig1.sh tells
+    # ale_py knows it, the table of human scores does not
+    pqn_runs(tmp_path / "runs", games=("Carnival",))
+    # as hr_fig1.sh tells
+    plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))
     told = capsys.readouterr().out
     assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
@@ -289,6 +298,5 @@ def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
     rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
     write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)
     ((row,), _) = plots.tables.summary(plots.tables.groups_of(tmp_path))
-    assert (
-        row["training return"] == "78.5" and "return" not in row
-    )  # of the last fortieth: steps 79 and 80
+    # of the last fortieth: steps 79 and 80
+    assert row["training return"] == "78.5" and "return" not in row

@@ -1,9 +1,11 @@
-"""Tiny runs of the Atari scripts: what they write, that they repeat, resume after a kill, and refuse wrong commands.
+"""Tiny runs of the Atari scripts: what they write,
+that they repeat, resume after a kill, and refuse wrong commands.
 
 `pytest -q tests/test_atari_runs.py` (about 60 s).
 """
 
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -26,11 +28,26 @@ import runlog
 from environments.atari import FinishedGame, GameStep
 
 MODULES = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
-ALL = "--no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 --width 8 --metrics-samples 16 --seed 3"
-ROLLOUTS = "--num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 2 --total-timesteps 320 --log-frequency 32"
-ROLLOUTS += " --metrics-frequency 200 --checkpoint-frequency 32 --redo --redo-period 30 --num-eval-episodes 1"
-DQN = "--num-envs 2 --total-timesteps 320 --learning-starts 40 --batch-size 4 --target-frequency 20 --log-frequency 40"
-DQN += " --metrics-frequency 200 --checkpoint-frequency 20 --redo --redo-period 20 --num-eval-episodes 1 --analyse"
+ALL = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --env-threads 1 --width 8 "
+    "--metrics-samples 16 --seed 3"
+)
+ROLLOUTS = (
+    "--num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 2 --total-timesteps 320 "
+    "--log-frequency 32"
+)
+ROLLOUTS += (
+    " --metrics-frequency 200 --checkpoint-frequency 32 --redo --redo-period 30 "
+    "--num-eval-episodes 1"
+)
+DQN = (
+    "--num-envs 2 --total-timesteps 320 --learning-starts 40 --batch-size 4 --target-frequency 20 "
+    "--log-frequency 40"
+)
+DQN += (
+    " --metrics-frequency 200 --checkpoint-frequency 20 --redo --redo-period 20 "
+    "--num-eval-episodes 1 --analyse"
+)
 DQN += " --eval-frequency 160 --buffer-size 100 --exploration-steps 200"
 TINY = {
     "dqn_atari": DQN,
@@ -88,7 +105,8 @@ LOSSES["ppo_atari"] += ["explained_variance"]
 def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, capfd):
     flags = "--activation tanh_hr --env-id ALE/SpaceInvaders-v5"
     rows = run(script, tmp_path / "a", flags)
-    (folder,), found = (tmp_path / "a").iterdir(), steps_of(rows)
+    (folder,) = (tmp_path / "a").iterdir()
+    found = steps_of(rows)
     assert folder.name.startswith(f"SpaceInvaders__{script}__tanh_hr__s3__")
     period, network = (
         (40, "q") if script == "dqn_atari" else (32, "agent" if script == "ppo_atari" else "q")
@@ -147,7 +165,8 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
 
 OPTIONS = {
     "dqn_atari": [
-        "--no-double-q --no-clip-rewards --num-envs 4 --train-frequency 2 --layer-norm chw --keep-replay"
+        "--no-double-q --no-clip-rewards --num-envs 4 --train-frequency 2 --layer-norm chw "
+        "--keep-replay"
     ],
     "ppo_atari": [
         "--no-clip-value-loss --target-kl 1e-9 --no-normalize-advantages --activation rational+tanh"
@@ -159,10 +178,13 @@ OPTIONS = {
 
 
 class FakeGames:
-    """What is seen at a time depends on nothing but the time, so that a resumed run sees what it would have seen."""
+    """What is seen at a time depends on nothing but the time,
+    so that a resumed run sees what it would have seen."""
 
     def __init__(self, args, num_envs, **kwargs):
-        self.args, self.num_envs, self.num_actions = args, num_envs, 4
+        self.args = args
+        self.num_envs = num_envs
+        self.num_actions = 4
 
     def frame(self, t: int) -> np.ndarray:
         return np.random.default_rng(t).integers(
@@ -177,8 +199,10 @@ class FakeGames:
         return self.observe()
 
     def step(self, actions):
-        self.t, which = self.t + 1, np.arange(self.num_envs)
-        terminations, truncations = (self.t + which) % 7 == 0, (self.t + which) % 9 == 0
+        self.t += 1
+        which = np.arange(self.num_envs)
+        terminations = (self.t + which) % 7 == 0
+        truncations = (self.t + which) % 9 == 0
         games = []
         if self.t % 20 == 0:
             games = [FinishedGame(int(i), float(self.t + i), self.t + int(i)) for i in which]
@@ -215,7 +239,8 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
     undisturbed = run(script, tmp_path / "a")
     assert len({*undisturbed}) == len(undisturbed)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
-    context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    rng = random.Random(0)
     context.set_forkserver_preload(["test_atari_runs"])
     for kill in range(4):
         process = context.Process(
@@ -246,9 +271,12 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
     torch.testing.assert_close(first, last, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"), [(script, flags) for script in OPTIONS for flags in OPTIONS[script]]
-)
+CASES = []
+for name, options in OPTIONS.items():
+    CASES += [(name, flags) for flags in options]
+
+
+@pytest.mark.parametrize(("script", "flags"), CASES)
 def test_options_run_and_a_diverged_run_says_so(script, flags, tmp_path, monkeypatch):
     fake(monkeypatch)
     found = steps_of(run(script, tmp_path / "a", flags))
@@ -290,7 +318,9 @@ OWN_BAD = {
     "pqn_atari --q-lambda -1": ["--q-lambda -1", "[0, 1]"],
     "pqn_atari --exploration-fraction 0": ["--exploration-fraction 0", "(0, inf)"],
 }
-WRONG = {f"{script} {flags}": told for script in TINY for flags, told in BAD.items()} | OWN_BAD
+WRONG = {
+    f"{script} {flags}": told for script, (flags, told) in itertools.product(TINY, BAD.items())
+} | OWN_BAD
 
 
 @pytest.mark.parametrize("line", WRONG)

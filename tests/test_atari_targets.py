@@ -32,10 +32,12 @@ def network(script: str, num_actions: int = 6, **flags):
 
 
 def cases(number: int = 1_000):
-    """Random steps of several games: terminations, truncations (never both), and ends at the last step."""
+    """Random steps of several games: terminations, truncations (never both),
+    and ends at the last step."""
     rng = np.random.default_rng(0)
     for case in range(number):
-        steps, envs = rng.integers(1, 9), rng.integers(1, 4)
+        steps = rng.integers(1, 9)
+        envs = rng.integers(1, 4)
         ends = rng.integers(0, 4, (steps, envs))  # 0: termination, 1: truncation, else: goes on
         ends[-1] = case % 3 if case % 2 else ends[-1]
         rewards, values, next_values = rng.normal(size=(3, steps, envs))
@@ -54,8 +56,12 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
         tensors = (torch.from_numpy(x) for x in (rewards, terminations, truncations, next_values))
         got = pqn_atari.q_lambda_returns(*tensors, gamma, q_lambda).numpy()
         for (t, i), value in np.ndenumerate(got):
-            # the weighted n-step returns from t on, up to where the game or what is known of it ends
-            total, weight, discount, k = 0.0, 1.0, 1.0, t
+            # the weighted n-step returns from t on, up to where the game
+            # or what is known of it ends
+            total = 0.0
+            weight = 1.0
+            discount = 1.0
+            k = t
             while True:
                 total += weight * discount * rewards[k, i]
                 last = terminations[k, i] or truncations[k, i] or k == len(rewards) - 1
@@ -64,7 +70,9 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
                     total += weight * share * discount * gamma * next_values[k, i]
                 if last:
                     break
-                weight, discount, k = weight * q_lambda, discount * gamma, k + 1
+                weight *= q_lambda
+                discount *= gamma
+                k += 1
             assert value == pytest.approx(total, rel=1e-9, abs=1e-9)
 
 
@@ -78,9 +86,8 @@ def test_advantages_are_those_of_a_slow_loop():
         )
         for (t, i), value in np.ndenumerate(advantages):
             total = 0.0
-            for k in range(
-                t, len(rewards)
-            ):  # sum over k of (gamma lambda)^(k - t) delta_k, to the end of the episode
+            # sum over k of (gamma lambda)^(k - t) delta_k, to the end of the episode
+            for k in range(t, len(rewards)):
                 after = 0.0 if terminations[k, i] else gamma * next_values[k, i]
                 total += (gamma * gae_lambda) ** (k - t) * (rewards[k, i] + after - values[k, i])
                 if terminations[k, i] or truncations[k, i]:
@@ -91,10 +98,14 @@ def test_advantages_are_those_of_a_slow_loop():
 
 @pytest.mark.parametrize("double_q", [True, False])
 def test_dqn_targets_are_those_of_a_slow_loop(double_q):
-    rng, differ = np.random.default_rng(1), 0
+    rng = np.random.default_rng(1)
+    differ = 0
     for _ in range(1_000):
-        size, num_actions, gamma = rng.integers(1, 5), rng.integers(2, 7), rng.uniform()
-        rewards, terminations = rng.normal(size=size), rng.integers(0, 2, size) * 1.0
+        size = rng.integers(1, 5)
+        num_actions = rng.integers(2, 7)
+        gamma = rng.uniform()
+        rewards = rng.normal(size=size)
+        terminations = rng.integers(0, 2, size) * 1.0
         online, target = rng.normal(size=(2, size, num_actions))
         tensors = (torch.from_numpy(x) for x in (rewards, terminations, online, target))
         got = dqn_atari.dqn_target(*tensors, gamma, double_q)
@@ -106,8 +117,11 @@ def test_dqn_targets_are_those_of_a_slow_loop(double_q):
     assert (differ > 500) == double_q
 
 
-HIDDEN, LAST = {"encoder_activation": ("relu", "relu", "crelu")}, {"activation": "tanh_hr"}
-COUNTS = [  # facts of HR's Table 3, and our own under one convention: weights, biases and norms of all layers and head
+HIDDEN = {"encoder_activation": ("relu", "relu", "crelu")}
+LAST = {"activation": "tanh_hr"}
+# Facts of HR's Table 3, and our own under one convention: weights,
+# biases and norms of all layers and head.
+COUNTS = [
     ("dqn_atari", 1_687_206, {}),
     ("dqn_atari", 3_293_350, LAST),
     ("dqn_atari", 3_292_838, HIDDEN),
@@ -139,7 +153,8 @@ def test_initial_weights():
     )
     fc = weights["ppo_atari"].fc.branches[0].linear.weight
     torch.testing.assert_close(fc.T @ fc, 2 * torch.eye(512), atol=1e-4, rtol=0)
-    fc, head = weights["pqn_atari"].fc.branches[0].linear.weight, weights["pqn_atari"].q.weight
+    fc = weights["pqn_atari"].fc.branches[0].linear.weight
+    head = weights["pqn_atari"].q.weight
     assert fc.std().item() == pytest.approx((2 / 3136) ** 0.5, rel=0.01)
     assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5 and head.std().item() == pytest.approx(
         512**-0.5, rel=0.05
@@ -149,7 +164,8 @@ def test_initial_weights():
 
 
 def test_dqn_starts_as_torch_does():
-    """Every bias and weight uniform in +-1/sqrt(fan_in), as nn.Linear and nn.Conv2d draw them; --bias-init zero: 0."""
+    """Every bias and weight uniform in +-1/sqrt(fan_in), as nn.Linear and nn.Conv2d draw them;
+    --bias-init zero: 0."""
     layers = [("conv1", 4 * 64), ("conv2", 32 * 16), ("conv3", 64 * 9), ("fc", 3_136), ("q", 512)]
     for bias_init in ("uniform", "zero"):
         net = network("dqn_atari", bias_init=bias_init)
@@ -191,7 +207,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     for _ in range(2):
         outputs(net).square().sum().backward()
         optimizer.step()
-    old, heads = copy.deepcopy(net), [net.actor, net.critic] if script == "ppo_atari" else [net.q]
+    old = copy.deepcopy(net)
+    heads = [net.actor, net.critic] if script == "ppo_atari" else [net.q]
     moments = {name: optimizer.state[p]["exp_avg_sq"].clone() for name, p in net.named_parameters()}
     names = ["conv1", "conv2", "conv3", "fc"]
     layers = [getattr(net, name) for name in names]
@@ -217,10 +234,10 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     reads |= dict.fromkeys(("q", "actor", "critic"), outs["fc"])
     before = dict(old.named_parameters())
     for name, p in net.named_parameters():
-        layer, fresh = name.split(".")[0], torch.zeros_like(p, dtype=torch.bool)
-        axes = (
-            p.detach().movedim(1, 0) if p.dim() == 2 else p.detach()
-        )  # neurons first, then what they read
+        layer = name.split(".")[0]
+        fresh = torch.zeros_like(p, dtype=torch.bool)
+        # neurons first, then what they read
+        axes = p.detach().movedim(1, 0) if p.dim() == 2 else p.detach()
         index = fresh.movedim(1, 0) if p.dim() == 2 else fresh
         if layer in neurons:
             index[neurons[layer]] = True
@@ -232,9 +249,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
                 assert (axes[neurons[layer]] != before[name][neurons[layer]]).any()
         if p.dim() > 1 and layer in reads:
             index[:, reads[layer]] = True
-            old_rows = ~neurons.get(
-                layer, torch.zeros(len(axes), dtype=torch.bool)
-            )  # new ones may read new ones
+            # new ones may read new ones
+            old_rows = ~neurons.get(layer, torch.zeros(len(axes), dtype=torch.bool))
             assert (axes[old_rows][:, reads[layer]] == 0).all(), name
         assert torch.equal(p[~fresh], before[name][~fresh]), name
         state = optimizer.state[p]
@@ -247,9 +263,8 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
     assert not torch.equal(
         net.fc.branches[0].linear.weight[:, 0], old.fc.branches[0].linear.weight[:, 0]
     )
-    if (
-        layer_norm == "none"
-    ):  # a norm mixes a layer's neurons; without one the outputs lose what the neurons gave
+    # a norm mixes a layer's neurons; without one the outputs lose what the neurons gave
+    if layer_norm == "none":
         shapes = {"fc": (1, -1)}
         for name in names:
             kept = (~outs[name]).view(shapes.get(name, (1, -1, 1, 1)))
@@ -267,9 +282,8 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
         for branch in net.fc.branches:
             branch.linear.weight.mul_(40.0)  # the others vary
             branch.linear.weight[:, dead] = 0.0
-            branch.linear.bias[dead] = torch.linspace(
-                -9, 9, int(dead.sum())
-            )  # saturated, or stuck in between
+            # saturated, or stuck in between
+            branch.linear.bias[dead] = torch.linspace(-9, 9, int(dead.sum()))
     obs = torch.randint(
         0, 256, (64, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -280,9 +294,8 @@ def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
     assert torch.equal(metrics.dead_neurons_kde(hidden)[0], dead)
     part, rest = metrics.hidden_bias(hidden, dead, net.q.weight.mT)
     stuck = [torch.tanh(branch.linear.bias) for branch in net.fc.branches]
-    theorem = (
-        functools.reduce(torch.mul, stuck)[dead] @ net.q.weight[dead]
-    )  # Theorem 4.1: sum of alpha_i w_i
+    # Theorem 4.1: sum of alpha_i w_i
+    theorem = functools.reduce(torch.mul, stuck)[dead] @ net.q.weight[dead]
     torch.testing.assert_close(part, theorem.expand_as(part))
     torch.testing.assert_close(part + rest + net.q.bias, q_values, atol=1e-4, rtol=1e-4)
     split = dqn_atari.q_split(net, obs)

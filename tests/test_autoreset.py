@@ -1,4 +1,7 @@
-"""Ends of episodes: stored, logged and evaluated is what happened. `pytest -q tests/test_autoreset.py` (15 s)."""
+"""Ends of episodes: stored, logged and evaluated is what happened.
+
+`pytest -q tests/test_autoreset.py` (15 s).
+"""
 
 import dataclasses
 
@@ -15,37 +18,37 @@ from sac_continuous import Agent, Args, q_bias, runs_of, train
 
 ENV_ID = "RaggedEpisodes-v0"
 ARGS = Args(
-    **{
-        "env_id": (ENV_ID,),
-        "compile": False,
-        "tensorboard": False,
-        "device": "cpu",
-        "num_seeds": 2,
-        "widths": (4,),
-    },
-    **{
-        "total_timesteps": 30,
-        "learning_starts": 20,
-        "batch_size": 4,
-        "eval_frequency": 30,
-        "num_eval_episodes": 4,
-    },
-    **{"metrics_frequency": 0, "log_frequency": 10},
+    env_id=(ENV_ID,),
+    compile=False,
+    tensorboard=False,
+    device="cpu",
+    num_seeds=2,
+    widths=(4,),
+    total_timesteps=30,
+    learning_starts=20,
+    batch_size=4,
+    eval_frequency=30,
+    num_eval_episodes=4,
+    metrics_frequency=0,
+    log_frequency=10,
 )
 
 
 class RaggedEpisodes(gym.Env):
-    """Even episodes terminate at step 3, odd ones are truncated at step 4; the observation tells (episode, step)."""
+    """Even episodes terminate at step 3, odd ones are truncated at step 4;
+    the observation tells (episode, step)."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
     def __init__(self, render_mode=None):
-        self.episode, self.step_number = -1, 0
+        self.episode = -1
+        self.step_number = 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.episode, self.step_number = self.episode + 1, 0
+        self.episode += 1
+        self.step_number = 0
         return self.observe(), {}
 
     def observe(self):
@@ -62,16 +65,22 @@ gym.register(ENV_ID, RaggedEpisodes)
 
 
 def truth(num_steps: int) -> tuple[list, list]:
-    """Transitions (obs, reward, termination, next obs), and (step of its end, return, length) of each episode."""
-    transitions, ends, episode, at = [], [], 0, 0
+    """Transitions (obs, reward, termination, next obs),
+    and (step of its end, return, length) of each episode."""
+    transitions = []
+    ends = []
+    episode = 0
+    at = 0
     for step in range(1, num_steps + 1):
-        at, total = at + 1, (3 if episode % 2 == 0 else 4)
+        at += 1
+        total = 3 if episode % 2 == 0 else 4
         transitions.append(
             ([episode, at - 1], 10.0 * episode + at, float(at == total == 3), [episode, at])
         )
         if at == total:
             ends.append((step, 10.0 * episode * total + total * (total + 1) / 2, total))
-            episode, at = episode + 1, 0
+            episode += 1
+            at = 0
     return transitions, ends
 
 
@@ -123,9 +132,8 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
         "actions": torch.zeros(1, 2, 1),
         "rewards": torch.tensor([[3.0, 3.0]]),
     }
-    batch |= {
-        "terminations": torch.tensor([[1.0, 0.0]])
-    }  # row 1: the real successor of a truncated episode
+    # row 1: the real successor of a truncated episode
+    batch |= {"terminations": torch.tensor([[1.0, 0.0]])}
     far = [
         agent.qf_loss(batch | {"next_obs": torch.full((1, 2, 2), x)}, torch.zeros(1, 2, 1))
         for x in (0.0, 9.0)
@@ -139,9 +147,8 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
                 agent.qf_target(next_obs, next_actions).min(-2).values
                 - agent.log_alpha.exp() * log_probs
             )
-        targets = torch.tensor(
-            [3.0, 3.0 + ARGS.gamma * next_q[0, 1].item()]
-        )  # of the termination, of the time limit
+        # of the termination, of the time limit
+        targets = torch.tensor([3.0, 3.0 + ARGS.gamma * next_q[0, 1].item()])
         assert loss.item() == pytest.approx((q - targets).square().mean(-1).sum().item(), rel=1e-5)
     only = {key: value[:, :1] for key, value in batch.items()}
     losses = [
@@ -198,16 +205,16 @@ def play(env, moves, **options):
     "env_id", ["dm_control/cartpole-swingup-v0", "metaworld/reach-v3", "Hopper-v5"]
 )
 def test_an_episode_is_its_number_and_can_be_entered_in_the_middle(env_id):
-    env, fresh = make_env(env_id, 1, 7, "train"), make_env(env_id, 1, 7, "train")
+    env = make_env(env_id, 1, 7, "train")
+    fresh = make_env(env_id, 1, 7, "train")
     actions = (
         np.random.default_rng(0).uniform(-1, 1, (8, *env.action_space.shape)).astype(np.float32)
     )
     first, second, third = (play(env, actions) for _ in range(3))
     assert first != second != third and first[0] != second[0]
     number = {"number": [0, 2]}  # index 1 of the batch
-    assert (
-        play(fresh, actions, **number) == third
-    )  # a fresh environment, a used one, and back again
+    # a fresh environment, a used one, and back again
+    assert play(fresh, actions, **number) == third
     assert play(env, actions, **number) == third
     assert play(env, actions, number=[0, 0]) == first
     env.reset()

@@ -1,4 +1,5 @@
-"""Wrong commands of sac_continuous.py: exit code 2, one line with flag, value and remedy, nothing created.
+"""Wrong commands of sac_continuous.py: exit code 2,
+one line with flag, value and remedy, nothing created.
 
 `pytest -q tests/test_bad_input.py` (about 20 s).
 """
@@ -168,7 +169,8 @@ def test_the_same_from_a_shell(command, tmp_path):
 
 
 def test_a_runs_dir_that_cannot_hold_runs(tmp_path, capfd):
-    file, locked = tmp_path / "file", tmp_path / "locked"
+    file = tmp_path / "file"
+    locked = tmp_path / "locked"
     file.write_text("mine")
     for folder in (file, file / "below"):
         check(

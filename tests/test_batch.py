@@ -1,4 +1,7 @@
-"""A batch of seeds: rows, reports, checkpoints, divergence. `pytest -q tests/test_batch.py` (a few seconds)."""
+"""A batch of seeds: rows, reports, checkpoints, divergence.
+
+`pytest -q tests/test_batch.py` (a few seconds).
+"""
 
 import dataclasses
 import json
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 import runlog
-from metrics import NetworkReport
+from reports import NetworkReport
 
 
 @dataclasses.dataclass
@@ -40,7 +43,8 @@ class Walk(torch.nn.Module):
 
 
 def train(args: Args, total: int = 40, diverging: int | None = None) -> None:
-    """A random walk whose every row depends on the walk, the generators and all transitions so far."""
+    """A random walk whose every row depends on the walk,
+    the generators and all transitions so far."""
     with runlog.open_batches(runlog.seed_runs(args, "walk"), args) as batches:
         for batch in batches:
             train_batch(args, batch, total, diverging)

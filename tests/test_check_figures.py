@@ -1,8 +1,10 @@
-"""Figures and tables of the checks (preactivations, compare) from constructed run folders; the two check scripts.
+"""Figures and tables of the checks (preactivations, compare) from constructed run folders;
+the two check scripts.
 
 `pytest -q tests/test_check_figures.py` (about 15 s).
 """
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -25,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_compared(root, activation, layer_norm, seed):
-    """max f of a critic's layer = layer + seed, its coefficient gradient = critic; return = 100 with LayerNorm."""
+    """max f of a critic's layer = layer + seed, its coefficient gradient = critic;
+    return = 100 with LayerNorm."""
     config = {
         "env_id": ["dm_control/a-b-v0", "dm_control/a-c-v0"],
         "activation": activation,
@@ -45,9 +48,8 @@ def make_compared(root, activation, layer_norm, seed):
 
 def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path):
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
-    history = plots.preactivations.histories(folders[0])[
-        "fc1", "qf1"
-    ]  # counts 1, 0, 3 + step in [-1, 0, 1, 3]
+    # counts 1, 0, 3 + step in [-1, 0, 1, 3]
+    history = plots.preactivations.histories(folders[0])["fc1", "qf1"]
     assert history.steps.tolist() == [0, 100, 200] and history.largest_magnitude().tolist() == [
         3,
         3,
@@ -61,7 +63,8 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
         )
     found = plots.preactivations.pooled(plots.variants.load(folders)["crational"])
     assert list(found) == [
-        (network, layer) for network in ("actor", "critics") for layer in ("fc1", "fc2")
+        (network, layer)
+        for network, layer in itertools.product(("actor", "critics"), ("fc1", "fc2"))
     ]
     assert len(found["actor", "fc1"]) == 2 and len(found["critics", "fc1"]) == 4
     header, first, *_ = plots.preactivations.preactivation_table(folders, bound=1.0)
@@ -85,9 +88,8 @@ def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     low, median, high, smallest, largest = (line.get_ydata() for line in panel.get_lines())
     assert smallest.tolist() == [-1] * 3 and largest.tolist() == [3] * 3
     for got, level in ((low, 0.01), (median, 0.5), (high, 0.99)):
-        for value, step in zip(
-            got, (0, 100, 200)
-        ):  # the share below x: 1 - (3 - x) / 2 * (3 + step) / (4 + step) from 1
+        # the share below x: 1 - (3 - x) / 2 * (3 + step) / (4 + step) from 1
+        for value, step in zip(got, (0, 100, 200)):
             total = 4 + step
             expected = (
                 3 - 2 * (1 - level) * total / (3 + step) if level > 1 / total else level * total - 1
@@ -133,14 +135,13 @@ def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch)
 def test_compare_groups_by_a_setting(tmp_path, capsys):
     grid = [
         (name, norm, seed)
-        for name in ("rational", "crational")
-        for norm in (False, True)
-        for seed in (1, 2)
+        for name, norm, seed in itertools.product(("rational", "crational"), (False, True), (1, 2))
     ]
     folders = [make_compared(tmp_path, *each) for each in grid]
     groups = plots.compare.compared(folders, "layer_norm")
     names = [
-        f"{name}, layer_norm {norm}" for name in ("crational", "rational") for norm in (False, True)
+        f"{name}, layer_norm {norm}"
+        for name, norm in itertools.product(("crational", "rational"), (False, True))
     ]
     assert list(groups) == names and all(len(runs) == 2 for runs in groups.values())
     for runs in groups.values():
@@ -155,12 +156,8 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
     plots.compare.write_compared(folders, "layer_norm", tmp_path / "out", "by", ("png",))
     figure = plots.redraw.figure_of(tmp_path / "out", "by")  # from the CSV
     titles = [panel.get_title("left") for panel in figure.axes]
-    assert titles == [
-        "return",
-        "overestimation",
-        "max |f(x)|",
-        "coefficient gradient",
-    ]  # no critic gradient logged
+    # no critic gradient logged
+    assert titles == ["return", "overestimation", "max |f(x)|", "coefficient gradient"]
     panel = figure.axes[0]
     lines = {
         line.get_label(): line for line in panel.get_lines() if not line.get_label().startswith("_")
@@ -212,10 +209,8 @@ def test_the_checks_print_commands_that_parse(script, runs, tmp_path):
             file == "sac_continuous.py" and args.num_seeds == 3 and args.total_timesteps == 120_000
         )
         assert args.env_id == ("metaworld/push-v3",) and args.learning_starts == 5_000
-    (_, file, *words), (folder,) = (
-        drawing,
-        {words[words.index("--runs-dir") + 1] for (*words,) in training},
-    )
+    (folder,) = {words[words.index("--runs-dir") + 1] for (*words,) in training}
+    _, file, *words = drawing
     command = runlog.parse_args(figures.Command, words)
     assert (
         file == "figures.py"

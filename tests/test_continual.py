@@ -1,9 +1,11 @@
-"""continual_supervised.py: tasks, the update against torch's own layers and optimiser, runs that repeat and resume.
+"""continual_supervised.py: tasks, the update against torch's own layers and optimiser,
+runs that repeat and resume.
 
 `pytest -q tests/test_continual.py` (about 40 s).
 """
 
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -17,8 +19,12 @@ import continual_supervised as script
 import metrics
 import runlog
 
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 6 --num-train 64 --epochs 2 --num-tasks 3"
-TINY += " --batch-size 10 --log-frequency 6 --metrics-samples 32 --ntk-samples 12"  # 6 updates per epoch, 12 per task
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 6 --num-train 64 --epochs 2 "
+    "--num-tasks 3"
+)
+# 6 updates per epoch, 12 per task
+TINY += " --batch-size 10 --log-frequency 6 --metrics-samples 32 --ntk-samples 12"
 
 
 def parse(flags: str) -> script.Args:
@@ -53,24 +59,22 @@ def test_updates_equal_torch_in_float64(flags):
     """The middle one of three seeds against nn.Linear, nn.CrossEntropyLoss and torch.optim.Adam."""
     args = parse(flags)
     learner = script.Learner(args, (1, 8, 8), 10, 16.0, [1, 2, 3], torch.device("cpu"))
-    act, sizes, reference = (
-        {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation],
-        (64, 8, 6),
-        nn.Sequential(),
-    )
+    act = {"relu": nn.ReLU, "tanh": nn.Tanh}[args.activation]
+    sizes = (64, 8, 6)
+    reference = nn.Sequential()
     for i, layer in enumerate(learner.network.hidden):
         reference.append(nn.Linear(sizes[i], sizes[i + 1]))
         reference[-1].weight.data = layer.branches[0].linear.weight[1].detach().T.clone()
         reference[-1].bias.data.zero_()
         reference.extend([nn.LayerNorm(sizes[i + 1])] if args.layer_norm else []).append(act())
     reference.append(nn.Linear(6, 10))
-    reference[-1].weight.data, reference[-1].bias.data = (
-        learner.network.head.weight[1].detach().T.clone(),
-        torch.zeros(10),
-    )
+    reference[-1].weight.data = learner.network.head.weight[1].detach().T.clone()
+    reference[-1].bias.data = torch.zeros(10)
     reference.double()
-    adam, loss_of = torch.optim.Adam(reference.parameters(), 1e-3), nn.CrossEntropyLoss()
-    images, generator = some_images(), torch.Generator().manual_seed(0)
+    adam = torch.optim.Adam(reference.parameters(), 1e-3)
+    loss_of = nn.CrossEntropyLoss()
+    images = some_images()
+    generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         rows = torch.randint(300, (3, 10), generator=generator)
         labels = torch.randint(10, (3, 10), generator=generator)
@@ -78,7 +82,9 @@ def test_updates_equal_torch_in_float64(flags):
         logits = reference(images[rows[1]].double() / 16)
         expected = loss_of(logits, labels[1])
         penalty = args.l2 * sum(p.square().sum() for p in reference.parameters())
-        adam.zero_grad(), (expected + penalty).backward(), adam.step()
+        adam.zero_grad()
+        (expected + penalty).backward()
+        adam.step()
         assert loss[1].item() == pytest.approx(expected.item(), rel=1e-4)
         assert share[1].item() == pytest.approx(
             (logits.argmax(-1) == labels[1]).double().mean().item()
@@ -92,7 +98,8 @@ def test_updates_equal_torch_in_float64(flags):
 
 
 def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_path, monkeypatch):
-    shares, update = [], script.Learner.one_update
+    shares = []
+    update = script.Learner.one_update
 
     def watched(self, *inputs):
         out = update(self, *inputs)
@@ -100,7 +107,10 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         return out
 
     monkeypatch.setattr(script.Learner, "one_update", watched)
-    flags = "--num-seeds 2 --activation crational --tasks permuted_labels --threshold 0.2 --learning-rate 0.02"
+    flags = (
+        "--num-seeds 2 --activation crational --tasks permuted_labels --threshold 0.2 "
+        "--learning-rate 0.02"
+    )
     found = run(tmp_path, flags)
     epochs = torch.stack(shares).view(3, 2, 6, 2).mean(2)  # task, epoch, seed
     for i, rows in enumerate(found.values()):
@@ -110,8 +120,7 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         assert {step for step, key in rows if key == "losses/loss"} == {6, 12, 18, 24, 30, 36}
         layers = {
             f"network/classifier/fc{k}/{name}"
-            for k in (1, 2)
-            for name in ("srank", "dead_share", "dormant_share")
+            for k, name in itertools.product((1, 2), ("srank", "dead_share", "dormant_share"))
         }
         own = {
             f"coefficients/fc1/{name}"
@@ -119,19 +128,18 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         }
         assert layers | own | {"charts/test_accuracy", "task_end/ntk_trace"} <= keys
         for task in range(3):
-            end, each = 12 * (task + 1), epochs[task, :, i]
+            end = 12 * (task + 1)
+            each = epochs[task, :, i]
             assert float(rows[end, "charts/online_accuracy"]) == pytest.approx(
                 each.mean().item(), rel=1e-6
             )
             fitted = [6.0 * (k + 1) for k in range(2) if each[k] >= 0.2]
             written = float(rows[end, "charts/steps_to_threshold"])
             assert written == fitted[0] if fitted else math.isnan(written)
-    assert any(
-        not math.isnan(float(v))
-        for rows in found.values()
-        for (_, k), v in rows.items()
-        if k.endswith("threshold")
-    )
+    written = []
+    for rows in found.values():
+        written += [float(v) for (_, key), v in rows.items() if key.endswith("threshold")]
+    assert not all(map(math.isnan, written))
 
 
 def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
@@ -139,7 +147,8 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
     (rows,) = run(tmp_path, flags).values()
     args = parse(flags)
     tasks = script.validate(args)
-    data, task = tasks.data, tasks.make(5, 2)
+    data = tasks.data
+    task = tasks.make(5, 2)
     state = torch.load(next(tmp_path.glob("*/checkpoint.pt")))["state"]
     learner = script.Learner(args, (1, 8, 8), 10, data.largest, [5], torch.device("cpu"))
     runlog.restore_module(learner, [state["learner"]])
@@ -160,10 +169,8 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
 
 def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_path):
     flags = "--activation rational --redo --redo-period 5 --redo-tau 0.9"
-    batch, alone = (
-        run(tmp_path / "a", f"--num-seeds 3 {flags}"),
-        run(tmp_path / "b", f"--seed 2 {flags}"),
-    )
+    batch = run(tmp_path / "a", f"--num-seeds 3 {flags}")
+    alone = run(tmp_path / "b", f"--seed 2 {flags}")
     (name,) = alone
     assert batch[name].keys() == alone[name].keys()
     for (step, key), value in alone[name].items():
@@ -179,8 +186,12 @@ def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_p
 @pytest.mark.parametrize("phase", ["stage_checkpoint", "commit_checkpoint"])
 @pytest.mark.parametrize("stop", [1, 2, 5])
 def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypatch):
-    """Killed in its stop-th save, when the first of two seeds has gone through this phase and the second has not."""
-    flags = "--num-seeds 2 --activation crational --checkpoint-frequency 6 --reset-head --redo --redo-period 7"
+    """Killed in its stop-th save, when the first of two seeds has gone
+    through this phase and the second has not."""
+    flags = (
+        "--num-seeds 2 --activation crational --checkpoint-frequency 6 --reset-head --redo "
+        "--redo-period 7"
+    )
     whole = run(tmp_path / "a", flags)
     save = getattr(runlog.Run, phase)
     calls = []
@@ -202,7 +213,9 @@ def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypa
 
 
 def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, monkeypatch):
-    whole, update, calls = run(tmp_path / "a", "--num-seeds 2"), script.Learner.one_update, []
+    whole = run(tmp_path / "a", "--num-seeds 2")
+    update = script.Learner.one_update
+    calls = []
 
     def breaks(self, *inputs):
         calls.append(1)
@@ -212,10 +225,8 @@ def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, mo
 
     monkeypatch.setattr(script.Learner, "one_update", breaks)
     found = run(tmp_path / "b", "--num-seeds 2")
-    (first, second), metas = (
-        found,
-        [json.loads(f.read_text()) for f in sorted((tmp_path / "b").glob("*/meta.json"))],
-    )
+    first, second = found
+    metas = [json.loads(f.read_text()) for f in sorted((tmp_path / "b").glob("*/meta.json"))]
     assert [(meta["status"], meta.get("step")) for meta in metas] == [
         ("diverged", 15),
         ("finished", None),
@@ -228,7 +239,8 @@ def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, mo
 def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
     tmp_path, monkeypatch
 ):
-    update, calls = script.Learner.one_update, []
+    update = script.Learner.one_update
+    calls = []
 
     def breaks(self, *inputs):
         calls.append(1)
@@ -238,7 +250,8 @@ def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
 
     monkeypatch.setattr(script.Learner, "one_update", breaks)
     whole = run(tmp_path / "a", "--num-tasks 5")
-    (rows,), trained = whole.values(), len(calls)
+    (rows,) = whole.values()
+    trained = len(calls)
     assert trained == 24  # the second task to its end
     assert [rows[step, "charts/online_accuracy"] for step in (24, 36, 48, 60)] == [
         rows[12, "charts/online_accuracy"]
@@ -267,8 +280,12 @@ def interrupt(*_, **__):
 
 def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
     """A new head, recycled neurons and a resumed checkpoint must reach the compiled update."""
-    flags = "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 --learning-rate 0.01"
-    eager, compiled = run(tmp_path / "a", flags), run(tmp_path / "b", f"{flags} --compile")
+    flags = (
+        "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 "
+        "--learning-rate 0.01"
+    )
+    eager = run(tmp_path / "a", flags)
+    compiled = run(tmp_path / "b", f"{flags} --compile")
     for name, rows in eager.items():
         assert (
             max(float(value) for (_, key), value in rows.items() if key == "redo/recycled_share")

@@ -1,9 +1,11 @@
-"""figures.py continual: cells, means and intervals against scipy, on run folders whose numbers are known.
+"""figures.py continual: cells, means and intervals against scipy,
+on run folders whose numbers are known.
 
 `pytest -q tests/test_continual_figures.py` (about 15 s).
 """
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -79,15 +81,18 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
 
 def test_comparisons_are_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
-    base, other = (
-        make_cell(tmp_path, seeds, "tanh"),
-        make_cell(tmp_path, seeds[1:], "tanh_hr"),
-    )  # seed 1 has no partner
+    # seed 1 has no partner
+    base = make_cell(tmp_path, seeds, "tanh")
+    other = make_cell(tmp_path, seeds[1:], "tanh_hr")
     make_cell(tmp_path, seeds, "relu")
     (cells,) = plots.continual.continual_cells(tmp_path).values()
     rows = {row["measure"]: row for row in plots.continual.continual_comparisons(cells)}
     assert {(row["a"], row["b"], row["n"]) for row in rows.values()} == {("tanh_hr", "tanh", 4)}
-    base, late = base[1:], lambda x: x[:, -plots.continual.LATE :].mean(1)
+    base = base[1:]
+
+    def late(x):
+        return x[:, -plots.continual.LATE :].mean(1)
+
     expected = {
         "online accuracy, first task": (other[:, 0], base[:, 0]),
         "online accuracy, late tasks": (late(other), late(base)),
@@ -97,7 +102,8 @@ def test_comparisons_are_scipys_paired_intervals(tmp_path):
         ),
     }
     for measure, (a, b) in expected.items():
-        interval, row = scipy.stats.ttest_rel(a, b).confidence_interval(0.95), rows[measure]
+        interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+        row = rows[measure]
         assert row["difference"] == pytest.approx((a - b).mean()) and row[
             "mean_a"
         ] == pytest.approx(a.mean())
@@ -127,11 +133,11 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
 
 
 def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
-    runs, out = tmp_path / "runs", tmp_path / "out"
+    runs = tmp_path / "runs"
+    out = tmp_path / "out"
     accuracy = {
         (d, a): make_cell(runs, [1, 2, 3], a, d, diverged=[3])
-        for d in ("digits", "mnist")
-        for a in ("relu", "tanh_hr", "tanh")
+        for d, a in itertools.product(("digits", "mnist"), ("relu", "tanh_hr", "tanh"))
     }
     figures.main(["continual", "--runs", str(runs), "--out", str(out)])
     told = capsys.readouterr().out
@@ -181,9 +187,8 @@ def test_intervals_of_one_value_are_unknown():
 
 
 def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
-    make_cell(
-        tmp_path, [3], "relu"
-    )  # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
+    # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
+    make_cell(tmp_path, [3], "relu")
     plots.continual.draw_continual(tmp_path, tmp_path)
     rows = list(csv.DictReader((tmp_path / "continual_curves.csv").open()))
     steps = [row["mean"] for row in rows if row["metric"] == "median of steps_to_threshold"]
@@ -201,10 +206,8 @@ def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
 
 def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
     """A seed that diverged in its first task, and a study without NTK ranks."""
-    base, other = (
-        make_cell(tmp_path, [1, 2, 3, 4], "tanh"),
-        make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr"),
-    )
+    base = make_cell(tmp_path, [1, 2, 3, 4], "tanh")
+    other = make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")
     (bad,) = tmp_path.glob("*tanh__s4__*")
     (bad / "scalars.csv").write_text("step,key,value,wall_time\n")
     meta = json.loads((bad / "meta.json").read_text()) | {

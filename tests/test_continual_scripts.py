@@ -1,4 +1,5 @@
-"""MNIST from a package, and the drill's commands, without training anything (cr_continual.sh: test_scripts.py).
+"""MNIST from a package, and the drill's commands, without training anything
+(cr_continual.sh: test_scripts.py).
 
 `pytest -q tests/test_continual_scripts.py` (about 10 s).
 """

@@ -1,4 +1,5 @@
-"""continual_supervised.py: downloads, convolutions, wrong flags, ReDo (the tasks: test_datasets.py).
+"""continual_supervised.py: downloads, convolutions, wrong flags, ReDo
+(the tasks: test_datasets.py).
 
 `pytest -q tests/test_continual_tasks.py` (about 20 s).
 """
@@ -22,7 +23,10 @@ def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeyp
     (remote / "train-images-idx3-ubyte.gz").write_bytes(b"something else")
     for url in (address, "http://127.0.0.1:1/"):
         monkeypatch.setattr(datasets, "MNIST_URL", url)
-        flags = f"--dataset mnist --num-train 40 --data-dir {tmp_path / 'data'} --runs-dir {tmp_path / 'runs'}"
+        flags = (
+            f"--dataset mnist --num-train 40 --data-dir {tmp_path / 'data'} "
+            f"--runs-dir {tmp_path / 'runs'}"
+        )
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
             script.main(parse(flags))
         out, err = capfd.readouterr()
@@ -34,7 +38,10 @@ def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeyp
 
 def test_split_cifar100_trains_a_convolutional_network(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
-    flags = f"--dataset cifar100 --data-dir {tmp_path} --tasks split_classes --num-train 0 --channels 3 4 --redo"
+    flags = (
+        f"--dataset cifar100 --data-dir {tmp_path} --tasks split_classes --num-train 0 "
+        "--channels 3 4 --redo"
+    )
     flags += (
         " --activation crelu --layer-norm --redo-period 1 --redo-tau 0.4 --num-tasks 2 --runs-dir"
     )
@@ -121,16 +128,15 @@ def test_batched_recycling_equals_that_of_each_seed():
         network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
         optimizer = optimizers.Adam(network, 1e-3, activations.RationalConfig())
         with torch.no_grad():
-            optimizer.step(
-                [torch.ones_like(p) for p in optimizer.parameters_]
-            )  # moments that are not 0
+            # moments that are not 0
+            optimizer.step([torch.ones_like(p) for p in optimizer.parameters_])
         dormant = [
             torch.zeros(len(seeds), layer.width, dtype=torch.bool) for layer in network.hidden
         ]
         for i, seed in enumerate(seeds):
-            dormant[0][i, seed::4] = dormant[1][i, seed :: 4 - seed] = (
-                True  # crelu: k and k + units
-            )
+            # crelu: k and k + units
+            dormant[0][i, seed::4] = True
+            dormant[1][i, seed :: 4 - seed] = True
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         arguments = (
             [*network.hidden],
@@ -149,7 +155,7 @@ def test_batched_recycling_equals_that_of_each_seed():
             assert torch.equal(p[i], other[0]), name
             for mine, theirs in zip(optimizer.moments(p), adam.moments(other), strict=True):
                 assert torch.equal(mine[i], theirs[0]), name
-    cleared = [
-        (m == 0).float().mean().item() for p in network.parameters() for m in optimizer.moments(p)
-    ]
+    cleared = []
+    for p in network.parameters():
+        cleared += [(moment == 0).float().mean().item() for moment in optimizer.moments(p)]
     assert min(cleared[:2]) > 0 and max(cleared) < 1

@@ -1,10 +1,11 @@
-"""The dashboards' sections against what tiny real runs log: TensorBoard's layout, read by TensorBoard itself, and the
-W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about 30 s).
+"""The dashboards' sections against what tiny real runs log: TensorBoard's layout, read by
+TensorBoard itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about 30 s).
 """
 
 import csv
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -56,8 +57,10 @@ for name, best in {"ReachA-v0": 0.5, "ReachB-v0": -0.5}.items():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs of every kind of script, event files written: with success, tasks in a row, a rational, two branches."""
-    folder, draw = tmp_path_factory.mktemp("runs"), runlog.Run.draw
+    """Runs of every kind of script, event files written:
+    with success, tasks in a row, a rational, two branches."""
+    folder = tmp_path_factory.mktemp("runs")
+    draw = runlog.Run.draw
 
     def run(script, argv: list[str]) -> None:
         argv = [word for word in argv if word != "--no-tensorboard"]
@@ -67,29 +70,33 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(runlog, "draw_function_approximation", lambda folders, out: None)
+        # has all
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
-        )  # has all
-        sac = "--env-id ReachA-v0 ReachB-v0 --steps-per-task 40 --metrics-frequency 80 --metrics-samples 32"
+        )
+        sac = (
+            "--env-id ReachA-v0 ReachB-v0 --steps-per-task 40 --metrics-frequency 80 "
+            "--metrics-samples 32"
+        )
         sac += " --ntk-frequency 80 --ntk-samples 8 --activation crational"
         run(sac_continuous, test_sac_sequences.command(folder, sac))
-        dqn, ppo = (
-            "--activation tanh*crational --ntk-samples 4",
-            "--metrics-frequency 0 --ntk-frequency 0 --no-redo",
-        )
+        dqn = "--activation tanh*crational --ntk-samples 4"
+        ppo = "--metrics-frequency 0 --ntk-frequency 0 --no-redo"
         for script, flags in {"dqn_atari": dqn, "ppo_atari": ppo}.items():
             flags += (
                 " --total-timesteps 200"  # a multiple of PPO's 16 or not: the last rollout is whole
             )
             run(test_atari_runs.MODULES[script], test_atari_runs.command(script, folder, flags))
-        tiny, fit = test_continual.TINY, test_function_approximation.TINY
+        tiny = test_continual.TINY
+        fit = test_function_approximation.TINY
         run(
             continual_supervised,
             f"{tiny} --num-tasks 1 --metrics-samples 0 --dataset digits".split(),
         )
         run(
             function_approximation,
-            f"{fit} --activations tanh_hr --learning-rates 1e-3 --num-seeds 1 --tensorboard".split(),
+            f"{fit} --activations tanh_hr --learning-rates 1e-3 --num-seeds 1 "
+            "--tensorboard".split(),
         )
     return folder
 
@@ -111,12 +118,14 @@ class TensorBoard:
 
     def __init__(self, folder):
         multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
-        plugins, self.context = {}, RequestContext()
+        plugins = {}
+        self.context = RequestContext()
         shared = TBContext(
             data_provider=MultiplexerDataProvider(multiplexer, str(folder)), logdir=str(folder)
         )
         shared.plugin_name_to_instance = plugins
-        plugins["scalars"], self.custom = ScalarsPlugin(shared), CustomScalarsPlugin(shared)
+        plugins["scalars"] = ScalarsPlugin(shared)
+        self.custom = CustomScalarsPlugin(shared)
         self.runs = multiplexer.Runs()
 
     def layout(self) -> dict[str, dict[str, list[str]]]:
@@ -132,6 +141,14 @@ class TensorBoard:
         return {*found["tag_to_events"]}
 
 
+def pairs(keys_of: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """script -> keys as (script, key)."""
+    found = set()
+    for script, keys in keys_of.items():
+        found |= {(script, key) for key in keys}
+    return found
+
+
 def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
     board = TensorBoard(folder)
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 6
@@ -144,18 +161,15 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
     for charts in layout.values():
         for title, (pattern,) in charts.items():
             found = {run.split("__")[1]: board.keys(run, pattern) for run in board.runs}
-            shown[title] = {(script, key) for script, keys in found.items() for key in keys}
+            shown[title] = pairs(found)
             assert shown[title], f"{title}: no run logs {pattern}"
-    keys = {(script, key) for script, keys in logged.items() for key in keys}
-    assert set().union(*shown.values()) <= keys
-    sac = {
-        title: sorted(key for script, key in pairs if script == "sac_continuous")
-        for title, pairs in shown.items()
-    }
+    assert set().union(*shown.values()) <= pairs(logged)
+    sac = {}
+    for title, found in shown.items():
+        sac[title] = sorted(key for script, key in found if script == "sac_continuous")
     layers = [
         f"network/{network}/{layer}"
-        for network in ("actor", "qf1", "qf2")
-        for layer in ("fc1", "fc2")
+        for network, layer in itertools.product(("actor", "qf1", "qf2"), ("fc1", "fc2"))
     ]
     assert sac["dead share (KDE)"] == [f"{layer}/dead_share" for layer in layers]
     assert sac["effective rank (srank)"] == [f"{layer}/srank" for layer in layers]
@@ -181,7 +195,8 @@ def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
 
 
 def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypatch):
-    # The name of an event file ends with a count of this process, and TensorBoard reads 10 before 9.
+    # The name of an event file ends with a count of this process,
+    # and TensorBoard reads 10 before 9.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = {"env_id": "toy", "seed": 1}
     for last in (5, 8):
@@ -271,7 +286,8 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     assert configs and all({"env_id", "activation"} <= {*config} for config in configs)
     keys = set().union(*logged.values())
     images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")}
-    pictures, titles = set(), {}
+    pictures = set()
+    titles = {}
     for name, each in sections.items():
         assert each["flowConfig"]["columnsPerPage"] * each["flowConfig"]["rowsPerPage"] >= len(
             each["panels"]
@@ -307,9 +323,8 @@ def test_wrong_input_of_the_workspace_is_one_line(tmp_path, capfd):
 
 @needs_package
 def test_without_a_login_the_workspace_is_not_saved(tmp_path):
-    env = {
-        key: value for key, value in os.environ.items() if not key.startswith("WANDB_")
-    }  # of its own: W&B keeps it
+    # of its own: W&B keeps it
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, wandb_workspace.__file__, "--entity", "team"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)

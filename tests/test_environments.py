@@ -27,8 +27,14 @@ FAST_TASKS = [
     "quadruped-escape",
     "reacher-easy",
 ]
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 --batch-size 8 --learning-starts 20"
-TINY += " --total-timesteps 60 --checkpoint-frequency 20 --eval-frequency 60 --num-eval-episodes 2 --log-frequency 20"
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 --batch-size 8 "
+    "--learning-starts 20"
+)
+TINY += (
+    " --total-timesteps 60 --checkpoint-frequency 20 --eval-frequency 60 --num-eval-episodes 2 "
+    "--log-frequency 20"
+)
 TINY += " --metrics-frequency 0 --ntk-frequency 0"
 
 
@@ -39,21 +45,25 @@ class Toy(gym.Env):
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 
     def __init__(self, faults=None):  # no render_mode
-        self.faults, self.kind, self.steps = faults, 0.0, 0
+        self.faults = faults
+        self.kind = 0.0
+        self.steps = 0
 
     def observe(self):
         return np.array([self.np_random.normal(), self.steps], np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.kind, self.steps = self.np_random.random(), 0
+        self.kind = self.np_random.random()
+        self.steps = 0
         if self.faults == "reset" or (self.faults == "some" and self.kind < 0.2):
             raise OSError("no such world")
         return self.observe(), {}
 
     def step(self, action):
         self.steps += 1
-        obs, reward = self.observe(), 1.0
+        obs = self.observe()
+        reward = 1.0
         late = self.steps == 4
         if self.faults == "step" or (self.faults == "some" and late and 0.2 < self.kind < 0.5):
             raise ArithmeticError("bad qacc")
@@ -76,7 +86,8 @@ gym.register("Toy-endless-v0", Toy, kwargs={"faults": None})
 
 
 def run(folder, flags: str) -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time column."""
+    """Runs the command in this process; run folder name
+    -> rows of scalars.csv without the time column."""
     argv = [*TINY.split(), "--runs-dir", str(folder), *flags.split()]
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, argv))
     files = sorted(folder.glob("*/scalars.csv"))
@@ -86,17 +97,22 @@ def run(folder, flags: str) -> dict[str, list[str]]:
     }
 
 
-# ---- an environment that fails ---------------------------------------------------------------------------------------
+# ---- an environment that fails -------------------------------------------------------------------
 
 
 def true_episodes(seed: int, steps: int) -> list[tuple[int, int, int, bool]]:
-    """(number, length, failed resets before it, whether a step failed) of training with Toy-some, by its rules."""
-    found, number, total = [], -1, 0
+    """(number, length, failed resets before it, whether a step failed)
+    of training with Toy-some, by its rules."""
+    found = []
+    number = -1
+    total = 0
     while total < steps:
-        number, resets = number + 1, 0
+        number += 1
+        resets = 0
         kind = kind_of(seed, number)
         while kind < 0.2:
-            number, resets = number + 1, resets + 1
+            number += 1
+            resets += 1
             kind = kind_of(seed, number)
         fails = 0.2 < kind < 0.7
         found.append((number, 4 if fails else 10, resets, fails))
@@ -129,7 +145,10 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
     ), told
     for i, seed in enumerate((1, 2)):
         (rows,) = (rows for name, rows in whole.items() if f"__s{seed}__" in name)
-        expected_errors, expected_ends, end, errors = [], [], 0, 0
+        expected_errors = []
+        expected_ends = []
+        end = 0
+        errors = 0
         for _, length, resets, fails in true_episodes(seed, 60):
             if resets:  # of the reset at the end of the episode before
                 errors += resets
@@ -140,9 +159,8 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
                 expected_errors.append((end, errors))
             if end <= 60:
                 expected_ends.append((end, length))
-        by_step = dict(
-            expected_errors
-        )  # failed in a step and in the reset after it: one row each, the later is last
+        # failed in a step and in the reset after it: one row each, the later is last
+        by_step = dict(expected_errors)
         rows = [row.split(",") for row in rows]
         got = [
             (int(step), float(value))
@@ -158,7 +176,8 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
         assert lengths == expected_ends
         returns = [float(value) for _, key, value in rows if key == "charts/episodic_return"]
         assert returns == [length - (length == 4) for _, length in expected_ends]
-        # the replay has true transitions only: one step on in the same episode; where one failed, the last one again
+        # the replay has true transitions only: one step on in the same episode;
+        # where one failed, the last one again
         obs, _, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
         assert (
             torch.equal(next_obs[:, 1], obs[:, 1] + 1)
@@ -201,7 +220,10 @@ def test_what_a_failed_step_and_reset_give(capfd):
         assert np.array_equal(obs, first) and (reward, terminated, truncated) == (0.0, False, True)
         assert info == {"environment_error": 1}
         (line,) = capfd.readouterr().err.splitlines()
-        place = f"Toy-{fault}-v0, seed 7, episode 0 (train): the environment failed at step 1 ({reason})"
+        place = (
+            f"Toy-{fault}-v0, seed 7, episode 0 (train): the environment failed at step 1 "
+            f"({reason})"
+        )
         assert line.startswith(f"warning: {place}, not the agent")
         with pytest.raises(runlog.UserError, match="10 episodes in a row failed at once"):
             for _ in range(10):
@@ -225,9 +247,8 @@ def test_a_physics_error_of_dm_control_ends_the_episode(monkeypatch, capfd):
     assert info == {"environment_error": 1}
     assert PhysicsError.__name__ in capfd.readouterr().err
     other = make_env("dm_control/cartpole-swingup-v0", 0, 1, "train")
-    assert np.array_equal(
-        env.reset()[0], other.reset(options={"number": [1]})[0]
-    )  # and the next one is whole
+    # and the next one is whole
+    assert np.array_equal(env.reset()[0], other.reset(options={"number": [1]})[0])
     assert np.array_equal(env.step(np.ones(1))[0], other.step(np.ones(1))[0])
 
 
@@ -257,7 +278,7 @@ def test_evaluation_goes_on_and_gives_up_in_one_line(in_workers, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-# ---- worker processes ------------------------------------------------------------------------------------------------
+# ---- worker processes ----------------------------------------------------------------------------
 
 
 def test_a_worker_that_dies_is_told_in_one_line(capfd):
@@ -329,9 +350,8 @@ def test_no_worker_outlives_its_parent(end):
         _, err = parent.communicate(timeout=60)
     finally:
         parent.kill()  # it would step its environments for ever
-    assert err.count("Traceback") == (end == "SIGINT"), (
-        err
-    )  # the parent's own: no script around it here
+    # the parent's own: no script around it here
+    assert err.count("Traceback") == (end == "SIGINT"), err
     deadline = time.monotonic() + 20
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -341,7 +361,7 @@ def test_no_worker_outlives_its_parent(end):
     assert not left
 
 
-# ---- ids, spaces, time limits ----------------------------------------------------------------------------------------
+# ---- ids, spaces, time limits --------------------------------------------------------------------
 
 
 class Spaces(Toy):
@@ -368,7 +388,8 @@ def register(obs=None, act=None) -> str:
     return "Spaces-v0"
 
 
-box, sp = gym.spaces.Box, gym.spaces
+box = gym.spaces.Box
+sp = gym.spaces
 FLAT = {
     6: box(-1, 1, (2, 3), np.float64),
     1: box(-1, 1, (), np.float32),
@@ -468,7 +489,9 @@ def test_a_module_of_the_current_folder(tmp_path, monkeypatch, capfd):
     assert env.reset()[0].shape == (2,)
     for env_id, told in {
         "my_worlds:Mime-v0": "unknown; did you mean my_worlds:Mine-v0",
-        "my_words:Mine-v0": "cannot import my_words .ModuleNotFoundError.*start where Python finds the module",
+        "my_words:Mine-v0": (
+            "cannot import my_words .ModuleNotFoundError.*start where Python finds the module"
+        ),
     }.items():
         with pytest.raises(runlog.UserError, match=f"--env-id {env_id}: {told}"):
             make_env(env_id, 0, 1, "train")
@@ -476,7 +499,7 @@ def test_a_module_of_the_current_folder(tmp_path, monkeypatch, capfd):
     assert next(iter(rows)).startswith("my_worlds-Mine-v0__")
 
 
-# ---- what is drawn when an environment is built ----------------------------------------------------------------------
+# ---- what is drawn when an environment is built --------------------------------------------------
 
 
 def trajectory(env, steps: int = 5) -> list:
@@ -491,7 +514,8 @@ def trajectory(env, steps: int = 5) -> list:
 
 def check_two_constructions(env_id: str) -> None:
     first = trajectory(make_env(env_id, 0, 1, "train"))
-    np.random.random(), random.random()  # noqa: NPY002
+    np.random.random()  # noqa: NPY002
+    random.random()
     assert trajectory(make_env(env_id, 0, 1, "train")) == first, env_id
 
 
@@ -546,7 +570,8 @@ for env_id in ("metaworld/reach-v3", "dm_control/quadruped-walk-v0"):
 
 
 def test_environments_without_in1d():
-    """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made and step as they do before it."""
+    """numpy 2.4 has no in1d: Meta-World and dm_control's quadruped are made
+    and step as they do before it."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_IN1D], capture_output=True, text=True, env=environment
@@ -560,11 +585,12 @@ def test_environments_without_in1d():
     assert done.stdout.splitlines() == truth, done.stderr
 
 
-# ---- graphics --------------------------------------------------------------------------------------------------------
+# ---- graphics ------------------------------------------------------------------------------------
 
 
 def test_a_run_needs_no_graphics_and_a_video_without_them_is_one_warning(tmp_path):
-    """What broken drivers and a wrong MUJOCO_GL do; Hopper draws through gymnasium, and its episodes are short."""
+    """What broken drivers and a wrong MUJOCO_GL do;
+    Hopper draws through gymnasium, and its episodes are short."""
     argv = [sys.executable, sac_continuous.__file__, *TINY.split(), "--runs-dir", str(tmp_path)]
     argv += ["--env-id", "Hopper-v5", "--num-seeds", "2", "--capture-video"]
     broken = {
@@ -586,7 +612,10 @@ def test_a_run_needs_no_graphics_and_a_video_without_them_is_one_warning(tmp_pat
 
 
 def test_dm_control_steps_without_a_graphics_library(monkeypatch):
-    code = "import sys, environments\nenv = environments.make_env('dm_control/quadruped-escape-v0', 0, 1, 'train')\n"
+    code = (
+        "import sys, environments\nenv = environments.make_env('dm_control/quadruped-escape-v0', "
+        "0, 1, 'train')\n"
+    )
     code += "env.reset(); env.step(env.action_space.sample())\n"
     code += "import os; print('OpenGL.EGL' in sys.modules, 'MUJOCO_GL' in os.environ)"
     environment = {key: value for key, value in os.environ.items() if key not in graphics.VARIABLES}
@@ -600,7 +629,8 @@ def test_dm_control_steps_without_a_graphics_library(monkeypatch):
 @pytest.fixture
 def probes(monkeypatch):
     """Which back ends work, instead of trying them; and what was tried."""
-    works, tried = {"egl"}, []
+    works = {"egl"}
+    tried = []
     graphics._choose.cache_clear()
     for variable in (*graphics.VARIABLES, "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.setenv(variable, "")  # so that it is put back at the end
@@ -620,11 +650,12 @@ def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
     works, tried = probes
     assert graphics.enable_graphics() == "egl" and tried == ["egl"]
     assert (os.environ["MUJOCO_GL"], os.environ["PYOPENGL_PLATFORM"]) == ("egl", "egl")
-    works.clear(), works.add("osmesa"), tried.clear(), graphics._choose.cache_clear()
-    assert graphics.enable_graphics() == "osmesa" and tried == [
-        "egl",
-        "osmesa",
-    ]  # egl is now the user's
+    works.clear()
+    works.add("osmesa")
+    tried.clear()
+    graphics._choose.cache_clear()
+    assert graphics.enable_graphics() == "osmesa"
+    assert tried == ["egl", "osmesa"]  # egl is now the user's
     assert capfd.readouterr().err.startswith(
         "warning: MUJOCO_GL=egl does not work here, so videos are drawn with osmesa"
     )
@@ -643,7 +674,8 @@ def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
     monkeypatch.setattr(graphics.sys, "platform", "darwin")
     assert graphics.candidates() == ["glfw"]
     monkeypatch.setenv("MUJOCO_GL", "")
-    works.clear(), graphics._choose.cache_clear()
+    works.clear()
+    graphics._choose.cache_clear()
     with pytest.raises(graphics.NoGraphics, match="no graphics here: glfw: no"):
         graphics.enable_graphics()
 
@@ -665,7 +697,7 @@ def test_a_driver_that_crashes_or_hangs_is_a_reason(monkeypatch):
     assert graphics.reason_against("egl") is None
 
 
-# ---- dm_control's tasks ----------------------------------------------------------------------------------------------
+# ---- dm_control's tasks --------------------------------------------------------------------------
 
 
 def dm_control_tasks() -> list[str]:
@@ -696,7 +728,8 @@ def test_dm_control_tasks(task):
 
 
 def test_lqr_has_a_time_limit_and_moderate_rewards():
-    env, truncated = make_env("dm_control/lqr-lqr_2_1-v0", 0, 1, "train"), False
+    env = make_env("dm_control/lqr-lqr_2_1-v0", 0, 1, "train")
+    truncated = False
     env.reset()
     for step in range(1, 1001):
         assert not truncated

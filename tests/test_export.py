@@ -1,4 +1,7 @@
-"""scripts/export_results.py on Atari runs: returns in windows. `pytest -q tests/test_export.py` (about 3 s)."""
+"""scripts/export_results.py on Atari runs: returns in windows.
+
+`pytest -q tests/test_export.py` (about 3 s).
+"""
 
 import csv
 import sys
@@ -15,7 +18,8 @@ import export_results
 
 
 def test_returns_of_games_are_means_over_windows(tmp_path):
-    rng, rows = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    rows = {}
     for seed in (1, 2):
         args = pqn_atari.Args(
             seed=seed, runs_dir=str(tmp_path), activation="tanh_hr", total_timesteps=10_000

@@ -1,5 +1,9 @@
-"""Figures from constructed run folders: the numbers behind what is drawn. `pytest -q tests/test_figures.py`."""
+"""Figures from constructed run folders: the numbers behind what is drawn.
 
+`pytest -q tests/test_figures.py`.
+"""
+
+import itertools
 import subprocess
 import sys
 
@@ -32,7 +36,8 @@ def make_run(
     fixed=False,
     **config,
 ):
-    """A run whose numbers are known: return = step + seed, bias = -seed, curve i of fc<k> = (step + i) x / k."""
+    """A run whose numbers are known: return = step + seed,
+    bias = -seed, curve i of fc<k> = (step + i) x / k."""
     config = {"env_id": "toy/walk-v0", "activation": activation, "seed": seed, **config}
     run = runlog.Run(root, f"{activation.replace('*', 'x')}_s{seed}_{len(config)}", config).open(
         tensorboard=False
@@ -79,7 +84,7 @@ def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path)
     figure = plots.activation_shapes.activations_figure(make_run(tmp_path))
     drawn = panels(figure)
     assert list(drawn) == [
-        f"{network}, fc{k}" for k in (1, 2) for network in ("actor", "qf1", "qf2")
+        f"{network}, fc{k}" for k, network in itertools.product((1, 2), ("actor", "qf1", "qf2"))
     ]
     *lines, dashed = drawn["qf2, fc2"].get_lines()
     for step, line in zip((0, 100, 200), lines, strict=True):
@@ -128,7 +133,8 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
     for i, (frame, colour, curve, texts) in enumerate(kde_cells(figure.subfigs[1])):
         x = np.linspace(-i - 1, i + 1, 64)
         y = np.exp(-x * x) + 200
-        left, bottom, width, height = *frame.min(0), *np.ptp(frame, axis=0)
+        left, bottom = frame.min(0)
+        width, height = np.ptp(frame, axis=0)
         assert (int(left), 3 - int(bottom)) == (i % 4, i // 4)  # a cell of its own, row by row
         np.testing.assert_allclose(curve[:, 0], left + width * (x + i + 1) / (2 * i + 2), atol=1e-5)
         np.testing.assert_allclose(curve[:, 1], bottom + height * y / y.max() / 1.12, rtol=1e-4)
@@ -139,14 +145,16 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
 
 
 def kde_cells(part) -> list[tuple]:
-    """Of every neuron in a grid of densities: frame, its colour, curve, and texts: tick labels by place, others."""
+    """Of every neuron in a grid of densities: frame, its colour, curve, and texts:
+    tick labels by place, others."""
     (panel,) = part.axes
     found = {each.get_label(): each for each in panel.collections}
     frames, curves = (found[name].get_segments() for name in ("frames", "densities"))
     colours = [to_hex(colour) for colour in found["frames"].get_edgecolor()]
     cells = []
     for frame, colour, curve in zip(frames, colours, curves, strict=True):
-        (left, bottom), (right, top) = frame.min(0), frame.max(0)
+        left, bottom = frame.min(0)
+        right, top = frame.max(0)
         texts = {"ticks": []}
         for text in panel.texts:
             x, y = text.get_position()
@@ -188,9 +196,8 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
     run.log_histogram(5, "network/q_network/fc1/preactivations", [0, 0], [0, 1, 2])
     run.finish("diverged", step=5)
     with open(run.folder / "curves.jsonl", "a") as file:
-        file.write(
-            '{"step": 6, "key": "network/q_network/fc1/activation", "x": [0'
-        )  # a line under way
+        # a line under way
+        file.write('{"step": 6, "key": "network/q_network/fc1/activation", "x": [0')
     assert len(plots.run.draw_run(run.folder)) == 3
     assert "(diverged)" in plots.kde.kde_figure(run.folder).get_suptitle()
     for figure in (
@@ -215,18 +222,18 @@ def test_demo_compares_means_and_bands_over_seeds(tmp_path):
     ):
         lines = {line.get_label(): line for line in panel.get_lines()}
         for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
-            line, steps = lines[f"{name} (n = {len(seeds)})"], np.array([0.0, 100, 200])
+            line = lines[f"{name} (n = {len(seeds)})"]
+            steps = np.array([0.0, 100, 200])
             np.testing.assert_allclose(
                 line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1)
             )
             assert line.get_color() == plots.variants.style_of(name)["color"]
     band = left.collections[1].get_paths()[0].vertices  # relu comes first
     assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
-    legends = [
-        [text.get_text() for text in legend.get_texts()]
-        for part in figure.subfigs
-        for legend in part.legends
-    ]
+    legends = []
+    for part in figure.subfigs:
+        for legend in part.legends:
+            legends.append([text.get_text() for text in legend.get_texts()])
     assert legends[0] == ["relu (n = 2)", "crational (n = 3)"] and legends[1][0] == "before"
     drawn = panels(figure)
     (relu,) = {tuple(line.get_ydata()) for line in drawn["relu, fixed (seed 1)"].get_lines()}
@@ -267,11 +274,8 @@ def test_styles_are_stable_and_distinct():
     looks = [tuple(plots.variants.style_of(name).values()) for name in plots.variants.STYLES]
     assert len(set(looks)) == len(looks)
     assert plots.variants.style_of("tanh*tanh") == plots.variants.style_of("tanh_hr")
-    other = {
-        "color": plots.variants.GREEN,
-        "linestyle": "-.",
-        "marker": "d",
-    }  # in every process: a checksum, not hash()
+    # in every process: a checksum, not hash()
+    other = {"color": plots.variants.GREEN, "linestyle": "-.", "marker": "d"}
     assert plots.variants.style_of("gelu+silu") == other
 
 

@@ -52,8 +52,10 @@ def error_of(capsys, *args) -> str:
 
 
 def three_seeds(root: Path) -> dict:
-    """relu 2 seeds, tanh 1 seed and one under way at step 20; (activation, seed) -> returns at STEPS."""
-    rng, truth = np.random.default_rng(3), {}
+    """relu 2 seeds, tanh 1 seed and one under way at step 20;
+    (activation, seed) -> returns at STEPS."""
+    rng = np.random.default_rng(3)
+    truth = {}
     for activation in ("relu", "tanh"):
         for seed in (1, 2):
             truth[activation, seed] = score = rng.random(3) * 100
@@ -235,9 +237,8 @@ def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
     assert len(plots.variants.load([*folders, failed])) == 2
     assert capsys.readouterr().out == f"left out: {failed} holds no run (a start that failed?)\n"
     assert "no run folders" in error_of(capsys, "demo", failed)
-    (failed / "scalars.csv").write_text(
-        "step,key,value,wall_time\n"
-    )  # a run that has lost its other files
+    # a run that has lost its other files
+    (failed / "scalars.csv").write_text("step,key,value,wall_time\n")
     assert "give one that holds config.json" in error_of(
         capsys, "table", "--runs", tmp_path, "--out", tmp_path
     )
@@ -311,7 +312,8 @@ def test_a_regression_without_its_count_or_without_an_error_is_one_line(tmp_path
 
 
 def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
-    """make_run's functions change over training; fixed=True keeps them, and takes the rationals' norms away."""
+    """make_run's functions change over training; fixed=True keeps them,
+    and takes the rationals' norms away."""
     own = make_run(tmp_path, "prelu")
     lines = (own / "scalars.csv").read_text().splitlines(keepends=True)
     (own / "scalars.csv").write_text(
@@ -457,7 +459,8 @@ def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
         tmp_path, "wide", {"env_id": "toy", "activation": "+".join(["tanh"] * 50), "seed": 1}
     )
     run.open(tensorboard=False)
-    x, grid = np.linspace(-1, 1, 64), np.linspace(-10, 10, 201)
+    x = np.linspace(-1, 1, 64)
+    grid = np.linspace(-10, 10, 201)
     for branch in range(50):
         run.log_curve(5, f"network/q/fc1/activation{branch}", grid, np.tanh(grid))
         for neuron in range(16):

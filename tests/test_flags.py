@@ -1,4 +1,5 @@
-"""Every flag of every script at values that no machine can use, and what a run needs of memory and disk.
+"""Every flag of every script at values that no machine can use,
+and what a run needs of memory and disk.
 
 `pytest -q tests/test_flags.py` (about 30 s).
 """
@@ -125,8 +126,8 @@ TOO_LARGE = {
         "--metrics-samples 100000000",
         "--ntk-samples 10000000",
         "--num-eval-episodes 100000000",
-        "--num-envs 100000000 --train-frequency 100000000 --learning-starts 200000000 --total-timesteps 400000000 "
-        "--buffer-size 200000000",
+        "--num-envs 100000000 --train-frequency 100000000 --learning-starts 200000000 "
+        "--total-timesteps 400000000 --buffer-size 200000000",
         "--threads 100000",
         "--env-threads 100000",
     ],
@@ -160,10 +161,12 @@ TOO_LARGE = {
         "--table1-neurons 100000000000",
     ],
 }
-TOO_LARGE = [(script, command) for script, commands in TOO_LARGE.items() for command in commands]
+CASES = []
+for name, commands in TOO_LARGE.items():
+    CASES += [(name, command) for command in commands]
 
 
-@pytest.mark.parametrize("script, command", TOO_LARGE)
+@pytest.mark.parametrize("script, command", CASES)
 def test_what_no_machine_holds_is_refused_and_the_right_flag_named(
     script, command, tmp_path, capfd
 ):
@@ -219,7 +222,7 @@ def test_folders_that_cannot_be_used(tmp_path, capfd):
         continual_supervised.validate(runlog.parse_args(continual_supervised.Args, argv))
 
 
-# ---- the estimates against what is built -----------------------------------------------------------------------------
+# ---- the estimates against what is built ---------------------------------------------------------
 
 
 def nbytes(tensors) -> int:
@@ -247,11 +250,7 @@ def test_memory_of_sac(activation, layer_norm):
     args = dataclasses.replace(args, ntk_frequency=0)
     estimate, _ = sac_continuous.big_tensors(args, 17, 6)
     agent = sac_continuous.Agent(17, 6, args, [1, 2, 3], CPU)
-    gradients = [
-        p
-        for optimizer in (agent.actor_optimizer, agent.qf_optimizer)
-        for p in optimizer.parameters_
-    ]
+    gradients = [*agent.actor_optimizer.parameters_, *agent.qf_optimizer.parameters_]
     assert near(
         estimate["widths num_seeds"], nbytes(agent.state_dict().values()) + nbytes(gradients)
     )
@@ -295,9 +294,11 @@ def test_memory_of_the_atari_networks(activation, encoder, layer_norm):
             activation=activation, encoder_activation=encoder, layer_norm=layer_norm, width=40
         )
         if script is ppo_atari:
-            network, outputs = script.Agent(18, args), 19
+            network = script.Agent(18, args)
+            outputs = 19
         else:
-            network, outputs = script.QNetwork(18, args), 18
+            network = script.QNetwork(18, args)
+            outputs = 18
         size = atari.nature_cnn_size(encoder, activation, 40, layer_norm, outputs)
         assert size.parameters == sum(p.numel() for p in network.parameters())
         with reports.record_layers(network) as records:
@@ -350,7 +351,8 @@ def test_memory_that_is_available(tmp_path):
     here = memory.available_memory(CPU)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < here <= total
-    root, group = tmp_path, tmp_path / "job" / "step"
+    root = tmp_path
+    group = tmp_path / "job" / "step"
     group.mkdir(parents=True)
     for folder, limit, used, cached in ((group, "max", 1, 0), (group.parent, 1000, 700, 200)):
         (folder / "memory.max").write_text(f"{limit}\n")

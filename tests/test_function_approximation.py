@@ -1,4 +1,5 @@
-"""function_approximation.py: counts, updates against torch.nn, batches, resume, Table 1, what is drawn.
+"""function_approximation.py: counts, updates against torch.nn,
+batches, resume, Table 1, what is drawn.
 
 `pytest -q tests/test_function_approximation.py` (about 60 s).
 """
@@ -23,8 +24,14 @@ import function_approximation as script
 import runlog
 
 CPU = torch.device("cpu")
-TINY = "--no-compile --device cpu --threads 1 --total-steps 40 --checkpoint-frequency 10 --log-frequency 10 --num-seeds 2"
-TINY += " --shallow-units 8 --deep-widths 6 6 --learning-rates 1e-3 1e-2 --num-points 16 --table1-neurons 0"
+TINY = (
+    "--no-compile --device cpu --threads 1 --total-steps 40 --checkpoint-frequency 10 "
+    "--log-frequency 10 --num-seeds 2"
+)
+TINY += (
+    " --shallow-units 8 --deep-widths 6 6 --learning-rates 1e-3 1e-2 --num-points 16 "
+    "--table1-neurons 0"
+)
 
 
 def parse(folder, flags: str = "") -> script.Args:
@@ -34,7 +41,8 @@ def parse(folder, flags: str = "") -> script.Args:
 
 
 def run(folder, flags: str = "") -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time column."""
+    """Runs the command in this process; run folder name
+    -> rows of scalars.csv without the time column."""
     script.main(parse(folder, flags))
     return scalars(folder)
 
@@ -64,7 +72,8 @@ def table(path) -> list[dict]:
 
 
 def test_parameter_counts_are_those_of_the_paper():
-    args, counts = script.Args(), []
+    args = script.Args()
+    counts = []
     for activation, widths in script.architectures(args):
         networks = script.Networks(activation, widths, [1, 2], [1e-3, 1e-3], args, CPU)
         counts.append(sum(p.numel() for p in networks.parameters()) // 2)
@@ -76,9 +85,8 @@ def test_parameter_counts_are_those_of_the_paper():
         ("tanh_2hr", (66,)),
         ("crational", (200,)),
     ]
-    assert (
-        script.Networks("crational", (200,), [1], [1e-3], args, CPU).count() == 601 + 6
-    )  # a (3), b (2) and c
+    # a (3), b (2) and c
+    assert script.Networks("crational", (200,), [1], [1e-3], args, CPU).count() == 601 + 6
 
 
 def reference(networks: script.Networks, i: int, name: str):
@@ -86,26 +94,27 @@ def reference(networks: script.Networks, i: int, name: str):
 
     def linear(module):
         layer = torch.nn.Linear(*module.weight.shape[1:]).double()
-        layer.weight.data, layer.bias.data = (
-            module.weight[i].detach().T.double(),
-            module.bias[i].detach().double(),
-        )
+        layer.weight.data = module.weight[i].detach().T.double()
+        layer.bias.data = module.bias[i].detach().double()
         return layer
 
     layers = [[linear(branch.linear) for branch in layer.branches] for layer in networks.hidden]
-    output, function = linear(networks.output), torch.relu if name == "relu" else torch.tanh
+    output = linear(networks.output)
+    function = torch.relu if name == "relu" else torch.tanh
 
     def forward(x):
         for branches in layers:
             x = torch.stack([function(branch(x)) for branch in branches]).prod(0)
         return output(x)
 
-    return forward, [p for layer in [*itertools.chain(*layers), output] for p in layer.parameters()]
+    modules = torch.nn.ModuleList([*itertools.chain(*layers), output])
+    return forward, list(modules.parameters())
 
 
 @pytest.mark.parametrize("name, widths", [("relu", (12,)), ("tanh_hr", (6,)), ("tanh", (8, 8, 8))])
 def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
-    rates, seeds = [1e-3, 1e-2, 1e-2], [1, 1, 4]
+    rates = [1e-3, 1e-2, 1e-2]
+    seeds = [1, 1, 4]
     networks = script.Networks(name, widths, seeds, rates, script.Args(compile=False), CPU)
     loops = [reference(networks, i, name) for i in range(3)]
     x = torch.linspace(-1, 1, 24)
@@ -113,7 +122,8 @@ def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
     x = x.double().unsqueeze(-1)
     y = 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
     for (forward, parameters), rate, ours in zip(loops, rates, losses):
-        adam, theirs = torch.optim.Adam(parameters, lr=rate), []
+        adam = torch.optim.Adam(parameters, lr=rate)
+        theirs = []
         for _ in range(60):
             loss = ((forward(x) - y) ** 2).mean()
             adam.zero_grad()
@@ -121,9 +131,8 @@ def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
             adam.step()
             theirs.append(loss.item())
         np.testing.assert_allclose(ours, theirs, rtol=2e-4)
-    assert (
-        losses[0, 0] == losses[1, 0] != losses[2, 0]
-    )  # one seed starts equal at every learning rate
+    # one seed starts equal at every learning rate
+    assert losses[0, 0] == losses[1, 0] != losses[2, 0]
     assert losses[0, -1] > 1.004 * losses[1, -1]
 
 
@@ -157,12 +166,14 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
     compiled = run(tmp_path / "d", f"{one} --compile")
     for rows in (alone, compiled[name]):
         for key in ("losses/mse", "eval/mse"):
-            ours, theirs = values(first[name], key), values(rows, key)
+            ours = values(first[name], key)
+            theirs = values(rows, key)
             assert list(ours) == [0, 10, 20, 30, 40] == list(theirs)
             np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-4)
-    keys = {row.split(",")[1] for rows in first.values() for row in rows}
+    keys = {row.split(",")[1] for row in itertools.chain(*first.values())}
     assert {
-        f"network/mlp/fc{k}/{m}" for k in (1, 2) for m in ("srank", "dead_share", "dormant_share")
+        f"network/mlp/fc{k}/{m}"
+        for k, m in itertools.product((1, 2), ("srank", "dead_share", "dormant_share"))
     } <= keys
     capfd.readouterr()
     assert (
@@ -173,7 +184,10 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
 
 
 def test_the_error_is_that_of_the_stored_network_between_the_points(tmp_path, capfd, no_drawing):
-    flags = "--activations tanh_hr --deep-activations --num-seeds 11 --learning-rates 1e-2 --interval -0.5 1.5"
+    flags = (
+        "--activations tanh_hr --deep-activations --num-seeds 11 --learning-rates 1e-2 "
+        "--interval -0.5 1.5"
+    )
     rows = run(tmp_path, flags)
     (folder,) = (path.parent for path in tmp_path.glob("*__s11__*/checkpoint.pt"))
     state = runlog.storage.load_pt(folder / "checkpoint.pt")["state"]["networks"]
@@ -206,7 +220,8 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
     flags += " --learning-rates 1e-2"
     calm = run(tmp_path / "a", flags)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
-    context, b = multiprocessing.get_context("forkserver"), tmp_path / "b"
+    context = multiprocessing.get_context("forkserver")
+    b = tmp_path / "b"
     context.set_forkserver_preload(["test_function_approximation"])  # one import for all processes
     for delay in (0, 0.1):
         process = context.Process(target=child, args=(str(b), flags))
@@ -222,8 +237,10 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert scalars(b) != calm and run(b, flags) == calm
-    sessions = [json.loads(path.read_text())["sessions"] for path in b.glob("*/meta.json")]
-    assert any(session.get("from_step", 0) > 0 for each in sessions for session in each)
+    sessions = []
+    for path in b.glob("*/meta.json"):
+        sessions += json.loads(path.read_text())["sessions"]
+    assert any(session.get("from_step", 0) > 0 for session in sessions)
 
 
 def test_a_diverged_run_leaves_the_others_alone(tmp_path):
@@ -268,17 +285,18 @@ def test_table_1_and_a_sum_would_not_pass(expression):
 
 def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     rows = run(tmp_path, "--num-seeds 3 --table1-neurons 60")
-    told, out = capfd.readouterr().out, tmp_path / "function_approximation"
+    told = capfd.readouterr().out
+    out = tmp_path / "function_approximation"
     for name in ("shallow.png", "deep.png", "table1.png"):
         assert imread(out / name).std() > 0.05
-    last, runs = {}, table(out / "runs.csv")
+    last = {}
+    runs = table(out / "runs.csv")
     assert len(runs) == len(rows) == 5 * 2 * 3
     for row in runs:
         curve = values(rows[row["run"]], "eval/mse")
         last[row["activation"], row["widths"], row["learning_rate"], row["seed"]] = curve[40]
-        assert float(row["last_error"]) == pytest.approx(
-            curve[40], rel=1e-5
-        )  # the last tenth is one row here
+        # the last tenth is one row here
+        assert float(row["last_error"]) == pytest.approx(curve[40], rel=1e-5)
         assert (
             float(row["srank"])
             == values(rows[row["run"]], f"network/mlp/fc{len(row['widths'].split())}/srank")[40]

@@ -1,4 +1,5 @@
-"""Wrong commands of function_approximation.py: exit code 2, one line with flag, value and remedy, nothing created."""
+"""Wrong commands of function_approximation.py: exit code 2,
+one line with flag, value and remedy, nothing created."""
 
 import os
 

@@ -1,4 +1,7 @@
-"""Names and rows of tiny trainings, which only change on purpose (`make golden`). `pytest -q tests/test_golden.py`."""
+"""Names and rows of tiny trainings, which only change on purpose (`make golden`).
+
+`pytest -q tests/test_golden.py`.
+"""
 
 import json
 import platform

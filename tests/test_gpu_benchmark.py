@@ -1,6 +1,8 @@
-"""benchmarks/gpu.py: a job that fails or hangs costs only itself, and the code of all parts runs on the CPU."""
+"""benchmarks/gpu.py: a job that fails or hangs costs only itself,
+and the code of all parts runs on the CPU."""
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -83,7 +85,10 @@ def test_the_jobs_are_complete_and_the_most_important_first():
         "updates relu 10",
         "loop crational 10 cudagraphs True",
     ]
-    cells = {f"updates {a} {n}" for a in ("relu", "crational", "tanh_hr") for n in (1, 10, 32)}
+    cells = {
+        f"updates {a} {n}"
+        for a, n in itertools.product(("relu", "crational", "tanh_hr"), (1, 10, 32))
+    }
     assert cells == {name for name in names if name.startswith("updates")}
     assert sum(name.startswith("loop") for name in names) == 4
     assert sum(name.startswith("atari") for name in names) == 9
@@ -134,7 +139,9 @@ def end_to_end(tmp_path, *flags) -> dict:
 
 def test_updates_end_to_end(tmp_path):
     report = end_to_end(tmp_path, "--parts", "updates")
-    rows = [row for job in report["jobs"] for row in job["result"]["rows"]]
+    rows = []
+    for job in report["jobs"]:
+        rows += job["result"]["rows"]
     assert [(row["seeds"], row["mode"]) for row in rows] == [
         (2, "not compiled"),
         (2, "eager"),

@@ -1,15 +1,18 @@
-"""Single updates and metrics: on a GPU as on the CPU, compiled as eager, and without waiting for the GPU.
+"""Single updates and metrics: on a GPU as on the CPU,
+compiled as eager, and without waiting for the GPU.
 
-`make test-gpu` where there is one (about a minute); `pytest -q tests/test_gpu_updates.py -m "not gpu and not slow"`
-runs the same bodies on the CPU (about 30 s). Tolerances are relative to the largest entry of a tensor. Float32 rounds
-to 6e-8; sums of a few hundred products and two updates after each other make 1e-5 of it, and 1e-4 behind the
-convolutions of the Atari networks with their 3,136 inputs of the dense layer. TF32 would be off by 1e-3.
-Adam's epsilon is large here: else the first step is the sign of the gradient, which rounding decides near 0.
+`make test-gpu` where there is one (about a minute); `pytest -q tests/test_gpu_updates.py -m "not
+gpu and not slow"` runs the same bodies on the CPU (about 30 s). Tolerances are relative to the
+largest entry of a tensor. Float32 rounds to 6e-8; sums of a few hundred products and two updates
+after each other make 1e-5 of it, and 1e-4 behind the convolutions of the Atari networks with their
+3,136 inputs of the dense layer. TF32 would be off by 1e-3. Adam's epsilon is large here: else the
+first step is the sign of the gradient, which rounding decides near 0.
 """
 
 import contextlib
 import dataclasses
 import gc
+import itertools
 from functools import partial
 
 import numpy as np
@@ -32,16 +35,25 @@ from runlog.divergence import Divergence
 
 CPU = torch.device("cpu")
 EPS = 1e-2  # of Adam
-OBS, ACTIONS, BATCH, SEEDS = 5, 2, 7, [1, 2]
+OBS = 5
+ACTIONS = 2
+BATCH = 7
+SEEDS = [1, 2]
 SAC = sac_continuous.Args(
     compile=False, widths=(8, 6), activation="crational", learning_rate=1e-2, tau=0.1, utd=4
 )
 ATARI = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
 NETWORK_OF = {"dqn_atari": "QNetwork", "ppo_atari": "Agent", "pqn_atari": "QNetwork"}
-ALL = "--no-tensorboard --threads 1 --width 8 --metrics-frequency 0 --ntk-frequency 0 --activation tanh_hr --seed 3"
+ALL = (
+    "--no-tensorboard --threads 1 --width 8 --metrics-frequency 0 --ntk-frequency 0 "
+    "--activation tanh_hr --seed 3"
+)
 ALL += " --encoder-activation tanh --checkpoint-minutes 0"
 ROLLOUTS = "--num-envs 2 --num-steps 8 --num-minibatches 2 --update-epochs 1 --total-timesteps 16"
-DQN = "--num-envs 2 --total-timesteps 16 --learning-starts 8 --batch-size 4 --buffer-size 16 --target-frequency 8"
+DQN = (
+    "--num-envs 2 --total-timesteps 16 --learning-starts 8 --batch-size 4 --buffer-size 16 "
+    "--target-frequency 8"
+)
 DQN += f" --start-epsilon 1 --final-epsilon 1 --adam-eps {EPS} --learning-rate 1e-2"
 FLAGS = {
     "dqn_atari": DQN,
@@ -56,7 +68,7 @@ def exact_convolutions(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-# ---- one update on the device is that of the CPU in float64; compiled it is the eager one --------------------------
+# ---- one update on the device is that of the CPU in float64; compiled it is the eager one --------
 
 
 def sac_batch(u: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -141,7 +153,8 @@ def test_float32_updates_are_those_of_the_cpu_in_float64(name, device):
 
 # On the CPU the compilation takes half a minute for SAC, and tests/test_sac.py has it
 COMPILED = [
-    (name, device) for name in ("regression", "continual_mlp", "sac") for device in ("cpu", "cuda")
+    (name, device)
+    for name, device in itertools.product(("regression", "continual_mlp", "sac"), ("cpu", "cuda"))
 ]
 COMPILED = [
     pytest.param(*pair, marks=CPU_AND_CUDA[1].marks if pair[1] == "cuda" else pytest.mark.slow)
@@ -234,7 +247,7 @@ def test_pqn_resumes_compiled_what_was_eager_and_the_reverse(first, device, tmp_
     assert {float(each["step"]) for each in optimizer["state"].values()} == {4.0}
 
 
-# ---- nothing waits for the GPU inside an update --------------------------------------------------------------------
+# ---- nothing waits for the GPU inside an update --------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -274,7 +287,7 @@ def test_a_meta_tensor_raises_where_a_gpu_would_have_to_be_waited_for(device):
         with pytest.raises((RuntimeError, NotImplementedError)):
             wait()
     with pytest.raises(RuntimeError):
-        x + torch.ones(3)
+        torch.add(x, torch.ones(3))
     with pytest.raises(RuntimeError, match="waits for the device"), NoValues():
         torch.ones(3).sum().item()
 
@@ -369,8 +382,9 @@ class NoValues(TorchDispatchMode):
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 @pytest.mark.parametrize("script", ATARI)
 def test_an_atari_update_does_not_wait(script, device, tmp_path, monkeypatch):
-    """From clearing the gradients to the optimiser's step, but for DQN's replay, which is on the disk. (RAdam's step
-    counts are on the CPU and are read there; on the CPU they look like any other, so its step is left out.)"""
+    """From clearing the gradients to the optimiser's step, but for DQN's replay, which is on the
+    disk. (RAdam's step counts are on the CPU and are read there; on the CPU they look like any
+    other, so its step is left out.)"""
     open_modes = []
     num_updates = 0
 
@@ -422,11 +436,12 @@ def test_an_atari_update_does_not_wait(script, device, tmp_path, monkeypatch):
     assert num_updates >= 2
 
 
-# ---- metrics on the device are those of the CPU ---------------------------------------------------------------------
+# ---- metrics on the device are those of the CPU --------------------------------------------------
 
 
 def features() -> torch.Tensor:
-    """(seeds, samples, neurons) float32; neuron 3 is dead at a constant, 4 at 0, 5 nearly dead, and ranks are below full."""
+    """(seeds, samples, neurons) float32; neuron 3 is dead at a constant,
+    4 at 0, 5 nearly dead, and ranks are below full."""
     generator = torch.Generator().manual_seed(0)
     low_rank = torch.randn(2, 300, 5, generator=generator) @ torch.randn(
         2, 5, 12, generator=generator
@@ -470,9 +485,8 @@ def test_metrics_are_those_of_the_cpu(device):
     assert moved <= 8, f"histogram: {moved / 2:g} values of {counts.sum()} lie in another bin"
     for name in ("kde_dead", "std_dead", "dormant", "dormant_centred", "effective_rank"):
         assert torch.equal(found[name].cpu(), expected[name]), f"{name} differs"
-    assert_close(
-        found, expected, 1e-4
-    )  # the candidate of the density: a float32 grid, see dead_neurons_kde
+    # the candidate of the density: a float32 grid, see dead_neurons_kde
+    assert_close(found, expected, 1e-4)
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
@@ -493,9 +507,8 @@ def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
         )
         ranks.append(metrics.ntk_rank(agent.qf, (obs[:, :6], actions[:, :6]), 2, 1))
     found, expected = found_reports
-    assert_close(
-        found.scalars, expected.scalars, 1e-3
-    )  # coefficients of rationals amplify: |b_j x^j|
+    # coefficients of rationals amplify: |b_j x^j|
+    assert_close(found.scalars, expected.scalars, 1e-3)
     curves = [{key: curve[1] for key, curve in report.curves.items()} for report in found_reports]
     assert_close(*curves, 1e-3)
     edges = [{key: pair[1] for key, pair in report.histograms.items()} for report in found_reports]

@@ -1,4 +1,7 @@
-"""Which flags make other runs: by what `Args` says of its fields. `pytest -q tests/test_identity.py`."""
+"""Which flags make other runs: by what `Args` says of its fields.
+
+`pytest -q tests/test_identity.py`.
+"""
 
 import dataclasses
 

@@ -3,6 +3,7 @@ tests/test_layers.py`"""
 
 import copy
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -24,11 +25,8 @@ from activations import (
 )
 
 IMAGES = (2, 4, 84, 84)
-NATURE = [
-    (4, 32, 8, 4),
-    (32, 64, 4, 2),
-    (64, 64, 3, 1),
-]  # in, out, kernel, stride (Mnih et al. 2015)
+# in, out, kernel, stride (Mnih et al. 2015)
+NATURE = [(4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]
 
 
 def normal(*shape, seed=0):
@@ -40,13 +38,18 @@ def small_conv(activation, **kwargs):
 
 
 def count(*modules) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+    total = 0
+    for module in modules:
+        total += sum(p.numel() for p in module.parameters())
+    return total
 
 
 def nature(encoder, last, norm="none", actions=6):
     """Hidden layers and head of a Q-network on 84x84 frames; `init` saves the seconds of orthogonal
     ones."""
-    options, layers, width = {"init": lambda weight, generator: weight.zero_()}, [], 4
+    options = {"init": lambda weight, generator: weight.zero_()}
+    layers = []
+    width = 4
     for _, out, kernel, stride in NATURE:
         layers.append(conv(width, out, kernel, encoder, stride=stride, layer_norm=norm, **options))
         width = layers[-1].width
@@ -62,9 +65,8 @@ def test_parameter_counts_of_atari_networks():
         == 1_687_206
     )
     assert count(nature("relu", "tanh_hr")) == relu + 3136 * 512 + 512 == 3_293_350
-    assert (
-        count(nature("tanh_hr", "tanh_hr", "channel")) == 3_374_022
-    )  # PQN with HR: 2 * 2 * (32 + 64 + 64 + 512) norms
+    # PQN with HR: 2 * 2 * (32 + 64 + 64 + 512) norms
+    assert count(nature("tanh_hr", "tanh_hr", "channel")) == 3_374_022
     assert count(nature("crelu", "crelu")) == 3_365_542
     assert nature("relu", "tanh_hr")(torch.zeros(IMAGES)).shape == (2, 6)
 
@@ -92,9 +94,8 @@ def test_initial_weights(make):
     reference = make("relu_hr", seeds=3)
     for name in [*ACTIVATIONS, "tanh_hr", "tanh_2hr", "tanh_add", "identity*silu"]:
         layer = make(name, seeds=3)
-        for mine, theirs in zip(
-            layer.branches, reference.branches
-        ):  # branch by branch, whatever the activation
+        # branch by branch, whatever the activation
+        for mine, theirs in zip(layer.branches, reference.branches):
             assert (
                 torch.equal(mine.linear.weight, theirs.linear.weight) and not mine.linear.bias.any()
             )
@@ -104,9 +105,8 @@ def test_initial_weights(make):
     assert torch.equal(state[0], torch.get_rng_state())
     assert np.array_equal(state[1], np.random.get_state()[1])  # noqa: NPY002
     rows = first.flatten(1) if first.dim() == 4 else first.T
-    torch.testing.assert_close(
-        rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-5, rtol=0
-    )  # orthogonal, gain sqrt(2)
+    # orthogonal, gain sqrt(2)
+    torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-5, rtol=0)
 
 
 EXPRESSIONS = ["relu", "crelu", "tanh_hr", "crational_hr", "rational*silu+tanh"]
@@ -127,12 +127,12 @@ def test_a_stack_of_seeds_equals_its_seeds(name, norm):
             lambda seeds: small_conv(name, seeds=seeds, out_size=(4, 4), **conv_options[1]),
         ),
     ]:
-        stack, singles = make([1, 2, 3]), [make(seed) for seed in (1, 2, 3)]
+        stack = make([1, 2, 3])
+        singles = [make(seed) for seed in (1, 2, 3)]
         expected = torch.stack([layer(data[i]) for i, layer in enumerate(singles)])
         torch.testing.assert_close(stack(data), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            make([[1, 2, 3]])(data[None])[0], expected, atol=1e-5, rtol=1e-5
-        )  # two leading axes
+        # two leading axes
+        torch.testing.assert_close(make([[1, 2, 3]])(data[None])[0], expected, atol=1e-5, rtol=1e-5)
         state = torch.func.stack_module_state(singles)
         one = functools.partial(torch.func.functional_call, copy.deepcopy(singles[0]))
         mapped = torch.vmap(lambda *args, one=one: one(args[:2], args[2]))(*state, data)
@@ -147,7 +147,8 @@ def test_compiled_equals_eager():
         dense(5, 5, "crational", **options),
         dense(5, 3, "tanh_hr", **options),
     ]
-    network, x = nn.Sequential(*layers), normal(2, 7, 6)
+    network = nn.Sequential(*layers)
+    x = normal(2, 7, 6)
 
     def loss_and_grads(forward):
         y = forward(x)
@@ -159,9 +160,12 @@ def test_compiled_equals_eager():
 
 
 def test_norms_against_torch_and_a_per_pixel_reference():
-    x, images = normal(5, 6) * 3 + 1, normal(5, 3, 4, 4) * 3 + 1
-    ours, theirs = activations.LayerNorm((6,)), nn.LayerNorm(6)
-    chw, reference = activations.LayerNorm((3, 4, 4)), nn.LayerNorm((3, 4, 4))
+    x = normal(5, 6) * 3 + 1
+    images = normal(5, 3, 4, 4) * 3 + 1
+    ours = activations.LayerNorm((6,))
+    theirs = nn.LayerNorm(6)
+    chw = activations.LayerNorm((3, 4, 4))
+    reference = nn.LayerNorm((3, 4, 4))
     pixel = activations.LayerNorm((3,), per_pixel=True)
     with torch.no_grad():
         for a, b in [(ours, theirs), (chw, reference)]:
@@ -194,10 +198,8 @@ def test_products_and_sums_by_hand(norm):
 
 
 def test_convolution_against_torch():
-    layer, reference = (
-        conv(2, 3, 3, "relu", stride=2, padding=1, seeds=1),
-        nn.Conv2d(2, 3, 3, stride=2, padding=1),
-    )
+    layer = conv(2, 3, 3, "relu", stride=2, padding=1, seeds=1)
+    reference = nn.Conv2d(2, 3, 3, stride=2, padding=1)
     with torch.no_grad():
         reference.weight.copy_(layer.branches[0].linear.weight)
         layer.branches[0].linear.bias.copy_(reference.bias)
@@ -213,7 +215,8 @@ def test_state_dict_round_trip(tmp_path):
         lambda s: dense(6, 4, "crational_hr+rational", seeds=s, layer_norm=True),
         lambda s: small_conv("rational"),
     ):
-        source, target = make([1, 2]), make([3, 4])
+        source = make([1, 2])
+        target = make([3, 4])
         with torch.no_grad():
             for parameter in source.parameters():
                 parameter.add_(0.1)
@@ -245,9 +248,8 @@ def test_one_coefficient_set_for_all_layers():
         two.numerator is not one.numerator
         and one.log_scale is layers[3].branches[0].activation.log_scale
     )
-    assert (
-        len({id(branch.activation) for layer in layers for branch in layer.branches}) == 7
-    )  # hooks stay per layer
+    branches = [*itertools.chain.from_iterable(layer.branches for layer in layers)]
+    assert len({id(branch.activation) for branch in branches}) == 7  # hooks stay per layer
     names = coefficient_names(network)
     assert len(names) == 3 + 3 + 2 and names < {name for name, _ in network.named_parameters()}
     dense_crelu = dense(6, 4, "crelu", **options)  # the convolution's crelu joins another axis
@@ -289,7 +291,8 @@ def test_one_entry_adds_an_activation(monkeypatch):
         return ((x * x + 1).sqrt() - 1) / 2 + x
 
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    single, product = activations.dense(3, 4, "bent"), activations.dense(3, 4, "bent_hr")
+    single = activations.dense(3, 4, "bent")
+    product = activations.dense(3, 4, "bent_hr")
     first, second = (x @ branch.linear.weight for branch in product.branches)
     torch.testing.assert_close(single(x), bent(first))
     torch.testing.assert_close(product(x), bent(first) * bent(second))
@@ -320,7 +323,8 @@ def test_one_entry_adds_trainable_parameters(monkeypatch):
         "x sigmoid(beta x)", "Ramachandran et al. 2017", build=lambda shape, _: Swish(shape)
     )
     monkeypatch.setitem(ACTIVATIONS, "swish", entry)
-    layer, x = dense(6, 4, "swish_hr", seeds=[1, 2]), normal(2, 5, 6)
+    layer = dense(6, 4, "swish_hr", seeds=[1, 2])
+    x = normal(2, 5, 6)
     torch.testing.assert_close(layer(x), dense(6, 4, "silu_hr", seeds=[1, 2])(x))
     assert coefficient_names(layer) == {"branches.0.activation.beta", "branches.1.activation.beta"}
     assert small_conv("swish", seeds=[1, 2])(normal(2, 5, 2, 9, 9)).shape == (2, 5, 3, 4, 4)
@@ -337,7 +341,8 @@ def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(
     )
     monkeypatch.setitem(ACTIVATIONS, "swish", entry)
     rational = RationalConfig(learning_rate=0.5, coefficient_weight_decay=0.1)
-    layer, x = dense(6, 4, "swish", seeds=[1, 2], layer_norm=True), normal(2, 5, 6)
+    layer = dense(6, 4, "swish", seeds=[1, 2], layer_norm=True)
+    x = normal(2, 5, 6)
     beta = layer.branches[0].activation.beta
     groups = optimizers.parameter_groups(layer, 1e-3, rational)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0), (0.5, 0.1)]

@@ -72,10 +72,8 @@ def test_kde_never_above_and_at_most_4e5_below_the_maximum():
     rng = np.random.default_rng(1)
     columns = []
     for _ in range(120):
-        centres, weights = (
-            rng.normal(size=6) * 10 ** rng.uniform(-2, 2),
-            rng.dirichlet(np.full(6, 0.5)),
-        )
+        centres = rng.normal(size=6) * 10 ** rng.uniform(-2, 2)
+        weights = rng.dirichlet(np.full(6, 0.5))
         columns.append(
             rng.choice(centres, size=300, p=weights)
             + 10 ** rng.uniform(-4, 0) * rng.normal(size=300)
@@ -89,7 +87,9 @@ def test_kde_never_above_and_at_most_4e5_below_the_maximum():
 
 def test_kde_non_finite_and_degenerate():
     z = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
-    z[3, 0], z[5, 1], z[:, 2] = float("nan"), float("inf"), 2.0
+    z[3, 0] = float("nan")
+    z[5, 1] = float("inf")
+    z[:, 2] = 2.0
     dead, peak = metrics.dead_neurons_kde(z, noise_variance=0.0)
     assert dead.tolist() == [False, False, True, False]
     assert peak[:2].isnan().all() and peak[2] == float("inf") and peak[3].isfinite()
@@ -173,19 +173,16 @@ def test_dormant_neurons_equal_a_loop():
     maps = torch.tensor(rng.normal(size=(2, 5, 3, 4, 6)))
     flat = metrics.channel_samples(maps, batch_dims=1)
     assert flat.shape == (2, 5 * 4 * 6, 3)
-    torch.testing.assert_close(
-        flat.abs().mean(-2), maps.abs().mean((1, 3, 4))
-    )  # one score per channel
+    # one score per channel
+    torch.testing.assert_close(flat.abs().mean(-2), maps.abs().mean((1, 3, 4)))
 
 
 def test_hidden_bias_equals_a_loop_and_theorem_41():
     rng = np.random.default_rng(5)
     for _ in range(100):
-        h, dead, weight = (
-            rng.normal(size=(6, 5)),
-            rng.uniform(size=5) < 0.5,
-            rng.normal(size=(3, 5)),
-        )
+        h = rng.normal(size=(6, 5))
+        dead = rng.uniform(size=5) < 0.5
+        weight = rng.normal(size=(3, 5))
         h[:, dead] = np.sign(h[0, dead])  # collapsed into -1 or 1
         got = metrics.hidden_bias(*(torch.tensor(v) for v in (h, dead, weight)))
         for part, member in zip(got, (dead, ~dead)):
@@ -194,9 +191,8 @@ def test_hidden_bias_equals_a_loop_and_theorem_41():
                 for s in range(6)
             ]
             np.testing.assert_allclose(part, loop, atol=1e-12)
-        constant = (
-            h[:, dead].mean(axis=0) @ weight[:, dead].T
-        )  # Theorem 4.1: the same for every observation
+        # Theorem 4.1: the same for every observation
+        constant = h[:, dead].mean(axis=0) @ weight[:, dead].T
         np.testing.assert_allclose(got[0], np.tile(constant, (6, 1)), atol=1e-12)
         np.testing.assert_allclose(got[0] + got[1], h @ weight.T, atol=1e-12)
 
@@ -204,7 +200,9 @@ def test_hidden_bias_equals_a_loop_and_theorem_41():
 class Branch(nn.Module):
     def __init__(self, size, activation):
         super().__init__()
-        self.linear, self.norm, self.activation = nn.Linear(4, size), nn.LayerNorm(size), activation
+        self.linear = nn.Linear(4, size)
+        self.norm = nn.LayerNorm(size)
+        self.activation = activation
 
     def forward(self, x):
         return self.activation(self.norm(self.linear(x)))
@@ -230,7 +228,8 @@ def toy_network():
 
 
 def test_record_layers():
-    network, x = toy_network(), torch.randn(32, 4)
+    network = toy_network()
+    x = torch.randn(32, 4)
     network.train()
     state = {k: v.clone() for k, v in network.state_dict().items()}
     rng_state = torch.get_rng_state()

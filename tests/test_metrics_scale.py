@@ -88,7 +88,9 @@ def test_large_activities_have_dormancy_scores(dtype, scale):
 @pytest.mark.parametrize("dtype, scale", SCALES)
 def test_overestimation_follows_the_scale(dtype, scale):
     x = features(dtype)
-    q, rewards, end = x[..., 0], x[..., 1], torch.zeros(2, 40)
+    q = x[..., 0]
+    rewards = x[..., 1]
+    end = torch.zeros(2, 40)
     end[:, 9::10] = 1
     old = metrics.q_overestimation(q, rewards, end, end * 0, 0.9)
     new = metrics.q_overestimation(q * scale, rewards * scale, end, end * 0, 0.9)

@@ -17,7 +17,9 @@ import metrics
 def slow_return(t, r, term, trunc, gamma, log_probs=None, alpha=0.0, bootstrap=None):
     """(G_t, weight of the missing tail) of one sequence, forwards: sum of discounted rewards and
     later entropies."""
-    total, discount, k = 0.0, 1.0, t
+    total = 0.0
+    discount = 1.0
+    k = t
     while True:
         total += discount * r[k]
         discount *= gamma
@@ -34,7 +36,8 @@ def slow_return(t, r, term, trunc, gamma, log_probs=None, alpha=0.0, bootstrap=N
 
 def random_episodes(rng, shape):
     ends = rng.uniform(size=shape)
-    term, trunc = ends < rng.choice([0, 0.05, 0.2]), ends > 1 - rng.choice([0, 0.05, 0.2])
+    term = ends < rng.choice([0, 0.05, 0.2])
+    trunc = ends > 1 - rng.choice([0, 0.05, 0.2])
     both = rng.uniform(size=shape) < 0.02  # both flags: the termination wins
     rewards, log_probs, values, q = (rng.normal(size=shape) * s for s in (3, 1, 20, 20))
     return rewards, term | both, trunc | both, log_probs, values, q
@@ -43,11 +46,14 @@ def random_episodes(rng, shape):
 def test_returns_and_overestimation_equal_a_slow_loop():
     rng = np.random.default_rng(0)
     for case in range(120):
-        batch, time = [(), (3,), (2, 2)][case % 3], int(rng.integers(1, 40))
+        batch = [(), (3,), (2, 2)][case % 3]
+        time = int(rng.integers(1, 40))
         r, term, trunc, log_probs, values, q = random_episodes(rng, (*batch, time))
-        gamma, tolerance = rng.choice([0.5, 0.9, 0.99, 1.0]), rng.choice([0.05, 0.3, 0.8])
+        gamma = rng.choice([0.5, 0.9, 0.99, 1.0])
+        tolerance = rng.choice([0.05, 0.3, 0.8])
         alpha = np.asarray(rng.uniform(0, 1, size=batch)) if case % 2 else float(rng.uniform())
-        soft, bootstrap = case % 4 < 2, case % 5 < 2
+        soft = case % 4 < 2
+        bootstrap = case % 5 < 2
         options = {"bootstrap_values": torch.tensor(values)} if bootstrap else {}
         if soft:
             options |= {
@@ -87,12 +93,14 @@ def test_returns_and_overestimation_equal_a_slow_loop():
 
 
 def test_fallback_values_serve_only_entries_that_would_keep_no_state():
-    rewards, never, cut = torch.rand(2, 200), torch.zeros(2, 200), torch.zeros(2, 200)
+    rewards = torch.rand(2, 200)
+    never = torch.zeros(2, 200)
+    cut = torch.zeros(2, 200)
     end = never.clone()
-    end[0, 49] = (
-        1  # entry 0 keeps the 50 states before its termination, entry 1 none: 0.99^200 > 0.05
-    )
-    q, values = torch.rand(2, 200), torch.rand(2, 200)
+    # entry 0 keeps the 50 states before its termination, entry 1 none: 0.99^200 > 0.05
+    end[0, 49] = 1
+    q = torch.rand(2, 200)
+    values = torch.rand(2, 200)
     plain = metrics.q_overestimation(q, rewards, end, cut, 0.99)
     full = metrics.q_overestimation(q, rewards, end, cut, 0.99, bootstrap_values=values)
     got = metrics.q_overestimation(q, rewards, end, cut, 0.99, fallback_values=values)
@@ -107,8 +115,10 @@ def test_fallback_values_serve_only_entries_that_would_keep_no_state():
 def test_overestimation_of_a_constant_reward_process():
     """Reward 1 for ever: Q = 1 / (1 - gamma). Bootstrapping gives error 0 at every state; leaving
     out, 702 of 1,000."""
-    gamma, time = 0.99, 1_000
-    q, flags = torch.full((2, time), 100.0), torch.zeros(2, time, dtype=torch.bool)
+    gamma = 0.99
+    time = 1_000
+    q = torch.full((2, time), 100.0)
+    flags = torch.zeros(2, time, dtype=torch.bool)
     cut = flags.clone()
     cut[:, -1] = True
     left_out = metrics.q_overestimation(q, torch.ones(2, time), flags, cut, gamma)
@@ -123,7 +133,8 @@ def test_overestimation_of_a_constant_reward_process():
 
 
 def test_no_cut_leaks_into_the_episode_before():
-    r, term = torch.ones(2, 6), torch.tensor([[0, 0, 1, 0, 0, 0]] * 2)
+    r = torch.ones(2, 6)
+    term = torch.tensor([[0, 0, 1, 0, 0, 0]] * 2)
     for trunc in (torch.zeros(2, 6), torch.tensor([[0, 0, 0, 0, 0, 1]] * 2)):
         returns, weight = metrics.discounted_returns(r, term, trunc, 0.5)
         torch.testing.assert_close(returns, torch.tensor([[1.75, 1.5, 1.0, 1.75, 1.5, 1.0]] * 2))
@@ -138,9 +149,8 @@ def test_quantiles_equal_numpy_and_have_no_size_limit():
         np.testing.assert_allclose(
             metrics.preactivation_quantiles(torch.tensor(z)), expected, rtol=1e-5, atol=1e-6
         )
-    big = torch.arange(2**24 + 1_024, dtype=torch.float32).reshape(
-        -1, 1_024
-    )  # torch.quantile stops at 2^24
+    # torch.quantile stops at 2^24
+    big = torch.arange(2**24 + 1_024, dtype=torch.float32).reshape(-1, 1_024)
     assert metrics.preactivation_quantiles(big, (0.0, 1.0)).tolist() == [0.0, big.max().item()]
     z = torch.ones(2, 3, 3)
     z[1, 0, 0] = math.nan
@@ -226,7 +236,8 @@ def test_batched_equals_loop_over_batch(name):
         z = torch.randn(
             2, 3, 50, 7, dtype=dtype, generator=torch.Generator().manual_seed(0), requires_grad=True
         )
-        before, rng_state = z.detach().clone(), torch.get_rng_state()
+        before = z.detach().clone()
+        rng_state = torch.get_rng_state()
         batched = metric(z)
         assert torch.equal(torch.get_rng_state(), rng_state) and torch.equal(z, before)
         assert all(t.dtype == dtype or not t.is_floating_point() for t in batched)
@@ -237,7 +248,8 @@ def test_batched_equals_loop_over_batch(name):
 
 
 def test_wrong_input_raises():
-    ones, flags = torch.ones(2, 5), torch.zeros(2, 5)
+    ones = torch.ones(2, 5)
+    flags = torch.zeros(2, 5)
     for call in (
         lambda: metrics.discounted_returns(ones, flags[0], flags, 0.9),
         lambda: metrics.discounted_returns(ones, flags, flags, 0.9, log_probs=ones),
@@ -255,7 +267,8 @@ def test_wrong_input_raises():
 def test_mean_gradients_in_pieces_are_those_of_the_whole():
     for case in range(100):
         generator = torch.Generator().manual_seed(case)
-        samples, size = int(torch.randint(1, 30, (), generator=generator)), 1 + case % 9
+        samples = int(torch.randint(1, 30, (), generator=generator))
+        size = 1 + case % 9
         w = [
             torch.randn(2, 3, 1, generator=generator, dtype=torch.float64, requires_grad=True)
             for _ in range(2)

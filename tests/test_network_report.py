@@ -33,10 +33,8 @@ def gradients(network, x):
 @pytest.mark.parametrize("activation", ["relu", "crelu", "crational", "rational*tanh"])
 @pytest.mark.parametrize("seeds", [7, [1, 2, 3], [[1, 2], [3, 4], [5, 6]]])
 def test_a_batch_entry_reads_the_same_alone(activation, seeds):
-    batch, x = (
-        np.shape(seeds),
-        torch.randn(*np.shape(seeds), 100, 5, generator=torch.Generator().manual_seed(0)),
-    )
+    batch = np.shape(seeds)
+    x = torch.randn(*np.shape(seeds), 100, 5, generator=torch.Generator().manual_seed(0))
     network = network_of(activation, seeds, layer_norm=True)
     report = reports.network_report(network, (x,), gradients(network, x), len(batch))
     assert {value.shape for value in report.scalars.values()} == {batch}
@@ -63,23 +61,29 @@ def test_a_batch_entry_reads_the_same_alone(activation, seeds):
 
 
 def test_numbers_equal_a_direct_computation():
-    network, x = network_of("rational*crational", [1, 2]), torch.randn(2, 200, 5)
+    network = network_of("rational*crational", [1, 2])
+    x = torch.randn(2, 200, 5)
     for branch in network[0].branches:
         branch.linear.weight.data[1, :, 3] = 0.0  # the second seed's neuron 3 is dead
-    grads, layer = gradients(network, x), network[1]
+    grads = gradients(network, x)
+    layer = network[1]
     report = reports.network_report(network, (x,), grads, 1)
     for seed in range(2):
 
         def norm(*tensors, seed=seed):
             return sum(t[seed].detach().double().square().sum() for t in tensors).sqrt().float()
 
-        named, own = dict(network.named_parameters()), activations.coefficient_names(network)
+        named = dict(network.named_parameters())
+        own = activations.coefficient_names(network)
         weights = [name for name in named if name not in own]
+        linear = []
+        for branch in layer.branches:
+            linear += branch.linear.parameters()
         expected = {
             "weight_norm": norm(*(named[name] for name in weights)),
             "gradient_norm": norm(*(grads[name] for name in weights)),
             "coefficient_gradient_norm": norm(*(grads[name] for name in own)),
-            "fc2/weight_norm": norm(*(p for b in layer.branches for p in b.linear.parameters())),
+            "fc2/weight_norm": norm(*linear),
             "fc2/gradient_norm": norm(*(grads[name] for name in weights if name.startswith("1."))),
             "fc2/coefficient_gradient_norm": norm(
                 *(grads[name] for name in own if name.startswith("1."))
@@ -133,8 +137,10 @@ def test_shared_coefficients_count_in_each_layer_and_once_in_the_network():
 
 
 def test_no_side_effects_and_non_finite_values():
-    network, x = network_of("crational", [1, 2]), torch.randn(2, 64, 5)
-    state, rng = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
+    network = network_of("crational", [1, 2])
+    x = torch.randn(2, 64, 5)
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    rng = torch.get_rng_state()
     reports.network_report(network, (x,), gradients(network, x), 1)
     assert torch.equal(torch.get_rng_state(), rng) and all(
         p.grad is None for p in network.parameters()

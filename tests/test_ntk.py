@@ -29,7 +29,8 @@ def loop_gram(network, x, scalar, batch_dims, coefficients=True):
     """K of every batch entry from one backward pass per sample. x: (*batch, n, inputs)."""
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     skipped = set() if coefficients else activations.coefficient_names(network)
-    parameters, rows = [p for name, p in named if name not in skipped], []
+    parameters = [p for name, p in named if name not in skipped]
+    rows = []
     for i in range(x.shape[batch_dims]):
         y = scalar(network(x.narrow(batch_dims, i, 1)), i)
         grads = torch.autograd.grad(y.sum(), parameters)
@@ -58,7 +59,8 @@ def test_ntk_equals_a_loop_over_samples(activation, seeds):
     if activation == "identity*silu+tanh" and np.ndim(seeds) == 2:
         seeds = [[7, 8]]
     network = Classifier(activation, seeds, layer_norm=activation == "tanh_hr").double()
-    batch, num = np.shape(seeds), 7
+    batch = np.shape(seeds)
+    num = 7
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*batch, num, 3, generator=generator, dtype=torch.float64)
     targets = torch.randint(4, (*batch, num), generator=generator)
@@ -100,17 +102,20 @@ def test_ntk_of_other_axes_and_functions():
     """Twin critics as in SAC: inputs (seeds, n, ...), parameters (seeds, 2, ...), outputs (seeds,
     2, n)."""
     seeds = [[1, 2], [3, 4]]
-    hidden, head = activations.mlp(3, (5,), "tanh", seeds), activations.Linear(5, 1, seeds=seeds)
+    hidden = activations.mlp(3, (5,), "tanh", seeds)
+    head = activations.Linear(5, 1, seeds=seeds)
 
     class Critics(nn.Module):
         def __init__(self):
             super().__init__()
-            self.hidden, self.head = hidden, head
+            self.hidden = hidden
+            self.head = head
 
         def forward(self, obs, actions):
             return self.head(self.hidden(torch.cat([obs, actions], -1).unsqueeze(-3))).squeeze(-1)
 
-    critics, x = Critics(), torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1))
+    critics = Critics()
+    x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1))
     found = metrics.ntk_gram(critics, (x[..., :2], x[..., 2:]), 2, sample_dim=1)
     single = nn.Sequential(hidden, head)  # (seeds, 2, n, 3) -> (seeds, 2, n, 1)
     expected = loop_gram(single, x.unsqueeze(1).expand(-1, 2, -1, -1), lambda y, i: y, 2)

@@ -4,6 +4,8 @@ not notice.
 `pytest -q tests/test_ntk_runs.py` (about 20 s).
 """
 
+import itertools
+
 import pytest
 import test_atari_runs
 import torch
@@ -22,19 +24,20 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
     assert [{key: v for key, v in rows.items() if "ntk" not in key[1]} for rows in got] == without
     names = {"srank", "entropy_rank", "trace", "condition"}
     keys = {
-        f"network/{network}/ntk_{name}" for network in ("actor", "qf1", "qf2") for name in names
+        f"network/{network}/ntk_{name}"
+        for network, name in itertools.product(("actor", "qf1", "qf2"), names)
     }
     args = runlog.parse_args(sac_continuous.Args, command("x", flags))
     for i, rows in enumerate(got):
         measured = {key: sorted(step for step, k in rows if k == key) for key in keys}
         assert all(steps == [20, 50, 100, 120] for steps in measured.values())
-        agent = sac_continuous.Agent(
-            2, 1, args, [i + 1], torch.device("cpu")
-        )  # at step 20: untrained
+        # at step 20: untrained
+        agent = sac_continuous.Agent(2, 1, args, [i + 1], torch.device("cpu"))
         (folder,) = (tmp_path / "b").glob(f"*__s{i + 1}__*")
         stored = runlog.storage.load_pt(min((folder / "replay").iterdir()))["transitions"]["rows"]
         index = torch.randint(20, (16,), generator=runlog.make_generator(i + 1, "ntk", 20))
-        obs, actions = stored[index, :2], stored[index, 2:3]
+        obs = stored[index, :2]
+        actions = stored[index, 2:3]
         gradients = []  # of the second critic, a sample at a time
         for n in range(16):
             q = agent.qf(obs[None, n : n + 1], actions[None, n : n + 1])[0, 1, 0]
@@ -51,7 +54,9 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("script", test_atari_runs.TINY)
 def test_atari_scripts_measure_q_or_the_value_and_train_the_same(script, tmp_path, monkeypatch):
-    flags, seen, rank = "--metrics-frequency 0 --ntk-samples 8", [], metrics.ntk_rank
+    flags = "--metrics-frequency 0 --ntk-samples 8"
+    seen = []
+    rank = metrics.ntk_rank
 
     def recorded(network, inputs, **kwargs):
         with torch.no_grad():
@@ -65,9 +70,8 @@ def test_atari_scripts_measure_q_or_the_value_and_train_the_same(script, tmp_pat
     assert not seen
     got = test_atari_runs.run(script, tmp_path / "b", f"{flags} --ntk-frequency 160")
     assert [row for row in got if ",network/" not in row] == without
-    assert seen == 2 * [
-        ((8,) if script == "ppo_atari" else (8, 4), torch.uint8)
-    ]  # values; the game has 4 actions
+    # values; the game has 4 actions
+    assert seen == 2 * [((8,) if script == "ppo_atari" else (8, 4), torch.uint8)]
     network = "agent" if script == "ppo_atari" else "q"
     found = {
         key: steps

@@ -3,6 +3,8 @@
 `pytest -q tests/test_optimizers.py` (a few seconds)
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -47,10 +49,14 @@ def network(monkeypatch):
     return nn.Sequential(first, dense(4, 4, "rational", seeds=[3, 4]), Linear(4, 1, seeds=[5, 6]))
 
 
-RATE, DECAY = 0.5, 0.0625  # --rational.learning-rate, --rational.coefficient-weight-decay
+# --rational.learning-rate, --rational.coefficient-weight-decay
+RATE = 0.5
+DECAY = 0.0625
 WEIGHTS = ["0.branches.0.linear", "0.branches.0.norm", "0.branches.1.linear", "0.branches.1.norm"]
 WEIGHTS += ["1.branches.0.linear", "2"]
-TABLE = {f"{place}.{name}": (1e-3, 0.0) for place in WEIGHTS for name in ("weight", "bias")} | {
+TABLE = {
+    f"{place}.{name}": (1e-3, 0.0) for place, name in itertools.product(WEIGHTS, ("weight", "bias"))
+} | {
     "0.branches.0.activation.numerator": (RATE, DECAY),
     "0.branches.0.activation.denominator": (RATE, DECAY),
     "0.branches.0.activation.log_scale": (RATE, 0.0),
@@ -146,6 +152,6 @@ def test_checkpoints_of_earlier_versions_fit():
     order = [*STORED[:2], *STORED[5:7], *STORED[2:4], *STORED[7:9], STORED[4], STORED[9]]
     groups = optimizers.parameter_groups(network, 1e-3, RationalConfig())
     named = dict(network.named_parameters())
-    listed = [parameter for group in groups for parameter in group["params"]]
+    listed = [*itertools.chain.from_iterable(group["params"] for group in groups)]
     assert [len(group["params"]) for group in groups] == [4, 4, 2]
     assert all(parameter is named[name] for parameter, name in zip(listed, order, strict=True))

@@ -1,9 +1,11 @@
-"""The papers' figures from synthetic run folders: what is drawn against slow loops, and what is missing is told.
+"""The papers' figures from synthetic run folders:
+what is drawn against slow loops, and what is missing is told.
 
 `pytest -q tests/test_paper_figures.py` (about 40 s).
 """
 
 import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -55,11 +57,10 @@ def write_run(
         "peak_memory_mb": 1.0,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
-    lines = [
-        f"{step},{key},{value!r},1.5\n"
-        for key, (x, y) in rows.items()
-        for step, value in zip(x, map(float, y))
-    ]
+    lines = []
+    for key, (x, y) in rows.items():
+        for step, value in zip(x, map(float, y)):
+            lines.append(f"{step},{key},{value!r},1.5\n")
     (folder / "scalars.csv").write_text("step,key,value,wall_time\n" + "".join(lines))
     return folder
 
@@ -70,13 +71,16 @@ def read_csv(path: Path) -> list[dict]:
 
 
 STEPS = np.array([10, 20, 30])
-DMC, SWEEP = "dm_control/cheetah-run-v0", "metaworld/sweep-v3"
+DMC = "dm_control/cheetah-run-v0"
+SWEEP = "metaworld/sweep-v3"
 BIASED = {DMC: (1, 3, 4), SWEEP: (1, 2, 3, 4)}  # seeds with an overestimation
 
 
 def sac_runs(root: Path, seed: int = 0, **options) -> dict:
-    """3 activations x 2 suites x 4 seeds; (activation, env, seed) -> (return or success, normalised overestimation)."""
-    rng, truth = np.random.default_rng(seed), {}
+    """3 activations x 2 suites x 4 seeds;
+    (activation, env, seed) -> (return or success, normalised overestimation)."""
+    rng = np.random.default_rng(seed)
+    truth = {}
     for activation in ("relu", "rational", "crational"):
         for env in (DMC, SWEEP):
             for s in range(1, 5):
@@ -99,8 +103,7 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
         envs = {"Meta-World": [SWEEP], "DMC": [DMC], "all": [DMC, SWEEP]}[group]
         last = [
             truth[variant, env, s][0][-1] / (1_000 if env == DMC else 1)
-            for env in envs
-            for s in range(1, 5)
+            for env, s in itertools.product(envs, range(1, 5))
         ]
         cut = len(last) // 4
         expected = np.mean(sorted(last)[cut : len(last) - cut])
@@ -112,7 +115,8 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
 
 
 def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
-    truth, kept = sac_runs(tmp_path / "runs"), {}
+    truth = sac_runs(tmp_path / "runs")
+    kept = {}
     monkeypatch.setattr(
         plots.style, "save", lambda figure, path: kept.update({path.name: figure}) or path
     )
@@ -126,7 +130,8 @@ def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
     for row in rows:
         index = STEPS.tolist().index(float(row["step"]))
         values = [
-            truth[row["variant"], env, s][1][index] for env in (DMC, SWEEP) for s in range(1, 5)
+            truth[row["variant"], env, s][1][index]
+            for env, s in itertools.product((DMC, SWEEP), range(1, 5))
         ]
         assert float(row["value"]) == pytest.approx(np.mean(values), rel=1e-5)
     (panel,) = (
@@ -163,9 +168,8 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
         "crational": (1, 4),
     }
     relu = [truth["relu", DMC, s][0] / 1_000 for s in (1, 2, 4)]
-    np.testing.assert_allclose(
-        found["relu"].value, np.mean(relu, axis=0)
-    )  # floor(3 / 4) = 0 are cut
+    # floor(3 / 4) = 0 are cut
+    np.testing.assert_allclose(found["relu"].value, np.mean(relu, axis=0))
     assert "missing: relu on" in study.counts
     assert study.told_shared() == ["statistics over the 1 of 2 environments that every variant has"]
     assert study.only(["relu", "rational"]).told_shared() == []
@@ -188,9 +192,8 @@ def test_on_grid_never_looks_ahead():
         [np.nan, 30, 30, 50, 56, 90, 90],
     )
     windowed = plots.aggregation.on_grid(rows, np.array([2.0, 5, 6, 8, 12]), window=2.0)
-    for at, value in zip(
-        (2.0, 5, 6, 8, 12), windowed
-    ):  # slow: mean of (g - 2, g], else the last one before
+    # slow: mean of (g - 2, g], else the last one before
+    for at, value in zip((2.0, 5, 6, 8, 12), windowed):
         inside = [v for x, v in rows if at - 2 < x <= at]
         before = [v for x, v in rows if x <= at]
         expected = np.mean(inside) if inside else (before[-1] if before else np.nan)
@@ -305,11 +308,10 @@ def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
 
 def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
     assert set(figures.ALSO) <= set(figures.ROWS)
-    named = {*figures.ROWS, *(name for further in figures.ALSO.values() for name in further)}
+    named = set(figures.ROWS).union(*figures.ALSO.values())
     assert figures.row_of("hr9") == "hr1" and figures.row_of("hr7") == "hr7"
-    assert {
-        f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]
-    } <= named  # 5 is a drawing of the idea
+    # 5 is a drawing of the idea
+    assert {f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]} <= named
     assert {"cr1", "cr_curves", "cr_ablations", "cr_continual", "cr_atari"} <= named
 
 
@@ -324,7 +326,8 @@ def diverge(folder: Path) -> None:
 
 
 def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_other_mean(tmp_path):
-    """It is no run less: IQM of four scores, one of them 0. The mean overestimation is of the other three."""
+    """It is no run less: IQM of four scores, one of them 0.
+    The mean overestimation is of the other three."""
     truth = sac_runs(tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("*cheetah*__rational__s2__*")
     diverge(folder)

@@ -1,4 +1,5 @@
-"""README and docs hold what they promise: links, tables, commands, and the ten-line activation as written."""
+"""README and docs hold what they promise: links, tables,
+commands, and the ten-line activation as written."""
 
 import csv
 import functools
@@ -38,7 +39,8 @@ def fenced(text: str, language: str = r"\w*") -> list[str]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """(page, words) of every `python file ...` line in a fenced block; variables before it are left out."""
+    """(page, words) of every `python file ...` line in a fenced block;
+    variables before it are left out."""
     found = []
     for page in PAGES:
         for block in fenced(page.read_text()):
@@ -154,8 +156,14 @@ def test_ten_line_activation_runs_as_written(tmp_path):
     (example,) = fenced(README, "python")
     assert len(example.splitlines()) <= 10
     (tmp_path / "my_activation.py").write_text(example)
-    flags = "--activation snake --env-id Pendulum-v1 --total-timesteps 260 --learning-starts 200 --no-compile --widths 8 8"
-    flags += " --batch-size 16 --num-eval-episodes 1 --metrics-samples 64 --log-frequency 20 --no-tensorboard --threads 1"
+    flags = (
+        "--activation snake --env-id Pendulum-v1 --total-timesteps 260 --learning-starts 200 "
+        "--no-compile --widths 8 8"
+    )
+    flags += (
+        " --batch-size 16 --num-eval-episodes 1 --metrics-samples 64 --log-frequency 20 "
+        "--no-tensorboard --threads 1"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "my_activation.py", *flags.split()],

@@ -1,4 +1,5 @@
-"""figures.py redraw: the pictures under results/ come from the CSV files beside them, number by number.
+"""figures.py redraw: the pictures under results/ come from the CSV files beside them,
+number by number.
 
 `pytest -q tests/test_redraw.py` (about 40 s).
 """
@@ -43,11 +44,9 @@ def numbers(rows, *columns) -> np.ndarray:
 
 
 def test_every_committed_picture_has_an_entry_and_every_entry_a_picture():
-    entries = {
-        index.parent / f"{name}.png"
-        for index in RESULTS.rglob("figures.json")
-        for name in read(index)
-    }
+    entries = set()
+    for index in RESULTS.rglob("figures.json"):
+        entries |= {index.parent / f"{name}.png" for name in read(index)}
     assert entries == {*PICTURES} and len(PICTURES) >= 19
     for index in RESULTS.rglob("figures.json"):
         for name, spec in read(index).items():
@@ -61,9 +60,11 @@ def read(index) -> dict:
 
 def test_one_picture_of_each_kind_is_drawn_in_a_copy_as_it_is_committed(tmp_path, capsys):
     """The others differ in their numbers only; a slow test draws all."""
-    copies, seen = {}, set()
+    copies = {}
+    seen = set()
     for index in sorted(RESULTS.rglob("figures.json")):
-        folder, kept = tmp_path / index.parent.relative_to(RESULTS), {}
+        folder = tmp_path / index.parent.relative_to(RESULTS)
+        kept = {}
         for name, spec in read(index).items():
             if spec["kind"] not in seen:
                 seen.add(spec["kind"])
@@ -90,11 +91,13 @@ def test_one_picture_of_each_kind_is_drawn_in_a_copy_as_it_is_committed(tmp_path
         assert likeness(copy, committed) > LIKE, committed
 
 
-LIKE = 0.9  # two drawings of the same data; fonts and layout differ a little between versions of matplotlib
+# Two drawings of the same data: fonts and layout differ a little between versions of matplotlib.
+LIKE = 0.9
 
 
 def likeness(new: Path, old: Path) -> float:
-    """The smallest correlation between two pictures over the panels of the second: its data, not its white margins."""
+    """The smallest correlation between two pictures over the panels of the second:
+    its data, not its white margins."""
     images = [gaussian_filter(imread(path)[..., :3].mean(-1), sigma=3.0) for path in (new, old)]
     if images[0].shape != images[1].shape:
         return 0.0
@@ -144,7 +147,9 @@ def test_make_figures_redraws_results():
 def test_continual_lines_are_the_means_of_the_csv():
     rows = table(CONTINUAL / "continual_curves.csv")
     figure = plots.redraw.figure_of(CONTINUAL, "continual-digits-random_labels")
-    top, middle, bottom = figure.axes[:3], figure.axes[3:6], figure.axes[6:9]
+    top = figure.axes[:3]
+    middle = figure.axes[3:6]
+    bottom = figure.axes[6:9]
     layers = {
         row["metric"].split("/")[2]
         for row in rows
@@ -195,7 +200,8 @@ def test_regression_shows_the_three_tables():
         np.testing.assert_allclose(
             truth.get_ydata(), 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
         )
-        cell, rate = (name.split()[0], width), column.rpartition(" ")[2]
+        cell = (name.split()[0], width)
+        rate = column.rpartition(" ")[2]
         mine = [
             r
             for r in runs
@@ -271,7 +277,10 @@ def test_checks_and_table_1_show_their_rows():
     drawn = labelled(panel)["rational, layer_norm True (n = 2)"]
     np.testing.assert_allclose(drawn, np.stack([steps, means], -1), rtol=1e-12)
     panel = plots.redraw.figure_of(REGRESSION, "table1").axes[0]
-    points = {tuple(point) for bars in panel.containers for point in bars.lines[0].get_xydata()}
+    points = set()
+    for bars in panel.containers:
+        for point in bars.lines[0].get_xydata():
+            points.add(tuple(point))
     mine = [
         row for row in table(REGRESSION / "table1.csv") if row["activation"] in ("tanh", "tanh_hr")
     ]

@@ -50,10 +50,16 @@ def reopen(path: Path, num_added: int, checksum: int | None, num_envs: int = 1) 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_both_checkpoints_find_their_rows_whenever_the_process_dies(num_envs, tmp_path):
-    path, copy = tmp_path / "replay.dat", tmp_path / "copy.dat"
-    chance, rng = random.Random(num_envs), np.random.default_rng(0)
+    path = tmp_path / "replay.dat"
+    copy = tmp_path / "copy.dat"
+    chance = random.Random(num_envs)
+    rng = np.random.default_rng(0)
     buffer = ReplayBuffer(path, CAPACITY, 2 * RING, num_envs)
-    truth, saved, step, compared, resumed = [], [], 0, 0, {0: 0, 1: 0}
+    truth = []
+    saved = []
+    step = 0
+    compared = 0
+    resumed = {0: 0, 1: 0}
     for _ in range(500):
         step += num_envs
         truth.append(add(buffer, rng))
@@ -81,18 +87,17 @@ def test_both_checkpoints_find_their_rows_whenever_the_process_dies(num_envs, tm
 def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
     path = tmp_path / "replay.dat"
     buffer = fill(path, rows=100)
-    counted, good = (100, buffer.checksum()), path.read_bytes()
-    row_size, rng = dqn_atari.ROW.itemsize, random.Random(1)
+    counted = (100, buffer.checksum())
+    good = path.read_bytes()
+    row_size = dqn_atari.ROW.itemsize
+    rng = random.Random(1)
     numbers = {t % buffer.num_rows for t in range(100 - CAPACITY - 3, 100)}
-    assert buffer.num_rows == 88 and numbers == {
-        *range(57, 88),
-        *range(12),
-    }  # it lies across the end of the file
+    # it lies across the end of the file
+    assert buffer.num_rows == 88 and numbers == {*range(57, 88), *range(12)}
     for number in range(buffer.num_rows):
         data = bytearray(good)
-        data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(
-            8
-        )  # not in the flags
+        # not in the flags
+        data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         if number in numbers:
             with pytest.raises(DamagedRows, match="does not hold what the checkpoint counted"):
@@ -122,7 +127,8 @@ def test_pages_that_never_reached_the_disk_are_found(tmp_path):
     for _ in range(10):
         add(buffer, rng)
     buffer.flush()
-    counted, data = (100, buffer.checksum()), bytearray(path.read_bytes())
+    counted = (100, buffer.checksum())
+    data = bytearray(path.read_bytes())
     page = slice(40_960, 45_056)  # within rows 5 and 6
     assert data[page] != before[page]
     data[page] = before[page]
@@ -156,7 +162,8 @@ class Died(Exception):
 
 @pytest.fixture
 def dying(monkeypatch):
-    """Fake games; returns a function that trains into a folder until the process dies in step 152."""
+    """Fake games; returns a function that trains into a folder
+    until the process dies in step 152."""
     fake(monkeypatch)
 
     def train(folder, flags=QUICK):
@@ -177,8 +184,10 @@ def dying(monkeypatch):
 def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, capfd):
     undisturbed = run("dqn_atari", tmp_path / "a", QUICK)
     folder = dying(tmp_path / "b")
-    path, checkpoints = folder / "replay.dat", ("checkpoint.pt", "checkpoint.prev.pt")
-    before, good = [(folder / name).read_bytes() for name in checkpoints], path.read_bytes()
+    path = folder / "replay.dat"
+    checkpoints = ("checkpoint.pt", "checkpoint.prev.pt")
+    before = [(folder / name).read_bytes() for name in checkpoints]
+    good = path.read_bytes()
     other = (dying(tmp_path / "c", f"{QUICK} --seed 4") / "replay.dat").read_bytes()
     assert len(other) == len(good)
     for content in (bytes(len(good)), other, good[:1_000], None):
@@ -195,7 +204,8 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
         assert "move the folder away" in err and "--fresh would delete them" in err
         assert [(folder / name).read_bytes() for name in checkpoints] == before
         path.write_bytes(good)
-    # only what the newest checkpoint counts is damaged: the one before goes on, and ends as if nothing had happened
+    # only what the newest checkpoint counts is damaged:
+    # the one before goes on, and ends as if nothing had happened
     data = bytearray(good)
     data[2 * 69 * dqn_atari.ROW.itemsize + 99] ^= 1  # the row of steps 139 and 140
     path.write_bytes(data)
@@ -222,9 +232,8 @@ def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(
 
     monkeypatch.setattr(runlog.Batch, "save", noted)
     run("dqn_atari", tmp_path, f"{QUICK} --checkpoint-frequency {frequency}")
-    assert (
-        max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320
-    )  # two games: even steps only
+    # two games: even steps only
+    assert max(np.diff(steps)) <= min(frequency, 20) + 1 and steps[-1] == 320
     assert json.loads((folder / "meta.json").read_text())["status"] == "finished"
 
 
@@ -320,9 +329,8 @@ def test_without_posix_fallocate_zeros_take_the_space(reason, tmp_path, monkeypa
     assert not any(good[60 * dqn_atari.ROW.itemsize :])
     reopen(path, 60, buffer.checksum())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (250_000, hard)
-    )  # it is over in the middle of a piece
+    # it is over in the middle of a piece
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, hard))
     try:
         with pytest.raises(
             runlog.UserError, match=r"other.dat, which takes 1 MB \(File too large\)"

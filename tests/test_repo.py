@@ -1,4 +1,7 @@
-"""What the files of this repository promise each other. `pytest -q tests/test_repo.py` (about 30 s)."""
+"""What the files of this repository promise each other.
+
+`pytest -q tests/test_repo.py` (about 30 s).
+"""
 
 import ast
 import dataclasses
@@ -33,7 +36,8 @@ def shared_source() -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_used_and_explained(script, capsys):
-    source, args = (ROOT / f"{script}.py").read_text(), SCRIPTS[script].Args
+    source = (ROOT / f"{script}.py").read_text()
+    args = SCRIPTS[script].Args
     body = source[source.index("rational: activations.RationalConfig") :] + shared_source()
     for field in dataclasses.fields(args):
         # run bookkeeping is used by runlog, tasks by environments; check_range only looks at a flag
@@ -41,7 +45,8 @@ def test_every_flag_is_used_and_explained(script, capsys):
     with pytest.raises(SystemExit):
         runlog.parse_args(args, ["--help"])
     shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
-    names, found = {field.name for field in dataclasses.fields(args)} - {"rational"}, set()
+    names = {field.name for field in dataclasses.fields(args)} - {"rational"}
+    found = set()
     for line in source.splitlines():
         if (field := re.match(r"    (\w+): [^=]+ = .*$", line.split("  #")[0])) and field[
             1
@@ -63,9 +68,8 @@ def test_every_rational_flag_is_used_and_explained(capsys):
         for node in ast.walk(source)
         if isinstance(node, ast.ClassDef) and node.name == "RationalConfig"
     )
-    helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][
-        1:
-    ]  # the first is the class's own
+    # the first is the class's own
+    helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][1:]
     assert len(helps) == len(dataclasses.fields(activations.RationalConfig))
     code = ast.unparse(source) + (ROOT / "optimizers.py").read_text()
     for field, words in zip(dataclasses.fields(activations.RationalConfig), helps):
@@ -76,7 +80,8 @@ def test_every_rational_flag_is_used_and_explained(capsys):
 
 
 def test_help_tells_a_flags_own_words(capsys):
-    """tyro takes the comment above a field where there is none behind it: no flag may have a group's heading."""
+    """tyro takes the comment above a field where there is none behind it:
+    no flag may have a group's heading."""
     with pytest.raises(SystemExit):
         runlog.parse_args(Args, ["--help"])
     shown = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))

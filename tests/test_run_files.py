@@ -266,7 +266,8 @@ def test_fresh_deletes_nothing_of_a_batch_of_which_one_is_in_use(tmp_path):
 
 
 def test_a_folder_that_is_removed_while_another_process_waits_for_it(tmp_path):
-    """Many processes open and abandon one folder: each has it alone, or is refused, and nobody holds a removed lock."""
+    """Many processes open and abandon one folder: each has it alone,
+    or is refused, and nobody holds a removed lock."""
 
     def hammer(number):
         opened = 0

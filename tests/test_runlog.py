@@ -25,12 +25,14 @@ def new_run(root, **kwargs):
 
 
 def train(root, total=400, every=20, name=NAME, limit=None):
-    """A toy whose every row depends on its generator, on its parameter and on all transitions so far."""
+    """A toy whose every row depends on its generator,
+    on its parameter and on all transitions so far."""
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     run = Run(root, name, CONFIG, exclude=["device"]).open(tensorboard=False)
     step, state, replay = run.load_checkpoint()
-    generator, weight = runlog.make_generator(1, "toy"), torch.zeros(3)
+    generator = runlog.make_generator(1, "toy")
+    weight = torch.zeros(3)
     rows = torch.zeros(0, 3) if replay is None else replay["obs"]
     if state is not None:
         weight = state["weight"]
@@ -114,9 +116,8 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
     while not (tmp_path / "worker").exists():
         time.sleep(0.01)
     worker = int((tmp_path / "worker").read_text())
-    with pytest.raises(
-        UserError, match=f"in use by process {child.pid}"
-    ):  # forking has not freed it
+    # forking has not freed it
+    with pytest.raises(UserError, match=f"in use by process {child.pid}"):
         new_run(tmp_path).open()
     os.kill(child.pid, signal.SIGKILL)
     child.join()
@@ -151,7 +152,8 @@ def test_scalars_round_trip_and_resume_cuts_later_rows(tmp_path):
 
 def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
     train(tmp_path / "calm", 1500, 5)
-    rng, kills = random.Random(0), 0
+    rng = random.Random(0)
+    kills = 0
     while True:
         child = in_child(train, tmp_path / "killed", 1500, 5)
         child.join(None if kills == 20 else rng.uniform(0.02, 0.15))
@@ -201,8 +203,10 @@ def test_a_view_is_saved_without_its_base(tmp_path):
 
 def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
     run = interrupted(tmp_path)
-    path, rng = run.folder / "checkpoint.pt", random.Random(1)
-    good, found = path.read_bytes(), 0
+    path = run.folder / "checkpoint.pt"
+    rng = random.Random(1)
+    good = path.read_bytes()
+    found = 0
     for _ in range(60):
         position = rng.randrange(len(good))
         path.write_bytes(
@@ -235,9 +239,8 @@ def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
     else:
         os.truncate(target, 0 if damage == "empty" else target.stat().st_size // 2)
     run.open(tensorboard=False)
-    assert (
-        run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()
-    )  # it is the newest now
+    # it is the newest now
+    assert run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()
     run.close()
     err = capsys.readouterr().err
     assert (
@@ -289,9 +292,8 @@ def test_status_finish_fail_fresh(tmp_path):
     assert run.status() == "new" and not run.folder.exists()
     run.open(tensorboard=False).fail("boom")
     assert new_run(tmp_path).status() == "interrupted"
-    run = new_run(tmp_path, config={**CONFIG, "device": "cuda"}).open(
-        tensorboard=False
-    )  # device is no identity
+    # device is no identity
+    run = new_run(tmp_path, config={**CONFIG, "device": "cuda"}).open(tensorboard=False)
     run.log(5, {"a": 1.0})
     run.finish("diverged", step=5)
     meta = json.loads((run.folder / "meta.json").read_text())
@@ -309,9 +311,8 @@ def test_status_finish_fail_fresh(tmp_path):
         new_run(tmp_path / "file").open()
 
 
-@pytest.mark.parametrize(
-    "limit", [400, 3_000, 5_000, 8_000]
-)  # bytes: meta.json, then rows, then a checkpoint
+# bytes: meta.json, then rows, then a checkpoint
+@pytest.mark.parametrize("limit", [400, 3_000, 5_000, 8_000])
 def test_full_disk_is_one_line_and_the_run_resumes(tmp_path, limit):
     code = "import sys; sys.path[:0] = ['.', 'tests']; import pathlib, runlog, test_runlog as t\n"
     code += (
@@ -337,7 +338,11 @@ def test_group_by_step(tmp_path):
         run.close()
         return Run(tmp_path, name, CONFIG)
 
-    a, b, c, d, e = at("a", 10, 20), at("b", 10, 20, 30), at("c", 20, 30), at("d", 90), at("e")
+    a = at("a", 10, 20)
+    b = at("b", 10, 20, 30)
+    c = at("c", 20, 30)
+    d = at("d", 90)
+    e = at("e")
     assert runlog.group_by_step([a, a]) == [(20, [a])] and runlog.group_by_step([a, b, c]) == [
         (20, [a, b, c])
     ]

@@ -1,6 +1,10 @@
-"""Identity, seeds, command line and progress bar of runlog. `pytest -q tests/test_runlog_cli.py` (2 s)."""
+"""Identity, seeds, command line and progress bar of runlog.
+
+`pytest -q tests/test_runlog_cli.py` (2 s).
+"""
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import pytest
@@ -36,8 +40,9 @@ def test_seeds_are_pinned_and_distinct():
     assert runlog.derive_seed(1, "episode", 12) == 7754415897526863803
     seeds = {
         runlog.derive_seed(s, *k)
-        for s in range(9)
-        for k in ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
+        for s, k in itertools.product(
+            range(9), ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
+        )
     }
     assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
     draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]
@@ -55,9 +60,8 @@ def test_generators_go_back_or_name_the_device():
     with pytest.raises(
         runlog.UserError, match="--device cpu: the run was begun on another; use --device cuda"
     ):
-        runlog.set_states(
-            generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8))
-        )  # as CUDA's
+        # as CUDA's
+        runlog.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))
 
 
 def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
@@ -65,13 +69,11 @@ def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
     monkeypatch.setattr(
         runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"])
     )
-    monkeypatch.setattr(
-        runlog.Run, "lock", lambda run: None
-    )  # nobody ends these runs, which would free them
+    # nobody ends these runs, which would free them
+    monkeypatch.setattr(runlog.Run, "lock", lambda run: None)
     monkeypatch.setattr(runlog.opening, "group_by_step", lambda runs: [])
-    monkeypatch.setattr(
-        runlog.opening, "check_machine", lambda args: None
-    )  # neither a login nor a GPU
+    # neither a login nor a GPU
+    monkeypatch.setattr(runlog.opening, "check_machine", lambda args: None)
     for flags in (
         {"seed": 1, "num_seeds": 2},
         {"seed": 7},

@@ -47,7 +47,8 @@ def report_of(*batch):
     values = torch.arange(float(np.prod(batch))).reshape(batch)
     edges = torch.linspace(0, 1, 3).expand(*batch, 3) + values.unsqueeze(-1)
     edges = torch.where(values.unsqueeze(-1) == 0, torch.inf, edges)  # seed 0 has diverged
-    grid, y = torch.linspace(-1, 1, 5), values.unsqueeze(-1).expand(*batch, 5)
+    grid = torch.linspace(-1, 1, 5)
+    y = values.unsqueeze(-1).expand(*batch, 5)
     curves = {
         "fc1/activation": (grid, y, {}),
         "fc1/kde00": (y + grid, 10 * y, {"dead": values > 2}),
@@ -70,7 +71,8 @@ def test_a_report_is_split_over_seeds_and_critics(tmp_path, critics):
         values = [len(names) * i + k for k in range(len(names))]
         got = [(row["step"], row["key"], float(row["value"])) for row in rows]
         assert got == [("7", f"{name}fc1/srank", value) for name, value in zip(names, values)]
-        histograms, curves = read(run, "histograms.jsonl"), read(run, "curves.jsonl")
+        histograms = read(run, "histograms.jsonl")
+        curves = read(run, "curves.jsonl")
         finite = [(name, value) for name, value in zip(names, values) if value]
         assert [(h["key"], h["edges"][0]) for h in histograms] == [
             (f"{n}fc1/preactivations", v) for n, v in finite
@@ -96,9 +98,8 @@ def test_a_failing_plot_is_one_line_and_the_run_goes_on(tmp_path, capsys):
     run.log_curve(5, "network/actor/fc1/activation", [0.0, 1.0], [0.0, 1.0])
     run.draw(5, draw)
     run.draw(5, draw)
-    assert (
-        len(seen) == 1 and "5,a,1.0" in seen[0]
-    )  # what was buffered has been written; nothing new since then
+    # what was buffered has been written; nothing new since then
+    assert len(seen) == 1 and "5,a,1.0" in seen[0]
     run.log(6, {"a": 1.0})
     run.finish()
     err = capsys.readouterr().err

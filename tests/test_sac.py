@@ -1,4 +1,5 @@
-"""Losses, targets, gradients and updates of sac_continuous.py against a slow reference for one seed; its replay buffer.
+"""Losses, targets, gradients and updates of sac_continuous.py against a slow reference for one
+seed; its replay buffer.
 
 `pytest -q tests/test_sac.py` (about 15 s; one slow test compiles the update).
 """
@@ -16,7 +17,10 @@ import optimizers
 import runlog
 from sac_continuous import Actor, Agent, Args, ReplayBuffer
 
-OBS, ACTIONS, BATCH, CPU = 5, 2, 7, torch.device("cpu")
+OBS = 5
+ACTIONS = 2
+BATCH = 7
+CPU = torch.device("cpu")
 ARGS = Args(
     compile=False, widths=(8, 6), learning_rate=1e-2, tau=0.1, gamma=0.9, init_temperature=0.7
 )
@@ -44,7 +48,8 @@ def squashed_normal(
 
 
 class Reference:
-    """SAC of one seed in float64: one tensor per weight, one network after the other, torch's Adam."""
+    """SAC of one seed in float64: one tensor per weight,
+    one network after the other, torch's Adam."""
 
     def __init__(self, agent: Agent, i: int):
         def leaves(module, index):
@@ -53,7 +58,8 @@ class Reference:
                 for k, p in module.named_parameters()
             }
 
-        self.args, self.actor = agent.args, leaves(agent.actor, i)
+        self.args = agent.args
+        self.actor = leaves(agent.actor, i)
         self.qf, self.qf_target = (
             [leaves(module, (i, k)) for k in (0, 1)] for module in (agent.qf, agent.qf_target)
         )
@@ -165,9 +171,8 @@ def test_losses_and_gradients_of_every_seed_are_those_of_the_reference():
 def test_updates_of_every_seed_are_those_of_the_reference():
     agent = Agent(OBS, ACTIONS, ARGS, [3, 4, 9], CPU).double()
     references = [Reference(agent, i) for i in range(3)]
-    for u in range(
-        4
-    ):  # Adam's state, targets that differ, actor and temperature at every second update
+    # Adam's state, targets that differ, actor and temperature at every second update
+    for u in range(4):
         batch, noise = make_batch(3, u, torch.float64)
         info = agent.update(batch, noise, u % 2 == 1)
         for i, reference in enumerate(references):
@@ -244,15 +249,15 @@ def test_a_seed_learns_the_same_alone_as_in_a_batch(activation):
         batch, noise = make_batch(3, u)
         together.update(batch, noise)
         alone.update({key: value[1:2] for key, value in batch.items()}, noise[:, 1:2])
-    after, rest = alone.state_dict(), together.state_dict()
+    after = alone.state_dict()
+    rest = together.state_dict()
     for name, tensor in after.items():
         torch.testing.assert_close(
             rest[name][1:2] if tensor.dim() else rest[name], tensor, rtol=1e-4, atol=1e-5
         )
         assert not torch.equal(tensor, before[name]), name
-        assert not tensor.dim() or not torch.equal(rest[name][0], rest[name][1]), (
-            name
-        )  # seeds differ
+        # seeds differ
+        assert not tensor.dim() or not torch.equal(rest[name][0], rest[name][1]), name
 
 
 @pytest.mark.parametrize("activation", ["crational", pytest.param("relu", marks=pytest.mark.slow)])
@@ -274,11 +279,9 @@ def test_adam_is_torchs_and_coefficients_are_a_group_of_their_own():
     adam = optimizers.Adam(network, 1e-2, rational)
     names = activations.coefficient_names(network)
     assert 0 < len(names) < len(adam.names)
-    mine, theirs, kinds = (
-        dict(network.named_parameters()),
-        {},
-        {"decayed": [], "log_scale": [], "weights": []},
-    )
+    mine = dict(network.named_parameters())
+    theirs = {}
+    kinds = {"decayed": [], "log_scale": [], "weights": []}
     for name, p in mine.items():
         theirs[name] = p.detach().clone()
         kind = (
@@ -311,19 +314,17 @@ def test_adam_is_torchs_and_coefficients_are_a_group_of_their_own():
 def fill(buffer: ReplayBuffer, steps) -> None:
     for step in steps:  # every number of a row tells its step and its seed
         value = step + 0.25 * np.arange(2)
-        obs, actions = np.repeat(value[:, None], 3, 1), np.repeat(-value[:, None], 2, 1)
+        obs = np.repeat(value[:, None], 3, 1)
+        actions = np.repeat(-value[:, None], 2, 1)
         buffer.add(obs, actions, 10 * value, np.array([step % 2, 0]), obs + 1, np.zeros(2, bool))
 
 
 def test_replay_is_a_ring_whose_rows_stay_together():
-    buffer, generators = (
-        ReplayBuffer(2, 10, 3, 2, CPU),
-        [runlog.make_generator(seed, "update") for seed in (5, 6)],
-    )
+    buffer = ReplayBuffer(2, 10, 3, 2, CPU)
+    generators = [runlog.make_generator(seed, "update") for seed in (5, 6)]
     fill(buffer, range(4))
-    assert (
-        buffer.sample(500, generators=generators)["obs"].max() == 3.25
-    )  # only rows that are there
+    # only rows that are there
+    assert buffer.sample(500, generators=generators)["obs"].max() == 3.25
     fill(buffer, range(4, 23))
     batch = buffer.sample(3, 400, generators=generators)
     assert all(value.shape[:3] == (3, 2, 400) for value in batch.values())
@@ -349,7 +350,8 @@ def test_a_seed_samples_the_same_alone_as_in_a_batch():
     draws = []
     for seeds in ([5, 6], [6]):
         buffer = ReplayBuffer(len(seeds), 10, 3, 2, CPU)
-        buffer.rows[:], buffer.num_added = torch.arange(100.0).reshape(10, 10), 10
+        buffer.rows[:] = torch.arange(100.0).reshape(10, 10)
+        buffer.num_added = 10
         generators = [runlog.make_generator(seed, "update") for seed in seeds]
         draws.append(buffer.sample(2, 8, generators=generators)["obs"][:, -1])
         draws.append(runlog.normals(generators, 2, 3, axis=1)[:, -1])

@@ -1,9 +1,11 @@
-"""Short runs of sac_continuous.py with tiny networks: what they write, that they repeat, resume and survive.
+"""Short runs of sac_continuous.py with tiny networks:
+what they write, that they repeat, resume and survive.
 
 `pytest -q tests/test_sac_runs.py` (about 60 s).
 """
 
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -20,8 +22,14 @@ import runlog
 import sac_continuous
 
 CARTPOLE = "dm_control/cartpole-swingup-v0"
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 --learning-starts 20"
-TINY += " --total-timesteps 60 --checkpoint-frequency 60 --eval-frequency 40 --num-eval-episodes 1 --log-frequency 10"
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 "
+    "--learning-starts 20"
+)
+TINY += (
+    " --total-timesteps 60 --checkpoint-frequency 60 --eval-frequency 40 --num-eval-episodes 1 "
+    "--log-frequency 10"
+)
 TINY += " --metrics-frequency 30 --metrics-samples 32 --ntk-frequency 0"
 
 
@@ -30,7 +38,8 @@ def command(folder, flags: str) -> list[str]:
 
 
 def run(folder, flags: str) -> dict[str, list[str]]:
-    """Runs the command in this process; run folder name -> rows of scalars.csv without the time column."""
+    """Runs the command in this process; run folder name
+    -> rows of scalars.csv without the time column."""
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, command(folder, flags)))
     return scalars(folder)
 
@@ -48,7 +57,8 @@ def values(rows: list[str]) -> dict[tuple[int, str], float]:
 
 
 def short_dm_control(monkeypatch, steps: int = 30):
-    """dm_control episodes have 1,000 steps; here they have `steps`, so that evaluations and ends take no time."""
+    """dm_control episodes have 1,000 steps; here they have `steps`,
+    so that evaluations and ends take no time."""
     make = gym.make
 
     def make_short(env_id, **kwargs):
@@ -80,7 +90,8 @@ def test_a_run_writes_every_key_and_repeats_bit_for_bit_and_metrics_change_nothi
     assert run(tmp_path / "b", flags) == first
     assert len(first) == 2 and len({tuple(rows) for rows in first.values()}) == 2
     for name, rows in first.items():
-        got, folder = values(rows), tmp_path / "a" / name
+        got = values(rows)
+        folder = tmp_path / "a" / name
         assert len(got) == len(rows) and all(
             math.isfinite(x) for (_, key), x in got.items() if "network/" not in key
         )
@@ -112,7 +123,8 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
     alone = run(tmp_path / "b", f"--env-id {CARTPOLE} --seed 2 --activation crational")
     (name,) = alone
     assert name in together and "__s2__" in name
-    ours, theirs = values(together[name]), values(alone[name])
+    ours = values(together[name])
+    theirs = values(alone[name])
     assert ours.keys() == theirs.keys()
     for key in ours:
         if "network" not in key[1]:
@@ -139,7 +151,10 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
 VARIANTS = {
     "--utd 2 --policy-frequency 2 --layer-norm": 82,
     "--activation tanh_hr --async-envs --num-seeds 2": 41,
-    "--activation rational --rational.learning-rate 1e-3 --rational.coefficient-weight-decay 0.1": 41,
+    (
+        "--activation rational --rational.learning-rate 1e-3 "
+        "--rational.coefficient-weight-decay 0.1"
+    ): 41,
     "--activation crational --rational.share-across-layers --rational.form B --utd 2": 82,
     "--activation identity*silu+tanh --env-id Hopper-v5 --widths 6": 41,
     "--policy-frequency 2": 41,
@@ -206,7 +221,8 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
 
 def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     flags = f"--env-id {CARTPOLE} --num-seeds 3"
-    healthy, make_env = run(tmp_path / "a", flags), environments.make_env
+    healthy = run(tmp_path / "a", flags)
+    make_env = environments.make_env
 
     class Poisoned(gym.Wrapper):
         def step(self, action):
@@ -219,23 +235,26 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
         return Poisoned(env) if (seed, stream) == (2, "train") else env
 
     monkeypatch.setattr(environments.control, "make_env", poisoned)
-    names = {key: name for name in healthy for key in (1, 2, 3) if f"__s{key}__" in name}
+    names = {
+        key: name for name, key in itertools.product(healthy, (1, 2, 3)) if f"__s{key}__" in name
+    }
     sick = run(tmp_path / "b", flags)
     assert sick[names[1]] == healthy[names[1]] and sick[names[3]] == healthy[names[3]]
     meta = json.loads((tmp_path / "b" / names[2] / "meta.json").read_text())
     assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
-    ours, theirs = values(sick[names[2]]), values(healthy[names[2]])
+    ours = values(sick[names[2]])
+    theirs = values(healthy[names[2]])
     assert all(ours[key] == theirs[key] for key in ours if key[0] < 45)
-    assert all(
-        ours[60, key] == ours[40, key] for key in EVAL
-    )  # the last evaluation is carried forward
+    # the last evaluation is carried forward
+    assert all(ours[60, key] == ours[40, key] for key in EVAL)
     assert (60, "losses/qf_loss") not in ours
     run(tmp_path / "b", flags)  # says "diverged already"
     assert scalars(tmp_path / "b") == sick
 
 
 def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch):
-    step, steps = gym.vector.SyncVectorEnv.step, []
+    step = gym.vector.SyncVectorEnv.step
+    steps = []
 
     def poisoned(envs, actions):
         obs, rewards, *rest = step(envs, actions)
@@ -273,7 +292,7 @@ def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch
     rows = {
         step: value for (step, key), value in values(rows).items() if key == "eval/episodic_return"
     }
-    assert rows == {step: 1.0 for step in [*range(40, 100_000, 40), 100_000]} and len(steps) < 100
+    assert rows == dict.fromkeys([*range(40, 100_000, 40), 100_000], 1.0) and len(steps) < 100
 
 
 def test_a_video_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capfd):
@@ -293,10 +312,14 @@ def child(argv: list[str], log: str) -> None:
 
 
 def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_path, monkeypatch):
-    flags = f"--env-id {CARTPOLE} --num-seeds 2 --total-timesteps 480 --checkpoint-frequency 40 --eval-frequency 200"
+    flags = (
+        f"--env-id {CARTPOLE} --num-seeds 2 --total-timesteps 480 --checkpoint-frequency 40 "
+        "--eval-frequency 200"
+    )
     flags += " --metrics-frequency 240"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
-    context, rng = multiprocessing.get_context("forkserver"), random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    rng = random.Random(0)
     context.set_forkserver_preload(["test_sac_runs"])  # one import for all processes
 
     def start(folder, log):
@@ -314,11 +337,13 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         return found
 
     for kill in range(3):
-        process, before, changes = start("b", "log"), checkpoints(), 0
-        while (
-            changes < 2 and process.is_alive()
-        ):  # at some moment after the second checkpoint of the two seeds
-            changes, before = changes + (checkpoints() != before), checkpoints()
+        process = start("b", "log")
+        before = checkpoints()
+        changes = 0
+        # at some moment after the second checkpoint of the two seeds
+        while changes < 2 and process.is_alive():
+            changes = changes + (checkpoints() != before)
+            before = checkpoints()
             time.sleep(0.002)
         if kill == 0:
             second = start("b", "second")
@@ -330,8 +355,10 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    last, undisturbed = start("b", "log"), start("a", "other")
-    last.join(), undisturbed.join()
+    last = start("b", "log")
+    undisturbed = start("a", "other")
+    last.join()
+    undisturbed.join()
     assert last.exitcode == undisturbed.exitcode == 0, (tmp_path / "log").read_text()
     assert scalars(tmp_path / "a") == scalars(tmp_path / "b") and len(scalars(tmp_path / "a")) == 2
     for meta in (tmp_path / "b").glob("*/meta.json"):

@@ -1,8 +1,10 @@
-"""Tasks in a row in sac_continuous.py, on two toy tasks of equal spaces: switches, evaluation, forgetting, resume.
+"""Tasks in a row in sac_continuous.py, on two toy tasks of equal spaces:
+switches, evaluation, forgetting, resume.
 
 `pytest -q tests/test_sac_sequences.py` (about 60 s).
 """
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -19,9 +21,16 @@ import metrics
 import runlog
 import sac_continuous
 
-EPISODE, TASK = 20, 60  # steps
-TINY = "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 --learning-starts 20"
-TINY += " --checkpoint-frequency 60 --eval-frequency 20 --num-eval-episodes 2 --log-frequency 10 --metrics-frequency 0"
+EPISODE = 20  # steps
+TASK = 60  # steps
+TINY = (
+    "--no-compile --no-tensorboard --device cpu --threads 1 --widths 8 8 --batch-size 16 "
+    "--learning-starts 20"
+)
+TINY += (
+    " --checkpoint-frequency 60 --eval-frequency 20 --num-eval-episodes 2 --log-frequency 10 "
+    "--metrics-frequency 0"
+)
 TINY += " --ntk-frequency 0"
 AB = f"--env-id ToyA-v0 ToyB-v0 --steps-per-task {TASK}"
 
@@ -83,14 +92,17 @@ def test_names_lengths_and_spaces():
         environments.check_equal_spaces({"a": Toy(1.0), "b": Toy(1.0), "c": wide})
 
 
-# flags: critic updates in Adam's count after the last step, and whether the first task's transitions are sampled
+# flags: critic updates in Adam's count after the last step,
+# and whether the first task's transitions are sampled
 SWITCHES = {"": (41, False), "--no-reset-optimizer": (82, False), "--no-reset-replay": (60, True)}
 SWITCHES |= {"--no-reset-replay --no-reset-optimizer": (101, True)}
 
 
 @pytest.mark.parametrize("flags", SWITCHES)
 def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
-    sample, drawn, (count, keeps) = sac_continuous.ReplayBuffer.sample, [], SWITCHES[flags]
+    sample = sac_continuous.ReplayBuffer.sample
+    drawn = []
+    count, keeps = SWITCHES[flags]
 
     def recorded(buffer, *shape, generators):
         batch = sample(buffer, *shape, generators=generators)
@@ -99,7 +111,8 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sac_continuous.ReplayBuffer, "sample", recorded)
     (got,) = run(tmp_path, f"{AB} {flags} --keep-replay")
-    before, after = state_at(tmp_path, TASK)["agent"], state_at(tmp_path, 2 * TASK)["agent"]
+    before = state_at(tmp_path, TASK)["agent"]
+    after = state_at(tmp_path, 2 * TASK)["agent"]
     moments = {key for key in before if "_optimizer." in key}
     if "optimizer" in flags:
         assert (
@@ -135,7 +148,10 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
         assert float(row[3]) == pytest.approx(reward)
     generator = runlog.make_generator(1, "act")
     for step in range(TASK):  # what the first task drew
-        torch.rand(1, generator=generator) if step < 20 else torch.randn(1, 1, generator=generator)
+        if step < 20:
+            torch.rand(1, generator=generator)
+        else:
+            torch.randn(1, 1, generator=generator)
     uniform = torch.cat([torch.rand(1, generator=generator) for _ in range(20)])
     assert torch.equal(second[:20, 2], 2 * uniform - 1) != keeps
 
@@ -154,19 +170,16 @@ def test_the_first_task_is_the_plain_run_and_the_switch_leaves_the_networks_alon
 
 def test_every_task_is_evaluated_and_scored(tmp_path):
     (got,) = run(tmp_path, f"--env-id ToyA-v0 ToyB-v0 ToyA-v0 --steps-per-task {TASK}")
-    points, args = (
-        [*range(20, 181, 20)],
-        runlog.parse_args(sac_continuous.Args, command(tmp_path, "")),
-    )
+    points = [*range(20, 181, 20)]
+    args = runlog.parse_args(sac_continuous.Args, command(tmp_path, ""))
     agent = sac_continuous.Agent(2, 1, args, [1], torch.device("cpu"))
-    runlog.restore_module(
-        agent, [state_at(tmp_path, 2 * TASK)["agent"]]
-    )  # the networks that were evaluated there
+    # the networks that were evaluated there
+    runlog.restore_module(agent, [state_at(tmp_path, 2 * TASK)["agent"]])
     for k, task in ((1, "ToyA-v0"), (2, "ToyB-v0")):
-        env, returns = environments.make_env(task, 0, 1, "eval"), []
-        for number in range(
-            24, 26
-        ):  # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
+        env = environments.make_env(task, 0, 1, "eval")
+        returns = []
+        # the sixth evaluation; each has 2 deterministic and 2 stochastic episodes
+        for number in range(24, 26):
             obs, _ = env.reset(options={"number": [number]})
             returns.append(0.0)
             for _ in range(EPISODE):
@@ -180,7 +193,8 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
             np.mean(returns), rel=1e-5
         )
     score = {
-        (step, k): got[step, f"eval/task{k}/episodic_return"] for step in points for k in (1, 2, 3)
+        (step, k): got[step, f"eval/task{k}/episodic_return"]
+        for step, k in itertools.product(points, (1, 2, 3))
     }
     for step in points:
         assert got[step, "eval/episodic_return"] == score[step, (step - 1) // TASK + 1]
@@ -222,9 +236,8 @@ def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):
     monkeypatch.setattr(environments.control, "make_env", poisoned)
     (got,) = run(tmp_path, AB)
     (meta,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/meta.json"))
-    assert (
-        meta["status"] == "diverged" and meta["step"] == 80
-    )  # the first update of the second task
+    # the first update of the second task
+    assert meta["status"] == "diverged" and meta["step"] == 80
     for step in (80, 100, 120):
         assert got[step, "eval/episodic_return"] == got[step, "eval/task2/episodic_return"]
         for k in (1, 2):
@@ -237,10 +250,8 @@ def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):
 
 def test_a_seed_is_the_same_run_alone(tmp_path):
     flags = f"{AB} --activation crational"
-    together, (alone,) = (
-        run(tmp_path / "a", f"{flags} --num-seeds 2"),
-        run(tmp_path / "b", f"{flags} --seed 2"),
-    )
+    together = run(tmp_path / "a", f"{flags} --num-seeds 2")
+    (alone,) = run(tmp_path / "b", f"{flags} --seed 2")
     assert {path.name for path in (tmp_path / "b").iterdir()} < {
         path.name for path in (tmp_path / "a").iterdir()
     }
@@ -273,8 +284,9 @@ def test_killed_before_at_and_after_a_switch_it_ends_with_the_same_rows(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_sac_sequences"])  # one import for all processes
-    # step 59; after the switch and before its checkpoint (the fourth make_envs of a start in the first task); steps 61
-    # (resumed from the checkpoint at the switch), 74 and 76 (before and after the first of the second task)
+    # step 59; after the switch and before its checkpoint (the fourth make_envs of a start in the
+    # first task); steps 61 (resumed from the checkpoint at the switch), 74 and 76 (before and after
+    # the first of the second task)
     kills = [
         (59, "log_episodes"),
         (4, "make_envs"),
@@ -287,7 +299,8 @@ def test_killed_before_at_and_after_a_switch_it_ends_with_the_same_rows(
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    killed, undisturbed = run(tmp_path / "b", flags), run(tmp_path / "a", flags)
+    killed = run(tmp_path / "b", flags)
+    undisturbed = run(tmp_path / "a", flags)
     assert killed == undisturbed and len(killed) == 2
     for path in (tmp_path / "a").glob("*/scalars.csv"):
         lines = [

@@ -63,7 +63,8 @@ def test_statistics_equal_slow_loops(sizes):
 
 
 def test_bootstrap_of_a_mean_has_its_closed_form():
-    """Of a mean in one environment the bootstrap's variance is var(ddof 0) / n: the interval is mean +- 1.96 roots."""
+    """Of a mean in one environment the bootstrap's variance is var(ddof 0) / n:
+    the interval is mean +- 1.96 roots."""
     (runs,) = strata(sizes=(400,))
     low, high = statistics.stratified_bootstrap(
         [runs], statistics.mean_of_means, repetitions=20_000
@@ -74,8 +75,8 @@ def test_bootstrap_of_a_mean_has_its_closed_form():
 
 
 def test_bootstrap_draws_within_environments():
-    """Between environments nothing varies: environments of equal runs give an interval of width 0, where drawing from
-    all runs together would not."""
+    """Between environments nothing varies: environments of equal runs give an interval of width 0,
+    where drawing from all runs together would not."""
     data = [np.full(5, 0.0), np.full(5, 10.0)]
     for statistic in (
         statistics.mean_of_means,
@@ -86,7 +87,8 @@ def test_bootstrap_draws_within_environments():
 
 
 def test_bootstrap_of_a_curve_draws_whole_runs():
-    """If step k is step 0 plus k, so are its ends; the same each time. 1,000 steps of 12 runs are two parts."""
+    """If step k is step 0 plus k, so are its ends; the same each time.
+    1,000 steps of 12 runs are two parts."""
     (base,) = strata(sizes=(12,))
     data = [base + np.arange(1_000.0)[:, None]]
     low, high = statistics.stratified_bootstrap(data, statistics.interquartile_mean, 500)
@@ -105,16 +107,13 @@ def test_bootstrap_of_single_runs_is_unknown():
 
 
 def test_iqm_and_its_interval_agree_with_rliable():
-    library, reference = (
-        pytest.importorskip("rliable.library"),
-        pytest.importorskip("rliable.metrics"),
-    )
+    library = pytest.importorskip("rliable.library")
+    reference = pytest.importorskip("rliable.metrics")
     data = strata(sizes=(10,) * 6)
     matrix = {"ours": np.stack(data, -1)}  # runs x environments
     iqm = lambda scores: np.array([reference.aggregate_iqm(scores)])  # noqa: E731
-    scores, intervals = library.get_interval_estimates(
-        matrix, iqm, reps=4_000
-    )  # from numpy's global generator
+    # from numpy's global generator
+    scores, intervals = library.get_interval_estimates(matrix, iqm, reps=4_000)
     assert statistics.interquartile_mean(data) == pytest.approx(scores["ours"][0], rel=1e-12)
     low, high = statistics.stratified_bootstrap(
         data, statistics.interquartile_mean, repetitions=4_000
@@ -131,10 +130,9 @@ def test_doctests():
 
 def test_ratio_interval_is_students_t_on_the_logarithms():
     logs = np.log([1.0, 2.0, 4.0])
-    mean, half = (
-        np.log(2),
-        4.302653 * np.log(2) / math.sqrt(3),
-    )  # t at 0.975 with 2 degrees of freedom
+    # t at 0.975 with 2 degrees of freedom
+    mean = np.log(2)
+    half = 4.302653 * np.log(2) / math.sqrt(3)
     expected = np.exp([mean, mean - half, mean + half])
     np.testing.assert_allclose(statistics.ratio_interval(logs), expected, rtol=1e-6)
     for unknown in (logs[:1], np.array([0.0, np.inf])):

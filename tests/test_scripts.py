@@ -1,10 +1,13 @@
-"""The shell scripts of the figures: what each would train and draw, at each scale, without training anything.
+"""The shell scripts of the figures: what each would train and draw,
+at each scale, without training anything.
 
-`pytest -q tests/test_scripts.py` (about 20 s). In python's place stands a program that writes down its arguments.
+`pytest -q tests/test_scripts.py` (about 20 s).
+In python's place stands a program that writes down its arguments.
 """
 
 import csv
 import functools
+import itertools
 import os
 import shlex
 import signal
@@ -46,13 +49,28 @@ FIGURES = {
     "hr_fig19": ("hr19", 51 * 7 * 5),
 }
 # What was run for results/: the scripts must go on naming these runs.
-SAC = "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 --batch-size 128 "
-SAC += "--eval-frequency 1000 --metrics-frequency 1000 --log-frequency 500 --checkpoint-frequency 2000 --threads 1 "
+SAC = (
+    "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 "
+    "--batch-size 128 "
+)
+SAC += (
+    "--eval-frequency 1000 --metrics-frequency 1000 --log-frequency 500 "
+    "--checkpoint-frequency 2000 --threads 1 "
+)
 SAC = "sac_continuous.py --env-id {} --activation {} " + SAC + "--no-tensorboard"
 PQN = "pqn_atari.py --env-id {} --activation {} --total-timesteps 60000 --eval-frequency 15000 "
-PQN += "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1 --no-tensorboard"
-DQN = "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 --buffer-size 25000 "
-DQN += "--exploration-steps 12500 --metrics-frequency 2500 --eval-frequency 12500 --checkpoint-frequency 12500 "
+PQN += (
+    "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1 "
+    "--no-tensorboard"
+)
+DQN = (
+    "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 "
+    "--buffer-size 25000 "
+)
+DQN += (
+    "--exploration-steps 12500 --metrics-frequency 2500 --eval-frequency 12500 "
+    "--checkpoint-frequency 12500 "
+)
 DQN += "--threads 1 --env-threads 1 --no-tensorboard"
 CONTROL = ("dm_control/cartpole-swingup-v0", "dm_control/cheetah-run-v0", "metaworld/reach-v3")
 GAMES = ("Breakout", "SpaceInvaders")
@@ -60,12 +78,15 @@ THREE = ("relu", "rational", "crational")
 FIVE = (*THREE, "crational --rational.remove-constraint", "rational --layer-norm")
 SIX = ("relu", "tanh", "tanh_hr", "sigmoid", "relu_hr", "crelu")
 LAPTOP = {
-    "cr_fig1": [SAC.format(env, cell) for env in CONTROL for cell in THREE],
-    "cr_curves": [SAC.format(env, cell) for env in CONTROL for cell in THREE],
-    "cr_ablations": [SAC.format(env, cell) for env in CONTROL for cell in FIVE],
-    "hr_fig1": [PQN.format(game, cell) for game in GAMES for cell in SIX],
-    "hr_fig19": [PQN.format(game, cell) for game in GAMES for cell in SIX],
-    "hr_fig7": [DQN.format(game, cell) for game in GAMES for cell in ("relu", "tanh", "tanh_hr")],
+    "cr_fig1": [SAC.format(env, cell) for env, cell in itertools.product(CONTROL, THREE)],
+    "cr_curves": [SAC.format(env, cell) for env, cell in itertools.product(CONTROL, THREE)],
+    "cr_ablations": [SAC.format(env, cell) for env, cell in itertools.product(CONTROL, FIVE)],
+    "hr_fig1": [PQN.format(game, cell) for game, cell in itertools.product(GAMES, SIX)],
+    "hr_fig19": [PQN.format(game, cell) for game, cell in itertools.product(GAMES, SIX)],
+    "hr_fig7": [
+        DQN.format(game, cell)
+        for game, cell in itertools.product(GAMES, ("relu", "tanh", "tanh_hr"))
+    ],
 }
 
 
@@ -79,7 +100,8 @@ def echo_of(folder: Path) -> str:
 
 @functools.cache
 def calls(folder: Path, script: str, scale: str, **variables) -> list[list[str]]:
-    """The arguments of each call of python. Without DRY_RUN: a figure's command is called rather than printed."""
+    """The arguments of each call of python. Without DRY_RUN:
+    a figure's command is called rather than printed."""
     own = ("DRY_RUN", "RUNS_DIR", "OUT", "SWEEP", "ENVS", "JOBS", "DATASETS", "DATA_DIR")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     environment |= {"SCALE": scale, "PYTHON": echo_of(folder)} | variables
@@ -98,7 +120,8 @@ def folder(tmp_path_factory) -> Path:
 def commands(folder: Path, script: str, scale: str, **variables) -> list[str]:
     (_, *words), _ = calls(folder, script, scale, **variables)
     grids = words[: words.index("--name")]
-    return [" ".join(command.split()) for grid in grids for command in sweep_plan.expand(grid)]
+    found = itertools.chain.from_iterable(map(sweep_plan.expand, grids))
+    return [" ".join(command.split()) for command in found]
 
 
 @functools.cache
@@ -110,7 +133,7 @@ def runs_of(command: str) -> dict[str, object]:
 
 
 def names(found: list[str]) -> set[str]:
-    return {name for command in found for name in runs_of(command)}
+    return set(itertools.chain.from_iterable(map(runs_of, found)))
 
 
 def environment_of(command: str) -> str | None:
@@ -125,7 +148,8 @@ def first_seeds(found: list[str]) -> list[str]:
 
 
 def one_task(found: list[str]) -> list[str]:
-    """The first seeds on the first environment of each suite: the other commands differ in the two alone."""
+    """The first seeds on the first environment of each suite:
+    the other commands differ in the two alone."""
     first = {}
     for command in found:
         first.setdefault(
@@ -135,7 +159,10 @@ def one_task(found: list[str]) -> list[str]:
 
 
 def lists() -> dict[str, list[str]]:
-    shown = 'source scripts/environments.sh; for n in ${!CR_*} ${!HR_*} ${!LAPTOP_*} ${!SMOKE_*}; do l="$n[@]"; '
+    shown = (
+        "source scripts/environments.sh; for n in ${!CR_*} ${!HR_*} ${!LAPTOP_*} ${!SMOKE_*}; do "
+        'l="$n[@]"; '
+    )
     shown = subprocess.run(
         ["bash", "-c", shown + 'echo $n "${!l}"; done'], cwd=ROOT, capture_output=True, text=True
     )
@@ -192,29 +219,25 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
         environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1")
     )
     for command in (some := one_task(found)):
-        module, args = MODULES[command.split()[0]], next(iter(runs_of(command).values()))
+        module = MODULES[command.split()[0]]
+        args = next(iter(runs_of(command).values()))
         if module is not continual_supervised:  # whose validation loads MNIST
             module.validate(args)
     assert len(names(some)) == sum(len(runs_of(command)) for command in some), (
         "two commands train one run"
     )
+    totals = set()
+    for command in some:
+        totals |= {getattr(args, "total_timesteps", None) for args in runs_of(command).values()}
     if scale == "paper":
-        total = [
-            getattr(args, "total_timesteps", None)
-            for command in some
-            for args in runs_of(command).values()
-        ]
-        assert {*total} == {
-            None if script in ("cr_continual", "hr_fig2") else 10**6 if "sac" in found[0] else 10**7
-        }
+        expected = 10**6 if "sac" in found[0] else 10**7
+        if script in ("cr_continual", "hr_fig2"):
+            expected = None
+        assert totals == {expected}
         per_command = {len(runs_of(command)) for command in some}
         assert len(per_command) == 1 and len(found) * per_command.pop() == FIGURES[script][1]
     else:
-        assert all(
-            getattr(args, "total_timesteps", 0) <= 75_000
-            for c in some
-            for args in runs_of(c).values()
-        )
+        assert all(total is None or total <= 75_000 for total in totals)
 
 
 @pytest.mark.parametrize("script", LAPTOP)
@@ -236,9 +259,14 @@ def test_the_continual_studys_cells_are_those_of_its_results(folder):
         assert shape == (
             (10, 15, 100, 1, "data") if args.dataset == "digits" else (10, 10, 40, 1, "data")
         )
-        scale, decay = args.rational.init_scale, args.rational.coefficient_weight_decay
-        told = [args.activation, f"init {scale}" * (scale != 1), f"decay {decay}" * (decay != 0)]
-        cells.add((args.dataset, ", ".join(filter(None, told))))
+        scale = args.rational.init_scale
+        decay = args.rational.coefficient_weight_decay
+        told = [args.activation]
+        if scale != 1:
+            told.append(f"init {scale}")
+        if decay != 0:
+            told.append(f"decay {decay}")
+        cells.add((args.dataset, ", ".join(told)))
     assert cells == rows and len(rows) == 28
     variables = {"DATASETS": "digits", "DATA_DIR": "elsewhere", "OUT": "there", "JOBS": "3"}
     found = commands(folder, "cr_continual", "smoke", **variables)
@@ -391,7 +419,8 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_dry_run_is_a_switch(script, folder):
-    """The program in python's place writes its arguments with a mark behind each, and a dry run of ours writes none."""
+    """The program in python's place writes its arguments with a mark behind each,
+    and a dry run of ours writes none."""
     variables = {
         "PYTHON": echo_of(folder),
         "RUNS": str(folder / "runs"),
@@ -456,9 +485,8 @@ def test_paths_with_blanks_and_patterns(folder):
     assert command[command.index("--data-dir") + 1] == "a b"
     done = shell("hr_fig1.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS_DIR="a b", OUT="c'd")
     words = shlex.split(done.stdout.splitlines()[-1])
-    assert (
-        words[2:7] == ["hr1", "--runs", "a b", "--out", "c'd"] and words[7:] == draw[6:-1]
-    )  # no ReDo at laptop scale
+    # no ReDo at laptop scale
+    assert words[2:7] == ["hr1", "--runs", "a b", "--out", "c'd"] and words[7:] == draw[6:-1]
     done = shell("demo.sh", PYTHON=echo_of(folder), DRY_RUN="1", RUNS="a b")
     assert done.stdout.splitlines()[-1].endswith(r"figures.py demo a\ b/*/ --out runs/demo.png")
 

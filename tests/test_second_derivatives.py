@@ -26,7 +26,8 @@ def rational(form, n, m, d, constrained, batch_shape=()) -> Rational:
 
 def plain(module, parameters, x):
     """P / Q as the docs write it, term by term, from torch's own operations. x: (points,)"""
-    a, b = parameters["numerator"], parameters["denominator"]
+    a = parameters["numerator"]
+    b = parameters["denominator"]
     first = int(module.constrained)
     p = sum(a[i] * x ** (i + first) for i in range(len(a)))
     terms = [b[j] * x ** (j + 1) for j in range(len(b))]
@@ -102,13 +103,14 @@ def test_at_the_kinks_every_derivative_is_the_one_from_the_right(form, power):
     module = rational(form, power - 1, 1, power, constrained=True)
     ours, _, z = functions(module)
     place_of_b = len(X) + power - 1  # behind a_1 .. a_n
-    zero, near = z.clone(), z.clone()
+    zero = z.clone()
+    near = z.clone()
     zero[0] = zero[1] = zero[place_of_b] = 0.0
     near[0] = near[1] = near[place_of_b] = 1e-10
     zero[2:4] = near[2:4] = z[2:4].abs()
     for outer, inner in MODES:
-        at_zero, expected = outer(inner(ours))(zero), outer(inner(ours))(near)
+        at_zero = outer(inner(ours))(zero)
+        expected = outer(inner(ours))(near)
         torch.testing.assert_close(at_zero, expected, rtol=1e-7, atol=1e-7)
-        assert (
-            expected[place_of_b, 2].abs() > 1e-3
-        )  # torch's own |.|, whose derivative at 0 is 0, would give 0 here
+        # torch's own |.|, whose derivative at 0 is 0, would give 0 here
+        assert expected[place_of_b, 2].abs() > 1e-3

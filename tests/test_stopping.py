@@ -1,4 +1,7 @@
-"""Signals, saves by the clock, kills at every file operation. `pytest -q tests/test_stopping.py` (about a minute)."""
+"""Signals, saves by the clock, kills at every file operation.
+
+`pytest -q tests/test_stopping.py` (about a minute).
+"""
 
 import json
 import os
@@ -21,12 +24,16 @@ import sac_continuous
 from runlog import stopping
 
 ROOT = Path(__file__).parent.parent
-ATARI = "--no-compile --no-tensorboard --threads 1 --env-threads 1 --metrics-frequency 0 --ntk-frequency 0"
+ATARI = (
+    "--no-compile --no-tensorboard --threads 1 --env-threads 1 --metrics-frequency 0 "
+    "--ntk-frequency 0"
+)
 SCRIPTS = {  # flags of a training of some seconds, and the step at which the signal comes
     sac_continuous: (
-        "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 200 --learning-starts 50 --widths 8 8 --batch-size 8 "
-        "--eval-frequency 100 --num-eval-episodes 1 --log-frequency 10 --metrics-frequency 0 --ntk-frequency 0 "
-        "--no-compile --no-tensorboard --threads 1",
+        "--env-id Pendulum-v1 --num-seeds 2 --total-timesteps 200 --learning-starts 50 "
+        "--widths 8 8 --batch-size 8 --eval-frequency 100 --num-eval-episodes 1 "
+        "--log-frequency 10 --metrics-frequency 0 --ntk-frequency 0 --no-compile --no-tensorboard "
+        "--threads 1",
         100,
     ),
     dqn_atari: (
@@ -39,17 +46,18 @@ SCRIPTS = {  # flags of a training of some seconds, and the step at which the si
         64,
     ),
     pqn_atari: (
-        f"{ATARI} --num-envs 4 --num-test-envs 1 --num-steps 8 --num-minibatches 4 --total-timesteps 128 "
-        "--log-frequency 32",
+        f"{ATARI} --num-envs 4 --num-test-envs 1 --num-steps 8 --num-minibatches 4 "
+        "--total-timesteps 128 --log-frequency 32",
         64,
     ),
     continual_supervised: (
-        "--num-seeds 2 --num-tasks 2 --epochs 2 --num-train 64 --log-frequency 4 --no-compile --no-tensorboard "
-        "--threads 1 --metrics-samples 0 --ntk-samples 0",
+        "--num-seeds 2 --num-tasks 2 --epochs 2 --num-train 64 --log-frequency 4 --no-compile "
+        "--no-tensorboard --threads 1 --metrics-samples 0 --ntk-samples 0",
         8,
     ),
     function_approximation: (
-        "--activations relu tanh --deep-activations --shallow-units 8 --learning-rates 1e-2 --total-steps 60 "
+        "--activations relu tanh --deep-activations --shallow-units 8 --learning-rates 1e-2 "
+        "--total-steps 60 "
         "--num-seeds 2 --table1-neurons 0 --no-compile --no-tensorboard --threads 1",
         40,
     ),
@@ -110,9 +118,8 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     assert stopped.keys() <= resumed.keys() == whole.keys()
     for run, kept in stopped.items():
         assert resumed[run][: len(kept)] == kept, "what was saved is not done again"
-    if (
-        "atari" in script.__name__
-    ):  # games that were under way begin anew, so that values differ and steps do not
+    # games that were under way begin anew, so that values differ and steps do not
+    if "atari" in script.__name__:
         last_steps = [
             {name: each[-1].split(",")[0] for name, each in found.items()}
             for found in (resumed, whole)
@@ -194,7 +201,8 @@ def test_ctrl_c_stops_in_one_line_and_exits_with_130():
 
 
 def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
-    """A terminal signals the whole group: the compiler dies, torch.compile fails, and the run is interrupted."""
+    """A terminal signals the whole group: the compiler dies,
+    torch.compile fails, and the run is interrupted."""
     run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
     args = sac_continuous.Args(compile=False, tensorboard=False)
     with pytest.raises(SystemExit) as stop, runlog.open_batches([run], args):
@@ -221,7 +229,10 @@ def test_a_signal_at_the_very_end_is_told(tmp_path, capsys):
 
 
 def test_ctrl_c_before_the_training_leaves_no_traceback():
-    code = "import os, runlog, signal\nwith runlog.exit_on_user_error():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    code = (
+        "import os, runlog, signal\nwith runlog.exit_on_user_error():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
@@ -253,15 +264,15 @@ def test_a_save_by_the_clock_changes_no_row(tmp_path):
 
 
 def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkeypatch):
-    """With --policy-frequency the row of losses holds the actor's newest update, which may come before the save."""
+    """With --policy-frequency the row of losses holds the actor's newest update,
+    which may come before the save."""
     flags = f"{SCRIPTS[sac_continuous][0]} --policy-frequency 7"
     asked = []
     is_due = runlog.SaveTimes.is_due
 
     def is_due_and_signalled(times, step, at_end):
-        if (
-            step in (50, 99, 103) and step not in asked
-        ):  # the first update, before a row, behind one
+        # the first update, before a row, behind one
+        if step in (50, 99, 103) and step not in asked:
             asked.append(step)
             os.kill(os.getpid(), signal.SIGTERM)
         return is_due(times, step, at_end)
@@ -278,14 +289,8 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
 
 
 def test_a_training_killed_at_any_file_operation_ends_with_the_same_rows():
-    command = [
-        sys.executable,
-        "scripts/drill_files.py",
-        "--every",
-        "5",
-        "--twice",
-        "10",
-    ]  # all of them: by hand
+    # all of them: by hand
+    command = [sys.executable, "scripts/drill_files.py", "--every", "5", "--twice", "10"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "the same rows each time" in done.stdout

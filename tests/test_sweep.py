@@ -1,8 +1,12 @@
-"""Grids, cells, run folders and wrong input of scripts/sweep.py. `pytest -q tests/test_sweep.py` (about 15 s)."""
+"""Grids, cells, run folders and wrong input of scripts/sweep.py.
+
+`pytest -q tests/test_sweep.py` (about 15 s).
+"""
 
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shlex
@@ -116,9 +120,8 @@ def test_seeds_in_groups():
 
 
 def plan(*grids: str, runs_dir=None, most=0) -> list[dict]:
-    return sweep_plan.plan(
-        [each for text in grids for each in sweep_plan.expand(text)], runs_dir, most, 3
-    )
+    commands = [*itertools.chain.from_iterable(map(sweep_plan.expand, grids))]
+    return sweep_plan.plan(commands, runs_dir, most, 3)
 
 
 def test_cells_of_seeds_and_of_scripts():
@@ -140,7 +143,7 @@ def test_cells_of_seeds_and_of_scripts():
         "x.py --env-id ALE/Pong-v5 --seed 2 --env-threads 3",
     ]
     assert [len(process["runs"]) for process in processes] == [3, 1, 3, 4, 1, 1]
-    assert len({run for process in processes for run in process["runs"]}) == 13
+    assert len(set().union(*(process["runs"] for process in processes))) == 13
     assert re.fullmatch(
         r"dm_control-cheetah-run-v0__sac_continuous__relu__s1-3__\w{10}", processes[0]["id"]
     )
@@ -159,12 +162,16 @@ def test_cells_of_seeds_and_of_scripts():
 
 
 MAINS = {
-    "sac_continuous": "--env-id Pendulum-v1 --activation tanh_hr --seed 3 --num-seeds 2 --rational.init-scale 2",
+    "sac_continuous": (
+        "--env-id Pendulum-v1 --activation tanh_hr --seed 3 --num-seeds 2 --rational.init-scale 2"
+    ),
     "dqn_atari": "--env-id ALE/Pong-v5 --activation crelu --seed 2",
     "ppo_atari": "--env-id Pong --width 64",
     "pqn_atari": "--env-id Breakout --encoder-activation relu",
     "continual_supervised": "--activation rational --seed 4 --num-seeds 3 --tasks permuted_labels",
-    "function_approximation": "--activations relu tanh_hr --learning-rates 1e-3 1e-2 --seed 2 --num-seeds 2",
+    "function_approximation": (
+        "--activations relu tanh_hr --learning-rates 1e-3 1e-2 --seed 2 --num-seeds 2"
+    ),
 }
 
 
@@ -197,7 +204,8 @@ def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monke
 
 def test_a_sequence_of_tasks_is_planned_at_its_length():
     (process,) = plan(
-        "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} --steps-per-task 10000"
+        "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} "
+        "--steps-per-task 10000"
     )
     args = runlog.parse_args(sac_continuous.Args, process["argv"][1:])
     (run,) = runlog.seed_runs(dataclasses.replace(args, total_timesteps=20_000), "sac_continuous")
@@ -272,7 +280,9 @@ def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     flags = re.search(r" (--(slots|limit|name|ray|slots-per-gpu|slurm|patience) .*)$", grids)
     command = grids[: flags.start()] if flags else grids
-    argv = [command] * bool(command) + (flags[1].split() if flags else [])
+    argv = [command] if command else []
+    if flags:
+        argv += flags[1].split()
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, argv))
     error = capsys.readouterr().err
@@ -368,7 +378,8 @@ def test_paths_with_control_characters_are_refused(flag, value, tmp_path, monkey
 
 
 def sbatch_words(line: str) -> list[str]:
-    """As sbatch 22.05 reads a #SBATCH line (_get_argument of sbatch/opt.c): quotes of both kinds, backslash escapes."""
+    """As sbatch 22.05 reads a #SBATCH line (_get_argument of sbatch/opt.c):
+    quotes of both kinds, backslash escapes."""
     return shlex.split(line.removeprefix("#SBATCH "))
 
 

@@ -1,4 +1,7 @@
-"""Sweeps on local slots, with drills: every run ends once. `pytest -q tests/test_sweep_engines.py`."""
+"""Sweeps on local slots, with drills: every run ends once.
+
+`pytest -q tests/test_sweep_engines.py`.
+"""
 
 import csv
 import json
@@ -173,8 +176,12 @@ def test_an_array_task_tells_its_code(tmp_path, monkeypatch):
 
 
 def test_a_script_of_the_project(tmp_path):
-    """Killed after its first checkpoint, the cell goes on from there; both seeds are folders of their own."""
-    flags = "--num-tasks 2 --epochs 4 --num-train 64 --widths 8 --metrics-samples 0 --ntk-samples 0 --no-compile"
+    """Killed after its first checkpoint, the cell goes on from there;
+    both seeds are folders of their own."""
+    flags = (
+        "--num-tasks 2 --epochs 4 --num-train 64 --widths 8 --metrics-samples 0 --ntk-samples 0 "
+        "--no-compile"
+    )
     flags += " --checkpoint-frequency 4 --log-frequency 4 --no-tensorboard --device cpu"
     command = f"continual_supervised.py --activation crational --seed {{4,5}} {flags}"
     launcher = fork(tmp_path, command, "--slots", "1")

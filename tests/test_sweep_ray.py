@@ -1,4 +1,7 @@
-"""Sweeps on Ray: failures, and two drills. On loopback, without a dashboard. `pytest -q tests/test_sweep_ray.py`."""
+"""Sweeps on Ray: failures, and two drills. On loopback, without a dashboard.
+
+`pytest -q tests/test_sweep_ray.py`.
+"""
 
 import json
 import os
@@ -17,7 +20,8 @@ from sweep_drill import (
     wait_until_all_run,
 )
 
-# Read when ray is imported: loopback only; no token (it would be written into the home folder); no reports.
+# Read when ray is imported: loopback only;
+# no token (it would be written into the home folder); no reports.
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "disabled",

@@ -1,4 +1,5 @@
-"""How a sweep stops and goes on, and what it makes of folders that are full, locked or somebody else's.
+"""How a sweep stops and goes on, and what it makes of folders that are full,
+locked or somebody else's.
 
 `pytest -q tests/test_sweep_stop.py` (about 1 min).
 """
@@ -23,6 +24,7 @@ from sweep_drill import (
     fork,
     grid,
     launcher,
+    pids,
     steps,
     sweep,
     sweep_task,
@@ -87,9 +89,8 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     wait_until_all_run(tmp_path, 1, 3)
     os.kill(first.pid, signal.SIGTERM)
     wait_for(lambda: "stopping: " in (tmp_path / "launcher.log").read_text(), 10)
-    os.kill(
-        first.pid, signal.SIGTERM
-    )  # within a second of the first: the same request, by another way
+    # within a second of the first: the same request, by another way
+    os.kill(first.pid, signal.SIGTERM)
     time.sleep(1.5)
     assert first.is_alive()
     os.kill(first.pid, signal.SIGTERM)
@@ -106,11 +107,12 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     os.kill(second.pid, signal.SIGINT)
     began = time.monotonic()
     assert end(second, 30) == 130 and 1 <= time.monotonic() - began < 6
-    assert not any(alive(pid) for rows in steps(tmp_path).values() for _, pid in rows)
+    assert not any(map(alive, pids(tmp_path)))
 
 
 def test_started_in_the_background_of_a_script(tmp_path):
-    """There a shell ignores SIGINT, which children inherit: SIGTERM must do, and they must hear Ctrl-C of their own."""
+    """There a shell ignores SIGINT, which children inherit:
+    SIGTERM must do, and they must hear Ctrl-C of their own."""
     words = [
         sys.executable,
         str(ROOT / "scripts" / "sweep.py"),
@@ -146,15 +148,12 @@ def test_started_in_the_background_of_a_script(tmp_path):
 
 
 def test_a_training_that_its_user_stops(tmp_path):
-    """Goes on once in the same sweep; stopped again it is left, no failure; the same command then ends it."""
+    """Goes on once in the same sweep; stopped again it is left, no failure;
+    the same command then ends it."""
     command = grid(1, 40, 0.05, RARELY)
     first = fork(tmp_path, command)
     for part in (1, 2):
-        wait_for(
-            lambda part=part: (
-                len({pid for rows in steps(tmp_path).values() for _, pid in rows}) == part
-            )
-        )
+        wait_for(lambda part=part: len(pids(tmp_path)) == part)
         rows = next(iter(steps(tmp_path).values()))
         os.kill(rows[-1][1], signal.SIGTERM)
     assert end(first, 60) == 1
@@ -185,7 +184,7 @@ def test_an_array_task_saves_and_goes_on(tmp_path):
     check_no_step_was_lost(tmp_path, 1, 40)
 
 
-# ---- states of the machine -------------------------------------------------------------------------------------------
+# ---- states of the machine -----------------------------------------------------------------------
 
 
 FOREIGN = [
@@ -236,7 +235,8 @@ def test_foreign_files_are_no_state(content, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("blocked", ["manifest.jsonl/x", "state", "logs", ".lock/x"])
 def test_what_cannot_be_written_is_one_line(blocked, tmp_path):
-    """A file where a folder should be, or a folder where a file should be, stands for a full disk: an OSError."""
+    """A file where a folder should be, or a folder where a file should be, stands for a full disk:
+    an OSError."""
     path = tmp_path / "runs" / "sweeps" / "drill" / blocked
     path.parent.mkdir(parents=True)
     path.touch()

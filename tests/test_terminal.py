@@ -1,5 +1,5 @@
-"""Output that cannot be written, terminals without Unicode, machines that cannot compile: `pytest -q
-tests/test_terminal.py`."""
+"""Output that cannot be written, terminals without Unicode, machines that cannot compile:
+`pytest -q tests/test_terminal.py`."""
 
 import os
 import subprocess
@@ -13,7 +13,10 @@ import torch._inductor.config as inductor_config
 import runlog
 from runlog import compiler, terminal
 
-TALK = "import sys, runlog\nwith runlog.exit_on_user_error({}):\n    for i in range(3000): print('line', i, flush={})\n"
+TALK = (
+    "import sys, runlog\nwith runlog.exit_on_user_error({}):\n"
+    "    for i in range(3000): print('line', i, flush={})\n"
+)
 
 
 def talk(matters="", flush=True, **pipes):
@@ -60,16 +63,21 @@ def test_a_full_disk_behind_stdout_ends_a_training_and_not_a_table(tmp_path):
 
 
 def test_streams_that_are_closed_from_the_start(tmp_path):
-    body = "print('x'); print('y', file=sys.stderr); progress = runlog.Progress(0, 3); progress.update(1)"
-    body += f"; open({str(tmp_path / 'file')!r}, 'w').write(str(open({str(tmp_path / 'file')!r}).fileno()))"
+    body = (
+        "print('x'); print('y', file=sys.stderr); progress = runlog.Progress(0, 3); "
+        "progress.update(1)"
+    )
+    body += (
+        f"; open({str(tmp_path / 'file')!r}, "
+        f"'w').write(str(open({str(tmp_path / 'file')!r}).fileno()))"
+    )
     (tmp_path / "file").write_text("")
     code = f"import sys, runlog\nwith runlog.exit_on_user_error():\n    {body}"
     command = f'"{sys.executable}" -c "$CODE" >&- 2>&-'
     env = {**os.environ, "CODE": code, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(["sh", "-c", command], env=env, timeout=60)
-    assert (
-        done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
-    )  # no file is taken for stdout
+    # no file is taken for stdout
+    assert done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
 
 
 def test_an_error_keeps_its_exit_code_without_stderr():
@@ -157,7 +165,7 @@ def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_pa
     )
 
 
-# ---- the compiler ------------------------------------------------------------------------------------------------
+# ---- the compiler --------------------------------------------------------------------------------
 
 
 def test_without_a_compiler_one_line_says_what_would_do(monkeypatch, tmp_path):

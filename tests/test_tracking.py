@@ -1,4 +1,7 @@
-"""The mirrors of scalars.csv, read back: TensorBoard events and W&B offline. `pytest -q tests/test_tracking.py`."""
+"""The mirrors of scalars.csv, read back: TensorBoard events and W&B offline.
+
+`pytest -q tests/test_tracking.py`.
+"""
 
 import json
 import os
@@ -20,7 +23,8 @@ CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": [3, 2]}}
 
 
 def session(root, steps, checkpoint=None, seed=1, **kwargs):
-    """Log a line of slope 2, an image and a histogram; checkpoint at one step; stop without finishing."""
+    """Log a line of slope 2, an image and a histogram;
+    checkpoint at one step; stop without finishing."""
     run = Run(root, f"toy__s{seed}", {**CONFIG, "seed": seed}).open(**kwargs)
     run.load_checkpoint()
     imsave(run.folder / "kde.png", np.random.default_rng(0).random((8, 6, 3)))
@@ -34,13 +38,13 @@ def session(root, steps, checkpoint=None, seed=1, **kwargs):
 
 
 def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch):
-    # The name of an event file ends with a count of this process, and TensorBoard reads 10 before 9.
+    # The name of an event file ends with a count of this process,
+    # and TensorBoard reads 10 before 9.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = session(tmp_path, range(10, 51, 10), checkpoint=30)
     run.close()
-    run = session(
-        tmp_path, [40, 50, 60]
-    )  # goes on from 30: the first session's 40 and 50 are purged
+    # goes on from 30: the first session's 40 and 50 are purged
+    run = session(tmp_path, [40, 50, 60])
     run.finish()
     events = EventAccumulator(
         str(run.folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}
@@ -118,7 +122,8 @@ def test_a_thread_of_another_keeps_its_traceback(tmp_path, capsys):
 
 
 def records(folder):
-    """The header and the history of an offline W&B run, read back with its own command line tool."""
+    """The header and the history of an offline W&B run,
+    read back with its own command line tool."""
     (path,) = folder.glob("*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -177,7 +182,8 @@ import torch
 import runlog
 root, when = sys.argv[1:]
 def kill_the_service():
-    children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
+    command = ["pgrep", "-P", str(os.getpid())]
+    children = subprocess.run(command, capture_output=True, text=True).stdout.split()
     for child in children:
         name = open(f"/proc/{child}/comm").read() if os.path.exists(f"/proc/{child}/comm") else ""
         if name.startswith("wandb"):
@@ -185,7 +191,9 @@ def kill_the_service():
             return
     raise AssertionError("no service")
 with runlog.exit_on_user_error():
-    runs = [runlog.Run(root, f"toy__s{seed}", {"env_id": "toy", "seed": seed}) for seed in (1, 2, 3)]
+    runs = []
+    for seed in (1, 2, 3):
+        runs.append(runlog.Run(root, f"toy__s{seed}", {"env_id": "toy", "seed": seed}))
     for run in runs:
         run.open(wandb_kwargs={"project": "toys"})
     for step in range(1, 41):
@@ -226,7 +234,8 @@ def test_the_death_of_wandbs_service_ends_no_run(tmp_path, when):
 def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_path):
     code = (
         "import os, sys, time, runlog\n"
-        "run = runlog.Run(sys.argv[1], 'toy', {'env_id': 'toy'}).open(wandb_kwargs={'project': 'toys'})\n"
+        "run = runlog.Run(sys.argv[1], 'toy', {'env_id': 'toy'}).open(wandb_kwargs={'project': "
+        "'toys'})\n"
         "for step in range(1, 31):\n"
         "    run.log(step, {'a': float(step)})\n"
         f"time.sleep({2 * mirrors.WANDB_FLUSH_SECONDS})\n"
@@ -237,9 +246,8 @@ def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_pa
     assert done.returncode == -9
     (folder,) = (tmp_path / "toy" / "wandb").glob("offline-run-*")
     _, history = records(folder)
-    assert [row["global_step"] for row in history] == list(
-        range(1, 30)
-    )  # the newest step waits for the next one
+    # the newest step waits for the next one
+    assert [row["global_step"] for row in history] == list(range(1, 30))
 
 
 def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
@@ -254,7 +262,8 @@ def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
 
 
 def check_in(folder, body, **env):
-    """What a fresh process in `folder`, at home there, prints that runs `body`, without "wandb: ..." lines."""
+    """What a fresh process in `folder`, at home there, prints that runs `body`, without "wandb:
+    ..." lines."""
     environment = own_environment(HOME=str(folder), NETRC=str(folder / "none"), **env)
     code = (
         f"import runlog\nfrom runlog import mirrors\nwith runlog.exit_on_user_error():\n    {body}"
@@ -269,9 +278,8 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
     for mode in ("offline", "disabled"):  # as `wandb offline` and `wandb disabled` write it
         (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
         assert check_in(tmp_path, ask).stdout == f"{mode}\n"
-    assert (
-        check_in(tmp_path, ask, WANDB_MODE="dryrun").stdout == "offline\n"
-    )  # the variable comes first
+    # the variable comes first
+    assert check_in(tmp_path, ask, WANDB_MODE="dryrun").stdout == "offline\n"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +298,10 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
 )
 def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, project, env, told):
     body = "import sac_continuous as s; args = s.Args(track=True, compile=False, runs_dir='runs', "
-    body += f"wandb_project={project!r}); runlog.open_batches(runlog.seed_runs(args, 'sac'), args).__enter__()"
+    body += (
+        f"wandb_project={project!r}); runlog.open_batches(runlog.seed_runs(args, 'sac'), "
+        "args).__enter__()"
+    )
     done = check_in(tmp_path, body, **env)
     assert done.returncode == 2 and done.stdout == "", done
     (line,) = done.stderr.splitlines()
@@ -305,7 +316,8 @@ def test_without_wandb_the_error_has_the_pip_command(monkeypatch):
 
 
 def test_names_for_wandb_are_as_long_as_its_server_takes():
-    first, second = "metaworld/" + 60 * "reach-v3," + "x", "metaworld/" + 60 * "reach-v3," + "y"
+    first = "metaworld/" + 60 * "reach-v3," + "x"
+    second = "metaworld/" + 60 * "reach-v3," + "y"
     assert (
         mirrors.shortened("toy relu 0123", 128) == "toy relu 0123"
         and mirrors.shortened(128 * "x", 128) == 128 * "x"

@@ -1,9 +1,10 @@
 """A stand-in for a training script in the tests of sweeps: starts in no time, and tells on itself.
 
-Its folder has the name, the lock and the meta.json that runlog would give it. Every step appends "step pid" to
-steps.txt, which nothing ever shortens: so a test sees steps done twice, two processes at once, starts from zero.
-As the training scripts do, asked to stop by SIGINT, SIGTERM or SIGHUP it finishes its step, saves, and exits with 128 +
-the signal's number; a second signal, more than a second later, ends it at once; what was ignored at its start stays so.
+Its folder has the name, the lock and the meta.json that runlog would give it. Every step appends
+"step pid" to steps.txt, which nothing ever shortens: so a test sees steps done twice, two processes
+at once, starts from zero. As the training scripts do, asked to stop by SIGINT, SIGTERM or SIGHUP it
+finishes its step, saves, and exits with 128 + the signal's number; a second signal, more than a
+second later, ends it at once; what was ignored at its start stays so.
 """
 
 import argparse
@@ -63,7 +64,9 @@ stops = []
 
 def note_stop(number: int, frame) -> None:
     if stops and time.monotonic() < stops[0][1] + 1:
-        return  # from Slurm, say, which signals every process of a job, and from the sweep's task, which passes it on
+        # From Slurm, say, which signals every process of a job, and from the sweep's task,
+        # which passes it on.
+        return
     if stops:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -95,7 +98,9 @@ def main(args: Args) -> None:
         while step < args.total:
             step += 1
             print(step, os.getpid(), file=steps, flush=True)
-            if args.fail:  # before the checkpoint: else the run would be through after as many attempts as it has steps
+            # Before the checkpoint: else the run would be through after
+            # as many attempts as it has steps.
+            if args.fail:
                 print("this is the end", flush=True)
                 sys.exit(args.fail)
             if stops:

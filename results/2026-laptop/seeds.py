@@ -1,9 +1,11 @@
-"""sac/seeds.csv: last values of every seed. sac/layers.csv: first and last values, means over seeds and critics.
+"""sac/seeds.csv: last values of every seed. sac/layers.csv:
+first and last values, means over seeds and critics.
 
 From the repository's root: python results/2026-laptop/seeds.py runs/laptop results/2026-laptop/sac
 """
 
 import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -23,18 +25,15 @@ SEEDS |= {
 }
 LAYERS = {
     f"{fc} {q}": rf"network/qf\d/{fc}/{q}"
-    for fc in ("fc1", "fc2")
-    for q in ("preact_q01", "preact_q99")
+    for fc, q in itertools.product(("fc1", "fc2"), ("preact_q01", "preact_q99"))
 }
 LAYERS |= {name: rf"network/qf\d/fc\d/{name}" for name in ("numerator_norm", "denominator_norm")}
 
 
 def main(runs: Path, out: Path) -> None:
     sac = study.read_study(runs, variants.SAC, "|".join([*SEEDS.values(), *LAYERS.values()]))
-    seeds, layers = (
-        [["environment", "variant", "seed", *SEEDS]],
-        [["environment", "variant", "value", "n", "first", "last"]],
-    )
+    seeds = [["environment", "variant", "seed", *SEEDS]]
+    layers = [["environment", "variant", "value", "n", "first", "last"]]
     for (variant, env), group in sorted(sac.cells.items()):
         for run in group:
             ends = [
