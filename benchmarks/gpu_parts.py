@@ -1,8 +1,10 @@
-"""What benchmarks/gpu.py measures: one job in a process of its own, `python benchmarks/gpu_parts.py SPEC.json`.
+"""What benchmarks/gpu.py measures: one job in a process of its own, `python benchmarks/gpu_parts.py
+SPEC.json`.
 
-A job prepares (imports, compiles, warms up), then calls `gate`: it says that it is ready and waits until the parent
-gives it its turn, so that jobs compile at the same time and are measured one after the other. What it has measured
-is in the result's file at once: a job that fails or hangs later keeps it.
+A job prepares (imports, compiles, warms up), then calls `gate`: it says that it is ready and waits
+until the parent gives it its turn, so that jobs compile at the same time and are measured one after
+the other. What it has measured is in the result's file at once: a job that fails or hangs later
+keeps it.
 """
 
 import collections
@@ -113,7 +115,8 @@ def gate() -> None:
 
 
 def seconds_of(job: Job, run: Callable[[], object]) -> float:
-    """Median seconds of one call, of three rounds of many calls each; the device is waited for at both ends."""
+    """Median seconds of one call, of three rounds of many calls each; the device is waited for at
+    both ends."""
     run()
     job.synchronize()
     start = time.perf_counter()
@@ -162,7 +165,7 @@ def error_text(error: Exception) -> str:
     return " | ".join(lines[:5])[:600]
 
 
-# ---- SAC updates -----------------------------------------------------------------------------------------------------
+# ---- SAC updates ---------------------------------------------------------------------------------
 
 
 def sac_parts(job: Job, activation: str, num_seeds: int) -> tuple:
@@ -202,7 +205,8 @@ def block_of(update: Callable, utd: int) -> Callable:
 
 
 def updates(job: Job, activation: str, num_seeds: int) -> None:
-    """Whole updates, drawing included, in blocks of the UTD ratio: compiled, as one CUDA graph, and eager."""
+    """Whole updates, drawing included, in blocks of the UTD ratio: compiled, as one CUDA graph, and
+    eager."""
     from runlog import cudagraphs, seeding
 
     sizes = job.sizes
@@ -211,7 +215,8 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
 
     def draw() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         batches = buffer.sample(sizes.utd, sizes.batch_size, generators=generators)
-        # a graph copies its inputs and so compiles the update for contiguous ones: the same code for all modes
+        # a graph copies its inputs and so compiles the update for contiguous ones: the same code
+        # for all modes
         batches = {name: part.contiguous() for name, part in batches.items()}
         shape = (sizes.utd, 2, sizes.batch_size, ACTION_DIM)
         return batches, seeding.normals(generators, *shape, axis=2)
@@ -261,7 +266,8 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
 
 
 def count_kernels(job: Job, run: Callable[[], object]) -> dict:
-    """Kernels of one call, their time, and the longest; on the CPU operators in the place of kernels."""
+    """Kernels of one call, their time, and the longest; on the CPU operators in the place of
+    kernels."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -284,7 +290,8 @@ def count_kernels(job: Job, run: Callable[[], object]) -> dict:
 
 
 def floor(job: Job, seeds: list[int]) -> None:
-    """The matrix products of one update and nothing else, one by one and as a graph of a UTD block, and with TF32."""
+    """The matrix products of one update and nothing else, one by one and as a graph of a UTD block,
+    and with TF32."""
     import sac_updates
 
     import sac_continuous as sac
@@ -373,7 +380,8 @@ def activation_passes(
 
 
 def random(job: Job, seeds: list[int]) -> None:
-    """Drawing the batches and noise of a UTD block: a generator for each seed against one for all; and acting."""
+    """Drawing the batches and noise of a UTD block: a generator for each seed against one for all;
+    and acting."""
     from runlog import seeding
 
     sizes = job.sizes
@@ -427,7 +435,7 @@ def random(job: Job, seeds: list[int]) -> None:
         report(num_seeds, "noise, one call", one_noise)
 
 
-# ---- peers -----------------------------------------------------------------------------------------------------------
+# ---- peers ---------------------------------------------------------------------------------------
 
 
 class PlainActor(nn.Module):
@@ -462,7 +470,8 @@ class PlainCritic(nn.Module):
 
 
 class PlainSAC:
-    """SAC of one seed as single-file scripts write it: nn.Linear, torch.optim.Adam, a loop over the targets."""
+    """SAC of one seed as single-file scripts write it: nn.Linear, torch.optim.Adam, a loop over the
+    targets."""
 
     def __init__(self, width: int, device: torch.device):
         self.actor = PlainActor(width).to(device)
@@ -507,7 +516,8 @@ class PlainSAC:
 
 
 def plain(job: Job) -> None:
-    """PlainSAC, with its batches drawn from arrays on the host, and with one batch that is on the device."""
+    """PlainSAC, with its batches drawn from arrays on the host, and with one batch that is on the
+    device."""
     import numpy as np
 
     sizes = job.sizes
@@ -579,12 +589,13 @@ def sbx(job: Job) -> None:
     job.row(peer=f"SBX SAC on {device}", ms_per_update=1e3 * each, seed_updates_per_s=1 / each)
 
 
-# ---- whole scripts ---------------------------------------------------------------------------------------------------
+# ---- whole scripts -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Window:
-    """The part of a script's run that is measured, in calls of a function that each step makes once."""
+    """The part of a script's run that is measured, in calls of a function that each step makes
+    once."""
 
     first: int  # call with which it begins, after the warm-up
     period: int  # its length is a multiple of so many calls

@@ -1,8 +1,10 @@
-"""Whole runs of SAC: as one CUDA graph, killed and resumed, beside another on the same card, and played on the CPU.
+"""Whole runs of SAC: as one CUDA graph, killed and resumed, beside another on the same card, and
+played on the CPU.
 
-`make test-gpu` where there is a GPU (about a minute); `pytest -q tests/test_gpu_runs.py -m "not gpu"` runs the same
-bodies on the CPU (about a minute), where a stand-in takes the graph's place. The kernels of SAC add in a fixed order,
-so that a run repeats bit for bit, on a GPU too, as long as it takes the same kernels.
+`make test-gpu` where there is a GPU (about a minute); `pytest -q tests/test_gpu_runs.py -m "not
+gpu"` runs the same bodies on the CPU (about a minute), where a stand-in takes the graph's place.
+The kernels of SAC add in a fixed order, so that a run repeats bit for bit, on a GPU too, as long as
+it takes the same kernels.
 """
 
 import math
@@ -24,9 +26,10 @@ from runlog import cudagraphs, meta
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 48
 STOP = 20  # where runs are interrupted
-TINY = "--env-id dm_control/cartpole-balance-v0 --no-tensorboard --threads 1 --widths 8 8 --batch-size 16 --utd 4"
-TINY += f" --policy-frequency 2 --learning-starts 8 --total-timesteps {TOTAL} --checkpoint-frequency {STOP}"
-TINY += " --checkpoint-minutes 0 --eval-frequency 1000 --num-eval-episodes 1 --log-frequency 1 --metrics-frequency 48"
+TINY = "--env-id dm_control/cartpole-balance-v0 --no-tensorboard --threads 1 --widths 8 8"
+TINY += " --batch-size 16 --utd 4 --policy-frequency 2 --learning-starts 8"
+TINY += f" --total-timesteps {TOTAL} --checkpoint-frequency {STOP} --checkpoint-minutes 0"
+TINY += " --eval-frequency 1000 --num-eval-episodes 1 --log-frequency 1 --metrics-frequency 48"
 TINY += " --metrics-samples 32 --ntk-frequency 0 --activation crational --learning-rate 1e-3"
 Rows = dict[tuple[str, int, str], float]
 
@@ -53,7 +56,8 @@ def read_rows(folder: Path) -> Rows:
 
 
 def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
-    """Equal rows; says how far they are apart where they are not. Not exact: to within 1e-3 of the value."""
+    """Equal rows; says how far they are apart where they are not. Not exact: to within 1e-3 of the
+    value."""
     assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:5]
     assert any("losses/actor_loss" in key for key in expected), "no updates"
     differences = {}
@@ -64,7 +68,8 @@ def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
         return
     worst = max(differences, key=differences.get)
     first = min(differences, key=lambda key: key[1])
-    told = f"{len(differences)} of {len(expected)} rows differ, first {first}, most {worst} by {differences[worst]:.2g}"
+    told = f"{len(differences)} of {len(expected)} rows differ, first {first}, "
+    told += f"most {worst} by {differences[worst]:.2g}"
     assert not exact and differences[worst] < 1e-3, told
 
 
@@ -82,11 +87,12 @@ def no_evaluation_and_no_plots(monkeypatch):
     monkeypatch.setattr(runlog.Batch, "draw", lambda batch, step, draw_plots: None)
 
 
-# ---- --cudagraphs ---------------------------------------------------------------------------------------------------
+# ---- --cudagraphs --------------------------------------------------------------------------------
 
 
 def graph_on_the_cpu(block):
-    """cudagraphs.graphed but for the capture: always the same inputs, from the fourth call the same outputs."""
+    """cudagraphs.graphed but for the capture: always the same inputs, from the fourth call the same
+    outputs."""
     kept = {}
     outputs = []
 
@@ -169,9 +175,11 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
     assert_same(graphed_rows, rows, exact=device == "cpu")
 
 
-# ---- resumption, two processes, evaluation ------------------------------------------------------------------------
+# ---- resumption, two processes, evaluation
+# ------------------------------------------------------------------------
 
-# A process of its own, in which nothing else is patched; with STOP it sends SIGTERM to itself after that step
+# A process of its own, in which nothing else is patched; with STOP it sends SIGTERM to itself after
+# that step
 PROGRAM = """
 import os, signal, sys
 import environments, runlog, sac_continuous
@@ -236,7 +244,8 @@ def test_two_processes_on_one_device_train_as_one_alone(device, tmp_path):
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 def test_networks_of_a_checkpoint_act_alike_on_both(device, tmp_path):
-    """The newest checkpoint in an agent on the device and in one on the CPU: equal modes and Q-values."""
+    """The newest checkpoint in an agent on the device and in one on the CPU: equal modes and
+    Q-values."""
     flags = f"--device {device} --no-compile --no-cudagraphs"
     run(tmp_path, flags)
     args = runlog.parse_args(sac_continuous.Args, command(tmp_path, flags))
