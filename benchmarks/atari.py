@@ -38,6 +38,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
 from environments.atari import FinishedGame, GameStep
+from runlog import hardware
 
 PARTS = ("env", "learner", "script", "metrics", "floor", "memory", "sb3")
 
@@ -218,7 +219,7 @@ def metrics_share(args: Args, module, name: str) -> dict:
 def floor(args: Args, module, name: str) -> dict:
     """Environment steps per second if only the learner's convolutions
     and matrix products took time."""
-    runlog.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
+    hardware.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
     script = script_args(args, module)
     device = runlog.find_device(args.device)
     network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)
@@ -423,7 +424,7 @@ def main(args: Args) -> None:
         print(name, {key: round(value, 3) for key, value in told.items()}, flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        content = runlog.machine() | {"argv": sys.argv, "summary": summary, "results": results}
+        content = hardware.machine() | {"argv": sys.argv, "summary": summary, "results": results}
         args.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -28,7 +28,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import continual_supervised  # noqa: E402
-import runlog  # noqa: E402
+from runlog import hardware  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -142,7 +142,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     results = {
         "args": dataclasses.asdict(args),
-        "machine": runlog.machine(),
+        "machine": hardware.machine(),
         "load_at_start": os.getloadavg(),
     }
     for activation in args.activations:

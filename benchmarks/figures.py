@@ -23,6 +23,7 @@ import plots.cr
 import plots.panels
 import plots.study
 import runlog
+from runlog import hardware, identity
 
 KEYS = [
     "eval/episodic_return",
@@ -56,7 +57,7 @@ def make(root: Path, args: Args) -> int:
     for env in names:
         for activation in ("relu", "rational", "crational", "tanh", "tanh_hr"):
             for seed in range(1, 11):
-                folder = root / runlog.run_name(
+                folder = root / identity.run_name(
                     env, "sac_continuous", activation, seed, "0123456789"
                 )
                 folder.mkdir()
@@ -108,7 +109,7 @@ def main(args: Args) -> None:
         "read_s": statistics.median(s for s, _ in seconds),
         "read_cpu_s": statistics.median(s for _, s in seconds),
     }
-    result |= {"cr1_s": whole, "load_before": load, **runlog.machine(), "argv": sys.argv}
+    result |= {"cr1_s": whole, "load_before": load, **hardware.machine(), "argv": sys.argv}
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -350,14 +350,15 @@ def run_jobs(jobs: list[Job], args: Args, root: Path, write: Callable[[], None])
 def machine(args: Args) -> dict:
     """Where and with what this was measured."""
     sys.path.insert(0, str(ROOT))
-    import runlog
 
     os.environ |= {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",
     }
-    found = runlog.machine()
+    from runlog import hardware
+
+    found = hardware.machine()
     found |= {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "usable_cores": count_cores(),

@@ -25,6 +25,7 @@ import ppo_atari
 import pqn_atari
 import runlog
 import sac_continuous
+from runlog import hardware
 
 
 @dataclasses.dataclass
@@ -81,7 +82,7 @@ def main(args: Args) -> None:
     }
     print(
         json.dumps(
-            row | {"git": runlog.machine()["git"], "cpu": runlog.machine()["hardware"]["cpu"]}
+            row | {"git": hardware.machine()["git"], "cpu": hardware.machine()["hardware"]["cpu"]}
         )
     )
 

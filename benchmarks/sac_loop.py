@@ -139,7 +139,6 @@ def main(args: Args) -> None:
     if args.child:
         print(json.dumps(child(args)))
         return
-    import runlog
 
     results = []
     for num_seeds in args.num_seeds:
@@ -169,9 +168,11 @@ def main(args: Args) -> None:
             results.append({"start": start} | json.loads(output.stdout.splitlines()[-1]))
             print(json.dumps(results[-1]), flush=True)
     if args.out:
+        from runlog import hardware
+
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(
-            json.dumps(runlog.machine() | {"argv": sys.argv, "results": results}, indent=1) + "\n"
+            json.dumps(hardware.machine() | {"argv": sys.argv, "results": results}, indent=1) + "\n"
         )
 
 

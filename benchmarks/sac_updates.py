@@ -27,8 +27,8 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import runlog
 import sac_continuous as sac
+from runlog import hardware, seeding
 
 # those of cheetah-run
 OBS_DIM = 17
@@ -115,11 +115,11 @@ def ours(activation: str, num_seeds: int, compiled: bool, device: torch.device):
     buffer.rows.normal_()
     buffer.rows[..., OBS_DIM + ACTION_DIM + 1] = 0.0  # terminations
     buffer.num_added = 100_000
-    generators = [runlog.make_generator(seed, "update", device=device) for seed in seeds]
+    generators = [seeding.make_generator(seed, "update", device=device) for seed in seeds]
 
     def run():
         batches = buffer.sample(1, args.batch_size, generators=generators)
-        noise = runlog.normals(generators, 1, 2, args.batch_size, ACTION_DIM, axis=2)
+        noise = seeding.normals(generators, 1, 2, args.batch_size, ACTION_DIM, axis=2)
         return agent.update({name: part[0] for name, part in batches.items()}, noise[0], True)
 
     start = time.perf_counter()
@@ -242,7 +242,7 @@ def main(args: Args) -> None:
     rows = []
     for result in results:
         rows += result["rows"]
-    machine = runlog.machine()
+    machine = hardware.machine()
     machine |= {
         "argv": sys.argv,
         "threads": results[0]["threads"],

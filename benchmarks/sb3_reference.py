@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import environments
-import runlog
+from runlog import hardware
 
 
 @dataclasses.dataclass
@@ -92,7 +92,7 @@ def main(args: Args) -> None:
                 writer = csv.writer(file)
                 writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
                 writer.writerows(rows)
-    machine = runlog.machine()
+    machine = hardware.machine()
     print(machine["git"], machine["hardware"], machine["versions"])
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-import runlog
 from plots import statistics, style
 from plots.panels import Panel
 from plots.reading import Loaded
@@ -17,8 +16,11 @@ from plots.recording import Kind, distinct, rows_where, write_csv, write_figure
 from plots.seeds import points_until_end
 from plots.study import Study
 from plots.variants import BLACK, all_runs
+from runlog import disk
 
-RATIO, DIFFERENCE, SHARE = "ratio", "difference", "share"
+RATIO = "ratio"
+DIFFERENCE = "difference"
+SHARE = "share"
 DIVERGED = "diverged"
 
 
@@ -277,7 +279,7 @@ def write_markdown(path: Path, rows: Sequence[dict]) -> Path:
     for row in rows:
         cells = [cell(row[key]) for key in kept]
         lines.append(f"| {' | '.join(cells)} |")
-    with runlog.writing(path):
+    with disk.writing(path):
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -32,7 +32,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
-from runlog import seeding
+from runlog import hardware, meta, seeding
 
 OPERATIONS = ("replace", "fsync", "unlink", "rmdir", "truncate", "mkdir", "open")
 STEPS = 12
@@ -178,7 +178,7 @@ def outcome(folder: Path) -> dict[str, dict]:
     found = {}
     for run in sorted(path for path in folder.iterdir() if path.is_dir()):
         rows = [line.rsplit(",", 1)[0] for line in (run / "scalars.csv").read_text().splitlines()]
-        status = runlog.read_meta(run)["status"]
+        status = meta.read_meta(run)["status"]
         curves = (run / "curves.jsonl").read_text()
         files = sorted(path.name for path in run.rglob("*") if path.name != ".lock")
         found[run.name] = {"status": status, "rows": rows, "curves": curves, "files": files}
@@ -240,7 +240,7 @@ def check_full_disk(kilobytes: int, expected: dict) -> tuple[str | None, bool]:
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)
-    runlog.machine()  # asks git, once for all children
+    hardware.machine()  # asks git, once for all children
     folder = scratch_folder()
     number = number_of_operations(folder)
     expected = outcome(folder)

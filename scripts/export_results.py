@@ -22,6 +22,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
 from plots import aggregation, exported, reading, recording, variants
+from runlog import disk
 
 METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of the first critic
     # made here: means over windows of a fortieth of the run
@@ -113,7 +114,7 @@ def main(args: Args) -> None:
         raise runlog.UserError(
             f"{args.folders[0]}: no run has rows to export yet; give the training command again"
         )
-    with runlog.writing(args.out):
+    with disk.writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
         with open(args.out / "runs.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, runs[0])

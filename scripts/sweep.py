@@ -34,6 +34,8 @@ import sweep_task
 import tyro
 from sweep_plan import ROOT, expand_all, plan, read_grids, refuse_control_characters, runlog
 
+from runlog import disk
+
 MAX_ARRAY = 1_000  # tasks in one Slurm array: MaxArraySize is 1,001 unless a cluster says otherwise
 LOST_NODES = 10  # Ray starts a task anew so many times when its machine or worker is gone
 MAX_SLOTS = 10_000  # on one machine: more is a slip of the finger
@@ -75,7 +77,7 @@ def say(*lines: str, end: str = "\n", file=None) -> None:
 
 def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
     temp = folder / "manifest.jsonl.tmp"
-    with runlog.writing(folder / "manifest.jsonl"):
+    with disk.writing(folder / "manifest.jsonl"):
         try:
             temp.write_text("".join(json.dumps(process) + "\n" for process in processes))
             os.replace(temp, folder / "manifest.jsonl")
@@ -87,7 +89,7 @@ def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One launcher for a sweep, or UserError; the kernel frees the lock when its holder dies."""
-    with runlog.writing(folder):
+    with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -377,7 +379,7 @@ def write_slurm(
         ]
         lines += [f"  {shlex.quote(process['id'])}" for process in part]
         lines += [")", f'exec {shlex.join(task)} "${{ids[$SLURM_ARRAY_TASK_ID]}}" {seconds}']
-        with runlog.writing(path):
+        with disk.writing(path):
             if path.exists() and b"#SBATCH" not in path.read_bytes()[:1000]:
                 raise runlog.UserError(
                     f"--slurm {path}: is there, and is no sbatch file; name another"

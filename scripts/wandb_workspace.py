@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runlog
 from plots.dashboards import IMAGES, SECTIONS
+from runlog import disk
 
 
 @dataclasses.dataclass
@@ -86,7 +87,7 @@ def main(args: Args) -> None:
     workspace = make_workspace(args)
     if args.json:
         view = workspace._model.model_dump(mode="json", by_alias=True, exclude_none=True)
-        with runlog.writing(args.json):
+        with disk.writing(args.json):
             args.json.write_text(json.dumps(view, indent=2) + "\n")
         print(f"wrote {args.json}: {len(workspace.sections)} sections")
         return

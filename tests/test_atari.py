@@ -20,6 +20,7 @@ import pqn_atari
 import runlog
 from dqn_atari import ReplayBuffer
 from environments.atari import AtariGames, atari_game, play_games
+from runlog import seeding
 
 CPU = torch.device("cpu")
 make_games = functools.partial(AtariGames, num_threads=1)
@@ -93,7 +94,7 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
     games = make_games(env_id, 2, max_num_frames_per_episode=limit)
     obs = games.reset(5, "games", 0)
     rom = atari_game(env_id)[1]
-    plain = [ScalarGame(rom, runlog.derive_seed(5, "games", 0, i) % 2**31) for i in range(2)]
+    plain = [ScalarGame(rom, seeding.derive_seed(5, "games", 0, i) % 2**31) for i in range(2)]
     assert len(plain[0].actions) == games.num_actions
     started = [int(frame) for frame in games.frames]
     for game, frame, each in zip(plain, started, obs):
@@ -168,7 +169,7 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
     games = make_breakout(3)
     games.reset(11, "play")
     for i, frame in enumerate(games.frames):
-        game = ScalarGame("breakout", runlog.derive_seed(11, "play", i) % 2**31)
+        game = ScalarGame("breakout", seeding.derive_seed(11, "play", i) % 2**31)
         lost = False
         over = False
         t = 0
@@ -296,7 +297,7 @@ def test_a_million_transitions_take_less_than_seven_and_a_half_gigabytes():
 @pytest.mark.parametrize("script", [dqn_atari, ppo_atari, pqn_atari])
 def test_a_run_that_diverged_before_its_first_checkpoint_is_not_evaluated(script, tmp_path):
     args = script.Args(runs_dir=str(tmp_path), device="cpu")
-    run = runlog.make_runs(script.validate(args), script.__name__)[1].open(tensorboard=False)
+    run = script.runs_of(script.validate(args))[0].open(tensorboard=False)
     run.finish("diverged", step=5)
     with pytest.raises(runlog.UserError, match="is diverged; train it to the end first"):
         script.main(dataclasses.replace(args, evaluate=True))

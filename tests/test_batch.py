@@ -14,6 +14,7 @@ import torch
 
 import runlog
 from reports import NetworkReport
+from runlog import seeding
 
 
 @dataclasses.dataclass
@@ -52,21 +53,21 @@ def train(args: Args, total: int = 40, diverging: int | None = None) -> None:
 
 def train_batch(args: Args, batch: runlog.Batch, total: int, diverging: int | None) -> None:
     walk = Walk(len(batch.seeds))
-    generators = {"act": runlog.make_generators(batch.seeds, "act")}
+    generators = {"act": seeding.make_generators(batch.seeds, "act")}
     rows = torch.zeros(len(batch.seeds), 0, 3)
     best = np.zeros(len(batch.seeds))
     episodes = [{"number": 0, "actions": []} for _ in batch.seeds]
     state = batch.load()
     if state:
         runlog.restore_module(walk, state["walk"])
-        runlog.set_states(generators, state["generators"])
+        seeding.set_states(generators, state["generators"])
         best = np.array(state["best"])
         episodes = state["episode"]
         assert state["name"] == ["walk"] * len(batch.seeds)
         rows = torch.stack([each["rows"] for each in batch.load_transitions()])
     saved_rows = rows.shape[1]
     for step in range(batch.start + 1, total + 1):
-        moves = runlog.normals(generators["act"], 3)
+        moves = seeding.normals(generators["act"], 3)
         walk.position += moves
         walk.count += 1
         rows = torch.cat([rows, moves.unsqueeze(1)], 1)
@@ -85,7 +86,7 @@ def train_batch(args: Args, batch: runlog.Batch, total: int, diverging: int | No
         if batch.save_is_due(step, step == total):
             state = {
                 "walk": walk.state_dict(),
-                "generators": runlog.get_states(generators),
+                "generators": seeding.get_states(generators),
                 "best": best,
                 "episode": episodes,
                 "name": "walk",

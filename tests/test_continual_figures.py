@@ -41,9 +41,8 @@ def make_cell(
         args = continual_supervised.Args(
             activation=activation, rational=RationalConfig(**rational), **options
         )
-        ((_, run),) = runlog.make_runs(
-            args, "continual_supervised", env_id=f"{dataset}-random_labels"
-        ).items()
+        env_id = f"{dataset}-random_labels"
+        (run,) = runlog.seed_runs(args, "continual_supervised", env_id=env_id)
         run.open(tensorboard=False)
         for task in range(num_tasks if seed not in diverged else 2):
             run.log(100 * task, {"task_start/ntk_srank": 50 + seed})

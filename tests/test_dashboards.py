@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
-        patch.setattr(runlog, "draw_function_approximation", lambda folders, out: None)
+        patch.setattr(function_approximation, "draw", lambda folders, out: None)
         # has all
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None

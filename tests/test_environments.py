@@ -19,6 +19,7 @@ import environments
 import runlog
 import sac_continuous
 from environments import graphics, make_env, workers
+from runlog import seeding
 
 FAST_TASKS = [
     "acrobot-swingup",
@@ -121,7 +122,7 @@ def true_episodes(seed: int, steps: int) -> list[tuple[int, int, int, bool]]:
 
 
 def kind_of(seed: int, number: int) -> float:
-    episode_seed = runlog.derive_seed(seed, "train", number) % 2**32
+    episode_seed = seeding.derive_seed(seed, "train", number) % 2**32
     return gym.utils.seeding.np_random(episode_seed)[0].random()
 
 

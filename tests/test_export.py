@@ -24,7 +24,7 @@ def test_returns_of_games_are_means_over_windows(tmp_path):
         args = pqn_atari.Args(
             seed=seed, runs_dir=str(tmp_path), activation="tanh_hr", total_timesteps=10_000
         )
-        run = runlog.make_runs(args, "pqn_atari")[seed].open(tensorboard=False)
+        run = pqn_atari.runs_of(args)[0].open(tensorboard=False)
         rows[seed] = [
             (step, float(rng.integers(100))) for step in sorted(rng.integers(1, 8_000, size=150))
         ]
@@ -65,7 +65,7 @@ def test_returns_of_games_are_means_over_windows(tmp_path):
 def test_runs_that_differ_in_a_setting_are_curves_of_their_own(tmp_path):
     for eps in (1e-8, 1e-5):
         args = pqn_atari.Args(runs_dir=str(tmp_path), learning_rate=eps, total_timesteps=10_000)
-        run = runlog.make_runs(args, "pqn_atari")[1].open(tensorboard=False)
+        run = pqn_atari.runs_of(args)[0].open(tensorboard=False)
         for step in (5_000, 10_000):
             run.log(step, {"eval/episodic_return": eps * step, "charts/episodic_return": 0.0})
         run.finish()

@@ -32,6 +32,7 @@ import plots.study
 import plots.tables
 import plots.variants
 import runlog
+from runlog import identity
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -228,7 +229,7 @@ def test_settings_are_compared_over_the_keys_of_all_runs(tmp_path, capsys):
 def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
     three_seeds(tmp_path)
     folders = sorted(tmp_path.iterdir())
-    failed = tmp_path / runlog.run_name(DMC, "sac_continuous", "relu", 9, "0123456789")
+    failed = tmp_path / identity.run_name(DMC, "sac_continuous", "relu", 9, "0123456789")
     failed.mkdir()
     (failed / ".lock").write_text("123")
     assert plots.study.read_study(tmp_path, "sac_continuous", "eval/.*").labels == ["relu", "tanh"]
@@ -329,10 +330,8 @@ def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
     assert panel.get_title() == "prelu, learned (seed 1)"
     assert {line.get_linestyle() for line in panel.get_lines()} == {"-", "--"}
     runs = tmp_path / "runs"
-    shutil.copytree(
-        own,
-        runs / (name := runlog.run_name("toy/walk-v0", "sac_continuous", "prelu", 1, "0123456789")),
-    )
+    name = identity.run_name("toy/walk-v0", "sac_continuous", "prelu", 1, "0123456789")
+    shutil.copytree(own, runs / name)
     edit(runs / name / "meta.json", name=name, hash="0123456789")
     plots.overview.overview(runs, tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "overview.csv")

@@ -22,7 +22,7 @@ import reports
 import runlog
 import sac_continuous
 from environments import atari
-from runlog import cli, memory
+from runlog import cli, memory, seeding
 
 START = {"sac_continuous": "--env-id Pendulum-v1"}  # quick to make
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def test_the_last_seed_of_a_batch_counts(tmp_path):
         runlog.UserError, match=rf"--seed {2**63 - 1}: must lie in \[0, {2**63 - 2}\]"
     ):
         runlog.check_range(dataclasses.replace(args, num_seeds=2), "[0, inf)", "seed")
-    assert runlog.derive_seeds([2**63 - 1], "x").shape == (1,)
+    assert seeding.derive_seeds([2**63 - 1], "x").shape == (1,)
 
 
 TOO_LARGE = {
@@ -258,9 +258,9 @@ def test_memory_of_sac(activation, layer_norm):
     assert estimate["buffer_size num_seeds"] == buffer.rows.nbytes
     buffer.rows.normal_()
     buffer.num_added = 700
-    generators = [runlog.make_generator(seed, "x") for seed in (1, 2, 3)]
+    generators = [seeding.make_generator(seed, "x") for seed in (1, 2, 3)]
     batch = buffer.sample(args.utd, args.batch_size, generators=generators)
-    noise = runlog.normals(generators, args.utd, 2, args.batch_size, 6, axis=2)
+    noise = seeding.normals(generators, args.utd, 2, args.batch_size, 6, axis=2)
     kept = {}  # what the backward passes need
 
     def keep(tensor):

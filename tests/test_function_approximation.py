@@ -63,7 +63,7 @@ def values(rows: list[str], key: str) -> dict[int, float]:
 
 @pytest.fixture
 def no_drawing(monkeypatch):
-    monkeypatch.setattr(runlog, "draw_function_approximation", lambda folders, out: None)
+    monkeypatch.setattr(script, "draw", lambda folders, out: None)
 
 
 def table(path) -> list[dict]:

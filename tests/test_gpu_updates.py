@@ -64,7 +64,7 @@ FLAGS = {
 
 @pytest.fixture(autouse=True)
 def exact_convolutions(monkeypatch):
-    """As runlog.opened sets it."""
+    """As runlog.open_batches sets it."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

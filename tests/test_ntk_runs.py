@@ -14,6 +14,7 @@ from test_sac_sequences import AB, command, run
 import metrics
 import runlog
 import sac_continuous
+from runlog import seeding
 
 
 def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
@@ -35,7 +36,7 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
         agent = sac_continuous.Agent(2, 1, args, [i + 1], torch.device("cpu"))
         (folder,) = (tmp_path / "b").glob(f"*__s{i + 1}__*")
         stored = runlog.storage.load_pt(min((folder / "replay").iterdir()))["transitions"]["rows"]
-        index = torch.randint(20, (16,), generator=runlog.make_generator(i + 1, "ntk", 20))
+        index = torch.randint(20, (16,), generator=seeding.make_generator(i + 1, "ntk", 20))
         obs = stored[index, :2]
         actions = stored[index, 2:3]
         gradients = []  # of the second critic, a sample at a time

@@ -26,6 +26,7 @@ import plots.study
 import plots.style
 import plots.variants
 import runlog
+from runlog import identity
 
 RATIONAL = {
     name: getattr(activations.RationalConfig(), name)
@@ -46,8 +47,8 @@ def write_run(
 ):
     """A run folder as runlog writes it. rows: key -> (steps, values)."""
     config = {"env_id": env, "activation": activation, "seed": seed, "rational": RATIONAL, **config}
-    digest = runlog.config_hash(config, ("seed",))
-    folder = root / runlog.run_name(env, script, activation, seed, digest)
+    digest = identity.config_hash(config, ("seed",))
+    folder = root / identity.run_name(env, script, activation, seed, digest)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     meta = {

@@ -19,6 +19,7 @@ from test_atari_runs import FakeGames, fake, run, scalars
 import dqn_atari
 import runlog
 from dqn_atari import ReplayBuffer
+from runlog import disk
 from runlog.rows import DamagedRows
 
 CAPACITY = 40  # transitions
@@ -350,15 +351,15 @@ def test_space_counts_the_blocks_that_are_there_and_a_margin(tmp_path, monkeypat
         return shutil._ntuple_diskusage(10**9, 0, 104_000_000)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    runlog.check_space(path, 99_000_000, "do this")
+    disk.check_space(path, 99_000_000, "do this")
     with pytest.raises(
         runlog.UserError, match="needs 105 MB of disk, of which 104 MB are free; do this"
     ):
-        runlog.check_space(path, 100_000_000, "do this")
+        disk.check_space(path, 100_000_000, "do this")
     assert {*asked} == {tmp_path} and os.listdir(tmp_path) == []
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(4_000_000))
-    runlog.check_space(path, 100_000_000, "do this")
+    disk.check_space(path, 100_000_000, "do this")
 
 
 def test_the_end_of_a_run_needs_no_replay_to_delete(tmp_path, monkeypatch):

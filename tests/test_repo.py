@@ -111,7 +111,7 @@ def test_runlog_has_few_names_and_knows_no_script():
     assert len(runlog.__all__) <= 20 and all(hasattr(runlog, name) for name in runlog.__all__)
     for path in (ROOT / "runlog").glob("*.py"):
         named = [script for script in SCRIPTS if script in path.read_text()]
-        assert not named or path.stem in ("leaving", "__init__"), (path.name, named)  # its names go
+        assert not named, (path.name, named)
 
 
 def test_an_option_is_no_part_of_the_identity_and_every_script_says_so():

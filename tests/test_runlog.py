@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import runlog
-from runlog import Run, UserError
+from runlog import Run, UserError, hardware, identity, opening, seeding
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": (3, 2)}, "device": "cpu"}
-NAME = runlog.run_name("toy", "script", "relu", 1, runlog.config_hash(CONFIG, ["device"]))
+NAME = identity.run_name("toy", "script", "relu", 1, identity.config_hash(CONFIG, ["device"]))
 
 
 def new_run(root, **kwargs):
@@ -31,7 +31,7 @@ def train(root, total=400, every=20, name=NAME, limit=None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     run = Run(root, name, CONFIG, exclude=["device"]).open(tensorboard=False)
     step, state, replay = run.load_checkpoint()
-    generator = runlog.make_generator(1, "toy")
+    generator = seeding.make_generator(1, "toy")
     weight = torch.zeros(3)
     rows = torch.zeros(0, 3) if replay is None else replay["obs"]
     if state is not None:
@@ -269,11 +269,11 @@ def test_both_damaged_or_of_another_configuration(tmp_path):
         new_run(tmp_path).load_checkpoint()
     assert (run.folder / "scalars.csv").read_bytes() == before
     with pytest.raises(UserError, match="no usable"):
-        runlog.group_by_step([new_run(tmp_path)])
+        opening.group_by_step([new_run(tmp_path)])
 
 
 def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeypatch, capsys):
-    here = runlog.machine()
+    here = hardware.machine()
     for commit, argv in (("a" * 40, ["one"]), ("a" * 40, ["two"]), ("b" * 40, ["three"])):
         there = {**here, "git": {"commit": commit, "dirty": False}, "argv": argv}
         monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
@@ -343,13 +343,13 @@ def test_group_by_step(tmp_path):
     c = at("c", 20, 30)
     d = at("d", 90)
     e = at("e")
-    assert runlog.group_by_step([a, a]) == [(20, [a])] and runlog.group_by_step([a, b, c]) == [
+    assert opening.group_by_step([a, a]) == [(20, [a])] and opening.group_by_step([a, b, c]) == [
         (20, [a, b, c])
     ]
-    assert runlog.group_by_step([b, c]) == [(30, [b, c])]
-    assert runlog.group_by_step([d, a, e, b]) == [(20, [a, b]), (90, [d]), (0, [e])]
-    assert runlog.group_by_step([e, Run(tmp_path, "f", CONFIG)])[0][0] == 0
+    assert opening.group_by_step([b, c]) == [(30, [b, c])]
+    assert opening.group_by_step([d, a, e, b]) == [(20, [a, b]), (90, [d]), (0, [e])]
+    assert opening.group_by_step([e, Run(tmp_path, "f", CONFIG)])[0][0] == 0
     assert (
-        runlog.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0
-        and runlog.group_by_step([]) == []
+        opening.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0
+        and opening.group_by_step([]) == []
     )

@@ -12,16 +12,17 @@ import torch
 
 import runlog
 import sac_continuous
+from runlog import identity, seeding
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": (3, 2)}, "device": "cpu"}
 
 
 def test_hash_and_name():
-    assert runlog.config_hash({"a": 1, "b": {"c": 2, "d": 3}}, []) == runlog.config_hash(
+    assert identity.config_hash({"a": 1, "b": {"c": 2, "d": 3}}, []) == identity.config_hash(
         {"b": {"d": 3, "c": 2}, "a": 1}, []
     )
-    digest = runlog.config_hash(CONFIG, ["device"])
-    assert len(digest) == 10 and digest == runlog.config_hash(
+    digest = identity.config_hash(CONFIG, ["device"])
+    assert len(digest) == 10 and digest == identity.config_hash(
         {**CONFIG, "device": "cuda"}, ["device"]
     )
     for other in (
@@ -30,30 +31,30 @@ def test_hash_and_name():
         {"new": None},
         {"env_id": "toy2"},
     ):
-        assert runlog.config_hash({**CONFIG, **other}, ["device"]) != digest
-    name = runlog.run_name("dm_control/cheetah-run-v0", "sac", "tanh*tanh", 3, "0123456789")
+        assert identity.config_hash({**CONFIG, **other}, ["device"]) != digest
+    name = identity.run_name("dm_control/cheetah-run-v0", "sac", "tanh*tanh", 3, "0123456789")
     assert name == "dm_control-cheetah-run-v0__sac__tanhxtanh__s3__0123456789"
-    assert len(runlog.run_name("../a b\n" * 99, "sac", "relu+__relu", 3, "f").split("__")) == 5
+    assert len(identity.run_name("../a b\n" * 99, "sac", "relu+__relu", 3, "f").split("__")) == 5
 
 
 def test_seeds_are_pinned_and_distinct():
-    assert runlog.derive_seed(1, "episode", 12) == 7754415897526863803
+    assert seeding.derive_seed(1, "episode", 12) == 7754415897526863803
     seeds = {
-        runlog.derive_seed(s, *k)
+        seeding.derive_seed(s, *k)
         for s, k in itertools.product(
             range(9), ((), ("a",), ("b",), (1,), ("1",), ("a", 1), (1, "a"))
         )
     }
     assert len(seeds) == 63 and all(0 <= seed < 2**63 for seed in seeds)
-    draws = [torch.rand(2, generator=runlog.make_generator(5, key)) for key in ("x", "x", "y")]
+    draws = [torch.rand(2, generator=seeding.make_generator(5, key)) for key in ("x", "x", "y")]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
 def test_generators_go_back_or_name_the_device():
-    generators = {use: runlog.make_generator(1, use) for use in ("act", "update")}
+    generators = {use: seeding.make_generator(1, use) for use in ("act", "update")}
     states = {use: generator.get_state() for use, generator in generators.items()}
     draws = [torch.rand(3, generator=generators["update"]) for _ in range(2)]
-    runlog.set_states(generators, states)
+    seeding.set_states(generators, states)
     assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0]) and not torch.equal(
         *draws
     )
@@ -61,7 +62,7 @@ def test_generators_go_back_or_name_the_device():
         runlog.UserError, match="--device cpu: the run was begun on another; use --device cuda"
     ):
         # as CUDA's
-        runlog.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))
+        seeding.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))
 
 
 def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 import activations
 import optimizers
-import runlog
+from runlog import seeding
 from sac_continuous import Actor, Agent, Args, ReplayBuffer
 
 OBS = 5
@@ -321,7 +321,7 @@ def fill(buffer: ReplayBuffer, steps) -> None:
 
 def test_replay_is_a_ring_whose_rows_stay_together():
     buffer = ReplayBuffer(2, 10, 3, 2, CPU)
-    generators = [runlog.make_generator(seed, "update") for seed in (5, 6)]
+    generators = [seeding.make_generator(seed, "update") for seed in (5, 6)]
     fill(buffer, range(4))
     # only rows that are there
     assert buffer.sample(500, generators=generators)["obs"].max() == 3.25
@@ -352,7 +352,7 @@ def test_a_seed_samples_the_same_alone_as_in_a_batch():
         buffer = ReplayBuffer(len(seeds), 10, 3, 2, CPU)
         buffer.rows[:] = torch.arange(100.0).reshape(10, 10)
         buffer.num_added = 10
-        generators = [runlog.make_generator(seed, "update") for seed in seeds]
+        generators = [seeding.make_generator(seed, "update") for seed in seeds]
         draws.append(buffer.sample(2, 8, generators=generators)["obs"][:, -1])
-        draws.append(runlog.normals(generators, 2, 3, axis=1)[:, -1])
+        draws.append(seeding.normals(generators, 2, 3, axis=1)[:, -1])
     assert torch.equal(draws[0], draws[2]) and torch.equal(draws[1], draws[3])

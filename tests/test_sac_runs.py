@@ -132,9 +132,9 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
     args = runlog.parse_args(
         sac_continuous.Args, command(tmp_path / "a", f"--env-id {CARTPOLE} --activation crational")
     )
-    for seed, each in runlog.make_runs(
-        sac_continuous.dataclasses.replace(args, num_seeds=2), "sac_continuous"
-    ).items():
+    args = sac_continuous.dataclasses.replace(args, num_seeds=2)
+    for each in sac_continuous.runs_of(args):
+        seed = each.config["seed"]
         step, state, transitions = each.load_checkpoint()
         assert step == 60 and transitions["rows"].shape[0] == 60
         fresh = sac_continuous.Agent(

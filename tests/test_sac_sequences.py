@@ -20,6 +20,7 @@ import environments
 import metrics
 import runlog
 import sac_continuous
+from runlog import identity, seeding
 
 EPISODE = 20  # steps
 TASK = 60  # steps
@@ -78,12 +79,12 @@ def state_at(folder, step: int) -> dict:
 
 
 def test_names_lengths_and_spaces():
-    assert runlog.env_name("dm_control/walker-walk-v0") == "dm_control/walker-walk-v0"
+    assert identity.env_name("dm_control/walker-walk-v0") == "dm_control/walker-walk-v0"
     names = ["metaworld/reach-v3", "metaworld/push-v3", "Pendulum-v1", "metaworld/reach-v3"]
-    assert runlog.env_name(names) == "metaworld/reach-v3,push-v3,Pendulum-v1,metaworld/reach-v3"
+    assert identity.env_name(names) == "metaworld/reach-v3,push-v3,Pendulum-v1,metaworld/reach-v3"
     args = runlog.parse_args(sac_continuous.Args, command("x", AB))
     assert sac_continuous.validate(args).total_timesteps == 2 * TASK
-    (single,) = runlog.make_runs(sac_continuous.Args(env_id=("Pendulum-v1",)), "sac").values()
+    (single,) = runlog.seed_runs(sac_continuous.Args(env_id=("Pendulum-v1",)), "sac")
     assert single.config["env_id"] == "Pendulum-v1" and single.name.startswith(
         "Pendulum-v1__sac__relu__s1__"
     )
@@ -146,7 +147,7 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
         assert row[:2].numpy() == pytest.approx(obs)
         obs, reward, *_ = env.step(row[2:3].numpy())
         assert float(row[3]) == pytest.approx(reward)
-    generator = runlog.make_generator(1, "act")
+    generator = seeding.make_generator(1, "act")
     for step in range(TASK):  # what the first task drew
         if step < 20:
             torch.rand(1, generator=generator)

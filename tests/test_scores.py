@@ -180,7 +180,8 @@ def test_paired_improvement_needs_partners():
 
 def test_unpaired_improvement_agrees_with_rliable():
     reference = pytest.importorskip("rliable.metrics")
-    first, second = strata(seed=1, sizes=(10,) * 4), strata(seed=2, sizes=(9,) * 4)
+    first = strata(seed=1, sizes=(10,) * 4)
+    second = strata(seed=2, sizes=(9,) * 4)
     expected = reference.probability_of_improvement(np.stack(first, -1), np.stack(second, -1))
     assert statistics.probability_of_improvement(first, second) == pytest.approx(float(expected))
 
@@ -196,7 +197,8 @@ def test_interval_of_a_paired_improvement_has_its_closed_form():
 
 
 def test_interval_of_an_unpaired_improvement_equals_a_slow_bootstrap():
-    first, second = strata(seed=4, sizes=(8, 5)), strata(seed=5, sizes=(6, 5))
+    first = strata(seed=4, sizes=(8, 5))
+    second = strata(seed=5, sizes=(6, 5))
     value, low, high = statistics.improvement_interval(first, second, repetitions=8_000)
     rng = np.random.default_rng(9)
     slow = []

@@ -22,6 +22,7 @@ import pqn_atari
 import runlog
 import sac_continuous
 from runlog import stopping
+from runlog.divergence import Divergence
 
 ROOT = Path(__file__).parent.parent
 ATARI = (
@@ -132,9 +133,10 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
 LOOP = """
 import sys, time
 import runlog
+from runlog import stopping
 print("ready", flush=True)
-with runlog.exit_on_user_error(), runlog.stop_on_signals():
-    times = runlog.SaveTimes(0, 0, 0)
+with runlog.exit_on_user_error(), stopping.stop_on_signals():
+    times = stopping.SaveTimes(0, 0, 0)
     for step in range(1, 101):
         time.sleep(float(sys.argv[1]))
         if times.is_due(step, step == 100):
@@ -240,7 +242,7 @@ def test_ctrl_c_before_the_training_leaves_no_traceback():
 def test_when_to_save(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
-    times = runlog.SaveTimes(7, 10, minutes=2)
+    times = stopping.SaveTimes(7, 10, minutes=2)
     due = [step for step in (9, 12, 15, 33, 34) if times.is_due(step, at_end=False)]
     assert due == [12, 33]  # at the first step behind a multiple
     assert not times.regular
@@ -251,7 +253,7 @@ def test_when_to_save(monkeypatch):
     times.done([], at_end=False)
     assert not times.is_due(37, at_end=False)
     assert times.is_due(38, at_end=True) and times.regular
-    never = runlog.SaveTimes(0, 0, minutes=0)
+    never = stopping.SaveTimes(0, 0, minutes=0)
     clock[0] += 1e6
     assert not never.is_due(10**6, at_end=False)
 
@@ -268,7 +270,7 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
     which may come before the save."""
     flags = f"{SCRIPTS[sac_continuous][0]} --policy-frequency 7"
     asked = []
-    is_due = runlog.SaveTimes.is_due
+    is_due = stopping.SaveTimes.is_due
 
     def is_due_and_signalled(times, step, at_end):
         # the first update, before a row, behind one
@@ -278,7 +280,7 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
         return is_due(times, step, at_end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runlog.SaveTimes, "is_due", is_due_and_signalled)
+        patch.setattr(stopping.SaveTimes, "is_due", is_due_and_signalled)
         for _ in range(3):
             with pytest.raises(SystemExit):
                 train(sac_continuous, flags, tmp_path / "a")
@@ -317,7 +319,7 @@ def interrupt(*_):
 
 
 def test_divergence_tells_the_first_value_that_was_not_finite(capsys):
-    divergence = runlog.Divergence([3, 4, 5], torch.device("cpu"))
+    divergence = Divergence([3, 4, 5], torch.device("cpu"))
     good = torch.ones(3)
     divergence.update(10, {"qf_loss": good, "actor_loss": torch.tensor([1.0, torch.inf, 1.0])})
     divergence.update(

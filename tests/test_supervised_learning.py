@@ -44,7 +44,7 @@ def test_each_task_is_learned_and_generalises(kind, activation, tmp_path):
 
 def test_the_function_is_fitted(tmp_path, monkeypatch):
     """Its variance on the points, which is the error of the best constant, is 178."""
-    monkeypatch.setattr(runlog, "draw_function_approximation", lambda folders, out: None)
+    monkeypatch.setattr(function_approximation, "draw", lambda folders, out: None)
     flags = "--activations tanh tanh_hr crational --deep-activations relu --deep-widths 50 50"
     flags += " --learning-rates 1e-2 --num-seeds 2 --total-steps 1000 --log-frequency 500"
     runs = train(function_approximation, tmp_path, f"{flags} --table1-neurons 0")

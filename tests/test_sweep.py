@@ -192,7 +192,7 @@ def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runlog, "open_batches", record)
     monkeypatch.setattr(runlog.opening, "open_batches", record)
-    monkeypatch.setattr(runlog, "draw_function_approximation", lambda *_: None)
+    monkeypatch.setattr(function_approximation, "draw", lambda *_: None)
     monkeypatch.setattr(function_approximation, "save_table1", lambda *_: None)
     flags = [*MAINS[script].split(), "--device", "cpu", "--threads", "1"]
     args = runlog.parse_args(module.Args, flags)

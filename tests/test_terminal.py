@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config as inductor_config
 
 import runlog
-from runlog import compiler, terminal
+from runlog import compiler, terminal, video
 
 TALK = (
     "import sys, runlog\nwith runlog.exit_on_user_error({}):\n"
@@ -156,8 +156,8 @@ def test_warnings_of_a_subject_come_once(capsys):
 
 def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "imageio.v2", None)  # its import fails
-    assert runlog.write_video(tmp_path / "videos" / "step-1.mp4", [], fps=15) is False
-    assert runlog.write_video(tmp_path / "videos" / "step-2.mp4", [], fps=15) is False
+    assert video.write_video(tmp_path / "videos" / "step-1.mp4", [], fps=15) is False
+    assert video.write_video(tmp_path / "videos" / "step-2.mp4", [], fps=15) is False
     (line,) = capsys.readouterr().err.splitlines()
     assert (
         line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}")
