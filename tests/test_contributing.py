@@ -400,6 +400,12 @@ def test_an_algorithm_resumes_with_the_same_rows(reinforce, whole_runs, tmp_path
     assert (next(tmp_path.glob("*__s1__*")) / "plots" / "activations.png").exists()
 
 
+def test_an_algorithms_seed_that_diverges_ends_as_diverged(reinforce, tmp_path):
+    train(reinforce, tmp_path, "--learning-rate 1e38")
+    (path,) = tmp_path.glob("*/meta.json")
+    assert json.loads(path.read_text())["status"] == "diverged"
+
+
 def test_an_algorithms_mistakes_are_one_line(reinforce, tmp_path):
     for flags, told in {
         "--activation tanhh": "did you mean tanh",
