@@ -1,6 +1,6 @@
 """CONTRIBUTING.md: its recipes, taken out of the page, put where they say, and tried.
 
-`pytest -q tests/test_contributing.py` (about 45 s)
+`pytest -q tests/test_contributing.py` (about a minute)
 """
 
 import csv
@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import test_repo
 import torch
 from test_continual import scalars
 from test_paper_figures import write_run
@@ -26,7 +27,6 @@ import environments
 import runlog
 from plots.activation_shapes import is_learned
 from plots.reading import read_run
-from runlog.identity import not_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -147,7 +147,9 @@ def test_there_are_ten_rules():
 # ---- an activation -------------------------------------------------------------------------------
 
 ONE_UPDATE = "--num-train 10 --batch-size 10 --epochs 1 --num-tasks 1 --num-seeds 2 --widths 8 6"
-ONE_UPDATE += " --log-frequency 1 --threads 1 --device cpu --no-compile --no-tensorboard"
+ONE_UPDATE += (
+    " --log-frequency 1 --ntk-samples 0 --threads 1 --device cpu --no-compile --no-tensorboard"
+)
 OWN = "--rational.learning-rate 0.05 --rational.coefficient-weight-decay 0.5"
 TRY_ACTIVATIONS = f"""
 import activations, continual_supervised, runlog
@@ -472,11 +474,14 @@ def test_an_algorithms_mistakes_are_one_line(reinforce, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_an_algorithms_flags_say_which_make_another_run(reinforce):
-    left_out = {*not_identity(reinforce.Args())}
-    assert {"device", "threads", "compile", "runs_dir", "fresh", "num_seeds"} <= left_out
-    kept = {"seed", "env_id", "activation", "learning_rate", "rational", "gamma", "total_steps"}
-    assert not left_out & kept
+def test_an_algorithms_flags_are_as_those_of_the_project(
+    reinforce, project_with_algorithm, monkeypatch, capsys
+):
+    """The checks of test_repo.py, which hold for every script."""
+    monkeypatch.setattr(test_repo, "ROOT", project_with_algorithm)
+    monkeypatch.setattr(test_repo, "SCRIPTS", {"reinforce": reinforce})
+    test_repo.test_every_flag_is_used_and_explained("reinforce", capsys)
+    test_repo.test_an_option_is_no_part_of_the_identity_and_every_script_says_so()
 
 
 def test_the_sweep_finds_an_algorithm(project_with_algorithm):
