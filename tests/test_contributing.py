@@ -147,9 +147,8 @@ def test_there_are_ten_rules():
 # ---- an activation -------------------------------------------------------------------------------
 
 ONE_UPDATE = "--num-train 10 --batch-size 10 --epochs 1 --num-tasks 1 --num-seeds 2 --widths 8 6"
-ONE_UPDATE += (
-    " --log-frequency 1 --ntk-samples 0 --threads 1 --device cpu --no-compile --no-tensorboard"
-)
+ONE_UPDATE += " --log-frequency 1 --ntk-samples 0 --threads 1 --device cpu --no-compile"
+ONE_UPDATE += " --no-tensorboard"
 OWN = "--rational.learning-rate 0.05 --rational.coefficient-weight-decay 0.5"
 TRY_ACTIVATIONS = f"""
 import activations, continual_supervised, runlog
