@@ -7,8 +7,8 @@
     python figures.py function_approximation --runs runs/regression*
     python figures.py redraw results
 
-This is the command line; the drawing is in plots/. A new figure is a module there, a line in ROWS
-here and, if it is of a new kind, one in plots/redraw.py.
+This is the command line; the drawing is in plots/. A new figure is a module there and a line in
+ROWS here (CONTRIBUTING.md).
 """
 
 import sys

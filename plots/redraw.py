@@ -1,44 +1,29 @@
 """Figures drawn again from their CSV files, as the figures.json beside them says."""
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+import plots
 import runlog
-from plots import (
-    claims,
-    compare,
-    continual,
-    curves,
-    exported,
-    intervals,
-    kde,
-    overview,
-    preactivations,
-    q_parts,
-    regression,
-    seeds,
-)
-from plots.recording import drawn_figure, read_index, save_figure
+from plots.recording import Kind, drawn_figure, read_index, save_figure
 
-KINDS = (  # every kind of figure; a new one is a module of its own and a line here
-    curves.CURVES,
-    curves.ENVIRONMENTS,
-    intervals.INTERVALS,
-    q_parts.PARTS,
-    kde.DENSITIES,
-    overview.OVERVIEW,
-    preactivations.PREACTIVATIONS,
-    compare.COMPARED,
-    exported.STUDY,
-    continual.CONTINUAL,
-    regression.REGRESSION,
-    regression.TABLE1,
-    seeds.SEEDS,
-    claims.CLAIMS,
-)
-BY_NAME = {kind.name: kind for kind in KINDS}
+
+def declared_kinds() -> dict[str, Kind]:
+    """Every kind of figure by its name, as the modules of plots/ declare them: a new one needs no
+    line here."""
+    kinds = {}
+    for module in pkgutil.iter_modules(plots.__path__, "plots."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, Kind):
+                kinds[value.name] = value
+    return kinds
+
+
+BY_NAME = declared_kinds()
 
 
 def figure_of(folder: Path, name: str) -> Figure:
