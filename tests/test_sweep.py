@@ -160,6 +160,7 @@ def test_cells_of_seeds_and_of_scripts():
 
 MAINS = {
     "sac_continuous": "--env-id Pendulum-v1 --activation tanh_hr --seed 3 --num-seeds 2 --rational.init-scale 2",
+    "td3_continuous": "--env-id Pendulum-v1 --activation crational --seed 3 --num-seeds 2",
     "dqn_atari": "--env-id ALE/Pong-v5 --activation crelu --seed 2",
     "ppo_atari": "--env-id Pong --width 64",
     "pqn_atari": "--env-id Breakout --encoder-activation relu",
