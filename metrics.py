@@ -770,24 +770,26 @@ def overestimation_of_first(
     terminations: Tensor,
     truncations: Tensor,
     gamma: float,
-    log_probs: Tensor,
-    alpha: Tensor,
     fallback_values: Tensor,
+    log_probs: Tensor | None = None,
+    alpha: Tensor | None = None,
 ) -> list[dict[str, float]]:
     """q_overestimation of batch entries of unequal length: tensors (batch, time), entry i of which
-    has lengths[i] steps; alpha (batch, 1). Returns for each entry overestimation/mean, std and
-    normalised."""
+    has lengths[i] steps; log_probs and alpha (batch, 1) for soft returns. Returns for each entry
+    overestimation/mean, std and normalised."""
     found = []
     for i, length in enumerate(lengths):
+        soft = {}
+        if log_probs is not None:
+            soft = {"log_probs": log_probs[i, :length], "alpha": alpha[i]}
         bias = q_overestimation(
             q[i, :length],
             rewards[i, :length],
             terminations[i, :length],
             truncations[i, :length],
             gamma,
-            log_probs=log_probs[i, :length],
-            alpha=alpha[i],
             fallback_values=fallback_values[i, :length],
+            **soft,
         )
         names = ("mean", "std", "normalised")
         found.append({f"overestimation/{name}": bias[name].item() for name in names})

@@ -22,6 +22,7 @@ from environments.episodes import (
     take_step,
     true_successors,
 )
+from environments.replay import ReplayBuffer
 from environments.sequences import Evaluation, TaskSequence, sequence_length
 from environments.suites import SUITES, Suite, import_suites, suite_of
 
@@ -31,6 +32,7 @@ __all__ = [
     "EpisodeSeeds",
     "Episodes",
     "Evaluation",
+    "ReplayBuffer",
     "Suite",
     "TaskSequence",
     "Transition",

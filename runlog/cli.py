@@ -22,7 +22,7 @@ from runlog.terminal import UserError, reason
 LARGEST_COUNT = 2**53
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 FILES_OF_LIBRARIES = 256  # that a process has open without any run
-LONGEST_RUN_NAME = 240  # characters, of a run's folder (runlog.identity.run_name) and of the files in it
+LONGEST_RUN_NAME = 240  # characters, of a run's folder (identity.run_name) and its files
 
 
 def parse_args(cls, argv: Sequence[str] | None = None):

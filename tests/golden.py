@@ -2,6 +2,7 @@
 whose names and rows must not change unless on purpose.
 
     make golden                                 # after a change that is meant to change them
+    python tests/golden.py --renew td3_continuous   # of one script, such as a new one
     python tests/golden.py sac_continuous       # train one script's and print what came out
 
 The rows are compared as SHA-256 of scalars.csv without its time column. So that every x86 processor
@@ -47,6 +48,14 @@ TRAININGS = {  # script -> flags of its golden runs
         "--ntk-frequency 240 --ntk-samples 4",
         f"{SAC} --env-id dm_control/cartpole-swingup-v0 dm_control/cartpole-balance-v0 "
         "--steps-per-task 120 --activation tanh_hr --layer-norm --eval-frequency 120 "
+        "--metrics-frequency 0 --ntk-frequency 0",
+    ],
+    "td3_continuous": [
+        f"{SAC} --env-id Pendulum-v1 --num-seeds 2 --activation crational --utd 2 "
+        "--total-timesteps 240 --eval-frequency 120 --metrics-frequency 120 --metrics-samples 64 "
+        "--ntk-frequency 240 --ntk-samples 4",
+        f"{SAC} --env-id dm_control/cartpole-swingup-v0 --activation tanh_hr --layer-norm "
+        "--total-timesteps 120 --policy-frequency 3 --eval-frequency 120 "
         "--metrics-frequency 0 --ntk-frequency 0",
     ],
     "dqn_atari": [
@@ -121,10 +130,14 @@ def main() -> None:
     parser.add_argument(
         "scripts", nargs="*", choices=[*TRAININGS, []], help="print the runs of this script"
     )
-    parser.add_argument("--renew", action="store_true", help="train all and write golden.json")
+    parser.add_argument(
+        "--renew", action="store_true", help="write golden.json anew, of these scripts or all"
+    )
     args = parser.parse_args()
     if args.renew:
-        golden = {script: train_portably(script) for script in TRAININGS}
+        golden = json.loads(FILE.read_text())
+        for script in args.scripts or TRAININGS:
+            golden[script] = train_portably(script)
         FILE.write_text(json.dumps(golden, indent=2) + "\n")
         return
     for script in args.scripts:

@@ -14,6 +14,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from own_scripts import SCRIPTS
 
 import activations
 import continual_supervised
@@ -29,8 +30,7 @@ from environments import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-HEADERS = ["sac_continuous.py", "dqn_atari.py", "ppo_atari.py", "pqn_atari.py"]
-HEADERS += ["continual_supervised.py", "function_approximation.py"]
+HEADERS = [f"{script}.py" for script in SCRIPTS]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -1,0 +1,531 @@
+"""Twin Delayed DDPG (TD3; Fujimoto, van Hoof & Meger 2018, 1802.09477) on DeepMind Control,
+Meta-World and Gymnasium, for studying activation functions.
+
+All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading
+seed axis, and the losses below read as for one seed. One seed is one run folder; the same command
+again resumes it or says "finished".
+
+    python td3_continuous.py --activation crational --num-seeds 3
+
+Implementation details and every difference from CleanRL's TD3: docs/td3_continuous.md.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+import activations
+import environments
+import metrics
+import optimizers
+import plots.dashboards
+import reports
+import runlog
+from runlog import batch as batches_of_runs
+from runlog import cudagraphs, evaluation, memory, seeding
+
+
+@dataclasses.dataclass
+class Args:
+    seed: int = 1  # first seed
+    num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
+    total_timesteps: int = 1_000_000  # environment steps of each seed
+    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
+    cudagraphs: bool = runlog.option(False)  # replay the UTD block as one CUDA graph (untried)
+    runs_dir: str = runlog.option("runs")  # where the run folders are
+    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
+    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
+    evaluate: bool = runlog.option(False)  # play with the finished run of these flags, save a video
+    capture_video: bool = runlog.option(False)  # save a video of one episode with every checkpoint
+    tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    wandb_project: str = runlog.option("activations-rl")  # W&B project
+    wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
+    env_id: str = "dm_control/cheetah-run-v0"  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, ...
+    async_envs: bool = runlog.option(False)  # workers step the environments (pays for Meta-World)
+    # algorithm; the defaults are the paper's, the protocol is that of sac_continuous.py
+    utd: int = 1  # gradient updates per environment step (update-to-data ratio)
+    batch_size: int = 256  # transitions per update
+    buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
+    learning_starts: int = 5_000  # environment steps with random actions before the first update
+    gamma: float = 0.99  # discount factor
+    tau: float = 0.005  # Polyak coefficient of the targets, applied with every policy update
+    learning_rate: float = 3e-4  # Adam's learning rate for actor and critics
+    policy_frequency: int = 2  # critic updates per update of actor and targets
+    exploration_noise: float = 0.1  # std of the Gaussian noise on actions, which lie in [-1, 1]
+    policy_noise: float = 0.2  # std of the noise on the target actor's actions
+    noise_clip: float = 0.5  # largest such noise, in absolute value
+    # networks
+    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
+    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
+    layer_norm: bool = False  # layer normalisation before each activation
+    rational: activations.RationalConfig = dataclasses.field(default=activations.RationalConfig())
+    # evaluation and metrics
+    eval_frequency: int = 10_000  # environment steps between evaluations
+    num_eval_episodes: int = 5  # episodes without noise per evaluation, and as many for Q - G
+    log_frequency: int = 1_000  # environment steps between rows of losses
+    metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
+    metrics_samples: int = 2_048  # replay transitions that the network metrics look at
+    ntk_frequency: int = 50_000  # environment steps between ranks of the tangent kernel; 0 = off
+    ntk_samples: int = 64  # replay transitions that the kernel is taken on
+
+
+# ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) -
+
+
+class Actor(nn.Module):
+    """Deterministic policy: observations -> actions in [-1, 1]."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
+        super().__init__()
+        seeds = seeding.derive_seeds(seeds, "actor")
+        self.hidden = activations.mlp(
+            obs_dim, args.widths, args.activation, seeds, args.layer_norm, args.rational
+        )
+        of_mean = seeding.derive_seeds(seeds, "mean")
+        self.mean = activations.Linear(self.hidden[-1].width, action_dim, seeds=of_mean)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.mean(self.hidden(obs)))
+
+
+class QNetworks(nn.Module):
+    """The twin critics, stacked: (seeds, batch, ...) -> Q-values (seeds, 2, batch)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds):
+        super().__init__()
+        of_qf1 = seeding.derive_seeds(seeds, "qf1")
+        of_qf2 = seeding.derive_seeds(seeds, "qf2")
+        seeds = np.stack([of_qf1, of_qf2], -1)
+        inputs = obs_dim + action_dim
+        self.hidden = activations.mlp(
+            inputs, args.widths, args.activation, seeds, args.layer_norm, args.rational
+        )
+        of_head = seeding.derive_seeds(seeds, "head")
+        self.q = activations.Linear(self.hidden[-1].width, 1, seeds=of_head)
+
+    def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)
+        return self.q(self.hidden(inputs)).squeeze(-1)
+
+
+class Agent(nn.Module):
+    """All that an update changes: networks, targets, optimisers. Losses are (seeds,) tensors.
+    Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
+        super().__init__()
+        self.args = args
+        self.action_dim = action_dim
+        self.device = device
+        self.actor = Actor(obs_dim, action_dim, args, seeds)
+        self.qf = QNetworks(obs_dim, action_dim, args, seeds)
+        self.actor_target = Actor(obs_dim, action_dim, args, seeds)  # equal seeds: a copy
+        self.qf_target = QNetworks(obs_dim, action_dim, args, seeds)
+        self.actor_optimizer = optimizers.Adam(self.actor, args.learning_rate, args.rational)
+        self.qf_optimizer = optimizers.Adam(self.qf, args.learning_rate, args.rational)
+        self.to(device)
+
+        # torch.autograd.grad inside a compiled function
+        torch._dynamo.config.trace_autograd_ops = True
+        compiled = functools.partial(
+            torch.compile, fullgraph=True, dynamic=False, disable=not args.compile
+        )
+        self.policy = compiled(self.actor.forward)
+        self.update = compiled(self.one_update)
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, generators: list | None = None) -> np.ndarray:
+        """Actions (seeds, action_dim) for one observation per seed; with generators, exploration
+        noise is added."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device).unsqueeze(1)
+        actions = self.policy(obs)
+        if generators is not None:
+            noise = seeding.normals(generators, 1, self.action_dim)
+            actions = (actions + self.args.exploration_noise * noise).clamp(-1, 1)
+        return np.nan_to_num(actions.squeeze(1).cpu().numpy())  # a diverged seed stands still
+
+    def target_actions(self, next_obs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Target policy smoothing. noise: standard normal, (seeds, batch, action_dim)."""
+        clip = self.args.noise_clip
+        smoothing = (self.args.policy_noise * noise).clamp(-clip, clip)
+        return (self.actor_target(next_obs) + smoothing).clamp(-1, 1)
+
+    def qf_loss(self, batch: dict, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, Q-values): squared error of both critics to the target with the smaller next
+        value."""
+        with torch.no_grad():
+            next_actions = self.target_actions(batch["next_obs"], noise)
+            next_q = self.qf_target(batch["next_obs"], next_actions).amin(-2)
+            td_target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * next_q
+        q_values = self.qf(batch["obs"], batch["actions"])
+        return (q_values - td_target.unsqueeze(-2)).square().mean(-1).sum(-1), q_values
+
+    def actor_loss(self, batch: dict) -> torch.Tensor:
+        """Minus the first critic's value of the actor's actions."""
+        actions = self.actor(batch["obs"])
+        return -self.qf(batch["obs"], actions)[..., 0, :].mean(-1)
+
+    def one_update(
+        self, batch: dict, noise: torch.Tensor, update_policy: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """One step of the critics and, if asked for, of the actor and then of all targets. noise:
+        (seeds, batch, action_dim). The seeds are independent, so the gradient of the sum of their
+        losses is each one's own."""
+        loss, q_values = self.qf_loss(batch, noise)
+        grads = torch.autograd.grad(loss.sum(), self.qf_optimizer.parameters_)
+        with torch.no_grad():
+            self.qf_optimizer.step(grads)
+        info = {"qf_loss": loss.detach(), "q_mean": q_values.detach().mean((-2, -1))}
+        if not update_policy:
+            return info
+
+        loss = self.actor_loss(batch)
+        grads = torch.autograd.grad(loss.sum(), self.actor_optimizer.parameters_)
+        with torch.no_grad():
+            self.actor_optimizer.step(grads)
+            self.move_targets()
+        return info | {"actor_loss": loss.detach()}
+
+    def move_targets(self) -> None:
+        for target, parameter in zip(self.actor_target.parameters(), self.actor.parameters()):
+            target.lerp_(parameter, self.args.tau)
+        for target, parameter in zip(self.qf_target.parameters(), self.qf.parameters()):
+            target.lerp_(parameter, self.args.tau)
+
+    def update_block(
+        self, batches: dict, noise: torch.Tensor, updates_before: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """The --utd updates of an environment step. batches: name -> (utd, seeds, batch, ...);
+        noise: (utd, seeds, batch, action_dim); updates_before: how many there have been, which
+        tells whose turn the policy is. Returns the newest value of each loss."""
+        info = {}
+        for u in range(self.args.utd):
+            batch = {name: columns[u] for name, columns in batches.items()}
+            update_policy = (updates_before + u + 1) % self.args.policy_frequency == 0
+            info |= self.update(batch, noise[u], update_policy)
+        return info
+
+
+# ---- evaluation and metrics have their own generators and environments: training does not notice -
+
+
+@torch.no_grad()
+def q_bias(agent: Agent, envs, index: int) -> list[dict[str, float]]:
+    """Q - G on num_eval_episodes of the deterministic policy, whose value the critics estimate: the
+    mean of the critics minus the Monte-Carlo return (metrics.q_overestimation). One dict per
+    seed."""
+
+    def policy(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return agent.act(obs), np.full(len(obs), np.nan)
+
+    number = agent.args.num_eval_episodes
+    first = (2 * index + 1) * number  # the evaluation's episodes have the numbers before these
+    episodes = environments.play_episodes(envs, policy, first, number)
+
+    q_values = []
+    next_values = []
+    for start in range(0, episodes.obs.shape[1], 1_000):  # piece by piece, to bound the memory
+        piece = slice(start, start + 1_000)
+        obs = episodes.obs[:, piece].to(agent.device)
+        actions = episodes.actions[:, piece].to(agent.device)
+        next_obs = episodes.real_next_obs[:, piece].to(agent.device)
+        q_values.append(agent.qf(obs, actions).mean(-2))
+        next_values.append(agent.qf(next_obs, agent.actor(next_obs)).mean(-2))
+
+    _, lengths = metrics.first_episodes(episodes.rewards, episodes.dones, number)
+    return metrics.overestimation_of_first(
+        lengths,
+        q=torch.cat(q_values, 1).cpu(),
+        rewards=episodes.rewards,
+        terminations=episodes.terminations,
+        truncations=episodes.truncations,
+        gamma=agent.args.gamma,
+        fallback_values=torch.cat(next_values, 1).cpu(),  # where time limits leave no other state
+    )
+
+
+def log_network_metrics(
+    agent: Agent, buffer: environments.ReplayBuffer, batch: runlog.Batch, step: int
+) -> None:
+    """Health of every layer on replay transitions, with the gradients of the losses there."""
+    num_samples = agent.args.metrics_samples
+    generators = seeding.make_generators(batch.seeds, "metrics", step, device=agent.device)
+    samples = buffer.sample(num_samples, generators=generators)
+    samples["noise"] = seeding.normals(generators, num_samples, agent.action_dim)
+
+    def actor_loss(part: dict) -> torch.Tensor:
+        return agent.actor_loss(part).sum()
+
+    def qf_loss(part: dict) -> torch.Tensor:
+        loss, _ = agent.qf_loss(part, part["noise"])
+        return loss.sum()
+
+    trained = agent.actor_optimizer
+    grads = metrics.mean_gradients(actor_loss, samples, trained.parameters_, size=256, dim=1)
+    grads = dict(zip(trained.names, grads))
+    inputs = (samples["obs"],)
+    report = reports.network_report(agent.actor, inputs, grads, 1, max_samples=num_samples)
+    batch.log_report(step, "network/actor", report)
+
+    trained = agent.qf_optimizer
+    grads = metrics.mean_gradients(qf_loss, samples, trained.parameters_, size=256, dim=1)
+    grads = dict(zip(trained.names, grads))
+    inputs = (samples["obs"], samples["actions"])
+    report = reports.network_report(agent.qf, inputs, grads, 2, max_samples=num_samples)
+    batch.log_report(step, "network/qf", report)
+
+
+def log_ntk_ranks(
+    agent: Agent, buffer: environments.ReplayBuffer, batch: runlog.Batch, step: int
+) -> None:
+    """Ranks of the neural tangent kernel, of either critic and of the sum of actions, on replay
+    transitions."""
+    generators = seeding.make_generators(batch.seeds, "ntk", step, device=agent.device)
+    samples = buffer.sample(agent.args.ntk_samples, generators=generators)
+    inputs = (samples["obs"], samples["actions"])
+    ranks = metrics.ntk_rank(agent.actor, inputs[:1], batch_dims=1)
+    batch.log_report(step, "network/actor", {f"ntk_{key}": rank for key, rank in ranks.items()})
+    ranks = metrics.ntk_rank(agent.qf, inputs, batch_dims=2, sample_dim=1)
+    batch.log_report(step, "network/qf", {f"ntk_{key}": rank for key, rank in ranks.items()})
+
+
+# ---- checks, before anything is created ----------------------------------------------------------
+
+
+def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of what takes the memory, of all seeds, by the flags that set it: (on the device, on
+    the host)."""
+    actor = memory.mlp_size(obs_dim, args.widths, args.activation, action_dim, args.layer_norm)
+    critic = memory.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
+    learner = 5 * (actor.parameters + 2 * critic.parameters)  # gradients, two moments, targets
+    transition = 2 * obs_dim + action_dim + 2
+    bytes_of_seeds = 4 * args.num_seeds  # of a float32 number of each
+
+    # of what is there for a moment only the largest counts
+    block = args.utd * args.batch_size * (transition + action_dim + 2)  # 2: the rows' numbers
+    backward = args.batch_size * (actor.activations + 2 * critic.activations)
+    moments = {"batch_size utd widths num_seeds": block + backward}
+    if args.metrics_frequency:
+        of_sample = transition + max(actor.activations, 2 * critic.activations)
+        moments["metrics_samples widths num_seeds"] = args.metrics_samples * of_sample
+    if args.ntk_frequency:
+        gradients = args.ntk_samples * max(actor.parameters, 2 * critic.parameters)
+        moments["ntk_samples widths num_seeds"] = 2 * gradients  # twice while they are multiplied
+    largest = max(moments, key=moments.get)
+
+    capacity = min(args.buffer_size, args.total_timesteps)
+    on_device = {
+        "widths num_seeds": bytes_of_seeds * learner,
+        "buffer_size num_seeds": bytes_of_seeds * capacity * transition,
+        largest: bytes_of_seeds * moments[largest],
+    }
+    # at least one step of each episode
+    on_host = {"num_eval_episodes num_seeds": bytes_of_seeds * args.num_eval_episodes * transition}
+    return on_device, on_host
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args."""
+    runlog.check_range(args, "[0, inf)", "seed threads learning_starts checkpoint_minutes")
+    runlog.check_range(args, "[0, inf)", "metrics_frequency ntk_frequency")
+    runlog.check_range(args, "[0, inf)", "exploration_noise policy_noise noise_clip")
+    runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size widths")
+    runlog.check_range(args, "[1, inf)", "eval_frequency num_eval_episodes log_frequency")
+    runlog.check_range(args, "[2, inf)", "metrics_samples ntk_samples")
+    runlog.check_range(args, f"[{args.batch_size}, inf)", "buffer_size")
+    runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
+    runlog.check_range(args, "(0, inf)", "learning_rate")
+    runlog.check_range(args, "[0, 1)", "gamma")
+    runlog.check_range(args, "(0, 1]", "tau")
+    num_updates = args.utd * (args.total_timesteps - max(args.learning_starts, 1) + 1)
+    runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # else no policy update
+    if args.cudagraphs and args.utd % args.policy_frequency:
+        # as a graph the block of updates is the same at every step
+        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must divide --utd")
+    pipes_of_a_worker = 4
+    files_per_run = pipes_of_a_worker if args.async_envs else 0
+    runlog.check_flags(args, args.num_seeds, files_per_run)
+    device = runlog.find_device(args.device)
+    if device.type != "cuda" and args.cudagraphs:
+        told = "needs a CUDA device; use --no-cudagraphs"
+        raise runlog.UserError(f"--cudagraphs with --device {args.device}: {told}")
+    with runlog.value_errors_are_user_errors():
+        activations.check(args.activation, args.rational)
+    obs_dim, action_dim = environments.check_environments([args.env_id], args.seed)
+    if not args.evaluate:
+        on_device, on_host = big_tensors(args, obs_dim, action_dim)
+        runlog.check_memory(args, device, on_device, on_host)
+    return args
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def train(args: Args, batch: runlog.Batch) -> None:
+    """Trains the seeds of the batch together, from the step at which each has a checkpoint."""
+    device = runlog.find_device(args.device)
+    start = batch.start
+    tasks = environments.TaskSequence(
+        [args.env_id], batch.seeds, args.total_timesteps, start, args.async_envs
+    )
+    obs_dim, action_dim = environments.sizes(tasks.envs)
+    agent = Agent(obs_dim, action_dim, args, batch.seeds, device)
+    capacity = min(args.buffer_size, args.total_timesteps)
+    buffer = environments.ReplayBuffer(len(batch.seeds), capacity, obs_dim, action_dim, device)
+    generators = {
+        "act": seeding.make_generators(batch.seeds, "act", device=device),
+        "update": seeding.make_generators(batch.seeds, "update", device=device),
+    }
+    episodes = [environments.Episode() for _ in batch.seeds]
+    info = {}  # of the newest updates, not each of which is the actor's
+
+    state = batch.load()
+    if state:
+        runlog.restore_module(agent, state["agent"])
+        seeding.set_states(generators, state["generators"])
+        for i, transitions in enumerate(batch.load_transitions()):
+            buffer.restore(i, transitions["rows"], start)
+        episodes = [environments.Episode.from_state(each) for each in state["episode"]]
+        tasks.restore(state["last_eval"])
+        info = batches_of_runs.stack(state["info"])
+        info = {key: value.to(device) for key, value in info.items()}
+    obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
+
+    if args.cudagraphs:
+        update_block = cudagraphs.graphed(agent.update_block)
+    progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
+    saved_step = start
+    for step in range(start + 1, args.total_timesteps + 1):
+        # asked here, so that a resumed run ends at once as well
+        if (step - 1) % args.log_frequency == 0 and all(batch.diverged()):
+            tasks.carry_forward(batch, step - 1, args.total_timesteps, args.eval_frequency)
+            break
+        at_end = step == args.total_timesteps
+
+        # act
+        if step <= args.learning_starts:
+            actions = environments.random_actions(generators["act"], action_dim)
+        else:
+            actions = agent.act(obs, generators["act"])
+        transition = environments.take_step(tasks.envs, obs, actions)
+        environments.log_episodes(batch, step, episodes, transition)
+        obs = transition.next_obs
+
+        # store
+        buffer.add(
+            transition.obs,
+            transition.actions,
+            transition.rewards,
+            transition.terminations,
+            transition.real_next_obs,
+            transition.failed,
+        )
+
+        # measure the networks, before the updates: at learning_starts they are new
+        always = step == args.learning_starts or at_end
+        if args.metrics_frequency and (always or step % args.metrics_frequency == 0):
+            log_network_metrics(agent, buffer, batch, step)
+        if args.ntk_frequency and (always or step % args.ntk_frequency == 0):
+            log_ntk_ranks(agent, buffer, batch, step)
+
+        # learn
+        if step >= args.learning_starts:
+            samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
+            shape = (args.utd, args.batch_size, action_dim)
+            noise = seeding.normals(generators["update"], *shape, axis=1)
+            if args.cudagraphs:
+                info |= update_block(samples, noise)
+            else:
+                info |= agent.update_block(samples, noise, step * args.utd)
+            batch.note_losses(step, {"qf_loss": info["qf_loss"]})
+            if "actor_loss" in info:
+                batch.note_losses(step, {"actor_loss": info["actor_loss"]})
+        if info and (step % args.log_frequency == 0 or at_end):
+            speed = progress.speed(step)
+            updates_per_second = speed * args.utd * len(batch.seeds)
+            rows = {f"losses/{key}": value for key, value in info.items()}
+            batch.log(step, rows, skip_diverged=True)
+            batch.log(step, {"perf/sps": speed, "perf/updates_per_second": updates_per_second})
+
+        # evaluate
+        if step % args.eval_frequency == 0 or at_end:
+            index = math.ceil(step / args.eval_frequency)
+            number = args.num_eval_episodes
+            returns = tasks.evaluate(agent.act, 2 * index * number, number)
+            biases = q_bias(agent, tasks.current_eval_envs(), index)
+            rows = tasks.log(batch, step, returns, biases)
+            shown = ("eval/episodic_return", "eval/success", "overestimation/mean")
+            progress.note_means(step, rows, shown)
+
+        # save
+        if batch.save_is_due(step, at_end):
+            state = {
+                "agent": agent.state_dict(),
+                "generators": seeding.get_states(generators),
+                "episode": [episode.state() for episode in episodes],
+                "last_eval": tasks.state(),
+                "info": info,
+            }
+            rows = {"rows": buffer.newest(step - saved_step)}
+            batch.save(step, state, rows, keep_transitions=buffer.capacity)
+            saved_step = step
+            if batch.save_is_regular:
+                batch.draw(step, plots.draw_run)
+            if batch.save_is_regular and args.capture_video:
+                for i, folder in enumerate(batch.folders):
+                    path = folder / "videos" / f"step-{step}.mp4"
+                    environments.film(path, args.env_id, batch.seeds, i, agent.act)
+        progress.update(step)
+    batch.finish(keep_replay=args.keep_replay)
+    tasks.close()
+    progress.close()
+
+
+def evaluate_finished(args: Args, run: runlog.Run) -> None:
+    """--evaluate: plays num_eval_episodes with the last checkpoint, prints the return, films one
+    more."""
+    step, state = evaluation.load_finished(run)
+    seed = run.config["seed"]
+    args = dataclasses.replace(args, compile=False)
+    envs = environments.make_envs(args.env_id, [seed], "play", args.async_envs)
+    obs_dim, action_dim = environments.sizes(envs)
+    agent = Agent(obs_dim, action_dim, args, [seed], torch.device("cpu"))
+    runlog.restore_module(agent, [state["agent"]])
+    path = run.folder / "videos" / f"evaluation-{step}.mp4"
+    (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
+    values["return of the video"] = environments.film(path, args.env_id, [seed], 0, agent.act)
+    told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
+    print(f"seed {seed}: {told}; {path}", flush=True)
+    envs.close()
+
+
+def runs_of(args: Args) -> list[runlog.Run]:
+    """The runs of these flags, one for each seed. Creates nothing."""
+    return runlog.seed_runs(args, "td3_continuous")
+
+
+def main(args: Args) -> None:
+    args = validate(args)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    runs = runs_of(args)
+    if args.evaluate:
+        for run in runs:
+            evaluate_finished(args, run)
+        return
+    with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
+        for batch in batches:
+            train(args, batch)
+
+
+if __name__ == "__main__":
+    with runlog.exit_on_user_error():
+        main(runlog.parse_args(Args))
