@@ -12,6 +12,7 @@ import torch
 
 import runlog
 import td3_continuous
+from runlog import seeding
 from td3_continuous import Agent, Args
 
 OBS = 5
@@ -161,7 +162,7 @@ def test_target_actions_are_smoothed_and_clipped_twice():
 def test_exploration_noise_has_its_spread_and_evaluation_has_none():
     agent = Agent(OBS, ACTIONS, ARGS, [1, 2], CPU)
     obs = np.zeros((2, OBS))
-    generators = [runlog.make_generator(seed, "act") for seed in (1, 2)]
+    generators = [seeding.make_generator(seed, "act") for seed in (1, 2)]
     draws = np.stack([agent.act(obs, generators) for _ in range(2_000)])
     assert draws.std(0) == pytest.approx(0.1, rel=0.1)
     assert draws.mean(0) == pytest.approx(agent.act(obs), abs=0.01)
