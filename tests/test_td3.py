@@ -1,6 +1,6 @@
 """Updates of td3_continuous.py against a float64 reference of CleanRL's; its short runs.
 
-`pytest -q tests/test_td3.py` (about 30 s; a slow test learns a toy task).
+`pytest -q tests/test_td3.py` (about 20 s; slow tests compile and learn a toy task).
 """
 
 import dataclasses
