@@ -41,7 +41,7 @@ figures: .venv/runtime.stamp  ## draw every figure under results/ again, from th
 	@$(BIN)/python figures.py redraw results
 
 test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not slow and not gpu"
 
 test-slow: .venv/dev.stamp  ## the slow tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
