@@ -2,9 +2,9 @@
 
 A field of a script's `Args` belongs to the identity of the run unless it says otherwise:
 
-gamma: float = 0.99  # changes results: other values, other runs device: str = runlog.option("auto")
-# changes none warmup: int = runlog.added(0)  # came later: runs without it stay the same runs as
-those with the default
+    gamma: float = 0.99  # changes results: other values are other runs
+    device: str = runlog.option("auto")  # changes none
+    warmup: int = runlog.added(0)  # came later: at its default, the runs are those from before it
 """
 
 import dataclasses
