@@ -459,7 +459,7 @@ def _sample_gradients(network, theta, inputs, dim, output, targets) -> dict[str,
     ...)."""
 
     def scalar(theta, target, *sample):
-        # The batch entries are independent: the gradient of their sum is each one's.
+        # The batch entries are independent: their sum has the gradients of each.
         sample = tuple(x.unsqueeze(dim) for x in sample)
         y = torch.func.functional_call(network, theta, sample)
         if callable(output):

@@ -1,4 +1,4 @@
-"""A folder of figures: CSV files of what is drawn, and figures.json, which tells how.
+"""A folder of figures: CSV files of what is drawn, and figures.json, which says how.
 
 A module of drawings declares its kinds of figures as Kind, and writes one by write_figure; the
 picture is drawn from the CSV that was just written, so that `figures.py redraw` draws the same.

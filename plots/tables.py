@@ -54,7 +54,7 @@ def shown_pattern() -> str:
 
 def groups_of(folder: Path) -> Groups:
     """(script, environment) -> label -> runs by seed, of all run folders in a folder, ended or
-    under way. A label tells the activation and every setting in which runs of one script and
+    under way. A label names the activation and every setting in which runs of one script and
     environment differ. Raises UserError: no run; a seed of one setting twice."""
     keys = f"{shown_pattern()}|.*numerator_norm|.*coefficient_gradient_norm"
     found = defaultdict(list)
