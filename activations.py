@@ -45,7 +45,8 @@ class CoefficientGroup:
     """How parameters of an activation are trained, where that differs from --rational.*.
 
     The module of an activation declares it by the parameter's name (optimizers.py follows it):
-    self.coefficient_groups = {"log_scale": CoefficientGroup(weight_decay=0.0)}
+
+        self.coefficient_groups = {"log_scale": CoefficientGroup(weight_decay=0.0)}
     """
 
     learning_rate: float | None = None

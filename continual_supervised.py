@@ -482,7 +482,7 @@ def learn_epoch(
 
 
 def note_divergence(batch: runlog.Batch, before: int, losses: torch.Tensor) -> None:
-    """Tells the batch the first update after `before` whose loss is not finite, of each seed."""
+    """Notes for each seed the first update after `before` whose loss is not finite."""
     is_bad = ~losses.isfinite()
     first_bad = before + 1 + is_bad.int().argmax(0)
     batch.note_losses(first_bad, {"loss": torch.where(is_bad.any(0), torch.nan, 0.0)})

@@ -142,7 +142,7 @@ class Agent(nn.Module):
 
 
 class Batch(NamedTuple):
-    """Transitions of an iteration, and what the agent that played them thought of them."""
+    """Transitions of an iteration, and the values of the agent that played them."""
 
     obs: torch.Tensor  # (n, 4, 84, 84) uint8
     actions: torch.Tensor  # (n,) int64

@@ -109,7 +109,7 @@ def summary(groups: Groups) -> tuple[list[dict[str, str]], list[str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean
     +- std (ddof 1) over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged.
     All settings of an environment are compared at the last step that all their runs have reached;
-    the lines below tell what was cut."""
+    the lines below say what was cut."""
     rows = []
     cut = []
     for (script, env), labels in groups.items():

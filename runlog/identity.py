@@ -36,8 +36,8 @@ def added(default):
     """A field of `Args` that came after runs without it: it belongs to a run's identity unless it
     has its default, which must be what those runs did.
 
-    A nested configuration says the same with `dataclasses.field(default=..., metadata={"identity":
-    "unless default"})`.
+    A nested configuration says the same with
+    `dataclasses.field(default=..., metadata={"identity": "unless default"})`.
     """
     return dataclasses.field(default=default, metadata={"identity": UNLESS_DEFAULT})
 

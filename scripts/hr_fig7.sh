@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# HR Figs. 7, 8a-b, 13 to 15, Tables 1 and 2: dead share, effective rank and normalised score of DQN on 8 games, 5 seeds, 10M
-# steps: 10 activations, and tanh with LayerNorm and with 1,024 units at two step sizes.
+# HR Figs. 7, 8a-b, 13 to 15, Tables 1 and 2: dead-neuron fraction, effective rank and normalised score of DQN on 8 games, 5 seeds,
+# 10M steps: 10 activations, and tanh with LayerNorm and with 1,024 units at two step sizes.
 #
 #   SCALE=smoke scripts/hr_fig7.sh       minutes on 2 cores
 #   scripts/hr_fig7.sh                   laptop: relu, tanh and tanh_hr, 2 games, 25,000 steps, 1 seed
