@@ -17,7 +17,8 @@ from matplotlib.image import imsave
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from runlog import Run, UserError, config_hash, exit_on_user_error, mirrors
+from runlog import Run, UserError, exit_on_user_error, mirrors
+from runlog.identity import config_hash
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": [3, 2]}}
 
