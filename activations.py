@@ -42,10 +42,11 @@ MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; another power of a large coeffici
 
 @dataclass(frozen=True)
 class CoefficientGroup:
-    """How parameters of an activation are trained, where that is not what --rational.* says.
+    """How parameters of an activation are trained, where that differs from --rational.*.
 
     The module of an activation declares it by the parameter's name (optimizers.py follows it):
-    self.coefficient_groups = {"log_scale": CoefficientGroup(weight_decay=0.0)}
+
+        self.coefficient_groups = {"log_scale": CoefficientGroup(weight_decay=0.0)}
     """
 
     learning_rate: float | None = None
@@ -67,7 +68,7 @@ class RationalConfig:
     constraint_power: int = 4
     """d of crational's |x/c|^d; must exceed n so that f decays"""
     constraint_scale: float = 5.0
-    """c of crational's |x/c|^d at the start; no fit tells it (least squares: to infinity)"""
+    """c of crational's |x/c|^d at the start; a fit would drive it to infinity"""
     train_constraint_scale: bool = True
     """c is trained (as its logarithm, so that it stays positive)"""
     remove_constraint: bool = False

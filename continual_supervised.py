@@ -1,7 +1,7 @@
 """Continual supervised learning, to study plasticity: one task after the other (CR, 2507.14736).
 
 The images stay (or their pixels move), the labels change with every task: what a network learns on
-the tenth task, and how fast, tells how much of its plasticity is left. All seeds train in one
+the tenth task, and how fast, shows how much of its plasticity is left. All seeds train in one
 process, in one compiled update; each is one run folder; the same command again resumes it or says
 "finished".
 
@@ -213,8 +213,8 @@ class Learner(nn.Module):
         labels: torch.Tensor,
         order: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of Adam; returns loss and share of right answers before it, (seeds,) each. The
-        seeds are independent, so the gradient of the sum of their losses is each one's own."""
+        """One step of Adam; returns the loss and the fraction of right answers before it, (seeds,)
+        each. The sum of the losses has the gradients of the single seeds: these are independent."""
         logits = self.network(self.pixels(images, rows, order))
         loss = cross_entropy(logits, labels)
         grads = list(torch.autograd.grad(loss.sum(), self.optimizer.parameters_))
@@ -397,7 +397,7 @@ class Training:
     test_images: torch.Tensor
     order: list[torch.Generator]  # draw the order of a task's images in each epoch
     redo: list[torch.Generator]  # draw the weights of recycled neurons
-    online: torch.Tensor  # (seeds,) sum over the task's epochs of the share of right answers
+    online: torch.Tensor  # (seeds,) sum over the task's epochs of the accuracy
     fitted: torch.Tensor  # (seeds,) updates until the task was fitted; nan: not yet
     last: list[dict[str, float]]  # each seed's measures of its last task
 
@@ -482,7 +482,7 @@ def learn_epoch(
 
 
 def note_divergence(batch: runlog.Batch, before: int, losses: torch.Tensor) -> None:
-    """Tells the batch the first update after `before` whose loss is not finite, of each seed."""
+    """Notes for each seed the first update after `before` whose loss is not finite."""
     is_bad = ~losses.isfinite()
     first_bad = before + 1 + is_bad.int().argmax(0)
     batch.note_losses(first_bad, {"loss": torch.where(is_bad.any(0), torch.nan, 0.0)})

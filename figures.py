@@ -112,8 +112,8 @@ class TableCommand:
 
 @dataclass
 class OverviewCommand:
-    """One page of all runs in a folder: scores, overestimation, dead share, srank, learned
-    activations."""
+    """One page of all runs in a folder: scores, overestimation, dead-neuron fraction, srank,
+    learned activations."""
 
     runs: Path = Path("runs")  # folder of the runs
     out: Path = Path("figures")  # folder of overview.png, .pdf and .csv

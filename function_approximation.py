@@ -32,7 +32,7 @@ import runlog
 from runlog import memory, seeding, terminal
 from runlog.disk import writing
 
-PAPER_COUNTS = {  # trained parameters that the paper tells (captions of Figs. 2 and 12)
+PAPER_COUNTS = {  # trained parameters, from the paper (captions of Figs. 2 and 12)
     ("relu", (200,)): 601,
     ("tanh", (200,)): 601,
     ("tanh_hr", (100,)): 501,
@@ -160,8 +160,8 @@ class Networks(nn.Module):
         return mean_squared_error(self(x), target(x))
 
     def one_update(self, x: torch.Tensor) -> torch.Tensor:
-        """One step of Adam on all points; returns the losses before it. The networks are
-        independent, so the gradient of the sum of their losses is each one's own."""
+        """One step of Adam on all points; returns the losses before it. The sum of the
+        losses has the gradients of the single networks: these are independent."""
         loss = self.errors(x)
         grads = torch.autograd.grad(loss.sum(), self.optimizer.parameters_)
         with torch.no_grad():
@@ -183,7 +183,7 @@ def draw_biases(layer: activations.Linear, seeds: np.ndarray) -> None:
 
 
 def parameter_count(args: Args, architecture: Architecture) -> int:
-    """Of one network; what the paper tells of it must be the same."""
+    """Of one network; where the paper gives a number, it must be the same."""
     networks = Networks(*architecture, [args.seed], [1.0], args, torch.device("cpu"))
     count = networks.count()
     assert count == PAPER_COUNTS.get(architecture, count), (architecture, count)

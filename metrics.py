@@ -184,14 +184,15 @@ def dead_neurons_kde(
     """Neurons whose activations have collapsed to a spike (HR Appendix B.1): dead iff max_j f(x_j)
     >= omega.
 
-    x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1), f(y) = 1/(n h) sum_i phi((y - x_i) /
-    h), phi the standard normal density: `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated
-    at its own samples. z: (*batch, samples >= 2, neurons), after the non-linearity. generator draws
-    the jitter, (neurons, samples), shared by the batch entries; None: a fresh one, seed 0, the same
-    numbers on every device. Returns dead (bool) and the peak density (1 / unit of z), (*batch,
-    neurons). NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf,
-    dead. omega is meant for tanh, where 20 says std < about 0.02; unbounded units depend on scale.
-    Wrong shapes: ValueError.
+    x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1),
+    f(y) = 1/(n h) sum_i phi((y - x_i) / h), phi the standard normal density:
+    `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated at its own samples. z:
+    (*batch, samples >= 2, neurons), after the non-linearity. generator draws the jitter,
+    (neurons, samples), shared by the batch entries; None: a fresh one, seed 0, the same numbers on
+    every device. Returns dead (bool) and the peak density (1 / unit of z), (*batch, neurons).
+    NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf, dead. omega
+    is meant for tanh, where 20 says std < about 0.02; unbounded units depend on scale. Wrong
+    shapes: ValueError.
 
     O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n) n^(1/5)
     bandwidths, whatever its outliers, so a grid of step s = h/16 is small. Cubic weights spread
@@ -235,8 +236,8 @@ def kde_curves(
 ) -> Pair:
     """Curves of the density in dead_neurons_kde, for plots (HR Figs. 3, 6, 10, 11): (grid,
     density). z: (*batch, samples >= 2, neurons) -> (*batch, neurons, num_points) each. The grid
-    spans `limits`, or each neuron's jittered samples and 3 bandwidths either way. O(samples *
-    num_points) per neuron: choose neurons first.
+    spans `limits`, or each neuron's jittered samples and 3 bandwidths either way.
+    O(samples * num_points) per neuron: choose neurons first.
     >>> grid, density = kde_curves(torch.linspace(-1, 1, 100).unsqueeze(-1))
     >>> round(torch.trapezoid(density, grid).item(), 2)
     1.0
@@ -458,7 +459,7 @@ def _sample_gradients(network, theta, inputs, dim, output, targets) -> dict[str,
     ...)."""
 
     def scalar(theta, target, *sample):
-        # The batch entries are independent: the gradient of their sum is each one's.
+        # The batch entries are independent: their sum has the gradients of each.
         sample = tuple(x.unsqueeze(dim) for x in sample)
         y = torch.func.functional_call(network, theta, sample)
         if callable(output):
@@ -497,10 +498,10 @@ def ntk_rank(
     eigenvalues l:
 
     srank, smallest k whose k largest l are >= 99 % of their sum; entropy_rank = exp(-sum p log p),
-    p = l / sum l (as C-CHAIN reports them, Tang et al. 2025); trace = sum l; condition = max l /
-    min l (inf if K is singular in float64, as where samples outnumber parameters). Non-finite
-    gradients: NaN; all zero: the ranks are 0. srank and entropy_rank do not change with the scale
-    of y.
+    p = l / sum l (as C-CHAIN reports them, Tang et al. 2025); trace = sum l;
+    condition = max l / min l (inf if K is singular in float64, as where samples outnumber
+    parameters). Non-finite gradients: NaN; all zero: the ranks are 0. srank and entropy_rank do not
+    change with the scale of y.
     >>> ntk_rank(nn.Linear(2, 1, bias=False), (torch.eye(2),))["entropy_rank"]
     tensor(2., dtype=torch.float64)
     """
@@ -719,9 +720,9 @@ def q_overestimation(
     298 steps before a cut go, 702 of 1,000 stay, and of 200 none (0.99^200 = 0.13): pass
     bootstrap_values there, with which all are kept. fallback_values are the same, but used only in
     batch entries of which no state would stay. Returns a dict: errors, returns, kept, (*batch,
-    time); over kept states (NaN if none), (*batch): mean and std (ddof 0) of errors, normalised =
-    mean of error / max(|G|, floor) state by state as in REDQ, num_kept; bootstrapped, (*batch) bool
-    (False: cut states left out).
+    time); over kept states (NaN if none), (*batch): mean and std (ddof 0) of errors,
+    normalised = mean of error / max(|G|, floor) state by state as in REDQ, num_kept; bootstrapped,
+    (*batch) bool (False: cut states left out).
     >>> end = torch.tensor([False, True])
     >>> q = torch.tensor([2.5, 2.0])
     >>> q_overestimation(q, torch.ones(2), end, torch.zeros(2), gamma=0.5)["mean"]

@@ -142,7 +142,7 @@ class Agent(nn.Module):
 
 
 class Batch(NamedTuple):
-    """Transitions of an iteration, and what the agent that played them thought of them."""
+    """Transitions of an iteration, and the values of the agent that played them."""
 
     obs: torch.Tensor  # (n, 4, 84, 84) uint8
     actions: torch.Tensor  # (n,) int64
@@ -181,8 +181,8 @@ def compute_gae(
     delta_t = r_t + gamma (1 - termination_t) V(s') - V(s_t)
     A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}
 
-    with next_values[t] = V(s') of the true successor s', so that time limits bootstrap; returns =
-    advantages + values. All (num_steps, num_envs) float.
+    with next_values[t] = V(s') of the true successor s', so that time limits bootstrap;
+    returns = advantages + values. All (num_steps, num_envs) float.
     """
     advantages = torch.empty_like(rewards)
     advantage = torch.zeros_like(rewards[0])

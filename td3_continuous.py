@@ -178,8 +178,8 @@ class Agent(nn.Module):
         self, batch: dict, noise: torch.Tensor, update_policy: bool = True
     ) -> dict[str, torch.Tensor]:
         """One step of the critics and, if asked for, of the actor and then of all targets. noise:
-        (seeds, batch, action_dim). The seeds are independent, so the gradient of the sum of their
-        losses is each one's own."""
+        (seeds, batch, action_dim). The sum of the losses has the gradients of the single
+        seeds: these are independent."""
         loss, q_values = self.qf_loss(batch, noise)
         grads = torch.autograd.grad(loss.sum(), self.qf_optimizer.parameters_)
         with torch.no_grad():
@@ -205,8 +205,9 @@ class Agent(nn.Module):
         self, batches: dict, noise: torch.Tensor, updates_before: int = 0
     ) -> dict[str, torch.Tensor]:
         """The --utd updates of an environment step. batches: name -> (utd, seeds, batch, ...);
-        noise: (utd, seeds, batch, action_dim); updates_before: how many there have been, which
-        tells whose turn the policy is. Returns the newest value of each loss."""
+        noise: (utd, seeds, batch, action_dim); updates_before: how many there have been; with
+        --policy-frequency it decides which update is also the policy's. Returns the newest
+        value of each loss."""
         info = {}
         for u in range(self.args.utd):
             batch = {name: columns[u] for name, columns in batches.items()}

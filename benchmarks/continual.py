@@ -1,12 +1,13 @@
 """Speed of continual_supervised.py: all seeds in a batch and compiled,
 against one seed after the other in eager mode.
 
-    python benchmarks/continual.py --out results/2026-continual-speed.json
+    python benchmarks/continual.py --out results/2026-continual-speed/speed.json
 
 Two things are measured. Whole commands: one of --seeds seeds, compiled, with all its measures, and
-the same for one seed, eagerly, on its first task and on its first two; a run's start is thus told
-from a task, and the time of --seeds such runs, one after the other, is put together from both.
-Updates only, in turns, so that noise of the machine meets all alike, medians over rounds: the
+the same for one seed, eagerly, on its first task and on its first two; this
+separates a run's start from a task, and the time of --seeds such runs, one after the
+other, is put together from both.
+Updates only, in turns, so that noise of the machine hits all alike, medians over rounds: the
 batch, one seed eagerly, and as the reader's own loop would be: nn.Sequential, torch.optim.Adam, one
 seed. Wants a quiet machine.
 """

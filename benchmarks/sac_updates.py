@@ -3,7 +3,7 @@ against Stable-Baselines3 and a floor.
 
     python benchmarks/sac_updates.py --seeds 1 5 10 --out results/2026-sac-speed
 
-Everything of one number of seeds runs in one process, in turns, so that noise of the machine meets
+Everything of one number of seeds runs in one process, in turns, so that noise of the machine hits
 all alike; the table gives medians over rounds, and medians of the ratios within a round.
 seed-updates/s = updates/s times seeds.
 

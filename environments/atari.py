@@ -79,7 +79,7 @@ class AtariGames:
 
     A lost life is a termination for the learner, and the game goes on: with `fire_on_life_loss` its
     next step presses fire, whatever was chosen, in games that have that button. Rewards are raw;
-    `step` tells each whole game.
+    `step` returns the games that have ended.
 
     num_threads: that step the games, 0 = as many as cores. options: further ones of ale_py's
     AtariVectorEnv.

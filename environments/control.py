@@ -150,7 +150,7 @@ def sizes(envs: gymnasium.vector.VectorEnv) -> tuple[int, int]:
 
 
 def _check_plays(env: "EpisodeSeeds") -> None:
-    env.told = True  # what fails here now and then is told when it fails in the run
+    env.told = True  # failures are reported in the run, not in this trial
     action = np.zeros(env.action_space.shape, env.action_space.dtype)
     with suites.seeded_globals(0):
         for _ in range(FAILURES_IN_A_ROW):

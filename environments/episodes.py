@@ -240,7 +240,7 @@ def _stack(steps: Sequence[np.ndarray]) -> torch.Tensor:
 
 def evaluate(envs, act: Callable, first: int, number: int) -> list[dict[str, float]]:
     """Plays `number` episodes of each environment from its episode `first` on. Returns for each
-    eval/episodic_return and, where it tells, eval/success: means over the episodes.
+    eval/episodic_return and, where it gives it, eval/success: means over the episodes.
 
     act: observations (envs, obs_dim) -> actions (envs, action_dim).
     """

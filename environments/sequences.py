@@ -111,7 +111,7 @@ class TaskSequence:
             self._log_newest(batch, later)
 
     def _log_newest(self, batch: runlog.Batch, step: int) -> list[dict[str, float]]:
-        """The current task's values and, of several tasks, each one's, with plasticity and
+        """The values of the current task and, if there are several, of each, with plasticity and
         forgetting of the success rate or, without one, of the return (metrics.sequence_scores); {}
         before the first evaluation."""
         rows = []

@@ -387,7 +387,7 @@ def columns_of(labels: Sequence[str], spec: dict) -> list[Column]:
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     """Rows of continual_curves.csv of the study that spec names. Rows of panels: online accuracy,
-    NTK srank at the tasks' ends, dead share; columns: columns_of."""
+    NTK srank at the tasks' ends, dead-neuron fraction; columns: columns_of."""
     rows = rows_where(tables["continual_curves.csv"], study=spec["study"])
     curves = defaultdict(lambda: defaultdict(list))  # label: metric: task, mean, low, high
     for row in rows:

@@ -1,5 +1,5 @@
-"""CR with reinforcement learning, seed by seed: for runs whose values explode, of which a mean over
-seeds tells nothing."""
+"""CR with reinforcement learning, seed by seed: for runs whose values explode, which a mean
+over seeds hides."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,8 @@
 """What the dashboards show, TensorBoard's custom scalars and W&B's workspace (docs/dashboards.md).
 
-A script passes the sections to `runlog.open_batches`; with keys of its own it passes {**SECTIONS,
-"Mine": {...}}.
+A script passes the sections to `runlog.open_batches`; with keys of its own it passes
+
+    {**SECTIONS, "Mine": {"gain": "mine/gain"}}
 """
 
 # section -> panel -> regular expression of whole keys

@@ -114,8 +114,8 @@ def hr7(
 
 
 def dead_rows(study: Study) -> list[dict]:
-    """HR Table 2: dead share averaged over training, seeds and games, of an activation without and
-    with its product, over the games that both have."""
+    """HR Table 2: dead-neuron fraction, mean over training, seeds and games, of an activation
+    without and with its product, over the games that both have."""
     _, found = curves(study, DEAD)
     rows = []
     for base in ("tanh", "sigmoid", "relu"):

@@ -28,8 +28,8 @@ AFTER = "after"
 
 def overview(folder: Path, out: Path) -> list[Path]:
     """One page of any folder of runs, ended or under way: a row per script and environment with
-    score, overestimation, dead share and srank of every seed, and the learned activations below.
-    Prints what does not fit on the page."""
+    score, overestimation, dead-neuron fraction and srank of every seed, and the learned activations
+    below. Prints what does not fit on the page."""
     groups = groups_of(folder)
     by_size = sorted(groups, key=lambda name: -sum(len(runs) for runs in groups[name].values()))
     kept = sorted(by_size[:MOST_LINES])

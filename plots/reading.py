@@ -156,7 +156,7 @@ class Loaded:
         }
 
     def origin(self) -> dict[str, object]:
-        """Seconds, memory, commit, machine and folder: what a table of runs tells of each."""
+        """Seconds, memory, commit, machine and folder: the columns of a table of runs."""
         origin = self.provenance()
         del origin["gymnasium"]
         return origin | {"folder": self.folder.name}
@@ -333,7 +333,7 @@ def check_lines(path: Path, text: str) -> None:
     end = text.rfind("\n") + 1
     if not end:
         return
-    # counting is fast; only where it tells a fault are the lines looked at one by one
+    # counting is fast; only where it finds a fault are the lines looked at one by one
     num_lines = text.count("\n")
     num_steps = len(re.findall(r"^[0-9]+,", text[:end], re.M))
     has_four_columns = text.count(",", 0, end) == 3 * num_lines

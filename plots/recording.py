@@ -1,4 +1,4 @@
-"""A folder of figures: CSV files of what is drawn, and figures.json, which tells how.
+"""A folder of figures: CSV files of what is drawn, and figures.json, which says how.
 
 A module of drawings declares its kinds of figures as Kind, and writes one by write_figure; the
 picture is drawn from the CSV that was just written, so that `figures.py redraw` draws the same.
@@ -105,7 +105,8 @@ def columns(rows: Sequence[dict], *names: str) -> list[np.ndarray]:
 
 def file_name(name: str, taken: set[str]) -> str:
     """A figure's name, made of a run's settings, as a file of the folder: odd characters become -,
-    as in run folders' names; no second figure gets the name of one in `taken`, which learns it."""
+    as in run folders' names; no second figure gets the name of one in `taken`, to which it is
+    added."""
     plain = re.sub("[^A-Za-z0-9.,=_-]", "-", name)[:120]
     found = plain
     number = 1
@@ -125,7 +126,7 @@ def write_figure(
     **spec,
 ) -> list[Path]:
     """name.csv in `out`, and name.png and name.pdf (`endings`) drawn from it; figures.json there
-    learns how. Without rows: nothing, and a line that says so."""
+    gets an entry. Without rows: nothing, and a line that says so."""
     if not rows:
         print(f"{name}: no data for it in these runs, not drawn")
         return []
@@ -136,8 +137,8 @@ def write_figure(
 def record_figure(
     out: Path, name: str, kind: Kind, endings: Sequence[str] = ("png", "pdf"), **spec
 ) -> list[Path]:
-    """Tell figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from these
-    files there; and draw it."""
+    """Enters into figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from
+    these files there; and draw it."""
     folder = Path(out)
     index = folder / "figures.json"
     entries = read_index(folder) if index.exists() else {}

@@ -1,5 +1,5 @@
 """Every seed of every variant: a row of panels per quantity, a column per variant, thin lines for
-the seeds and a thick one for their median. For values that explode, where a mean tells nothing."""
+the seeds and a thick one for their median. For values that explode, which a mean hides."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -45,8 +45,9 @@ def baseline_normalised(score: np.ndarray | float, low: float, high: float) -> n
 
 
 def interquartile_mean(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """IQM (Agarwal et al. 2021, 2108.13264): mean of the middle half of all runs together; floor(n
-    / 4) are cut off at either end. strata: for each environment (..., runs); returns (...)."""
+    """IQM (Agarwal et al. 2021, 2108.13264): mean of the middle half of all runs together;
+    floor(n / 4) are cut off at either end. strata: for each environment (..., runs); returns
+    (...)."""
     return stats.trim_mean(np.concatenate(strata, -1), 0.25, axis=-1)
 
 

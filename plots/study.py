@@ -67,8 +67,8 @@ class Study:
         return sorted({environment for _, environment in self.cells})
 
     def only(self, labels: Sequence[str]) -> "Study":
-        """These variants, in this order. Those of which there is nothing are missing; the others'
-        gaps are not told."""
+        """These variants, in this order. Those of which there is nothing are missing; the gaps of
+        the others are not reported."""
         variants = {label: self.variants[label] for label in labels if label in self.variants}
         cells = {cell: runs for cell, runs in self.cells.items() if cell[0] in variants}
         missing = [gap for gap in self.missing if gap.variant in labels]

@@ -54,7 +54,7 @@ def shown_pattern() -> str:
 
 def groups_of(folder: Path) -> Groups:
     """(script, environment) -> label -> runs by seed, of all run folders in a folder, ended or
-    under way. A label tells the activation and every setting in which runs of one script and
+    under way. A label names the activation and every setting in which runs of one script and
     environment differ. Raises UserError: no run; a seed of one setting twice."""
     keys = f"{shown_pattern()}|.*numerator_norm|.*coefficient_gradient_norm"
     found = defaultdict(list)
@@ -109,7 +109,7 @@ def summary(groups: Groups) -> tuple[list[dict[str, str]], list[str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean
     +- std (ddof 1) over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged.
     All settings of an environment are compared at the last step that all their runs have reached;
-    the lines below tell what was cut."""
+    the lines below say what was cut."""
     rows = []
     cut = []
     for (script, env), labels in groups.items():

@@ -26,8 +26,7 @@ LONGEST_RUN_NAME = 240  # characters, of a run's folder (identity.run_name) and 
 
 
 def parse_args(cls, argv: Sequence[str] | None = None):
-    """Parse the command line into the dataclass `cls` with `tyro.cli`, but tell a mistake in one
-    line.
+    """Parse the command line into the dataclass `cls` with `tyro.cli`; a mistake is one line.
 
     argv: arguments without the program's name; None takes `sys.argv[1:]`. Raises SystemExit: 0
     after `--help`, 2 after a mistake, which is printed on stderr as `error: ...`.

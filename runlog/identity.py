@@ -2,9 +2,9 @@
 
 A field of a script's `Args` belongs to the identity of the run unless it says otherwise:
 
-gamma: float = 0.99  # changes results: other values, other runs device: str = runlog.option("auto")
-# changes none warmup: int = runlog.added(0)  # came later: runs without it stay the same runs as
-those with the default
+    gamma: float = 0.99  # changes results: other values are other runs
+    device: str = runlog.option("auto")  # changes none
+    warmup: int = runlog.added(0)  # came later: at its default, the runs are those from before it
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ def added(default):
     """A field of `Args` that came after runs without it: it belongs to a run's identity unless it
     has its default, which must be what those runs did.
 
-    A nested configuration says the same with `dataclasses.field(default=..., metadata={"identity":
-    "unless default"})`.
+    A nested configuration says the same with
+    `dataclasses.field(default=..., metadata={"identity": "unless default"})`.
     """
     return dataclasses.field(default=default, metadata={"identity": UNLESS_DEFAULT})
 

@@ -83,7 +83,7 @@ def mlp_size(
 def available_memory(device: torch.device) -> int | None:
     """Bytes that this process can still have: of the GPU, or of the machine within the limits of
     its control groups (containers, Slurm); without these the whole memory. None where no system
-    call tells."""
+    call says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = []

@@ -6,7 +6,7 @@
 #   scripts/cr_curves.sh                 laptop: 3 tasks, 6,000 steps, 3 seeds
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/cr_curves.sh     1M steps; other variables: scripts/common.sh
 #
-# Hours, extrapolated (docs/figures.md): laptop 0.9 (measured) and paper 16,700, of 2 CPU cores; no GPU has been measured.
+# Hours, extrapolated (docs/figures.md): laptop 0.9 (measured) and paper 16,700, of 2 CPU cores; on a GPU: docs/reproduction.md.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

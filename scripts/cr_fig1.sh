@@ -6,7 +6,7 @@
 #   DRY_RUN=1 SCALE=paper scripts/cr_fig1.sh                       print the commands only
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/cr_fig1.sh       1M steps; other variables: scripts/common.sh
 #
-# Hours, extrapolated (docs/figures.md): laptop 0.9 (measured) and paper 16,700, of 2 CPU cores; no GPU has been measured. Memory at
+# Hours, extrapolated (docs/figures.md): laptop 0.9 (measured) and paper 16,700, of 2 CPU cores; on a GPU: docs/reproduction.md. Memory at
 # the paper's scale: the replays of a cell's 10 seeds are on its device, 2 GB (cheetah-run) to 19 GB (dog).
 # CR's text at hand does not tell Fig. 1's UTD nor its number of seeds. 10 updates per step is where it sees rationals
 # fail ("high update-to-data regimes", "10+"), and 10 is also BRO's default, as are 10 seeds.

@@ -1,10 +1,9 @@
 """Kills a training at every file operation, before and after it, and starts it again: the rows must
 be the same.
 
-python scripts/drill_files.py                 every operation once python scripts/drill_files.py
---twice 200     also 200 random pairs: killed, started again, killed again python
-scripts/drill_files.py --disk          also on full disks of every size (root, Linux: it mounts a
-tmpfs)
+    python scripts/drill_files.py                 # every operation once
+    python scripts/drill_files.py --twice 200     # and 200 random pairs of kills
+    python scripts/drill_files.py --disk          # and on full disks (root, Linux: mounts a tmpfs)
 
 The training is a stand-in that takes no time but goes through everything of `runlog` that touches
 the disk: two seeds in one batch, rows, curves, checkpoints with a replay, the deletion of the

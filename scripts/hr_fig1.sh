@@ -8,7 +8,7 @@
 #   SCALE=paper SWEEP="--slots-per-gpu 4 --ray auto" scripts/hr_fig1.sh      the same over the machines of a Ray cluster
 #
 # Hours, extrapolated (docs/figures.md): laptop 0.6 and paper 6,700, of 2 CPU cores at the speed of relu (a product has twice the
-# weights); no GPU has been measured.
+# weights); on a GPU: docs/reproduction.md.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

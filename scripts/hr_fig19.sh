@@ -6,7 +6,7 @@
 #   scripts/hr_fig19.sh                  laptop: 6 activations, 2 games, 60,000 steps, 1 seed
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/hr_fig19.sh      1,785 runs of 10M steps; other variables: scripts/common.sh
 #
-# Hours, extrapolated (docs/figures.md): laptop 0.6 and paper 6,700, of 2 CPU cores at the speed of relu; no GPU has been measured.
+# Hours, extrapolated (docs/figures.md): laptop 0.6 and paper 6,700, of 2 CPU cores at the speed of relu; on a GPU: docs/reproduction.md.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

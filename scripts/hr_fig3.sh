@@ -6,7 +6,7 @@
 #   scripts/hr_fig3.sh                   laptop: 75,000 steps, as results/2026-dqn-breakout
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/hr_fig3.sh       10M steps, runs of hr_fig7.sh; variables: scripts/common.sh
 #
-# Hours, extrapolated (docs/figures.md): laptop 1.1 and paper 150, of 2 CPU cores; no GPU has been measured.
+# Hours, extrapolated (docs/figures.md): laptop 1.1 and paper 150, of 2 CPU cores; DQN on a GPU: docs/reproduction.md.
 set -euo pipefail
 # these runs are longer than hr_fig7.sh's at the laptop's scale: in a folder of their own, since a figure takes all it finds
 [[ ${SCALE:-laptop} != laptop ]] || RUNS_DIR=${RUNS_DIR:-runs/laptop-kde}

@@ -5,7 +5,7 @@
 #   scripts/hr_fig4.sh                   laptop: 75,000 steps
 #   SCALE=paper scripts/hr_fig4.sh       10M steps, a run of hr_fig7.sh; other variables: scripts/common.sh
 #
-# Hours, extrapolated (docs/figures.md): laptop 0.3 and paper 37, of 2 CPU cores; no GPU has been measured. A run that
+# Hours, extrapolated (docs/figures.md): laptop 0.3 and paper 37, of 2 CPU cores; DQN on a GPU: docs/reproduction.md. A run that
 # finished without --analyse has no such parts: hr_fig7.sh sets the flag at the paper's scale.
 set -euo pipefail
 # these runs are longer than hr_fig7.sh's at the laptop's scale: in a folder of their own, since a figure takes all it finds

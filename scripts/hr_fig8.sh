@@ -6,7 +6,7 @@
 #   scripts/hr_fig8.sh                   laptop: 2 games, PPO 60,000 steps, DQN 25,000 without sigmoid, 1 seed
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/hr_fig8.sh       320 runs; other variables: scripts/common.sh
 #
-# Hours, extrapolated (docs/figures.md): laptop 0.9, paper 1,200 for PPO and 5,800 for DQN, of 2 CPU cores; no GPU has been measured.
+# Hours, extrapolated (docs/figures.md): laptop 0.9, paper 1,200 for PPO and 5,800 for DQN, of 2 CPU cores; on a GPU: docs/reproduction.md.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

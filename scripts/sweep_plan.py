@@ -170,7 +170,7 @@ def own_scripts() -> list[str]:
 def load_script(name: str) -> ModuleType:
     """The module whose Args are the script's flags, imported once: its own, or that of the
     project's script which it imports (a file that adds an activation, README). Raises UserError: no
-    such file, or no Args, or no runs_of, which tells the runs of flags."""
+    such file, or no Args, or no runs_of, which gives the runs of flags."""
     path = _path_of_args(name)
     module = path.stem
     if module not in sys.modules:

@@ -1,5 +1,5 @@
-"""Losses against slow references in float64, which network DQN's loss asks what, exploration, and
-when DQN updates.
+"""Losses against slow references in float64, which network DQN's loss uses for what, exploration,
+and when DQN updates.
 
 `pytest -q tests/test_atari_updates.py` (about 10 s).
 """
