@@ -461,12 +461,12 @@ def open_replay(args: Args, run: runlog.Batch) -> ReplayBuffer:
             continue
         for problem in problems:
             runlog.warn(f"{problem.reason}; using the checkpoint before, step {step}")
-        run.start = step
+        run.start_from(step)
         return buffer
 
     if problems and 0 not in only.checkpoint_steps():
         raise problems[0]
-    run.start = 0
+    run.start_from(0)
     return ReplayBuffer(path, *replay_sizes(args, args.checkpoint_frequency))
 
 

@@ -415,8 +415,7 @@ def validate(args: Args) -> None:
     runlog.check_range(args, "(0, inf)", "learning_rates")
     runlog.check_range(args, "(-inf, inf)", "interval")
     runlog.check_flags(args, args.num_seeds * len(args.learning_rates))
-    if args.out is not None:
-        runlog.check_folder("--out", args.out)
+    runlog.check_folder("--runs-dir" if args.out is None else "--out", str(out_folder(args)))
     if args.interval[0] >= args.interval[1]:
         raise runlog.UserError(f"--interval {args.interval}: the smaller number must come first")
     if not args.activations:
@@ -458,8 +457,12 @@ def runs_of(args: Args) -> list:
     return runs
 
 
+def out_folder(args: Args) -> Path:
+    return Path(args.out or Path(args.runs_dir) / "function_approximation")
+
+
 def make_out_folder(args: Args) -> Path:
-    out = Path(args.out or Path(args.runs_dir) / "function_approximation")
+    out = out_folder(args)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     return out

@@ -424,6 +424,9 @@ def validate(args: Args) -> Args:
     args = environments.sequence_length(args)
     check_actor_updates(args)
     device = runlog.find_device(args.device)
+    if device.type == "cuda" and args.cudagraphs and not uses_graph(args, device):
+        told = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
+        runlog.warn(f"{told}: no CUDA graph, updates are slower")
     try:
         activations.check(args.activation, args.rational)
     except ValueError as error:  # names the flag

@@ -169,6 +169,7 @@ def check_id(env_id: str) -> None:
     module, colon, _ = env_id.rpartition(":")
     suite = suite_of(env_id)
     if colon:
+        import_suites()  # it may build on their environments, and imports MuJoCo then
         _import_own(env_id, module)
         choices = [f"{module}:{name}" for name in gymnasium.registry]
     elif suite is not None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 import runlog
+from runlog import identity as identities
 from runlog import meta
-from runlog.identity import BEFORE_META_SAID_SO, env_name
 
 RESTORE = "restore it, or train the run again"
 NUMBER = (int, float)
@@ -79,11 +79,11 @@ def read_config(folder: Path) -> dict:
     config = {"activation": "?", "env_id": "?", "seed": 0}
     config |= read_json(folder / "config.json")
     config["status"] = meta.get("status", "?")
-    config["not_identity"] = meta.get("not_identity", BEFORE_META_SAID_SO)
+    config["not_identity"] = meta.get("not_identity", identities.BEFORE_META_SAID_SO)
 
     env_id = config["env_id"]
     if isinstance(env_id, list) and all(isinstance(part, str) for part in env_id):
-        config["env_id"] = env_name(env_id)  # a sequence of tasks is a list there
+        config["env_id"] = identities.env_name(env_id)  # a sequence of tasks is a list there
 
     kinds = {"activation": str, "env_id": str, "seed": int, "status": str, "rational": dict}
     kinds |= {"learning_rate": NUMBER, "utd": NUMBER}
@@ -96,8 +96,8 @@ def read_config(folder: Path) -> dict:
 
 def identity(config: dict) -> dict:
     """The settings on which a run's results depend, its seed among them."""
-    ignored = {"status", "not_identity", *config.get("not_identity", BEFORE_META_SAID_SO)}
-    return {key: value for key, value in config.items() if key not in ignored}
+    not_counted = config.get("not_identity", identities.BEFORE_META_SAID_SO)
+    return identities.identity(config, {"status", "not_identity", *not_counted})
 
 
 @dataclass

@@ -118,6 +118,11 @@ class Batch:
                 loaded[key] = [state[key] for state in states]
         return loaded
 
+    def start_from(self, step: int) -> None:
+        """Goes on from another of the steps that the runs have checkpoints of, or from 0."""
+        self.start = step
+        self.save_times.start_from(step)
+
     def load_transitions(self) -> Iterator[dict[str, torch.Tensor]]:
         """The transitions of each seed, after `load`, as far back as `keep_transitions` of `save`
         says. One seed after the other, since all replays at a time may not fit into the memory

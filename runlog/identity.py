@@ -54,17 +54,22 @@ def not_identity(args, prefix: str = "") -> list[str]:
             raise ValueError(
                 f"{name}: its identity is {counts!r}; give {NEVER!r} or {UNLESS_DEFAULT!r}, or none"
             )
-        if counts == NEVER or (counts == UNLESS_DEFAULT and value == _default_of(field)):
+        if counts == NEVER or (counts == UNLESS_DEFAULT and _is_default(value, field)):
             left_out.append(name)
         elif dataclasses.is_dataclass(value):
             left_out += not_identity(value, f"{name}.")
     return left_out
 
 
-def _default_of(field: dataclasses.Field):
+def _is_default(value, field: dataclasses.Field) -> bool:
+    """Whether a field has its default, in what counts of it."""
+    default = field.default
     if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
+        default = field.default_factory()
+    if not dataclasses.is_dataclass(value):
+        return value == default
+    counted = identity(dataclasses.asdict(value), not_identity(value))
+    return counted == identity(dataclasses.asdict(default), not_identity(default))
 
 
 def identity(config: dict, exclude: Collection[str]) -> dict:

@@ -20,7 +20,9 @@ def seed_runs(args, script: str, **own) -> list[Run]:
     (`args.num_seeds`, if it has that). own: settings that `args` does not have, such as an env_id,
     or that differ from it. Creates nothing."""
     runs = []
-    exclude = not_identity(args)
+    names = {field.name for field in dataclasses.fields(args)}
+    changed = {key: value for key, value in own.items() if key in names}
+    exclude = not_identity(dataclasses.replace(args, **changed))
     for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):
         config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
         config |= own

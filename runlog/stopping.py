@@ -99,6 +99,10 @@ class SaveTimes:
         self._step = start
         self._saved_at = time.monotonic()
 
+    def start_from(self, step: int) -> None:
+        """The training goes on from another step than was said."""
+        self._step = step
+
     def is_due(self, step: int, at_end: bool) -> bool:
         """Whether to save after `step`. To be asked after every step, or every group of steps done
         at once."""

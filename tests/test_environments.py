@@ -479,6 +479,27 @@ def test_an_endless_environment_gets_a_time_limit_and_says_so(capfd):
     assert ends == [False] * 999 + [True]
 
 
+def test_a_module_may_build_on_the_suites(tmp_path):
+    """In a process of its own: here the suites are registered already."""
+    (tmp_path / "wrapped_tasks.py").write_text(
+        "import gymnasium\n"
+        "def make(**settings):\n"
+        "    return gymnasium.make('dm_control/cartpole-swingup-v0', **settings)\n"
+        "gymnasium.register('Wrapped-v0', entry_point=make)\n"
+    )
+    code = "import environments; env = environments.make_env('wrapped_tasks:Wrapped-v0', 0, 1, 'x')"
+    code += "; print(env.reset()[0].shape)"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "(5,)\n", done.stderr[-500:]
+
+
 def test_a_module_of_the_current_folder(tmp_path, monkeypatch, capfd):
     source = "import gymnasium\nfrom test_environments import Toy\n"
     (tmp_path / "my_worlds.py").write_text(

@@ -41,3 +41,11 @@ def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path,
     )
     assert all(word in told.err for word in COMMANDS[command]), told.err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_figures_folder_that_cannot_be_made_ends_before_the_training(tmp_path):
+    (tmp_path / "function_approximation").touch()
+    with pytest.raises(
+        runlog.UserError, match=r"--runs-dir .*function_approximation: Not a directory"
+    ):
+        script.validate(parse(tmp_path, "--total-steps 9"))

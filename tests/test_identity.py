@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 
 import runlog
+from plots import variants
 from runlog.identity import not_identity
 
 
@@ -90,3 +91,45 @@ def test_help_shows_the_comment_and_the_default(capsys):
     assert "steps of warm-up (default: 0)" in lines
     assert runlog.parse_args(LaterArgs, ["--device", "cpu", "--warmup", "3"]).warmup == 3
     assert LaterArgs.warmup == 0 and LaterArgs.device == "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+    degree: int = 3
+    verbose: bool = runlog.option(False)
+
+
+@dataclasses.dataclass
+class NoisyArgs(Args):
+    noisy: Noisy = dataclasses.field(default_factory=Noisy, metadata={"identity": "unless default"})
+    warmup: int = runlog.added(0)
+
+
+def test_an_option_of_a_nested_configuration_does_not_count():
+    assert name(NoisyArgs(noisy=Noisy(verbose=True))) == name(NoisyArgs()) == name(Args())
+    assert name(NoisyArgs(noisy=Noisy(4, verbose=True))) == name(NoisyArgs(noisy=Noisy(4)))
+
+
+def test_a_setting_given_beside_the_flags_counts():
+    digests = set()
+    for warmup in (0, 5, 7):
+        (run,) = runlog.seed_runs(NoisyArgs(), "script", warmup=warmup)
+        digests.add(run.digest)
+    assert len(digests) == 3
+
+
+def test_figures_see_one_setting_in_runs_from_before_and_after_a_field_was_added(tmp_path):
+    """Also of a nested configuration, whose fields meta.json names with a dot."""
+    folders = []
+    for args in (Args(seed=1), LaterArgs(seed=2), LaterArgs(seed=3, inner=LaterInner(3, 2.0))):
+        args = dataclasses.replace(args, runs_dir=str(tmp_path))
+        (run,) = runlog.seed_runs(args, "script")
+        run.open(tensorboard=False)
+        run.load_checkpoint()
+        run.log(1, {"eval/episodic_return": 1.0})
+        run.finish()
+        folders.append(run.folder)
+    groups = variants.load(folders[:2])
+    assert [run.seed for run in groups["relu"]] == [1, 2]
+    with pytest.raises(runlog.UserError, match="differ in inner"):
+        variants.load(folders)
