@@ -7,8 +7,7 @@
     python figures.py function_approximation --runs runs/regression*
     python figures.py redraw results
 
-This is the command line; the drawing is in plots/. A new figure is a module there and a line in
-ROWS here (CONTRIBUTING.md).
+The drawing is in plots/. A new figure is a module there and a line in ROWS (CONTRIBUTING.md).
 """
 
 import sys
