@@ -15,7 +15,7 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 import activations
 import optimizers
 from runlog import seeding
-from sac_continuous import Actor, Agent, Args, ReplayBuffer
+from sac_continuous import Actor, Agent, Args, ReplayBuffer, uses_graph
 
 OBS = 5
 ACTIONS = 2
@@ -356,3 +356,17 @@ def test_a_seed_samples_the_same_alone_as_in_a_batch():
         draws.append(buffer.sample(2, 8, generators=generators)["obs"][:, -1])
         draws.append(seeding.normals(generators, 2, 3, axis=1)[:, -1])
     assert torch.equal(draws[0], draws[2]) and torch.equal(draws[1], draws[3])
+
+
+@pytest.mark.parametrize(
+    "device, flags, is_graphed",
+    [
+        ("cuda", {}, True),
+        ("cuda:1", {"utd": 4, "policy_frequency": 2}, True),
+        ("cuda", {"utd": 1, "policy_frequency": 2}, False),  # the actor's turn is not in each block
+        ("cuda", {"cudagraphs": False}, False),
+        ("cpu", {}, False),
+    ],
+)
+def test_when_a_cuda_graph_replays_the_updates(device, flags, is_graphed):
+    assert uses_graph(Args(**flags), torch.device(device)) is is_graphed

@@ -258,6 +258,13 @@ def test_when_to_save(monkeypatch):
     assert not never.is_due(10**6, at_end=False)
 
 
+def test_a_start_from_an_older_checkpoint_misses_no_regular_save():
+    """DQN goes back to the checkpoint before when its replay is damaged, after 20 to 10."""
+    times = stopping.SaveTimes(20, 10, minutes=0)
+    times.start_from(10)
+    assert [step for step in (14, 18, 22, 26, 30) if times.is_due(step, at_end=False)] == [22, 30]
+
+
 def test_a_save_by_the_clock_changes_no_row(tmp_path):
     flags, _ = SCRIPTS[sac_continuous]
     train(sac_continuous, flags, tmp_path / "a")
