@@ -232,7 +232,7 @@ def test_atari_compiled_updates_are_the_eager_ones(script, device, tmp_path, mon
 def test_pqn_resumes_compiled_what_was_eager_and_the_reverse(first, device, tmp_path, monkeypatch):
     """Of the two optimisers one has its step counts on the GPU, the other on the CPU."""
 
-    def stop(run, step):
+    def stop(run, step, draw_plots):
         raise KeyboardInterrupt
 
     second = {"--compile": "--no-compile", "--no-compile": "--compile"}[first]
