@@ -69,6 +69,7 @@ class Args:
     policy_frequency: int = 1  # critic updates per actor update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
     init_temperature: float = 1.0  # alpha at the start
+    autotune: bool = runlog.added(True)  # learn alpha; --no-autotune keeps --init-temperature
     # networks
     activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
     widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
@@ -223,8 +224,9 @@ class Agent(nn.Module):
             with torch.no_grad():
                 self.actor_optimizer.step(grads)
                 entropy = -log_probs.mean(-1, keepdim=True)
-                grad = self.log_alpha.exp() * (entropy - self.target_entropy)
-                self.alpha_optimizer.step([grad])
+                if self.args.autotune:
+                    grad = self.log_alpha.exp() * (entropy - self.target_entropy)
+                    self.alpha_optimizer.step([grad])
             info |= {"actor_loss": loss.detach(), "entropy": entropy.detach().squeeze(-1)}
         return info | {"alpha": self.log_alpha.detach().exp().squeeze(-1)}
 
