@@ -77,3 +77,16 @@ def graphed(block: Callable) -> Callable:
         return kept["out"]
 
     return call
+
+
+def graphed_in_turn(make_block: Callable[[int], Callable]) -> Callable:
+    """Like `graphed`, for work that depends on a number of the host: one graph for each of its
+    values. The call takes it first: call(number, *inputs) runs make_block(number)(*inputs)."""
+    graphs = {}
+
+    def call(number: int, *inputs):
+        if number not in graphs:
+            graphs[number] = graphed(make_block(number))
+        return graphs[number](*inputs)
+
+    return call
