@@ -13,7 +13,10 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,18 +298,35 @@ def test_atari_cudagraphs_train_as_without(script, device, compiled, case, tmp_p
     assert_close(found, expected, tolerance if device == "cpu" else 1e-3)
 
 
-@pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_what_cannot_be_captured_ends_in_one_line(device, monkeypatch):
-    """Here: a block that waits for the device."""
-    x = torch.ones(3, device=device)
-    if device == "cpu":
-        replay_without_a_gpu(monkeypatch)
-        monkeypatch.setattr(RecordingOnTheCpu, "capture", lambda *_: 1 / 0)
+def test_what_cannot_be_captured_ends_in_one_line(monkeypatch):
+    x = torch.ones(3)
+    replay_without_a_gpu(monkeypatch)
+    monkeypatch.setattr(RecordingOnTheCpu, "capture", lambda *_: 1 / 0)
     call = cudagraphs.graphed(lambda x: x * x.sum().item())
     for _ in range(3):
         assert call(x).sum() == 9
-    with pytest.raises(runlog.UserError, match=r"--cudagraphs: .*; use --no-cudagraphs"):
+    with pytest.raises(runlog.UserError, match=r"--cudagraphs: .*by zero.*; use --no-cudagraphs"):
         call(x)
+
+
+WAITS = """
+import torch, runlog
+from runlog import cudagraphs
+with runlog.exit_on_user_error():
+    call = cudagraphs.graphed(lambda x: x * x.sum().item())
+    for _ in range(4):
+        print(call(torch.ones(3, device="cuda")).sum().item())
+"""
+
+
+@pytest.mark.parametrize("device", CPU_AND_CUDA[1:])
+def test_a_block_that_waits_for_the_device_ends_in_one_line(device):
+    """In a process of its own, which a failed capture may leave unable to go on."""
+    root = Path(cudagraphs.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", WAITS], cwd=root, capture_output=True, text=True)
+    assert done.stdout.split() == ["9.0"] * 3, done.stdout + done.stderr
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: --cudagraphs: "), done.stderr
 
 
 @pytest.mark.parametrize("first", ["--compile", "--no-compile"])
