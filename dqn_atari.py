@@ -14,6 +14,7 @@ import functools
 import math
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,7 +29,7 @@ import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from runlog import evaluation, seeding
+from runlog import cudagraphs, evaluation, seeding
 from runlog.disk import check_space
 from runlog.rows import DamagedRows, MappedRows
 
@@ -41,6 +42,7 @@ class Args:
     threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
     env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
+    cudagraphs: bool = runlog.option(False)  # on a GPU: acting and updates as CUDA graphs (untried)
     runs_dir: str = runlog.option("runs")  # where the run folders are
     fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
@@ -190,18 +192,47 @@ def td_loss(
     return (q_values - target).square().mean(), q_values.detach().mean()
 
 
+@dataclasses.dataclass
+class Learner:
+    """What a gradient step takes: the networks, the optimiser, and the loss as compiled."""
+
+    q_network: QNetwork
+    target_network: QNetwork
+    optimizer: torch.optim.Optimizer
+    td_loss: Callable
+
+
+def gradient_step(
+    learner: Learner, totals: torch.Tensor, args: Args, *columns: torch.Tensor
+) -> None:
+    """One gradient step on the columns of a Batch, in place; adds the loss and the mean Q(s, a) to
+    totals (2,). Does not wait for the GPU."""
+    learner.optimizer.zero_grad()
+    networks = (learner.q_network, learner.target_network)
+    loss, q_mean = learner.td_loss(*networks, Batch(*columns), args)
+    loss.backward()
+    learner.optimizer.step()
+    totals += torch.stack([loss.detach(), q_mean])
+
+
 @torch.no_grad()
 def act(
-    q_network: QNetwork, epsilon: float, generator: torch.Generator, obs: np.ndarray
+    q_network: QNetwork,
+    epsilon: float,
+    generator: torch.Generator,
+    obs: np.ndarray,
+    q_values: Callable | None = None,
 ) -> np.ndarray:
-    """Epsilon-greedy actions (n,) for observations (n, 4, 84, 84)."""
+    """Epsilon-greedy actions (n,) for observations (n, 4, 84, 84). q_values: the network as it is
+    called, if not itself (compiled, or as a CUDA graph)."""
     num_actions = len(q_network.q.bias)
     device = q_network.q.bias.device
     draws = torch.rand(2, len(obs), generator=generator)
     explores = draws[0] < epsilon
     actions = (draws[1] * num_actions).long()
     if not explores.all():
-        greedy = q_network(torch.from_numpy(obs).to(device)).argmax(-1).cpu()
+        obs_on_device = torch.from_numpy(obs).to(device)
+        greedy = (q_values or q_network)(obs_on_device).argmax(-1).cpu()
         actions = torch.where(explores, actions, greedy)
     return actions.numpy()
 
@@ -668,8 +699,15 @@ def train(args: Args, run: runlog.Batch) -> None:
         ring = state["ring"]
     saved_step = start
 
-    compiled_td_loss = torch.compile(td_loss, dynamic=False, disable=not args.compile)
-    acting_network = torch.compile(q_network, dynamic=False, disable=not args.compile)
+    is_graphed = args.cudagraphs and cudagraphs.can_run_on(device)
+    optimizers.set_capturable(optimizer, is_graphed, device)
+    compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
+    learner = Learner(q_network, target_network, optimizer, compiled(td_loss))
+    q_values = compiled(q_network)
+    update = functools.partial(gradient_step, learner, totals, args)
+    if is_graphed:
+        q_values = cudagraphs.graphed(q_values)
+        update = cudagraphs.graphed(update)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
     run.save_times.frequency = min(ring, args.checkpoint_frequency)
     obs = games.reset(args.seed, "games", start)
@@ -681,7 +719,7 @@ def train(args: Args, run: runlog.Batch) -> None:
 
         # act
         epsilon = epsilon_at(args, before)
-        actions = act(acting_network, epsilon, generators["act"], obs)
+        actions = act(q_network, epsilon, generators["act"], obs, q_values)
         played = games.step(actions)
         for game in played.games:
             row = {"charts/episodic_return": game.total, "charts/episodic_length": game.length}
@@ -713,12 +751,8 @@ def train(args: Args, run: runlog.Batch) -> None:
         # learn
         for _ in range(updates_due(args, before, step)):
             batch = buffer.sample(args.batch_size, generators["update"], device)
-            optimizer.zero_grad()
-            loss, q_mean = compiled_td_loss(q_network, target_network, batch, args)
-            loss.backward()
-            optimizer.step()
+            update(*batch)
             num_updates += 1
-            totals += torch.stack([loss.detach(), q_mean])
             if args.redo and num_updates % args.redo_period == 0:
                 batch = buffer.sample(args.metrics_samples, generators["redo"], device)
                 share = recycle_dormant(
@@ -740,7 +774,7 @@ def train(args: Args, run: runlog.Batch) -> None:
                 row["losses/td_loss"] = loss_mean
                 row["losses/q_mean"] = q_mean
                 logged_updates = num_updates
-                totals = torch.zeros_like(totals)
+                totals.zero_()
             run.log(step, row)
 
         # evaluate

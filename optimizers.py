@@ -170,6 +170,37 @@ def _moment_names(name: str) -> tuple[str, str]:
     return f"exp_avg_{name}", f"exp_avg_sq_{name}"
 
 
+# ---- torch's optimisers on a GPU -----------------------------------------------------------------
+
+
+def set_capturable(
+    optimizer: torch.optim.Optimizer, capturable: bool, device: torch.device
+) -> None:
+    """Whether steps of a torch optimiser may be compiled or captured as a CUDA graph: their counts
+    are on the device then. Also after load_state_dict, which brings the setting and the counts of
+    the run that saved them."""
+    # the steps before a capture are not captured, which torch would warn of
+    optimizer._warned_capturable_if_run_uncaptured = True
+    for group in optimizer.param_groups:
+        group["capturable"] = capturable
+        counts_on_device = capturable or group.get("fused")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if "step" in state:
+                state["step"] = state["step"].to(device if counts_on_device else "cpu")
+
+
+def set_learning_rate(group: dict, rate: float, device: torch.device | None) -> None:
+    """The learning rate of a group of a torch optimiser. device: keep it in one tensor there, which
+    a compiled or captured step reads (a number would be part of its code); None: as a number."""
+    if device is None:
+        group["lr"] = rate
+    elif torch.is_tensor(group["lr"]) and group["lr"].device.type == device.type:
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = torch.tensor(rate, device=device)
+
+
 def _moments(optimizer: torch.optim.Optimizer | Adam, parameter: nn.Parameter) -> list:
     if isinstance(optimizer, Adam):
         return optimizer.moments(parameter)

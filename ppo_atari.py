@@ -12,6 +12,7 @@ Results, implementation details, differences from CleanRL: docs/ppo_atari.md.
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from runlog import evaluation, seeding
+from runlog import cudagraphs, evaluation, seeding
+from runlog.transfer import Uploader
 
 
 @dataclasses.dataclass
@@ -36,6 +38,7 @@ class Args:
     threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
     env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
+    cudagraphs: bool = runlog.option(False)  # on a GPU: acting and updates as CUDA graphs (untried)
     runs_dir: str = runlog.option("runs")  # where the run folders are
     fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
     checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
@@ -232,6 +235,30 @@ def ppo_loss(agent: Agent, batch: Batch, args: Args) -> tuple[torch.Tensor, torc
     return loss, torch.stack(losses).detach()
 
 
+@dataclasses.dataclass
+class Learner:
+    """What a gradient step takes: the agent, its optimiser, and the loss as compiled."""
+
+    agent: Agent
+    optimizer: torch.optim.Optimizer
+    loss: Callable
+
+
+def gradient_step(
+    learner: Learner, batch: Batch, totals: torch.Tensor, args: Args, index: torch.Tensor
+) -> torch.Tensor:
+    """One gradient step on the transitions `index` (n,) of an iteration, in place; adds LOSSES and
+    the norm of the gradients to totals (7,). Returns LOSSES. Does not wait for the GPU."""
+    minibatch = Batch(*(column.index_select(0, index) for column in batch))
+    learner.optimizer.zero_grad()
+    loss, parts = learner.loss(learner.agent, minibatch, args)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(learner.agent.parameters(), args.max_grad_norm)
+    learner.optimizer.step()
+    totals += torch.cat([parts, norm.reshape(1)])
+    return parts
+
+
 def linear_schedule(start: float, end: float, fraction: float) -> float:
     """From start to end as fraction goes from 0 to 1, and end from then on."""
     return start + (end - start) * min(fraction, 1.0)
@@ -400,9 +427,12 @@ def train(args: Args, run: runlog.Batch) -> None:
         last_return = state["last_return"]
         earlier_obs = state["earlier_obs"].to(device)
 
+    is_graphed = args.cudagraphs and cudagraphs.can_run_on(device)
+    rate_device = device if is_graphed else None
+    optimizers.set_capturable(optimizer, is_graphed, device)
+
     compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
-    compiled_act = compiled(act)
-    compiled_loss = compiled(ppo_loss)
+    learner = Learner(agent, optimizer, compiled(ppo_loss))
     shape = (args.num_steps, args.num_envs)
     obs = torch.empty(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
@@ -411,6 +441,17 @@ def train(args: Args, run: runlog.Batch) -> None:
     rewards = np.empty(shape, np.float32)
     terminations = np.empty(shape, np.float32)
     truncations = np.empty(shape, np.float32)
+    advantages = torch.empty(shape, device=device)
+    returns = torch.empty(shape, device=device)
+    columns = (obs, actions, log_probs, advantages, returns, values)
+    batch = Batch(*(column.flatten(0, 1) for column in columns))  # the same memory
+    totals = torch.empty(len(LOSSES) + 1, device=device)  # of what an iteration logs
+    act_of_agent = functools.partial(compiled(act), agent)
+    update = functools.partial(gradient_step, learner, batch, totals, args)
+    if is_graphed:
+        act_of_agent = cudagraphs.graphed(act_of_agent)
+        update = cudagraphs.graphed(update)
+    upload = Uploader(device)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
     next_obs = games.reset(args.seed, "games", start)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
@@ -423,10 +464,10 @@ def train(args: Args, run: runlog.Batch) -> None:
         # act and store
         cut_values = {}  # t -> where a time limit cut games off, and values of their successors
         for t in range(args.num_steps):
-            obs[t] = torch.from_numpy(next_obs)
+            obs[t] = upload(next_obs)
             noise_shape = (args.num_envs, games.num_actions)
             uniform = torch.rand(noise_shape, generator=generators["act"], device=device)
-            actions[t], log_probs[t], values[t] = compiled_act(agent, obs[t], uniform)
+            actions[t], log_probs[t], values[t] = act_of_agent(obs[t], uniform)
             played = games.step(actions[t].cpu().numpy())
             rewards[t] = np.sign(played.rewards) if args.clip_rewards else played.rewards
             terminations[t] = played.terminations
@@ -447,11 +488,11 @@ def train(args: Args, run: runlog.Batch) -> None:
 
         # targets
         no_noise = torch.full((args.num_envs, games.num_actions), 0.5, device=device)
-        _, _, last_values = compiled_act(agent, torch.from_numpy(next_obs).to(device), no_noise)
+        _, _, last_values = act_of_agent(upload(next_obs), no_noise)
         next_values = torch.cat([values[1:], last_values.unsqueeze(0)])
         for t, (cut, value) in cut_values.items():
             next_values[t, cut] = value
-        advantages, returns = compute_gae(
+        advantages[:], returns[:] = compute_gae(
             torch.from_numpy(rewards).to(device),
             torch.from_numpy(terminations).to(device),
             torch.from_numpy(truncations).to(device),
@@ -460,27 +501,20 @@ def train(args: Args, run: runlog.Batch) -> None:
             args.gamma,
             args.gae_lambda,
         )
-        columns = (obs, actions, log_probs, advantages, returns, values)
-        batch = Batch(*(column.flatten(0, 1) for column in columns))
 
         # learn
+        elapsed = fraction if args.anneal_lr else 0.0
         for group in optimizer.param_groups:
-            elapsed = fraction if args.anneal_lr else 0.0
-            group["lr"] = linear_schedule(group["initial_lr"], 0.0, elapsed)
-        totals = torch.zeros(len(LOSSES) + 1, device=device)
+            rate = linear_schedule(group["initial_lr"], 0.0, elapsed)
+            optimizers.set_learning_rate(group, rate, rate_device)
+        totals.zero_()
         num_minibatches = 0
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=generators["update"], device=device)
             for index in order.chunk(args.num_minibatches):
-                minibatch = Batch(*(column.index_select(0, index) for column in batch))
-                optimizer.zero_grad()
-                loss, parts = compiled_loss(agent, minibatch, args)
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-                optimizer.step()
+                parts = update(index)
                 num_updates += 1
                 num_minibatches += 1
-                totals += torch.cat([parts, norm.reshape(1)])
                 if args.redo and num_updates % args.redo_period == 0:
                     sample = batch.obs[order[: args.metrics_samples]]
                     share = recycle_dormant(
@@ -502,7 +536,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             residual = (returns - values).var() / returns.var()
             row = {
                 "losses/explained_variance": 1 - residual.item(),
-                "charts/learning_rate": optimizer.param_groups[0]["lr"],
+                "charts/learning_rate": linear_schedule(args.learning_rate, 0.0, elapsed),
                 "perf/sps": progress.speed(step),
             }
             run.log(step, losses | row)

@@ -12,6 +12,7 @@ Results, implementation details, differences from purejaxql and CleanRL: docs/pq
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from runlog import evaluation, seeding
+from runlog import cudagraphs, evaluation, seeding
+from runlog.transfer import Uploader
 
 
 @dataclasses.dataclass
@@ -36,6 +38,7 @@ class Args:
     threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
     env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
+    cudagraphs: bool = runlog.option(False)  # on a GPU: acting and updates as CUDA graphs (untried)
     runs_dir: str = runlog.option("runs")  # where the run folders are
     fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
     checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
@@ -195,6 +198,16 @@ def td_loss(q_network: QNetwork, batch: Batch, args: Args) -> tuple[torch.Tensor
     return loss, q_values.detach().mean()
 
 
+@dataclasses.dataclass
+class Learner:
+    """What a gradient step takes: the network, its optimiser, and the functions as compiled."""
+
+    q_network: QNetwork
+    optimizer: torch.optim.Optimizer
+    td_loss: Callable
+    clip_and_step: Callable
+
+
 def clip_and_step(
     q_network: QNetwork, optimizer: torch.optim.Optimizer, max_grad_norm: float
 ) -> torch.Tensor:
@@ -202,6 +215,19 @@ def clip_and_step(
     norm = nn.utils.clip_grad_norm_(q_network.parameters(), max_grad_norm)
     optimizer.step()
     return norm
+
+
+def gradient_step(
+    learner: Learner, batch: Batch, totals: torch.Tensor, args: Args, index: torch.Tensor
+) -> None:
+    """One gradient step on the transitions `index` (n,) of an iteration, in place; adds the loss,
+    the mean Q(s, a) and the norm of the gradients to totals (3,). Does not wait for the GPU."""
+    minibatch = Batch(*(column.index_select(0, index) for column in batch))
+    learner.optimizer.zero_grad()
+    loss, q_mean = learner.td_loss(learner.q_network, minibatch, args)
+    loss.backward()
+    norm = learner.clip_and_step(learner.q_network, learner.optimizer, args.max_grad_norm)
+    totals += torch.stack([loss.detach(), q_mean, norm])
 
 
 def linear_schedule(start: float, end: float, fraction: float) -> float:
@@ -352,11 +378,9 @@ def train(args: Args, run: runlog.Batch) -> None:
     games = make_games(args, num_envs + args.num_test_envs)  # the training games come first
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
     torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn
-    capturable = args.compile and device.type == "cuda"
     optimizer = torch.optim.RAdam(
         optimizers.parameter_groups(q_network, args.learning_rate, args.rational),
         decoupled_weight_decay=True,
-        capturable=capturable,
     )
     generators = {
         "act": seeding.make_generator(args.seed, "act", device=device),
@@ -374,20 +398,18 @@ def train(args: Args, run: runlog.Batch) -> None:
     if state is not None:
         q_network.load_state_dict(state["q_network"])
         optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:
-            group["capturable"] = capturable
-            for parameter in group["params"]:  # on the GPU only if the optimiser is compiled for it
-                moments = optimizer.state[parameter]
-                moments["step"] = moments["step"].to(device if capturable else "cpu")
         seeding.set_states(generators, state["generators"])
         num_updates = state["num_updates"]
         test_returns = state["test_returns"]
         last_eval = state["last_eval"]
 
+    is_graphed = args.cudagraphs and cudagraphs.can_run_on(device)
+    rate_device = device if args.compile or is_graphed else None
+    # capturable: one rule on a GPU, whether compiled, captured or neither
+    optimizers.set_capturable(optimizer, device.type == "cuda", device)
+
     compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
-    compiled_greedy = compiled(greedy)
-    compiled_td_loss = compiled(td_loss)
-    compiled_clip_and_step = compiled(clip_and_step)
+    learner = Learner(q_network, optimizer, compiled(td_loss), compiled(clip_and_step))
     shape = (args.num_steps, num_envs)
     obs = torch.empty(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
@@ -395,6 +417,15 @@ def train(args: Args, run: runlog.Batch) -> None:
     rewards = np.empty(shape, np.float32)
     terminations = np.empty(shape, np.float32)
     truncations = np.empty(shape, np.float32)
+    returns = torch.empty(shape, device=device)
+    batch = Batch(obs.flatten(0, 1), actions.flatten(), returns.flatten())  # the same memory
+    totals = torch.empty(3, device=device)  # of what an iteration logs
+    greedy_of_network = functools.partial(compiled(greedy), q_network)
+    update = functools.partial(gradient_step, learner, batch, totals, args)
+    if is_graphed:
+        greedy_of_network = cudagraphs.graphed(greedy_of_network)
+        update = cudagraphs.graphed(update)
+    upload = Uploader(device)
     progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
     next_obs = games.reset(args.seed, "games", start)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
@@ -407,8 +438,8 @@ def train(args: Args, run: runlog.Batch) -> None:
         epsilon = epsilon_at(args, before)
         cut_values = {}  # t -> where a time limit cut games off, and values of their successors
         for t in range(args.num_steps):
-            obs_of_all = torch.from_numpy(next_obs).to(device)
-            values_of_all, actions_of_all = compiled_greedy(q_network, obs_of_all)
+            obs_of_all = upload(next_obs)
+            values_of_all, actions_of_all = greedy_of_network(obs_of_all)
             actions[t] = explore(
                 actions_of_all[:num_envs], epsilon, games.num_actions, generators["act"]
             )
@@ -436,12 +467,12 @@ def train(args: Args, run: runlog.Batch) -> None:
                 run.log(before + (t + 1) * num_envs, row)
 
         # targets
-        last_values, _ = compiled_greedy(q_network, torch.from_numpy(next_obs).to(device))
+        last_values, _ = greedy_of_network(upload(next_obs))
         values[-1] = last_values[:num_envs]
         next_values = values[1:].clone()
         for t, (cut, value) in cut_values.items():
             next_values[t, cut] = value
-        returns = q_lambda_returns(
+        returns[:] = q_lambda_returns(
             torch.from_numpy(np.sign(rewards) if args.clip_rewards else rewards).to(device),
             torch.from_numpy(terminations).to(device),
             torch.from_numpy(truncations).to(device),
@@ -449,25 +480,18 @@ def train(args: Args, run: runlog.Batch) -> None:
             args.gamma,
             args.q_lambda,
         )
-        batch = Batch(obs.flatten(0, 1), actions.flatten(), returns.flatten())
 
         # learn
         elapsed = before / args.total_timesteps if args.anneal_lr else 0.0
         for group in optimizer.param_groups:
             rate = linear_schedule(group["initial_lr"], 0.0, elapsed)
-            # a number would be compiled in
-            group["lr"] = torch.tensor(rate, device=device) if args.compile else rate
-        totals = torch.zeros(3, device=device)
+            optimizers.set_learning_rate(group, rate, rate_device)
+        totals.zero_()
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=generators["update"], device=device)
             for index in order.chunk(args.num_minibatches):
-                minibatch = Batch(*(column.index_select(0, index) for column in batch))
-                optimizer.zero_grad()
-                loss, q_mean = compiled_td_loss(q_network, minibatch, args)
-                loss.backward()
-                norm = compiled_clip_and_step(q_network, optimizer, args.max_grad_norm)
+                update(index)
                 num_updates += 1
-                totals += torch.stack([loss.detach(), q_mean, norm])
                 if args.redo and num_updates % args.redo_period == 0:
                     sample = batch.obs[order[: args.metrics_samples]]
                     share = recycle_dormant(

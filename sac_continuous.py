@@ -426,7 +426,7 @@ def validate(args: Args) -> Args:
     args = environments.sequence_length(args)
     check_actor_updates(args)
     device = runlog.find_device(args.device)
-    if device.type == "cuda" and args.cudagraphs and not uses_graph(args, device):
+    if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
         told = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
         runlog.warn(f"{told}: no CUDA graph, updates are slower")
     try:
@@ -446,7 +446,8 @@ def validate(args: Args) -> Args:
 def uses_graph(args: Args, device: torch.device) -> bool:
     """Whether a CUDA graph replays the block of updates. It is the same block at every step, so the
     period of the actor's updates has to fit into it."""
-    return args.cudagraphs and device.type == "cuda" and args.utd % args.policy_frequency == 0
+    fits = args.utd % args.policy_frequency == 0
+    return args.cudagraphs and cudagraphs.can_run_on(device) and fits
 
 
 def train(args: Args, batch: runlog.Batch) -> None:

@@ -13,6 +13,7 @@ Implementation details and every difference from CleanRL's TD3: docs/td3_continu
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Args:
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(False)  # replay the UTD block as one CUDA graph (untried)
+    cudagraphs: bool = runlog.option(False)  # on a GPU replay UTD blocks as CUDA graphs (untried)
     runs_dir: str = runlog.option("runs")  # where the run folders are
     fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
@@ -215,6 +216,10 @@ class Agent(nn.Module):
             info |= self.update(batch, noise[u], update_policy)
         return info
 
+    def update_block_after(self, updates_before: int) -> Callable:
+        """update_block after so many updates, as a function of batches and noise."""
+        return functools.partial(self.update_block, updates_before=updates_before)
+
 
 # ---- evaluation and metrics have their own generators and environments: training does not notice -
 
@@ -349,16 +354,16 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(0, 1]", "tau")
     num_updates = args.utd * (args.total_timesteps - max(args.learning_starts, 1) + 1)
     runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # else no policy update
-    if args.cudagraphs and args.utd % args.policy_frequency:
-        # as a graph the block of updates is the same at every step
-        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must divide --utd")
     pipes_of_a_worker = 4
     files_per_run = pipes_of_a_worker if args.async_envs else 0
     runlog.check_flags(args, args.num_seeds, files_per_run)
     device = runlog.find_device(args.device)
-    if device.type != "cuda" and args.cudagraphs:
-        told = "needs a CUDA device; use --no-cudagraphs"
-        raise runlog.UserError(f"--cudagraphs with --device {args.device}: {told}")
+    if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
+        told = f"--policy-frequency {args.policy_frequency} with --utd {args.utd}"
+        runlog.warn(
+            f"{told}: {num_blocks(args)} different blocks of updates, more than {MOST_GRAPHS}: "
+            "no CUDA graphs, updates are slower"
+        )
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
     obs_dim, action_dim = environments.check_environments([args.env_id], args.seed)
@@ -369,6 +374,19 @@ def validate(args: Args) -> Args:
 
 
 # ---- training ------------------------------------------------------------------------------------
+
+
+MOST_GRAPHS = 4  # each keeps memory for a block of updates
+
+
+def num_blocks(args: Args) -> int:
+    """In how many ways policy updates lie in the block of updates of an environment step."""
+    return args.policy_frequency // math.gcd(args.policy_frequency, args.utd)
+
+
+def uses_graph(args: Args, device: torch.device) -> bool:
+    """Whether CUDA graphs replay the blocks of updates, one for each of num_blocks."""
+    return args.cudagraphs and cudagraphs.can_run_on(device) and num_blocks(args) <= MOST_GRAPHS
 
 
 def train(args: Args, batch: runlog.Batch) -> None:
@@ -401,8 +419,9 @@ def train(args: Args, batch: runlog.Batch) -> None:
         info = {key: value.to(device) for key, value in info.items()}
     obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
 
-    if args.cudagraphs:
-        update_block = cudagraphs.graphed(agent.update_block)
+    is_graphed = uses_graph(args, device)
+    if is_graphed:
+        update_block = cudagraphs.graphed_in_turn(agent.update_block_after)
     progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
@@ -443,8 +462,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
             samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             shape = (args.utd, args.batch_size, action_dim)
             noise = seeding.normals(generators["update"], *shape, axis=1)
-            if args.cudagraphs:
-                info |= update_block(samples, noise)
+            if is_graphed:
+                info |= update_block(step * args.utd % args.policy_frequency, samples, noise)
             else:
                 info |= agent.update_block(samples, noise, step * args.utd)
             batch.note_losses(step, {"qf_loss": info["qf_loss"]})

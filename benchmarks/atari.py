@@ -173,12 +173,16 @@ def fill(buffer) -> None:
     buffer.num_added = buffer.capacity
 
 
-def env_alone(args: Args, module, name: str) -> dict:
+def env_alone(args: Args, module, name: str, ready=None) -> dict:
+    """ready: is called once the games have begun, before the measurement; 136 games take a quarter
+    of a minute to make."""
     script = script_args(args, module)
     num_test = getattr(script, "num_test_envs", 0)
     games = module.make_games(script, script.num_envs + num_test)
     rng = np.random.default_rng(0)
     games.reset(1, "games", 0)
+    if ready is not None:
+        ready()
     steps = 0
     start = None
     while start is None or time.perf_counter() - start < args.seconds:

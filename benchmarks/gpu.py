@@ -14,13 +14,14 @@ kept, and the file is written anew after each job.
             10), with their peak memory and the kernels of one update
   loop      sac_continuous.py on cheetah-run, 10 seeds, UTD 10, with and without --async-envs and
             --cudagraphs
-  atari     PQN, PPO and DQN on Breakout: the whole script, the learner alone, the games alone;
-            environment steps/s
+  atari     PQN, PPO and DQN on Breakout: the whole script and the learner alone, with and without
+            --cudagraphs, and the games alone; environment steps/s
   floor     the matrix products of one update alone; also with TF32
   rational  memory bandwidth of the rationals alone, against a copy on the device
   peers     an eager SAC update of one seed in plain torch; SBX's SAC where it is installed
   random    random numbers of a UTD block by a generator per seed against one call; the latency of
             acting
+  contention  the updates of one process alone, and of each of two on the same card
 """
 
 import contextlib
@@ -42,7 +43,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = "benchmark: ready"  # gpu_parts.READY; not imported from there, for that would import torch
-PARTS = ("updates", "loop", "atari", "floor", "rational", "peers", "random")
+PARTS = ("updates", "loop", "atari", "floor", "rational", "peers", "random", "contention")
 
 
 @dataclasses.dataclass
@@ -158,9 +159,14 @@ def make_jobs(args: Args) -> list[Job]:
             flags = {"async_envs": async_envs, "cudagraphs": cudagraphs}
             add("loop", "loop", 20, activation="crational", num_seeds=many, **flags)
     for algorithm in ("pqn", "ppo", "dqn"):
-        for what in ("script", "learner", "games"):
-            threads = 1 if args.quick else max(1, min(4, cores))
-            add("atari", "atari", 20, threads, algorithm=algorithm, what=what)
+        threads = 1 if args.quick else max(1, min(4, cores))
+        for what in ("script", "learner"):
+            for cudagraphs in (True, False):
+                if args.device != "cuda" and cudagraphs:
+                    continue
+                flags = {"what": what, "cudagraphs": cudagraphs}
+                add("atari", "atari", 20, threads, algorithm=algorithm, **flags)
+        add("atari", "atari", 20, threads, algorithm=algorithm, what="games")
     for num_seeds in [many, *seeds[:1], *seeds[2:]]:
         for activation in activations:
             if num_seeds != many or activation not in activations[:2]:
@@ -170,6 +176,7 @@ def make_jobs(args: Args) -> list[Job]:
     add("peers", "plain", 15)
     add("random", "random", 30, seeds=seeds)
     add("peers", "sbx", 15)
+    add("contention", "contention", 20, activation="crational", num_seeds=many)
     return jobs
 
 

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class Sizes:
     learning_starts: int = 300
     loop_steps: int = 400  # environment steps, or fewer in loop_seconds
     loop_seconds: float = 6.0
-    atari_seconds: float = 4.0
+    atari_seconds: float = 3.0
     atari_envs: int | None = None  # None: the script's default
     atari_steps: int | None = None  # the same, of each game between updates
     dqn_starts: int = 2_000
@@ -81,6 +82,7 @@ class Job:
         self.cores = spec["cores"]
         self.sizes = quick_sizes() if spec["quick"] else Sizes()
         self.folder = Path(spec["folder"])
+        self.spec = spec
         self.result = {"rows": []}
 
     @property
@@ -215,9 +217,6 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
 
     def draw() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         batches = buffer.sample(sizes.utd, sizes.batch_size, generators=generators)
-        # a graph copies its inputs and so compiles the update for contiguous ones: the same code
-        # for all modes
-        batches = {name: part.contiguous() for name, part in batches.items()}
         shape = (sizes.utd, 2, sizes.batch_size, ACTION_DIM)
         return batches, seeding.normals(generators, *shape, axis=2)
 
@@ -263,6 +262,74 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
         kernels_compiled=count_kernels(job, lambda: agent.update(batch, kept[1][0], True)),
         kernels_eager=count_kernels(job, lambda: agent.one_update(batch, kept[1][0], True)),
     )
+
+
+def sac_block(job: Job, activation: str, num_seeds: int) -> Callable:
+    """A UTD block of compiled updates with its drawing, as sac_continuous.py makes it: on a GPU as
+    a CUDA graph. It has warmed up."""
+    from runlog import cudagraphs, seeding
+
+    sizes = job.sizes
+    agent, buffer, generators = sac_parts(job, activation, num_seeds)
+    block = block_of(agent.update, sizes.utd)
+    if job.is_cuda:
+        block = cudagraphs.graphed(block)
+
+    def run() -> None:
+        batches = buffer.sample(sizes.utd, sizes.batch_size, generators=generators)
+        shape = (sizes.utd, 2, sizes.batch_size, ACTION_DIM)
+        block(batches, seeding.normals(generators, *shape, axis=2))
+
+    for _ in range(5):  # a graph is captured in the fourth
+        run()
+    job.synchronize()
+    return run
+
+
+def contention(job: Job, activation: str, num_seeds: int) -> None:
+    """Updates alone, and while another process makes the same updates on the same device."""
+    run = sac_block(job, activation, num_seeds)
+    folder = job.folder / "other"
+    folder.mkdir()
+    spec = job.spec | {"part": "contender", "folder": str(folder)}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    other = subprocess.Popen(
+        [sys.executable, __file__, str(folder / "spec.json")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while READY not in other.stdout.readline():
+        if other.poll() is not None:
+            sys.exit(f"the other process ended with code {other.returncode}")
+    gate()
+
+    def report(processes: int) -> None:
+        each = seconds_of(job, run) / job.sizes.utd
+        job.row(
+            activation=activation,
+            seeds=num_seeds,
+            processes=processes,
+            ms_per_update=1e3 * each,
+            seed_updates_per_s_of_each=num_seeds / each,
+        )
+
+    report(1)
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    time.sleep(0.2)
+    report(2)
+    other.kill()
+
+
+def contender(job: Job, activation: str, num_seeds: int) -> None:
+    """The other process of `contention`: updates until it is killed."""
+    run = sac_block(job, activation, num_seeds)
+    gate()
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        run()
+        job.synchronize()
 
 
 def count_kernels(job: Job, run: Callable[[], object]) -> dict:
@@ -712,7 +779,7 @@ def report_loop(job, activation, num_seeds, async_envs, cudagraphs, window, tota
     )
 
 
-def atari(job: Job, algorithm: str, what: str) -> None:
+def atari(job: Job, algorithm: str, what: str, cudagraphs: bool = False) -> None:
     """An Atari script whole, its learner alone (games that cost nothing), or its games alone."""
     from environments.atari import AtariGames
 
@@ -728,11 +795,11 @@ def atari(job: Job, algorithm: str, what: str) -> None:
         compile=job.compile,
     )
     if what == "games":
-        gate()
-        result = benchmark.env_alone(args, module, algorithm)
+        result = benchmark.env_alone(args, module, algorithm, ready=gate)
         job.row(
             algorithm=algorithm,
             part=what,
+            cudagraphs=None,
             envs=result["num_envs"],
             steps_per_s=result["steps_per_second"],
         )
@@ -741,7 +808,7 @@ def atari(job: Job, algorithm: str, what: str) -> None:
     if what == "learner":
         module.make_games = benchmark.FreeGames
         games_class = benchmark.FreeGames
-    script = benchmark.script_args(args, module)
+    script = benchmark.script_args(args, module, cudagraphs=cudagraphs)
     if algorithm == "dqn":
         script = dataclasses.replace(script, learning_starts=job.sizes.dqn_starts)
         # its file has room for two checkpoint intervals
@@ -759,7 +826,13 @@ def atari(job: Job, algorithm: str, what: str) -> None:
     def counted_step(games, actions):
         if window.is_over(job):
             rate = window.measured() * script.num_envs / (time.perf_counter() - window.start)
-            job.row(algorithm=algorithm, part=what, envs=script.num_envs, steps_per_s=rate)
+            job.row(
+                algorithm=algorithm,
+                part=what,
+                cudagraphs=cudagraphs,
+                envs=script.num_envs,
+                steps_per_s=rate,
+            )
             os._exit(0)
         return step(games, actions)
 
@@ -780,6 +853,8 @@ def load_benchmark(name: str):
 
 PARTS = {
     "updates": updates,
+    "contention": contention,
+    "contender": contender,
     "floor": floor,
     "rational": rational,
     "random": random,

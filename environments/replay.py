@@ -33,15 +33,17 @@ class ReplayBuffer:
         self.num_added += 1
 
     def sample(self, *shape: int, generators: Sequence[torch.Generator]) -> dict[str, torch.Tensor]:
-        """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]); each seed's by
-        its own generator."""
+        """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]), contiguous; each
+        seed's by its own generator."""
         size = min(self.num_added - self.first, self.capacity)
         numbers = []
         for generator in generators:
             numbers.append(torch.randint(size, shape, generator=generator, device=generator.device))
         index = (self.first + torch.stack(numbers, -2)) % self.capacity
         rows = self.rows[self.seed_index, index]
-        obs, actions, rewards, terminations, next_obs = rows.split(self.columns, -1)
+        # contiguous, as a CUDA graph keeps its inputs: the update is compiled for one layout
+        columns = [column.contiguous() for column in rows.split(self.columns, -1)]
+        obs, actions, rewards, terminations, next_obs = columns
         return {
             "obs": obs,
             "actions": actions,

@@ -1,11 +1,13 @@
-"""For the tests of the GPU: the devices that a test runs on,
+"""For the tests of the GPU: the devices that a test runs on, CUDA graphs on the CPU,
 games that need no emulator, and how close is equal."""
 
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree
 
 from environments.atari import GameStep
+from runlog import cudagraphs
 
 CUDA_MARKS = [
     pytest.mark.gpu,
@@ -16,6 +18,47 @@ CPU_AND_CUDA = ["cpu", pytest.param("cuda", marks=CUDA_MARKS)]
 # a tensor of another device raise there, as what waits for a GPU does on "cuda" with
 # set_sync_debug_mode("error").
 META_AND_CUDA = ["meta", pytest.param("cuda", marks=CUDA_MARKS)]
+
+
+class RecordingOnTheCpu:
+    """cudagraphs.Recording without a GPU: a replay calls the block on the inputs of the capture and
+    overwrites the outputs of the capture. The capture runs the block in place of the first
+    replay."""
+
+    def __init__(self):
+        self.num_warm_ups = 0
+        self.num_replays = 0
+
+    def warm_up(self, block, arguments):
+        self.num_warm_ups += 1
+        return block(*arguments)
+
+    def capture(self, block, arguments):
+        self.block = block
+        self.arguments = arguments
+        self.out = _pytree.tree_map_only(torch.Tensor, torch.clone, block(*arguments))
+        return self.out
+
+    def replay(self):
+        self.num_replays += 1
+        if self.num_replays > 1:
+            new = _pytree.tree_leaves(self.block(*self.arguments))
+            for kept, x in zip(_pytree.tree_leaves(self.out), new):
+                if x is not None:
+                    kept.copy_(x)
+
+
+def replay_without_a_gpu(monkeypatch) -> list[RecordingOnTheCpu]:
+    """--cudagraphs on the CPU; the recordings that are made from now on."""
+    recordings = []
+
+    def record() -> RecordingOnTheCpu:
+        recordings.append(RecordingOnTheCpu())
+        return recordings[-1]
+
+    monkeypatch.setattr(cudagraphs, "Recording", record)
+    monkeypatch.setattr(cudagraphs, "can_run_on", lambda device: True)
+    return recordings
 
 
 def largest_difference(

@@ -91,7 +91,7 @@ def test_the_jobs_are_complete_and_the_most_important_first():
     }
     assert cells == {name for name in names if name.startswith("updates")}
     assert sum(name.startswith("loop") for name in names) == 4
-    assert sum(name.startswith("atari") for name in names) == 9
+    assert sum(name.startswith("atari") for name in names) == 15
     assert len(set(names)) == len(names)
 
 

@@ -1,5 +1,5 @@
-"""Whole runs of SAC: as one CUDA graph, killed and resumed, beside another on the same card, and
-played on the CPU.
+"""Whole runs of SAC and TD3: as CUDA graphs, killed and resumed, beside another on the same card,
+and played on the CPU.
 
 `make test-gpu` where there is a GPU (about a minute); `pytest -q tests/test_gpu_runs.py -m "not
 gpu"` runs the same bodies on the CPU (about a minute), where a stand-in takes the graph's place.
@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from devices import CPU_AND_CUDA, CUDA_MARKS
+from devices import CPU_AND_CUDA, CUDA_MARKS, replay_without_a_gpu
 
 import environments
 import runlog
 import sac_continuous
-from runlog import cudagraphs, meta
+import td3_continuous
+from runlog import meta
 
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 48
@@ -38,9 +39,9 @@ def command(folder: Path, flags: str) -> list[str]:
     return [*TINY.split(), "--runs-dir", str(folder), *flags.split()]
 
 
-def run(folder: Path, flags: str) -> Rows:
+def run(folder: Path, flags: str, script=sac_continuous) -> Rows:
     """Runs the command in this process."""
-    sac_continuous.main(runlog.parse_args(sac_continuous.Args, command(folder, flags)))
+    script.main(runlog.parse_args(script.Args, command(folder, flags)))
     return read_rows(folder)
 
 
@@ -84,38 +85,11 @@ def no_evaluation_and_no_plots(monkeypatch):
     monkeypatch.setattr(
         sac_continuous, "q_bias", lambda agent, envs, seeds, index: [{}] * len(seeds)
     )
+    monkeypatch.setattr(td3_continuous, "q_bias", lambda agent, envs, index: [{}] * envs.num_envs)
     monkeypatch.setattr(runlog.Batch, "draw", lambda batch, step, draw_plots: None)
 
 
 # ---- --cudagraphs --------------------------------------------------------------------------------
-
-
-def graph_on_the_cpu(block):
-    """cudagraphs.graphed but for the capture: always the same inputs, from the fourth call the same
-    outputs."""
-    kept = {}
-    outputs = []
-
-    def call(batches, noise):
-        inputs = {**batches, "noise": noise}
-        for name, x in inputs.items():
-            kept.setdefault(name, torch.empty_like(x)).copy_(x)
-        out = block({name: kept[name] for name in batches}, kept["noise"])
-        call.count += 1
-        if call.count < 4:
-            return out
-        if not outputs:
-            outputs.append({name: x.clone() for name, x in out.items()})
-        for name, x in out.items():
-            outputs[0][name].copy_(x)
-        return outputs[0]
-
-    call.count = 0
-    calls.append(call)
-    return call
-
-
-calls = []  # of graph_on_the_cpu
 
 
 def diverge_at(step: int):
@@ -137,17 +111,15 @@ def stop_here(batch, step, draw_plots):
 
 
 CASES = ["seeds", "resume", "divergence"]
+DEVICES = [
+    ("cpu", "--no-compile"),
+    pytest.param("cuda", "--no-compile", marks=CUDA_MARKS),
+    pytest.param("cuda", "--compile", marks=CUDA_MARKS),
+]
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    "device, compiled",
-    [
-        ("cpu", "--no-compile"),
-        pytest.param("cuda", "--no-compile", marks=CUDA_MARKS),
-        pytest.param("cuda", "--compile", marks=CUDA_MARKS),
-    ],
-)
+@pytest.mark.parametrize("device, compiled", DEVICES)
 def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypatch):
     if compiled == "--compile" and case != "seeds":
         pytest.skip("the compiled update is captured in one test: it takes half a minute")
@@ -155,17 +127,15 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
     if case == "divergence":
         monkeypatch.setattr(sac_continuous.ReplayBuffer, "add", diverge_at(30))
     rows = run(tmp_path / "without", f"{flags} --no-cudagraphs")
-    if device == "cpu":
-        monkeypatch.setattr(cudagraphs, "graphed", graph_on_the_cpu)
-        monkeypatch.setattr(sac_continuous, "uses_graph", lambda args, device: args.cudagraphs)
-    calls.clear()
+    recordings = replay_without_a_gpu(monkeypatch) if device == "cpu" else []
     if case == "resume":
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(runlog.Batch, "draw", stop_here)
             run(tmp_path / "with", f"{flags} --cudagraphs")
     graphed_rows = run(tmp_path / "with", f"{flags} --cudagraphs")
     if device == "cpu":
-        assert calls[-1].count == TOTAL - (STOP if case == "resume" else 7)
+        assert recordings[-1].num_warm_ups == 3
+        assert recordings[-1].num_replays == TOTAL - (STOP if case == "resume" else 7) - 3
     lost = {seed for (seed, _, key), value in rows.items() if "loss" in key and math.isnan(value)}
     ends = [meta.read_meta(folder)["status"] for folder in sorted((tmp_path / "with").iterdir())]
     assert ends == ["finished", "diverged" if case == "divergence" else "finished", "finished"], (
@@ -175,8 +145,32 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
     assert_same(graphed_rows, rows, exact=device == "cpu")
 
 
-# ---- resumption, two processes, evaluation
-# ------------------------------------------------------------------------
+@pytest.mark.parametrize("case", CASES[:2])
+@pytest.mark.parametrize("utd, num_graphs", [(4, 1), (1, 2)])
+@pytest.mark.parametrize("device, compiled", DEVICES)
+def test_cudagraphs_of_td3_train_as_without(
+    device, compiled, utd, num_graphs, case, tmp_path, monkeypatch
+):
+    """With --utd 1 every other block has the policy's update: two graphs, in turn."""
+    if compiled == "--compile" and (case != "seeds" or utd == 4):
+        pytest.skip("the compiled update is captured in one test: it takes half a minute")
+    flags = f"--device {device} {compiled} --num-seeds 2 --utd {utd}"
+    rows = run(tmp_path / "without", f"{flags} --no-cudagraphs", td3_continuous)
+    recordings = replay_without_a_gpu(monkeypatch) if device == "cpu" else []
+    if case == "resume":
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runlog.Batch, "draw", stop_here)
+            run(tmp_path / "with", f"{flags} --cudagraphs", td3_continuous)
+        recordings.clear()
+    graphed_rows = run(tmp_path / "with", f"{flags} --cudagraphs", td3_continuous)
+    if device == "cpu":
+        assert len(recordings) == num_graphs
+        num_replays = TOTAL - (STOP if case == "resume" else 7) - 3 * num_graphs
+        assert sum(recording.num_replays for recording in recordings) == num_replays
+    assert_same(graphed_rows, rows, exact=device == "cpu")
+
+
+# ---- resumption, two processes, evaluation -------------------------------------------------------
 
 # A process of its own, in which nothing else is patched; with STOP it sends SIGTERM to itself after
 # that step

@@ -13,12 +13,24 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from devices import CPU_AND_CUDA, META_AND_CUDA, SameGames, assert_close, draw_the_same_everywhere
+from devices import (
+    CPU_AND_CUDA,
+    CUDA_MARKS,
+    META_AND_CUDA,
+    RecordingOnTheCpu,
+    SameGames,
+    assert_close,
+    draw_the_same_everywhere,
+    replay_without_a_gpu,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import continual_supervised
@@ -30,7 +42,7 @@ import pqn_atari
 import reports
 import runlog
 import sac_continuous
-from runlog import seeding
+from runlog import cudagraphs, seeding
 from runlog.divergence import Divergence
 
 CPU = torch.device("cpu")
@@ -225,6 +237,96 @@ def test_atari_compiled_updates_are_the_eager_ones(script, device, tmp_path, mon
         script, monkeypatch, tmp_path / "expected", f"--device {device} --no-compile"
     )
     assert_close(found, expected, 2e-4)
+
+
+# ---- --cudagraphs trains as without --------------------------------------------------------------
+
+# four iterations of four minibatches; DQN: ten updates, and actions of the network
+LONGER = {
+    "dqn_atari": "--total-timesteps 48 --start-epsilon 0.5 --final-epsilon 0.5",
+    "ppo_atari": "--total-timesteps 64 --update-epochs 2",
+    "pqn_atari": "--total-timesteps 64 --update-epochs 2",
+}
+NUM_UPDATES = {"dqn_atari": 10, "ppo_atari": 16, "pqn_atari": 16}
+GRAPHED = [
+    ("cpu", "--no-compile"),
+    pytest.param("cuda", "--no-compile", marks=CUDA_MARKS),
+    pytest.param("cuda", "--compile", marks=CUDA_MARKS),
+]
+
+
+def stop_at_32(run, step, draw_plots):
+    if step == 32:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("case", ["whole", "resumed", "redo"])
+@pytest.mark.parametrize("device, compiled", GRAPHED)
+@pytest.mark.parametrize("script", ATARI)
+def test_atari_cudagraphs_train_as_without(script, device, compiled, case, tmp_path, monkeypatch):
+    """The learning rate of PPO and PQN falls from iteration to iteration, DQN's target network is
+    copied between the updates, and ReDo recycles neurons in place."""
+    if compiled == "--compile" and case != "whole":
+        pytest.skip("the compiled update is captured in one test: compilation takes long")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    flags = f"--device {device} {compiled} {LONGER[script]} --checkpoint-frequency 16"
+    if case == "redo":
+        flags += " --redo --redo-period 5 --redo-tau 0.5"
+
+    def train(folder, extra) -> dict[str, torch.Tensor]:
+        if case == "resumed":
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(runlog.Batch, "draw", stop_at_32)
+                train_atari(script, monkeypatch, folder, f"{flags} {extra}")
+            recordings.clear()
+        return train_atari(script, monkeypatch, folder, f"{flags} {extra}")
+
+    recordings = []
+    expected = train(tmp_path / "without", "--no-cudagraphs")
+    if device == "cpu":
+        recordings = replay_without_a_gpu(monkeypatch)
+    found = train(tmp_path / "with", "--cudagraphs")
+    if device == "cpu":
+        acting, update = recordings
+        num_updates = NUM_UPDATES[script]
+        if case == "resumed":
+            num_updates = {"dqn_atari": 4}.get(script, 8)
+        assert (update.num_warm_ups, update.num_replays) == (3, num_updates - 3)
+        assert acting.num_replays > 3
+    # of PPO and PQN the learning rate is a float32 number
+    tolerance = 0.0 if script == "dqn_atari" else 1e-5
+    assert_close(found, expected, tolerance if device == "cpu" else 1e-3)
+
+
+def test_what_cannot_be_captured_ends_in_one_line(monkeypatch):
+    x = torch.ones(3)
+    replay_without_a_gpu(monkeypatch)
+    monkeypatch.setattr(RecordingOnTheCpu, "capture", lambda *_: 1 / 0)
+    call = cudagraphs.graphed(lambda x: x * x.sum().item())
+    for _ in range(3):
+        assert call(x).sum() == 9
+    with pytest.raises(runlog.UserError, match=r"--cudagraphs: .*by zero.*; use --no-cudagraphs"):
+        call(x)
+
+
+WAITS = """
+import torch, runlog
+from runlog import cudagraphs
+with runlog.exit_on_user_error():
+    call = cudagraphs.graphed(lambda x: x * x.sum().item())
+    for _ in range(4):
+        print(call(torch.ones(3, device="cuda")).sum().item())
+"""
+
+
+@pytest.mark.parametrize("device", CPU_AND_CUDA[1:])
+def test_a_block_that_waits_for_the_device_ends_in_one_line(device):
+    """In a process of its own, which a failed capture may leave unable to go on."""
+    root = Path(cudagraphs.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", WAITS], cwd=root, capture_output=True, text=True)
+    assert done.stdout.split() == ["9.0"] * 3, done.stdout + done.stderr
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: --cudagraphs: "), done.stderr
 
 
 @pytest.mark.parametrize("first", ["--compile", "--no-compile"])

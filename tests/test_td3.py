@@ -339,8 +339,6 @@ def test_wrong_flags_end_in_one_line():
         "--policy-frequency 62": "--policy-frequency 62: must lie in [1, 61]",
         "--learning-starts 90": "--total-timesteps 90: must lie in (90, inf)",
         "--policy-noise -1": "--policy-noise -1.0: must lie in [0, inf)",
-        "--cudagraphs": "--policy-frequency 2: must divide --utd",
-        "--cudagraphs --utd 2": "--cudagraphs with --device cpu: needs a CUDA device",
         "--activation rleu": "--activation 'rleu': unknown name",
         "--env-id CartPole-v1": "--env-id CartPole-v1: training needs bounded, continuous actions",
         "--widths 1000000 1000000": "--widths",
@@ -350,6 +348,21 @@ def test_wrong_flags_end_in_one_line():
         with pytest.raises(runlog.UserError) as error:
             td3_continuous.validate(args)
         assert told in str(error.value), flags
+
+
+@pytest.mark.parametrize(
+    "device, flags, is_graphed",
+    [
+        ("cuda", {"utd": 1, "policy_frequency": 2}, True),  # two graphs, in turn
+        ("cuda:1", {"utd": 4, "policy_frequency": 2}, True),
+        ("cuda", {"utd": 1, "policy_frequency": 5}, False),  # five graphs would take much memory
+        ("cuda", {"cudagraphs": False}, False),
+        ("cpu", {}, False),
+    ],
+)
+def test_when_cuda_graphs_replay_the_updates(device, flags, is_graphed):
+    args = Args(**{"cudagraphs": True} | flags)
+    assert td3_continuous.uses_graph(args, torch.device(device)) is is_graphed
 
 
 @pytest.mark.slow
