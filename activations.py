@@ -9,11 +9,11 @@ added (`+`, which binds weaker).
     dense(17, 256, "tanh_hr", seeds=[1, 2, 3])    # three seeds: (3, batch, 17) -> (3, batch, 256)
     conv(4, 32, 8, "crelu", stride=4, seeds=1)    # (batch, 4, 84, 84) -> (batch, 64, 20, 20)
 
-`layer.width` is the number of outputs (crelu doubles it). `seeds` fixes the initial weights and, by
-its shape, the leading batch axes: parameters of shape `np.shape(seeds) + (...)`. Nothing here draws
-from the global generators, and branch k of a layer starts from the same weights whatever the
-activation is. The layers of a network need different seeds: two layers of one shape and one seed
-start equal.
+`layer.width` is the number of outputs (crelu and fourier double it). `seeds` fixes the initial
+weights and, by its shape, the leading batch axes: parameters of shape `np.shape(seeds) + (...)`.
+Nothing here draws from the global generators, and branch k of a layer starts from the same weights
+whatever the activation is. The layers of a network need different seeds: two layers of one shape
+and one seed start equal.
 
 To add an activation, add one entry to ACTIVATIONS (docs/activations.md). How its parameters are
 trained is in optimizers.py. Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv
@@ -129,7 +129,7 @@ class RationalConfig:
             f"constraint-scale {c}: must lie in {lowest:.2g}..{highest:.2g}",
         )
         _require(
-            target in fit_targets(),
+            _base_name(target) in fit_targets(),
             f"fit-target {target!r}: {_nearest(target, fit_targets())}",
         )
         _require(
@@ -369,7 +369,7 @@ def fit_rational(
     range_flag = f"--rational.fit-range {low} {high}"
     with np.errstate(all="ignore"):
         x = np.linspace(low, high, 2001)
-        target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
+        target = ACTIVATIONS[_base_name(config.fit_target)].function(torch.from_numpy(x)).numpy()
     if not np.isfinite(x).all():
         raise ValueError(f"{range_flag}: high - low must be a finite number")
     if not np.isfinite(target).all():
@@ -620,6 +620,25 @@ def step_constraints(network: nn.Module, num_updates: int | None) -> None:
         module.step_constraint(num_updates)
 
 
+class Snake(nn.Module):
+    """x + sin^2(a x) / a, a trained (Ziyin et al. 2020), one for each module and leading batch
+    index. a starts at 1 and may cross 0, where the function is x."""
+
+    def __init__(self, batch_shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(batch_shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a.reshape(self.a.shape + (1,) * (x.dim() - self.a.dim()))
+        phase = a * x
+        return x + x * torch.sin(phase) * torch.sinc(phase / math.pi)
+
+
+def _smooth_leaky(x: torch.Tensor) -> torch.Tensor:
+    """alpha x + (1 - alpha) x sigmoid(c x / p) with alpha = 0.1, c = 5, p = 3."""
+    return 0.1 * x + 0.9 * x * torch.sigmoid(5 / 3 * x)
+
+
 @dataclass(frozen=True)
 class Activation:
     """One base activation: an element-wise `function`, or `build(batch_shape, rational_config)` ->
@@ -637,6 +656,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation("x", "-", lambda x: x),
     "relu": Activation("max(x, 0)", "Nair & Hinton 2010", F.relu),
     "leaky_relu": Activation("max(x, 0.01 x)", "Maas et al. 2013", F.leaky_relu),
+    "smooth_leaky": Activation(
+        "0.1 x + 0.9 x sigmoid(5 x / 3)", "Lillo & Cheney 2025", _smooth_leaky
+    ),
     "elu": Activation("x if x > 0 else e^x - 1", "Clevert et al. 2016", F.elu),
     "selu": Activation(
         "1.0507 (x if x > 0 else 1.6733 (e^x - 1))", "Klambauer et al. 2017", F.selu
@@ -653,6 +675,17 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda x: (F.relu(x), F.relu(-x)),
         width=2,
     ),
+    "fourier": Activation(
+        "[sin(x), cos(x)]",
+        "Lewandowski et al. 2024",
+        lambda x: (torch.sin(x), torch.cos(x)),
+        width=2,
+    ),
+    "snake": Activation(
+        "x + sin^2(a x) / a",
+        "Ziyin et al. 2020",
+        build=lambda batch_shape, config: Snake(batch_shape),
+    ),
     "rational": Activation(
         "P(x) / Q(x), P of degree 3, Q = 1 + |b1 x| + |b2 x^2|",
         "Molina et al. 2020; Delfosse et al. 2021",
@@ -666,6 +699,11 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 # and NAME_hr = NAME*NAME for every base name
 ALIASES = {"tanh_2hr": "tanh*tanh*tanh", "tanh_add": "tanh+tanh"}
+SYNONYMS = {"swish": "silu"}  # other names of base names
+
+
+def _base_name(name: str) -> str:
+    return name if name in ACTIVATIONS else SYNONYMS.get(name, name)
 
 
 def fit_targets() -> list[str]:
@@ -690,8 +728,8 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
     unknown.
     """
     started = f"{flag} {expression!r}"
-    bases = {name: name for name in ACTIVATIONS}
-    squares = {f"{name}_hr": f"{name}*{name}" for name in ACTIVATIONS}
+    bases = {name: _base_name(name) for name in (*SYNONYMS, *ACTIVATIONS)}
+    squares = {f"{name}_hr": f"{base}*{base}" for name, base in bases.items()}
     expansions = squares | ALIASES | bases
     terms = []
     for term in expression.split("+"):
@@ -709,7 +747,7 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
         expanded = "*".join(expansions[name] for name in names)
         terms += [product.split("*") for product in expanded.split("+")]
     if len({ACTIVATIONS[name].width for name in _factors(terms)}) > 1:
-        raise ValueError(f"{started}: the widths differ (crelu doubles it)")
+        raise ValueError(f"{started}: the widths differ (crelu and fourier double it)")
     return terms
 
 
@@ -772,6 +810,7 @@ def make_activation(
     feature_axis: int = -1,
 ) -> nn.Module:
     """One new module for one base name (no `*` or `+`). Raises ValueError for an unknown name."""
+    name = _base_name(name)
     if name not in ACTIVATIONS:
         raise ValueError(f"--activation {name!r}: {_nearest(name, ACTIVATIONS)}")
     build = ACTIVATIONS[name].build

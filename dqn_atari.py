@@ -620,6 +620,7 @@ def validate(args: Args) -> Args:
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
+        activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)
@@ -714,9 +715,11 @@ def train(args: Args, run: runlog.Batch) -> None:
         for _ in range(updates_due(args, before, step)):
             batch = buffer.sample(args.batch_size, generators["update"], device)
             optimizer.zero_grad()
-            loss, q_mean = compiled_td_loss(q_network, target_network, batch, args)
+            with activations.observing(q_network):
+                loss, q_mean = compiled_td_loss(q_network, target_network, batch, args)
             loss.backward()
             optimizer.step()
+            activations.step_constraints(q_network, updates_due(args, 0, args.total_timesteps))
             num_updates += 1
             totals += torch.stack([loss.detach(), q_mean])
             if args.redo and num_updates % args.redo_period == 0:

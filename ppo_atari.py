@@ -232,6 +232,12 @@ def ppo_loss(agent: Agent, batch: Batch, args: Args) -> tuple[torch.Tensor, torc
     return loss, torch.stack(losses).detach()
 
 
+def total_updates(args: Args) -> int:
+    """Gradient steps of the whole training, if --target-kl cuts none short."""
+    iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+    return iterations * args.update_epochs * args.num_minibatches
+
+
 def linear_schedule(start: float, end: float, fraction: float) -> float:
     """From start to end as fraction goes from 0 to 1, and end from then on."""
     return start + (end - start) * min(fraction, 1.0)
@@ -359,6 +365,7 @@ def validate(args: Args) -> Args:
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
+        activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)
@@ -474,10 +481,12 @@ def train(args: Args, run: runlog.Batch) -> None:
             for index in order.chunk(args.num_minibatches):
                 minibatch = Batch(*(column.index_select(0, index) for column in batch))
                 optimizer.zero_grad()
-                loss, parts = compiled_loss(agent, minibatch, args)
+                with activations.observing(agent):
+                    loss, parts = compiled_loss(agent, minibatch, args)
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
+                activations.step_constraints(agent, total_updates(args))
                 num_updates += 1
                 num_minibatches += 1
                 totals += torch.cat([parts, norm.reshape(1)])

@@ -204,6 +204,12 @@ def clip_and_step(
     return norm
 
 
+def total_updates(args: Args) -> int:
+    """Gradient steps of the whole training."""
+    iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+    return iterations * args.update_epochs * args.num_minibatches
+
+
 def linear_schedule(start: float, end: float, fraction: float) -> float:
     """From start to end as fraction goes from 0 to 1, and end from then on."""
     return start + (end - start) * min(fraction, 1.0)
@@ -334,6 +340,7 @@ def validate(args: Args) -> Args:
         activations.check(args.activation, args.rational)
         for name in args.encoder_activation:
             activations.check(name, args.rational, "--encoder-activation")
+        activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)
@@ -463,9 +470,11 @@ def train(args: Args, run: runlog.Batch) -> None:
             for index in order.chunk(args.num_minibatches):
                 minibatch = Batch(*(column.index_select(0, index) for column in batch))
                 optimizer.zero_grad()
-                loss, q_mean = compiled_td_loss(q_network, minibatch, args)
+                with activations.observing(q_network):
+                    loss, q_mean = compiled_td_loss(q_network, minibatch, args)
                 loss.backward()
                 norm = compiled_clip_and_step(q_network, optimizer, args.max_grad_norm)
+                activations.step_constraints(q_network, total_updates(args))
                 num_updates += 1
                 totals += torch.stack([loss.detach(), q_mean, norm])
                 if args.redo and num_updates % args.redo_period == 0:

@@ -234,7 +234,7 @@ class Agent(nn.Module):
             grads = torch.autograd.grad(loss.sum(), self.actor_optimizer.parameters_)
             with torch.no_grad():
                 self.actor_optimizer.step(grads)
-                policy_updates = self.num_updates / self.args.policy_frequency
+                policy_updates = self.num_updates // self.args.policy_frequency
                 activations.step_constraints(self.actor, policy_updates)
                 entropy = -log_probs.mean(-1, keepdim=True)
                 grad = self.log_alpha.exp() * (entropy - self.target_entropy)
