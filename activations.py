@@ -9,24 +9,25 @@ added (`+`, which binds weaker).
     dense(17, 256, "tanh_hr", seeds=[1, 2, 3])    # three seeds: (3, batch, 17) -> (3, batch, 256)
     conv(4, 32, 8, "crelu", stride=4, seeds=1)    # (batch, 4, 84, 84) -> (batch, 64, 20, 20)
 
-`layer.width` is the number of outputs (crelu doubles it). `seeds` fixes the initial weights and, by
-its shape, the leading batch axes: parameters of shape `np.shape(seeds) + (...)`. Nothing here draws
-from the global generators, and branch k of a layer starts from the same weights whatever the
-activation is. The layers of a network need different seeds: two layers of one shape and one seed
-start equal.
+`layer.width` is the number of outputs (crelu and fourier double it). `seeds` fixes the initial
+weights and, by its shape, the leading batch axes: parameters of shape `np.shape(seeds) + (...)`.
+Nothing here draws from the global generators, and branch k of a layer starts from the same weights
+whatever the activation is. The layers of a network need different seeds: two layers of one shape
+and one seed start equal.
 
 To add an activation, add one entry to ACTIVATIONS (docs/activations.md). How its parameters are
 trained is in optimizers.py. Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv
 2406.09079 (Hadamard representations).
 """
 
+import contextlib
 import difflib
 import functools
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -37,6 +38,7 @@ import torch.nn.functional as F
 from scipy.optimize import least_squares
 from torch.autograd import forward_ad
 
+OBSERVED = 4_096  # pre-activations of a batch that an adaptive constraint looks at, about
 MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; another power of a large coefficient is not safe
 
 
@@ -53,6 +55,11 @@ class CoefficientGroup:
     """None: --rational.learning-rate, which is the network's by default"""
     weight_decay: float | None = None
     """decoupled, per unit of learning rate; None: --rational.coefficient-weight-decay"""
+
+
+def _added(default):
+    """An option that came after runs without it: part of a run's identity unless at its default."""
+    return field(default=default, metadata={"identity": "unless default"})
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,19 @@ class RationalConfig:
     """decoupled weight decay per unit step size, on the coefficients only (CR)"""
     share_across_layers: bool = False
     """one coefficient set for all layers of a network (recurrent rational, Delfosse et al. 2021)"""
+    constraint_schedule: Literal["trained", "fixed", "anneal", "adaptive"] = _added("trained")
+    """of c: trained by the gradient (CR), fixed, annealed to constraint_scale_end, or following the
+    pre-activations (CR leaves a changing constraint as an open question)"""
+    constraint_scale_end: float = _added(20.0)
+    """anneal: c at the end; larger than constraint_scale widens, smaller tightens"""
+    constraint_fraction: float = _added(1.0)
+    """anneal: fraction of the updates in which log c moves, linearly; c stays from then on"""
+    constraint_margin: float = _added(2.0)
+    """adaptive: c = margin * running quantile of |pre-activation|"""
+    constraint_quantile: float = _added(0.99)
+    """adaptive: that quantile, of the pre-activations of each training batch"""
+    constraint_momentum: float = _added(0.999)
+    """adaptive: fraction of the running quantile that an update keeps"""
 
     def __post_init__(self):
         n = self.numerator_degree
@@ -95,9 +115,7 @@ class RationalConfig:
         target = self.fit_target
         rate = self.learning_rate
         decay = self.coefficient_weight_decay
-        power = min(max(d, 1), MAX_POWER)
-        lowest = 10 ** (4 - 36 / power)  # |x/c|^d stays in float32 for |x| <= 1e4
-        highest = 10 ** (18 / power)
+        lowest, highest = self.scale_bounds()
 
         _require(1 <= n < MAX_POWER, f"numerator-degree {n}: must lie in 1..{MAX_POWER - 1}")
         _require(1 <= m <= MAX_POWER, f"denominator-degree {m}: must lie in 1..{MAX_POWER}")
@@ -111,7 +129,7 @@ class RationalConfig:
             f"constraint-scale {c}: must lie in {lowest:.2g}..{highest:.2g}",
         )
         _require(
-            target in fit_targets(),
+            _base_name(target) in fit_targets(),
             f"fit-target {target!r}: {_nearest(target, fit_targets())}",
         )
         _require(
@@ -127,6 +145,59 @@ class RationalConfig:
             0 <= decay < math.inf,
             f"coefficient-weight-decay {decay}: must be 0 (off) or positive",
         )
+        self._check_schedule()
+
+    def scale_bounds(self) -> tuple[float, float]:
+        """Between which c may lie: |x/c|^d stays in float32 for |x| <= 1e4."""
+        power = min(max(self.constraint_power, 1), MAX_POWER)
+        return 10 ** (4 - 36 / power), 10 ** (18 / power)
+
+    def _check_schedule(self) -> None:
+        lowest, highest = self.scale_bounds()
+        schedule = self.constraint_schedule
+        end = self.constraint_scale_end
+        fraction = self.constraint_fraction
+        margin = self.constraint_margin
+        quantile = self.constraint_quantile
+        momentum = self.constraint_momentum
+        schedules = ("trained", "fixed", *SCHEDULE_OPTIONS)
+        _require(
+            schedule in schedules,
+            f"constraint-schedule {schedule!r}: {_nearest(str(schedule), schedules)}",
+        )
+        _require(
+            schedule == "trained" or not self.remove_constraint,
+            f"constraint-schedule {schedule}: --rational.remove-constraint leaves no c to schedule",
+        )
+        _require(
+            schedule == "trained" or self.train_constraint_scale,
+            f"no-train-constraint-scale: leave it out, --rational.constraint-schedule {schedule} "
+            "does not train c",
+        )
+        _require(
+            lowest <= end <= highest,
+            f"constraint-scale-end {end}: must lie in {lowest:.2g}..{highest:.2g}",
+        )
+        _require(0 < fraction <= 1, f"constraint-fraction {fraction}: must lie in (0, 1]")
+        _require(0 < margin < math.inf, f"constraint-margin {margin}: must be positive")
+        _require(0 < quantile <= 1, f"constraint-quantile {quantile}: must lie in (0, 1]")
+        _require(0 <= momentum < 1, f"constraint-momentum {momentum}: must lie in [0, 1)")
+        defaults = {each.name: each.default for each in fields(self)}
+        for owner, names in SCHEDULE_OPTIONS.items():
+            for name in names:
+                value = getattr(self, name)
+                flag = name.replace("_", "-")
+                _require(
+                    schedule == owner or value == defaults[name],
+                    f"{flag} {value}: needs --rational.constraint-schedule {owner}",
+                )
+
+
+# schedule of c -> the options that are its own
+SCHEDULE_OPTIONS = {
+    "anneal": ("constraint_scale_end", "constraint_fraction"),
+    "adaptive": ("constraint_margin", "constraint_quantile", "constraint_momentum"),
+}
 
 
 def _require(passed: bool, problem: str) -> None:
@@ -298,7 +369,7 @@ def fit_rational(
     range_flag = f"--rational.fit-range {low} {high}"
     with np.errstate(all="ignore"):
         x = np.linspace(low, high, 2001)
-        target = ACTIVATIONS[config.fit_target].function(torch.from_numpy(x)).numpy()
+        target = ACTIVATIONS[_base_name(config.fit_target)].function(torch.from_numpy(x)).numpy()
     if not np.isfinite(x).all():
         raise ValueError(f"{range_flag}: high - low must be a finite number")
     if not np.isfinite(target).all():
@@ -397,7 +468,10 @@ class Rational(nn.Module):
     crational (CR): P without a_0, so f(0) = 0; Q gains |x/c|^d with d > n, so f -> 0 as |x| -> inf.
     Sources: Molina et al. 2020 (safe Pade units), CR (the constraint). x: (*batch, ..., features).
     Parameters: numerator (*batch, n + 1, or n if constrained), denominator (*batch, m) and
-    log_scale (*batch,), log c, so that c stays positive.
+    log_scale (*batch,), log c, so that c stays positive. It is trained with the constraint schedule
+    `trained`; `anneal` and `adaptive` move it in step_constraints, by what they hold in two more
+    parameters without a gradient (shared and copied as the others are): updates (*batch,), how many
+    there have been, and quantile (*batch,), the running quantile of |x|.
 
     >>> f = Rational(RationalConfig(), constrained=True)
     >>> f(torch.tensor([0.0, 1e4])).abs().max().item() < 0.01
@@ -420,9 +494,46 @@ class Rational(nn.Module):
         self.denominator = nn.Parameter(b.expand(*batch_shape, -1).clone())
         if self.has_constraint:
             log_scale = torch.full(batch_shape, math.log(config.constraint_scale))
-            self.log_scale = nn.Parameter(log_scale, requires_grad=config.train_constraint_scale)
+            is_trained = config.constraint_schedule == "trained" and config.train_constraint_scale
+            self.log_scale = nn.Parameter(log_scale, requires_grad=is_trained)
             # decay would draw log c to 0, which is c to 1: no less of a function than another c
             self.coefficient_groups["log_scale"] = CoefficientGroup(weight_decay=0.0)
+        self.schedule = config.constraint_schedule if self.has_constraint else "trained"
+        self.is_observing = [False]  # a list, as a compiled update may write to it
+        if self.schedule == "anneal":
+            updates = torch.zeros(batch_shape, dtype=torch.float64)  # exact, however many
+            self.updates = nn.Parameter(updates, requires_grad=False)
+        if self.schedule == "adaptive":
+            start = config.constraint_scale / config.constraint_margin  # c starts where it is
+            self.quantile = nn.Parameter(torch.full(batch_shape, start), requires_grad=False)
+
+    @torch.no_grad()
+    def observe(self, x: torch.Tensor) -> None:
+        """Moves the running quantile towards that of |x|, a batch of pre-activations."""
+        config = self.config
+        batch_dims = self.log_scale.dim()
+        rows = x.shape[batch_dims]
+        kept = max(1, OBSERVED // math.prod(x.shape[batch_dims + 1 :]))
+        every = (slice(None),) * batch_dims + (slice(None, None, math.ceil(rows / kept)),)
+        sizes = x[every].abs().flatten(batch_dims)
+        newest = upper_quantile(sizes, config.constraint_quantile)
+        self.quantile.lerp_(newest.to(self.quantile.dtype), 1 - config.constraint_momentum)
+
+    @torch.no_grad()
+    def step_constraint(self, num_updates: int | None) -> None:
+        """Moves c by the schedule; once after each update."""
+        config = self.config
+        if self.schedule == "anneal":
+            self.updates.add_(1)
+            span = config.constraint_fraction * num_updates
+            progress = (self.updates / span).clamp(max=1.0)
+            start = math.log(config.constraint_scale)
+            end = math.log(config.constraint_scale_end)
+            self.log_scale.copy_(start + (end - start) * progress)
+        if self.schedule == "adaptive":
+            lowest, highest = config.scale_bounds()
+            scale = config.constraint_margin * self.quantile
+            self.log_scale.copy_(scale.clamp(lowest, highest).log())
 
     def scale(self) -> torch.Tensor | None:
         """c, shape (*batch,); None without a constraint."""
@@ -451,6 +562,8 @@ class Rational(nn.Module):
         return parts.p, parts.q
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_observing[0] and torch.is_grad_enabled():
+            self.observe(x)
         if _is_forward_mode():
             p, q = self.numerator_and_denominator(x)
             return p / q
@@ -459,6 +572,71 @@ class Rational(nn.Module):
     def extra_repr(self) -> str:
         shape = self.batch_shape
         return f"constrained={self.constrained}, batch_shape={shape}, form={self.config.form}"
+
+
+def upper_quantile(x: torch.Tensor, q: float) -> torch.Tensor:
+    """torch.quantile(x, q, dim=-1), by the largest values alone: (*batch, n) -> (*batch,)."""
+    place = q * (x.shape[-1] - 1)
+    below = math.floor(place)
+    largest = x.topk(x.shape[-1] - below, dim=-1).values
+    if largest.shape[-1] == 1:
+        return largest[..., 0]
+    return torch.lerp(largest[..., -1], largest[..., -2], place - below)
+
+
+def _scheduled(network: nn.Module) -> list[Rational]:
+    """The rationals whose c follows a schedule; of those that share their coefficients, one."""
+    found = []
+    for name, _ in network.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        module = network.get_submodule(owner)
+        is_constraint = leaf == "log_scale" and isinstance(module, Rational)
+        if is_constraint and module.schedule in SCHEDULE_OPTIONS:
+            found.append(module)
+    return found
+
+
+@contextlib.contextmanager
+def observing(network: nn.Module):
+    """Around the forward pass that an update of this network differentiates: there, adaptive
+    constraints see the pre-activations. Any other pass (of targets, acting, evaluation, metrics)
+    leaves them alone, and so does a pass within that records no gradient."""
+    modules = [module for module in network.modules() if isinstance(module, Rational)]
+    adaptive = [module for module in modules if module.schedule == "adaptive"]
+    for module in adaptive:
+        module.is_observing[0] = True
+    yield
+    for module in adaptive:
+        module.is_observing[0] = False
+
+
+def step_constraints(network: nn.Module, num_updates: int | None) -> None:
+    """After each update of a network: moves c of its crationals by --rational.constraint-schedule,
+    in place and without a look at the device. Nothing to do for `trained` and `fixed`.
+
+    num_updates: how many updates the whole training has, over which `anneal` spreads its change.
+    """
+    for module in _scheduled(network):
+        module.step_constraint(num_updates)
+
+
+class Snake(nn.Module):
+    """x + sin^2(a x) / a, a trained (Ziyin et al. 2020), one for each module and leading batch
+    index. a starts at 1 and may cross 0, where the function is x."""
+
+    def __init__(self, batch_shape: tuple[int, ...] = ()):
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(batch_shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a.reshape(self.a.shape + (1,) * (x.dim() - self.a.dim()))
+        phase = a * x
+        return x + x * torch.sin(phase) * torch.sinc(phase / math.pi)
+
+
+def _smooth_leaky(x: torch.Tensor) -> torch.Tensor:
+    """alpha x + (1 - alpha) x sigmoid(c x / p) with alpha = 0.1, c = 5, p = 3."""
+    return 0.1 * x + 0.9 * x * torch.sigmoid(5 / 3 * x)
 
 
 @dataclass(frozen=True)
@@ -478,6 +656,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation("x", "-", lambda x: x),
     "relu": Activation("max(x, 0)", "Nair & Hinton 2010", F.relu),
     "leaky_relu": Activation("max(x, 0.01 x)", "Maas et al. 2013", F.leaky_relu),
+    "smooth_leaky": Activation(
+        "0.1 x + 0.9 x sigmoid(5 x / 3)", "Lillo & Cheney 2025", _smooth_leaky
+    ),
     "elu": Activation("x if x > 0 else e^x - 1", "Clevert et al. 2016", F.elu),
     "selu": Activation(
         "1.0507 (x if x > 0 else 1.6733 (e^x - 1))", "Klambauer et al. 2017", F.selu
@@ -494,6 +675,17 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda x: (F.relu(x), F.relu(-x)),
         width=2,
     ),
+    "fourier": Activation(
+        "[sin(x), cos(x)]",
+        "Lewandowski et al. 2024",
+        lambda x: (torch.sin(x), torch.cos(x)),
+        width=2,
+    ),
+    "snake": Activation(
+        "x + sin^2(a x) / a",
+        "Ziyin et al. 2020",
+        build=lambda batch_shape, config: Snake(batch_shape),
+    ),
     "rational": Activation(
         "P(x) / Q(x), P of degree 3, Q = 1 + |b1 x| + |b2 x^2|",
         "Molina et al. 2020; Delfosse et al. 2021",
@@ -507,6 +699,11 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 # and NAME_hr = NAME*NAME for every base name
 ALIASES = {"tanh_2hr": "tanh*tanh*tanh", "tanh_add": "tanh+tanh"}
+SYNONYMS = {"swish": "silu"}  # other names of base names
+
+
+def _base_name(name: str) -> str:
+    return name if name in ACTIVATIONS else SYNONYMS.get(name, name)
 
 
 def fit_targets() -> list[str]:
@@ -531,8 +728,8 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
     unknown.
     """
     started = f"{flag} {expression!r}"
-    bases = {name: name for name in ACTIVATIONS}
-    squares = {f"{name}_hr": f"{name}*{name}" for name in ACTIVATIONS}
+    bases = {name: _base_name(name) for name in (*SYNONYMS, *ACTIVATIONS)}
+    squares = {f"{name}_hr": f"{base}*{base}" for name, base in bases.items()}
     expansions = squares | ALIASES | bases
     terms = []
     for term in expression.split("+"):
@@ -550,7 +747,7 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
         expanded = "*".join(expansions[name] for name in names)
         terms += [product.split("*") for product in expanded.split("+")]
     if len({ACTIVATIONS[name].width for name in _factors(terms)}) > 1:
-        raise ValueError(f"{started}: the widths differ (crelu doubles it)")
+        raise ValueError(f"{started}: the widths differ (crelu and fourier double it)")
     return terms
 
 
@@ -564,6 +761,18 @@ def check(expression: str, rational: RationalConfig, flag: str = "--activation")
     fitted."""
     for name in set(_factors(parse(expression, flag))):
         make_activation(name, rational)
+
+
+def check_schedule(expressions: Sequence[str], rational: RationalConfig) -> None:
+    """Raises ValueError, led by a flag, where --rational.constraint-schedule is given and none of
+    these activations has a constraint."""
+    schedule = rational.constraint_schedule
+    names = _factors([_factors(parse(expression)) for expression in expressions])
+    modules = [make_activation(name, rational) for name in names]
+    is_constrained = [getattr(module, "has_constraint", False) for module in modules]
+    if schedule != "trained" and not any(is_constrained):
+        told = f"{' '.join(expressions)} has no |x/c|^d; use crational"
+        raise ValueError(f"--rational.constraint-schedule {schedule}: {told}")
 
 
 def check_encoder(names: tuple[str, ...], rational: RationalConfig) -> None:
@@ -601,6 +810,7 @@ def make_activation(
     feature_axis: int = -1,
 ) -> nn.Module:
     """One new module for one base name (no `*` or `+`). Raises ValueError for an unknown name."""
+    name = _base_name(name)
     if name not in ACTIVATIONS:
         raise ValueError(f"--activation {name!r}: {_nearest(name, ACTIVATIONS)}")
     build = ACTIVATIONS[name].build

@@ -181,10 +181,13 @@ class Learner(nn.Module):
         scale: float,  # largest value of a pixel
         seeds: list[int],
         device: torch.device,
+        *,
+        num_updates: int | None = None,  # of the whole training: what an annealed constraint needs
     ):
         super().__init__()
         self.args = args
         self.scale = scale
+        self.num_updates = num_updates
         self.network = Classifier(args, image_shape, outputs, seeds)
         self.optimizer = optimizers.Adam(self.network, args.learning_rate, args.rational)
         unpenalised = activations.coefficient_names(self.network)
@@ -215,7 +218,8 @@ class Learner(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of Adam; returns the loss and the fraction of right answers before it, (seeds,)
         each. The sum of the losses has the gradients of the single seeds: these are independent."""
-        logits = self.network(self.pixels(images, rows, order))
+        with activations.observing(self.network):
+            logits = self.network(self.pixels(images, rows, order))
         loss = cross_entropy(logits, labels)
         grads = list(torch.autograd.grad(loss.sum(), self.optimizer.parameters_))
         with torch.no_grad():
@@ -223,6 +227,7 @@ class Learner(nn.Module):
                 if penalty:
                     grads[i] = grads[i] + penalty * self.optimizer.parameters_[i]
             self.optimizer.step(grads)
+            activations.step_constraints(self.network, self.num_updates)
         return loss.detach(), share_of_right(logits.detach(), labels)
 
     @torch.no_grad()
@@ -296,6 +301,8 @@ def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
             if len(layer.branches) > 1:
                 prefix += f"branch{b}_"
             for name, value in branch.activation.named_parameters():
+                if name == "updates":  # a count, not a coefficient
+                    continue
                 first = first_power(branch.activation, name)
                 columns = value.detach().reshape(len(value), -1).unbind(1)
                 for k, column in enumerate(columns, start=first):
@@ -368,6 +375,7 @@ def validate(args: Args) -> datasets.Tasks:
     device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
+        activations.check_schedule([args.activation], args.rational)
 
     data = datasets.load(args.dataset, Path(args.data_dir))
     tasks = datasets.Tasks(data, args.tasks, args.num_tasks, args.num_train, args.classes_per_task)
@@ -428,10 +436,23 @@ class Training:
         return self.learner.pixels(self.images, task.rows[:, :num], task.pixels)
 
 
+def updates_per_epoch(args: Args, tasks: datasets.Tasks) -> int:
+    return tasks.num_images("train") // args.batch_size
+
+
 def begin_training(args: Args, tasks: datasets.Tasks, seeds: list[int]) -> Training:
     device = runlog.find_device(args.device)
     data = tasks.data
-    learner = Learner(args, data.image_shape, tasks.num_outputs, data.largest, seeds, device)
+    num_updates = updates_per_epoch(args, tasks) * args.epochs * args.num_tasks
+    learner = Learner(
+        args,
+        data.image_shape,
+        tasks.num_outputs,
+        data.largest,
+        seeds,
+        device,
+        num_updates=num_updates,
+    )
     return Training(
         learner=learner,
         images=torch.tensor(data.train.images).flatten(1).to(device),
@@ -535,8 +556,8 @@ def end_task(
 
 def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
     """Trains the seeds of a batch together, from where it stands to the end."""
-    updates_per_epoch = tasks.num_images("train") // args.batch_size
-    updates_per_task = updates_per_epoch * args.epochs
+    epoch_updates = updates_per_epoch(args, tasks)
+    updates_per_task = epoch_updates * args.epochs
     end = updates_per_task * args.num_tasks
     training = begin_training(args, tasks, batch.seeds)
     state = batch.load()
@@ -545,8 +566,8 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
     label = f"{args.dataset} {args.tasks} {args.activation}"
     progress = runlog.Progress(batch.start, end, label)
     task = None
-    for before in range(batch.start, end, updates_per_epoch):
-        step = before + updates_per_epoch
+    for before in range(batch.start, end, epoch_updates):
+        step = before + epoch_updates
         number = before // updates_per_task
         is_new = before % updates_per_task == 0
         if is_new and all(batch.diverged()):

@@ -209,9 +209,11 @@ def gradient_step(
     totals (2,). Does not wait for the GPU."""
     learner.optimizer.zero_grad()
     networks = (learner.q_network, learner.target_network)
-    loss, q_mean = learner.td_loss(*networks, Batch(*columns), args)
+    with activations.observing(learner.q_network):
+        loss, q_mean = learner.td_loss(*networks, Batch(*columns), args)
     loss.backward()
     learner.optimizer.step()
+    activations.step_constraints(learner.q_network, updates_due(args, 0, args.total_timesteps))
     totals += torch.stack([loss.detach(), q_mean])
 
 
@@ -651,6 +653,7 @@ def validate(args: Args) -> Args:
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
+        activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)

@@ -143,6 +143,7 @@ class Networks(nn.Module):
             if isinstance(module, activations.Linear):
                 draw_biases(module, seeding.derive_seeds(seeds, "bias", name))
         self.to(device)
+        self.num_updates = args.total_steps
         rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
         self.optimizer = optimizers.Adam(self, rates, args.rational)
         torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside a compiled function
@@ -162,10 +163,12 @@ class Networks(nn.Module):
     def one_update(self, x: torch.Tensor) -> torch.Tensor:
         """One step of Adam on all points; returns the losses before it. The sum of the
         losses has the gradients of the single networks: these are independent."""
-        loss = self.errors(x)
+        with activations.observing(self):
+            loss = self.errors(x)
         grads = torch.autograd.grad(loss.sum(), self.optimizer.parameters_)
         with torch.no_grad():
             self.optimizer.step(grads)
+            activations.step_constraints(self, self.num_updates)
         return loss.detach()
 
     def count(self) -> int:
@@ -423,6 +426,9 @@ def validate(args: Args) -> None:
         raise runlog.UserError(f"--activations (): {remedy}")
     check_expressions(args, "--activations", args.activations)
     check_expressions(args, "--deep-activations", args.deep_activations)
+    with runlog.value_errors_are_user_errors():
+        names = [*args.activations, *args.deep_activations]
+        activations.check_schedule(names, args.rational)
     if len(set(args.learning_rates)) < len(args.learning_rates):
         remedy = "name every learning rate once"
         raise runlog.UserError(f"--learning-rates {args.learning_rates}: {remedy}")

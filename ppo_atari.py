@@ -251,12 +251,20 @@ def gradient_step(
     the norm of the gradients to totals (7,). Returns LOSSES. Does not wait for the GPU."""
     minibatch = Batch(*(column.index_select(0, index) for column in batch))
     learner.optimizer.zero_grad()
-    loss, parts = learner.loss(learner.agent, minibatch, args)
+    with activations.observing(learner.agent):
+        loss, parts = learner.loss(learner.agent, minibatch, args)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(learner.agent.parameters(), args.max_grad_norm)
     learner.optimizer.step()
+    activations.step_constraints(learner.agent, total_updates(args))
     totals += torch.cat([parts, norm.reshape(1)])
     return parts
+
+
+def total_updates(args: Args) -> int:
+    """Gradient steps of the whole training, if --target-kl cuts none short."""
+    iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+    return iterations * args.update_epochs * args.num_minibatches
 
 
 def linear_schedule(start: float, end: float, fraction: float) -> float:
@@ -386,6 +394,7 @@ def validate(args: Args) -> Args:
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
+        activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)

@@ -224,10 +224,18 @@ def gradient_step(
     the mean Q(s, a) and the norm of the gradients to totals (3,). Does not wait for the GPU."""
     minibatch = Batch(*(column.index_select(0, index) for column in batch))
     learner.optimizer.zero_grad()
-    loss, q_mean = learner.td_loss(learner.q_network, minibatch, args)
+    with activations.observing(learner.q_network):
+        loss, q_mean = learner.td_loss(learner.q_network, minibatch, args)
     loss.backward()
     norm = learner.clip_and_step(learner.q_network, learner.optimizer, args.max_grad_norm)
+    activations.step_constraints(learner.q_network, total_updates(args))
     totals += torch.stack([loss.detach(), q_mean, norm])
+
+
+def total_updates(args: Args) -> int:
+    """Gradient steps of the whole training."""
+    iterations = args.total_timesteps // (args.num_envs * args.num_steps)
+    return iterations * args.update_epochs * args.num_minibatches
 
 
 def linear_schedule(start: float, end: float, fraction: float) -> float:
@@ -360,6 +368,7 @@ def validate(args: Args) -> Args:
         activations.check(args.activation, args.rational)
         for name in args.encoder_activation:
             activations.check(name, args.rational, "--encoder-activation")
+        activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)

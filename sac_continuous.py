@@ -138,6 +138,14 @@ class SoftQNetworks(nn.Module):
         return self.q(self.hidden(inputs)).squeeze(-1)
 
 
+def total_updates(args: Args) -> int:
+    """Updates of the critics in the whole training."""
+    num_phases = len(args.env_id) if args.reset_replay else 1  # each begins with random steps
+    num_steps = args.total_timesteps // num_phases
+    learning_steps = num_steps - max(args.learning_starts, 1) + 1
+    return args.utd * num_phases * max(learning_steps, 1)
+
+
 class Agent(nn.Module):
     """All that an update changes: networks, targets, temperature, optimisers. Losses are (seeds,)
     tensors. Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...)."""
@@ -146,6 +154,7 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.action_dim = action_dim
+        self.num_updates = total_updates(args)
         self.target_entropy = -args.target_entropy_scale * action_dim
         self.actor = Actor(obs_dim, action_dim, args, seeds)
         self.qf = SoftQNetworks(obs_dim, action_dim, args, seeds)
@@ -210,19 +219,24 @@ class Agent(nn.Module):
         """One step of the critics and targets and, if asked for, of actor and temperature. noise:
         (2, seeds, batch, action_dim). The sum of the losses has the gradients of the
         single seeds: these are independent."""
-        loss, q_values = self.qf_loss(batch, noise[0])
+        with activations.observing(self.qf):
+            loss, q_values = self.qf_loss(batch, noise[0])
         grads = torch.autograd.grad(loss.sum(), self.qf_optimizer.parameters_)
         with torch.no_grad():
             self.qf_optimizer.step(grads)
+            activations.step_constraints(self.qf, self.num_updates)
             for target, parameter in zip(self.qf_target.parameters(), self.qf.parameters()):
                 target.lerp_(parameter, self.args.tau)
         info = {"qf_loss": loss.detach(), "q_mean": q_values.detach().mean((-2, -1))}
 
         if update_policy:
-            loss, log_probs = self.actor_loss(batch, noise[1])
+            with activations.observing(self.actor):
+                loss, log_probs = self.actor_loss(batch, noise[1])
             grads = torch.autograd.grad(loss.sum(), self.actor_optimizer.parameters_)
             with torch.no_grad():
                 self.actor_optimizer.step(grads)
+                policy_updates = self.num_updates // self.args.policy_frequency
+                activations.step_constraints(self.actor, policy_updates)
                 entropy = -log_probs.mean(-1, keepdim=True)
                 if self.args.autotune:
                     grad = self.log_alpha.exp() * (entropy - self.target_entropy)
@@ -431,6 +445,7 @@ def validate(args: Args) -> Args:
         runlog.warn(f"{told}: no CUDA graph, updates are slower")
     try:
         activations.check(args.activation, args.rational)
+        activations.check_schedule([args.activation], args.rational)
     except ValueError as error:  # names the flag
         raise runlog.UserError(str(error)) from None
     obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)

@@ -118,6 +118,11 @@ class QNetworks(nn.Module):
         return self.q(self.hidden(inputs)).squeeze(-1)
 
 
+def total_updates(args: Args) -> int:
+    """Updates of the critics in the whole training."""
+    return args.utd * (args.total_timesteps - max(args.learning_starts, 1) + 1)
+
+
 class Agent(nn.Module):
     """All that an update changes: networks, targets, optimisers. Losses are (seeds,) tensors.
     Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...)."""
@@ -126,6 +131,7 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.action_dim = action_dim
+        self.num_updates = total_updates(args)
         self.device = device
         self.actor = Actor(obs_dim, action_dim, args, seeds)
         self.qf = QNetworks(obs_dim, action_dim, args, seeds)
@@ -181,18 +187,23 @@ class Agent(nn.Module):
         """One step of the critics and, if asked for, of the actor and then of all targets. noise:
         (seeds, batch, action_dim). The sum of the losses has the gradients of the single
         seeds: these are independent."""
-        loss, q_values = self.qf_loss(batch, noise)
+        with activations.observing(self.qf):
+            loss, q_values = self.qf_loss(batch, noise)
         grads = torch.autograd.grad(loss.sum(), self.qf_optimizer.parameters_)
         with torch.no_grad():
             self.qf_optimizer.step(grads)
+            activations.step_constraints(self.qf, self.num_updates)
         info = {"qf_loss": loss.detach(), "q_mean": q_values.detach().mean((-2, -1))}
         if not update_policy:
             return info
 
-        loss = self.actor_loss(batch)
+        with activations.observing(self.actor):
+            loss = self.actor_loss(batch)
         grads = torch.autograd.grad(loss.sum(), self.actor_optimizer.parameters_)
         with torch.no_grad():
             self.actor_optimizer.step(grads)
+            policy_updates = self.num_updates // self.args.policy_frequency
+            activations.step_constraints(self.actor, policy_updates)
             self.move_targets()
         return info | {"actor_loss": loss.detach()}
 
@@ -352,8 +363,9 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(0, inf)", "learning_rate")
     runlog.check_range(args, "[0, 1)", "gamma")
     runlog.check_range(args, "(0, 1]", "tau")
-    num_updates = args.utd * (args.total_timesteps - max(args.learning_starts, 1) + 1)
-    runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # else no policy update
+    runlog.check_range(
+        args, f"[1, {total_updates(args)}]", "policy_frequency"
+    )  # else no policy update
     pipes_of_a_worker = 4
     files_per_run = pipes_of_a_worker if args.async_envs else 0
     runlog.check_flags(args, args.num_seeds, files_per_run)
@@ -366,6 +378,7 @@ def validate(args: Args) -> Args:
         )
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
+        activations.check_schedule([args.activation], args.rational)
     obs_dim, action_dim = environments.check_environments([args.env_id], args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)

@@ -19,6 +19,7 @@ FORMULAS = {  # float64, numpy and scipy only
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "smooth_leaky": lambda x: 0.1 * x + 0.9 * x * special.expit(5 * x / 3),
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
     "selu": lambda x: SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(np.minimum(x, 0))),
     "gelu": lambda x: x * special.ndtr(x),
@@ -99,7 +100,8 @@ def random_rational(form, n, m, d, constrained, c=1.7, **kwargs) -> Rational:
 
 
 def test_every_elementwise_name_has_a_reference_here():
-    assert {*FORMULAS, "crelu", "rational", "crational"} == set(ACTIVATIONS)
+    others = {"crelu", "fourier", "snake", "rational", "crational"}
+    assert {*FORMULAS} | others == set(ACTIVATIONS)
     assert list(FORMULAS) == activations.fit_targets()
 
 
@@ -126,6 +128,51 @@ def test_crelu_joins_the_feature_axis():
             make_activation("crelu", feature_axis=axis)(x).numpy(), reference
         )
     assert torch.autograd.gradcheck(make_activation("crelu"), x[0].clone().requires_grad_())
+
+
+def test_fourier_joins_sine_and_cosine():
+    x = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for axis in (-1, -3):
+        reference = np.concatenate([np.sin(x.numpy()), np.cos(x.numpy())], axis)
+        found = make_activation("fourier", feature_axis=axis)(x)
+        np.testing.assert_allclose(found.numpy(), reference, rtol=1e-14)
+    assert torch.autograd.gradcheck(make_activation("fourier"), x[0].clone().requires_grad_())
+    assert activations.dense(3, 8, "fourier_hr").width == 16
+
+
+def test_snake_against_its_formula():
+    x = torch.linspace(-8, 8, 161, dtype=torch.float64)
+    start = make_activation("snake").double()
+    np.testing.assert_allclose(start(x).detach(), x + np.sin(x.numpy()) ** 2, atol=1e-12)
+    module = make_activation("snake", batch_shape=(4,)).double()
+    a = [0.3, -0.7, 5.0, 0.0]
+    with torch.no_grad():
+        module.a.copy_(torch.tensor(a))
+    found = module(x.expand(4, -1)).detach().numpy()
+    for row, value in zip(found[:3], a):
+        np.testing.assert_allclose(row, x + np.sin(value * x.numpy()) ** 2 / value, atol=1e-12)
+    np.testing.assert_array_equal(found[3], x)  # the limit
+    near = x[:160:9].expand(4, -1).clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x, a: torch.func.functional_call(module, {"a": a}, x), (near, module.a)
+    )
+    (grad,) = torch.autograd.grad(module(near).sum(), module.a)
+    np.testing.assert_allclose(
+        grad[3].item(), near[3].square().sum().item()
+    )  # not 0: a can leave 0
+    assert activations.coefficient_names(activations.dense(3, 4, "snake*tanh")) == {
+        "branches.0.activation.a"
+    }
+
+
+def test_swish_is_silu_wherever_a_name_is_given():
+    assert parse("swish_hr+tanh*swish") == [["silu", "silu"], ["tanh", "silu"]]
+    x = torch.linspace(-5, 5, 11)
+    assert torch.equal(make_activation("swish")(x), torch.nn.functional.silu(x))
+    fits = [fit_rational(RationalConfig(fit_target=name), True) for name in ("swish", "silu")]
+    assert fits[0] == fits[1]
+    for expression in ("swish", "identity*swish"):
+        activations.check(expression, RationalConfig())
 
 
 @pytest.mark.parametrize("form", "AB")
