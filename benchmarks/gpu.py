@@ -30,6 +30,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,7 @@ PARTS = ("updates", "loop", "atari", "floor", "rational", "peers", "random", "co
 class Args:
     out: Path = Path("results/gpu.json")  # the JSON file; the table goes beside it, as .md
     parts: tuple[str, ...] = PARTS
+    only: str = ""  # of these, the jobs whose name has this regular expression
     device: str = "cuda"
     quick: bool = False  # tiny sizes, to try the code
     compile: bool = True  # --no-compile: everything eagerly, to try the code
@@ -498,7 +500,7 @@ def main(args: Args) -> int:
     # a signal ends it like Ctrl-C: what was measured is written, and every job ends
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.monotonic()
-    jobs = make_jobs(args)
+    jobs = [job for job in make_jobs(args) if re.search(args.only, job.name)]
     report = {"command": [sys.executable, *sys.argv], "machine": {}, "seconds": 0.0, "jobs": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
 
