@@ -234,7 +234,9 @@ def act(
     actions = (draws[1] * num_actions).long()
     if not explores.all():
         obs_on_device = torch.from_numpy(obs).to(device)
-        greedy = (q_values or q_network)(obs_on_device).argmax(-1).cpu()
+        # a compiled module has no truth value: `q_values or q_network` fails
+        call = q_network if q_values is None else q_values
+        greedy = call(obs_on_device).argmax(-1).cpu()
         actions = torch.where(explores, actions, greedy)
     return actions.numpy()
 
