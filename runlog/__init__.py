@@ -11,7 +11,8 @@ Here are the names that every script uses; the others are in the modules of thei
     opening                   the runs that flags mean, and opening them
     batch, report             the runs that train together: rows, checkpoints, divergence, the end
     run                       one run's folder, in parts: lock, append_only, checkpoints, meta
-    seeding, cudagraphs       generators and noise with a seed axis; replaying an update
+    seeding                   generators and noise with a seed axis
+    cudagraphs, transfer      replaying an update; arrays on their way to the device
     progress, terminal        what a program says; errors in one line
     evaluation, video         what a finished run is measured to be, and shows
     mirrors                   TensorBoard and Weights & Biases

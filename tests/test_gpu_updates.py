@@ -42,7 +42,7 @@ import pqn_atari
 import reports
 import runlog
 import sac_continuous
-from runlog import cudagraphs, seeding
+from runlog import cudagraphs, seeding, transfer
 from runlog.divergence import Divergence
 
 CPU = torch.device("cpu")
@@ -422,6 +422,18 @@ def test_a_draw_from_the_replay_does_not_wait(device):
         batches = buffer.sample(4, BATCH, generators=generators)
         noise = seeding.normals(generators, 4, 2, BATCH, ACTIONS, axis=2)
     assert batches["obs"].shape == (4, 2, BATCH, OBS) and noise.shape == (4, 2, 2, BATCH, ACTIONS)
+    # a graph keeps its inputs like this: the update is compiled for one layout
+    assert all(column.is_contiguous() for column in batches.values())
+
+
+@pytest.mark.parametrize("device", CPU_AND_CUDA)
+def test_uploads_keep_their_values_when_more_follow(device):
+    upload = transfer.Uploader(torch.device(device))
+    arrays = [np.full((1_000, 100), number, np.uint8) for number in range(20)]
+    uploaded = [upload(array) for array in arrays]
+    for array, x in zip(arrays, uploaded):
+        assert x.device.type == device
+        np.testing.assert_array_equal(x.cpu().numpy(), array)
 
 
 @pytest.mark.parametrize("device", META_AND_CUDA)
