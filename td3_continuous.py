@@ -358,9 +358,8 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(0, inf)", "learning_rate")
     runlog.check_range(args, "[0, 1)", "gamma")
     runlog.check_range(args, "(0, 1]", "tau")
-    runlog.check_range(
-        args, f"[1, {total_updates(args)}]", "policy_frequency"
-    )  # else no policy update
+    num_updates = total_updates(args)
+    runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # else no policy update
     if args.cudagraphs and args.utd % args.policy_frequency:
         # as a graph the block of updates is the same at every step
         raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: must divide --utd")
