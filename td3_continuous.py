@@ -363,9 +363,8 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(0, inf)", "learning_rate")
     runlog.check_range(args, "[0, 1)", "gamma")
     runlog.check_range(args, "(0, 1]", "tau")
-    runlog.check_range(
-        args, f"[1, {total_updates(args)}]", "policy_frequency"
-    )  # else no policy update
+    num_updates = total_updates(args)
+    runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # else no policy update
     pipes_of_a_worker = 4
     files_per_run = pipes_of_a_worker if args.async_envs else 0
     runlog.check_flags(args, args.num_seeds, files_per_run)

@@ -157,9 +157,8 @@ def test_snake_against_its_formula():
         lambda x, a: torch.func.functional_call(module, {"a": a}, x), (near, module.a)
     )
     (grad,) = torch.autograd.grad(module(near).sum(), module.a)
-    np.testing.assert_allclose(
-        grad[3].item(), near[3].square().sum().item()
-    )  # not 0: a can leave 0
+    # not 0, so that a can leave 0
+    np.testing.assert_allclose(grad[3].item(), near[3].square().sum().item())
     assert activations.coefficient_names(activations.dense(3, 4, "snake*tanh")) == {
         "branches.0.activation.a"
     }
