@@ -6,6 +6,7 @@ It is drawn from continual_curves.csv, as the large figure of plots.continual is
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -67,6 +68,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         for variant, look in looks.items():
             own = rows_where(rows, cell=variant, metric=metric)
             tasks, mean, low, high = columns(own, "task", "mean", "low", "high")
+            low, high = np.clip((low, high), 0, 1)  # fractions
             panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)
             panel.plot(tasks, mean, **look, label=variant, linewidth=1.5, markersize=3.5)
         style.left_title(panel, label)
