@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 import activations
 import runlog
 from plots import style
+from plots.plasticity import ACCURACY, draw_plasticity
 from plots.reading import Loaded, check_once, read_run, run_folders_in
 from plots.recording import Kind, file_name, record_figure, rows_where, write_csv
 from plots.statistics import mean_interval
@@ -24,7 +25,6 @@ from plots.variants import by_seed, differing, flat, in_order, product_of, style
 VARIED = {"activation", "layer_norm", "l2", "redo", "reset_head"}  # and rational.*: of cells
 SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
 LATE = 5  # tasks at the end that "late" means
-ACCURACY = "charts/online_accuracy"
 STEPS_TO_THRESHOLD = "charts/steps_to_threshold"
 PER_TASK = (  # keys of continual_curves.csv
     r"charts/(online|end|test)_accuracy"
@@ -231,19 +231,23 @@ def print_comparisons(rows: Sequence[dict]) -> None:
 def continual(
     runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """CR continual: accuracy and NTK rank per task, and comparisons paired by seed."""
-    if where or variants:
+    """CR continual: accuracy and NTK rank per task, and comparisons paired by seed; with --variants
+    also a small picture of these cells."""
+    if where:
         told = "continual draws all runs of continual_supervised.py; leave it away"
-        raise runlog.UserError(f"--where, --variants: {told}")
-    return draw_continual(runs, out)
+        raise runlog.UserError(f"--where: {told}")
+    return draw_continual(runs, out, variants)
 
 
-def draw_continual(folder: Path, out: Path) -> list[Path]:
+def draw_continual(folder: Path, out: Path, chosen: Sequence[str] = ()) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf,
     continual_curves.csv (per task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv.
-    Prints the comparisons."""
+    With `chosen`, labels of cells, also plasticity-<dataset>-<tasks>.png and .pdf. Prints the
+    comparisons."""
     tables = {"curves": [], "cells": [], "runs": [], "comparisons": []}
     studies = continual_cells(folder)
+    for name, cells in studies.items():
+        check_chosen(chosen, name, cells)
     for name, cells in studies.items():
         for cell in cells:
             start = {"study": name, "cell": cell.label}
@@ -270,7 +274,27 @@ def draw_continual(folder: Path, out: Path) -> list[Path]:
             activation_of={cell.label: cell.activation for cell in cells},
             hollow=[cell.label for cell in cells if "decay" in cell.settings],
         )
+        if chosen:
+            rows = [row for row in tables["curves"] if row["study"] == name]
+            small = file.replace("continual", "plasticity", 1)
+            activation_of = {cell.label: cell.activation for cell in cells}
+            paths += draw_plasticity(out, small, name, chosen, activation_of, small_panels(rows))
     return paths
+
+
+def check_chosen(chosen: Sequence[str], study: str, cells: Sequence[Cell]) -> None:
+    """Raises UserError: a label of --variants is that of no cell."""
+    labels = [cell.label for cell in cells]
+    for label in chosen:
+        if label not in labels:
+            there = ", ".join(f'"{other}"' for other in labels)
+            raise runlog.UserError(f'--variants "{label}": {study} has {there}')
+
+
+def small_panels(rows: Sequence[dict]) -> dict[str, str]:
+    """What the small picture shows: metric -> title."""
+    dead = f"network/classifier/{last_layer(rows)}/dead_share"
+    return {ACCURACY: "online accuracy", dead: "dead-neuron fraction, last layer"}
 
 
 def curve_rows(cell: Cell) -> list[dict]:

@@ -16,6 +16,7 @@ from PIL import Image
 import continual_supervised
 import figures
 import plots.continual
+import plots.redraw
 import plots.statistics
 import runlog
 from activations import RationalConfig
@@ -178,6 +179,31 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         )
     cells = list(csv.DictReader((out / "continual_cells.csv").open()))
     assert {(row["cell"], row["diverged"]) for row in cells} == {(a, "1") for _, a in accuracy}
+
+
+def test_variants_draw_a_small_picture_of_these_cells_and_must_be_there(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    out = tmp_path / "out"
+    accuracy = make_cell(runs, [1, 2, 3], "relu")
+    make_cell(runs, [1, 2, 3], "tanh")
+    make_cell(runs, [1, 2, 3], "crational", init_scale=0.25)
+    command = ["continual", "--runs", str(runs), "--out", str(out), "--variants"]
+    with pytest.raises(SystemExit):
+        figures.main([*command, "relu", "gelu"])
+    told = '--variants "gelu": digits random_labels has "relu", "crational, init 0.25", "tanh"'
+    assert told in capsys.readouterr().err and not out.exists()
+
+    figures.main([*command, "crational, init 0.25", "relu"])
+    name = "plasticity-digits-random_labels"
+    assert Image.open(out / f"{name}.png").size[0] > 1_000
+    figure = plots.redraw.figure_of(out, name)
+    assert "n = 3 seeds, 95 % interval" in figure.get_suptitle()
+    left, right = figure.axes
+    assert [line.get_label() for line in left.get_lines()] == ["crational, init 0.25", "relu"]
+    drawn = left.get_lines()[1].get_xydata()
+    assert drawn[:, 0].tolist() == [*range(1, TASKS + 1)]
+    assert drawn[:, 1] == pytest.approx(accuracy.mean(0), rel=1e-3)
+    assert right.get_title("left") == "dead-neuron fraction, last layer"
 
 
 def test_intervals_of_one_value_are_unknown():

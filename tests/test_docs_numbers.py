@@ -1,0 +1,151 @@
+"""The intervals and deviations that the pages tell are those of the files under results/.
+
+`pytest -q tests/test_docs_numbers.py` (a second)
+"""
+
+import csv
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+INTERVAL = re.compile(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]")
+DEVIATION = re.compile(rf"({NUMBER}) \+- ({NUMBER})")
+REACH = "2026-cr-reach/cr_seeds-reach-v3-"
+SOURCES = {  # file: columns of the middle, the lower and the upper end
+    f"{REACH}claims.csv": ("value", "low", "high"),
+    f"{REACH}summary.csv": ("median", "low", "high"),
+    "2026-continual/continual_comparisons.csv": ("difference", "low", "high"),
+    "2026-function-approximation/ratios.csv": ("ratio", "low", "high"),
+    "2026-function-approximation/longer/ratios.csv": ("ratio", "low", "high"),
+    "2026-function-approximation/table1.csv": ("dead_share", "low", "high"),
+    "2026-function-approximation/longer/table1.csv": ("dead_share", "low", "high"),
+    "2026-laptop/sac/cr1.csv": ("value", "low", "high"),
+}
+CELLS = "2026-continual/continual_cells.csv"  # a measure in three columns
+PAGES = (
+    "docs/reproduction.md",
+    "docs/continual_supervised.md",
+    "results/2026-cr-reach/README.md",
+    "results/2026-continual/README.md",
+    "results/2026-function-approximation/README.md",
+)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def value_and_rounding(text: str) -> tuple[float, float]:
+    """A number, and by how much it may be rounded: half of its last digit, trailing zeros of a
+    whole number of three digits and more counting as rounded."""
+    plain = text.replace(",", "")
+    mantissa, _, exponent = plain.partition("e")
+    unit = 10.0 ** int(exponent or 0)
+    _, _, decimals = mantissa.partition(".")
+    unit *= 10.0 ** -len(decimals)
+    if not decimals and not exponent:
+        digits = mantissa.lstrip("+-")
+        zeros = len(digits) - len(digits.rstrip("0"))
+        if len(digits) >= 3:
+            unit *= 10.0**zeros
+    return float(plain), 0.5 * unit
+
+
+def is_told(told: tuple[str, ...], true: tuple[float, ...]) -> bool:
+    """Whether these numbers are the true ones, rounded."""
+    for text, number in zip(told, true, strict=True):
+        value, rounding = value_and_rounding(text)
+        if not abs(value - number) <= 1.001 * rounding:
+            return False
+    return True
+
+
+def known_intervals() -> list[tuple[float, ...]]:
+    found = []
+    for file, columns in SOURCES.items():
+        for row in table(RESULTS / file):
+            found.append(tuple(float(row[column] or "nan") for column in columns))
+    for row in table(RESULTS / CELLS):
+        for measure in row:
+            if f"{measure}: low" in row:
+                ends = measure, f"{measure}: low", f"{measure}: high"
+                found.append(tuple(float(row[column] or "nan") for column in ends))
+    for row in table(RESULTS / f"{REACH}claims.csv"):
+        ends = "p_larger", "p_larger_low", "p_larger_high"
+        found.append(tuple(float(row[column] or "nan") for column in ends))
+    return found
+
+
+def known_deviations() -> list[tuple[float, ...]]:
+    """Mean and standard deviation over three seeds (ddof 1)."""
+    values = defaultdict(list)
+    for row in table(RESULTS / "2026-laptop/sac/seeds.csv"):
+        for quantity in ("return", "Q - G", "max |f(x)|"):
+            if row[quantity]:
+                key = row["environment"], row["variant"], quantity
+                values[key].append(float(row[quantity]))
+    for row in table(RESULTS / "2026-sac-cartpole/curves.csv"):
+        if row["metric"] == "network/qf1/coefficient_gradient_norm" and row["env_step"] == "30000":
+            values[row["activation"]].append(float(row["value"]))
+    return [(np.mean(seeds), np.std(seeds, ddof=1)) for seeds in values.values()]
+
+
+def test_a_number_is_compared_as_far_as_it_is_told():
+    assert is_told(("1,220", "0.5"), (1217.6, 0.54)) and not is_told(("1,219",), (1217.6,))
+    assert is_told(("2e-5", "-0.109"), (2.4e-5, -0.10949)) and not is_told(("2e-5",), (2.6e-5,))
+    assert is_told(("-80.2",), (-80.2,)) and not is_told(("80.2",), (-80.2,))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_interval_of_a_page_is_one_of_the_files(page):
+    intervals = known_intervals()
+    told = INTERVAL.findall((ROOT / page).read_text())
+    assert len(told) > 10
+    wrong = [each for each in told if not any(is_told(each, true) for true in intervals)]
+    assert not wrong
+
+
+def test_every_deviation_of_the_reproduction_is_one_of_the_files():
+    deviations = known_deviations()
+    told = DEVIATION.findall((ROOT / "docs/reproduction.md").read_text())
+    assert len(told) > 10
+    wrong = [each for each in told if not any(is_told(each, true) for true in deviations)]
+    assert not wrong
+
+
+def test_hours_of_the_readme_are_steps_over_measured_rates():
+    speed = RESULTS / "2026-atari-speed"
+    cpu = {}
+    for file in ("speed.json", "dqn.json"):
+        for row in json.loads((speed / file).read_text())["results"]:
+            if row["part"] == "script":
+                cpu[row["algorithm"]] = row["steps_per_second"]
+    gpu = (RESULTS / "2026-gpu-speed/gpu.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for name in ("dqn", "ppo", "pqn"):
+        told = re.search(
+            rf"`{name}_atari.py`, 10M steps \| ([\d.]+) h \| ([\d.]+) (h|min) \|", readme
+        )
+        rate = float(re.search(rf"\| {name} \| script \| \d+ \| ([\d,]+)", gpu)[1].replace(",", ""))
+        hours = float(told[2]) / (60 if told[3] == "min" else 1)
+        assert float(told[1]) == pytest.approx(1e7 / cpu[name] / 3600, rel=0.02)
+        assert hours == pytest.approx(1e7 / rate / 3600, rel=0.02)
+
+    loop = json.loads((RESULTS / "2026-sac-speed/loop.json").read_text())["results"]
+    warm = {row["seeds"]: row["seed_updates_per_s"] for row in loop if row["start"] == "warm"}
+    updates = 10 * (1_000_000 - 5_000)
+    told = re.search(r"1 seed (\d+) h, 5 seeds (\d+) h \| 10 seeds ([\d.]+) h", readme)
+    fastest = float(
+        re.search(r"\| 10 \| True \| True \|.*\| ([\d,]+) \|$", gpu, re.M)[1].replace(",", "")
+    )
+    assert float(told[1]) == pytest.approx(updates / warm[1] / 3600, rel=0.03)
+    assert float(told[2]) == pytest.approx(5 * updates / warm[5] / 3600, rel=0.03)
+    assert float(told[3]) == pytest.approx(10 * updates / fastest / 3600, rel=0.03)
