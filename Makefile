@@ -42,7 +42,7 @@ demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a tabl
 figures: .venv/runtime.stamp  ## draw every figure under results/ again, from the CSV files beside it
 	@$(BIN)/python figures.py redraw results
 
-notebook: .venv/dev.stamp  ## run examples/analyse_a_run.ipynb anew, with its two short trainings; keeps its pictures
+notebook: .venv/dev.stamp  ## run examples/analyse_a_run.ipynb and keep its pictures; the first time it trains two small runs
 	@cd examples && ../$(BIN)/jupyter execute --inplace analyse_a_run.ipynb
 
 test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
