@@ -27,7 +27,7 @@ import plots.dashboards
 import reports
 import runlog
 from environments import datasets
-from runlog import memory, seeding
+from runlog import loading, memory, seeding
 
 KERNEL = 5  # pixels a side of a convolution, which 2x2 max pooling follows
 REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
@@ -102,7 +102,8 @@ def conv_sizes(args: Args, image_shape: tuple[int, ...]) -> list[tuple[int, int]
 
 
 class Classifier(nn.Module):
-    """Pixels (seeds, batch, channels * height * width) -> logits (seeds, batch, outputs)."""
+    """Pixels (seeds, batch, channels * height * width) -> logits (seeds, batch, outputs); with a
+    number instead of a list of seeds there is no such axis."""
 
     def __init__(self, args: Args, image_shape: tuple[int, ...], outputs: int, seeds):
         super().__init__()
@@ -150,9 +151,9 @@ class Classifier(nn.Module):
             x = x.unflatten(-1, self.image_shape)
             for convolution in self.convolutions:
                 x = convolution(x)
-                pooled = F.max_pool2d(x.flatten(0, 1), 2)
-                x = pooled.unflatten(0, x.shape[:2])
-            x = x.flatten(2)
+                pooled = F.max_pool2d(x.flatten(0, -4), 2)
+                x = pooled.unflatten(0, x.shape[:-3])
+            x = x.flatten(-3)
         return self.head(self.hidden(x))
 
 
@@ -610,6 +611,27 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
         batch.draw(end, plots.draw_run)
     batch.finish()
     progress.close()
+
+
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Classifier:
+    """The network of a run's newest checkpoint, finished or not.
+
+    It has no seed axis: pixels (batch, channels * height * width) in [0, 1], which are those of the
+    data set divided by its largest value, to logits (batch, outputs). Raises UserError as
+    `runlog.load`, and if there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    args = dataclasses.replace(run.config, compile=False)
+    outputs = len(loading.weights_of(run, "learner")["network.head.bias"])
+    shape = datasets.IMAGE_SHAPES[args.dataset]
+    scale = 1.0  # the caller's pixels are scaled already
+    with runlog.value_errors_are_user_errors():
+        learner = Learner(args, shape, outputs, scale, args.seed, runlog.find_device(device))
+    loading.restore(learner, run, "learner")
+    return learner.network
 
 
 def runs_of(args: Args) -> list:

@@ -29,7 +29,7 @@ import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from runlog import cudagraphs, evaluation, seeding
+from runlog import cudagraphs, evaluation, loading, seeding
 from runlog.disk import check_space
 from runlog.rows import DamagedRows, MappedRows
 
@@ -817,13 +817,30 @@ def train(args: Args, run: runlog.Batch) -> None:
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> QNetwork:
+    """The Q-network of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
+
+    It takes observations (n, 4, 84, 84) uint8 to Q-values (n, num_actions). The target network is
+    in `runlog.load(folder).state["target_network"]`. Raises UserError as `runlog.load`, and if
+    there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    num_actions = len(loading.weights_of(run, "q_network")["q.bias"])
+    with runlog.value_errors_are_user_errors():
+        q_network = QNetwork(num_actions, run.config)
+    loading.restore(q_network, run, "q_network")
+    return q_network.to(runlog.find_device(device))
+
+
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays whole games with the last checkpoint, films the first, measures the network
     on what it saw."""
-    step, state = evaluation.load_finished(run)
+    step = evaluation.finished_step(run)
     make = functools.partial(make_games, args)
-    q_network = QNetwork(make(1).num_actions, args)
-    q_network.load_state_dict(state["q_network"])
+    q_network = load_agent(run.folder)
     generator = seeding.make_generator(args.seed, "play")
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
     screens = []

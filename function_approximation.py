@@ -29,7 +29,7 @@ import optimizers
 import plots.dashboards
 import reports
 import runlog
-from runlog import memory, seeding, terminal
+from runlog import loading, memory, seeding, terminal
 from runlog.disk import writing
 
 PAPER_COUNTS = {  # trained parameters, from the paper (captions of Figs. 2 and 12)
@@ -114,7 +114,8 @@ def mean_squared_error(fit: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 class Networks(nn.Module):
-    """One network for each entry of `seeds`, with its own learning rate, and their optimiser.
+    """One network for each entry of `seeds`, with its own learning rate, and their optimiser; with
+    a number instead of each of the two lists there is no leading axis.
 
     Weights and biases start uniform in +-1/sqrt(fan_in), torch's default: with biases 0 every kink
     of a relu would lie at x = 0. They depend on the seed alone: learning rates, and activations of
@@ -173,14 +174,16 @@ class Networks(nn.Module):
 
     def count(self) -> int:
         """Trained parameters of one network."""
-        return sum(p[0].numel() for p in self.optimizer.parameters_)
+        num_networks = self.output.bias.numel()
+        return sum(p.numel() for p in self.optimizer.parameters_) // num_networks
 
 
 def draw_biases(layer: activations.Linear, seeds: np.ndarray) -> None:
     """Uniform in +-1/sqrt(fan_in), each network's from its seed."""
     fan_in = layer.weight.shape[-2]
     bound = fan_in**-0.5
-    for bias, seed in zip(layer.bias, seeds):
+    biases = layer.bias.view(-1, layer.bias.shape[-1])
+    for bias, seed in zip(biases, seeds.ravel()):
         generator = torch.Generator().manual_seed(int(seed))
         nn.init.uniform_(bias, -bound, bound, generator=generator)
 
@@ -435,6 +438,32 @@ def validate(args: Args) -> None:
     device = runlog.find_device(args.device)
     on_device, on_host = big_tensors(args)
     runlog.check_memory(args, device, on_device, on_host)
+
+
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Networks:
+    """The network of a run's newest checkpoint, finished or not.
+
+    It has no leading axis: x (points,) to the fit (points,). What it is, of all that `Args`
+    compares, is in `runlog.load(folder).settings`: activation, widths, learning_rate. Raises
+    UserError as `runlog.load`, and if there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    loading.weights_of(run, "networks")
+    args = dataclasses.replace(run.config, compile=False)
+    with runlog.value_errors_are_user_errors():
+        networks = Networks(
+            run.settings["activation"],
+            run.settings["widths"],
+            args.seed,
+            run.settings["learning_rate"],
+            args,
+            runlog.find_device(device),
+        )
+    loading.restore(networks, run, "networks")
+    return networks
 
 
 # ---- the whole comparison ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from runlog import cudagraphs, evaluation, seeding
+from runlog import cudagraphs, evaluation, loading, seeding
 from runlog.transfer import Uploader
 
 
@@ -590,13 +591,29 @@ def train(args: Args, run: runlog.Batch) -> None:
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
+    """The agent of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
+
+    It takes observations (n, 4, 84, 84) uint8 to logits (n, num_actions) and values (n,). Raises
+    UserError as `runlog.load`, and if there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    num_actions = len(loading.weights_of(run, "agent")["actor.bias"])
+    with runlog.value_errors_are_user_errors():
+        agent = Agent(num_actions, run.config)
+    loading.restore(agent, run, "agent")
+    return agent.to(runlog.find_device(device))
+
+
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games with the last policy, sampled, films the
     first, and measures the network on what it saw."""
-    step, state = evaluation.load_finished(run)
+    step = evaluation.finished_step(run)
     make = functools.partial(make_games, args)
-    agent = Agent(make(1).num_actions, args)
-    agent.load_state_dict(state["agent"])
+    agent = load_agent(run.folder)
     generator = seeding.make_generator(args.seed, "play")
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
     screens = []

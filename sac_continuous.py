@@ -14,6 +14,7 @@ Results, implementation details and every difference from CleanRL's SAC: docs/sa
 import dataclasses
 import functools
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ import plots.dashboards
 import reports
 import runlog
 from environments import ReplayBuffer
-from runlog import cudagraphs, evaluation, memory, seeding
+from runlog import cudagraphs, evaluation, loading, memory, seeding
 
 EnvIds = tuple[str, ...]
 
@@ -148,7 +149,8 @@ def total_updates(args: Args) -> int:
 
 class Agent(nn.Module):
     """All that an update changes: networks, targets, temperature, optimisers. Losses are (seeds,)
-    tensors. Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...)."""
+    tensors. Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...). With a
+    number instead of a list of seeds there is no such axis."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
         super().__init__()
@@ -160,7 +162,7 @@ class Agent(nn.Module):
         self.qf = SoftQNetworks(obs_dim, action_dim, args, seeds)
         self.qf_target = SoftQNetworks(obs_dim, action_dim, args, seeds)  # equal seeds: a copy
         log_alpha = math.log(args.init_temperature)
-        self.log_alpha = nn.Parameter(torch.full((len(seeds), 1), log_alpha))
+        self.log_alpha = nn.Parameter(torch.full((*np.shape(seeds), 1), log_alpha))
 
         alpha = nn.ParameterList([self.log_alpha])
         self.actor_optimizer = optimizers.Adam(self.actor, args.learning_rate, args.rational)
@@ -183,14 +185,15 @@ class Agent(nn.Module):
         """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without
         generators the mode."""
         device = self.log_alpha.device
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(1)
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(-2)
+        shape = (*obs.shape[:-1], self.action_dim)
         if generators is None:
-            noise = obs.new_zeros(len(obs), 1, self.action_dim)
+            noise = obs.new_zeros(shape)
         else:
-            noise = seeding.normals(generators, 1, self.action_dim)
+            noise = seeding.normals(generators, 1, self.action_dim).view(shape)
         actions, log_probs = self.sample(obs, noise)
-        actions = np.nan_to_num(actions.squeeze(1).cpu().numpy())  # a diverged seed stands still
-        return actions, log_probs.squeeze(1).cpu().numpy()
+        actions = np.nan_to_num(actions.squeeze(-2).cpu().numpy())  # a diverged seed stands still
+        return actions, log_probs.squeeze(-1).cpu().numpy()
 
     def act(self, obs: np.ndarray, generators: list | None = None) -> np.ndarray:
         actions, _ = self.act_with_log_probs(obs, generators)
@@ -601,17 +604,37 @@ def train(args: Args, batch: runlog.Batch) -> None:
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
+    """The agent of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
+
+    It has no seed axis: `agent.act` takes an observation (obs_dim,) to an action (action_dim,) in
+    [-1, 1], the mode of the policy; `agent.actor` takes (batch, obs_dim) to mean and log-std,
+    (batch, action_dim) each, before the tanh; `agent.qf` and `agent.qf_target` take (batch,
+    obs_dim) and (batch, action_dim) to (2, batch), the values of the twin critics. Raises UserError
+    as `runlog.load`, and if there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    weights = loading.weights_of(run, "agent")
+    obs_dim = len(weights["actor.hidden.0.branches.0.linear.weight"])
+    action_dim = len(weights["actor.mean.bias"])
+    args = dataclasses.replace(run.config, compile=False)
+    with runlog.value_errors_are_user_errors():
+        agent = Agent(obs_dim, action_dim, args, args.seed, runlog.find_device(device))
+    loading.restore(agent, run, "agent")
+    return agent
+
+
 def evaluate_finished(args: Args, run) -> None:
     """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the
     returns, films one more."""
-    step, state = evaluation.load_finished(run)
+    step = evaluation.finished_step(run)
+    agent = load_agent(run.folder)
     seed = run.config["seed"]
-    args = dataclasses.replace(args, compile=False)
     for task, env_id in enumerate(args.env_id, 1):
         envs = environments.make_envs(env_id, [seed], "play", args.async_envs)
-        obs_dim, action_dim = environments.sizes(envs)
-        agent = Agent(obs_dim, action_dim, args, [seed], torch.device("cpu"))
-        runlog.restore_module(agent, [state["agent"]])
         played = f"seed {seed}"
         path = run.folder / "videos" / f"evaluation-{step}.mp4"
         if len(args.env_id) > 1:

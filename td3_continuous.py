@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ import plots.dashboards
 import reports
 import runlog
 from runlog import batch as batches_of_runs
-from runlog import cudagraphs, evaluation, memory, seeding
+from runlog import cudagraphs, evaluation, loading, memory, seeding
 
 
 @dataclasses.dataclass
@@ -125,7 +126,8 @@ def total_updates(args: Args) -> int:
 
 class Agent(nn.Module):
     """All that an update changes: networks, targets, optimisers. Losses are (seeds,) tensors.
-    Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...)."""
+    Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...). With a number
+    instead of a list of seeds there is no such axis."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
         super().__init__()
@@ -153,12 +155,12 @@ class Agent(nn.Module):
     def act(self, obs: np.ndarray, generators: list | None = None) -> np.ndarray:
         """Actions (seeds, action_dim) for one observation per seed; with generators, exploration
         noise is added."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device).unsqueeze(1)
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device).unsqueeze(-2)
         actions = self.policy(obs)
         if generators is not None:
-            noise = seeding.normals(generators, 1, self.action_dim)
+            noise = seeding.normals(generators, 1, self.action_dim).view_as(actions)
             actions = (actions + self.args.exploration_noise * noise).clamp(-1, 1)
-        return np.nan_to_num(actions.squeeze(1).cpu().numpy())  # a diverged seed stands still
+        return np.nan_to_num(actions.squeeze(-2).cpu().numpy())  # a diverged seed stands still
 
     def target_actions(self, next_obs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Target policy smoothing. noise: standard normal, (seeds, batch, action_dim)."""
@@ -522,16 +524,36 @@ def train(args: Args, batch: runlog.Batch) -> None:
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
+    """The agent of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
+
+    It has no seed axis: `agent.act` takes an observation (obs_dim,) to an action (action_dim,) in
+    [-1, 1]; `agent.actor` takes (batch, obs_dim) to actions (batch, action_dim); `agent.qf` takes
+    (batch, obs_dim) and (batch, action_dim) to (2, batch), the values of the twin critics;
+    `agent.actor_target` and `agent.qf_target` likewise. Raises UserError as `runlog.load`, and if
+    there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    weights = loading.weights_of(run, "agent")
+    obs_dim = len(weights["actor.hidden.0.branches.0.linear.weight"])
+    action_dim = len(weights["actor.mean.bias"])
+    args = dataclasses.replace(run.config, compile=False)
+    with runlog.value_errors_are_user_errors():
+        agent = Agent(obs_dim, action_dim, args, args.seed, runlog.find_device(device))
+    loading.restore(agent, run, "agent")
+    return agent
+
+
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes with the last checkpoint, prints the return, films one
     more."""
-    step, state = evaluation.load_finished(run)
+    step = evaluation.finished_step(run)
+    agent = load_agent(run.folder)
     seed = run.config["seed"]
-    args = dataclasses.replace(args, compile=False)
     envs = environments.make_envs(args.env_id, [seed], "play", args.async_envs)
-    obs_dim, action_dim = environments.sizes(envs)
-    agent = Agent(obs_dim, action_dim, args, [seed], torch.device("cpu"))
-    runlog.restore_module(agent, [state["agent"]])
     path = run.folder / "videos" / f"evaluation-{step}.mp4"
     (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
     values["return of the video"] = environments.film(path, args.env_id, [seed], 0, agent.act)

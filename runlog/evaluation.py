@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from runlog.checkpoints import Checkpoints
 from runlog.meta import ENDED
 from runlog.report import log_report
 from runlog.run import Run
@@ -11,12 +12,15 @@ from runlog.terminal import UserError
 from runlog.video import write_video
 
 
-def load_finished(run: Run) -> tuple[int, dict]:
-    """Step and state of the last checkpoint, for --evaluate. Raises UserError: not at its end, or
-    none was saved."""
-    if run.status() not in ENDED or not run.checkpoint_steps():  # diverged before the first
+def finished_step(run: Run) -> int:
+    """The step of the last checkpoint, for --evaluate. Raises UserError: the run is not at its end,
+    or none was saved."""
+    newest = None
+    if run.status() in ENDED:
+        newest = Checkpoints(run.folder, run.digest).newest()  # None: diverged before the first
+    if newest is None:
         raise UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
-    return run.load_checkpoint()[:2]
+    return newest["step"]
 
 
 def record_evaluation(
