@@ -576,8 +576,8 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
             values |= {"perf/updates_per_second": speed}
             values |= coefficients(training.learner.network)
             batch.log(step, values, skip_diverged=True)
-            ups = f"{speed:.0f}"
-            progress.update(step, task=number + 1, accuracy=f"{share.mean():.3f}", ups=ups)
+            progress.value = f"task {number + 1}, accuracy {share.mean():.3f}"
+        progress.update(step)
         if step % updates_per_task == 0:
             progress.note(end_task(args, training, batch, step, number, task))
 

@@ -670,7 +670,9 @@ def train(args: Args, run: runlog.Batch) -> None:
 
     compiled_td_loss = torch.compile(td_loss, dynamic=False, disable=not args.compile)
     acting_network = torch.compile(q_network, dynamic=False, disable=not args.compile)
-    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    label = f"{args.env_id} {args.activation}"
+    first_update = max(start, args.learning_starts) + args.train_frequency
+    progress = runlog.Progress(start, args.total_timesteps, label, first_update)
     run.save_times.frequency = min(ring, args.checkpoint_frequency)
     obs = games.reset(args.seed, "games", start)
     for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):

@@ -411,7 +411,8 @@ def train(args: Args, run: runlog.Batch) -> None:
     rewards = np.empty(shape, np.float32)
     terminations = np.empty(shape, np.float32)
     truncations = np.empty(shape, np.float32)
-    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    label = f"{args.env_id} {args.activation}"
+    progress = runlog.Progress(start, args.total_timesteps, label, start + batch_size)
     next_obs = games.reset(args.seed, "games", start)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step
@@ -444,6 +445,7 @@ def train(args: Args, run: runlog.Batch) -> None:
                 }
                 run.log(before + (t + 1) * args.num_envs, last_return)
                 recent_returns.append(game.total)
+            progress.update(before + (t + 1) * args.num_envs)
 
         # targets
         no_noise = torch.full((args.num_envs, games.num_actions), 0.5, device=device)
@@ -508,9 +510,9 @@ def train(args: Args, run: runlog.Batch) -> None:
             run.log(step, losses | row)
             if recent_returns:
                 progress.postfix["return"] = f"{np.mean(recent_returns):.4g}"
+                progress.value = f"return {progress.postfix['return']}"
                 recent_returns = []
-            told = ", ".join(f"{key} {value}" for key, value in progress.postfix.items())
-            progress.note(f"step {step}: {told}")
+            progress.note_postfix(step)
 
         # measure the network
         paused = time.monotonic()

@@ -395,7 +395,8 @@ def train(args: Args, run: runlog.Batch) -> None:
     rewards = np.empty(shape, np.float32)
     terminations = np.empty(shape, np.float32)
     truncations = np.empty(shape, np.float32)
-    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    label = f"{args.env_id} {args.activation}"
+    progress = runlog.Progress(start, args.total_timesteps, label, start + batch_size)
     next_obs = games.reset(args.seed, "games", start)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step
@@ -434,6 +435,7 @@ def train(args: Args, run: runlog.Batch) -> None:
                     "charts/episodic_length": game.length,
                 }
                 run.log(before + (t + 1) * num_envs, row)
+            progress.update(before + (t + 1) * num_envs)
 
         # targets
         last_values, _ = compiled_greedy(q_network, torch.from_numpy(next_obs).to(device))
@@ -499,9 +501,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             }
             run.log(step, last_eval)
             test_returns = []
-            progress.postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
-            told = ", ".join(f"{key} {value}" for key, value in progress.postfix.items())
-            progress.note(f"step {step}: {told}")
+            progress.note_means(step, [last_eval], ["eval/episodic_return"])
 
         # measure the network
         paused = time.monotonic()

@@ -403,7 +403,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
 
     if args.cudagraphs:
         update_block = cudagraphs.graphed(agent.update_block)
-    progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
+    label = f"{tasks.name} {args.activation}"
+    progress = runlog.Progress(start, args.total_timesteps, label, args.learning_starts)
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
         # asked here, so that a resumed run ends at once as well
@@ -464,7 +465,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             returns = tasks.evaluate(agent.act, 2 * index * number, number)
             biases = q_bias(agent, tasks.current_eval_envs(), index)
             rows = tasks.log(batch, step, returns, biases)
-            shown = ("eval/episodic_return", "eval/success", "overestimation/mean")
+            shown = ("eval/success", "eval/episodic_return", "overestimation/mean")
             progress.note_means(step, rows, shown)
 
         # save
