@@ -35,12 +35,14 @@ def parse_args(cls, argv: Sequence[str] | None = None, description: str | None =
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & {*argv} and usage.has_groups(cls):
-        print(usage.format_help(cls, Path(sys.argv[0]).name), end="")
+        print(usage.format_help(cls, Path(sys.argv[0]).name, usage.width()), end="")
         raise SystemExit(0)
+    if argv[:1] in (["-h"], ["--help"]):  # tyro would join the lines of the description
+        print(usage.wrapped(description or usage.describe(cls) or "", usage.width()))
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
-            return tyro.cli(cls, args=argv, description=description or usage.describe(cls))
+            return tyro.cli(cls, args=argv, description="")
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -168,7 +168,7 @@ def bar_format(numbers: Numbers, desc: str, columns: int) -> str:
 def _layouts(numbers: Numbers, desc: str) -> Iterator[tuple[str, list[str], int]]:
     """(label, what stands behind the bar, least length of the bar), from the most to the least."""
     full, short, last_word = _labels(desc)
-    step = f"{_compact(numbers.step)}/{_compact(numbers.total)}"
+    step = f"{compact(numbers.step)}/{compact(numbers.total)}"
     speed = f"{_rounded(numbers.speed)}/s" if numbers.speed > 0 else ""
     left = ""
     if numbers.seconds_left is not None:
@@ -213,9 +213,9 @@ def _rounded(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
-def _compact(number: int) -> str:
-    """Three significant digits.
-    >>> [_compact(n) for n in (999, 12_345, 999_999, 10_000_000)]
+def compact(number: int) -> str:
+    """A count with three significant digits.
+    >>> [compact(n) for n in (999, 12_345, 999_999, 10_000_000)]
     ['999', '12.3k', '1M', '10M']
     """
     scaled = float(number)

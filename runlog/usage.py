@@ -19,6 +19,8 @@ import types
 import typing
 from collections.abc import Iterator
 
+import tyro
+
 NARROWEST = 40
 WIDEST = 120
 FIRST_COLUMN = 30  # characters of flags, where the terminal has twice as many or more
@@ -49,16 +51,21 @@ def has_groups(cls) -> bool:
         return False
 
 
-def format_help(cls, prog: str, columns: int | None = None) -> str:
-    """The whole help. columns: of the terminal; None asks it."""
-    columns = columns or shutil.get_terminal_size().columns
-    columns = min(max(columns, NARROWEST), WIDEST)
-    parts = [f"usage: {prog} [--FLAG VALUE ...]"]
+def width() -> int:
+    """Columns to write help for: those of the terminal, or of the variable COLUMNS."""
+    return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+
+
+def format_help(cls, prog: str, columns: int) -> str:
+    """The whole help, in lines of at most `columns` where no single word is longer."""
+    flags = list(flags_of(cls))
+    others = [flag.invocation for flag in flags if not flag.invocation.startswith("--")]
+    parts = [" ".join(["usage:", prog, *others, "[--FLAG VALUE ...]"])]
     description = describe(cls)
     if description:
-        parts.append(_wrapped_paragraphs(description, columns))
+        parts.append(wrapped(description, columns))
     groups = {}
-    for flag in flags_of(cls):
+    for flag in flags:
         groups.setdefault(flag.group, []).append(flag)
     groups["help"] = [Flag("help", "-h, --help", "print this and stop")]
     for title, flags in groups.items():
@@ -73,6 +80,7 @@ def flags_of(cls, prefix: str = "", group: str = "flags") -> Iterator[Flag]:
     """Every flag in the order of the fields, those of nested dataclasses as --rational.form."""
     written = _written(cls)
     kinds = typing.get_type_hints(cls)
+    marks = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         own_group, text = written.get(field.name, ("", ""))
         group = own_group or group
@@ -83,7 +91,9 @@ def flags_of(cls, prefix: str = "", group: str = "flags") -> Iterator[Flag]:
             continue
         name = field.name.replace("_", "-")
         invocation = f"--{prefix}{name} {_metavar(kind)}"
-        if kind is bool:
+        if tyro.conf.Positional in getattr(marks[field.name], "__metadata__", ()):
+            invocation = f"{name.upper()} ..."
+        elif kind is bool:
             invocation = f"--{prefix}{name}, --{prefix}no-{name}"
         yield Flag(group, invocation, f"{text} (default: {_default(field)})".strip())
 
@@ -114,7 +124,7 @@ def _default(field: dataclasses.Field) -> str:
         return "on" if value else "off"
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+    return str(value)
 
 
 def _written(cls) -> dict[str, tuple[str, str]]:
@@ -152,7 +162,7 @@ def _entry(flag: Flag, columns: int) -> list[str]:
     return [head.ljust(first_column) + text[0], *(indent + line for line in text[1:])]
 
 
-def _wrapped_paragraphs(text: str, columns: int) -> str:
+def wrapped(text: str, columns: int) -> str:
     """Paragraphs as wide as the terminal; indented ones, which are commands, keep their lines."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
@@ -167,8 +177,9 @@ def _wrapped_paragraphs(text: str, columns: int) -> str:
 
 
 def _wrapped_command(line: str, columns: int) -> list[str]:
-    """A command that is longer than the terminal goes on behind a backslash."""
-    if len(line) <= columns:
+    """A command that is longer than the terminal goes on behind a backslash, which would break it
+    within quotes."""
+    if len(line) <= columns or "'" in line or '"' in line:
         return [line]
     lines = textwrap.wrap(
         line.strip(),

@@ -382,3 +382,50 @@ def _process_name(run: runlog.Run, group: Sequence[int]) -> str:
     label, first, digest = run.name.rsplit("__", 2)
     last = f"-{group[-1]}" if len(group) > 1 else ""
     return f"{label}__{first}{last}__{digest}"
+
+
+# ---- what to call the processes in a table -------------------------------------------------------
+
+
+def labels(processes: Sequence[dict]) -> dict[str, str]:
+    """id -> what sets a process apart from the others: the values of the flags that differ, such as
+    "crational, seeds 1-10"; of a single one the script's name."""
+    settings = [_settings(process["argv"]) for process in processes]
+    differing = []
+    for key in dict.fromkeys(itertools.chain.from_iterable(settings)):
+        if len({each.get(key) for each in settings}) > 1:
+            differing.append(key)
+    named = {}
+    for process, own in zip(processes, settings):
+        parts = [_said(key, own[key]) for key in differing if key in own]
+        named[process["id"]] = ", ".join(parts) or own["script"]
+    return named
+
+
+def _settings(argv: Sequence[str]) -> dict[str, str]:
+    """flag -> its values, "" of a switch; the script's name, and "seeds" for the seeds."""
+    settings = {"script": Path(argv[0]).stem}
+    key = None
+    for word in argv[1:]:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            key = name.replace("_", "-")
+            settings[key] = value
+        elif key is not None:
+            settings[key] = f"{settings[key]} {word}".strip()
+    number = settings.pop("num-seeds", "1")
+    seed = settings.pop("seed", "")
+    if seed.isdigit() and number.isdigit():
+        last = int(seed) + int(number) - 1
+        settings["seeds"] = seed if number == "1" else f"{seed}-{last}"
+    return settings
+
+
+def _said(key: str, value: str) -> str:
+    """Words speak for themselves, numbers do not."""
+    if not value:
+        return key
+    if key == "seeds":
+        return f"seeds {value}" if "-" in value else f"seed {value}"
+    short = " ".join(word.rpartition("/")[2] for word in value.split())
+    return f"{key} {short}" if re.match(r"[-.\d]", short) else short
