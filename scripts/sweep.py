@@ -483,7 +483,8 @@ class Board:
         self.height = len(lines)
 
     def row(self, name: str, began: float, room: int) -> str:
-        """A process: what sets it apart, in `room` characters, its step, its time, its last line."""
+        """A process: what sets it apart, in `room` characters, its step, its time, what it said
+        last."""
         process = self.processes[name]
         label = middle_cut(self.labels[name], room)
         progress = sweep_task.read_progress(self.sweep, process)
@@ -492,7 +493,7 @@ class Board:
             done, total = progress
             step = f"{compact(done)}/{compact(total)}"
         (last,) = sweep_task.log_tail(self.sweep, process, 1) or [""]
-        last = re.sub(r"^step \d+: ", "", last)
+        last = "" if last.startswith("$ ") else re.sub(r"^step \d+: ", "", last)
         return f"  {label:<{room}}  {step:>11}  {span(time.time() - began):>8}  {last}"
 
 
