@@ -77,7 +77,7 @@ class Args:
     rational: activations.RationalConfig = dataclasses.field(
         default_factory=activations.RationalConfig
     )
-    # metrics
+    # evaluation and metrics
     threshold: float = 0.95  # accuracy in an epoch from which a task counts as fitted
     log_frequency: int = 1_000  # updates between rows of loss and accuracy (at the end of an epoch)
     metrics_samples: int = 512  # images of the network metrics, at the end of each task; 0 = off

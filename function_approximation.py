@@ -42,15 +42,16 @@ PAPER_COUNTS = {  # trained parameters, from the paper (captions of Figs. 2 and 
 DENSE_POINTS = 256  # even ones, at which the fit is stored, and which the network metrics look at
 TABLE1_SAMPLES = 256
 TABLE1_FEATURES = 16
+RationalConfig = activations.RationalConfig  # within Args `activations` is a flag
 
 
 @dataclasses.dataclass
 class Args:
     # the flags that matter most
-    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # of shallow networks
-    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks, or none
+    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # in shallow networks
+    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # in deep networks; or none
     shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
-    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # of Adam, constant
+    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # Adam's, constant
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(10)  # seeds: seed, seed + 1, ...
     total_steps: int = 2_000  # updates of each network, each on all points
@@ -69,14 +70,12 @@ class Args:
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    rational: activations.RationalConfig = dataclasses.field(
-        default_factory=activations.RationalConfig
-    )
-    # what is compared: every network with every learning rate and seed
+    # network; every one is trained with every learning rate and seed
     deep_widths: tuple[int, ...] = runlog.option((200, 200, 200))  # hidden units of deep networks
+    rational: RationalConfig = dataclasses.field(default_factory=RationalConfig)
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
-    # measuring
+    # evaluation and metrics
     log_frequency: int = 20  # updates between rows of losses
     table1_neurons: int = runlog.option(1_024)  # neurons simulated for Table 1; 0 = leave it out
 

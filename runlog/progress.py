@@ -52,7 +52,7 @@ class Progress:
         self._file = _ProgressFile(total)
         self._file.write(initial)
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        columns = terminal.columns(sys.stderr) - 1
+        columns = _columns()
         self._bar = tqdm(  # ascii: not every terminal has blocks
             initial=initial,
             total=total,
@@ -131,7 +131,7 @@ class Progress:
         if self._is_learning and speed > 0 and seconds > 2:  # of fewer it would jump
             seconds_left = (self._bar.total - step) / speed
         numbers = Numbers(step, self._bar.total, speed, seconds_left, self.value)
-        self._bar.ncols = terminal.columns(sys.stderr) - 1  # some wrap behind their last column
+        self._bar.ncols = _columns()
         self._bar.bar_format = bar_format(numbers, self._desc, self._bar.ncols)
         self._bar.refresh()
 
@@ -150,6 +150,11 @@ class Numbers(NamedTuple):
     speed: float = 0.0
     seconds_left: float | None = None
     value: str = ""
+
+
+def _columns() -> int:
+    """What may be drawn on: some terminals wrap behind their last column."""
+    return max(terminal.columns(sys.stderr) - 1, 1)
 
 
 def bar_format(numbers: Numbers, desc: str, columns: int) -> str:
