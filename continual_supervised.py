@@ -10,6 +10,8 @@ process, in one compiled update; each is one run folder; the same command again 
 Protocol, data sets, measures and results: docs/continual_supervised.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import math
 from pathlib import Path

@@ -9,6 +9,8 @@ command again resumes or says "finished".
 Results, implementation details, differences from CleanRL: docs/dqn_atari.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import math

@@ -11,6 +11,8 @@ leading axis; each pair is one run folder, and the same command again resumes th
 Results, implementation details and what the paper leaves open: docs/function_approximation.md.
 """
 
+import interrupts  # noqa: F401
+
 import csv
 import dataclasses
 import math

@@ -9,6 +9,8 @@ The same command again resumes or says "finished".
 Results, implementation details, differences from CleanRL: docs/ppo_atari.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import time

@@ -9,6 +9,8 @@ carries --activation. The same command again resumes or says "finished".
 Results, implementation details, differences from purejaxql and CleanRL: docs/pqn_atari.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import time

@@ -11,6 +11,8 @@ after the other.
 Results, implementation details and every difference from CleanRL's SAC: docs/sac_continuous.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import math

@@ -10,6 +10,8 @@ again resumes it or says "finished".
 Implementation details and every difference from CleanRL's TD3: docs/td3_continuous.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import math

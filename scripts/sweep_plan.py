@@ -18,6 +18,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import interrupts  # noqa: E402, F401, I001
 import runlog  # noqa: E402
 
 MAX_COMMANDS = 100_000  # of one sweep; also seeds of a command: more is a slip of the finger
@@ -197,7 +198,7 @@ def _path_of_args(name: str) -> Path:
         tree = ast.parse(source)
     except (OSError, ValueError, SyntaxError) as error:
         told = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
-        raise runlog.UserError(f"{told}; mend it first") from None
+        raise runlog.UserError(f"{told}; fix it first") from None
     if not defines(tree, "Args"):
         known = own_scripts()
         imported = _imported(tree)
