@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import own_scripts
 import pytest
 import torch
-from own_scripts import SCRIPTS
 
 import continual_supervised
 import dqn_atari
@@ -359,7 +359,7 @@ def test_ctrl_c_during_the_imports_is_one_line():
     assert done.stderr.endswith("ValueError: x\n") and "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("program", SCRIPTS)
+@pytest.mark.parametrize("program", own_scripts.SCRIPTS)
 def test_every_script_is_ready_for_it_before_its_imports(program):
     tree = ast.parse((ROOT / f"{program}.py").read_text())
     first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
