@@ -79,6 +79,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
+        self._draw()  # the bar comes back as it was drawn last
         terminal.say(text)
 
     def speed(self, step: int) -> float:
@@ -114,8 +115,7 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        if not self._bar.disable:
-            self._draw()
+        self._draw()
         self._bar.close()
         compiler.when_compiling(None)
 
