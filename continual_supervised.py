@@ -10,6 +10,8 @@ process, in one compiled update; each is one run folder; the same command again 
 Protocol, data sets, measures and results: docs/continual_supervised.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import math
 from pathlib import Path
@@ -35,26 +37,31 @@ REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    dataset: datasets.Name = "digits"  # digits comes with scikit-learn, the others are fetched
+    tasks: datasets.TaskKind = "random_labels"  # what changes from one to the next (see docs/)
+    activation: str = "relu"  # name or expression: tanh_hr, identity*silu (docs/activations.md)
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
+    num_tasks: int = 50  # tasks, one after the other
+    epochs: int = 400  # passes through the images in each task
+    layer_norm: bool = False  # layer normalisation before each activation
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    # experiment
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # updates between checkpoints (at epoch ends)
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
     plots: bool = runlog.option(False)  # draw the activations and densities at the end (3 s a run)
+    # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
-    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
-    dataset: datasets.Name = "digits"  # digits comes with scikit-learn, the others are fetched
     data_dir: str = runlog.option("data")  # where mnist and cifar100 are, or are downloaded to
-    tasks: datasets.TaskKind = "random_labels"  # what changes from one to the next (see docs/)
-    num_tasks: int = 50  # tasks, one after the other
-    epochs: int = 400  # passes through the images in each task
     num_train: int = 1_200  # images of a task; 0 = all there are
     classes_per_task: int = 5  # of split_classes: 5 gives 20 tasks of CIFAR-100, 10 gives 10
     reset_head: bool = False  # draw the output layer anew for each task
@@ -63,18 +70,16 @@ class Args:
     learning_rate: float = 1e-3  # Adam's learning rate
     l2: float = 0.0  # adds l2 * (sum of squared weights and biases) to the loss
     redo: bool = False  # recycle dormant neurons (ReDo)
-    redo_tau: float = 0.025  # score up to which a neuron is dormant
+    redo_tau: float = 0.025  # a neuron with at most this score is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
     # network
     network: Literal["auto", "mlp", "cnn"] = "auto"  # auto: cnn for cifar100, mlp for the others
     widths: tuple[int, ...] = (100, 100)  # units of the dense hidden layers
     channels: tuple[int, ...] = (16, 16)  # of the cnn's 5x5 convolutions, each 2x2 max-pooled
-    activation: str = "relu"  # name or expression: tanh_hr, identity*silu (docs/activations.md)
-    layer_norm: bool = False  # layer normalisation before each activation
     rational: activations.RationalConfig = dataclasses.field(
         default_factory=activations.RationalConfig
     )
-    # metrics
+    # evaluation and metrics
     threshold: float = 0.95  # accuracy in an epoch from which a task counts as fitted
     log_frequency: int = 1_000  # updates between rows of loss and accuracy (at the end of an epoch)
     metrics_samples: int = 512  # images of the network metrics, at the end of each task; 0 = off
@@ -598,8 +603,8 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
             values |= {"perf/updates_per_second": speed}
             values |= coefficients(training.learner.network)
             batch.log(step, values, skip_diverged=True)
-            ups = f"{speed:.0f}"
-            progress.update(step, task=number + 1, accuracy=f"{share.mean():.3f}", ups=ups)
+            progress.value = f"task {number + 1}, accuracy {share.mean():.3f}"
+        progress.update(step)
         if step % updates_per_task == 0:
             progress.note(end_task(args, training, batch, step, number, task))
 

@@ -168,7 +168,7 @@ def row_of(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     words[:1] = [row_of(word) for word in words[:1]]
-    command = runlog.parse_args(Command, words)
+    command = runlog.parse_args(Command, words, __doc__)
     match command:
         case RowCommand(row, runs, out, where, variants):
             print(*ROWS[row](runs, out, where, variants), sep="\n")

@@ -11,6 +11,8 @@ leading axis; each pair is one run folder, and the same command again resumes th
 Results, implementation details and what the paper leaves open: docs/function_approximation.md.
 """
 
+import interrupts  # noqa: F401
+
 import csv
 import dataclasses
 import math
@@ -42,38 +44,40 @@ PAPER_COUNTS = {  # trained parameters, from the paper (captions of Figs. 2 and 
 DENSE_POINTS = 256  # even ones, at which the fit is stored, and which the network metrics look at
 TABLE1_SAMPLES = 256
 TABLE1_FEATURES = 16
+RationalConfig = activations.RationalConfig  # within Args `activations` is a flag
 
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # in shallow networks
+    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # in deep networks; or none
+    shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
+    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # Adam's, constant
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(10)  # seeds: seed, seed + 1, ...
     total_steps: int = 2_000  # updates of each network, each on all points
+    num_points: int = 64  # even training points; the error is also measured half-way between them
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    out: str | None = runlog.option(None)  # folder of figures and tables; None = in --runs-dir
+    # experiment
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    out: str | None = runlog.option(None)  # folder of figures and tables; None = in --runs-dir
-    fresh: bool = runlog.option(False)  # delete existing runs of this configuration and start anew
+    fresh: bool = runlog.option(False)  # delete existing runs with these flags and start over
     checkpoint_frequency: int = runlog.option(1_000)  # updates between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
+    # logging
     tensorboard: bool = runlog.option(False)  # TensorBoard event files (off: there are many runs)
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    rational: activations.RationalConfig = dataclasses.field(
-        default_factory=activations.RationalConfig
-    )
-    # what is compared: every network with every learning rate and seed
-    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # of shallow networks
-    shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
-    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks, or none
+    # network; every one is trained with every learning rate and seed
     deep_widths: tuple[int, ...] = runlog.option((200, 200, 200))  # hidden units of deep networks
-    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # of Adam, constant
+    rational: RationalConfig = dataclasses.field(default_factory=RationalConfig)
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
-    num_points: int = 64  # even training points; the error is also measured half-way between them
-    # measuring
+    # evaluation and metrics
     log_frequency: int = 20  # updates between rows of losses
     table1_neurons: int = runlog.option(1_024)  # neurons simulated for Table 1; 0 = leave it out
 
@@ -356,7 +360,9 @@ def save_table1(args: Args, folder: Path) -> None:
             inside += 1
     for expression, found in told.items():
         joined = ", ".join(found)
-        print(f"Table 1, {expression}: p -> dead share (closed form): {joined}", flush=True)
+        print(
+            f"Table 1, {expression}: p -> dead-neuron fraction (closed form): {joined}", flush=True
+        )
     print(f"Table 1: {inside} of {len(rows)} closed forms lie in the 95 % interval", flush=True)
 
 

@@ -11,6 +11,8 @@ after the other.
 Results, implementation details and every difference from CleanRL's SAC: docs/sac_continuous.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import math
@@ -36,54 +38,58 @@ EnvIds = tuple[str, ...]
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    env_id: EnvIds = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3
+    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
     total_timesteps: int = 1_000_000  # environment steps of each seed, of all its tasks together
+    utd: int = 1  # gradient updates per environment step (update-to-data ratio)
+    layer_norm: bool = False  # layer normalisation before each activation
+    learning_rate: float = 3e-4  # Adam's learning rate for actor, critics and temperature
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    # experiment
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
     cudagraphs: bool = runlog.option(True)  # on a GPU replay each UTD block as one CUDA graph
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
     keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
-    evaluate: bool = runlog.option(False)  # play with the finished run of these flags, save a video
+    evaluate: bool = runlog.option(False)  # play with the finished run, and save a video
+    # logging
     capture_video: bool = runlog.option(False)  # save a video of one episode with every checkpoint
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
-    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    env_id: EnvIds = ("dm_control/cheetah-run-v0",)  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3
+    # environment
     steps_per_task: int | None = None  # environment steps of each task, if --env-id names several
     reset_replay: bool = True  # begin each further task with an empty replay and random steps
     reset_optimizer: bool = True  # begin each further task with Adam's moments and step counts at 0
-    async_envs: bool = runlog.option(False)  # workers step the environments (pays for Meta-World)
+    async_envs: bool = runlog.option(False)  # worker processes step them (faster for Meta-World)
     # algorithm; the defaults are those of CR's group
-    utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
     learning_starts: int = 5_000  # environment steps with random actions before the first update
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # Polyak coefficient of the target networks, applied at every update
-    learning_rate: float = 3e-4  # Adam's learning rate for actor, critics and temperature
     policy_frequency: int = 1  # critic updates per actor update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
     init_temperature: float = 1.0  # alpha at the start
     autotune: bool = runlog.added(True)  # learn alpha; --no-autotune keeps --init-temperature
-    # networks
-    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
+    # network
     widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
-    layer_norm: bool = False  # layer normalisation before each activation
     rational: activations.RationalConfig = dataclasses.field(default=activations.RationalConfig())
     # evaluation and metrics
     eval_frequency: int = 10_000  # environment steps between evaluations
     num_eval_episodes: int = 5  # deterministic episodes per evaluation, and as many stochastic ones
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
-    metrics_samples: int = 2_048  # replay transitions that the network metrics look at
+    metrics_samples: int = 2_048  # replay transitions for the network metrics
     ntk_frequency: int = 50_000  # environment steps between ranks of the tangent kernel; 0 = off
-    ntk_samples: int = 64  # replay transitions that the kernel is taken on
+    ntk_samples: int = 64  # replay transitions for the tangent kernel
 
 
 # ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) -
@@ -504,7 +510,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
     is_graphed = uses_graph(args, device)
     if is_graphed:
         update_block = cudagraphs.graphed(agent.update_block)
-    progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
+    label = f"{tasks.name} {args.activation}"
+    progress = runlog.Progress(start, args.total_timesteps, label, args.learning_starts)
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
         # asked here, so that a resumed run ends at once as well
@@ -566,7 +573,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             returns = tasks.evaluate(agent.act, 2 * index * number, number)
             biases = q_bias(agent, tasks.current_eval_envs(), batch.seeds, index)
             rows = tasks.log(batch, step, returns, biases)
-            shown = ("eval/episodic_return", "eval/success", "overestimation/mean")
+            shown = ("eval/success", "eval/episodic_return", "overestimation/mean")
             progress.note_means(step, rows, shown)
 
         # begin the next task

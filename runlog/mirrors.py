@@ -266,7 +266,7 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
         filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
     except Exception as error:
         told = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
-        raise UserError(f"{told}; mend or unset it") from None
+        raise UserError(f"{told}; correct or unset it") from None
     try:
         wandb.Settings(project=project)
     except Exception as error:

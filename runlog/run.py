@@ -58,6 +58,8 @@ class Run:
         self._purge_step = 0  # from which on the mirrors' rows of earlier sessions are void
         self._drawn_size = 0  # of curves.jsonl
         self._files_before_open = {}  # config.json and meta.json: file -> bytes, or None
+        self.status_before = "new"  # its status when it was opened
+        self.had_rows = False  # whether it had rows when it was opened
         self._seconds_before = 0.0  # of training, in earlier sessions
         self._opened_at = time.monotonic()
         self._warn_once = WarnOnce()
@@ -104,6 +106,8 @@ class Run:
                 self._lock.is_new = True
             self._fresh = False
             self._check_identity()
+            self.status_before = self.status()
+            self.had_rows = self._rows.are_on_disk()
             for name in ("config.json", "meta.json"):
                 self._files_before_open[name] = storage.bytes_or_none(self.folder / name)
             self._start_mirrors(tensorboard, wandb_kwargs, sections, fresh)
