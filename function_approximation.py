@@ -468,7 +468,7 @@ def make_out_folder(args: Args) -> Path:
     return out
 
 
-def dashboard(architecture: Architecture) -> dict:
+def dashboard(args: Args) -> dict:
     """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
     panels = [
         "mean squared error",
@@ -477,7 +477,11 @@ def dashboard(architecture: Architecture) -> dict:
         "rank of the tangent kernel",
         "gradient norm of the coefficients",
     ]
-    return plots.dashboards.sections(panels, ("mlp",), f"fc{len(architecture.widths)}")
+    layouts = []
+    for architecture in architectures(args):
+        last = f"fc{len(architecture.widths)}"
+        layouts.append(plots.dashboards.sections(panels, ("mlp",), last))
+    return plots.dashboards.merged(layouts)
 
 
 def main(args: Args) -> None:
@@ -491,7 +495,7 @@ def main(args: Args) -> None:
     folders = []
     for architecture in architectures(args):
         runs = runs_of_architecture(args, architecture)
-        with runlog.open_batches(runs, args, sections=dashboard(architecture)) as batches:
+        with runlog.open_batches(runs, args, sections=dashboard(args)) as batches:
             for batch in batches:
                 train(args, architecture, batch)
         folders += [run.folder for run in runs]

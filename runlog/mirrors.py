@@ -199,7 +199,8 @@ class TensorBoard:
 
         made = []
         if self._config is not None:
-            made.append(summary.text("settings", settings_table(self._config)))
+            first = self._settings or {}
+            made.append(summary.text("settings", settings_table({**first, **self._config})))
         if self._settings is not None:
             settings = flattened(self._settings)
             layout = _hparams_layout(settings, self._final_metrics())

@@ -86,20 +86,22 @@ def check(args: Args) -> None:
 
 
 def serve(args: Args, links: Path) -> int:
-    """Runs TensorBoard on the links, and adds those of new runs; returns its exit code. Ctrl-C ends
-    both."""
+    """Runs TensorBoard on the links, and adds those of new runs; returns its exit code. Ctrl-C and
+    SIGTERM end both."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(links)]
     command += ["--port", str(args.port)]
     if args.bind_all:
         command.append("--bind_all")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     board = subprocess.Popen(command)
     try:
         while board.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 board.wait(SECONDS)
             link_runs(args.runs, links)
-    except KeyboardInterrupt:
-        board.send_signal(signal.SIGINT)
+    finally:
+        if board.poll() is None:
+            board.terminate()
         board.wait()
     return board.returncode
 

@@ -1,5 +1,5 @@
-"""The W&B workspace of these scripts as code: the sections of plots/dashboards.py,
-seeds drawn as mean and spread.
+"""The W&B workspace of these scripts as code: the panels that each of them states, seeds drawn as
+mean and spread.
 
     python scripts/wandb_workspace.py --entity my-team --project activations-rl
     python scripts/wandb_workspace.py --project activations-rl --json workspace.json
@@ -17,9 +17,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import sweep_plan
+
 import runlog
-from plots.dashboards import IMAGES, SECTIONS
-from runlog import disk
+from plots.dashboards import IMAGES, VIDEOS, merged
+from runlog import disk, mirrors
 
 
 @dataclasses.dataclass
@@ -28,6 +30,16 @@ class Args:
     project: str = "activations-rl"  # W&B project, --wandb-project of the runs
     name: str = "Activations"  # name of the workspace
     json: Path | None = None  # write the workspace to this file instead of saving it in W&B
+
+
+def all_sections() -> dict:
+    """The panels of all scripts at their default flags, each once."""
+    layouts = []
+    for name in sweep_plan.own_scripts():
+        script = sweep_plan.load_script(f"{name}.py")
+        if hasattr(script, "dashboard"):
+            layouts.append(script.dashboard(script.Args()))
+    return merged(layouts)
 
 
 def make_workspace(args: Args):
@@ -41,12 +53,11 @@ def make_workspace(args: Args):
         told = f"wandb-workspaces cannot be imported ({error})"
         raise runlog.UserError(f"{told}; pip install -r requirements-dashboard.txt") from None
     sections = []
-    for section, charts in SECTIONS.items():
-        panels = [
-            wr.MediaBrowser(title=title, media_keys=[key])
-            for title, key in IMAGES.get(section, {}).items()
-        ]
-        for title, keys in charts.items():
+    for section, charts in all_sections().items():
+        media = IMAGES.get(section, {}) | VIDEOS.get(section, {})
+        panels = [wr.MediaBrowser(title=title, media_keys=[key]) for title, key in media.items()]
+        for title, patterns in charts.items():
+            keys = mirrors.as_one_pattern(patterns)
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
             what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
             # over the seeds of a group
