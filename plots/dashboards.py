@@ -107,7 +107,7 @@ def sections(
         of_layers = LAYER_PANELS.get(section, {})
         found[section] = _of_layers(of_layers, networks, last_layer, last_layer)
         found[section] |= {title: keys for title, keys in known.items() if title in panels}
-        earlier = _of_layers(of_layers, networks, _before(last_layer), "earlier layers")
+        earlier = _of_layers(of_layers, networks, _before(last_layer), f"before {last_layer}")
         found[f"{section}, earlier layers"] = earlier
     return {section: of_section for section, of_section in found.items() if of_section}
 

@@ -1,8 +1,7 @@
-"""The W&B workspace of these scripts as code: the panels that each of them states, seeds drawn as
-mean and spread.
+"""A W&B workspace as code: the panels that a script states, seeds drawn as mean and spread.
 
     python scripts/wandb_workspace.py --entity my-team --project activations-rl
-    python scripts/wandb_workspace.py --project activations-rl --json workspace.json
+    python scripts/wandb_workspace.py --script dqn_atari.py --json workspace.json
 
 Runs are grouped by environment, activation and setting (the W&B group, whose hash tells settings of
 one activation apart). Needs `pip install -r requirements-dashboard.txt`; --json needs neither
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sweep_plan
 
 import runlog
-from plots.dashboards import IMAGES, VIDEOS, merged
+from plots.dashboards import IMAGES, VIDEOS
 from runlog import disk, mirrors
 
 
@@ -28,18 +27,19 @@ from runlog import disk, mirrors
 class Args:
     entity: str = ""  # W&B account or team that owns the project
     project: str = "activations-rl"  # W&B project, --wandb-project of the runs
+    script: str = "sac_continuous.py"  # the script whose panels the workspace has
     name: str = "Activations"  # name of the workspace
     json: Path | None = None  # write the workspace to this file instead of saving it in W&B
 
 
-def all_sections() -> dict:
-    """The panels of all scripts at their default flags, each once."""
-    layouts = []
-    for name in sweep_plan.own_scripts():
-        script = sweep_plan.load_script(f"{name}.py")
-        if hasattr(script, "dashboard"):
-            layouts.append(script.dashboard(script.Args()))
-    return merged(layouts)
+def sections_of(script: str) -> dict:
+    """The panels that a script states, at its default flags. Raises UserError: no such script, or
+    it states none."""
+    module = sweep_plan.load_script(script)
+    if not hasattr(module, "dashboard"):
+        told = f"--script {script}: has no function dashboard(args), which gives its panels"
+        raise runlog.UserError(f"{told} (docs/dashboards.md)")
+    return module.dashboard(module.Args())
 
 
 def make_workspace(args: Args):
@@ -53,7 +53,7 @@ def make_workspace(args: Args):
         told = f"wandb-workspaces cannot be imported ({error})"
         raise runlog.UserError(f"{told}; pip install -r requirements-dashboard.txt") from None
     sections = []
-    for section, charts in all_sections().items():
+    for section, charts in sections_of(args.script).items():
         media = IMAGES.get(section, {}) | VIDEOS.get(section, {})
         panels = [wr.MediaBrowser(title=title, media_keys=[key]) for title, key in media.items()]
         for title, patterns in charts.items():

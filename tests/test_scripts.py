@@ -59,9 +59,7 @@ SAC += (
 )
 SAC = "sac_continuous.py --env-id {} --activation {} " + SAC
 PQN = "pqn_atari.py --env-id {} --activation {} --total-timesteps 60000 --eval-frequency 15000 "
-PQN += (
-    "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1"
-)
+PQN += "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1"
 DQN = (
     "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 "
     "--buffer-size 25000 "
