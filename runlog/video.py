@@ -56,7 +56,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
     return True
 
 
-def as_gif(path: Path, most_frames: int = 100, width: int = 160) -> bytes:
+def as_gif(path: Path, most_frames: int = 50, width: int = 160) -> bytes:
     """A video as an animated GIF of at most so many frames, evenly spread, that lasts as long as
     the video; no wider than `width` pixels."""
     import imageio.v3 as imageio
@@ -70,7 +70,7 @@ def as_gif(path: Path, most_frames: int = 100, width: int = 160) -> bytes:
         picture = Image.fromarray(frames[i])
         if picture.width > width:
             picture = picture.resize((width, round(picture.height * width / picture.width)))
-        pictures.append(picture.quantize(64))
+        pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
     content = io.BytesIO()
     milliseconds = 1000 * len(frames) / fps / len(pictures)
     pictures[0].save(
