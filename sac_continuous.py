@@ -602,6 +602,7 @@ def evaluate_finished(args: Args, run) -> None:
             path = path.with_stem(f"evaluation-{step}-task{task}")
         (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
         values["return of the video"] = environments.film(path, env_id, [seed], 0, agent.act)
+        evaluation.mirror_video(run, step, path)
         told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
         print(f"{played}: {told}; {path}", flush=True)
         envs.close()

@@ -505,6 +505,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     path = run.folder / "videos" / f"evaluation-{step}.mp4"
     (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
     values["return of the video"] = environments.film(path, args.env_id, [seed], 0, agent.act)
+    evaluation.mirror_video(run, step, path)
     told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
     print(f"seed {seed}: {told}; {path}", flush=True)
     envs.close()

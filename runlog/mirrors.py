@@ -61,15 +61,17 @@ class TensorBoard:
         title: str = "",
         settings: dict | None = None,
         config: dict | None = None,
+        suffix: str = "",
     ):
         """sections: of the custom scalars; None makes one for each prefix of the keys. title: of
         the run in HParams. settings, config: what HParams and the text show; nested dicts
-        allowed, None: nothing is shown."""
+        allowed, None: nothing is shown. suffix: of the event file's name."""
         self._folder = folder
         self._sections = sections
         self._title = title or folder.name
         self._settings = settings
         self._config = config
+        self._suffix = suffix
         self._path = None  # of this session's event file; the first flush with events makes it
         self._works = True
         self._keys = {}  # of the scalars so far, in their order
@@ -173,7 +175,7 @@ class TensorBoard:
 
         path = self._path
         if path is None:
-            path = _event_path(self._folder)
+            path = _event_path(self._folder, self._suffix)
             start = SessionLog(status=SessionLog.START)
             write(wall_time=time.time(), file_version="brain.Event:2")
             write(wall_time=time.time(), step=purge_step, session_log=start)
@@ -219,11 +221,11 @@ class TensorBoard:
         return []
 
 
-def _event_path(folder: Path) -> Path:
+def _event_path(folder: Path, suffix: str) -> Path:
     """TensorBoard reads a folder's files in the order of their names: seconds, then a number."""
     number = len(list(folder.glob("events.out.tfevents.*")))
     order = f"{int(time.time()):010d}.{number:04d}"
-    return folder / f"events.out.tfevents.{order}.{socket.gethostname()}.{os.getpid()}"
+    return folder / f"events.out.tfevents.{order}.{socket.gethostname()}.{os.getpid()}{suffix}"
 
 
 def _logged_keys(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ from tensorboard.summary.writer import event_file_writer
 
 import runlog
 import sac_continuous
-from runlog import Run, UserError, exit_on_user_error, mirrors, video
+from runlog import Run, UserError, evaluation, exit_on_user_error, mirrors, video
 from runlog.identity import config_hash
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": [3, 2]}}
@@ -161,6 +161,24 @@ def test_a_video_is_a_small_gif_in_tensorboard_and_lasts_as_long(tmp_path, capsy
     assert brightness[0] < 10 and brightness[-1] > 220 and sorted(brightness) == brightness
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: no video") and "broken.mp4" in line
+
+
+def test_the_video_of_an_evaluation_joins_the_events_of_a_finished_run_once(tmp_path):
+    sections = {"A": {"first": "charts/a"}}
+    run = Run(tmp_path, "toy", CONFIG).open(sections=sections)
+    run.log(5, {"charts/a": 1.0})
+    run.finish()
+    path = film(run.folder / "videos" / "evaluation-5.mp4", num_frames=4)
+    for _ in range(2):
+        evaluation.mirror_video(run, 5, path)
+    events = events_of(run.folder)
+    assert [event.step for event in events.Images("videos/evaluation")] == [5]
+    assert [event.value for event in events.Scalars("charts/a")] == [1.0]
+    assert layout_of(events) == [{"A": ["first"]}]
+    without = Run(tmp_path, "without", CONFIG).open(tensorboard=False)
+    without.finish()
+    evaluation.mirror_video(without, 5, path)
+    assert not list(without.folder.glob("events*"))
 
 
 def test_tensorboard_off_writes_no_events(tmp_path):
