@@ -1,5 +1,5 @@
 """The dashboards' sections against what tiny real runs log: TensorBoard's layout, read by
-TensorBoard itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about 30 s).
+TensorBoard itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about a minute).
 """
 
 import csv
@@ -186,7 +186,9 @@ def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(f
             if any(re.fullmatch(pattern, key) for key in keys):
                 expected[title] = [f"^({pattern})$"]
         own = TensorBoard(folder / run).layout()  # TensorBoard's own reading of this run alone
-        shown = {title: tags for panels in own.values() for title, tags in panels.items()}
+        shown = {}
+        for panels in own.values():
+            shown |= panels
         assert shown == expected and shown
         assert [section for section in stated(script) if section in own] == list(own)
         for title, (tag,) in shown.items():
