@@ -62,10 +62,11 @@ def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:
         _, network, layer, _ = key.split("/")
         learned.add((layer, network))
     for key, parts in found.items():
-        for first, *others in parts.values():
-            before = finite(first["y"])
-            for other in others:
-                if not np.allclose(before, finite(other["y"]), equal_nan=True):
+        for rows in parts.values():
+            curves = [finite(row["y"]) for row in rows]
+            for curve in curves[1:]:
+                is_same_size = curve.shape == curves[0].shape
+                if not is_same_size or not np.allclose(curve, curves[0], equal_nan=True):
                     learned.add(key)
     return learned & {*found}
 
