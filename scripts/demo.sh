@@ -50,4 +50,5 @@ done
 ((failed == 0)) || exit "$failed"
 echo
 "$PYTHON" figures.py demo "$RUNS"/*/ --out "$OUT"
-echo "took $((SECONDS / 60)) min $((SECONDS % 60)) s; to look closer: tensorboard --logdir $RUNS"
+echo "took $((SECONDS / 60)) min $((SECONDS % 60)) s"
+echo "in TensorBoard: $PYTHON scripts/tensorboard_runs.py --runs $RUNS"
