@@ -232,10 +232,12 @@ def _logged_keys(folder: Path) -> list[str]:
     """The keys that a run has logged in earlier sessions, in their order."""
     keys = {}
     for name in ("scalars.csv", "perf.csv"):
-        with contextlib.suppress(OSError), open(folder / name, encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(folder / name, "rb") as file:
             next(file, None)
             for line in file:
-                keys.setdefault(line.split(",", 2)[1])
+                fields = line.decode(errors="replace").split(",")
+                if len(fields) == 4:
+                    keys.setdefault(fields[1])
     return list(keys)
 
 

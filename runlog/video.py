@@ -62,17 +62,19 @@ def as_gif(path: Path, most_frames: int = 50, width: int = 160) -> bytes:
     import imageio.v3 as imageio
     from PIL import Image
 
-    frames = list(imageio.imiter(path))
-    fps = imageio.immeta(path)["fps"]
-    kept = np.unique(np.linspace(0, len(frames) - 1, most_frames).round().astype(int))
+    facts = imageio.immeta(path)
+    number = max(1, round(facts["fps"] * facts["duration"]))
+    kept = set(np.linspace(0, number - 1, most_frames).round().astype(int).tolist())
     pictures = []
-    for i in kept:
-        picture = Image.fromarray(frames[i])
+    for i, frame in enumerate(imageio.imiter(path)):  # a game may have more than memory holds
+        if i not in kept:
+            continue
+        picture = Image.fromarray(frame)
         if picture.width > width:
             picture = picture.resize((width, round(picture.height * width / picture.width)))
         pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
     content = io.BytesIO()
-    milliseconds = 1000 * len(frames) / fps / len(pictures)
+    milliseconds = 1000 * facts["duration"] / len(pictures)
     pictures[0].save(
         content,
         "GIF",

@@ -1,5 +1,5 @@
-"""The dashboards' sections against what tiny real runs log: TensorBoard's layout, read by
-TensorBoard itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about a minute).
+"""The dashboards' panels against what tiny real runs log: TensorBoard's layout, read by TensorBoard
+itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about a minute).
 """
 
 import csv
