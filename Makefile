@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo figures notebook test test-slow test-gpu lint format golden bench clean
+.PHONY: help setup demo tensorboard figures notebook test test-slow test-gpu lint format golden bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,6 +38,9 @@ setup: .venv/runtime.stamp  ## create .venv with what the scripts need
 
 demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a table, draw runs/demo.png
 	@PYTHON=$(BIN)/python scripts/demo.sh
+
+tensorboard: .venv/runtime.stamp  ## show all runs under runs/ in TensorBoard, by short names
+	@$(BIN)/python scripts/tensorboard_runs.py
 
 figures: .venv/runtime.stamp  ## draw every figure under results/ again, from the CSV files beside it
 	@$(BIN)/python figures.py redraw results

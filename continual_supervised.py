@@ -645,12 +645,25 @@ def runs_of(args: Args) -> list:
     return runlog.seed_runs(args, "continual_supervised", env_id=env_id)
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "accuracy on a task",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "neurons recycled by ReDo",
+        "gradient norm of the coefficients",
+        "updates per second",
+    ]
+    return plots.dashboards.sections(panels, ("classifier",), f"fc{len(args.widths)}")
+
+
 def main(args: Args) -> None:
     tasks = validate(args)
     torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    sections = plots.dashboards.SECTIONS
-    with runlog.open_batches(runs_of(args), args, sections=sections) as batches:
+    with runlog.open_batches(runs_of(args), args, sections=dashboard(args)) as batches:
         for batch in batches:
             train(args, tasks, batch)
 

@@ -509,6 +509,22 @@ def make_out_folder(args: Args) -> Path:
     return out
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "mean squared error",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "gradient norm of the coefficients",
+    ]
+    layouts = []
+    for architecture in architectures(args):
+        last = f"fc{len(architecture.widths)}"
+        layouts.append(plots.dashboards.sections(panels, ("mlp",), last))
+    return plots.dashboards.merged(layouts)
+
+
 def main(args: Args) -> None:
     validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -520,7 +536,7 @@ def main(args: Args) -> None:
     folders = []
     for architecture in architectures(args):
         runs = runs_of_architecture(args, architecture)
-        with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
+        with runlog.open_batches(runs, args, sections=dashboard(args)) as batches:
             for batch in batches:
                 train(args, architecture, batch)
         folders += [run.folder for run in runs]

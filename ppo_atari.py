@@ -648,6 +648,22 @@ def runs_of(args: Args) -> list[runlog.Run]:
     return runlog.seed_runs(args, "ppo_atari", env_id=name)
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "training return",
+        "mean value on the batch",
+        "loss of the values",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "neurons recycled by ReDo",
+        "gradient norm of the coefficients",
+        "environment steps per second",
+    ]
+    return plots.dashboards.sections(panels, ("agent",), "fc1")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -659,7 +675,7 @@ def main(args: Args) -> None:
         evaluate_finished(args, runs[0])
         return
     with runlog.open_batches(
-        runs, args, sections=plots.dashboards.SECTIONS, seed_axis=False, keep_freed_memory=True
+        runs, args, sections=dashboard(args), seed_axis=False, keep_freed_memory=True
     ) as batches:
         for batch in batches:
             train(args, batch)

@@ -605,6 +605,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
                 for i, folder in enumerate(batch.folders):
                     path = folder / "videos" / f"step-{step}.mp4"
                     environments.film(path, tasks.env_id, batch.seeds, i, agent.act)
+                    batch.runs[i].log_video(step, "videos/episode", path)
         progress.update(step)
     batch.finish(keep_replay=args.keep_replay)
     tasks.close()
@@ -649,6 +650,7 @@ def evaluate_finished(args: Args, run) -> None:
             path = path.with_stem(f"evaluation-{step}-task{task}")
         (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
         values["return of the video"] = environments.film(path, env_id, [seed], 0, agent.act)
+        evaluation.mirror_video(run, step, path)
         told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
         print(f"{played}: {told}; {path}", flush=True)
         envs.close()
@@ -659,6 +661,30 @@ def runs_of(args: Args) -> list:
     return runlog.seed_runs(environments.sequence_length(args), "sac_continuous")
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "evaluation return",
+        "evaluation success rate",
+        "training return",
+        "evaluation return of each task",
+        "evaluation success rate of each task",
+        "sequential tasks",
+        "overestimation: Q minus return",
+        "overestimation over max(|return|, 10)",
+        "overestimation: standard deviation over states",
+        "mean value on the batch",
+        "loss of the values",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "gradient norm of the coefficients",
+        "environment steps per second",
+        "updates per second",
+    ]
+    return plots.dashboards.sections(panels, ("actor", "qf1", "qf2"), f"fc{len(args.widths)}")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -667,7 +693,7 @@ def main(args: Args) -> None:
         for run in runs:
             evaluate_finished(args, run)
         return
-    with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
+    with runlog.open_batches(runs, args, sections=dashboard(args)) as batches:
         for batch in batches:
             train(args, batch)
 

@@ -525,6 +525,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
                 for i, folder in enumerate(batch.folders):
                     path = folder / "videos" / f"step-{step}.mp4"
                     environments.film(path, args.env_id, batch.seeds, i, agent.act)
+                    batch.runs[i].log_video(step, "videos/episode", path)
         progress.update(step)
     batch.finish(keep_replay=args.keep_replay)
     tasks.close()
@@ -564,6 +565,7 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     path = run.folder / "videos" / f"evaluation-{step}.mp4"
     (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
     values["return of the video"] = environments.film(path, args.env_id, [seed], 0, agent.act)
+    evaluation.mirror_video(run, step, path)
     told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
     print(f"seed {seed}: {told}; {path}", flush=True)
     envs.close()
@@ -574,6 +576,27 @@ def runs_of(args: Args) -> list[runlog.Run]:
     return runlog.seed_runs(args, "td3_continuous")
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "evaluation return",
+        "evaluation success rate",
+        "training return",
+        "overestimation: Q minus return",
+        "overestimation over max(|return|, 10)",
+        "overestimation: standard deviation over states",
+        "mean value on the batch",
+        "loss of the values",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "gradient norm of the coefficients",
+        "environment steps per second",
+        "updates per second",
+    ]
+    return plots.dashboards.sections(panels, ("actor", "qf1", "qf2"), f"fc{len(args.widths)}")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -582,7 +605,7 @@ def main(args: Args) -> None:
         for run in runs:
             evaluate_finished(args, run)
         return
-    with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
+    with runlog.open_batches(runs, args, sections=dashboard(args)) as batches:
         for batch in batches:
             train(args, batch)
 

@@ -53,6 +53,24 @@ def is_learned(run: Loaded) -> bool:
     return False
 
 
+def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:
+    """The layers, of those `found`, whose activation functions have parameters of their own, by the
+    rows of these, or differ over training."""
+    own = r"network/[^,/]+/[^,/]+/(?:branch\d+_)?(?:numerator|coefficient_gradient)_norm"
+    learned = set()
+    for key in read_scalars(folder, own):
+        _, network, layer, _ = key.split("/")
+        learned.add((layer, network))
+    for key, parts in found.items():
+        for rows in parts.values():
+            curves = [finite(row["y"]) for row in rows]
+            for curve in curves[1:]:
+                is_same_size = curve.shape == curves[0].shape
+                if not is_same_size or not np.allclose(curve, curves[0], equal_nan=True):
+                    learned.add(key)
+    return learned & {*found}
+
+
 # ---- one run, over training ----------------------------------------------------------------------
 
 
@@ -64,9 +82,11 @@ def spread_out(rows: list, most: int) -> list:
 
 @style.with_style
 def activations_figure(folder: Path) -> Figure | None:
-    """The activation functions of every layer over training: light to dark, the first one dashed.
-    None without any."""
+    """The activation functions of every layer that learns its own, over training: light to dark,
+    the first one dashed. None without any: a fixed function is no picture of the run."""
     found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
+    learned = learned_layers(folder, found)
+    found = {key: parts for key, parts in found.items() if key in learned}
     if not found:
         return None
     number = max(len(parts) for parts in found.values())

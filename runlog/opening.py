@@ -9,7 +9,7 @@ import torch
 
 from runlog import compiler, hardware, mirrors
 from runlog.batch import Batch
-from runlog.identity import config_hash, env_name, not_identity, run_name
+from runlog.identity import config_hash, env_name, not_identity, run_name, short_name
 from runlog.meta import ENDED
 from runlog.run import Run
 from runlog.stopping import SaveTimes, Stopped, stop_on_signals
@@ -30,8 +30,16 @@ def seed_runs(args, script: str, **own) -> list[Run]:
         if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
             (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
         digest = config_hash(config, exclude)
-        name = run_name(env_name(config["env_id"]), script, config["activation"], seed, digest)
-        run = Run(args.runs_dir, name, config, exclude=exclude, fresh=args.fresh, script=script)
+        parts = (env_name(config["env_id"]), script, config["activation"], seed, digest)
+        run = Run(
+            args.runs_dir,
+            run_name(*parts),
+            config,
+            exclude=exclude,
+            fresh=args.fresh,
+            script=script,
+            title=short_name(*parts),
+        )
         runs.append(run)
     return runs
 
@@ -74,7 +82,7 @@ def open_batches(
     *,
     seed_axis: bool = True,
     keep_freed_memory: bool = False,
-    sections: dict[str, dict[str, str]] | None = None,
+    sections: mirrors.Sections | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Opens the unfinished runs, says so of the others, and yields the batches to train, one after
     the other.

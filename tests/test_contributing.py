@@ -453,7 +453,7 @@ def test_an_algorithm_resumes_with_the_same_rows(reinforce, whole_runs, tmp_path
     for rows in scalars(tmp_path).values():
         assert max(step for step, _ in rows) == 2
     assert train(reinforce, tmp_path, "--num-seeds 2") == whole_runs
-    assert (next(tmp_path.glob("*__s1__*")) / "plots" / "activations.png").exists()
+    assert (next(tmp_path.glob("*__s1__*")) / "plots" / "preactivations.png").exists()
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -191,6 +191,7 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
     ).open(tensorboard=False)
     assert plots.run.draw_run(run.folder) == []
     nothing = np.full(64, np.nan)
+    run.log(5, {"network/q_network/fc1/numerator_norm": np.nan})
     run.log_curve(5, "network/q_network/fc1/activation", GRID, np.full(201, np.inf))
     run.log_curve(5, "network/q_network/fc1/kde00", nothing, nothing, dead=False)
     run.log_histogram(5, "network/q_network/fc1/preactivations", [0, 0], [0, 1, 2])
