@@ -19,8 +19,8 @@ from plots.aggregation import (
     told_count,
     told_cuts,
 )
-from plots.reading import Loaded, read_config
-from plots.recording import Kind, distinct, rows_where, write_figure
+from plots.reading import Loaded, Places, find_runs, read_config
+from plots.recording import Kind, distinct, figure_place, rows_where, write_figure
 from plots.tables import print_table
 from plots.variants import all_runs, load, style_of
 
@@ -61,6 +61,14 @@ QUANTITIES = (
     ),
     Quantity("critic gradient", r"network/qf\d?/gradient_norm", "{:.3g}", scale="log"),
 )
+
+
+def compare(runs: Places, by: str, out: Path) -> list[Path]:
+    """Print the table of these runs, and draw the figure."""
+    place = figure_place(out)
+    folders = find_runs(runs, "")
+    print_compare_table(folders, by)
+    return write_compared(folders, by, *place)
 
 
 def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loaded]]:

@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 import runlog
 from plots import style
 from plots.layers import depth, read_rows
-from plots.reading import Loaded, read_config
-from plots.recording import Kind, columns, rows_where, write_figure
+from plots.reading import Loaded, Places, find_runs, read_config
+from plots.recording import Kind, columns, figure_place, rows_where, write_figure
 from plots.tables import print_table
 from plots.variants import BLACK, RED, SKY, in_order, load
 
@@ -153,6 +153,15 @@ def layer_order(key: tuple[str, str]) -> tuple:
 
 
 # ---- many runs over training ---------------------------------------------------------------------
+
+
+def preactivations(runs: Places, out: Path) -> list[Path]:
+    """Pre-activations of every layer over training, activations side by side: a figure and a
+    table."""
+    place = figure_place(out)
+    folders = find_runs(runs)
+    print_preactivation_table(folders)
+    return write_preactivations(folders, *place)
 
 
 def write_preactivations(

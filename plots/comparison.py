@@ -1,0 +1,486 @@
+"""Any runs compared: a curve per variant in every environment, and each against a baseline.
+
+A variant is an activation with the settings in which its runs differ. The rows that are computed
+here are drawn by comparison_figure.py, from their CSV files.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import runlog
+from plots import statistics
+from plots.activation_shapes import is_learned
+from plots.aggregation import common_end, finished_length, grid_of
+from plots.comparison_figure import COMPARISON, MOST_SHAPES
+from plots.metric import LOWER, WINDOWS, Metric, metric_of, normalised, pattern_of, unknown
+from plots.overview import learned_rows
+from plots.reading import Loaded, Places, find_runs, read_scalars
+from plots.recording import distinct, figure_place, record_figure, rows_where, write_csv
+from plots.tables import OTHER_STEP, Groups, any_of, at_step, groups_of, print_table
+from plots.variants import all_runs
+
+LINES_ON_A_PAGE = 6
+FEW_SEEDS = 5  # with fewer, an interval is a rough guide
+ALL = "all environments"
+STATISTICS = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
+FUNCTIONS = {
+    "iqm": statistics.interquartile_mean,
+    "mean": statistics.mean_of_means,
+    "median": statistics.median_of_runs,
+}
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+PROBABILITY = ("probability", "probability_low", "probability_high")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and how."""
+
+    metrics: tuple[str, ...] = ("score",)
+    baseline: str = ""  # a label or an activation; "": relu, or the first without it
+    statistic: str = "iqm"  # of STATISTICS
+    step: float | None = None  # where runs are compared; None: the last that all have
+    shapes: bool = False  # the learned activation functions below
+
+
+# ---- the values of one quantity and environment --------------------------------------------------
+
+
+@dataclass
+class Cell:
+    """One quantity in one environment: of each variant its seeds' values over training."""
+
+    title: str  # the environment, and the script if there are several
+    environment: str
+    metric: Metric
+    runs: dict[str, list[Loaded]]  # label: the runs that have a value, or have diverged
+    step: float  # where they are compared
+    notes: list[str]  # which run ends there, if others go on; which runs have no value
+    grid: np.ndarray  # (steps,), `step` among them
+    # label: (steps, runs), NaN before a run's first row and after its end; a run that has diverged
+    # carries its last value forward, and is NaN throughout if it has none
+    values: dict[str, np.ndarray]
+
+    def known(self, label: str) -> np.ndarray:
+        """(steps, runs) of the runs that have a value at the step of the comparison."""
+        values = self.values[label]
+        return values[:, np.isfinite(self.at_end(label))]
+
+    def at_end(self, label: str) -> np.ndarray:
+        """(runs,) at the step of the comparison."""
+        return self.values[label][np.searchsorted(self.grid, self.step)]
+
+    def by_seed(self, label: str) -> dict[int, float]:
+        """seed -> value at that step, of the runs that have one."""
+        pairs = zip(self.runs[label], self.at_end(label).tolist())
+        return {run.seed: value for run, value in pairs if np.isfinite(value)}
+
+    def ranked(self, label: str) -> np.ndarray:
+        """Values at that step, the larger the better; a run that diverged before it had one is
+        below all others, where one end is the better."""
+        sign = -1.0 if self.metric.better == LOWER else 1.0
+        ranks = []
+        for value in self.at_end(label).tolist():
+            if np.isfinite(value):
+                ranks.append(sign * value)
+            elif self.metric.better:
+                ranks.append(-np.inf)
+        return np.array(ranks)
+
+    def scaled(self) -> "Cell | None":
+        """With values on a scale that environments share; None: there is none."""
+        values = {}
+        for label, own in self.values.items():
+            values[label] = normalised(own, self.metric, self.environment)
+            if values[label] is None:
+                return None
+        return dataclasses.replace(self, values=values)
+
+
+def end_of(run: Loaded, points: np.ndarray) -> float:
+    """The step up to which a run has values. points: (rows, 2) of step and value."""
+    if run.has_diverged:
+        return np.inf
+    if run.status == "finished":
+        return finished_length(run)
+    return points[-1, 0] if len(points) else -np.inf
+
+
+def make_cell(
+    title: str, env: str, metric: Metric, labels: dict[str, list[Loaded]], options: Options
+) -> Cell:
+    """Of the runs of one environment. Runs without any value are left out, with a note."""
+    kept = {}
+    notes = []
+    for label, members in labels.items():
+        having = [run for run in members if len(metric.points(run))]
+        lost = [run for run in members if run.has_diverged and run not in having]
+        if having or lost:
+            kept[label] = having + lost
+        if lost:
+            told = f"{len(lost)} of {len(members)} diverged before the first value"
+            notes.append(f"{label}: {told}, counted as worse than any in the probability only")
+        number = len(members) - len(having) - len(lost)
+        if number:
+            notes.append(f"{label}: {number} of {len(members)} runs have no value, left out")
+
+    runs = all_runs(kept)
+    step, shortest = compared_at(runs, metric, options.step)
+    if shortest is not None:
+        label = next(name for name, members in kept.items() if shortest in members)
+        told = f"compared at step {step:,.0f}, the last that all runs have"
+        where = f"{label} seed {shortest.seed} ({shortest.status}) ends there"
+        notes.insert(0, f"{told}: {where}")
+
+    end = max(min(end_of(run, metric.points(run)), run.last_step) for run in runs)
+    grid = grid_of(runs, metric.key)
+    if metric.is_of_training_episodes:
+        grid = np.linspace(0, end, WINDOWS + 1)[1:]
+    grid = np.union1d(grid, [step])
+    values = {}
+    for label, members in kept.items():
+        columns = []
+        for run in members:
+            column = metric.values(run, grid)
+            column[grid > end_of(run, metric.points(run))] = np.nan
+            columns.append(column)
+        values[label] = np.stack(columns, -1)
+    return Cell(title, env, metric, kept, step, notes, grid, values)
+
+
+def compared_at(
+    runs: Sequence[Loaded], metric: Metric, step: float | None
+) -> tuple[float, Loaded | None]:
+    """The step at which runs are compared, and the run that ends there, if others go on."""
+    if step is not None:
+        return step, None
+    cut = common_end(runs, metric.key)
+    if np.isinf(cut.step):  # all have diverged
+        return max(run.last_step for run in runs), None
+    return cut.step, cut.shortest
+
+
+def make_cells(groups: Groups, options: Options, places: Places) -> list[Cell]:
+    """A cell for each quantity and environment that has it. Raises UserError: a --metric that no
+    run has."""
+    has_several_scripts = len({script for script, _ in groups}) > 1
+    cells = []
+    for name in options.metrics:
+        found = []
+        for (script, env), labels in groups.items():
+            metric = metric_of(name, env, all_runs(labels))
+            if metric is not None:
+                title = f"{env}, {script}" if has_several_scripts else env
+                found.append(make_cell(title, env, metric, labels, options))
+        if not found:
+            keys = set()
+            for path in find_runs(places):
+                keys |= {*read_scalars(path)}
+            raise unknown(name, keys)
+        cells += found
+    return cells
+
+
+def find_baseline(activation_of: Mapping[str, str], name: str) -> str:
+    """The label that --baseline names: one of the labels, or the only one of an activation; "" is
+    relu, or the first without it. Raises UserError: none or several of that name."""
+    wanted = name or "relu"
+    if wanted in activation_of:
+        return wanted
+    found = [label for label, activation in activation_of.items() if activation == wanted]
+    if not name:
+        return (found or [*activation_of])[0]
+    if len(found) == 1:
+        return found[0]
+    told = f"it could be {'; '.join(found)}"
+    if not found:
+        near = difflib.get_close_matches(name, activation_of, n=3)
+        told = f"no run of it; there are {'; '.join(near or activation_of)}"
+    raise runlog.UserError(f"--baseline {name}: {told}; name one of them")
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Line:
+    """A line of panels: one quantity in one environment, or in all of them together."""
+
+    title: str
+    cells: list[Cell]  # of one metric
+    label: str  # of the y axis
+    has_scale: bool = True  # else no mean over the cells has a meaning
+
+    @property
+    def metric(self) -> Metric:
+        return self.cells[0].metric
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}: {self.metric.name}"
+
+    def of(self, *labels: str) -> list[Cell]:
+        """The cells that have all these variants."""
+        return [cell for cell in self.cells if all(label in cell.values for label in labels)]
+
+
+def make_lines(cells: Sequence[Cell]) -> list[Line]:
+    """A line for each cell; before those of one quantity, if they are several, one for all of them:
+    of the environments that every variant has."""
+    lines = []
+    by_metric = {}
+    for cell in cells:
+        by_metric.setdefault(cell.metric.name, []).append(cell)
+    for members in by_metric.values():
+        labels = {label for cell in members for label in cell.values}
+        shared = [cell for cell in members if labels == {*cell.values}]
+        if len(shared) > 1:
+            lines.append(line_of_all(shared))
+        lines += [Line(cell.title, [cell], cell.metric.label) for cell in members]
+    return lines
+
+
+def line_of_all(cells: list[Cell]) -> Line:
+    scaled = [cell.scaled() for cell in cells]
+    if any(cell is None for cell in scaled):
+        return Line(f"{ALL} ({len(cells)})", cells, "", has_scale=False)
+    is_fraction = cells[0].metric.high == 1.0
+    label = cells[0].metric.label if is_fraction else f"{cells[0].metric.label}, normalised"
+    return Line(f"{ALL} ({len(cells)})", scaled, label)
+
+
+def curve_rows(line: Line, statistic: Callable) -> list[dict]:
+    """Points of a line's curves: a statistic of all runs and the ends of its interval, where all of
+    a variant's runs have a value."""
+    if not line.has_scale:
+        return []
+    grid = np.unique(np.concatenate([cell.grid for cell in line.cells]))
+    rows = []
+    for label in labels_of(line):
+        strata = []
+        for cell in line.of(label):
+            places = np.searchsorted(cell.grid, grid, side="right") - 1
+            values = cell.known(label)[np.maximum(places, 0)]
+            values[(grid < cell.grid[0]) | (grid > cell.grid[-1])] = np.nan
+            if values.shape[1]:
+                strata.append(values)
+        rows += points_of(row_of(line, label), grid, strata, statistic)
+    return rows
+
+
+def points_of(
+    row: dict, grid: np.ndarray, strata: list[np.ndarray], statistic: Callable
+) -> list[dict]:
+    """Of strata (steps, runs), at the steps where all runs have a value."""
+    known = np.array([np.isfinite(values).all(-1) for values in strata]).all(0)
+    if not strata or not known.any():
+        return []
+    strata = [values[known] for values in strata]
+    value = statistic(strata)
+    low, high = statistics.stratified_bootstrap(strata, statistic, repetitions=1_000)
+    number = sum(values.shape[-1] for values in strata)
+    points = zip(grid[known].tolist(), value.tolist(), low.tolist(), high.tolist())
+    rows = []
+    for step, middle, lowest, highest in points:
+        point = {"n": number, "step": step, "value": middle, "low": lowest, "high": highest}
+        rows.append(row | point)
+    return rows
+
+
+def labels_of(line: Line) -> list[str]:
+    """The variants of a line, in their order."""
+    labels = {}
+    for cell in line.cells:
+        labels |= dict.fromkeys(cell.values)
+    return list(labels)
+
+
+def row_of(line: Line, label: str) -> dict:
+    where = {"line": line.name, "environment": line.title, "metric": line.metric.name}
+    return where | {"variant": label}
+
+
+def comparison_rows(line: Line, baseline: str, statistic: Callable) -> list[dict]:
+    """A row for each variant of a line: its value where runs are compared, with its interval, and
+    what it is against the baseline. NaN: not known, or the baseline itself."""
+    rows = []
+    for label in labels_of(line):
+        strata = [np.array(list(cell.by_seed(label).values())) for cell in line.of(label)]
+        strata = [values for values in strata if len(values)]
+        found = (np.nan, np.nan, np.nan)
+        if strata and line.has_scale:
+            ends = statistics.stratified_bootstrap(strata, statistic, repetitions=1_000)
+            found = (float(statistic(strata)), float(ends[0]), float(ends[1]))
+        row = row_of(line, label) | {"baseline": baseline, "environments": len(line.cells)}
+        row["step"] = max(cell.step for cell in line.cells)
+        row["n"] = sum(len(values) for values in strata)
+        row |= dict(zip(("value", "low", "high"), found))
+        row |= paired(line, label, baseline)
+        rows.append(row | improvement(line, label, baseline))
+    return rows
+
+
+def paired(line: Line, label: str, baseline: str) -> dict[str, object]:
+    """Differences to the baseline, of equal seeds: their mean and its interval, and how many seeds
+    are better and worse."""
+    differences = []
+    for cell in line.of(label, baseline) if label != baseline else ():
+        ours = cell.by_seed(label)
+        theirs = cell.by_seed(baseline)
+        shared = sorted({*ours} & {*theirs})
+        if shared:
+            differences.append(np.array([ours[seed] - theirs[seed] for seed in shared]))
+    found = (np.nan, np.nan, np.nan)
+    signs = np.sign(np.concatenate(differences)) if differences else np.zeros(0)
+    if line.metric.better == LOWER:
+        signs = -signs
+    if differences and line.has_scale:
+        mean = float(statistics.mean_of_means(differences))
+        ends = statistics.stratified_bootstrap(differences, statistics.mean_of_means)
+        found = (mean, float(ends[0]), float(ends[1]))
+    row = {"pairs": len(signs), "better": int((signs > 0).sum()), "worse": int((signs < 0).sum())}
+    return row | dict(zip(DIFFERENCE, found))
+
+
+def improvement(line: Line, label: str, baseline: str) -> dict[str, float]:
+    """The probability that a run of the variant is better than one of the baseline (Agarwal et al.
+    2021), with its interval."""
+    ours = []
+    theirs = []
+    for cell in line.of(label, baseline) if label != baseline else ():
+        if len(cell.ranked(label)) and len(cell.ranked(baseline)):
+            ours.append(cell.ranked(label))
+            theirs.append(cell.ranked(baseline))
+    if not ours:
+        return dict.fromkeys(PROBABILITY, np.nan)
+    return dict(zip(PROBABILITY, statistics.improvement_interval(ours, theirs)))
+
+
+# ---- files and table -----------------------------------------------------------------------------
+
+
+def write_comparison(places: Places, options: Options, picture: Path) -> list[Path]:
+    """Prints the comparison of the runs at these places, and writes the picture, in pages of
+    LINES_ON_A_PAGE, and beside it what is drawn and compared: name.csv, name-comparison.csv."""
+    out, name, endings = figure_place(picture)
+    keys = any_of([pattern_of(metric) for metric in options.metrics])
+    groups, left_out = at_step(groups_of(places, keys, ""), options.step)
+    activation_of = {}
+    first_runs = {}
+    for labels in groups.values():
+        for label, runs in labels.items():
+            activation_of.setdefault(label, runs[0].config["activation"])
+            first_runs.setdefault(label, runs[0])
+    baseline = find_baseline(activation_of, options.baseline)
+    cells = make_cells(groups, options, places)
+    lines = make_lines(cells)
+    statistic = FUNCTIONS[options.statistic]
+    curves = []
+    comparisons = []
+    for line in lines:
+        curves += curve_rows(line, statistic)
+        comparisons += comparison_rows(line, baseline, statistic)
+    for line in lines:
+        print_line(line, rows_where(comparisons, line=line.name), options)
+    notes = []
+    for cell in cells:
+        notes += [f"{cell.title}, {cell.metric.name}: {note}" for note in cell.notes]
+    is_cut = any("compared at step" in note for note in notes)
+    print(*left_out, *notes, *([OTHER_STEP] if is_cut else []), sep="\n")
+
+    files = {f"{name}.csv": curves, f"{name}-comparison.csv": comparisons}
+    if options.shapes:
+        files[f"{name}-shapes.csv"] = shape_rows(first_runs)
+    files = {file: rows for file, rows in files.items() if rows}
+    paths = [write_csv(out / file, rows) for file, rows in files.items()]
+    spec = {
+        "csv": list(files),
+        "variants": distinct(comparisons, "variant"),
+        "activation_of": activation_of,
+        "caption": caption_of(options, comparisons, left_out + notes),
+    }
+    for number, start in enumerate(range(0, len(lines), LINES_ON_A_PAGE), start=1):
+        page = lines[start : start + LINES_ON_A_PAGE]
+        own = {"lines": [line.name for line in page]}
+        own["panels"] = {line.name: line.label for line in page}
+        own["scales"] = {line.name: line.metric.scale for line in page}
+        own["better"] = {line.name: line.metric.better for line in page}
+        own["bounds"] = {line.name: [line.metric.low, line.metric.high] for line in page}
+        own["units"] = {line.name: step_unit(line) for line in page}
+        own["shapes"] = start == 0
+        page_name = name if number == 1 else f"{name}-{number}"
+        paths += record_figure(out, page_name, COMPARISON, endings, **spec, **own)
+    return paths
+
+
+def step_unit(line: Line) -> str:
+    config = all_runs(line.cells[0].runs)[0].config
+    return "environment steps" if "total_timesteps" in config else "updates"
+
+
+def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:
+    """Points of the learned activation functions of each variant's first seed, before and after;
+    prints which do not fit."""
+    learned = [label for label, run in first_runs.items() if is_learned(run)]
+    if learned[MOST_SHAPES:]:
+        print(f"not drawn: the activation functions of {', '.join(learned[MOST_SHAPES:])}")
+    rows = []
+    for label in learned[:MOST_SHAPES]:
+        rows += learned_rows(label, first_runs[label])
+    return rows
+
+
+def caption_of(options: Options, comparisons: Sequence[dict], notes: Sequence[str]) -> list[str]:
+    """What the picture shows, in few lines; the notes are printed in full below the table."""
+    has_interval = any(np.isfinite(row["low"]) for row in comparisons)
+    told = f"{STATISTICS[options.statistic]} over seeds"
+    told += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
+    lines = [told]
+    if notes:
+        more = f" (and {len(notes) - 1} more notes, below the table)" if len(notes) > 1 else ""
+        lines.append(f"{notes[0]}{more}")
+    return lines
+
+
+def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
+    """The table of one line."""
+    steps = sorted({f"{cell.step:,.0f}" for cell in line.cells})
+    where = f"step {steps[0]}" if len(steps) == 1 else "the last common step of each"
+    print(f"{line.title}: {line.label or line.metric.label}, {where}")
+    baseline = rows[0]["baseline"]
+    verb = "better" if line.metric.better else "larger"
+    header = ["", "n", f"{STATISTICS[options.statistic]} [95 %]", f"minus {baseline}, paired"]
+    table = [[*header, f"seeds {verb}", f"P({verb} than {baseline})"]]
+    for row in rows:
+        cells = [row["variant"], f"{row['n']}", interval_text(row, "value", "low", "high")]
+        if row["variant"] == baseline:
+            cells += ["(baseline)", "", ""]
+        else:
+            pairs = f"{row['better']} of {row['pairs']}" if row["pairs"] else "-"
+            cells += [interval_text(row, *DIFFERENCE), pairs, interval_text(row, *PROBABILITY)]
+        table.append(cells)
+    print_table(table)
+    few = [row["n"] for row in rows if row["n"] < FEW_SEEDS * len(line.cells)]
+    if few:
+        print(f"fewer than {FEW_SEEDS} seeds: take these intervals as a rough guide only")
+    print()
+
+
+def interval_text(row: dict, value: str, low: str, high: str) -> str:
+    """ "0.75 [0.60, 0.90]"; without the ends if there is no interval; "-" without a value."""
+    if not np.isfinite(row[value]):
+        return "-"
+    text = number_text(row[value])
+    if not np.isfinite(row[low]):
+        return text
+    return f"{text} [{number_text(row[low])}, {number_text(row[high])}]"
+
+
+def number_text(value: float) -> str:
+    """Three digits; large whole numbers in full."""
+    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e6 else f"{value:.3g}"

@@ -1,0 +1,157 @@
+"""Drawing of comparison.py: curves with intervals, and beside them each variant against the
+baseline."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from plots import style
+from plots.overview import MOST_LEARNED, draw_learned
+from plots.recording import Kind, columns, distinct, rows_where
+from plots.variants import styles_in
+
+MOST_SHAPES = MOST_LEARNED
+LONGEST = 18  # letters of a name beside an axis; the legend has it in full
+
+
+def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
+    """Lines of panels: curves, difference to the baseline, probability of improvement; below, if
+    there are any, the learned activation functions."""
+    curves = rows_of(tables, ".csv")
+    comparisons = rows_of(tables, "-comparison.csv")
+    shapes = rows_of(tables, "-shapes.csv") if spec["shapes"] else []
+    looks = styles_in(spec)
+    lines = spec["lines"]
+    others = len(spec["variants"]) - 1
+    height = max(2.5, 0.26 * others + 1.0)
+    heights = [height * len(lines)]
+    if shapes:
+        heights.append(2.5)
+    figure = Figure((11 if others else 7, sum(heights) + 1.2), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    draw_lines(parts[0], curves, comparisons, looks, spec)
+    if shapes:
+        draw_learned(parts[1], shapes, spec["activation_of"])
+    style.caption(figure, *spec["caption"])
+    return figure
+
+
+def rows_of(tables: dict[str, list[dict]], ending: str) -> list[dict]:
+    """The rows of the file of a table's kind: `name.csv` has no further word in its ending."""
+    others = ("-comparison.csv", "-shapes.csv")
+    for file, rows in tables.items():
+        is_other = file.endswith(others)
+        if file.endswith(ending) and (ending != ".csv" or not is_other):
+            return rows
+    return []
+
+
+def draw_lines(
+    part: SubFigure,
+    curves: list[dict],
+    comparisons: list[dict],
+    looks: dict[str, dict],
+    spec: dict,
+) -> None:
+    lines = spec["lines"]
+    has_others = len(looks) > 1
+    ratios = (2.1, 1, 1) if has_others else (1,)
+    grid = part.subplots(len(lines), len(ratios), squeeze=False, width_ratios=ratios)
+    for panels, line in zip(grid, lines):
+        own = rows_where(comparisons, line=line)
+        points = rows_where(curves, line=line)
+        draw_curves(panels[0], points, own, looks, spec, line)
+        if has_others:
+            draw_against(panels[1], own, looks, "difference")
+            draw_against(panels[2], own, looks, "probability")
+            finish_against(panels[1], panels[2], own, spec["better"][line])
+    shown = {}
+    for label, look in looks.items():
+        counts = counts_of(comparisons, label)
+        shown[f"{label} ({counts})"] = look
+    style.legend(part, style.line_handles(shown))
+
+
+def counts_of(rows: Sequence[dict], label: str) -> str:
+    """n of a variant in one environment: of those with the fewest and the most runs."""
+    single = [row for row in rows if row["variant"] == label and row["environments"] == "1"]
+    counts = sorted({int(row["n"]) for row in single})
+    told = f"n = {counts[0]}"
+    return told if len(counts) == 1 else f"{told} to {counts[-1]}"
+
+
+def draw_curves(
+    panel: Axes,
+    points: list[dict],
+    comparisons: list[dict],
+    looks: dict[str, dict],
+    spec: dict,
+    line: str,
+) -> None:
+    """The curves of a line; dotted: where runs are compared, if some go on."""
+    style.left_title(panel, comparisons[0]["environment"])
+    style.steps_axis(panel, spec["units"][line])
+    panel.set_ylabel(spec["panels"][line])
+    if not points:
+        style.note(panel, "returns of these environments\nhave no common scale", style.FAINT)
+        panel.set(xticks=[], yticks=[])
+        return
+    for label in distinct(points, "variant"):
+        own = rows_where(points, variant=label)
+        value = columns(own, "step", "value", "low", "high")
+        style.curve(panel, label, looks[label] | {"clip_on": False}, *value)
+    (steps, values) = columns(points, "step", "value")
+    style.scale(panel, spec["scales"][line], values)
+    low, high = spec["bounds"][line]
+    bottom, top = panel.get_ylim()
+    if low is not None and panel.get_yscale() == "linear":
+        bottom = max(bottom, low)
+    if high is not None:
+        top = min(top, high)
+    panel.set_ylim(bottom, top)
+    panel.set_xlim(0, None)
+    step = comparisons[0]["step"]
+    if step < steps.max():
+        panel.axvline(step, color=style.FAINT, linewidth=1, linestyle=":")
+
+
+def draw_against(panel: Axes, rows: list[dict], looks: dict[str, dict], name: str) -> None:
+    """A point with its interval for each variant but the baseline, from above."""
+    others = [row for row in rows if row["variant"] != row["baseline"]]
+    for place, row in enumerate(others):
+        value = float(row[name])
+        low = float(row[f"{name}_low"])
+        high = float(row[f"{name}_high"])
+        if not np.isfinite(value):
+            continue
+        bar = np.nan_to_num([[value - low], [high - value]])
+        look = looks[row["variant"]] | {"linestyle": ""}
+        panel.errorbar(value, place, xerr=bar, **look, capsize=3, markersize=6, clip_on=False)
+    panel.set_ylim(len(others) - 0.4, -0.6)
+
+
+def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> None:
+    """Titles, axes and names of the differences and the probabilities."""
+    baseline = short(rows[0]["baseline"])
+    others = [row for row in rows if row["variant"] != row["baseline"]]
+    verb = "better" if better else "larger"
+    left.set_title(f"difference to {baseline}, paired", fontsize=8)
+    right.set_title(f"P({verb} than {baseline})", fontsize=8)
+    left.set_yticks(range(len(others)), [short(row["variant"]) for row in others], fontsize=8)
+    right.set_yticks(range(len(others)), [""] * len(others))
+    left.axvline(0, color=style.FAINT, linewidth=0.8, linestyle="--")
+    right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
+    right.set_xlim(0, 1)
+    right.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    if all(int(row["pairs"]) == 0 for row in others):
+        style.note(left, "no seeds in common", style.FAINT)
+        left.set_xticks([])
+
+
+def short(label: str) -> str:
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}..."
+
+
+COMPARISON = Kind("comparison", draw)
