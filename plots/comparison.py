@@ -6,6 +6,7 @@ here are drawn by comparison_figure.py, from their CSV files.
 
 import dataclasses
 import difflib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,25 @@ from plots import statistics
 from plots.activation_shapes import is_learned
 from plots.aggregation import common_end, finished_length, grid_of
 from plots.comparison_figure import COMPARISON, MOST_SHAPES
-from plots.metric import LOWER, WINDOWS, Metric, metric_of, normalised, pattern_of, unknown
+from plots.metric import BY_NAME, LOWER, WINDOWS, Metric, metric_of, normalised, pattern_of, unknown
 from plots.overview import learned_rows
 from plots.reading import Loaded, Places, find_runs, read_scalars
-from plots.recording import distinct, figure_place, record_figure, rows_where, write_csv
-from plots.tables import OTHER_STEP, Groups, any_of, at_step, groups_of, print_table
-from plots.variants import all_runs
+from plots.recording import figure_place, record_figure, rows_where, write_csv
+from plots.tables import (
+    OTHER_STEP,
+    Groups,
+    any_of,
+    at_step,
+    groups_of,
+    in_label_order,
+    print_table,
+)
+from plots.variants import all_runs, flat
 
 LINES_ON_A_PAGE = 6
 FEW_SEEDS = 5  # with fewer, an interval is a rough guide
-ALL = "all environments"
 STATISTICS = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
+HEADINGS = {"iqm": "IQM", "mean": "mean", "median": "median"}
 FUNCTIONS = {
     "iqm": statistics.interquartile_mean,
     "mean": statistics.mean_of_means,
@@ -56,7 +65,9 @@ class Cell:
     """One quantity in one environment: of each variant its seeds' values over training."""
 
     title: str  # the environment, and the script if there are several
+    script: str
     environment: str
+    asked: str  # what --metric says; score: the environment's own is `metric`
     metric: Metric
     runs: dict[str, list[Loaded]]  # label: the runs that have a value, or have diverged
     step: float  # where they are compared
@@ -112,9 +123,15 @@ def end_of(run: Loaded, points: np.ndarray) -> float:
 
 
 def make_cell(
-    title: str, env: str, metric: Metric, labels: dict[str, list[Loaded]], options: Options
+    where: tuple[str, str],
+    asked: str,
+    metric: Metric,
+    labels: dict[str, list[Loaded]],
+    step: float | None,
 ) -> Cell:
-    """Of the runs of one environment. Runs without any value are left out, with a note."""
+    """Of the runs of one script and environment (`where`), compared at a step, or at the last that
+    all have. Runs without any value are left out, with a note."""
+    script, env = where
     kept = {}
     notes = []
     for label, members in labels.items():
@@ -130,7 +147,7 @@ def make_cell(
             notes.append(f"{label}: {number} of {len(members)} runs have no value, left out")
 
     runs = all_runs(kept)
-    step, shortest = compared_at(runs, metric, options.step)
+    step, shortest = compared_at(runs, metric, step)
     if shortest is not None:
         label = next(name for name, members in kept.items() if shortest in members)
         told = f"compared at step {step:,.0f}, the last that all runs have"
@@ -150,7 +167,7 @@ def make_cell(
             column[grid > end_of(run, metric.points(run))] = np.nan
             columns.append(column)
         values[label] = np.stack(columns, -1)
-    return Cell(title, env, metric, kept, step, notes, grid, values)
+    return Cell(env, script, env, asked, metric, kept, step, notes, grid, values)
 
 
 def compared_at(
@@ -166,42 +183,78 @@ def compared_at(
 
 
 def make_cells(groups: Groups, options: Options, places: Places) -> list[Cell]:
-    """A cell for each quantity and environment that has it. Raises UserError: a --metric that no
-    run has."""
+    """A cell for each quantity and environment that has it; one with a name that no run has logged
+    is left out, with a line. Raises UserError: there is nothing else, or it is no name but a
+    key."""
     has_several_scripts = len({script for script, _ in groups}) > 1
     cells = []
+    without = []
     for name in options.metrics:
         found = []
         for (script, env), labels in groups.items():
             metric = metric_of(name, env, all_runs(labels))
             if metric is not None:
-                title = f"{env}, {script}" if has_several_scripts else env
-                found.append(make_cell(title, env, metric, labels, options))
+                cell = make_cell((script, env), name, metric, labels, options.step)
+                if has_several_scripts:
+                    cell.title = f"{env}, {script}"
+                found.append(cell)
         if not found:
-            keys = set()
-            for path in find_runs(places):
-                keys |= {*read_scalars(path)}
-            raise unknown(name, keys)
+            without.append(name)
         cells += found
+    if without and (not cells or any(name not in BY_NAME for name in without)):
+        keys = set()
+        for path in find_runs(places, ""):
+            keys |= {*read_scalars(path)}
+        raise unknown(without[-1], keys)
+    for name in without:
+        print(f"{name}: no run has logged it, not drawn")
     return cells
 
 
-def find_baseline(activation_of: Mapping[str, str], name: str) -> str:
-    """The label that --baseline names: one of the labels, or the only one of an activation; "" is
-    relu, or the first without it. Raises UserError: none or several of that name."""
-    wanted = name or "relu"
-    if wanted in activation_of:
-        return wanted
-    found = [label for label, activation in activation_of.items() if activation == wanted]
-    if not name:
-        return (found or [*activation_of])[0]
-    if len(found) == 1:
-        return found[0]
-    told = f"it could be {'; '.join(found)}"
-    if not found:
-        near = difflib.get_close_matches(name, activation_of, n=3)
-        told = f"no run of it; there are {'; '.join(near or activation_of)}"
-    raise runlog.UserError(f"--baseline {name}: {told}; name one of them")
+def find_baselines(groups: Groups, name: str) -> dict[str, str]:
+    """script -> the label that --baseline names there: one of the labels, or the only one of an
+    activation. "": relu, or the first without it; of several, the one whose settings most variants
+    have. Raises UserError: no script has it, or several labels of the activation."""
+    first_runs = defaultdict(dict)  # script: label: run
+    for (script, _), labels in groups.items():
+        for label, runs in labels.items():
+            first_runs[script].setdefault(label, runs[0])
+    baselines = {}
+    for script, runs in first_runs.items():
+        wanted = name or "relu"
+        found = [label for label in runs if runs[label].config["activation"] == wanted]
+        if wanted in runs:
+            found = [wanted]
+        if not name:
+            found = [most_usual(found or in_label_order(activations_of(runs)), runs)]
+        if len(found) > 1:
+            told = f"it could be {'; '.join(found)}"
+            raise runlog.UserError(f"--baseline {name}: {told}; name one of them")
+        baselines[script] = found[0] if found else name
+    if not any(label in first_runs[script] for script, label in baselines.items()):
+        known = set()
+        for runs in first_runs.values():
+            known |= {*runs}
+        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+        raise runlog.UserError(f"--baseline {name}: no run of it; there are {'; '.join(near)}")
+    return baselines
+
+
+def activations_of(first_runs: Mapping[str, Loaded]) -> dict[str, str]:
+    return {label: run.config["activation"] for label, run in first_runs.items()}
+
+
+def most_usual(labels: Sequence[str], first_runs: Mapping[str, Loaded]) -> str:
+    """Of some labels the first whose settings most variants share; of equal activations only."""
+    counts = Counter()
+    settings = {}
+    for label, run in first_runs.items():
+        config = {key: repr(value) for key, value in flat(run.config).items()}
+        settings[label] = {*config.items()}
+        counts.update(settings[label])
+    activation = first_runs[labels[0]].config["activation"]
+    alike = [label for label in labels if first_runs[label].config["activation"] == activation]
+    return max(alike, key=lambda label: sum(counts[item] for item in settings[label]))
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -212,7 +265,7 @@ class Line:
     """A line of panels: one quantity in one environment, or in all of them together."""
 
     title: str
-    cells: list[Cell]  # of one metric
+    cells: list[Cell]  # of one --metric
     label: str  # of the y axis
     has_scale: bool = True  # else no mean over the cells has a meaning
 
@@ -222,7 +275,14 @@ class Line:
 
     @property
     def name(self) -> str:
-        return f"{self.title}: {self.metric.name}"
+        return f"{self.title}: {self.cells[0].asked}"
+
+    @property
+    def bounds(self) -> list[float | None]:
+        """The possible values, None: no end. Scores of several environments: no end is known."""
+        metrics = {cell.metric.name: cell.metric for cell in self.cells}
+        is_one = len(metrics) == 1 and (len(self.cells) == 1 or self.metric.high == 1.0)
+        return [self.metric.low, self.metric.high] if is_one else [None, None]
 
     def of(self, *labels: str) -> list[Cell]:
         """The cells that have all these variants."""
@@ -230,14 +290,16 @@ class Line:
 
 
 def make_lines(cells: Sequence[Cell]) -> list[Line]:
-    """A line for each cell; before those of one quantity, if they are several, one for all of them:
-    of the environments that every variant has."""
+    """A line for each cell; before those of one quantity and script, if they are several, one for
+    all of them: of the environments that every variant has."""
     lines = []
-    by_metric = {}
+    alike = {}
     for cell in cells:
-        by_metric.setdefault(cell.metric.name, []).append(cell)
-    for members in by_metric.values():
-        labels = {label for cell in members for label in cell.values}
+        alike.setdefault((cell.asked, cell.script, cell.metric.better), []).append(cell)
+    for members in alike.values():
+        labels = set()
+        for cell in members:
+            labels |= {*cell.values}
         shared = [cell for cell in members if labels == {*cell.values}]
         if len(shared) > 1:
             lines.append(line_of_all(shared))
@@ -246,12 +308,14 @@ def make_lines(cells: Sequence[Cell]) -> list[Line]:
 
 
 def line_of_all(cells: list[Cell]) -> Line:
+    title = cells[0].title.replace(cells[0].environment, f"all {len(cells)} environments")
     scaled = [cell.scaled() for cell in cells]
     if any(cell is None for cell in scaled):
-        return Line(f"{ALL} ({len(cells)})", cells, "", has_scale=False)
-    is_fraction = cells[0].metric.high == 1.0
-    label = cells[0].metric.label if is_fraction else f"{cells[0].metric.label}, normalised"
-    return Line(f"{ALL} ({len(cells)})", scaled, label)
+        return Line(title, cells, "", has_scale=False)
+    metrics = {cell.metric.name: cell.metric for cell in cells}
+    is_fraction = all(metric.high == 1.0 for metric in metrics.values())
+    label = cells[0].metric.label if len(metrics) == 1 else cells[0].asked
+    return Line(title, scaled, label if is_fraction else f"{label}, normalised")
 
 
 def curve_rows(line: Line, statistic: Callable) -> list[dict]:
@@ -301,7 +365,7 @@ def labels_of(line: Line) -> list[str]:
 
 
 def row_of(line: Line, label: str) -> dict:
-    where = {"line": line.name, "environment": line.title, "metric": line.metric.name}
+    where = {"line": line.name, "environment": line.title, "metric": line.cells[0].asked}
     return where | {"variant": label}
 
 
@@ -370,13 +434,12 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
     out, name, endings = figure_place(picture)
     keys = any_of([pattern_of(metric) for metric in options.metrics])
     groups, left_out = at_step(groups_of(places, keys, ""), options.step)
-    activation_of = {}
     first_runs = {}
     for labels in groups.values():
         for label, runs in labels.items():
-            activation_of.setdefault(label, runs[0].config["activation"])
             first_runs.setdefault(label, runs[0])
-    baseline = find_baseline(activation_of, options.baseline)
+    activation_of = activations_of(first_runs)
+    baselines = find_baselines(groups, options.baseline)
     cells = make_cells(groups, options, places)
     lines = make_lines(cells)
     statistic = FUNCTIONS[options.statistic]
@@ -384,6 +447,7 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
     comparisons = []
     for line in lines:
         curves += curve_rows(line, statistic)
+        baseline = baselines[line.cells[0].script]
         comparisons += comparison_rows(line, baseline, statistic)
     for line in lines:
         print_line(line, rows_where(comparisons, line=line.name), options)
@@ -391,7 +455,8 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
     for cell in cells:
         notes += [f"{cell.title}, {cell.metric.name}: {note}" for note in cell.notes]
     is_cut = any("compared at step" in note for note in notes)
-    print(*left_out, *notes, *([OTHER_STEP] if is_cut else []), sep="\n")
+    for note in (*left_out, *notes, *([OTHER_STEP] if is_cut else [])):
+        print(note)
 
     files = {f"{name}.csv": curves, f"{name}-comparison.csv": comparisons}
     if options.shapes:
@@ -400,9 +465,9 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
     paths = [write_csv(out / file, rows) for file, rows in files.items()]
     spec = {
         "csv": list(files),
-        "variants": distinct(comparisons, "variant"),
+        "variants": in_label_order(activation_of),
         "activation_of": activation_of,
-        "caption": caption_of(options, comparisons, left_out + notes),
+        "caption": caption_of(lines, options, comparisons, left_out + notes),
     }
     for number, start in enumerate(range(0, len(lines), LINES_ON_A_PAGE), start=1):
         page = lines[start : start + LINES_ON_A_PAGE]
@@ -410,7 +475,7 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
         own["panels"] = {line.name: line.label for line in page}
         own["scales"] = {line.name: line.metric.scale for line in page}
         own["better"] = {line.name: line.metric.better for line in page}
-        own["bounds"] = {line.name: [line.metric.low, line.metric.high] for line in page}
+        own["bounds"] = {line.name: line.bounds for line in page}
         own["units"] = {line.name: step_unit(line) for line in page}
         own["shapes"] = start == 0
         page_name = name if number == 1 else f"{name}-{number}"
@@ -419,8 +484,9 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
 
 
 def step_unit(line: Line) -> str:
+    """Of the scripts without an environment a step is an update."""
     config = all_runs(line.cells[0].runs)[0].config
-    return "environment steps" if "total_timesteps" in config else "updates"
+    return "updates" if {"total_steps", "num_tasks"} & {*config} else "environment steps"
 
 
 def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:
@@ -435,16 +501,22 @@ def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:
     return rows
 
 
-def caption_of(options: Options, comparisons: Sequence[dict], notes: Sequence[str]) -> list[str]:
+def caption_of(
+    lines: Sequence[Line], options: Options, comparisons: Sequence[dict], notes: Sequence[str]
+) -> list[str]:
     """What the picture shows, in few lines; the notes are printed in full below the table."""
     has_interval = any(np.isfinite(row["low"]) for row in comparisons)
     told = f"{STATISTICS[options.statistic]} over seeds"
     told += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
-    lines = [told]
+    verb = "better" if all(line.metric.better for line in lines) else "better, or larger"
+    caption = [told]
+    if any(np.isfinite(row["probability"]) for row in comparisons):
+        right = "right: mean difference of equal seeds, probability that a run is"
+        caption.append(f"{right} {verb} than one of the baseline")
     if notes:
         more = f" (and {len(notes) - 1} more notes, below the table)" if len(notes) > 1 else ""
-        lines.append(f"{notes[0]}{more}")
-    return lines
+        caption.append(f"{notes[0]}{more}")
+    return caption
 
 
 def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
@@ -454,31 +526,33 @@ def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
     print(f"{line.title}: {line.label or line.metric.label}, {where}")
     baseline = rows[0]["baseline"]
     verb = "better" if line.metric.better else "larger"
-    header = ["", "n", f"{STATISTICS[options.statistic]} [95 %]", f"minus {baseline}, paired"]
-    table = [[*header, f"seeds {verb}", f"P({verb} than {baseline})"]]
+    header = ["", "n", f"{HEADINGS[options.statistic]} [95 %]", "minus baseline [95 %]"]
+    table = [[*header, verb, f"P({verb}) [95 %]"]]
     for row in rows:
         cells = [row["variant"], f"{row['n']}", interval_text(row, "value", "low", "high")]
         if row["variant"] == baseline:
             cells += ["(baseline)", "", ""]
         else:
             pairs = f"{row['better']} of {row['pairs']}" if row["pairs"] else "-"
-            cells += [interval_text(row, *DIFFERENCE), pairs, interval_text(row, *PROBABILITY)]
+            chance = interval_text(row, *PROBABILITY, text="{:.2f}")
+            cells += [interval_text(row, *DIFFERENCE), pairs, chance]
         table.append(cells)
     print_table(table)
-    few = [row["n"] for row in rows if row["n"] < FEW_SEEDS * len(line.cells)]
-    if few:
+    few = [row for row in rows if row["n"] < FEW_SEEDS * len(line.cells)]
+    if any(np.isfinite(row["low"]) for row in few):
         print(f"fewer than {FEW_SEEDS} seeds: take these intervals as a rough guide only")
     print()
 
 
-def interval_text(row: dict, value: str, low: str, high: str) -> str:
+def interval_text(row: dict, value: str, low: str, high: str, text: str = "") -> str:
     """ "0.75 [0.60, 0.90]"; without the ends if there is no interval; "-" without a value."""
     if not np.isfinite(row[value]):
         return "-"
-    text = number_text(row[value])
+    numbers = [row[key] for key in (value, low, high)]
+    told = [text.format(number) if text else number_text(number) for number in numbers]
     if not np.isfinite(row[low]):
-        return text
-    return f"{text} [{number_text(row[low])}, {number_text(row[high])}]"
+        return told[0]
+    return f"{told[0]} [{told[1]}, {told[2]}]"
 
 
 def number_text(value: float) -> str:

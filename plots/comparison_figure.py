@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import EngFormatter
 
 from plots import style
 from plots.overview import MOST_LEARNED, draw_learned
@@ -13,7 +15,7 @@ from plots.recording import Kind, columns, distinct, rows_where
 from plots.variants import styles_in
 
 MOST_SHAPES = MOST_LEARNED
-LONGEST = 18  # letters of a name beside an axis; the legend has it in full
+LONGEST = 26  # letters of a name beside an axis; the legend has it in full
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
@@ -29,7 +31,8 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     heights = [height * len(lines)]
     if shapes:
         heights.append(2.5)
-    figure = Figure((11 if others else 7, sum(heights) + 1.2), layout="constrained")
+    width = 12 if others else 7
+    figure = Figure((width, sum(heights) + 1.2), layout="constrained")
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     draw_lines(parts[0], curves, comparisons, looks, spec)
     if shapes:
@@ -112,6 +115,8 @@ def draw_curves(
         top = min(top, high)
     panel.set_ylim(bottom, top)
     panel.set_xlim(0, None)
+    if panel.get_yscale() == "linear":
+        without_powers(panel.yaxis, values)
     step = comparisons[0]["step"]
     if step < steps.max():
         panel.axvline(step, color=style.FAINT, linewidth=1, linestyle=":")
@@ -130,6 +135,8 @@ def draw_against(panel: Axes, rows: list[dict], looks: dict[str, dict], name: st
         look = looks[row["variant"]] | {"linestyle": ""}
         panel.errorbar(value, place, xerr=bar, **look, capsize=3, markersize=6, clip_on=False)
     panel.set_ylim(len(others) - 0.4, -0.6)
+    if name == "difference":
+        without_powers(panel.xaxis, np.array([float(row[name]) for row in others]))
 
 
 def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> None:
@@ -139,15 +146,24 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
     verb = "better" if better else "larger"
     left.set_title(f"difference to {baseline}, paired", fontsize=8)
     right.set_title(f"P({verb} than {baseline})", fontsize=8)
-    left.set_yticks(range(len(others)), [short(row["variant"]) for row in others], fontsize=8)
+    left.set_yticks(range(len(others)), [short(row["variant"]) for row in others], fontsize=7.5)
     right.set_yticks(range(len(others)), [""] * len(others))
     left.axvline(0, color=style.FAINT, linewidth=0.8, linestyle="--")
     right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
     right.set_xlim(0, 1)
     right.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    if all(int(row["pairs"]) == 0 for row in others):
-        style.note(left, "no seeds in common", style.FAINT)
-        left.set_xticks([])
+    has_baseline = any(row["variant"] == row["baseline"] for row in rows)
+    for panel, key in ((left, "difference"), (right, "probability")):
+        if not any(np.isfinite(float(row[key])) for row in others):
+            why = "no seeds in common" if has_baseline else f"no run of {baseline} here"
+            style.note(panel, why, style.FAINT)
+
+
+def without_powers(axis: Axis, values: np.ndarray) -> None:
+    """Large numbers as 20k and 5M, rather than with a power of ten beside the axis."""
+    values = values[np.isfinite(values)]
+    if values.size and np.abs(values).max() >= 1e4:
+        axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def short(label: str) -> str:

@@ -52,7 +52,7 @@ METRICS = (
     Metric("accuracy", "online accuracy", "charts/online_accuracy", HIGHER, 0.0, 1.0),
     Metric("error", "mean squared error", "eval/mse", LOWER, 0.0, scale="log"),
     Metric("training return", "return of training episodes", "charts/episodic_return", HIGHER),
-    Metric("overestimation", "overestimation, Q - G", "overestimation/mean"),
+    Metric("overestimation", "overestimation, Q - G", "overestimation/mean", scale="symlog"),
     Metric("dead neurons", "dead-neuron fraction", rf"{LAYERS}/dead_share", LOWER, 0.0, 1.0),
     Metric("effective rank", "effective rank (srank)", rf"{LAYERS}/srank", low=0.0),
 )

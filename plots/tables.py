@@ -1,7 +1,7 @@
 """Any folder of runs as tables: a row per script, environment and setting, and one per run."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,16 +103,16 @@ def labelled(script: str, runs_in: dict[str, list[Loaded]]) -> dict[str, dict[st
         for run in runs_in[env]:
             groups[variant_label(script, run, varied)].append(run)
         result[env] = {}
-        for label in in_label_order(groups):
+        activation_of = {label: runs[0].config["activation"] for label, runs in groups.items()}
+        for label in in_label_order(activation_of):
             result[env][label] = by_seed(groups[label], f"{script}, {env}, {label}")
     return result
 
 
-def in_label_order(groups: dict[str, list[Loaded]]) -> list[str]:
-    """Labels by activation, in the activations' natural order."""
-    activation_of = {label: runs[0].config["activation"] for label, runs in groups.items()}
+def in_label_order(activation_of: Mapping[str, str]) -> list[str]:
+    """Labels by their activations, in the activations' natural order."""
     order = in_order(activation_of.values())
-    return sorted(groups, key=lambda label: (order.index(activation_of[label]), label))
+    return sorted(activation_of, key=lambda label: (order.index(activation_of[label]), label))
 
 
 def variant_label(script: str, run: Loaded, varied: Sequence[str]) -> str:
@@ -308,4 +308,4 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        print(row[0].ljust(widths[0]), *numbers, sep="  ")
+        print("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())
