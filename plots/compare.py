@@ -108,14 +108,17 @@ def write_compared(
 
 
 def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
-    """Points of `draw`: QUANTITIES of every seed (NaN where it has no row and others of its group
-    do)."""
+    """Points of `draw`: QUANTITIES of every seed that has some (NaN where it has no row and others
+    of its group do)."""
     groups = compared(run_folders, by)
     rows = []
     for quantity in QUANTITIES:
         for name, runs in groups.items():
-            steps, values = aligned(runs, quantity.title)
-            for run, points in zip(runs, values):
+            having = [run for run in runs if len(run.series(quantity.title))]
+            if not having:
+                continue
+            steps, values = aligned(having, quantity.title)
+            for run, points in zip(having, values):
                 row = {
                     "panel": quantity.title,
                     "group": name,

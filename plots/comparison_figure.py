@@ -1,6 +1,7 @@
 """Drawing of comparison.py: curves with intervals, and beside them each variant against the
 baseline."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,8 @@ from plots.recording import Kind, columns, distinct, rows_where
 from plots.variants import styles_in
 
 MOST_SHAPES = MOST_LEARNED
-LONGEST = 26  # letters of a name beside an axis; the legend has it in full
+LONGEST = 26  # letters of a line beside an axis
+LETTER = 0.06  # inches of one in the legend
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
@@ -27,7 +29,8 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     looks = styles_in(spec)
     lines = spec["lines"]
     others = len(spec["variants"]) - 1
-    height = max(2.5, 0.26 * others + 1.0)
+    has_long = any(len(label) > LONGEST for label in spec["variants"])
+    height = max(2.5, (0.32 if has_long else 0.26) * others + 1.0)
     heights = [height * len(lines)]
     if shapes:
         heights.append(2.5)
@@ -73,8 +76,13 @@ def draw_lines(
     shown = {}
     for label, look in looks.items():
         counts = counts_of(comparisons, label)
-        shown[f"{label} ({counts})"] = look
-    style.legend(part, style.line_handles(shown))
+        is_baseline = any(row["baseline"] == label for row in comparisons) and has_others
+        shown[f"{label} ({counts}){', baseline' if is_baseline else ''}"] = look
+    longest = max(len(label) for label in shown)
+    columns_fit = int(part.figure.get_figwidth() / (LETTER * longest + 0.8))
+    number = max(1, min(columns_fit, len(shown)))
+    place = {"loc": "outside lower center", "ncols": number, "handlelength": 3.5, "fontsize": 8}
+    part.legend(handles=style.line_handles(shown), **place)
 
 
 def counts_of(rows: Sequence[dict], label: str) -> str:
@@ -141,12 +149,14 @@ def draw_against(panel: Axes, rows: list[dict], looks: dict[str, dict], name: st
 
 def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> None:
     """Titles, axes and names of the differences and the probabilities."""
-    baseline = short(rows[0]["baseline"])
+    baseline = rows[0]["baseline"]
+    named = baseline if len(baseline) <= 10 else "baseline"
     others = [row for row in rows if row["variant"] != row["baseline"]]
     verb = "better" if better else "larger"
-    left.set_title(f"difference to {baseline}, paired", fontsize=8)
-    right.set_title(f"P({verb} than {baseline})", fontsize=8)
-    left.set_yticks(range(len(others)), [short(row["variant"]) for row in others], fontsize=7.5)
+    left.set_title(f"difference to {named}, paired", fontsize=8)
+    right.set_title(f"P({verb} than {named})", fontsize=8)
+    names = [in_two_lines(row["variant"]) for row in others]
+    left.set_yticks(range(len(others)), names, fontsize=7.5)
     right.set_yticks(range(len(others)), [""] * len(others))
     left.axvline(0, color=style.FAINT, linewidth=0.8, linestyle="--")
     right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
@@ -155,7 +165,7 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
     has_baseline = any(row["variant"] == row["baseline"] for row in rows)
     for panel, key in ((left, "difference"), (right, "probability")):
         if not any(np.isfinite(float(row[key])) for row in others):
-            why = "no seeds in common" if has_baseline else f"no run of {baseline} here"
+            why = "no seeds in common" if has_baseline else f"no run of {named} here"
             style.note(panel, why, style.FAINT)
 
 
@@ -166,8 +176,12 @@ def without_powers(axis: Axis, values: np.ndarray) -> None:
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
-def short(label: str) -> str:
-    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}..."
+def in_two_lines(label: str) -> str:
+    """A label beside an axis; the legend has one in full that is too long for two lines."""
+    lines = textwrap.wrap(label, LONGEST, break_long_words=True)
+    if len(lines) > 2:
+        lines = [lines[0], f"{lines[1][: LONGEST - 4]} ..."]
+    return "\n".join(lines)
 
 
 COMPARISON = Kind("comparison", draw)

@@ -261,7 +261,8 @@ def curve_rows(runs: Sequence[Loaded], cell: dict) -> list[dict]:
     high = np.nanmax(values, 0).tolist()
     rows = []
     for index, step in enumerate(steps[known].tolist()):
-        row = {"step": int(step), "n": len(runs), "median": middle[index]}
+        number = int(np.isfinite(values[:, index]).sum())  # without those diverged before it
+        row = {"step": int(step), "n": number, "median": middle[index]}
         rows.append({**cell, **row, "min": low[index], "max": high[index]})
     return rows
 
