@@ -4,7 +4,6 @@
     python figures.py curves runs --baseline relu --out figures/curves.png
     python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
-    python figures.py function_approximation --runs runs/regression*
     python figures.py redraw results
 
 The drawing is in plots/. A new figure is a module there and a line in ROWS (CONTRIBUTING.md).
@@ -45,16 +44,12 @@ ROWS = {  # subcommand: function; each is a row of the papers' figures, its docs
     "hr8": hr.hr8,
     "hr19": hr.hr19,
 }
-ANY_RUNS = {  # the same, of functions of (runs, out): not the papers' figures
-    "overview": overview,
-    "preactivations": preactivations,
-    "function_approximation": hr2,
+ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes if it is not told
+    "overview": (overview, "figures"),
+    "preactivations": (preactivations, "runs/preactivations.png"),
+    "function_approximation": (hr2, "runs/function_approximation"),
 }
-FIGURES = Path("figures")
-OUT = {  # of those of ANY_RUNS that do not write into FIGURES
-    "preactivations": Path("runs/preactivations.png"),
-    "function_approximation": Path("runs/function_approximation"),
-}
+DEMO_IS = "Curves of return and overestimation, learned activations below: what `make demo` draws."
 Folders = tyro.conf.Positional[tuple[Path, ...]]
 ALSO = {  # subcommand: further names of it, the figures that it draws
     "continual": ("cr_continual",),
@@ -78,9 +73,8 @@ class RunCommand:
 @dataclass
 class CurvesCommand:
     """Compare any runs: for each environment a curve per variant with its bootstrap interval, and
-    beside it differences to a baseline, paired by seed, and the probability of improvement.
-
-    A variant is an activation with the settings in which its runs differ."""
+    beside it differences to a baseline, paired by seed, and the probability of improvement. A
+    variant is an activation with the settings in which its runs differ."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
     runs: tuple[Path, ...] = ()  # the same
@@ -111,7 +105,7 @@ class RunsCommand:
     name: tyro.conf.Suppress[str] = ""  # the subcommand's
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
     runs: tuple[Path, ...] = ()  # the same; without any: runs
-    out: Path = FIGURES  # folder of the figures and tables, or the figure
+    out: Path = Path("figures")  # folder of the figures and tables, or the figure
 
 
 @dataclass
@@ -121,7 +115,7 @@ class RowCommand:
     row: tyro.conf.Suppress[str] = ""  # the subcommand's
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
     runs: tuple[Path, ...] = ()  # the same; without any: runs
-    out: Path = FIGURES  # folder of the figures and tables
+    out: Path = Path("figures")  # folder of the figures and tables
     where: tuple[str, ...] = ()
     """only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout"""
     variants: tuple[str, ...] = ()
@@ -130,12 +124,11 @@ class RowCommand:
 
 @dataclass
 class TableCommand:
-    """Summary table of all runs there: table.md, table.csv, table.tex; and runs.csv, a row for
-    each."""
+    """Summary table of any runs: table.md, table.csv, table.tex, and runs.csv."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
     runs: tuple[Path, ...] = ()  # the same; without any: runs
-    out: Path = FIGURES  # folder of the tables
+    out: Path = Path("figures")  # folder of the tables
     at_step: float | None = None  # compare there; None: at the last step that all runs have
 
 
@@ -151,17 +144,19 @@ DEMO = CurvesCommand(metric=("return", "overestimation"), shapes=True, out=Path(
 Command = (
     Annotated[RunCommand, tyro.conf.subcommand("run")]
     | Annotated[CurvesCommand, tyro.conf.subcommand("curves")]
-    | Annotated[CurvesCommand, tyro.conf.subcommand("demo", default=DEMO)]
+    | Annotated[CurvesCommand, tyro.conf.subcommand("demo", default=DEMO, description=DEMO_IS)]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[TableCommand, tyro.conf.subcommand("table")]
     | Annotated[RedrawCommand, tyro.conf.subcommand("redraw")]
 )
-for name, function in {**ANY_RUNS, **ROWS}.items():
+for name, function in ROWS.items():
     told = " ".join(function.__doc__.split())
-    default = RowCommand(name) if name in ROWS else RunsCommand(name, out=OUT.get(name, FIGURES))
-    Command |= Annotated[
-        type(default), tyro.conf.subcommand(name, default=default, description=told)
-    ]
+    row = tyro.conf.subcommand(name, default=RowCommand(name), description=told)
+    Command |= Annotated[RowCommand, row]
+for name, (function, out) in ANY_RUNS.items():
+    told = " ".join(function.__doc__.split())
+    default = RunsCommand(name, out=Path(out))
+    Command |= Annotated[RunsCommand, tyro.conf.subcommand(name, default=default, description=told)]
 
 
 def row_of(name: str) -> str:
@@ -184,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         case RowCommand(row):
             paths = ROWS[row](runs, command.out, command.where, command.variants)
         case RunsCommand(name):
-            paths = ANY_RUNS[name](runs, command.out)
+            paths = ANY_RUNS[name][0](runs, command.out)
         case TableCommand():
             paths = tables.write_tables(runs, command.out, command.at_step)
         case CurvesCommand():
