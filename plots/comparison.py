@@ -96,10 +96,10 @@ class Cell:
         below all others, where one end is the better."""
         sign = -1.0 if self.metric.better == LOWER else 1.0
         ranks = []
-        for value in self.at_end(label).tolist():
+        for run, value in zip(self.runs[label], self.at_end(label).tolist()):
             if np.isfinite(value):
                 ranks.append(sign * value)
-            elif self.metric.better:
+            elif run.has_diverged and self.metric.better:
                 ranks.append(-np.inf)
         return np.array(ranks)
 
@@ -136,20 +136,21 @@ def make_cell(
     notes = []
     for label, members in labels.items():
         having = [run for run in members if len(metric.points(run))]
-        lost = [run for run in members if run.has_diverged and run not in having]
+        without = [run for run in members if not len(metric.points(run))]
+        lost = [run for run in without if run.has_diverged]
         if having or lost:
             kept[label] = having + lost
         if lost:
             told = f"{len(lost)} of {len(members)} diverged before the first value"
             notes.append(f"{label}: {told}, counted as worse than any in the probability only")
-        number = len(members) - len(having) - len(lost)
+        number = len(without) - len(lost)
         if number:
             notes.append(f"{label}: {number} of {len(members)} runs have no value, left out")
 
     runs = all_runs(kept)
     step, shortest = compared_at(runs, metric, step)
     if shortest is not None:
-        label = next(name for name, members in kept.items() if shortest in members)
+        label = label_of(shortest, kept)
         told = f"compared at step {step:,.0f}, the last that all runs have"
         where = f"{label} seed {shortest.seed} ({shortest.status}) ends there"
         notes.insert(0, f"{told}: {where}")
@@ -167,7 +168,20 @@ def make_cell(
             column[grid > end_of(run, metric.points(run))] = np.nan
             columns.append(column)
         values[label] = np.stack(columns, -1)
+        at_end = values[label][np.searchsorted(grid, step)]
+        pairs = zip(members, np.isfinite(at_end))
+        number = sum(not has_value and not run.has_diverged for run, has_value in pairs)
+        if number:
+            told = f"{number} of {len(members)} runs have no value at step {step:,.0f}"
+            notes.append(f"{label}: {told}, left out of the comparison")
     return Cell(env, script, env, asked, metric, kept, step, notes, grid, values)
+
+
+def label_of(run: Loaded, labels: dict[str, list[Loaded]]) -> str:
+    for label, members in labels.items():
+        if any(member is run for member in members):
+            return label
+    raise ValueError(f"{run.folder}: not among these runs")
 
 
 def compared_at(
@@ -192,8 +206,9 @@ def make_cells(groups: Groups, options: Options, places: Places) -> list[Cell]:
     for name in options.metrics:
         found = []
         for (script, env), labels in groups.items():
-            metric = metric_of(name, env, all_runs(labels))
-            if metric is not None:
+            runs = all_runs(labels)
+            metric = metric_of(name, env, runs)
+            if metric is not None and any(len(metric.points(run)) for run in runs):
                 cell = make_cell((script, env), name, metric, labels, options.step)
                 if has_several_scripts:
                     cell.title = f"{env}, {script}"

@@ -106,7 +106,10 @@ def draw_curves(
     style.steps_axis(panel, spec["units"][line])
     panel.set_ylabel(spec["panels"][line])
     if not points:
-        style.note(panel, "returns of these environments\nhave no common scale", style.FAINT)
+        why = "these environments\nhave no common scale"
+        if all(int(row["n"]) == 0 for row in comparisons):
+            why = f"no value at step {comparisons[0]['step']:,.0f}"
+        style.note(panel, why, style.FAINT)
         panel.set(xticks=[], yticks=[])
         return
     for label in distinct(points, "variant"):
