@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plots import style
 from plots.overview import MOST_LEARNED, draw_learned
@@ -117,7 +117,8 @@ def draw_curves(
         value = columns(own, "step", "value", "low", "high")
         style.curve(panel, label, looks[label] | {"clip_on": False}, *value)
     (steps, values) = columns(points, "step", "value")
-    style.scale(panel, spec["scales"][line], values)
+    if spans_decades(spec["scales"][line], values):
+        style.scale(panel, spec["scales"][line], values)
     low, high = spec["bounds"][line]
     bottom, top = panel.get_ylim()
     if low is not None and panel.get_yscale() == "linear":
@@ -131,6 +132,15 @@ def draw_curves(
     step = comparisons[0]["step"]
     if step < steps.max():
         panel.axvline(step, color=style.FAINT, linewidth=1, linestyle=":")
+
+
+def spans_decades(kind: str, values: np.ndarray) -> bool:
+    """Whether a logarithmic axis tells more than a linear one: of positive values two decades, else
+    values far larger than most. Fewer decades would have no two labelled ticks."""
+    sizes = np.abs(values[np.isfinite(values)])
+    if kind == "log":
+        return sizes.size > 0 and sizes.max() > 100 * sizes.min()
+    return sizes.size > 0 and sizes.max() > max(1e3, 30 * np.median(sizes))
 
 
 def draw_against(panel: Axes, rows: list[dict], looks: dict[str, dict], name: str) -> None:
@@ -147,6 +157,7 @@ def draw_against(panel: Axes, rows: list[dict], looks: dict[str, dict], name: st
         panel.errorbar(value, place, xerr=bar, **look, capsize=3, markersize=6, clip_on=False)
     panel.set_ylim(len(others) - 0.4, -0.6)
     if name == "difference":
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         without_powers(panel.xaxis, np.array([float(row[name]) for row in others]))
 
 
@@ -165,11 +176,21 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
     right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
     right.set_xlim(0, 1)
     right.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    has_baseline = any(row["variant"] == row["baseline"] for row in rows)
     for panel, key in ((left, "difference"), (right, "probability")):
         if not any(np.isfinite(float(row[key])) for row in others):
-            why = "no seeds in common" if has_baseline else f"no run of {named} here"
-            style.note(panel, why, style.FAINT)
+            style.note(panel, why_nothing(rows, named), style.FAINT)
+            panel.set_xticks([])
+
+
+def why_nothing(rows: list[dict], baseline: str) -> str:
+    """Why there is no difference, or no probability, to show."""
+    is_baseline = [row["variant"] == row["baseline"] for row in rows]
+    if all(is_baseline):
+        return "only the baseline here"
+    if not any(is_baseline):
+        return f"no run of {baseline} here"
+    has_pairs = any(int(row["pairs"]) for row in rows)
+    return "no common scale" if has_pairs else "no seeds in common"
 
 
 def without_powers(axis: Axis, values: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axis import Axis
 from matplotlib.text import Text
 from test_figures import make_run
 from test_figures_input import edit, error_of, three_seeds
@@ -85,7 +86,9 @@ def test_curves_are_iqms_with_intervals_and_probabilities_of_improvement(tmp_pat
         assert row["difference"] == pytest.approx(differences.mean(), rel=1e-4)
         assert (row["better"], row["worse"]) == ((differences > 0).sum(), (differences < 0).sum())
     both = found["all 2 environments", "relu"]
-    scaled = [truth["relu", env, seed][0][-1] / envs[env] for env in envs for seed in range(1, 5)]
+    scaled = []
+    for env, seed in itertools.product(envs, range(1, 5)):
+        scaled.append(truth["relu", env, seed][0][-1] / envs[env])
     assert both["value"] == pytest.approx(np.sort(scaled)[2:6].mean(), rel=1e-4)
     means = [found[env, "relu"]["probability"] for env in envs]
     assert both["n"] == 8 and both["probability"] == pytest.approx(np.mean(means))
@@ -238,6 +241,16 @@ def test_the_baseline_is_named_or_relu_or_the_first(tmp_path, capsys):
 # ---- the picture ---------------------------------------------------------------------------------
 
 
+def drawn_ticks(axis: Axis) -> list:
+    """The boxes of an axis's tick labels that are within its limits."""
+    low, high = sorted(axis.get_view_interval())
+    boxes = []
+    for place, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels()):
+        if low <= place <= high and label.get_text():
+            boxes.append(label.get_window_extent())
+    return boxes
+
+
 @pytest.mark.parametrize("number, seeds", [(1, 1), (2, 10), (9, 2)])
 def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
     rng = np.random.default_rng(number)
@@ -247,8 +260,10 @@ def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
         score = np.array([0.0, 0.5 + rng.random() / 2, 1.0])
         rows = {RETURN: (STEPS, 900 * score), "eval/success": (STEPS, score)}
         rows = rows if env == SWEEP else {RETURN: rows[RETURN]}
+        error = 3.0 + 0.001 * rng.random(3) if env == SWEEP else 10.0 ** -rng.integers(1, 5, 3)
+        rows["eval/mse"] = (STEPS, error)
         write_run(tmp_path / "runs", "sac_continuous", env, name, seed, rows)
-    curves(tmp_path / "runs", "--out", tmp_path / "x.png")
+    curves(tmp_path / "runs", "--metric", "score", "error", "--out", tmp_path / "x.png")
     figure = plots.redraw.figure_of(tmp_path, "x")
     figure.draw_without_rendering()
     for text in figure.findobj(Text):
@@ -257,6 +272,14 @@ def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
         if is_name and text.get_visible():
             assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
             assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, text.get_text()
+    for axis in figure.findobj(Axis):
+        if axis.axes.texts:  # a note in place of what there is not
+            continue
+        boxes = drawn_ticks(axis)
+        is_names = axis.axis_name == "y" and axis.axes.get_title() != ""  # of variants
+        assert is_names or len(boxes) >= 2, axis.axes.get_title("left")
+        for one, other in itertools.pairwise(boxes):
+            assert not one.overlaps(other)
     shown = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
     baseline = ", baseline" if number > 1 else ""
     assert shown[0] == f"relu (n = {seeds}){baseline}" and len(shown) == number
@@ -265,7 +288,7 @@ def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
     assert ("interval" in figure.get_suptitle()) is True
     assert ("bootstrap" in figure.get_suptitle()) is (seeds > 1)
     chances = [panel for panel in figure.axes if panel.get_title() == "P(better than relu)"]
-    assert len(chances) == (3 if number > 1 else 0)
+    assert len(chances) == (6 if number > 1 else 0)
     for panel in chances:
         assert panel.get_xlim() == (0, 1) and len(panel.containers) == number - 1
 
