@@ -405,8 +405,8 @@ def comparison_rows(line: Line, baseline: str, statistic: Callable) -> list[dict
 
 
 def paired(line: Line, label: str, baseline: str) -> dict[str, object]:
-    """Differences to the baseline, of equal seeds: their mean and its interval, and how many seeds
-    are better and worse."""
+    """Differences to the baseline, of equal seeds: their mean and its interval, how many seeds are
+    better and worse, and the exact p of the sign test."""
     differences = []
     for cell in line.of(label, baseline) if label != baseline else ():
         ours = cell.by_seed(label)
@@ -418,11 +418,12 @@ def paired(line: Line, label: str, baseline: str) -> dict[str, object]:
     signs = np.sign(np.concatenate(differences)) if differences else np.zeros(0)
     if line.metric.better == LOWER:
         signs = -signs
+    better, worse, p_value = statistics.sign_test(signs)
     if differences and line.has_scale:
         mean = float(statistics.mean_of_means(differences))
         ends = statistics.stratified_bootstrap(differences, statistics.mean_of_means)
         found = (mean, float(ends[0]), float(ends[1]))
-    row = {"pairs": len(signs), "better": int((signs > 0).sum()), "worse": int((signs < 0).sum())}
+    row = {"pairs": len(signs), "better": better, "worse": worse, "p_value": p_value}
     return row | dict(zip(DIFFERENCE, found))
 
 
@@ -523,7 +524,7 @@ def caption_of(
     has_interval = any(np.isfinite(row["low"]) for row in comparisons)
     told = f"{STATISTICS[options.statistic]} over seeds"
     told += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
-    verb = "better" if all(line.metric.better for line in lines) else "better, or larger"
+    verb = "better" if all(line.metric.better for line in lines) else "better (or larger)"
     caption = [told]
     if any(np.isfinite(row["probability"]) for row in comparisons):
         right = "right: mean difference of equal seeds, probability that a run is"
@@ -548,7 +549,8 @@ def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
         if row["variant"] == baseline:
             cells += ["(baseline)", "", ""]
         else:
-            pairs = f"{row['better']} of {row['pairs']}" if row["pairs"] else "-"
+            pairs = f"{row['better']} of {row['pairs']}, p {row['p_value']:.2g}"
+            pairs = pairs if row["pairs"] else "-"
             chance = interval_text(row, *PROBABILITY, text="{:.2f}")
             cells += [interval_text(row, *DIFFERENCE), pairs, chance]
         table.append(cells)

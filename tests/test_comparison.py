@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.axis import Axis
 from matplotlib.text import Text
+from scipy.stats import binomtest
 from test_figures import make_run
 from test_figures_input import edit, error_of, three_seeds
 from test_paper_figures import DMC, STEPS, SWEEP, sac_runs, write_run
@@ -84,7 +85,9 @@ def test_curves_are_iqms_with_intervals_and_probabilities_of_improvement(tmp_pat
         assert row["probability_low"] <= row["probability"] <= row["probability_high"]
         differences = scores[:, -1] - theirs[:, -1]
         assert row["difference"] == pytest.approx(differences.mean(), rel=1e-4)
-        assert (row["better"], row["worse"]) == ((differences > 0).sum(), (differences < 0).sum())
+        above = (differences > 0).sum()
+        assert (row["better"], row["worse"]) == (above, (differences < 0).sum())
+        assert row["p_value"] == pytest.approx(binomtest(above, 4).pvalue, rel=1e-4)
     both = found["all 2 environments", "relu"]
     scaled = []
     for env, seed in itertools.product(envs, range(1, 5)):
