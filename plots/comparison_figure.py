@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from plots import style
 from plots.overview import MOST_LEARNED, draw_learned
 from plots.recording import Kind, columns, distinct, rows_where
+from plots.seeds import scale
 from plots.variants import styles_in
 
 MOST_SHAPES = MOST_LEARNED
@@ -118,7 +119,7 @@ def draw_curves(
         style.curve(panel, label, looks[label] | {"clip_on": False}, *value)
     (steps, values) = columns(points, "step", "value")
     if spans_decades(spec["scales"][line], values):
-        style.scale(panel, spec["scales"][line], values)
+        scale(panel, spec["scales"][line], values)
     low, high = spec["bounds"][line]
     bottom, top = panel.get_ylim()
     if low is not None and panel.get_yscale() == "linear":

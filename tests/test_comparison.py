@@ -296,6 +296,20 @@ def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
         assert panel.get_xlim() == (0, 1) and len(panel.containers) == number - 1
 
 
+def test_many_environments_are_several_pages(tmp_path):
+    tasks = [f"dm_control/task{number}-v0" for number in range(6)]
+    for env, name in itertools.product(tasks, ("relu", "tanh")):
+        write_run(tmp_path / "runs", "sac_continuous", env, name, 1, {RETURN: (STEPS, STEPS)})
+    curves(tmp_path / "runs", "--out", tmp_path / "x.png")
+    pages = [plots.redraw.figure_of(tmp_path, name) for name in ("x", "x-2")]
+    drawn = []
+    for page in pages:
+        titles = [panel.get_title("left") for panel in page.axes]
+        drawn.append([title for title in titles if title])
+    assert drawn == [["all 6 environments", *tasks[:5]], tasks[5:]]
+    assert (tmp_path / "x-2.png").exists() and not (tmp_path / "x-2.csv").exists()
+
+
 def test_learned_activations_are_drawn_below_as_demo_does(tmp_path):
     for name, seed in itertools.product(("relu", "crational"), (1, 2)):
         make_run(tmp_path / "runs", name, seed, fixed=name == "relu")
