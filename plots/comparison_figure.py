@@ -177,14 +177,19 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
     right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
     right.set_xlim(0, 1)
     right.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    for panel, key in ((left, "difference"), (right, "probability")):
-        if not any(np.isfinite(float(row[key])) for row in others):
-            style.note(panel, why_nothing(rows, named), style.FAINT)
-            panel.set_xticks([])
+    has_difference = any(np.isfinite(float(row["difference"])) for row in others)
+    has_probability = any(np.isfinite(float(row["probability"])) for row in others)
+    if not has_difference:
+        style.note(left, why_nothing(rows, named), style.FAINT)
+        left.set_xticks([])
+    if not has_probability:
+        for panel in (left, right):
+            panel.set_title("")
+            panel.set_axis_off()
 
 
 def why_nothing(rows: list[dict], baseline: str) -> str:
-    """Why there is no difference, or no probability, to show."""
+    """Why there is no difference to show."""
     is_baseline = [row["variant"] == row["baseline"] for row in rows]
     if all(is_baseline):
         return "only the baseline here"

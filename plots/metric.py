@@ -57,6 +57,9 @@ METRICS = (
     Metric("effective rank", "effective rank (srank)", rf"{LAYERS}/srank", low=0.0),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
+for alias, name in (("dead share", "dead neurons"), ("srank", "effective rank")):
+    BY_NAME[alias] = BY_NAME[name]  # as tables have it
+BY_NAME["online accuracy"] = BY_NAME["accuracy"]
 SCORE = "score"  # of an environment: its suite's, else the first of these that is logged
 SCORES = ("return", "success", "accuracy", "error", "training return")
 # keys that end so: what is better, and the largest possible value
@@ -121,10 +124,10 @@ def unknown(name: str, keys: Collection[str]) -> runlog.UserError:
     known = [SCORE, *names, *sorted(keys)]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     words = name.lower().replace("_", " ").split()
-    near += [key for key in known if key not in near and all(word in key for word in words)][:3]
+    near += [key for key in known if key not in near and all(word in key for word in words)]
     told = f"--metric {name!r}: no run has logged it"
     if near:
-        told += f"; nearest: {', '.join(near)}"
+        told += f"; nearest: {', '.join(near[:4])}"
     names = ", ".join([SCORE, *names])
     return runlog.UserError(f"{told}; give {names}, or a key of scalars.csv (* matches any part)")
 
