@@ -173,16 +173,18 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
     names = [in_two_lines(row["variant"]) for row in others]
     left.set_yticks(range(len(others)), names, fontsize=7.5)
     right.set_yticks(range(len(others)), [""] * len(others))
-    left.axvline(0, color=style.FAINT, linewidth=0.8, linestyle="--")
-    right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
     right.set_xlim(0, 1)
     right.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     has_difference = any(np.isfinite(float(row["difference"])) for row in others)
     has_probability = any(np.isfinite(float(row["probability"])) for row in others)
-    if not has_difference:
+    if has_difference:
+        left.axvline(0, color=style.FAINT, linewidth=0.8, linestyle="--")
+    else:
         style.note(left, why_nothing(rows, named), style.FAINT)
         left.set_xticks([])
-    if not has_probability:
+    if has_probability:
+        right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
+    else:
         for panel in (left, right):
             panel.set_title("")
             panel.set_axis_off()
