@@ -111,7 +111,7 @@ def draw_curves(
         if all(int(row["n"]) == 0 for row in comparisons):
             why = f"no value at step {comparisons[0]['step']:,.0f}"
         style.note(panel, why, style.FAINT)
-        panel.set(xticks=[], yticks=[])
+        panel.set_axis_off()
         return
     for label in distinct(points, "variant"):
         own = rows_where(points, variant=label)
