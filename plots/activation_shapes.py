@@ -1,4 +1,4 @@
-"""The activation functions of a run's layers: over training, and before and after it."""
+"""The activation functions of a run's layers over training."""
 
 import re
 from collections import defaultdict
@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize, to_rgb
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -17,13 +17,10 @@ from matplotlib.ticker import EngFormatter
 from plots import style
 from plots.layers import read_rows
 from plots.reading import Loaded, read_config, read_scalars
-from plots.variants import style_of
 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of branches, or outputs
 MOST_STEPS = 50  # of one run's functions over training that are drawn
 BAND = {"color": "0.5", "alpha": 0.15}
-SHADES = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}  # of the networks, before and after
-LAYER_MARKERS = {"fc1": "o", "fc2": "s"}
 
 Rows = dict[tuple[str, str], dict[str, list[dict]]]  # (layer, network): part: rows
 
@@ -185,45 +182,4 @@ def shape_handles(
         has_name = len(names) > 1 and index < len(names)
         label = names[index] if has_name else f"output {index + 1}"
         handles.append(Line2D([], [], color=maps[index % len(maps)](0.9), label=label))
-    return handles
-
-
-# ---- before and after ----------------------------------------------------------------------------
-
-
-def draw_before_and_after(panel: Axes, activation: str, run: Loaded) -> None:
-    """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one
-    curve."""
-    fixed = not is_learned(run)
-    color = np.array(to_rgb(style_of(activation)["color"]))
-    seen = [np.zeros(0)]
-    for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
-        strength = 1.0 if fixed else SHADES.get(network, 1.0)
-        look = {"color": 1 - strength * (1 - color)}
-        if not fixed:
-            look |= {"marker": LAYER_MARKERS.get(layer, "^"), "markersize": 3.5}
-        for rows in parts.values():
-            inside = np.abs(rows[-1]["x"]) <= 5  # where the initial coefficients are fitted
-            x = np.asarray(rows[0]["x"], dtype=float)[inside]
-            before = finite(rows[0]["y"])[inside]
-            after = finite(rows[-1]["y"])[inside]
-            seen += [before, after]
-            panel.plot(x, after, linewidth=1.4, markevery=(5, 18), **look)
-            if not fixed:
-                panel.plot(x, before, **style.FIRST, zorder=3)
-    kind = "fixed" if fixed else "learned"
-    panel.set_title(f"{activation}, {kind} (seed {run.seed})")
-    style.limit(panel, np.concatenate(seen))
-    panel.set(xlim=(-5, 5), xticks=(-5, 0, 5), xlabel="pre-activation x")
-
-
-def before_and_after_handles() -> list[Line2D]:
-    """Legend of draw_before_and_after."""
-    handles = [Line2D([], [], **style.FIRST, label="before")]
-    for network, strength in SHADES.items():
-        grey = str(0.95 - 0.9 * strength)
-        handles.append(Line2D([], [], color=grey, label=f"after: {network}"))
-    look = {"color": "0.3", "linestyle": "", "markersize": 3.5}
-    for layer, marker in LAYER_MARKERS.items():
-        handles.append(Line2D([], [], marker=marker, label=layer, **look))
     return handles

@@ -19,8 +19,8 @@ from plots.aggregation import (
     told_count,
     told_cuts,
 )
-from plots.reading import Loaded, read_config
-from plots.recording import Kind, distinct, rows_where, write_figure
+from plots.reading import Loaded, Places, find_runs, read_config
+from plots.recording import Kind, distinct, figure_place, rows_where, write_figure
 from plots.tables import print_table
 from plots.variants import all_runs, load, style_of
 
@@ -63,6 +63,14 @@ QUANTITIES = (
 )
 
 
+def compare(runs: Places, by: str, out: Path) -> list[Path]:
+    """Print the table of these runs, and draw the figure."""
+    place = figure_place(out)
+    folders = find_runs(runs, "")
+    print_compare_table(folders, by)
+    return write_compared(folders, by, *place)
+
+
 def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loaded]]:
     """ "activation, by value" -> its runs, where the runs differ in the setting `by` too. Each
     run's scalars gain the titles of QUANTITIES. Raises UserError: no such setting."""
@@ -100,14 +108,17 @@ def write_compared(
 
 
 def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
-    """Points of `draw`: QUANTITIES of every seed (NaN where it has no row and others of its group
-    do)."""
+    """Points of `draw`: QUANTITIES of every seed that has some (NaN where it has no row and others
+    of its group do)."""
     groups = compared(run_folders, by)
     rows = []
     for quantity in QUANTITIES:
         for name, runs in groups.items():
-            steps, values = aligned(runs, quantity.title)
-            for run, points in zip(runs, values):
+            having = [run for run in runs if len(run.series(quantity.title))]
+            if not having:
+                continue
+            steps, values = aligned(having, quantity.title)
+            for run, points in zip(having, values):
                 row = {
                     "panel": quantity.title,
                     "group": name,

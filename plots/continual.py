@@ -17,10 +17,19 @@ import activations
 import runlog
 from plots import style
 from plots.plasticity import ACCURACY, draw_plasticity
-from plots.reading import Loaded, check_once, read_run, run_folders_in
+from plots.reading import Loaded, Places, check_once, read_run, runs_of_script, told_places
 from plots.recording import Kind, file_name, record_figure, rows_where, write_csv
 from plots.statistics import mean_interval
-from plots.variants import by_seed, differing, flat, in_order, product_of, style_of, varied_settings
+from plots.variants import (
+    MEASURING,
+    by_seed,
+    differing,
+    flat,
+    in_order,
+    product_of,
+    style_of,
+    varied_settings,
+)
 
 VARIED = {"activation", "layer_norm", "l2", "redo", "reset_head"}  # and rational.*: of cells
 SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
@@ -106,10 +115,10 @@ class Cell:
         return late if when == "late" else late - first
 
 
-def continual_cells(folder: Path) -> dict[str, list[Cell]]:
+def continual_cells(folder: Places) -> dict[str, list[Cell]]:
     """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a
     folder. Raises UserError: none there, or studies of different lengths or settings mixed."""
-    runs = [read_run(path) for path in run_folders_in(folder, "*__continual_supervised__*")]
+    runs = [read_run(path) for path in runs_of_script(folder, "continual_supervised")]
     check_once(runs)
     studies = defaultdict(list)
     for run in runs:
@@ -121,7 +130,7 @@ def continual_cells(folder: Path) -> dict[str, list[Cell]]:
         studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
         told = "no finished run of continual_supervised.py; train some first"
-        raise runlog.UserError(f"--runs {folder}: {told}")
+        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
     return {name: cells_of(members) for name, members in studies.items()}
 
 
@@ -131,7 +140,7 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
     free = []  # settings that cells may differ in, as they come
     for config in settings:
         free += [key for key in config if key in VARIED or key.startswith("rational.")]
-    if found := differing(settings, [run.folder for run in runs], free):
+    if found := differing(settings, [run.folder for run in runs], {*free, *MEASURING}):
         told = f"the runs differ in {found.key} ({found.values}): {found.where}"
         raise runlog.UserError(f"{told}; move some away")
 
@@ -229,7 +238,7 @@ def print_comparisons(rows: Sequence[dict]) -> None:
 
 
 def continual(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """CR continual: accuracy and NTK rank per task, and comparisons paired by seed; with --variants
     also a small picture of these cells."""
@@ -239,7 +248,7 @@ def continual(
     return draw_continual(runs, out, variants)
 
 
-def draw_continual(folder: Path, out: Path, chosen: Sequence[str] = ()) -> list[Path]:
+def draw_continual(folder: Places, out: Path, chosen: Sequence[str] = ()) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf,
     continual_curves.csv (per task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv.
     With `chosen`, labels of cells, also plasticity-<dataset>-<tasks>.png and .pdf. Prints the

@@ -11,6 +11,7 @@ import runlog
 from plots.curves import curve_rows, write_curves, write_environments
 from plots.intervals import write_intervals
 from plots.panels import RETURN, Panel, curves, keys_of
+from plots.reading import Places, told_places
 from plots.recording import write_csv
 from plots.study import Study, read_study, try_study
 from plots.tables import print_table
@@ -31,7 +32,7 @@ GAME_RETURNS = Panel("return of training games", "raw score", GAMES)
 
 
 def hr1(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 1 and 9: median over games of the human-normalised score, PQN's evaluation games
     (greedy)."""
@@ -84,7 +85,7 @@ DQN_FIGURES = (
 
 
 def hr7(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 7, 8a-b, 13 to 15 and Table 2: DQN's dead neurons, effective rank and
     baseline-normalised score."""
@@ -141,7 +142,7 @@ def dead_rows(study: Study) -> list[dict]:
 
 
 def hr8(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised; DQN and PPO
     game by game."""
@@ -161,7 +162,7 @@ def hr8(
         paths += write_environments(study, [GAME_RETURNS], out, f"hr{each_game}", title, games)
     if not paths:
         told = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
-        raise runlog.UserError(f"--runs {runs}: {told}")
+        raise runlog.UserError(f"--runs {told_places(runs)}: {told}")
     return paths
 
 
@@ -169,7 +170,7 @@ def hr8(
 
 
 def hr19(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 19 to 25: PQN's curves game by game, eight games to a page (51 games are seven
     pages)."""

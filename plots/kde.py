@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from plots import style
 from plots.layers import depth, read_rows
-from plots.reading import Loaded
+from plots.reading import Loaded, Places
 from plots.recording import Kind, distinct, file_name, rows_where, write_figure
 from plots.study import read_study
 from plots.variants import BLACK, BLUE, DQN, RED
@@ -208,7 +208,7 @@ def draw_ticks(
 
 
 def hr3(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones
     outlined, branches and product; of the lowest seed of each game and activation."""

@@ -12,7 +12,7 @@ from plots import style
 from plots.activation_shapes import is_learned
 from plots.aggregation import on_grid
 from plots.layers import read_rows
-from plots.reading import Loaded
+from plots.reading import Loaded, Places
 from plots.recording import Kind, columns, distinct, rows_where, write_figure
 from plots.tables import SCORES, SHOWN, Groups, groups_of, shown_curve
 from plots.variants import style_of, styles_of
@@ -26,7 +26,7 @@ BEFORE = "before"
 AFTER = "after"
 
 
-def overview(folder: Path, out: Path) -> list[Path]:
+def overview(folder: Places, out: Path) -> list[Path]:
     """One page of any folder of runs, ended or under way: a row per script and environment with
     score, overestimation, dead-neuron fraction and srank of every seed, and the learned activations
     below. Prints what does not fit on the page."""

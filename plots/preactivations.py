@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 import runlog
 from plots import style
 from plots.layers import depth, read_rows
-from plots.reading import Loaded, read_config
-from plots.recording import Kind, columns, rows_where, write_figure
+from plots.reading import Loaded, Places, find_runs, read_config
+from plots.recording import Kind, columns, figure_place, rows_where, write_figure
 from plots.tables import print_table
 from plots.variants import BLACK, RED, SKY, in_order, load
 
@@ -115,6 +115,10 @@ class History:
         shares = [self.shares[index] for index in kept]
         return History(self.steps[kept], edges, shares)
 
+    def until(self, step: float) -> "History":
+        """Up to a step."""
+        return self.at({each for each in self.steps.tolist() if each <= step})
+
 
 def histories(folder: Path) -> dict[tuple[str, str], History]:
     """(layer, network) -> History from histograms.jsonl."""
@@ -146,6 +150,15 @@ def pooled(runs: Sequence[Loaded]) -> dict[tuple[str, str], list[History]]:
     return {key: found[key] for key in sorted(found, key=layer_order)}
 
 
+def last_of_all(groups: dict[str, dict[tuple[str, str], list[History]]]) -> float:
+    """The last step at which every run has been measured; inf without any."""
+    ends = [np.inf]
+    for layers in groups.values():
+        for members in layers.values():
+            ends += [history.steps[-1] for history in members if len(history.steps)]
+    return min(ends)
+
+
 def layer_order(key: tuple[str, str]) -> tuple:
     """Sorts (network, layer)."""
     network, layer = key
@@ -153,6 +166,15 @@ def layer_order(key: tuple[str, str]) -> tuple:
 
 
 # ---- many runs over training ---------------------------------------------------------------------
+
+
+def preactivations(runs: Places, out: Path) -> list[Path]:
+    """Pre-activations of every layer over training, activations side by side: a figure and a
+    table."""
+    place = figure_place(out)
+    folders = find_runs(runs)
+    print_preactivation_table(folders)
+    return write_preactivations(folders, *place)
 
 
 def write_preactivations(
@@ -312,13 +334,21 @@ def preactivation_table(
 ) -> list[list[str]]:
     """Header and a row per activation and layer: runs' histories (seeds, twice for twin critics),
     then means over them: largest |x| at the first and newest measure and of all, newest share of
-    |x| above a bound."""
+    |x| above a bound. Newest: the last step at which all runs have been measured."""
+    return rows_of({name: pooled(runs) for name, runs in load(run_folders).items()}, bound)
+
+
+def rows_of(
+    groups: dict[str, dict[tuple[str, str], list[History]]], bound: float
+) -> list[list[str]]:
+    """preactivation_table of pooled histories."""
+    end = last_of_all(groups)
     header = ["activation", "layer", "n", "max |x| first", "max |x| newest", "max |x| ever"]
     rows = [[*header, f"newest |x| > {bound:g}"]]
     ends = np.array([-bound, bound])
-    for name, runs in load(run_folders).items():
-        for (network, layer), group in pooled(runs).items():
-            measured = [history for history in group if len(history.steps)]
+    for name, layers in groups.items():
+        for (network, layer), group in layers.items():
+            measured = [history.until(end) for history in group if len(history.steps)]
             if not measured:
                 continue
             largest = [history.largest_magnitude() for history in measured]
@@ -335,6 +365,12 @@ def preactivation_table(
 
 
 def print_preactivation_table(run_folders: Sequence[str | Path]) -> None:
-    """Print preactivation_table, aligned."""
-    print_table(preactivation_table(run_folders))
+    """Print preactivation_table, aligned, and at which step it is cut, if it is."""
+    groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
+    print_table(rows_of(groups, FITTED))
     print("of the measured batches; means over n histories: seeds, and two critics of each")
+    end = last_of_all(groups)
+    further = [name for name, layers in groups.items() if last_of_all({name: layers}) > end]
+    if further:
+        told = f"cut at step {end:,}, the last at which all runs have been measured"
+        print(f"{told}; later ones of {', '.join(further)} are left out")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from plots import style
 from plots.aggregation import combined, grid_of, on_grid
-from plots.reading import Loaded, read_scalars
+from plots.reading import Loaded, Places, read_scalars
 from plots.recording import Kind, columns, rows_where, write_figure
 from plots.study import Study, read_study
 from plots.variants import BLACK, DQN, GREEN, GREY, RED
@@ -44,7 +44,7 @@ def q_split_figure(folder: Path) -> Figure | None:
 
 
 def hr4(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Fig. 4: what live neurons, dead neurons and the bias give to DQN's Q, over training (runs
     with --analyse)."""

@@ -117,6 +117,15 @@ def file_name(name: str, taken: set[str]) -> str:
     return found
 
 
+def figure_place(out: Path) -> tuple[Path, str, tuple[str]]:
+    """Folder, name and ending of the picture that --out names; png without an ending. Raises
+    UserError: another ending."""
+    ending = out.suffix[1:] or "png"
+    if ending not in ("png", "pdf", "svg"):
+        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
+    return out.parent, out.stem, (ending,)
+
+
 def write_figure(
     out: Path,
     name: str,

@@ -14,7 +14,7 @@ import runlog
 from plots import style
 from plots.aggregation import aligned
 from plots.layers import last_row
-from plots.reading import NUMBER, Loaded
+from plots.reading import NUMBER, Loaded, Places, runs_of_script
 from plots.recording import Kind, read_csv, record_figure, rows_where, write_csv
 from plots.statistics import ratio_interval
 from plots.tables import print_table
@@ -165,18 +165,14 @@ def fit_of(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hr2(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 2 and 12: function approximation, from the runs of function_approximation.py in a
     folder."""
     if where or variants:
         told = "hr2 draws all runs of function_approximation.py; leave it away"
         raise runlog.UserError(f"--where, --variants: {told}")
-    folders = sorted(Path(runs).glob("*__function_approximation__*"))
-    if not folders:
-        told = "no run of function_approximation.py; train some first"
-        raise runlog.UserError(f"--runs {runs}: {told}")
-    function_approximation(folders, out)
+    function_approximation(runs_of_script(runs, "function_approximation"), out)
     return []
 
 
@@ -265,7 +261,8 @@ def curve_rows(runs: Sequence[Loaded], cell: dict) -> list[dict]:
     high = np.nanmax(values, 0).tolist()
     rows = []
     for index, step in enumerate(steps[known].tolist()):
-        row = {"step": int(step), "n": len(runs), "median": middle[index]}
+        number = int(np.isfinite(values[:, index]).sum())  # without those diverged before it
+        row = {"step": int(step), "n": number, "median": middle[index]}
         rows.append({**cell, **row, "min": low[index], "max": high[index]})
     return rows
 

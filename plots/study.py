@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import runlog
-from plots.reading import Loaded, read_config, read_run, run_folders_in
+from plots.reading import Loaded, Places, read_config, read_run, runs_of_script, told_places
 from plots.variants import (
+    MEASURING,
     PAIRED,
     SETTINGS,
     Variant,
@@ -168,7 +169,7 @@ class Candidate:
         return self.config["status"] in meta.ENDED
 
 
-def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) -> Study:
+def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()) -> Study:
     """The finished runs of a script in a folder, of which scalars.csv is read for keys that match a
     pattern.
 
@@ -193,7 +194,7 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
         print(f"missing: {gap}")
     if not runs:
         told = f"no run of {script}.py has finished; give the training command again"
-        raise runlog.UserError(f"--runs {folder}: {told}")
+        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
 
     having_runs = {label for label, _ in runs}
     variants = {label: variants[label] for label in variants if label in having_runs}
@@ -213,16 +214,16 @@ def read_ended(
     return runs
 
 
-def find_candidates(folder: Path, script: str, where: Sequence[str]) -> list[Candidate]:
+def find_candidates(folder: Places, script: str, where: Sequence[str]) -> list[Candidate]:
     """The runs of a script in a folder that have the settings asked for. Raises UserError: none."""
     candidates = []
-    for path in run_folders_in(folder, f"*__{script}__*"):
+    for path in runs_of_script(folder, script):
         config = read_config(path)
         candidates.append(Candidate(path, config, flat(config)))
     for item in where:
         key = item.partition("=")[0]
         if not any(key in candidate.settings for candidate in candidates):
-            told = f"no setting of the runs of {script}.py in {folder}"
+            told = f"no setting of the runs of {script}.py in {told_places(folder)}"
             raise runlog.UserError(f"--where {key}: {told}")
     for item in where:
         key, _, text = item.partition("=")
@@ -230,10 +231,8 @@ def find_candidates(folder: Path, script: str, where: Sequence[str]) -> list[Can
             candidate for candidate in candidates if is_value(candidate.settings.get(key), text)
         ]
     if not candidates:
-        told = f"no run of {script}.py"
-        if where:
-            told += f" with {', '.join(where)}"
-        raise runlog.UserError(f"--runs {folder}: {told}")
+        told = f"no run of {script}.py with {', '.join(where)}"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
     return candidates
 
 
@@ -245,16 +244,17 @@ def is_value(value: object, text: str) -> bool:
         return str(value) == text
 
 
-def check_comparable(folder: Path, script: str, candidates: Sequence[Candidate]) -> None:
+def check_comparable(folder: Places, script: str, candidates: Sequence[Candidate]) -> None:
     """Raises UserError if runs differ in a setting which is no variant's own."""
     settings = [candidate.settings for candidate in candidates]
     folders = [candidate.folder for candidate in candidates]
-    found = differing(settings, folders, {*SETTINGS, *PAIRED, "activation", "env_id"})
+    found = differing(settings, folders, {*SETTINGS, *PAIRED, *MEASURING, "activation", "env_id"})
     if found is None:
         return
     first = next(iter(found.folders))
+    start = f"--runs {told_places(folder)}: runs of {script}.py"
     raise runlog.UserError(
-        f"--runs {folder}: runs of {script}.py differ in {found.key} ({found.values}); "
+        f"{start} differ in {found.key} ({found.values}); "
         f"choose by --where {found.key}={first} (null: not there), "
         f"or move some away: {found.where}"
     )
@@ -280,7 +280,7 @@ def variant_of(candidate: Candidate, usual: dict[str, float], script: str) -> Va
     return Variant(canonical(candidate.settings["activation"]), own)
 
 
-def check_seeds(folder: Path, label: str, candidates: Sequence[Candidate]) -> None:
+def check_seeds(folder: Places, label: str, candidates: Sequence[Candidate]) -> None:
     """Raises UserError if a seed of a variant is there twice in an environment, ended or not."""
     seen = {}  # seed: folder's name
     for candidate in candidates:
@@ -288,7 +288,7 @@ def check_seeds(folder: Path, label: str, candidates: Sequence[Candidate]) -> No
         name = candidate.folder.name
         if seed in seen:
             told = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
-            raise runlog.UserError(f"--runs {folder}: {told}")
+            raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
         seen[seed] = name
 
 
@@ -320,7 +320,7 @@ def gaps(
     return missing
 
 
-def try_study(runs: Path, script: str, keys: str, where: Sequence[str]) -> Study | None:
+def try_study(runs: Places, script: str, keys: str, where: Sequence[str]) -> Study | None:
     """read_study for a figure of two algorithms: None, and a line, if there is nothing of this
     one."""
     try:

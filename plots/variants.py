@@ -140,6 +140,11 @@ SETTINGS = {
     "encoder_activation": Setting("encoder {}", ("relu", None)),
 }
 PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have
+# How a run is watched: part of its identity, since its rows differ, but not of what it learns.
+MEASURING = {
+    *("log_frequency", "eval_frequency", "num_eval_episodes"),
+    *("metrics_frequency", "metrics_samples", "ntk_frequency", "ntk_samples"),
+}
 
 
 def flat(config: dict) -> dict[str, object]:
@@ -276,7 +281,7 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
 
     configs = [identity(run.config) for run in runs]
     folders = [run.folder for run in runs]
-    if found := differing(configs, folders, {"activation", "seed", *varied}):
+    if found := differing(configs, folders, {"activation", "seed", *MEASURING, *varied}):
         told = f"the runs differ in {found.key} ({found.values}): {found.where}"
         raise runlog.UserError(f"{told}; give runs of one setting")
 

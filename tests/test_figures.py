@@ -15,14 +15,15 @@ from matplotlib.image import imread
 import figures
 import plots.activation_shapes
 import plots.aggregation
-import plots.demo
+import plots.comparison
 import plots.kde
 import plots.preactivations
 import plots.q_parts
 import plots.run
+import plots.tables
 import plots.variants
 import runlog
-from plots.variants import BLACK, RED
+from plots.variants import RED
 
 GRID = np.linspace(-10, 10, 201)
 
@@ -210,44 +211,6 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
         ]
 
 
-def test_demo_compares_means_and_bands_over_seeds(tmp_path):
-    folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
-    folders += [make_run(tmp_path, "relu", seed=seed, fixed=True) for seed in (1, 2)]
-    figure = plots.demo.demo_figure(folders[::-1])
-    left, right = (
-        next(p for p in figure.axes if p.get_title(loc="left").startswith(f"({x})")) for x in "ab"
-    )
-    for panel, expected in (
-        (left, lambda s, seeds: s + np.mean(seeds)),
-        (right, lambda s, seeds: 0 * s - np.mean(seeds)),
-    ):
-        lines = {line.get_label(): line for line in panel.get_lines()}
-        for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
-            line = lines[f"{name} (n = {len(seeds)})"]
-            steps = np.array([0.0, 100, 200])
-            np.testing.assert_allclose(
-                line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1)
-            )
-            assert line.get_color() == plots.variants.style_of(name)["color"]
-    band = left.collections[1].get_paths()[0].vertices  # relu comes first
-    assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
-    legends = []
-    for part in figure.subfigs:
-        for legend in part.legends:
-            legends.append([text.get_text() for text in legend.get_texts()])
-    assert legends[0] == ["relu (n = 2)", "crational (n = 3)"] and legends[1][0] == "before"
-    drawn = panels(figure)
-    (relu,) = {tuple(line.get_ydata()) for line in drawn["relu, fixed (seed 1)"].get_lines()}
-    np.testing.assert_allclose(relu, GRID[50:151], atol=1e-5)
-    lines = drawn["crational, learned (seed 1)"].get_lines()
-    dashed = [line for line in lines if line.get_linestyle() == "--"]
-    assert (
-        len(lines) == 12 and len(dashed) == 6 and {line.get_color() for line in dashed} == {BLACK}
-    )
-    assert {line.get_ydata()[-1] for line in lines if line not in dashed} == {5 * 201, 5 * 201 / 2}
-    assert is_drawn(plots.demo.draw_demo(folders, tmp_path / "out" / "demo.png"))
-
-
 def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(tmp_path):
     folders = [
         make_run(tmp_path, seed=1),
@@ -261,13 +224,18 @@ def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(t
 
 
 def test_table_has_means_and_deviations(tmp_path, capsys):
-    folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
-    folders.append(make_run(tmp_path, "relu", steps=(0, 100), status="diverged", fixed=True))
-    plots.demo.print_demo_table(folders)
-    header, relu, crational = plots.demo.demo_table(folders)[0]
-    assert header[:3] == ["activation", "n", "final return"]
-    assert relu[:6] == ["relu", "1 (1 diverged)", "101.0", "-1.00", "15.0", "0.150"]
-    assert crational[:5] == ["crational", "3", "203.0 +- 2.6", "-3.00 +- 2.65", "15.0 +- 0.0"]
+    for seed in (1, 2, 6):
+        make_run(tmp_path, seed=seed)
+    make_run(tmp_path, "relu", steps=(0, 100), status="diverged", fixed=True)
+    (relu, crational), cut = plots.tables.summary(plots.tables.groups_of(tmp_path))
+    assert cut == []
+    assert relu["n"] == "1" and relu["state"] == "1 ended, 1 diverged"
+    shown = ("return", "overestimation", "srank", "dead share")
+    assert [relu[key] for key in shown] == ["101.0", "-1.00", "15.0", "0.150"]
+    assert crational["n"] == "3"
+    found = [crational[key] for key in shown[:3]]
+    assert found == ["203.0 +- 2.6", "-3.00 +- 2.65", "15.0 +- 0.0"]
+    figures.main(["table", str(tmp_path), "--out", str(tmp_path / "out")])
     assert "203.0 +- 2.6" in capsys.readouterr().out
 
 
@@ -319,7 +287,7 @@ def test_command_line(tmp_path, capsys):
     assert "crational" in capsys.readouterr().out and is_drawn(tmp_path / "demo.png")
     for args, told in (
         (("run", tmp_path / "none"), "is no run folder"),
-        (("demo", *folders, other), "the runs differ in utd (10, null)"),
+        (("preactivations", *folders, other), "the runs differ in utd (10, null)"),
         (("demo", "--out", "x.png"), "no run folders"),
         (("run", folders[0], "--colour"), "colour"),
     ):
