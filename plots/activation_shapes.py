@@ -183,13 +183,11 @@ def branches_of(activation: str) -> list[str]:
 # ---- before and after ----------------------------------------------------------------------------
 
 
-def draw_before_and_after(
-    panel: Axes, activation: str, run: Loaded, color: str | None = None
-) -> None:
+def draw_before_and_after(panel: Axes, activation: str, run: Loaded) -> None:
     """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one
-    curve. color: if it is not the activation's own."""
+    curve."""
     fixed = not is_learned(run)
-    color = np.array(to_rgb(color or style_of(activation)["color"]))
+    color = np.array(to_rgb(style_of(activation)["color"]))
     seen = [np.zeros(0)]
     for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
         strength = 1.0 if fixed else SHADES.get(network, 1.0)
@@ -206,7 +204,7 @@ def draw_before_and_after(
             if not fixed:
                 panel.plot(x, before, **style.FIRST, zorder=3)
     kind = "fixed" if fixed else "learned"
-    style.title(panel, f"{activation}, {kind} (seed {run.seed})")
+    panel.set_title(f"{activation}, {kind} (seed {run.seed})")
     style.limit(panel, np.concatenate(seen))
     panel.set(xlim=(-5, 5), xticks=(-5, 0, 5), xlabel="pre-activation x")
 

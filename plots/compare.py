@@ -20,7 +20,7 @@ from plots.aggregation import (
     told_cuts,
 )
 from plots.reading import Loaded, read_config
-from plots.recording import Kind, columns, distinct, rows_where, write_figure
+from plots.recording import Kind, distinct, rows_where, write_figure
 from plots.tables import print_table
 from plots.variants import all_runs, load, styles_of
 
@@ -143,7 +143,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
             curves[name] = seeds_of(rows_where(members, group=name))
         counts += [len(values) for _, values in curves.values()]
         style.seeds(panel, curves, looks, title, "")
-        (values,) = columns(members, "value")
+        values = np.array([row["value"] for row in members])
         style.scale(panel, quantities[title].scale, values)
         axes.within(panel, axes.possible_range(quantities[title].key))
     style.legend(figure, style.handles_of(panels))

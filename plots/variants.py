@@ -184,13 +184,16 @@ SETTINGS = {
     "encoder_activation": Setting("encoder {}", ("relu", None)),
 }
 PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have
-# how often something is measured: no setting of a run, since measuring changes nothing in it
-PERIODS = {"log_frequency", "eval_frequency", "metrics_frequency", "ntk_frequency"}
+# How a run is watched: part of its identity, since its rows differ, but not of what it learns.
+MEASURING = {
+    *("log_frequency", "eval_frequency", "num_eval_episodes"),
+    *("metrics_frequency", "metrics_samples", "ntk_frequency", "ntk_samples"),
+}
 
 
 def flat(config: dict) -> dict[str, object]:
-    """What a run's training depends on, its seed aside; `rational.*` at the top level."""
-    settings = without_periods(identity(config))
+    """What a run's results depend on, its seed aside; `rational.*` at the top level."""
+    settings = identity(config)
     settings.pop("seed", None)
     rational = settings.pop("rational", {})
     encoder = settings.get("encoder_activation")
@@ -199,11 +202,6 @@ def flat(config: dict) -> dict[str, object]:
     for key, value in rational.items():
         settings[f"rational.{key}"] = value
     return settings
-
-
-def without_periods(settings: dict) -> dict:
-    """Settings without the PERIODS."""
-    return {key: value for key, value in settings.items() if key not in PERIODS}
 
 
 def own_settings(settings: dict, keys: Iterable[str], script: str) -> dict[str, object]:
@@ -327,7 +325,7 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
 
     configs = [identity(run.config) for run in runs]
     folders = [run.folder for run in runs]
-    if found := differing(configs, folders, {"activation", "seed", *PERIODS, *varied}):
+    if found := differing(configs, folders, {"activation", "seed", *MEASURING, *varied}):
         told = f"the runs differ in {found.key} ({found.values}): {found.where}"
         raise runlog.UserError(f"{told}; give runs of one setting")
 
