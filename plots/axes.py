@@ -233,12 +233,26 @@ def pitch(panel: Axes) -> float:
 
 
 def set_title(
-    panel: Axes, text: str, size: float = 9, loc: str = "center", weight: str = "normal"
+    panel: Axes,
+    text: str,
+    size: float = 9,
+    loc: str = "center",
+    weight: str = "normal",
+    beside: float = 0.0,
 ) -> None:
-    """A panel's title, in as many lines as its column needs, three at most."""
-    room = pitch(panel) - (0.75 if loc == "left" else 0.2)
+    """A panel's title, in as many lines as its column needs, three at most. beside: inches of the
+    column that something else takes, such as a colour bar."""
+    room = pitch(panel) - beside - (0.75 if loc == "left" else 0.45)
     shown = wrapped(text, max(room, 0.6), size, weight, most=3)
     panel.set_title(shown, loc=loc, fontsize=size, fontweight=weight)
+
+
+def set_ylabel(panel: Axes, text: str, size: float = 9) -> None:
+    """A label of y, in as many lines as the height of its row needs, four at most."""
+    part = panel.figure
+    rows = panel.get_subplotspec().get_gridspec().nrows
+    height = part.bbox.height / part.dpi / rows
+    panel.set_ylabel(wrapped(text, 0.72 * height, size, most=4), fontsize=size)
 
 
 def merged_ticks(panel: Axes, values: Sequence[int], inches: float, size: float = 9) -> None:

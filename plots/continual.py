@@ -432,7 +432,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         names = [axes.wrapped(name, room, 8, most=2) for name in names]
         panels[-1].legend(handles, names, handlelength=3, fontsize=8, **place)
     for panel, (ylabel, metric) in zip(grid[:, 0], metrics.items()):
-        panel.set_ylabel(axes.wrapped(ylabel, 1.9, 9))
+        axes.set_ylabel(panel, ylabel)
         axes.within(panel, axes.possible_range(metric))
     style.caption(figure, *spec["caption"])
     return figure

@@ -90,7 +90,8 @@ def draw_curves(rows: list[dict], spec: dict) -> Figure:
         style.scale(panel, spec["scales"].get(title, "linear"), values)
         style.left_title(panel, title)
         style.steps_axis(panel)
-        panel.set(ylabel=members[0]["unit"], xlim=(0, None))
+        axes.set_ylabel(panel, members[0]["unit"])
+        panel.set_xlim(0, None)
         axes.within(panel, bounds)
         axes.large_numbers(panel)
     drawn = {*distinct(rows, "variant")}
@@ -171,7 +172,8 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
         cells += [(env, title) for title in titles]
     has_several = len(titles) > 1
     number = len(titles) if has_several else min(4, len(cells))
-    figure, panels = style.grid_of_panels(len(cells), number, (3.1, 2.3), 1.2)
+    size = style.size_of_columns(number, 3.1), 2.3
+    figure, panels = style.grid_of_panels(len(cells), number, size, 1.2)
     for index, (panel, (env, title)) in enumerate(zip(panels, cells)):
         members = rows_where(rows, environment=env, panel=title)
         short = env.rpartition("/")[2].removesuffix("-v0")
@@ -182,7 +184,7 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
         bounds = axes.possible_range(spec.get("measured", {}).get(title, ""))
         draw_environment(panel, members, looks, spec["scales"].get(title, "linear"), bounds)
         if has_several or index % number == 0:
-            panel.set_ylabel(axes.wrapped(members[0]["unit"], 2.0, 9))
+            axes.set_ylabel(panel, members[0]["unit"])
     drawn = {*distinct(rows, "variant")}
     shown = {label: look for label, look in looks.items() if label in drawn}
     style.legend(figure, style.line_handles(shown))

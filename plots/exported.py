@@ -33,7 +33,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
                 counts.append(len({row["seed"] for row in seeds}))
         style.steps_axis(panel)
         panel.set_xlim(left=0)
-        panel.set_ylabel(label)
+        axes.set_ylabel(panel, label)
         axes.within(panel, axes.possible_range(metric))
         axes.large_numbers(panel)
     style.legend(figure, style.handles_of(panels))

@@ -21,7 +21,7 @@ from plots.variants import BLACK, BLUE, DQN, RED
 
 MOST_BRANCHES = 4  # of a layer whose densities are drawn
 NEURONS = 16  # of a grid
-OUTLINED = "outlined: dead (peak above 20, the dotted line); above each: its peak"
+OUTLINED = "outlined: dead (peak above 20, dotted line)"
 KDE = r"(?:branch\d+_)?kde"
 SMALL = 6  # font size
 FRAME_WIDTH = 0.88  # of a cell; the rest is for its ticks
@@ -62,7 +62,7 @@ def kde_figure(folder: Path) -> Figure | None:
     if max(len(line) for line in lines) == 1:
         lines = [[grid for (grid,) in lines]]
     columns = max(len(line) for line in lines)
-    figure, places = grids_figure(len(lines), columns, 4 if columns > 1 else 6)
+    figure, places = grids_figure(len(lines), columns, 4 if columns > 1 else 5)
     for subfigures, line in zip(places, lines):
         for subfigure, grid in zip(subfigures, line):
             draw_grid(subfigure, grid)
@@ -111,7 +111,8 @@ def grids_figure(
     placed by hand: a layout engine takes minutes for hundreds of small panels, and a run's plots
     are drawn while it trains."""
     top = 0.17 * num_lines + 0.12
-    figure = Figure((3.3 * num_columns + 0.2, 3.8 * num_rows + top))
+    width = max(3.3 * num_columns + 0.2, 4.4)
+    figure = Figure((width, 3.8 * num_rows + top))
     heights = (top, *[3.8] * num_rows)
     spec = figure.add_gridspec(1 + num_rows, num_columns, height_ratios=heights)
     places = []

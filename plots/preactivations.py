@@ -287,7 +287,8 @@ def draw_line(line: Sequence[Axes], rows: list[dict], names: Sequence[str], laye
         members = rows_where(rows, activation=name)
         number = members[0]["n"] if members else 0
         panel.grid(False)
-        style.title(panel, f"{name} (n = {number}), {layer}")
+        beside = 1.0 / len(line)  # its part of the colour bar
+        style.title(panel, f"{name} (n = {number}), {layer}", beside=beside)
         if not members:
             style.absent(panel)
             continue

@@ -112,7 +112,7 @@ def draw_line(
     scale(line[0], spec["scales"].get(title, "linear"), values)
     axes.within(line[0], axes.possible_range(spec.get("measured", {}).get(title, "")))
     axes.large_numbers(line[0])
-    line[0].set_ylabel(f"{title}\n{spec['panels'][title]}", fontsize=8)
+    axes.set_ylabel(line[0], f"{title}\n{spec['panels'][title]}", 8)
     known = [panel for panel, label in zip(line, looks) if rows_where(rows, variant=label)]
     if known:
         known[0].tick_params(labelleft=True)  # the first column may have no data

@@ -88,9 +88,10 @@ def left_title(panel: Axes, title: str) -> None:
     axes.set_title(panel, title, loc="left", weight="bold")
 
 
-def title(panel: Axes, text: str, size: float = 9) -> None:
-    """A panel's title in the middle, broken where it is wider than the panel."""
-    axes.set_title(panel, text, size)
+def title(panel: Axes, text: str, size: float = 9, beside: float = 0.0) -> None:
+    """A panel's title in the middle, broken where it is wider than the panel. beside: inches that
+    something else takes."""
+    axes.set_title(panel, text, size, beside=beside)
 
 
 def size_of_columns(number: int, widest: float, margin: float = 0.0) -> float:
@@ -197,7 +198,7 @@ def seeds(
         )
     if largest > 1e4:
         axes.log_scale(panel, linear=10.0)
-    panel.set_ylabel(ylabel)
+    axes.set_ylabel(panel, ylabel)
     left_title(panel, title)
     steps_axis(panel)
     panel.set_xlim(left=0)
@@ -242,7 +243,7 @@ def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
 def caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
     """The figure's title: the first line, below it the others as one text, broken where it is wider
     than the figure. In all MOST_LINES at most: figures.json has the whole."""
-    room = figure.get_figwidth() - 0.3
+    room = figure.get_figwidth() - 0.4
     first, *others = [line for line in "\n".join(lines).split("\n") if line]
     told = [axes.wrapped(first, room, fontsize, most=2)]
     if others:
@@ -278,8 +279,8 @@ def run_title(figure: Figure, folder: Path, what: str, **options) -> None:
         activation = f"{activation[:57]}..."
     room = figure.get_figwidth() - 0.2
     told = f"{config['env_id']}, {activation}, seed {config['seed']}{ended}"
-    lines = [axes.wrapped(line, room, 10, most=3) for line in (what, told)]
-    figure.suptitle("\n".join(lines), fontsize=10, **options)
+    lines = [axes.wrapped(what, room, 9, most=3), axes.wrapped(told, room, 9, most=2)]
+    figure.suptitle("\n".join(lines), fontsize=9, **options)
 
 
 # ---- files ---------------------------------------------------------------------------------------
