@@ -61,15 +61,16 @@ def kde_figure(folder: Path) -> Figure | None:
         num_branches = max(num_branches, count_branches(densities))
     if max(len(line) for line in lines) == 1:
         lines = [[grid for (grid,) in lines]]
-    columns = max(len(line) for line in lines)
-    figure, places = grids_figure(len(lines), columns, 4 if columns > 1 else 5)
-    for subfigures, line in zip(places, lines):
-        for subfigure, grid in zip(subfigures, line):
-            draw_grid(subfigure, grid)
     what = f"Activation densities, step {lines[0][0].neurons[0]['step']:,}"
     if num_branches > MOST_BRANCHES:
         what += f", the first {MOST_BRANCHES} of {num_branches} branches"
     what += f"\n{OUTLINED}"
+    columns = max(len(line) for line in lines)
+    told = style.run_title_text(width_of(columns), folder, what)
+    figure, places = grids_figure(len(lines), columns, told.count("\n") + 1)
+    for subfigures, line in zip(places, lines):
+        for subfigure, grid in zip(subfigures, line):
+            draw_grid(subfigure, grid)
     style.run_title(figure, folder, what, y=1 - 0.06 / figure.get_figheight())
     return figure
 
@@ -104,6 +105,11 @@ def grids_of_layer(title: str, densities: dict[str, list[dict]]) -> list[Grid]:
 # ---- a grid of neurons ---------------------------------------------------------------------------
 
 
+def width_of(num_columns: int) -> float:
+    """Width of a figure of so many grids side by side, in inches."""
+    return max(3.3 * num_columns + 0.2, 4.4)
+
+
 def grids_figure(
     num_rows: int, num_columns: int, num_lines: int
 ) -> tuple[Figure, list[list[SubFigure]]]:
@@ -111,8 +117,7 @@ def grids_figure(
     placed by hand: a layout engine takes minutes for hundreds of small panels, and a run's plots
     are drawn while it trains."""
     top = 0.17 * num_lines + 0.12
-    width = max(3.3 * num_columns + 0.2, 4.4)
-    figure = Figure((width, 3.8 * num_rows + top))
+    figure = Figure((width_of(num_columns), 3.8 * num_rows + top))
     heights = (top, *[3.8] * num_rows)
     spec = figure.add_gridspec(1 + num_rows, num_columns, height_ratios=heights)
     places = []
@@ -271,8 +276,9 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """A grid of neurons for every part: branches, then the output."""
     parts = sorted(distinct(rows, "part"), key=lambda part: (part == "output", part))
     lines = style.rows_of(parts, MOST_COLUMNS)
-    num_lines = 3 if len(parts) > 1 else 5  # a narrow one breaks its title
-    figure, places = grids_figure(len(lines), len(lines[0]), num_lines)
+    told = [*spec["caption"], f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"]
+    shown = style.caption_text(width_of(len(lines[0])), *told)
+    figure, places = grids_figure(len(lines), len(lines[0]), shown.count("\n") + 1)
     for subfigures, line in zip(places, lines):
         for place, part in zip(subfigures, line):
             neurons = defaultdict(list)
@@ -280,9 +286,7 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
                 neurons[row["neuron"]].append(row)
             grid = Grid(part_title(part), [neuron_of(points) for points in neurons.values()])
             draw_grid(place, grid)
-    told = f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"
-    top = 1 - 0.06 / figure.get_figheight()
-    style.caption(figure, *spec["caption"], told, y=top)
+    style.caption(figure, *told, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 

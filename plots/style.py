@@ -243,13 +243,19 @@ def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
 def caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
     """The figure's title: the first line, below it the others as one text, broken where it is wider
     than the figure. In all MOST_LINES at most: figures.json has the whole."""
-    room = figure.get_figwidth() - 0.4
+    told = caption_text(figure.get_figwidth(), *lines, fontsize=fontsize)
+    figure.suptitle(told, fontsize=fontsize, **options)
+
+
+def caption_text(inches: float, *lines: str, fontsize: float = 9) -> str:
+    """What caption writes above a figure of this width."""
+    room = inches - 0.4
     first, *others = [line for line in "\n".join(lines).split("\n") if line]
     told = [axes.wrapped(first, room, fontsize, most=2)]
     if others:
         most = MOST_LINES - told[0].count("\n") - 1
         told.append(axes.wrapped("; ".join(others), room, fontsize, most=most))
-    figure.suptitle("\n".join(told), fontsize=fontsize, **options)
+    return "\n".join(told)
 
 
 def told_seeds(counts: Sequence[int]) -> str:
@@ -272,15 +278,21 @@ def told_band(counts: Sequence[int], what: str, band: str) -> str:
 
 def run_title(figure: Figure, folder: Path, what: str, **options) -> None:
     """The title of a figure of one run: what it shows, and which run it is."""
+    told = run_title_text(figure.get_figwidth(), folder, what)
+    figure.suptitle(told, fontsize=9, **options)
+
+
+def run_title_text(inches: float, folder: Path, what: str) -> str:
+    """What run_title writes above a figure of this width."""
     config = read_config(folder)
     ended = " (diverged)" if config["status"] == "diverged" else ""
     activation = config["activation"]
     if len(activation) > 60:
         activation = f"{activation[:57]}..."
-    room = figure.get_figwidth() - 0.2
+    room = inches - 0.2
     told = f"{config['env_id']}, {activation}, seed {config['seed']}{ended}"
     lines = [axes.wrapped(what, room, 9, most=3), axes.wrapped(told, room, 9, most=2)]
-    figure.suptitle("\n".join(lines), fontsize=9, **options)
+    return "\n".join(lines)
 
 
 # ---- files ---------------------------------------------------------------------------------------

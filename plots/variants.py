@@ -95,7 +95,7 @@ def shades(color: str, number: int) -> list[str]:
         num_dark = 0
     num_light = num_others - num_dark
     darker = [rgb * (1 - 0.55 * k / num_dark) for k in range(num_dark, 0, -1)]
-    lighter = [rgb + 0.6 * k / num_light * (1 - rgb) for k in range(num_light, 0, -1)]
+    lighter = [rgb + 0.45 * k / num_light * (1 - rgb) for k in range(num_light, 0, -1)]
     first, second = (darker, lighter) if brightness > 0.45 else (lighter, darker)
     found = [rgb]
     for pair in itertools.zip_longest(first, second):
