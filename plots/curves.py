@@ -18,7 +18,7 @@ from plots.panels import (
     told_statistics,
 )
 from plots.recording import Kind, columns, distinct, rows_where, write_figure
-from plots.study import Study
+from plots.study import Missing, Study, told_missing
 from plots.variants import styles_in
 
 # ---- a curve per variant, over all environments --------------------------------------------------
@@ -113,12 +113,18 @@ def write_environments(
     environments: Sequence[str],
 ) -> list[Path]:
     """write_figure of each environment, a curve per variant."""
+    rows = environment_rows(study, panels, environments)
+    caption = [title, study.counts, *told_early(study, panels)]
+    drawn = {(row["variant"], row["environment"]) for row in rows}
+    without = [cell for cell in study.cells if cell[1] in environments and cell not in drawn]
+    if rows and without:
+        caption.append(f"no values: {told_missing([Missing(*cell) for cell in without])}")
     return write_figure(
         out,
         name,
         ENVIRONMENTS,
-        environment_rows(study, panels, environments),
-        caption=[title, study.counts, *told_early(study, panels)],
+        rows,
+        caption=caption,
         variants=study.labels,
         activation_of=study.activation_of,
         scales={panel.title: panel.scale for panel in panels},
