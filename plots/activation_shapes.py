@@ -148,6 +148,19 @@ def shade_quantiles(panel: Axes, scalars: dict[str, np.ndarray], prefix: str) ->
     panel.axvspan(*ends, **BAND, linewidth=0)
 
 
+def branches_of(activation: str) -> list[str]:
+    """The base names of an activation's branches, in order: "tanh_hr" has two, tanh and tanh. One
+    that this version does not know is split at * and +."""
+    try:
+        terms = activations.parse(activation)
+    except ValueError:
+        return re.split(r"[*+]", activation)
+    names = []
+    for factors in terms:
+        names += factors
+    return names
+
+
 def shape_handles(
     folder: Path, steps: list[int], maps: list[ListedColormap], num_drawn: int
 ) -> list:
@@ -165,19 +178,6 @@ def shape_handles(
         label = f"branch {index + 1}: {names[index]}" if is_branch else f"output {index + 1}"
         handles.append(Line2D([], [], color=maps[index % len(maps)](0.9), label=label))
     return handles
-
-
-def branches_of(activation: str) -> list[str]:
-    """The base names of an activation's branches, in order: "tanh_hr" has two, tanh and tanh. One
-    that this version does not know is split at * and +."""
-    try:
-        terms = activations.parse(activation)
-    except ValueError:
-        return re.split(r"[*+]", activation)
-    names = []
-    for factors in terms:
-        names += factors
-    return names
 
 
 # ---- before and after ----------------------------------------------------------------------------
