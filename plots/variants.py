@@ -118,7 +118,10 @@ def styles_of(activation_of: Mapping[str, str]) -> dict[str, dict]:
         seen[activation] += 1
         styles[label] = own[activation] | {"color": colours[activation][number]}
         if number:
-            styles[label]["linestyle"] = (":", "--", "-.", "-")[number % 4]
+            lines = [
+                line for line in ("--", "-.", ":", "-") if line != own[activation]["linestyle"]
+            ]
+            styles[label]["linestyle"] = lines[(number - 1) % 3]
             styles[label]["marker"] = "*>phdX"[(number - 1) % 6]
             styles[label]["markerfacecolor"] = "white"
     return styles
