@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
+import activations
 from plots import style
 from plots.layers import read_rows
 from plots.reading import Loaded, read_config, read_scalars
@@ -91,25 +92,23 @@ def activations_figure(folder: Path) -> Figure | None:
         found[key] = {part: spread_out(rows, MOST_STEPS) for part, rows in parts.items() if rows}
     num_drawn = max(len(parts) for parts in found.values())
 
-    figure, axes = style.panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
+    figure, panels = style.panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
     steps = steps_of(found)
     first = steps[0] if len(steps) > 1 else steps[0] - 1
     norm = Normalize(first, steps[-1])
     maps = colour_maps()
     scalars = read_scalars(folder, r"network/[^,]*/preact_q(?:01|99)")
     for (layer, network), parts in found.items():
-        panel = axes[layer, network]
+        panel = panels[layer, network]
         draw_over_training(panel, list(parts.values()), norm, maps, len(steps) > 1)
         shade_quantiles(panel, scalars, f"network/{network}/{layer}")
         panel.set_xlim(-10, 10)
 
     handles = shape_handles(folder, steps, maps, num_drawn)
-    # more columns would be wider than one network's panels
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    style.legend(figure, handles)
     if len(steps) > 1:
         colours = ScalarMappable(norm, maps[-1 if num_drawn > 1 else 0])
-        places = list(axes.values())
+        places = list(panels.values())
         ticks = EngFormatter(sep="")
         bar = figure.colorbar(colours, ax=places, pad=0.02, label="environment steps", format=ticks)
         bar.outline.set_visible(False)
@@ -166,6 +165,19 @@ def shade_quantiles(panel: Axes, scalars: dict[str, np.ndarray], prefix: str) ->
     panel.axvspan(*ends, **BAND, linewidth=0)
 
 
+def branches_of(activation: str) -> list[str]:
+    """The base names of an activation's branches, in order: "tanh_hr" has two, tanh and tanh. One
+    that this version does not know is split at * and +."""
+    try:
+        terms = activations.parse(activation)
+    except ValueError:
+        return re.split(r"[*+]", activation)
+    names = []
+    for factors in terms:
+        names += factors
+    return names
+
+
 def shape_handles(
     folder: Path, steps: list[int], maps: list[ListedColormap], num_drawn: int
 ) -> list:
@@ -177,9 +189,9 @@ def shape_handles(
     handles.append(Patch(**BAND, label="1 to 99 % of the newest pre-activations"))
     if num_drawn == 1:
         return handles
-    names = re.split(r"[*+]", read_config(folder)["activation"])
+    names = branches_of(read_config(folder)["activation"])
     for index in range(num_drawn):
-        has_name = len(names) > 1 and index < len(names)
-        label = names[index] if has_name else f"output {index + 1}"
+        is_branch = len(names) > 1 and index < len(names)
+        label = f"branch {index + 1}: {names[index]}" if is_branch else f"output {index + 1}"
         handles.append(Line2D([], [], color=maps[index % len(maps)](0.9), label=label))
     return handles

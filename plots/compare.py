@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import runlog
-from plots import style
+from plots import axes, style
 from plots.aggregation import (
     aligned,
     combined,
@@ -22,7 +22,7 @@ from plots.aggregation import (
 from plots.reading import Loaded, Places, find_runs, read_config
 from plots.recording import Kind, distinct, figure_place, rows_where, write_figure
 from plots.tables import print_table
-from plots.variants import all_runs, load, style_of
+from plots.variants import all_runs, load, styles_of
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,10 @@ def write_compared(
 ) -> list[Path]:
     """write_figure of compare_rows."""
     rows = compare_rows(run_folders, by)
-    told = read_config(Path(run_folders[0]))["env_id"]
-    told += ": mean over seeds, band from worst to best seed; gradients and |f| of the critics"
-    return write_figure(out, name, COMPARED, rows, endings, caption=[told])
+    env = read_config(Path(run_folders[0]))["env_id"]
+    told = f"{env}: {by.replace('_', ' ')}"
+    critics = "gradients and |f| of the critics"
+    return write_figure(out, name, COMPARED, rows, endings, caption=[told, critics])
 
 
 def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
@@ -132,34 +133,32 @@ def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
 
 
 def draw(rows: list[dict], spec: dict) -> Figure:
-    """A panel per quantity, the activation is the colour, the setting the line style."""
+    """A panel per quantity; the values of the setting are shades of the activation's colour, and
+    line styles."""
     settings = sorted(distinct(rows, "setting"))
-    looks = {}
-    for row in rows:
-        place = settings.index(row["setting"])
-        look = style_of(row["activation"])
+    activation_of = {row["group"]: row["activation"] for row in rows}
+    setting_of = {row["group"]: row["setting"] for row in rows}
+    looks = styles_of(activation_of)
+    for group, look in looks.items():
+        place = settings.index(setting_of[group])
         look["linestyle"] = ("-", "--", ":", "-.")[place % 4]
-        look["marker"] = "osD^v"[place % 5]
-        looks[row["group"]] = look
+        look["marker"] = "osD^v<>Pp"[place % 9]
     titles = distinct(rows, "panel")
-    num_rows = (len(titles) + 1) // 2
-    figure = Figure((10, 2.8 * num_rows + 0.8), layout="constrained")
-    panels = figure.subplots(num_rows, 2, squeeze=False).ravel()
-    scales = {quantity.title: quantity.scale for quantity in QUANTITIES}
+    figure, panels = style.grid_of_panels(len(titles), 2, (5.0, 2.8), 1.0)
+    quantities = {quantity.title: quantity for quantity in QUANTITIES}
+    counts = []
     for panel, title in zip(panels, titles):
         members = rows_where(rows, panel=title)
         curves = {}
         for name in distinct(members, "group"):
             curves[name] = seeds_of(rows_where(members, group=name))
+        counts += [len(values) for _, values in curves.values()]
         style.seeds(panel, curves, looks, title, "")
-        if scales[title] == "log":
-            panel.set_yscale("log")
-    for panel in panels[len(titles) :]:
-        panel.remove()
-    handles = style.handles_of(panels[: len(titles)])
-    columns = min(len(handles), 4)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5)
-    style.caption(figure, *spec["caption"])
+        values = np.array([row["value"] for row in members])
+        style.scale(panel, quantities[title].scale, values)
+        axes.within(panel, axes.possible_range(quantities[title].key))
+    style.legend(figure, style.handles_of(panels))
+    style.caption(figure, *spec["caption"], style.told_band(counts, "mean", "worst to best seed"))
     return figure
 
 

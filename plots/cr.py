@@ -180,7 +180,7 @@ def ablations_preactivations(study: Study, out: Path) -> list[Path]:
 ATARI = [
     Panel(
         "human-normalised score",
-        "HR eq. 9",
+        "0: random play, 1: human",  # HR eq. 9
         "charts/episodic_return",
         score="human",
         statistic="mean",

@@ -22,10 +22,12 @@ GAMES = r"charts/episodic_return"  # of training games
 
 DEAD = Panel("dead neurons, last hidden layer", "share", rf"{HIDDEN}/dead_share", statistic="std")
 SRANK = Panel("effective rank, last hidden layer", "srank", rf"{HIDDEN}/srank", statistic="std")
-BASELINE = Panel("baseline-normalised score", "HR eq. 8", GAMES, score="baseline", statistic="std")
-HUMAN = Panel("human-normalised score", "HR eq. 9", GAMES, score="human", statistic="std")
+OF_BASELINE = "0 and 1: lowest and highest of relu"  # HR eq. 8
+BASELINE = Panel("baseline-normalised score", OF_BASELINE, GAMES, score="baseline", statistic="std")
+OF_HUMANS = "0: random play, 1: human"  # HR eq. 9
+HUMAN = Panel("human-normalised score", OF_HUMANS, GAMES, score="human", statistic="std")
 MEDIAN = Panel(
-    "median human-normalised score", "HR eq. 9", RETURN, score="human", statistic="median"
+    "median human-normalised score", OF_HUMANS, RETURN, score="human", statistic="median"
 )
 RETURNS = Panel("return", "evaluation return", RETURN)
 GAME_RETURNS = Panel("return of training games", "raw score", GAMES)
@@ -99,7 +101,7 @@ def hr7(
             told = f"fewer than two of {'; '.join(wanted)} in these runs, not drawn"
             print(f"{figure.name}: {told}")
             continue
-        title = f"HR {figure.name[2:]}: DQN"
+        title = f"HR Fig. {figure.name[2:]}: DQN"
         paths += write_curves(study.only(wanted), figure.panels, out, figure.name, title)
     rows = dead_rows(study)
     if rows:

@@ -32,6 +32,7 @@ SPEC = {  # key of an entry of figures.json: its type, and that of its items or 
     "lines": (list, str),
     "scales": (dict, str),
     "panels": (dict, str),
+    "measured": (dict, str),
     "study": (str, str),
     "unit": (str, str),
 }

@@ -44,6 +44,41 @@ class Missing:
         return " ".join(parts)
 
 
+MOST_NAMED = 8  # environments, or gaps, that a caption names
+
+
+def told_names(names: Sequence[str]) -> str:
+    """Names for a caption: all of them, or the first MOST_NAMED and how many more; those with a
+    comma of their own in quotes."""
+    shown = [f'"{name}"' if "," in name else name for name in names[:MOST_NAMED]]
+    further = len(names) - MOST_NAMED
+    return ", ".join(shown) + (f" and {further} more" if further > 0 else "")
+
+
+def told_missing(missing: Sequence[Missing]) -> str:
+    """Gaps for a caption. Those of variants that lack the same are one: "sigmoid, crelu on
+    SpaceInvaders"."""
+    by_variant = defaultdict(list)  # what variants lack where, seeds, status: environments
+    variants = defaultdict(list)  # environment, seeds, status: variants
+    for gap in missing:
+        variants[gap.environment, gap.seeds, gap.status].append(gap.variant)
+    for (environment, seeds, status), labels in variants.items():
+        by_variant[tuple(labels), seeds, status].append(environment)
+    told = []
+    for (labels, seeds, status), environments in by_variant.items():
+        if environments == [""]:
+            told += [f"{told_names([label])} (no run)" for label in labels]
+            continue
+        parts = [f"{told_names(labels)} on {told_names(environments)}"]
+        parts += [f"s{seed}" for seed in seeds]
+        if status:
+            parts.append(f"({status})")
+        told.append(" ".join(parts))
+    further = len(told) - MOST_NAMED
+    more = f" and {further} more" if further > 0 else ""
+    return "; ".join(told[:MOST_NAMED]) + more
+
+
 @dataclass
 class Study:
     """Finished runs of one script."""
@@ -125,8 +160,10 @@ class Study:
         seeds = str(most) if fewest == most else f"{fewest} to {most}"
         seeds += " seeds" if most > 1 else " seed"
         number = len(self.environments)
-        environments = f"{number} environment{'s' if number > 1 else ''}"
-        told = f"n = {seeds} in each of {environments}"
+        places = f"each of {number} environments"
+        if number < 2:
+            places = told_names(self.environments) or "no environment"
+        told = f"n = {seeds} in {places}"
         if diverged:
             told += f", {diverged} diverged (last value carried forward)"
         for key, value in self.usual.items():
@@ -134,19 +171,16 @@ class Study:
         if fewest < 2 <= most:
             told += "; cells of one seed add nothing to the intervals"
         if self.missing:
-            first = "; ".join(str(gap) for gap in self.missing[:3])
-            further = len(self.missing) - 3
-            more = f" and {further} more" if further > 0 else ""
-            told += f"\nmissing: {first}{more}"
+            told += f"\nmissing: {told_missing(self.missing)}"
         return told
 
     def told_shared(self) -> list[str]:
-        """For statistics over environments: over how many, if not all."""
-        complete = len(self.complete())
-        number = len(self.environments)
-        if complete == number:
+        """For statistics over environments: which they are not over, if not over all."""
+        complete = self.complete()
+        others = [env for env in self.environments if env not in complete]
+        if not others:
             return []
-        return [f"statistics over the {complete} of {number} environments that every variant has"]
+        return [f"not in the statistics: {told_names(others)} (not of every variant)"]
 
 
 # ---- reading a study -----------------------------------------------------------------------------

@@ -204,8 +204,7 @@ def draw(out: Path, references: list[str], variants: list[str]) -> None:
         rows += recording.read_csv(out / file)
     known = set(recording.distinct(rows, "metric"))
     panels = {metric: label for metric, label in METRICS.items() if label and metric in known}
-    told = f"{rows[0]['env']}: mean over seeds, thin lines = seeds, band from worst to best seed"
-    exported.write_study(out, files, panels, told, variants)
+    exported.write_study(out, files, panels, rows[0]["env"], variants)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imread
 
 import figures
@@ -112,7 +112,10 @@ def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path)
 
 @pytest.mark.parametrize(
     "activation, names",
-    [("tanh*crational", ["tanh", "crational"]), ("crelu", ["output 1", "output 2"])],
+    [
+        ("tanh*crational", ["branch 1: tanh", "branch 2: crational"]),
+        ("crelu", ["output 1", "output 2"]),
+    ],
 )
 def test_one_step_and_several_curves(tmp_path, activation, names):
     folder = make_run(tmp_path, activation, steps=[50])
@@ -142,7 +145,7 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
         assert (colour.upper() == RED) is (i in (3, 7)) is ("dead" in texts)
         for at, label in texts.pop("ticks"):  # its own scale
             assert at == pytest.approx(left + width * (float(label) + i + 1) / (2 * i + 2))
-        assert list(texts) == (["dead"] if i in (3, 7) else [])
+        assert list(texts) == ["peak 201", "dead"][: 2 if i in (3, 7) else 1]
 
 
 def kde_cells(part) -> list[tuple]:
@@ -159,7 +162,7 @@ def kde_cells(part) -> list[tuple]:
         texts = {"ticks": []}
         for text in panel.texts:
             x, y = text.get_position()
-            if left <= x <= right and bottom <= y <= top:
+            if left <= x <= right and bottom <= y <= top + 0.1:  # in the frame, or just above
                 texts[text.get_text()] = x
             elif left <= x <= right and bottom - 0.1 <= y < bottom:
                 texts["ticks"].append((x, text.get_text().replace("\N{MINUS SIGN}", "-")))
@@ -244,8 +247,22 @@ def test_styles_are_stable_and_distinct():
     assert len(set(looks)) == len(looks)
     assert plots.variants.style_of("tanh*tanh") == plots.variants.style_of("tanh_hr")
     # in every process: a checksum, not hash()
-    other = {"color": plots.variants.GREEN, "linestyle": "-.", "marker": "d"}
+    other = {"color": "#6699CC", "linestyle": "-.", "marker": "d"}
     assert plots.variants.style_of("gelu+silu") == other
+    # an expression borrows no known activation's colour, and in a figure no other's
+    assert not {color for color, _, _ in plots.variants.STYLES.values()} & {*plots.variants.OTHERS}
+    names = ["tanh_hr", "identity*silu", "selu", "gelu", "prelu", "silu", "tanh_add", "elu"]
+    looks = plots.variants.distinct_styles(names)
+    assert len({look["color"] for look in looks.values()}) == len(names)
+    assert looks["tanh_hr"] == plots.variants.style_of("tanh_hr")
+
+
+def test_variants_of_one_activation_are_shades_of_its_colour():
+    for name, number in (("relu", 9), ("rational", 2), ("crational", 4), ("tanh", 9)):
+        found = plots.variants.shades(plots.variants.style_of(name)["color"], number)
+        assert found[0] == plots.variants.style_of(name)["color"] and len({*found}) == number
+        light = sorted(sum(to_rgb(shade)) for shade in found)
+        assert np.diff(light).min() > 0.08  # told apart in grey print too
 
 
 def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path, capsys):
