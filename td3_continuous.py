@@ -49,7 +49,7 @@ class Args:
     # experiment
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(False)  # on a GPU replay UTD blocks as CUDA graphs (untried)
+    cudagraphs: bool = runlog.option(False)  # on a GPU replay UTD blocks as CUDA graphs (not timed)
     runs_dir: str = runlog.option("runs")  # where the run folders are
     fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
