@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo figures test test-slow test-gpu lint format golden bench clean
+.PHONY: help setup demo tensorboard figures notebook test test-slow test-gpu lint format golden bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -28,8 +28,10 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-.venv/dev.stamp: requirements-dev.txt .venv/runtime.stamp
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+DEV := requirements-dev.txt requirements-sweep.txt requirements-dashboard.txt
+
+.venv/dev.stamp: $(DEV) .venv/runtime.stamp
+	$(BIN)/python -m pip install --quiet -r requirements.txt $(DEV:%=-r %)
 	@touch $@
 
 setup: .venv/runtime.stamp  ## create .venv with what the scripts need
@@ -37,8 +39,14 @@ setup: .venv/runtime.stamp  ## create .venv with what the scripts need
 demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a table, draw runs/demo.png
 	@PYTHON=$(BIN)/python scripts/demo.sh
 
+tensorboard: .venv/runtime.stamp  ## show all runs under runs/ in TensorBoard, by short names
+	@$(BIN)/python scripts/tensorboard_runs.py
+
 figures: .venv/runtime.stamp  ## draw every figure under results/ again, from the CSV files beside it
 	@$(BIN)/python figures.py redraw results
+
+notebook: .venv/dev.stamp  ## run examples/analyse_a_run.ipynb and keep its pictures; the first time it trains two small runs
+	@cd examples && ../$(BIN)/jupyter execute --inplace analyse_a_run.ipynb
 
 test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not slow and not gpu"

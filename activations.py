@@ -87,9 +87,9 @@ class RationalConfig:
     init_scale: float = 1.0
     """multiplies the fitted a and b (the low/high initialisation study of CR)"""
     learning_rate: float | None = None
-    """step size of the coefficients; None = that of the network"""
+    """learning rate of the coefficients; None = that of the network"""
     coefficient_weight_decay: float = 0.0
-    """decoupled weight decay per unit step size, on the coefficients only (CR)"""
+    """decoupled weight decay per unit learning rate, on the coefficients only (CR)"""
     share_across_layers: bool = False
     """one coefficient set for all layers of a network (recurrent rational, Delfosse et al. 2021)"""
     constraint_schedule: Literal["trained", "fixed", "anneal", "adaptive"] = _added("trained")

@@ -10,6 +10,8 @@ process, in one compiled update; each is one run folder; the same command again 
 Protocol, data sets, measures and results: docs/continual_supervised.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import math
 from pathlib import Path
@@ -27,7 +29,7 @@ import plots.dashboards
 import reports
 import runlog
 from environments import datasets
-from runlog import memory, seeding
+from runlog import loading, memory, seeding
 
 KERNEL = 5  # pixels a side of a convolution, which 2x2 max pooling follows
 REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
@@ -35,26 +37,31 @@ REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    dataset: datasets.Name = "digits"  # digits comes with scikit-learn, the others are fetched
+    tasks: datasets.TaskKind = "random_labels"  # what changes from one to the next (see docs/)
+    activation: str = "relu"  # name or expression: tanh_hr, identity*silu (docs/activations.md)
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
+    num_tasks: int = 50  # tasks, one after the other
+    epochs: int = 400  # passes through the images in each task
+    layer_norm: bool = False  # layer normalisation before each activation
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    # experiment
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # updates between checkpoints (at epoch ends)
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
     plots: bool = runlog.option(False)  # draw the activations and densities at the end (3 s a run)
+    # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
-    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
-    dataset: datasets.Name = "digits"  # digits comes with scikit-learn, the others are fetched
     data_dir: str = runlog.option("data")  # where mnist and cifar100 are, or are downloaded to
-    tasks: datasets.TaskKind = "random_labels"  # what changes from one to the next (see docs/)
-    num_tasks: int = 50  # tasks, one after the other
-    epochs: int = 400  # passes through the images in each task
     num_train: int = 1_200  # images of a task; 0 = all there are
     classes_per_task: int = 5  # of split_classes: 5 gives 20 tasks of CIFAR-100, 10 gives 10
     reset_head: bool = False  # draw the output layer anew for each task
@@ -63,18 +70,16 @@ class Args:
     learning_rate: float = 1e-3  # Adam's learning rate
     l2: float = 0.0  # adds l2 * (sum of squared weights and biases) to the loss
     redo: bool = False  # recycle dormant neurons (ReDo)
-    redo_tau: float = 0.025  # score up to which a neuron is dormant
+    redo_tau: float = 0.025  # a neuron with at most this score is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
     # network
     network: Literal["auto", "mlp", "cnn"] = "auto"  # auto: cnn for cifar100, mlp for the others
     widths: tuple[int, ...] = (100, 100)  # units of the dense hidden layers
     channels: tuple[int, ...] = (16, 16)  # of the cnn's 5x5 convolutions, each 2x2 max-pooled
-    activation: str = "relu"  # name or expression: tanh_hr, identity*silu (docs/activations.md)
-    layer_norm: bool = False  # layer normalisation before each activation
     rational: activations.RationalConfig = dataclasses.field(
         default_factory=activations.RationalConfig
     )
-    # metrics
+    # evaluation and metrics
     threshold: float = 0.95  # accuracy in an epoch from which a task counts as fitted
     log_frequency: int = 1_000  # updates between rows of loss and accuracy (at the end of an epoch)
     metrics_samples: int = 512  # images of the network metrics, at the end of each task; 0 = off
@@ -102,7 +107,8 @@ def conv_sizes(args: Args, image_shape: tuple[int, ...]) -> list[tuple[int, int]
 
 
 class Classifier(nn.Module):
-    """Pixels (seeds, batch, channels * height * width) -> logits (seeds, batch, outputs)."""
+    """Pixels (seeds, batch, channels * height * width) -> logits (seeds, batch, outputs); with a
+    number instead of a list of seeds there is no such axis."""
 
     def __init__(self, args: Args, image_shape: tuple[int, ...], outputs: int, seeds):
         super().__init__()
@@ -150,9 +156,9 @@ class Classifier(nn.Module):
             x = x.unflatten(-1, self.image_shape)
             for convolution in self.convolutions:
                 x = convolution(x)
-                pooled = F.max_pool2d(x.flatten(0, 1), 2)
-                x = pooled.unflatten(0, x.shape[:2])
-            x = x.flatten(2)
+                pooled = F.max_pool2d(x.flatten(0, -4), 2)
+                x = pooled.unflatten(0, x.shape[:-3])
+            x = x.flatten(-3)
         return self.head(self.hidden(x))
 
 
@@ -597,8 +603,8 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
             values |= {"perf/updates_per_second": speed}
             values |= coefficients(training.learner.network)
             batch.log(step, values, skip_diverged=True)
-            ups = f"{speed:.0f}"
-            progress.update(step, task=number + 1, accuracy=f"{share.mean():.3f}", ups=ups)
+            progress.value = f"task {number + 1}, accuracy {share.mean():.3f}"
+        progress.update(step)
         if step % updates_per_task == 0:
             progress.note(end_task(args, training, batch, step, number, task))
 
@@ -612,18 +618,52 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Classifier:
+    """The network of a run's newest checkpoint, finished or not.
+
+    It has no seed axis: pixels (batch, channels * height * width) in [0, 1], which are those of the
+    data set divided by its largest value, to logits (batch, outputs). Raises UserError as
+    `runlog.load`, and if there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    args = dataclasses.replace(run.config, compile=False)
+    outputs = len(loading.weights_of(run, "learner")["network.head.bias"])
+    shape = datasets.IMAGE_SHAPES[args.dataset]
+    scale = 1.0  # the caller's pixels are scaled already
+    with runlog.value_errors_are_user_errors():
+        learner = Learner(args, shape, outputs, scale, args.seed, runlog.find_device(device))
+    loading.restore(learner, run, "learner")
+    return learner.network
+
+
 def runs_of(args: Args) -> list:
     """The run of each seed."""
     env_id = f"{args.dataset}-{args.tasks}"
     return runlog.seed_runs(args, "continual_supervised", env_id=env_id)
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "accuracy on a task",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "neurons recycled by ReDo",
+        "gradient norm of the coefficients",
+        "updates per second",
+    ]
+    return plots.dashboards.sections(panels, ("classifier",), f"fc{len(args.widths)}")
+
+
 def main(args: Args) -> None:
     tasks = validate(args)
     torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    sections = plots.dashboards.SECTIONS
-    with runlog.open_batches(runs_of(args), args, sections=sections) as batches:
+    with runlog.open_batches(runs_of(args), args, sections=dashboard(args)) as batches:
         for batch in batches:
             train(args, tasks, batch)
 

@@ -9,6 +9,8 @@ command again resumes or says "finished".
 Results, implementation details, differences from CleanRL: docs/dqn_atari.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import math
@@ -29,32 +31,41 @@ import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from runlog import cudagraphs, evaluation, seeding
+from runlog import cudagraphs, evaluation, loading, seeding
 from runlog.disk import check_space
 from runlog.rows import DamagedRows, MappedRows
 
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
+    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
+    encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
     seed: int = 1  # of weights, exploration, replay and games
     total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
+    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations: over C or CHW
+    width: int = 512  # units of the last hidden layer
+    learning_rate: float = 1e-4  # Adam's learning rate
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    # experiment
     threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
     env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(False)  # on a GPU: acting and updates as CUDA graphs (untried)
+    cudagraphs: bool = runlog.option(True)  # on a GPU: acting and updates as CUDA graphs
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
     keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
     evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
     print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
-    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
+    # environment
     repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
     # algorithm; HR's Table 4 but for Adam's epsilon and the biases (docs/dqn_atari.md)
@@ -66,20 +77,15 @@ class Args:
     target_frequency: int = 1_000  # environment steps between copies to the target network
     double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: as CleanRL's
     gamma: float = 0.99  # discount factor
-    learning_rate: float = 1e-4  # Adam's learning rate
     adam_eps: float = 1e-8  # epsilon of Adam (CleanRL); HR's 1e-5 makes tanh_hr's rank collapse
     start_epsilon: float = 1.0  # fraction of random actions at the start
     final_epsilon: float = 0.1  # fraction of random actions at the end (CleanRL: 0.01)
     exploration_steps: int = 1_000_000  # environment steps in which epsilon falls linearly
-    clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
+    clip_rewards: bool = True  # learn from the sign of the rewards; logged returns are raw
     # network
     bias_init: Literal["uniform", "zero"] = "uniform"  # in +-1/sqrt(fan_in) as torch's, or 0
-    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
-    width: int = 512  # units of the last hidden layer
-    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
-    redo_tau: float = 0.025  # score up to which a neuron is dormant
+    redo_tau: float = 0.025  # a neuron with at most this score is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
     rational: activations.RationalConfig = dataclasses.field(
         default_factory=activations.RationalConfig
@@ -90,10 +96,10 @@ class Args:
     eval_epsilon: float = 0.01  # fraction of random actions in evaluations
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
-    metrics_samples: int = 2_048  # observations that the network metrics look at
+    metrics_samples: int = 2_048  # observations for the network metrics
     ntk_frequency: int = 250_000  # environment steps between ranks of the NTK; 0 = off
     ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
-    analyse: bool = runlog.option(False)  # log what live and dead neurons add to Q (HR, Fig. 4)
+    analyse: bool = runlog.option(False)  # contributions of live and dead neurons to Q (HR, Fig. 4)
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
@@ -713,7 +719,9 @@ def train(args: Args, run: runlog.Batch) -> None:
     if is_graphed:
         q_values = cudagraphs.graphed(q_values)
         update = cudagraphs.graphed(update)
-    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    label = f"{args.env_id} {args.activation}"
+    first_update = max(start, args.learning_starts) + args.train_frequency
+    progress = runlog.Progress(start, args.total_timesteps, label, first_update)
     run.save_times.frequency = min(ring, args.checkpoint_frequency)
     obs = games.reset(args.seed, "games", start)
     for step in range(start + args.num_envs, args.total_timesteps + 1, args.num_envs):
@@ -817,13 +825,30 @@ def train(args: Args, run: runlog.Batch) -> None:
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> QNetwork:
+    """The Q-network of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
+
+    It takes observations (n, 4, 84, 84) uint8 to Q-values (n, num_actions). The target network is
+    in `runlog.load(folder).state["target_network"]`. Raises UserError as `runlog.load`, and if
+    there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    num_actions = len(loading.weights_of(run, "q_network")["q.bias"])
+    with runlog.value_errors_are_user_errors():
+        q_network = QNetwork(num_actions, run.config)
+    loading.restore(q_network, run, "q_network")
+    return q_network.to(runlog.find_device(device))
+
+
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays whole games with the last checkpoint, films the first, measures the network
     on what it saw."""
-    step, state = evaluation.load_finished(run)
+    step = evaluation.finished_step(run)
     make = functools.partial(make_games, args)
-    q_network = QNetwork(make(1).num_actions, args)
-    q_network.load_state_dict(state["q_network"])
+    q_network = load_agent(run.folder)
     generator = seeding.make_generator(args.seed, "play")
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
     screens = []
@@ -847,6 +872,24 @@ def runs_of(args: Args) -> list[runlog.Run]:
     return runlog.seed_runs(args, "dqn_atari", env_id=name)
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "evaluation return",
+        "training return",
+        "mean value on the batch",
+        "loss of the values",
+        "Q from dead neurons, live neurons, bias",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "neurons recycled by ReDo",
+        "gradient norm of the coefficients",
+        "environment steps per second",
+    ]
+    return plots.dashboards.sections(panels, ("q",), "fc1")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -859,7 +902,7 @@ def main(args: Args) -> None:
         return
     check_disk(args, runs[0])
     with runlog.open_batches(
-        runs, args, sections=plots.dashboards.SECTIONS, seed_axis=False, keep_freed_memory=True
+        runs, args, sections=dashboard(args), seed_axis=False, keep_freed_memory=True
     ) as batches:
         for batch in batches:
             train(args, batch)

@@ -1,10 +1,9 @@
 """From run folders to figures: what one run's networks look like, and activations compared.
 
     python figures.py run runs/dm_control-cheetah-run-v0__sac_continuous__crational__s1__0123456789
-    python figures.py demo runs/*cartpole* --out runs/demo.png
+    python figures.py curves runs --baseline relu --out figures/curves.png
     python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
-    python figures.py function_approximation --runs runs/regression*
     python figures.py redraw results
 
 The drawing is in plots/. A new figure is a module there and a line in ROWS (CONTRIBUTING.md).
@@ -14,17 +13,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 import runlog
-from plots import compare, cr, demo, draw_run, function_approximation, hr, preactivations, tables
+from plots import compare, comparison, cr, draw_run, hr, tables
 from plots.continual import continual
 from plots.cr_seeds import cr_seeds
 from plots.kde import hr3
 from plots.overview import overview
+from plots.preactivations import preactivations
 from plots.q_parts import hr4
+from plots.reading import find_runs
 from plots.redraw import redraw_all
 from plots.regression import hr2
 
@@ -43,6 +44,13 @@ ROWS = {  # subcommand: function; each is a row of the papers' figures, its docs
     "hr8": hr.hr8,
     "hr19": hr.hr19,
 }
+ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes if it is not told
+    "overview": (overview, "figures"),
+    "preactivations": (preactivations, "runs/preactivations.png"),
+    "function_approximation": (hr2, "runs/function_approximation"),
+}
+DEMO_IS = "Curves of return and overestimation, learned activations below: what `make demo` draws."
+Folders = tyro.conf.Positional[tuple[Path, ...]]
 ALSO = {  # subcommand: further names of it, the figures that it draws
     "continual": ("cr_continual",),
     "hr1": ("hr9",),
@@ -56,43 +64,57 @@ ALSO = {  # subcommand: further names of it, the figures that it draws
 
 @dataclass
 class RunCommand:
-    """Draw the plots of one run into its folder."""
+    """Draw the plots of each run into its folder."""
 
-    folder: tyro.conf.Positional[Path]  # the run's folder
-
-
-@dataclass
-class DemoCommand:
-    """Compare activations on one environment: a figure and a table."""
-
-    folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
-    out: Path = Path("runs/demo.png")  # the figure
+    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    runs: tuple[Path, ...] = ()  # the same
 
 
 @dataclass
-class PreactivationsCommand:
-    """Pre-activations of every layer over training, activations side by side: a figure and a
-    table."""
+class CurvesCommand:
+    """Compare any runs: for each environment a curve per variant with its bootstrap interval, and
+    beside it differences to a baseline, paired by seed, and the probability of improvement. A
+    variant is an activation with the settings in which its runs differ."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
-    out: Path = Path("runs/preactivations.png")  # the figure
+    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    runs: tuple[Path, ...] = ()  # the same
+    metric: tuple[str, ...] = ("score",)
+    """score, return, success, accuracy, error, overestimation, "dead neurons", "effective rank", or
+    any key of scalars.csv, such as network/qf*/fc1/srank; several are drawn below each other"""
+    baseline: str = ""  # the variant or activation to compare with; relu, or the first without it
+    statistic: Literal["iqm", "mean", "median"] = "iqm"  # over seeds; iqm: interquartile mean
+    at_step: float | None = None  # compare there; None: at the last step that all runs have
+    shapes: bool = False  # draw the learned activation functions below
+    out: Path = Path("figures/curves.png")  # the figure; NAME.csv, NAME-comparison.csv beside it
 
 
 @dataclass
 class CompareCommand:
     """Compare the values of one setting, for each activation: a figure and a table."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders
     by: str  # the setting, as config.json names it, for example layer_norm
+    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    runs: tuple[Path, ...] = ()  # the same
     out: Path = Path("runs/compare.png")  # the figure
+
+
+@dataclass
+class RunsCommand:
+    """What draws any runs."""
+
+    name: tyro.conf.Suppress[str] = ""  # the subcommand's
+    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    runs: tuple[Path, ...] = ()  # the same; without any: runs
+    out: Path = Path("figures")  # folder of the figures and tables, or the figure
 
 
 @dataclass
 class RowCommand:
     """A row of the papers' figures."""
 
-    row: tyro.conf.Suppress[str] = ""  # the subcommand's name
-    runs: Path = Path("runs")  # folder of the runs
+    row: tyro.conf.Suppress[str] = ""  # the subcommand's
+    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    runs: tuple[Path, ...] = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the figures and tables
     where: tuple[str, ...] = ()
     """only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout"""
@@ -102,28 +124,12 @@ class RowCommand:
 
 @dataclass
 class TableCommand:
-    """Summary table of all runs in a folder: table.md, table.csv, table.tex; and runs.csv, a row
-    for each."""
+    """Summary table of any runs: table.md, table.csv, table.tex, and runs.csv."""
 
-    runs: Path = Path("runs")  # folder of the runs
+    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    runs: tuple[Path, ...] = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the tables
-
-
-@dataclass
-class OverviewCommand:
-    """One page of all runs in a folder: scores, overestimation, dead-neuron fraction, srank,
-    learned activations."""
-
-    runs: Path = Path("runs")  # folder of the runs
-    out: Path = Path("figures")  # folder of overview.png, .pdf and .csv
-
-
-@dataclass
-class FunctionApproximationCommand:
-    """Draw the comparison of function_approximation.py again: figures and tables."""
-
-    runs: tuple[Path, ...]  # run folders
-    out: Path = Path("runs/function_approximation")  # folder of the figures and tables
+    at_step: float | None = None  # compare there; None: at the last step that all runs have
 
 
 @dataclass
@@ -134,28 +140,23 @@ class RedrawCommand:
     """folders of figures, with all below"""
 
 
+DEMO = CurvesCommand(metric=("return", "overestimation"), shapes=True, out=Path("runs/demo.png"))
 Command = (
     Annotated[RunCommand, tyro.conf.subcommand("run")]
-    | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
-    | Annotated[PreactivationsCommand, tyro.conf.subcommand("preactivations")]
+    | Annotated[CurvesCommand, tyro.conf.subcommand("curves")]
+    | Annotated[CurvesCommand, tyro.conf.subcommand("demo", default=DEMO, description=DEMO_IS)]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
-    | Annotated[FunctionApproximationCommand, tyro.conf.subcommand("function_approximation")]
     | Annotated[TableCommand, tyro.conf.subcommand("table")]
-    | Annotated[OverviewCommand, tyro.conf.subcommand("overview")]
     | Annotated[RedrawCommand, tyro.conf.subcommand("redraw")]
 )
 for name, function in ROWS.items():
     told = " ".join(function.__doc__.split())
     row = tyro.conf.subcommand(name, default=RowCommand(name), description=told)
     Command |= Annotated[RowCommand, row]
-
-
-def figure_place(out: Path) -> tuple[Path, str, tuple[str]]:
-    """Folder, name and ending of the picture that --out names; png without an ending."""
-    ending = out.suffix[1:] or "png"
-    if ending not in ("png", "pdf", "svg"):
-        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
-    return out.parent, out.stem, (ending,)
+for name, (function, out) in ANY_RUNS.items():
+    told = " ".join(function.__doc__.split())
+    default = RunsCommand(name, out=Path(out))
+    Command |= Annotated[RunsCommand, tyro.conf.subcommand(name, default=default, description=told)]
 
 
 def row_of(name: str) -> str:
@@ -168,32 +169,30 @@ def row_of(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     words[:1] = [row_of(word) for word in words[:1]]
-    command = runlog.parse_args(Command, words)
+    command = runlog.parse_args(Command, words, __doc__)
+    if isinstance(command, RedrawCommand):
+        print(*redraw_all(command.folders), sep="\n")
+        return
+    given = (*command.folders, *command.runs)
+    runs = given or (Path("runs"),)
     match command:
-        case RowCommand(row, runs, out, where, variants):
-            print(*ROWS[row](runs, out, where, variants), sep="\n")
-        case TableCommand(runs, out):
-            print(*tables.write_tables(runs, out), sep="\n")
-        case OverviewCommand(runs, out):
-            print(*overview(runs, out), sep="\n")
-        case RedrawCommand(folders):
-            print(*redraw_all(folders), sep="\n")
-        case RunCommand(folder):
-            print(*draw_run(folder) or ["nothing to draw yet"], sep="\n")
-        case FunctionApproximationCommand(runs, out):
-            function_approximation(runs, out)
-        case DemoCommand(folders, out):
-            folder, name, (ending,) = figure_place(out)
-            demo.print_demo_table(folders)
-            print(demo.draw_demo(folders, folder / f"{name}.{ending}"))
-        case PreactivationsCommand(folders, out):
-            place = figure_place(out)
-            preactivations.print_preactivation_table(folders)
-            print(*preactivations.write_preactivations(folders, *place), sep="\n")
-        case CompareCommand(folders, by, out):
-            place = figure_place(out)
-            compare.print_compare_table(folders, by)
-            print(*compare.write_compared(folders, by, *place), sep="\n")
+        case RowCommand(row):
+            paths = ROWS[row](runs, command.out, command.where, command.variants)
+        case RunsCommand(name):
+            paths = ANY_RUNS[name][0](runs, command.out)
+        case TableCommand():
+            paths = tables.write_tables(runs, command.out, command.at_step)
+        case CurvesCommand():
+            chosen = (command.metric, command.baseline, command.statistic)
+            options = comparison.Options(*chosen, command.at_step, command.shapes)
+            paths = comparison.write_comparison(given, options, command.out)
+        case CompareCommand():
+            paths = compare.compare(given, command.by, command.out)
+        case RunCommand():
+            paths = []
+            for folder in find_runs(given, ""):
+                paths += draw_run(folder) or [f"{folder}: nothing to draw yet"]
+    print(*paths, sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ leading axis; each pair is one run folder, and the same command again resumes th
 Results, implementation details and what the paper leaves open: docs/function_approximation.md.
 """
 
+import interrupts  # noqa: F401
+
 import csv
 import dataclasses
 import math
@@ -29,7 +31,7 @@ import optimizers
 import plots.dashboards
 import reports
 import runlog
-from runlog import memory, seeding, terminal
+from runlog import loading, memory, seeding, terminal
 from runlog.disk import writing
 
 PAPER_COUNTS = {  # trained parameters, from the paper (captions of Figs. 2 and 12)
@@ -42,38 +44,40 @@ PAPER_COUNTS = {  # trained parameters, from the paper (captions of Figs. 2 and 
 DENSE_POINTS = 256  # even ones, at which the fit is stored, and which the network metrics look at
 TABLE1_SAMPLES = 256
 TABLE1_FEATURES = 16
+RationalConfig = activations.RationalConfig  # within Args `activations` is a flag
 
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # in shallow networks
+    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # in deep networks; or none
+    shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
+    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # Adam's, constant
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(10)  # seeds: seed, seed + 1, ...
     total_steps: int = 2_000  # updates of each network, each on all points
+    num_points: int = 64  # even training points; the error is also measured half-way between them
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    out: str | None = runlog.option(None)  # folder of figures and tables; None = in --runs-dir
+    # experiment
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    out: str | None = runlog.option(None)  # folder of figures and tables; None = in --runs-dir
-    fresh: bool = runlog.option(False)  # delete existing runs of this configuration and start anew
+    fresh: bool = runlog.option(False)  # delete existing runs with these flags and start over
     checkpoint_frequency: int = runlog.option(1_000)  # updates between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
+    # logging
     tensorboard: bool = runlog.option(False)  # TensorBoard event files (off: there are many runs)
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    rational: activations.RationalConfig = dataclasses.field(
-        default_factory=activations.RationalConfig
-    )
-    # what is compared: every network with every learning rate and seed
-    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # of shallow networks
-    shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
-    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks, or none
+    # network; every one is trained with every learning rate and seed
     deep_widths: tuple[int, ...] = runlog.option((200, 200, 200))  # hidden units of deep networks
-    learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # of Adam, constant
+    rational: RationalConfig = dataclasses.field(default_factory=RationalConfig)
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
-    num_points: int = 64  # even training points; the error is also measured half-way between them
-    # measuring
+    # evaluation and metrics
     log_frequency: int = 20  # updates between rows of losses
     table1_neurons: int = runlog.option(1_024)  # neurons simulated for Table 1; 0 = leave it out
 
@@ -114,7 +118,8 @@ def mean_squared_error(fit: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 class Networks(nn.Module):
-    """One network for each entry of `seeds`, with its own learning rate, and their optimiser.
+    """One network for each entry of `seeds`, with its own learning rate, and their optimiser; with
+    a number instead of each of the two lists there is no leading axis.
 
     Weights and biases start uniform in +-1/sqrt(fan_in), torch's default: with biases 0 every kink
     of a relu would lie at x = 0. They depend on the seed alone: learning rates, and activations of
@@ -173,14 +178,16 @@ class Networks(nn.Module):
 
     def count(self) -> int:
         """Trained parameters of one network."""
-        return sum(p[0].numel() for p in self.optimizer.parameters_)
+        num_networks = self.output.bias.numel()
+        return sum(p.numel() for p in self.optimizer.parameters_) // num_networks
 
 
 def draw_biases(layer: activations.Linear, seeds: np.ndarray) -> None:
     """Uniform in +-1/sqrt(fan_in), each network's from its seed."""
     fan_in = layer.weight.shape[-2]
     bound = fan_in**-0.5
-    for bias, seed in zip(layer.bias, seeds):
+    biases = layer.bias.view(-1, layer.bias.shape[-1])
+    for bias, seed in zip(biases, seeds.ravel()):
         generator = torch.Generator().manual_seed(int(seed))
         nn.init.uniform_(bias, -bound, bound, generator=generator)
 
@@ -353,7 +360,9 @@ def save_table1(args: Args, folder: Path) -> None:
             inside += 1
     for expression, found in told.items():
         joined = ", ".join(found)
-        print(f"Table 1, {expression}: p -> dead share (closed form): {joined}", flush=True)
+        print(
+            f"Table 1, {expression}: p -> dead-neuron fraction (closed form): {joined}", flush=True
+        )
     print(f"Table 1: {inside} of {len(rows)} closed forms lie in the 95 % interval", flush=True)
 
 
@@ -437,6 +446,32 @@ def validate(args: Args) -> None:
     runlog.check_memory(args, device, on_device, on_host)
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Networks:
+    """The network of a run's newest checkpoint, finished or not.
+
+    It has no leading axis: x (points,) to the fit (points,). What it is, of all that `Args`
+    compares, is in `runlog.load(folder).settings`: activation, widths, learning_rate. Raises
+    UserError as `runlog.load`, and if there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    loading.weights_of(run, "networks")
+    args = dataclasses.replace(run.config, compile=False)
+    with runlog.value_errors_are_user_errors():
+        networks = Networks(
+            run.settings["activation"],
+            run.settings["widths"],
+            args.seed,
+            run.settings["learning_rate"],
+            args,
+            runlog.find_device(device),
+        )
+    loading.restore(networks, run, "networks")
+    return networks
+
+
 # ---- the whole comparison ------------------------------------------------------------------------
 
 
@@ -474,6 +509,22 @@ def make_out_folder(args: Args) -> Path:
     return out
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "mean squared error",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "gradient norm of the coefficients",
+    ]
+    layouts = []
+    for architecture in architectures(args):
+        last = f"fc{len(architecture.widths)}"
+        layouts.append(plots.dashboards.sections(panels, ("mlp",), last))
+    return plots.dashboards.merged(layouts)
+
+
 def main(args: Args) -> None:
     validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -485,7 +536,7 @@ def main(args: Args) -> None:
     folders = []
     for architecture in architectures(args):
         runs = runs_of_architecture(args, architecture)
-        with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
+        with runlog.open_batches(runs, args, sections=dashboard(args)) as batches:
             for batch in batches:
                 train(args, architecture, batch)
         folders += [run.folder for run in runs]

@@ -161,7 +161,7 @@ def _broadcast(learning_rate: float | torch.Tensor, parameter: nn.Parameter):
     if not torch.is_tensor(learning_rate):
         return learning_rate
     ones = [1] * (parameter.dim() - learning_rate.dim())
-    return learning_rate.view(*learning_rate.shape, *ones)
+    return learning_rate.view((*learning_rate.shape, *ones))
 
 
 def _moment_names(name: str) -> tuple[str, str]:

@@ -9,10 +9,13 @@ carries --activation. The same command again resumes or says "finished".
 Results, implementation details, differences from purejaxql and CleanRL: docs/pqn_atari.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,30 +29,39 @@ import plots.dashboards
 import reports
 import runlog
 from environments import atari
-from runlog import cudagraphs, evaluation, seeding
+from runlog import cudagraphs, evaluation, loading, seeding
 from runlog.transfer import Uploader
 
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
+    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
+    encoder_activation: tuple[str, ...] = ()  # convolutions: one or three; none = --activation
     seed: int = 1  # of weights, exploration and games
     total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
+    layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations: over C or CHW
+    width: int = 512  # units of the last hidden layer
+    learning_rate: float = 2.5e-4  # RAdam's learning rate at the start
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    # experiment
     threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
     env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(False)  # on a GPU: acting and updates as CUDA graphs (untried)
+    cudagraphs: bool = runlog.option(True)  # on a GPU: acting and updates as CUDA graphs
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
     evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
     print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
-    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
+    # environment
     repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
     fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
     # algorithm; the defaults are HR's Table 6
@@ -59,21 +71,16 @@ class Args:
     num_minibatches: int = 32  # parts of a pass, one gradient step each
     gamma: float = 0.99  # discount factor
     q_lambda: float = 0.65  # lambda of the returns Q(lambda)
-    learning_rate: float = 2.5e-4  # RAdam's learning rate at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     start_epsilon: float = 1.0  # fraction of random actions at the start
     final_epsilon: float = 0.001  # fraction of random actions at the end
     exploration_fraction: float = 0.1  # fraction of the run over which epsilon falls linearly
     max_grad_norm: float = 10.0  # longer gradients are scaled down to this L2 norm
     loss_coefficient: float = 0.5  # factor of the squared error (purejaxql: 0.5, CleanRL: 1)
-    clip_rewards: bool = True  # learn from the sign of the rewards; returns are logged raw
+    clip_rewards: bool = True  # learn from the sign of the rewards; logged returns are raw
     # network
-    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[str, ...] = ()  # convolutions: one or three; none = --activation
-    width: int = 512  # units of the last hidden layer
-    layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations: over C or CHW
     redo: bool = False  # recycle dormant neurons (ReDo)
-    redo_tau: float = 0.025  # score up to which a neuron is dormant
+    redo_tau: float = 0.025  # a neuron with at most this score is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
     rational: activations.RationalConfig = dataclasses.field(
         default_factory=activations.RationalConfig
@@ -84,7 +91,7 @@ class Args:
     num_eval_episodes: int = 8  # games that --evaluate plays
     log_frequency: int = 10_000  # environment steps between rows of losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
-    metrics_samples: int = 2_048  # observations that the network metrics look at
+    metrics_samples: int = 2_048  # observations for the network metrics
     ntk_frequency: int = 500_000  # environment steps between ranks of the NTK; 0 = off
     ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
 
@@ -435,7 +442,8 @@ def train(args: Args, run: runlog.Batch) -> None:
         greedy_of_network = cudagraphs.graphed(greedy_of_network)
         update = cudagraphs.graphed(update)
     upload = Uploader(device)
-    progress = runlog.Progress(start, args.total_timesteps, f"{args.env_id} {args.activation}")
+    label = f"{args.env_id} {args.activation}"
+    progress = runlog.Progress(start, args.total_timesteps, label, start + batch_size)
     next_obs = games.reset(args.seed, "games", start)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step
@@ -474,6 +482,7 @@ def train(args: Args, run: runlog.Batch) -> None:
                     "charts/episodic_length": game.length,
                 }
                 run.log(before + (t + 1) * num_envs, row)
+            progress.update(before + (t + 1) * num_envs)
 
         # targets
         last_values, _ = greedy_of_network(upload(next_obs))
@@ -532,9 +541,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             }
             run.log(step, last_eval)
             test_returns = []
-            progress.postfix["eval"] = f"{last_eval['eval/episodic_return']:.4g}"
-            told = ", ".join(f"{key} {value}" for key, value in progress.postfix.items())
-            progress.note(f"step {step}: {told}")
+            progress.note_means(step, [last_eval], ["eval/episodic_return"])
 
         # measure the network
         paused = time.monotonic()
@@ -569,13 +576,29 @@ def train(args: Args, run: runlog.Batch) -> None:
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> QNetwork:
+    """The Q-network of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
+
+    It takes observations (n, 4, 84, 84) uint8 to Q-values (n, num_actions). Raises UserError as
+    `runlog.load`, and if there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    num_actions = len(loading.weights_of(run, "q_network")["q.bias"])
+    with runlog.value_errors_are_user_errors():
+        q_network = QNetwork(num_actions, run.config)
+    loading.restore(q_network, run, "q_network")
+    return q_network.to(runlog.find_device(device))
+
+
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, films the
     first, and measures the network on what it saw."""
-    step, state = evaluation.load_finished(run)
+    step = evaluation.finished_step(run)
     make = functools.partial(make_games, args)
-    q_network = QNetwork(make(1).num_actions, args)
-    q_network.load_state_dict(state["q_network"])
+    q_network = load_agent(run.folder)
     seen = metrics.Reservoir(args.metrics_samples, args.seed)
     screens = []
 
@@ -597,6 +620,23 @@ def runs_of(args: Args) -> list[runlog.Run]:
     return runlog.seed_runs(args, "pqn_atari", env_id=name)
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "evaluation return",
+        "training return",
+        "mean value on the batch",
+        "loss of the values",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "neurons recycled by ReDo",
+        "gradient norm of the coefficients",
+        "environment steps per second",
+    ]
+    return plots.dashboards.sections(panels, ("q",), "fc1")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -608,7 +648,7 @@ def main(args: Args) -> None:
         evaluate_finished(args, runs[0])
         return
     with runlog.open_batches(
-        runs, args, sections=plots.dashboards.SECTIONS, seed_axis=False, keep_freed_memory=True
+        runs, args, sections=dashboard(args), seed_axis=False, keep_freed_memory=True
     ) as batches:
         for batch in batches:
             train(args, batch)

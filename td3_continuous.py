@@ -10,10 +10,13 @@ again resumes it or says "finished".
 Implementation details and every difference from CleanRL's TD3: docs/td3_continuous.md.
 """
 
+import interrupts  # noqa: F401
+
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,56 +30,60 @@ import plots.dashboards
 import reports
 import runlog
 from runlog import batch as batches_of_runs
-from runlog import cudagraphs, evaluation, memory, seeding
+from runlog import cudagraphs, evaluation, loading, memory, seeding
 
 
 @dataclasses.dataclass
 class Args:
+    # the flags that matter most
+    env_id: str = "dm_control/cheetah-run-v0"  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, ...
+    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
     total_timesteps: int = 1_000_000  # environment steps of each seed
+    utd: int = 1  # gradient updates per environment step (update-to-data ratio)
+    layer_norm: bool = False  # layer normalisation before each activation
+    learning_rate: float = 3e-4  # Adam's learning rate for actor and critics
     device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
+    # experiment
     threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(False)  # on a GPU replay UTD blocks as CUDA graphs (untried)
+    cudagraphs: bool = runlog.option(False)  # on a GPU replay UTD blocks as CUDA graphs (not timed)
     runs_dir: str = runlog.option("runs")  # where the run folders are
-    fresh: bool = runlog.option(False)  # delete an existing run of these flags and start anew
+    fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # most minutes between checkpoints; 0 = any
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
     keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
-    evaluate: bool = runlog.option(False)  # play with the finished run of these flags, save a video
+    evaluate: bool = runlog.option(False)  # play with the finished run, and save a video
+    # logging
     capture_video: bool = runlog.option(False)  # save a video of one episode with every checkpoint
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
-    track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    env_id: str = "dm_control/cheetah-run-v0"  # dm_control/DOMAIN-TASK-v0, metaworld/TASK-v3, ...
-    async_envs: bool = runlog.option(False)  # workers step the environments (pays for Meta-World)
+    # environment
+    async_envs: bool = runlog.option(False)  # worker processes step them (faster for Meta-World)
     # algorithm; the defaults are the paper's, the protocol is that of sac_continuous.py
-    utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
     learning_starts: int = 5_000  # environment steps with random actions before the first update
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # Polyak coefficient of the targets, applied with every policy update
-    learning_rate: float = 3e-4  # Adam's learning rate for actor and critics
     policy_frequency: int = 2  # critic updates per update of actor and targets
     exploration_noise: float = 0.1  # std of the Gaussian noise on actions, which lie in [-1, 1]
     policy_noise: float = 0.2  # std of the noise on the target actor's actions
     noise_clip: float = 0.5  # largest such noise, in absolute value
-    # networks
-    activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
+    # network
     widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
-    layer_norm: bool = False  # layer normalisation before each activation
     rational: activations.RationalConfig = dataclasses.field(default=activations.RationalConfig())
     # evaluation and metrics
     eval_frequency: int = 10_000  # environment steps between evaluations
     num_eval_episodes: int = 5  # episodes without noise per evaluation, and as many for Q - G
     log_frequency: int = 1_000  # environment steps between rows of losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
-    metrics_samples: int = 2_048  # replay transitions that the network metrics look at
+    metrics_samples: int = 2_048  # replay transitions for the network metrics
     ntk_frequency: int = 50_000  # environment steps between ranks of the tangent kernel; 0 = off
-    ntk_samples: int = 64  # replay transitions that the kernel is taken on
+    ntk_samples: int = 64  # replay transitions for the tangent kernel
 
 
 # ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) -
@@ -125,7 +132,8 @@ def total_updates(args: Args) -> int:
 
 class Agent(nn.Module):
     """All that an update changes: networks, targets, optimisers. Losses are (seeds,) tensors.
-    Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...)."""
+    Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...). With a number
+    instead of a list of seeds there is no such axis."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
         super().__init__()
@@ -153,12 +161,12 @@ class Agent(nn.Module):
     def act(self, obs: np.ndarray, generators: list | None = None) -> np.ndarray:
         """Actions (seeds, action_dim) for one observation per seed; with generators, exploration
         noise is added."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device).unsqueeze(1)
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device).unsqueeze(-2)
         actions = self.policy(obs)
         if generators is not None:
-            noise = seeding.normals(generators, 1, self.action_dim)
+            noise = seeding.normals(generators, 1, self.action_dim).view_as(actions)
             actions = (actions + self.args.exploration_noise * noise).clamp(-1, 1)
-        return np.nan_to_num(actions.squeeze(1).cpu().numpy())  # a diverged seed stands still
+        return np.nan_to_num(actions.squeeze(-2).cpu().numpy())  # a diverged seed stands still
 
     def target_actions(self, next_obs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Target policy smoothing. noise: standard normal, (seeds, batch, action_dim)."""
@@ -434,7 +442,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
     is_graphed = uses_graph(args, device)
     if is_graphed:
         update_block = cudagraphs.graphed_in_turn(agent.update_block_after)
-    progress = runlog.Progress(start, args.total_timesteps, f"{tasks.name} {args.activation}")
+    label = f"{tasks.name} {args.activation}"
+    progress = runlog.Progress(start, args.total_timesteps, label, args.learning_starts)
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
         # asked here, so that a resumed run ends at once as well
@@ -495,7 +504,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             returns = tasks.evaluate(agent.act, 2 * index * number, number)
             biases = q_bias(agent, tasks.current_eval_envs(), index)
             rows = tasks.log(batch, step, returns, biases)
-            shown = ("eval/episodic_return", "eval/success", "overestimation/mean")
+            shown = ("eval/success", "eval/episodic_return", "overestimation/mean")
             progress.note_means(step, rows, shown)
 
         # save
@@ -516,25 +525,47 @@ def train(args: Args, batch: runlog.Batch) -> None:
                 for i, folder in enumerate(batch.folders):
                     path = folder / "videos" / f"step-{step}.mp4"
                     environments.film(path, args.env_id, batch.seeds, i, agent.act)
+                    batch.runs[i].log_video(step, "videos/episode", path)
         progress.update(step)
     batch.finish(keep_replay=args.keep_replay)
     tasks.close()
     progress.close()
 
 
+# ---- after the training --------------------------------------------------------------------------
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
+    """The agent of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
+
+    It has no seed axis: `agent.act` takes an observation (obs_dim,) to an action (action_dim,) in
+    [-1, 1]; `agent.actor` takes (batch, obs_dim) to actions (batch, action_dim); `agent.qf` takes
+    (batch, obs_dim) and (batch, action_dim) to (2, batch), the values of the twin critics;
+    `agent.actor_target` and `agent.qf_target` likewise. Raises UserError as `runlog.load`, and if
+    there is no checkpoint yet.
+    """
+    run = runlog.load(folder, Args)
+    weights = loading.weights_of(run, "agent")
+    obs_dim = len(weights["actor.hidden.0.branches.0.linear.weight"])
+    action_dim = len(weights["actor.mean.bias"])
+    args = dataclasses.replace(run.config, compile=False)
+    with runlog.value_errors_are_user_errors():
+        agent = Agent(obs_dim, action_dim, args, args.seed, runlog.find_device(device))
+    loading.restore(agent, run, "agent")
+    return agent
+
+
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes with the last checkpoint, prints the return, films one
     more."""
-    step, state = evaluation.load_finished(run)
+    step = evaluation.finished_step(run)
+    agent = load_agent(run.folder)
     seed = run.config["seed"]
-    args = dataclasses.replace(args, compile=False)
     envs = environments.make_envs(args.env_id, [seed], "play", args.async_envs)
-    obs_dim, action_dim = environments.sizes(envs)
-    agent = Agent(obs_dim, action_dim, args, [seed], torch.device("cpu"))
-    runlog.restore_module(agent, [state["agent"]])
     path = run.folder / "videos" / f"evaluation-{step}.mp4"
     (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
     values["return of the video"] = environments.film(path, args.env_id, [seed], 0, agent.act)
+    evaluation.mirror_video(run, step, path)
     told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
     print(f"seed {seed}: {told}; {path}", flush=True)
     envs.close()
@@ -545,6 +576,27 @@ def runs_of(args: Args) -> list[runlog.Run]:
     return runlog.seed_runs(args, "td3_continuous")
 
 
+def dashboard(args: Args) -> dict:
+    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    panels = [
+        "evaluation return",
+        "evaluation success rate",
+        "training return",
+        "overestimation: Q minus return",
+        "overestimation over max(|return|, 10)",
+        "overestimation: standard deviation over states",
+        "mean value on the batch",
+        "loss of the values",
+        "weight norm of each network",
+        "gradient norm of each network",
+        "rank of the tangent kernel",
+        "gradient norm of the coefficients",
+        "environment steps per second",
+        "updates per second",
+    ]
+    return plots.dashboards.sections(panels, ("actor", "qf1", "qf2"), f"fc{len(args.widths)}")
+
+
 def main(args: Args) -> None:
     args = validate(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -553,7 +605,7 @@ def main(args: Args) -> None:
         for run in runs:
             evaluate_finished(args, run)
         return
-    with runlog.open_batches(runs, args, sections=plots.dashboards.SECTIONS) as batches:
+    with runlog.open_batches(runs, args, sections=dashboard(args)) as batches:
         for batch in batches:
             train(args, batch)
 

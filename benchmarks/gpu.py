@@ -528,4 +528,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(tyro.cli(Args)), 1))
+    sys.exit(min(main(tyro.cli(Args, description=__doc__)), 1))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import gymnasium as gym
 import numpy as np
 
-import runlog
-from runlog import memory, seeding
+from runlog import cli, memory, seeding
 
 OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
 MOST_ACTIONS = 18  # of a game
@@ -31,7 +30,7 @@ def atari_game(env_id: str) -> tuple[str, str]:
         if registered.startswith("ALE/") and registered.endswith("-v5"):
             roms[_plain_name(registered)] = spec.kwargs["game"]
     name = _plain_name(env_id)
-    runlog.check_choice("--env-id", name, roms)
+    cli.check_choice("--env-id", name, roms)
     return name, roms[name]
 
 

@@ -289,7 +289,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
             told = f"--env-id {self.env_id}: {FAILURES_IN_A_ROW} episodes in a row failed at once"
             last = f"the last ({self.stream}, {place}) by {reason}"
-            raise runlog.UserError(f"{told}, {last}; mend the environment")
+            raise runlog.UserError(f"{told}, {last}; fix the environment")
         if not self.told:
             self.told = True
             told = f"{self.env_id}, {place} ({self.stream}): the environment failed"

@@ -9,6 +9,7 @@ To add a data set, write a loader and add it to LOADERS. See docs/continual_supe
 
 import gzip
 import hashlib
+import math
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 import runlog
-from runlog import seeding
+from runlog import cli, seeding
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MNIST_MD5 = {  # of the file, and of the compressed file that the URL gives
@@ -44,6 +45,7 @@ CIFAR100_URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 CIFAR100_MD5 = "03b5dce01913d631647c71ecec9e9cb8"
 
 Name = Literal["digits", "mnist", "cifar100"]
+IMAGE_SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar100": (3, 32, 32)}
 TaskKind = Literal["random_labels", "permuted_labels", "permuted_pixels", "split_classes"]
 
 
@@ -75,7 +77,7 @@ def load(name: str, folder: Path) -> DataSet:
 
     Raises UserError (flag, value, remedy): unknown name, no folder, damaged, not to be downloaded.
     """
-    runlog.check_choice("--dataset", name, LOADERS)
+    cli.check_choice("--dataset", name, LOADERS)
     runlog.check_folder("--data-dir", str(folder), written=False)
     remedy = "make it readable, or choose another --data-dir or --dataset digits"
     with runlog.errors_are_user_errors(f"--data-dir {folder}: {name} cannot be read", remedy):
@@ -88,7 +90,7 @@ def _load_digits(folder: Path) -> DataSet:
     with runlog.errors_are_user_errors(told, "pip install scikit-learn, or use --dataset mnist"):
         from sklearn.datasets import load_digits
     pixels, labels = load_digits(return_X_y=True)
-    images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)
+    images = pixels.astype(np.uint8).reshape(-1, *IMAGE_SHAPES["digits"])
     train = Split(images[:1200], labels[:1200])
     test = Split(images[1200:], labels[1200:])
     return DataSet("digits", train, test, num_classes=10, largest=16.0)
@@ -103,7 +105,7 @@ def _load_mnist(folder: Path) -> DataSet:
 def _mnist_split(split: str, folder: Path) -> Split:
     images = read_mnist(f"{split}-images-idx3-ubyte", folder)
     labels = read_mnist(f"{split}-labels-idx1-ubyte", folder)
-    return Split(images[:, None], labels.astype(np.int64))
+    return Split(images.reshape(-1, *IMAGE_SHAPES["mnist"]), labels.astype(np.int64))
 
 
 def read_mnist(name: str, folder: Path) -> np.ndarray:
@@ -134,9 +136,10 @@ def _load_cifar100(folder: Path) -> DataSet:
 
 def _cifar_split(archive: tarfile.TarFile, split: str) -> Split:
     content = archive.extractfile(f"cifar-100-binary/{split}.bin").read()
+    shape = IMAGE_SHAPES["cifar100"]
     # coarse label, label, pixels
-    rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + 3 * 32 * 32)
-    return Split(rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1].astype(np.int64))
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + math.prod(shape))
+    return Split(rows[:, 2:].reshape(-1, *shape), rows[:, 1].astype(np.int64))
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:

@@ -20,7 +20,7 @@ import numpy as np
 
 import runlog
 from environments.graphics import enable_graphics, no_graphics
-from runlog import seeding
+from runlog import cli, seeding
 
 METAWORLD_STEPS = 200  # of an episode (CR's protocol)
 
@@ -177,7 +177,7 @@ def check_id(env_id: str) -> None:
     else:
         import_suites()
         choices = [name for name in gymnasium.registry if not name.startswith("Meta-World/")]
-    runlog.check_choice("--env-id", env_id, choices)
+    cli.check_choice("--env-id", env_id, choices)
 
 
 def _import_own(env_id: str, module: str) -> None:

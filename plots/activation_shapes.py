@@ -1,4 +1,4 @@
-"""The activation functions of a run's layers: over training, and before and after it."""
+"""The activation functions of a run's layers over training."""
 
 import re
 from collections import defaultdict
@@ -8,22 +8,20 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize, to_rgb
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
+import activations
 from plots import style
 from plots.layers import read_rows
 from plots.reading import Loaded, read_config, read_scalars
-from plots.variants import style_of
 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of branches, or outputs
 MOST_STEPS = 50  # of one run's functions over training that are drawn
 BAND = {"color": "0.5", "alpha": 0.15}
-SHADES = {"actor": 1.0, "qf1": 0.75, "qf2": 0.5}  # of the networks, before and after
-LAYER_MARKERS = {"fc1": "o", "fc2": "s"}
 
 Rows = dict[tuple[str, str], dict[str, list[dict]]]  # (layer, network): part: rows
 
@@ -53,6 +51,24 @@ def is_learned(run: Loaded) -> bool:
     return False
 
 
+def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:
+    """The layers, of those `found`, whose activation functions have parameters of their own, by the
+    rows of these, or differ over training."""
+    own = r"network/[^,/]+/[^,/]+/(?:branch\d+_)?(?:numerator|coefficient_gradient)_norm"
+    learned = set()
+    for key in read_scalars(folder, own):
+        _, network, layer, _ = key.split("/")
+        learned.add((layer, network))
+    for key, parts in found.items():
+        for rows in parts.values():
+            curves = [finite(row["y"]) for row in rows]
+            for curve in curves[1:]:
+                is_same_size = curve.shape == curves[0].shape
+                if not is_same_size or not np.allclose(curve, curves[0], equal_nan=True):
+                    learned.add(key)
+    return learned & {*found}
+
+
 # ---- one run, over training ----------------------------------------------------------------------
 
 
@@ -64,9 +80,11 @@ def spread_out(rows: list, most: int) -> list:
 
 @style.with_style
 def activations_figure(folder: Path) -> Figure | None:
-    """The activation functions of every layer over training: light to dark, the first one dashed.
-    None without any."""
+    """The activation functions of every layer that learns its own, over training: light to dark,
+    the first one dashed. None without any: a fixed function is no picture of the run."""
     found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
+    learned = learned_layers(folder, found)
+    found = {key: parts for key, parts in found.items() if key in learned}
     if not found:
         return None
     number = max(len(parts) for parts in found.values())
@@ -74,25 +92,23 @@ def activations_figure(folder: Path) -> Figure | None:
         found[key] = {part: spread_out(rows, MOST_STEPS) for part, rows in parts.items() if rows}
     num_drawn = max(len(parts) for parts in found.values())
 
-    figure, axes = style.panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
+    figure, panels = style.panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
     steps = steps_of(found)
     first = steps[0] if len(steps) > 1 else steps[0] - 1
     norm = Normalize(first, steps[-1])
     maps = colour_maps()
     scalars = read_scalars(folder, r"network/[^,]*/preact_q(?:01|99)")
     for (layer, network), parts in found.items():
-        panel = axes[layer, network]
+        panel = panels[layer, network]
         draw_over_training(panel, list(parts.values()), norm, maps, len(steps) > 1)
         shade_quantiles(panel, scalars, f"network/{network}/{layer}")
         panel.set_xlim(-10, 10)
 
     handles = shape_handles(folder, steps, maps, num_drawn)
-    # more columns would be wider than one network's panels
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    style.legend(figure, handles)
     if len(steps) > 1:
         colours = ScalarMappable(norm, maps[-1 if num_drawn > 1 else 0])
-        places = list(axes.values())
+        places = list(panels.values())
         ticks = EngFormatter(sep="")
         bar = figure.colorbar(colours, ax=places, pad=0.02, label="environment steps", format=ticks)
         bar.outline.set_visible(False)
@@ -149,6 +165,19 @@ def shade_quantiles(panel: Axes, scalars: dict[str, np.ndarray], prefix: str) ->
     panel.axvspan(*ends, **BAND, linewidth=0)
 
 
+def branches_of(activation: str) -> list[str]:
+    """The base names of an activation's branches, in order: "tanh_hr" has two, tanh and tanh. One
+    that this version does not know is split at * and +."""
+    try:
+        terms = activations.parse(activation)
+    except ValueError:
+        return re.split(r"[*+]", activation)
+    names = []
+    for factors in terms:
+        names += factors
+    return names
+
+
 def shape_handles(
     folder: Path, steps: list[int], maps: list[ListedColormap], num_drawn: int
 ) -> list:
@@ -160,50 +189,9 @@ def shape_handles(
     handles.append(Patch(**BAND, label="1 to 99 % of the newest pre-activations"))
     if num_drawn == 1:
         return handles
-    names = re.split(r"[*+]", read_config(folder)["activation"])
+    names = branches_of(read_config(folder)["activation"])
     for index in range(num_drawn):
-        has_name = len(names) > 1 and index < len(names)
-        label = names[index] if has_name else f"output {index + 1}"
+        is_branch = len(names) > 1 and index < len(names)
+        label = f"branch {index + 1}: {names[index]}" if is_branch else f"output {index + 1}"
         handles.append(Line2D([], [], color=maps[index % len(maps)](0.9), label=label))
-    return handles
-
-
-# ---- before and after ----------------------------------------------------------------------------
-
-
-def draw_before_and_after(panel: Axes, activation: str, run: Loaded) -> None:
-    """Before: dashed; after: solid, one curve per layer and network. A fixed activation is one
-    curve."""
-    fixed = not is_learned(run)
-    color = np.array(to_rgb(style_of(activation)["color"]))
-    seen = [np.zeros(0)]
-    for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
-        strength = 1.0 if fixed else SHADES.get(network, 1.0)
-        look = {"color": 1 - strength * (1 - color)}
-        if not fixed:
-            look |= {"marker": LAYER_MARKERS.get(layer, "^"), "markersize": 3.5}
-        for rows in parts.values():
-            inside = np.abs(rows[-1]["x"]) <= 5  # where the initial coefficients are fitted
-            x = np.asarray(rows[0]["x"], dtype=float)[inside]
-            before = finite(rows[0]["y"])[inside]
-            after = finite(rows[-1]["y"])[inside]
-            seen += [before, after]
-            panel.plot(x, after, linewidth=1.4, markevery=(5, 18), **look)
-            if not fixed:
-                panel.plot(x, before, **style.FIRST, zorder=3)
-    kind = "fixed" if fixed else "learned"
-    panel.set_title(f"{activation}, {kind} (seed {run.seed})")
-    style.limit(panel, np.concatenate(seen))
-    panel.set(xlim=(-5, 5), xticks=(-5, 0, 5), xlabel="pre-activation x")
-
-
-def before_and_after_handles() -> list[Line2D]:
-    """Legend of draw_before_and_after."""
-    handles = [Line2D([], [], **style.FIRST, label="before")]
-    for network, strength in SHADES.items():
-        grey = str(0.95 - 0.9 * strength)
-        handles.append(Line2D([], [], color=grey, label=f"after: {network}"))
-    look = {"color": "0.3", "linestyle": "", "markersize": 3.5}
-    for layer, marker in LAYER_MARKERS.items():
-        handles.append(Line2D([], [], marker=marker, label=layer, **look))
     return handles

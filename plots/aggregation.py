@@ -49,6 +49,14 @@ def finished_length(run: Loaded) -> float:
     return run.last_step if length is None else float(length)
 
 
+def has_reached(run: Loaded, step: float) -> bool:
+    """Whether a run has a value at a step: a diverged one carries its last one forward."""
+    if run.has_diverged:
+        return True
+    end = finished_length(run) if run.status == "finished" else run.last_step
+    return end >= step
+
+
 def told_cuts(cuts: dict[str, Cut], prefix: str = "") -> list[str]:
     """Lines for below a table, of its columns' cuts: one for the columns that are cut alike. None
     of columns in which no run goes on behind the step."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from plots import statistics, style
+from plots import axes, statistics, style
 from plots.panels import Panel
 from plots.reading import Loaded
 from plots.recording import Kind, distinct, rows_where, write_csv, write_figure
@@ -305,7 +305,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     titles = [title for title in spec["lines"] if title in having]
     pairs = list(dict.fromkeys((row["first"], row["second"]) for row in rows))
     number = min(5, len(pairs))
-    size = 2.9, 0.24 * len(titles) + 0.9
+    size = style.size_of_columns(number, 2.9, 1.4), 0.24 * len(titles) + 1.0
     figure, panels = style.grid_of_panels(len(pairs), number, size, 1.1)
     for index, (panel, (first, second)) in enumerate(zip(panels, pairs)):
         for row in rows_where(rows, first=first, second=second):
@@ -319,12 +319,12 @@ def draw(rows: list[dict], spec: dict) -> Figure:
             told = f"{row['above']}:{row['below']}  {float(row['p_value']):.2g}"
             panel.text(1.08, height, told, va="center", fontsize=6)
         panel.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
-        panel.set_xlim(-0.05, 1.6)
-        panel.set_xticks([0, 0.5, 1])
+        panel.set_xlim(-0.05, 1.75)
+        panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         panel.set_ylim(len(titles) - 0.5, -0.5)
         names = titles if index % number == 0 else [""] * len(titles)
         panel.set_yticks(range(len(titles)), names, fontsize=7)
-        panel.set_title(f"{first}\n> {second}", fontsize=8, loc="left")
+        axes.set_title(panel, f"{first}\n> {second}", 8, loc="left")
     style.caption(figure, *spec["caption"])
     return figure
 

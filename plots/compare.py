@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import runlog
-from plots import style
+from plots import axes, style
 from plots.aggregation import (
     aligned,
     combined,
@@ -19,10 +19,10 @@ from plots.aggregation import (
     told_count,
     told_cuts,
 )
-from plots.reading import Loaded, read_config
-from plots.recording import Kind, distinct, rows_where, write_figure
+from plots.reading import Loaded, Places, find_runs, read_config
+from plots.recording import Kind, distinct, figure_place, rows_where, write_figure
 from plots.tables import print_table
-from plots.variants import all_runs, load, style_of
+from plots.variants import all_runs, load, styles_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ QUANTITIES = (
 )
 
 
+def compare(runs: Places, by: str, out: Path) -> list[Path]:
+    """Print the table of these runs, and draw the figure."""
+    place = figure_place(out)
+    folders = find_runs(runs, "")
+    print_compare_table(folders, by)
+    return write_compared(folders, by, *place)
+
+
 def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loaded]]:
     """ "activation, by value" -> its runs, where the runs differ in the setting `by` too. Each
     run's scalars gain the titles of QUANTITIES. Raises UserError: no such setting."""
@@ -94,20 +102,24 @@ def write_compared(
 ) -> list[Path]:
     """write_figure of compare_rows."""
     rows = compare_rows(run_folders, by)
-    told = read_config(Path(run_folders[0]))["env_id"]
-    told += ": mean over seeds, band from worst to best seed; gradients and |f| of the critics"
-    return write_figure(out, name, COMPARED, rows, endings, caption=[told])
+    env = read_config(Path(run_folders[0]))["env_id"]
+    told = f"{env}: {by.replace('_', ' ')}"
+    critics = "gradients and |f| of the critics"
+    return write_figure(out, name, COMPARED, rows, endings, caption=[told, critics])
 
 
 def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
-    """Points of `draw`: QUANTITIES of every seed (NaN where it has no row and others of its group
-    do)."""
+    """Points of `draw`: QUANTITIES of every seed that has some (NaN where it has no row and others
+    of its group do)."""
     groups = compared(run_folders, by)
     rows = []
     for quantity in QUANTITIES:
         for name, runs in groups.items():
-            steps, values = aligned(runs, quantity.title)
-            for run, points in zip(runs, values):
+            having = [run for run in runs if len(run.series(quantity.title))]
+            if not having:
+                continue
+            steps, values = aligned(having, quantity.title)
+            for run, points in zip(having, values):
                 row = {
                     "panel": quantity.title,
                     "group": name,
@@ -121,34 +133,32 @@ def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
 
 
 def draw(rows: list[dict], spec: dict) -> Figure:
-    """A panel per quantity, the activation is the colour, the setting the line style."""
+    """A panel per quantity; the values of the setting are shades of the activation's colour, and
+    line styles."""
     settings = sorted(distinct(rows, "setting"))
-    looks = {}
-    for row in rows:
-        place = settings.index(row["setting"])
-        look = style_of(row["activation"])
+    activation_of = {row["group"]: row["activation"] for row in rows}
+    setting_of = {row["group"]: row["setting"] for row in rows}
+    looks = styles_of(activation_of)
+    for group, look in looks.items():
+        place = settings.index(setting_of[group])
         look["linestyle"] = ("-", "--", ":", "-.")[place % 4]
-        look["marker"] = "osD^v"[place % 5]
-        looks[row["group"]] = look
+        look["marker"] = "osD^v<>Pp"[place % 9]
     titles = distinct(rows, "panel")
-    num_rows = (len(titles) + 1) // 2
-    figure = Figure((10, 2.8 * num_rows + 0.8), layout="constrained")
-    panels = figure.subplots(num_rows, 2, squeeze=False).ravel()
-    scales = {quantity.title: quantity.scale for quantity in QUANTITIES}
+    figure, panels = style.grid_of_panels(len(titles), 2, (5.0, 2.8), 1.0)
+    quantities = {quantity.title: quantity for quantity in QUANTITIES}
+    counts = []
     for panel, title in zip(panels, titles):
         members = rows_where(rows, panel=title)
         curves = {}
         for name in distinct(members, "group"):
             curves[name] = seeds_of(rows_where(members, group=name))
+        counts += [len(values) for _, values in curves.values()]
         style.seeds(panel, curves, looks, title, "")
-        if scales[title] == "log":
-            panel.set_yscale("log")
-    for panel in panels[len(titles) :]:
-        panel.remove()
-    handles = style.handles_of(panels[: len(titles)])
-    columns = min(len(handles), 4)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5)
-    style.caption(figure, *spec["caption"])
+        values = np.array([row["value"] for row in members])
+        style.scale(panel, quantities[title].scale, values)
+        axes.within(panel, axes.possible_range(quantities[title].key))
+    style.legend(figure, style.handles_of(panels))
+    style.caption(figure, *spec["caption"], style.told_band(counts, "mean", "worst to best seed"))
     return figure
 
 

@@ -15,12 +15,22 @@ from matplotlib.ticker import MaxNLocator
 
 import activations
 import runlog
-from plots import style
+from plots import axes, style
 from plots.plasticity import ACCURACY, draw_plasticity
-from plots.reading import Loaded, check_once, read_run, run_folders_in
+from plots.reading import Loaded, Places, check_once, read_run, runs_of_script, told_places
 from plots.recording import Kind, file_name, record_figure, rows_where, write_csv
 from plots.statistics import mean_interval
-from plots.variants import by_seed, differing, flat, in_order, product_of, style_of, varied_settings
+from plots.variants import (
+    MEASURING,
+    by_seed,
+    differing,
+    distinct_styles,
+    flat,
+    in_order,
+    product_of,
+    styles_of,
+    varied_settings,
+)
 
 VARIED = {"activation", "layer_norm", "l2", "redo", "reset_head"}  # and rational.*: of cells
 SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
@@ -106,10 +116,10 @@ class Cell:
         return late if when == "late" else late - first
 
 
-def continual_cells(folder: Path) -> dict[str, list[Cell]]:
+def continual_cells(folder: Places) -> dict[str, list[Cell]]:
     """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a
     folder. Raises UserError: none there, or studies of different lengths or settings mixed."""
-    runs = [read_run(path) for path in run_folders_in(folder, "*__continual_supervised__*")]
+    runs = [read_run(path) for path in runs_of_script(folder, "continual_supervised")]
     check_once(runs)
     studies = defaultdict(list)
     for run in runs:
@@ -121,7 +131,7 @@ def continual_cells(folder: Path) -> dict[str, list[Cell]]:
         studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
         told = "no finished run of continual_supervised.py; train some first"
-        raise runlog.UserError(f"--runs {folder}: {told}")
+        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
     return {name: cells_of(members) for name, members in studies.items()}
 
 
@@ -131,7 +141,7 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
     free = []  # settings that cells may differ in, as they come
     for config in settings:
         free += [key for key in config if key in VARIED or key.startswith("rational.")]
-    if found := differing(settings, [run.folder for run in runs], free):
+    if found := differing(settings, [run.folder for run in runs], {*free, *MEASURING}):
         told = f"the runs differ in {found.key} ({found.values}): {found.where}"
         raise runlog.UserError(f"{told}; move some away")
 
@@ -229,7 +239,7 @@ def print_comparisons(rows: Sequence[dict]) -> None:
 
 
 def continual(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """CR continual: accuracy and NTK rank per task, and comparisons paired by seed; with --variants
     also a small picture of these cells."""
@@ -239,7 +249,7 @@ def continual(
     return draw_continual(runs, out, variants)
 
 
-def draw_continual(folder: Path, out: Path, chosen: Sequence[str] = ()) -> list[Path]:
+def draw_continual(folder: Places, out: Path, chosen: Sequence[str] = ()) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf,
     continual_curves.csv (per task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv.
     With `chosen`, labels of cells, also plasticity-<dataset>-<tasks>.png and .pdf. Prints the
@@ -352,10 +362,12 @@ def run_rows(cell: Cell) -> list[dict]:
 def caption_of(name: str, cells: Sequence[Cell]) -> str:
     """The caption of a study's figure."""
     counts = [len(cell.runs) for cell in cells]
-    ends = dict.fromkeys((min(counts), max(counts)))
     diverged = sum(cell.num_diverged for cell in cells)
-    told = f"{name.replace('_', ' ')}: mean over seeds and its 95 % interval, "
-    told += f"n = {' to '.join(str(count) for count in ends)} seeds"
+    told = f"{name.replace('_', ' ')}: "
+    if max(counts) == 1:
+        told += "one seed, no interval"
+    else:
+        told += f"mean over seeds and its 95 % interval, {style.told_seeds(counts)}"
     if diverged:
         told += f", {diverged} diverged (last task carried forward)"
     early = []
@@ -394,17 +406,16 @@ def columns_of(labels: Sequence[str], spec: dict) -> list[Column]:
     """The columns of a study's figure."""
     activation_of = {label: spec["activation_of"][label] for label in labels}
     plain = [label for label, activation in activation_of.items() if label == activation]
-    columns = [Column("activations", {label: style_of(label) for label in plain})]
+    columns = [Column("activations", distinct_styles(plain))] if plain else []
     with_settings = [label for label in labels if label not in plain]
     for activation in dict.fromkeys(activation_of[label] for label in with_settings):
         members = [label for label in labels if activation_of[label] == activation]
-        looks = {}
-        for index, label in enumerate(members):
+        looks = styles_of(dict.fromkeys(members, activation))
+        for index, (label, look) in enumerate(looks.items()):
             line, marker = LOOKS[index % len(LOOKS)]
-            look = style_of(activation) | {"linestyle": line, "marker": marker}
+            look |= {"linestyle": line, "marker": marker}
             is_hollow = label in spec.get("hollow", ())
             look["markerfacecolor"] = "white" if is_hollow else look["color"]
-            looks[label] = look
         columns.append(Column(activation, looks))
     return columns
 
@@ -423,20 +434,31 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         "NTK srank, task end": "task_end/ntk_srank",
         "dead share (KDE), last layer": f"network/classifier/{last_layer(rows)}/dead_share",
     }
-    size = max(3.6 * len(columns) + 0.6, 7), 7.6
+    logged = set()
+    for members in curves.values():
+        logged |= {*members}
+    metrics = {title: metric for title, metric in metrics.items() if metric in logged}
+    width = style.size_of_columns(len(columns), 3.6, 0.6) * len(columns) + 0.6
+    longest = max(len(column.looks) for column in columns)
+    size = max(width, 7), 2.2 * len(metrics) + 0.19 * longest + 0.8
     figure = Figure(size, layout="constrained")
     grid = figure.subplots(len(metrics), len(columns), squeeze=False, sharex=True, sharey="row")
     for panels, column in zip(grid.T, columns):
         for panel, metric in zip(panels, metrics.values()):
+            bounds = axes.possible_range(metric)
             for label, look in column.looks.items():
-                draw_tasks(panel, label, look, curves[label].get(metric, []))
+                draw_tasks(panel, label, look, curves[label].get(metric, []), bounds)
         style.left_title(panels[0], column.title)
         panels[-1].set_xlabel("task")
-        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=2))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
-        panels[-1].legend(handlelength=3, fontsize=8, **place)
-    for panel, ylabel in zip(grid[:, 0], metrics):
-        panel.set_ylabel(ylabel)
+        handles, names = panels[-1].get_legend_handles_labels()
+        room = axes.pitch(panels[-1]) - 1.0
+        names = [axes.wrapped(name, room, 8, most=2) for name in names]
+        panels[-1].legend(handles, names, handlelength=3, fontsize=8, **place)
+    for panel, (ylabel, metric) in zip(grid[:, 0], metrics.items()):
+        axes.set_ylabel(panel, ylabel)
+        axes.within(panel, axes.possible_range(metric))
     style.caption(figure, *spec["caption"])
     return figure
 
@@ -450,9 +472,16 @@ def last_layer(rows: Sequence[dict]) -> str:
     return f"fc{max(layers)}"
 
 
-def draw_tasks(panel: Axes, label: str, look: dict, points: list[list[float]]) -> None:
-    """A measure per task, with its interval."""
+def draw_tasks(
+    panel: Axes,
+    label: str,
+    look: dict,
+    points: list[list[float]],
+    bounds: tuple[float, float],
+) -> None:
+    """A measure per task, with its interval, as far as it is possible."""
     tasks, mean, low, high = np.array(points).reshape(-1, 4).T
+    low, high = np.clip((low, high), *bounds)
     panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)
     panel.plot(tasks, mean, **look, label=label, linewidth=1.3, markersize=3.5)
 

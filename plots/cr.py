@@ -10,6 +10,7 @@ from plots.curves import write_curves, write_environments
 from plots.intervals import write_intervals
 from plots.panels import RETURN, Panel, aggregate, keys_of
 from plots.preactivations import write_preactivations
+from plots.reading import Places, told_places
 from plots.recording import file_name
 from plots.study import Study, read_study, try_study
 from plots.variants import DQN, PQN, SAC, Variant
@@ -52,7 +53,7 @@ RETURNS = Panel("return", "evaluation return", RETURN)
 
 
 def cr1(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """CR Fig. 1: IQM at the end of training, over Meta-World (success), DMC (return / 1,000) and
     both."""
@@ -72,7 +73,7 @@ def cr1(
 
 
 def cr_curves(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """CR's curves: IQM, success, overestimation, gradients of the coefficients, their growth; and
     per environment."""
@@ -119,7 +120,7 @@ ABLATIONS = (
 
 
 def cr_ablations(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """CR's ablations: LayerNorm, decay and initial scale of the coefficients, without |x/c|^d, UTD;
     pre-activations."""
@@ -179,7 +180,7 @@ def ablations_preactivations(study: Study, out: Path) -> list[Path]:
 ATARI = [
     Panel(
         "human-normalised score",
-        "HR eq. 9",
+        "0: random play, 1: human",  # HR eq. 9
         "charts/episodic_return",
         score="human",
         statistic="mean",
@@ -208,7 +209,7 @@ def is_of_rationals(variant: Variant) -> bool:
 
 
 def cr_atari(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """CR, Atari: score, mean Q and the coefficients' gradient of DQN and PQN; is anything
     unstable?"""
@@ -223,5 +224,5 @@ def cr_atari(
         paths += write_curves(study, ATARI, out, f"cr_atari_{script[:3]}", title)
     if not paths:
         told = f"no finished runs of {DQN}.py or {PQN}.py with relu or a rational"
-        raise runlog.UserError(f"--runs {runs}: {told}")
+        raise runlog.UserError(f"--runs {told_places(runs)}: {told}")
     return paths

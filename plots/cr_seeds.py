@@ -10,6 +10,7 @@ import numpy as np
 from plots import claims, cr
 from plots.claims import RATIO, SHARE, Quantity
 from plots.panels import Panel, keys_of
+from plots.reading import Places
 from plots.recording import file_name
 from plots.seeds import write_seeds
 from plots.study import read_study
@@ -46,7 +47,7 @@ QUANTITIES = (
 
 
 def cr_seeds(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """CR, every seed, for values that explode: curves of each, the last values, and every variant
     against every other, paired by seed."""

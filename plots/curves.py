@@ -7,10 +7,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plots import style
-from plots.panels import STATISTICS, Panel, aggregate, curves, told_early
+from plots import axes, style
+from plots.panels import (
+    Curve,
+    Panel,
+    aggregate,
+    curves,
+    told_early,
+    told_left_out,
+    told_statistics,
+)
 from plots.recording import Kind, columns, distinct, rows_where, write_figure
-from plots.study import Study
+from plots.study import Missing, Study, told_missing
 from plots.variants import styles_in
 
 # ---- a curve per variant, over all environments --------------------------------------------------
@@ -20,14 +28,17 @@ def write_curves(
     study: Study, panels: Sequence[Panel], out: Path, name: str, title: str
 ) -> list[Path]:
     """write_figure of a panel per quantity."""
-    rows = curve_rows(study, panels)
-    caption = [title, study.counts, *study.told_shared(), *told_early(study, panels)]
+    found = {panel.title: aggregate(study, panel) for panel in panels}
+    rows = rows_of_curves(panels, found)
+    caption = [title, study.counts, *told_left_out(found), *told_early(study, panels)]
     if any(panel.is_of_training_games for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
     drawn = {*distinct(rows, "panel")}
-    for panel in panels:
-        if rows and panel.title not in drawn:
-            print(f"{name}: nothing to draw for {panel.title}")
+    absent = [panel.title for panel in panels if panel.title not in drawn]
+    if rows and absent:
+        caption.append(f"no data: {', '.join(absent)}")
+        for title_of_panel in absent:
+            print(f"{name}: nothing to draw for {title_of_panel}")
     return write_figure(
         out,
         name,
@@ -37,14 +48,20 @@ def write_curves(
         variants=study.labels,
         activation_of=study.activation_of,
         scales={panel.title: panel.scale for panel in panels},
+        measured={panel.title: panel.measured for panel in panels},
     )
 
 
 def curve_rows(study: Study, panels: Sequence[Panel]) -> list[dict]:
     """Points of draw_curves: one curve per variant in every panel that some run has data for."""
+    return rows_of_curves(panels, {panel.title: aggregate(study, panel) for panel in panels})
+
+
+def rows_of_curves(panels: Sequence[Panel], found: dict[str, dict[str, Curve]]) -> list[dict]:
+    """curve_rows of curves. found: title -> label -> curve."""
     rows = []
     for panel in panels:
-        for label, curve in aggregate(study, panel).items():
+        for label, curve in found[panel.title].items():
             row = {
                 "panel": panel.title,
                 "unit": panel.unit,
@@ -63,20 +80,24 @@ def draw_curves(rows: list[dict], spec: dict) -> Figure:
     figure, panels = style.grid_of_panels(len(titles), min(3, len(titles)), (3.5, 2.9), 1.1)
     for panel, title in zip(panels, titles):
         members = rows_where(rows, panel=title)
+        bounds = axes.possible_range(spec.get("measured", {}).get(title, ""))
         for label, look in looks.items():
             own = rows_where(members, variant=label)
             if own:
-                style.curve(panel, label, look, *columns(own, "step", "value", "low", "high"))
+                steps, value, low, high = columns(own, "step", "value", "low", "high")
+                style.curve(panel, label, look, steps, value, *np.clip((low, high), *bounds))
         (values,) = columns(members, "value")
         style.scale(panel, spec["scales"].get(title, "linear"), values)
         style.left_title(panel, title)
         style.steps_axis(panel)
-        panel.set(ylabel=members[0]["unit"], xlim=(0, None))
+        axes.set_ylabel(panel, members[0]["unit"])
+        panel.set_xlim(0, None)
+        axes.within(panel, bounds)
+        axes.large_numbers(panel)
     drawn = {*distinct(rows, "variant")}
     shown = {label: look for label, look in looks.items() if label in drawn}
     style.legend(figure, style.line_handles(shown))
-    bands = [STATISTICS[name].caption for name in distinct(rows, "statistic")]
-    style.caption(figure, *spec["caption"], "; ".join(bands))
+    style.caption(figure, *spec["caption"], told_statistics(rows))
     return figure
 
 
@@ -92,15 +113,22 @@ def write_environments(
     environments: Sequence[str],
 ) -> list[Path]:
     """write_figure of each environment, a curve per variant."""
+    rows = environment_rows(study, panels, environments)
+    caption = [title, study.counts, *told_early(study, panels)]
+    drawn = {(row["variant"], row["environment"]) for row in rows}
+    without = [cell for cell in study.cells if cell[1] in environments and cell not in drawn]
+    if rows and without:
+        caption.append(f"no values: {told_missing([Missing(*cell) for cell in without])}")
     return write_figure(
         out,
         name,
         ENVIRONMENTS,
-        environment_rows(study, panels, environments),
-        caption=[title, study.counts, *told_early(study, panels)],
+        rows,
+        caption=caption,
         variants=study.labels,
         activation_of=study.activation_of,
         scales={panel.title: panel.scale for panel in panels},
+        measured={panel.title: panel.measured for panel in panels},
     )
 
 
@@ -150,24 +178,37 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
         cells += [(env, title) for title in titles]
     has_several = len(titles) > 1
     number = len(titles) if has_several else min(4, len(cells))
-    figure, panels = style.grid_of_panels(len(cells), number, (3.1, 2.3), 1.2)
+    size = style.size_of_columns(number, 3.1), 2.3
+    figure, panels = style.grid_of_panels(len(cells), number, size, 1.2)
     for index, (panel, (env, title)) in enumerate(zip(panels, cells)):
         members = rows_where(rows, environment=env, panel=title)
         short = env.rpartition("/")[2].removesuffix("-v0")
-        panel.set_title(f"{short}: {title}" if has_several else short, fontsize=8)
+        style.title(panel, f"{short}: {title}" if has_several else short, 8)
         if not members:
-            style.note(panel, "no data", color=style.FAINT)
-            panel.set(xticks=[], yticks=[])
+            style.absent(panel)
             continue
-        draw_environment(panel, members, looks, spec["scales"].get(title, "linear"))
+        bounds = axes.possible_range(spec.get("measured", {}).get(title, ""))
+        draw_environment(panel, members, looks, spec["scales"].get(title, "linear"), bounds)
         if has_several or index % number == 0:
-            panel.set_ylabel(members[0]["unit"])
-    style.legend(figure, style.line_handles(looks))
-    style.caption(figure, *spec["caption"], "mean over seeds, band: standard deviation")
+            axes.set_ylabel(panel, members[0]["unit"])
+    drawn = {*distinct(rows, "variant")}
+    shown = {label: look for label, look in looks.items() if label in drawn}
+    style.legend(figure, style.line_handles(shown))
+    counts = [int(row["n"]) for row in rows]
+    told = style.told_band(counts, "mean", "standard deviation")
+    if max(counts) > 1 and "log" in spec["scales"].values():
+        told += " (on log axes the same factor up and down)"
+    style.caption(figure, *spec["caption"], told)
     return figure
 
 
-def draw_environment(panel: Axes, rows: list[dict], looks: dict[str, dict], scale: str) -> None:
+def draw_environment(
+    panel: Axes,
+    rows: list[dict],
+    looks: dict[str, dict],
+    scale: str,
+    bounds: tuple[float, float],
+) -> None:
     """The variants' curves of one environment and quantity."""
     for label, look in looks.items():
         own = rows_where(rows, variant=label)
@@ -176,12 +217,14 @@ def draw_environment(panel: Axes, rows: list[dict], looks: dict[str, dict], scal
         steps, mean, std = columns(own, "step", "mean", "std")
         low = mean - std
         if scale == "log":
-            low[low <= 0] = np.nan  # no band there, rather than one down to the floor
-        style.curve(panel, label, look, steps, mean, low, mean + std)
+            low = axes.band_by_factor(mean, std)
+        style.curve(panel, label, look, steps, mean, *np.clip((low, mean + std), *bounds))
     style.steps_axis(panel)
     panel.set_xlim(0, None)
     (means,) = columns(rows, "mean")
     style.scale(panel, scale, means)
+    axes.within(panel, bounds)
+    axes.large_numbers(panel)
 
 
 CURVES = Kind("curves", draw_curves)

@@ -1,21 +1,33 @@
-"""What the dashboards show, TensorBoard's custom scalars and W&B's workspace (docs/dashboards.md).
+"""What the dashboards show: TensorBoard's custom scalars and W&B's workspace (docs/dashboards.md).
 
-A script passes the sections to `runlog.open_batches`; with keys of its own it passes
+A script states the panels that its runs fill, which `sections` takes from the tables here:
 
-    {**SECTIONS, "Mine": {"gain": "mine/gain"}}
+    def dashboard(args) -> dict:
+        panels = ["evaluation return", "mean value on the batch"]
+        return plots.dashboards.sections(panels, networks=("actor", "qf1", "qf2"), last_layer="fc2")
+
+and passes them to `runlog.open_batches`. A panel of its own is one more entry of the result.
 """
 
-# section -> panel -> regular expression of whole keys
-SECTIONS = {
+from collections.abc import Sequence
+
+Panels = dict[str, str | tuple[str, ...]]  # title -> regular expressions of whole keys
+
+# section -> panel -> keys that are of no layer; a script names the panels that it fills
+PANELS = {
     "Returns": {
-        "evaluation return": "eval/(task[0-9]+/)?episodic_return",
-        "evaluation success rate": "eval/(task[0-9]+/)?success",
+        "evaluation return": "eval/episodic_return",
+        "evaluation success rate": "eval/success",
         "training return": "charts/episodic_return",
-        "sequential tasks: average, forgetting, plasticity": (
-            "sequence/(average|forgetting|plasticity)"
+        "evaluation return of each task": "eval/task[0-9]+/episodic_return",
+        "evaluation success rate of each task": "eval/task[0-9]+/success",
+        "sequential tasks": ("sequence/average", "sequence/forgetting", "sequence/plasticity"),
+        "accuracy on a task": (
+            "charts/online_accuracy",
+            "charts/end_accuracy",
+            "charts/test_accuracy",
         ),
-        "accuracy on a task: online, end, test": "charts/(online|end|test)_accuracy",
-        "regression error": "(eval|losses)/mse",
+        "mean squared error": ("eval/mse", "losses/mse"),
     },
     "Value bias": {
         "overestimation: Q minus return": "overestimation/mean",
@@ -26,29 +38,37 @@ SECTIONS = {
         "Q from dead neurons, live neurons, bias": "q_split/(dead|live|bias)",
     },
     "Network health": {
-        "dead share (KDE)": "network/.+/dead_share",
-        "dead share of the branches": "network/.+/branch[0-9]+_dead_share",
-        "dormant share (ReDo)": "network/.+/dormant_share",
-        "dormant share, mean taken off": "network/.+/dormant_share_centred",
-        "effective rank (srank)": "network/.+/srank",
-        "rank of the tangent kernel": "(network/.+|task_start|task_end)/ntk_srank",
-        "feature norm": "network/.+/feature_norm",
-        "weight norm, whole network": "network/[^/]+/weight_norm",
-        "gradient norm, whole network": "network/[^/]+/gradient_norm",
+        "weight norm of each network": "network/[^/]+/weight_norm",
+        "gradient norm of each network": "network/[^/]+/gradient_norm",
+        "rank of the tangent kernel": "(network/[^/]+|task_start|task_end)/ntk_srank",
         "neurons recycled by ReDo": "redo/recycled_share",
     },
     "Activation shapes": {
         "gradient norm of the coefficients": "network/[^/]+/coefficient_gradient_norm",
-        "numerator norm": "network/.+/(branch[0-9]+_)?numerator_norm",
-        "denominator norm": "network/.+/(branch[0-9]+_)?denominator_norm",
-        "constraint scale c": "network/.+/(branch[0-9]+_)?c_min",
-        "smallest denominator": "network/.+/(branch[0-9]+_)?q_min",
-        "largest output": "network/.+/(branch[0-9]+_)?f_max",
-        "pre-activations: 1 % and 99 % quantile": "network/.+/preact_q(01|99)",
     },
     "Throughput": {
         "environment steps per second": "perf/sps",
         "updates per second": "perf/updates_per_second",
+    },
+}
+
+# section -> panel -> keys within a layer: a panel for each network
+LAYER_PANELS = {
+    "Network health": {
+        "dead neurons (KDE)": "dead_share",
+        "dead neurons of the branches": "branch[0-9]+_dead_share",
+        "effective rank (srank)": "srank",
+        "dormant neurons (ReDo)": "dormant_share",
+        "dormant neurons, mean taken off": "dormant_share_centred",
+        "feature norm": "feature_norm",
+    },
+    "Activation shapes": {
+        "pre-activations: 1 % and 99 % quantile": "preact_q(01|99)",
+        "largest output": "(branch[0-9]+_)?f_max",
+        "numerator norm": "(branch[0-9]+_)?numerator_norm",
+        "denominator norm": "(branch[0-9]+_)?denominator_norm",
+        "constraint scale c": "(branch[0-9]+_)?c_min",
+        "smallest denominator": "(branch[0-9]+_)?q_min",
     },
 }
 
@@ -63,3 +83,57 @@ IMAGES = {
         "pre-activations": "plots/preactivations",
     },
 }
+# section -> title -> key of a video
+VIDEOS = {"Returns": {"an episode (--capture-video)": "videos/episode"}}
+
+
+def sections(
+    panels: Sequence[str], networks: Sequence[str] = (), last_layer: str = "fc1"
+) -> dict[str, Panels]:
+    """Section -> panel -> keys: the named panels of PANELS, and each of LAYER_PANELS for each
+    network, first its last hidden layer (such as "fc2"), then, in sections of their own, the
+    layers before it. Raises ValueError: PANELS has no such panel.
+
+    >>> sections(["weight norm of each network"], ["q"])["Network health"]["feature norm: q, fc1"]
+    'network/q/fc1/feature_norm'
+    """
+    unknown = {*panels}
+    for of_section in PANELS.values():
+        unknown -= {*of_section}
+    if unknown:
+        raise ValueError(f"no panel is called {', '.join(sorted(unknown))}")
+    found = {}
+    for section, known in PANELS.items():
+        of_layers = LAYER_PANELS.get(section, {})
+        found[section] = _of_layers(of_layers, networks, last_layer, last_layer)
+        found[section] |= {title: keys for title, keys in known.items() if title in panels}
+        earlier = _of_layers(of_layers, networks, _before(last_layer), f"before {last_layer}")
+        found[f"{section}, earlier layers"] = earlier
+    return {section: of_section for section, of_section in found.items() if of_section}
+
+
+def _of_layers(panels: Panels, networks: Sequence[str], layers: str, name: str) -> Panels:
+    """Each panel once for each network, side by side. layers: a regular expression."""
+    found = {}
+    for title, keys in panels.items():
+        for network in networks:
+            found[f"{title}: {network}, {name}"] = f"network/{network}/{layers}/{keys}"
+    return found
+
+
+def _before(last_layer: str) -> str:
+    """The layers before "fc3" as a regular expression: (conv[0-9]+|fc1|fc2)."""
+    number = int(last_layer.removeprefix("fc"))
+    names = [f"fc{i}" for i in range(1, number)]
+    return f"({'|'.join(['conv[0-9]+', *names])})"
+
+
+def merged(layouts: Sequence[dict[str, Panels]]) -> dict[str, Panels]:
+    """The sections of several scripts as one: each section, and each panel in it, once."""
+    found = {}
+    for layout in layouts:
+        for section, panels in layout.items():
+            found[section] = found.get(section, {}) | panels
+    order = {section: i for i, section in enumerate(PANELS)}
+    names = sorted(found, key=lambda name: order.get(name.partition(",")[0], len(order)))
+    return {name: found[name] for name in names}

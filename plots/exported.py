@@ -1,5 +1,6 @@
 """Learning curves of a study's folder (scripts/export_results.py) and of other programs."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plots import style
+from plots import axes, style
 from plots.recording import Kind, distinct, record_figure, rows_where
-from plots.variants import STYLES
+from plots.variants import OTHERS, STYLES, distinct_styles, shades
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
@@ -21,36 +22,41 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         rows += table
     looks = looks_of(distinct(rows, "activation"), spec.get("variants", ()))
     labels = spec["panels"]
-    num_rows = (len(labels) + 1) // 2
-    figure = Figure((10, 2.9 * num_rows + 0.6), layout="constrained")
-    panels = figure.subplots(num_rows, 2, squeeze=False).ravel()
+    figure, panels = style.grid_of_panels(len(labels), 2, (5.0, 2.9), 0.9)
+    counts = []
     for panel, (metric, label) in zip(panels, labels.items()):
         members = rows_where(rows, metric=metric)
         for name, look in looks.items():
             seeds = rows_where(members, activation=name)
             if seeds:
                 draw_seeds(panel, name, seeds, look)
+                counts.append(len({row["seed"] for row in seeds}))
         style.steps_axis(panel)
-        panel.set_ylabel(label)
-    for panel in panels[len(labels) :]:
-        panel.remove()
-    handles = style.handles_of(panels[: len(labels)])
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = 4 if longest < 30 else 2
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3.5)
-    style.caption(figure, *spec["caption"])
+        panel.set_xlim(left=0)
+        axes.set_ylabel(panel, label)
+        axes.within(panel, axes.possible_range(metric))
+        axes.large_numbers(panel)
+    style.legend(figure, style.handles_of(panels))
+    told = style.told_band(counts, "mean", "worst to best seed")
+    if max(counts) > 1:
+        told += ", thin lines: seeds"
+    style.caption(figure, *spec["caption"], told)
     return figure
 
 
 def looks_of(names: Sequence[str], variants: Sequence[str]) -> dict[str, dict]:
-    """name -> style. Variants of one activation have a style each; grey: another program, an
-    activation without a style."""
-    styles = dict(zip(variants, STYLES.values())) | STYLES
-    looks = {}
-    for name in names:
-        color, line, _ = styles.get(name, ("0.45", ":", ""))
+    """name -> style. Variants of one activation have a style each; grey: another program, whose
+    names have a space and are no variants."""
+    activations = [name for name in names if " " not in name]
+    looks = distinct_styles(activations)
+    own = [(color, line) for color, line, _ in STYLES.values()]
+    own += [(color, "--") for color in OTHERS]
+    for name, (color, line) in zip(variants, itertools.cycle(own)):
         looks[name] = {"color": color, "linestyle": line}
-    return looks
+    others = [name for name in names if name not in looks]
+    for name, color in zip(others, shades("#737373", len(others) or 1)):
+        looks[name] = {"color": color, "linestyle": ":"}
+    return {name: {key: looks[name][key] for key in ("color", "linestyle")} for name in names}
 
 
 def draw_seeds(panel: Axes, name: str, rows: list[dict], look: dict) -> None:
@@ -62,7 +68,10 @@ def draw_seeds(panel: Axes, name: str, rows: list[dict], look: dict) -> None:
     steps = sorted(shared)
     values = np.array([[curve[step] for step in steps] for curve in curves.values()])
     label = f"{name}, n = {len(values)}"
-    panel.plot(steps, values.mean(0), linewidth=2, label=label, **look)
+    marker = "o" if len(steps) == 1 else ""
+    panel.plot(steps, values.mean(0), linewidth=2, label=label, marker=marker, **look)
+    if len(values) < 2:
+        return
     panel.plot(steps, values.T, linewidth=0.5, alpha=0.6, color=look["color"])
     low = values.min(0)
     high = values.max(0)

@@ -11,6 +11,7 @@ import runlog
 from plots.curves import curve_rows, write_curves, write_environments
 from plots.intervals import write_intervals
 from plots.panels import RETURN, Panel, curves, keys_of
+from plots.reading import Places, told_places
 from plots.recording import write_csv
 from plots.study import Study, read_study, try_study
 from plots.tables import print_table
@@ -21,17 +22,19 @@ GAMES = r"charts/episodic_return"  # of training games
 
 DEAD = Panel("dead neurons, last hidden layer", "share", rf"{HIDDEN}/dead_share", statistic="std")
 SRANK = Panel("effective rank, last hidden layer", "srank", rf"{HIDDEN}/srank", statistic="std")
-BASELINE = Panel("baseline-normalised score", "HR eq. 8", GAMES, score="baseline", statistic="std")
-HUMAN = Panel("human-normalised score", "HR eq. 9", GAMES, score="human", statistic="std")
+OF_BASELINE = "0 and 1: lowest and highest of relu"  # HR eq. 8
+BASELINE = Panel("baseline-normalised score", OF_BASELINE, GAMES, score="baseline", statistic="std")
+OF_HUMANS = "0: random play, 1: human"  # HR eq. 9
+HUMAN = Panel("human-normalised score", OF_HUMANS, GAMES, score="human", statistic="std")
 MEDIAN = Panel(
-    "median human-normalised score", "HR eq. 9", RETURN, score="human", statistic="median"
+    "median human-normalised score", OF_HUMANS, RETURN, score="human", statistic="median"
 )
 RETURNS = Panel("return", "evaluation return", RETURN)
 GAME_RETURNS = Panel("return of training games", "raw score", GAMES)
 
 
 def hr1(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 1 and 9: median over games of the human-normalised score, PQN's evaluation games
     (greedy)."""
@@ -84,7 +87,7 @@ DQN_FIGURES = (
 
 
 def hr7(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 7, 8a-b, 13 to 15 and Table 2: DQN's dead neurons, effective rank and
     baseline-normalised score."""
@@ -98,7 +101,7 @@ def hr7(
             told = f"fewer than two of {'; '.join(wanted)} in these runs, not drawn"
             print(f"{figure.name}: {told}")
             continue
-        title = f"HR {figure.name[2:]}: DQN"
+        title = f"HR Fig. {figure.name[2:]}: DQN"
         paths += write_curves(study.only(wanted), figure.panels, out, figure.name, title)
     rows = dead_rows(study)
     if rows:
@@ -141,7 +144,7 @@ def dead_rows(study: Study) -> list[dict]:
 
 
 def hr8(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised; DQN and PPO
     game by game."""
@@ -161,7 +164,7 @@ def hr8(
         paths += write_environments(study, [GAME_RETURNS], out, f"hr{each_game}", title, games)
     if not paths:
         told = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
-        raise runlog.UserError(f"--runs {runs}: {told}")
+        raise runlog.UserError(f"--runs {told_places(runs)}: {told}")
     return paths
 
 
@@ -169,7 +172,7 @@ def hr8(
 
 
 def hr19(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 19 to 25: PQN's curves game by game, eight games to a page (51 games are seven
     pages)."""

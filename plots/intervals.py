@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from plots import style
+from plots import axes, style
 from plots.panels import Panel, told_early
 from plots.recording import Kind, distinct, rows_where, write_figure
 from plots.study import Study
@@ -18,7 +19,7 @@ def write_intervals(
 ) -> list[Path]:
     """write_figure of rows of group, variant, step, value, low, high, environments and runs."""
     if rows:
-        title += f", step {rows[0]['step']:,.0f}; 95 % stratified bootstrap"
+        title += f", step {rows[0]['step']:,.0f}"
     caption = [title, study.counts, *study.told_shared(), *told_early(study, [panel])]
     return write_figure(
         out,
@@ -40,6 +41,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     size = max(3.0 * len(groups), 6.5), 0.35 * len(looks) + 2
     figure = Figure(size, layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    names = [axes.wrapped(label.replace("$", r"\$"), 2.0, 9, most=2) for label in drawn]
     for panel, group in zip(panels, groups):
         members = rows_where(rows, group=group)
         for row in members:
@@ -48,14 +50,17 @@ def draw(rows: list[dict], spec: dict) -> Figure:
             look = looks[row["variant"]] | {"linestyle": ""}
             height = drawn.index(row["variant"])
             panel.errorbar(value, height, xerr=bar, **look, capsize=3, markersize=7)
-        panel.set_yticks(range(len(drawn)), [label.replace("$", r"\$") for label in drawn])
+        panel.set_yticks(range(len(drawn)), names)
         panel.set_ylim(len(drawn) - 0.5, -0.5)
         counts = [int(row["runs"]) for row in members]
         told = " to ".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
         environments = f"environments: {members[0]['environments']}"
-        panel.set_title(f"{group}\n({environments}, runs: {told} each)", fontsize=8)
-        panel.set_xlabel(spec["unit"])
-    style.caption(figure, *spec["caption"])
+        style.title(panel, f"{group}\n({environments}, runs: {told} each)", 8)
+        panel.set_xlabel(axes.wrapped(spec["unit"], axes.pitch(panel) - 0.2, 9))
+        panel.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=2))
+    has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in rows)
+    told = "bars: 95 % stratified bootstrap" if has_seeds else "one seed: no intervals"
+    style.caption(figure, *spec["caption"], told)
     return figure
 
 

@@ -10,21 +10,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
 
 from plots import style
+from plots.axes import wrapped
 from plots.layers import depth, read_rows
-from plots.reading import Loaded
+from plots.reading import Loaded, Places
 from plots.recording import Kind, distinct, file_name, rows_where, write_figure
 from plots.study import read_study
 from plots.variants import BLACK, BLUE, DQN, RED
 
 MOST_BRANCHES = 4  # of a layer whose densities are drawn
 NEURONS = 16  # of a grid
+OUTLINED = "outlined: dead (peak above 20, dotted line)"
 KDE = r"(?:branch\d+_)?kde"
 SMALL = 6  # font size
 FRAME_WIDTH = 0.88  # of a cell; the rest is for its ticks
-FRAME_HEIGHT = 0.74
+FRAME_HEIGHT = 0.6
+DEAD_PEAK = 20.0  # a neuron whose density has a higher peak is dead (HR)
+MOST_COLUMNS = 4  # grids side by side
 
 
 @dataclass
@@ -58,14 +61,16 @@ def kde_figure(folder: Path) -> Figure | None:
         num_branches = max(num_branches, count_branches(densities))
     if max(len(line) for line in lines) == 1:
         lines = [[grid for (grid,) in lines]]
-    figure, places = grids_figure(len(lines), max(len(line) for line in lines), 3)
-    for subfigures, line in zip(places, lines):
-        for subfigure, grid in zip(subfigures, line):
-            draw_grid(subfigure, grid)
     what = f"Activation densities, step {lines[0][0].neurons[0]['step']:,}"
     if num_branches > MOST_BRANCHES:
         what += f", the first {MOST_BRANCHES} of {num_branches} branches"
-    what += "\noutlined: dead (peak above 20)"
+    what += f"\n{OUTLINED}"
+    columns = max(len(line) for line in lines)
+    told = style.run_title_text(width_of(columns), folder, what)
+    figure, places = grids_figure(len(lines), columns, told.count("\n") + 1)
+    for subfigures, line in zip(places, lines):
+        for subfigure, grid in zip(subfigures, line):
+            draw_grid(subfigure, grid)
     style.run_title(figure, folder, what, y=1 - 0.06 / figure.get_figheight())
     return figure
 
@@ -100,6 +105,11 @@ def grids_of_layer(title: str, densities: dict[str, list[dict]]) -> list[Grid]:
 # ---- a grid of neurons ---------------------------------------------------------------------------
 
 
+def width_of(num_columns: int) -> float:
+    """Width of a figure of so many grids side by side, in inches."""
+    return max(3.3 * num_columns + 0.2, 4.4)
+
+
 def grids_figure(
     num_rows: int, num_columns: int, num_lines: int
 ) -> tuple[Figure, list[list[SubFigure]]]:
@@ -107,7 +117,7 @@ def grids_figure(
     placed by hand: a layout engine takes minutes for hundreds of small panels, and a run's plots
     are drawn while it trains."""
     top = 0.17 * num_lines + 0.12
-    figure = Figure((3.3 * num_columns + 0.2, 3.8 * num_rows + top))
+    figure = Figure((width_of(num_columns), 3.8 * num_rows + top))
     heights = (top, *[3.8] * num_rows)
     spec = figure.add_gridspec(1 + num_rows, num_columns, height_ratios=heights)
     places = []
@@ -124,6 +134,7 @@ class Artists:
     curves: list
     fills: list
     ticks: list
+    thresholds: list
     frames: list
     frame_colours: list
     frame_widths: list
@@ -135,12 +146,13 @@ def draw_grid(subfigure: SubFigure, grid: Grid) -> None:
     neurons = grid.neurons[:NEURONS]
     num_dead = sum(bool(neuron.get("dead")) for neuron in neurons)
     title = f"{grid.title}: {num_dead} of {len(neurons)} dead"
-    subfigure.suptitle(title, fontsize=9, y=0.985)
+    room = subfigure.bbox.width / subfigure.dpi - 0.1
+    subfigure.suptitle(wrapped(title, room, 9, most=2), fontsize=9, y=0.985)
     side = int(np.ceil(np.sqrt(len(neurons))))
     panel = subfigure.add_axes((0.03, 0.08, 0.94, 0.84))
     panel.set(xlim=(0, side), ylim=(0, side))
     panel.set_axis_off()
-    artists = Artists([], [], [], [], [], [])
+    artists = Artists([], [], [], [], [], [], [])
     for index, neuron in enumerate(neurons):
         left = index % side + 0.05
         bottom = side - 1 - index // side + 0.2
@@ -149,6 +161,8 @@ def draw_grid(subfigure: SubFigure, grid: Grid) -> None:
     curves = LineCollection(artists.curves, colors=BLUE, linewidths=0.9, label="densities")
     panel.add_collection(curves)
     panel.add_collection(LineCollection(artists.ticks, colors=BLACK, linewidths=0.6))
+    look = {"colors": RED, "linewidths": 0.6, "linestyles": ":", "label": "thresholds"}
+    panel.add_collection(LineCollection(artists.thresholds, **look))
     frames = LineCollection(
         artists.frames,
         colors=artists.frame_colours,
@@ -180,35 +194,43 @@ def draw_cell(panel: Axes, artists: Artists, neuron: dict, left: float, bottom: 
     curve = np.stack([across, bottom + height * y / highest], -1)
     artists.curves.append(curve)
     artists.fills.append([(across[0], bottom), *curve, (across[-1], bottom)])
+    if highest > DEAD_PEAK:
+        at = bottom + height * DEAD_PEAK / highest
+        artists.thresholds.append([(left, at), (left + width, at)])
     draw_ticks(panel, artists, (x[0], x[-1]), left, bottom)
+    above = {"y": bottom + height + 0.015, "fontsize": SMALL, "va": "bottom"}
+    panel.text(left, s=f"peak {y.max():.3g}", **above)
     if is_dead:
-        place = left + 0.95 * width, bottom + 0.9 * height
-        panel.text(*place, "dead", color=RED, fontsize=SMALL, ha="right", va="top")
+        panel.text(left + width, s="dead", color=RED, ha="right", **above)
 
 
 def draw_ticks(
     panel: Axes, artists: Artists, ends: tuple[float, float], left: float, bottom: float
 ) -> None:
-    """A cell's own scale: ticks and their labels, which do not reach into the next cell."""
-    for tick in MaxNLocator(2, min_n_ticks=1).tick_values(*ends):
-        at = left + FRAME_WIDTH * (tick - ends[0]) / (ends[1] - ends[0])
-        if not left <= at <= left + FRAME_WIDTH:
-            continue
-        artists.ticks.append([(at, bottom), (at, bottom - 0.02)])
-        alignment = "center"
-        if at < left + 0.1:
-            alignment = "left"
-        elif at > left + FRAME_WIDTH - 0.1:
-            alignment = "right"
-        label = f"{tick:g}".replace("-", "\N{MINUS SIGN}")
-        panel.text(at, bottom - 0.03, label, ha=alignment, va="top", fontsize=SMALL)
+    """A cell's own scale: its two ends with labels, which do not reach one another, and 0 as a tick
+    without one."""
+    for share, value, alignment in ((0.0, ends[0], "left"), (1.0, ends[1], "right")):
+        at = left + share * FRAME_WIDTH
+        artists.ticks.append([(at, bottom), (at, bottom - 0.03)])
+        panel.text(at, bottom - 0.04, end_label(value), ha=alignment, va="top", fontsize=SMALL)
+    if ends[0] < 0 < ends[1]:
+        at = left - FRAME_WIDTH * ends[0] / (ends[1] - ends[0])
+        artists.ticks.append([(at, bottom), (at, bottom - 0.03)])
+
+
+def end_label(value: float) -> str:
+    """A number in six characters at most: two digits, or one."""
+    text = f"{value:.2g}"
+    if len(text) > 6:
+        text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 # ---- HR's figures --------------------------------------------------------------------------------
 
 
 def hr3(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones
     outlined, branches and product; of the lowest seed of each game and activation."""
@@ -222,7 +244,8 @@ def hr3(
         short = re.sub("[^A-Za-z0-9_.]+", "-", label)
         name = file_name(f"hr3-{env}-{short}", taken)
         ended = " (diverged)" if run.has_diverged else ""
-        told = f"Densities of 16 neurons of {layer}: {env}, {label}, seed {run.seed}{ended}"
+        number = len({(row["part"], row["neuron"]) for row in rows if row["part"] == "output"})
+        told = f"Densities of {number} neurons of {layer}: {env}, {label}, seed {run.seed}{ended}"
         paths += write_figure(out, name, DENSITIES, rows, caption=[told])
     return paths
 
@@ -252,18 +275,25 @@ def density_rows(run: Loaded) -> tuple[str, list[dict]]:
 def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """A grid of neurons for every part: branches, then the output."""
     parts = sorted(distinct(rows, "part"), key=lambda part: (part == "output", part))
-    num_lines = 2 if len(parts) > 1 else 3  # a narrow one breaks its title
-    figure, (places,) = grids_figure(1, len(parts), num_lines)
-    for place, part in zip(places, parts):
-        neurons = defaultdict(list)
-        for row in rows_where(rows, part=part):
-            neurons[row["neuron"]].append(row)
-        grid = Grid(part, [neuron_of(points) for points in neurons.values()])
-        draw_grid(place, grid)
-    told = f"step {float(rows[0]['step']):,.0f}; outlined: dead (peak above 20)"
-    top = 1 - 0.06 / figure.get_figheight()
-    style.caption(figure, *spec["caption"], told, y=top)
+    lines = style.rows_of(parts, MOST_COLUMNS)
+    told = [*spec["caption"], f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"]
+    shown = style.caption_text(width_of(len(lines[0])), *told)
+    figure, places = grids_figure(len(lines), len(lines[0]), shown.count("\n") + 1)
+    for subfigures, line in zip(places, lines):
+        for place, part in zip(subfigures, line):
+            neurons = defaultdict(list)
+            for row in rows_where(rows, part=part):
+                neurons[row["neuron"]].append(row)
+            grid = Grid(part_title(part), [neuron_of(points) for points in neurons.values()])
+            draw_grid(place, grid)
+    style.caption(figure, *told, y=1 - 0.06 / figure.get_figheight())
     return figure
+
+
+def part_title(part: str) -> str:
+    """A part as titles count it: branch0 is the first, "branch 1"."""
+    found = re.fullmatch(r"branch(\d+)", part)
+    return f"branch {int(found[1]) + 1}" if found else part
 
 
 def neuron_of(points: list[dict]) -> dict:

@@ -8,14 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from plots import style
+from plots import axes, style
 from plots.activation_shapes import is_learned
 from plots.aggregation import on_grid
 from plots.layers import read_rows
-from plots.reading import Loaded
+from plots.reading import Loaded, Places
 from plots.recording import Kind, columns, distinct, rows_where, write_figure
 from plots.tables import SCORES, SHOWN, Groups, groups_of, shown_curve
-from plots.variants import style_of, styles_of
+from plots.variants import styles_of
 
 MOST_LINES = 8  # scripts and environments on the page
 MOST_LEARNED = 4  # learned activations below
@@ -26,7 +26,7 @@ BEFORE = "before"
 AFTER = "after"
 
 
-def overview(folder: Path, out: Path) -> list[Path]:
+def overview(folder: Places, out: Path) -> list[Path]:
     """One page of any folder of runs, ended or under way: a row per script and environment with
     score, overestimation, dead-neuron fraction and srank of every seed, and the learned activations
     below. Prints what does not fit on the page."""
@@ -70,12 +70,21 @@ def caption_of(groups: Groups, num_left_out: int) -> str:
     under_way = sum(not run.has_ended for run in runs)
     diverged = sum(run.has_diverged for run in runs)
     early = sum(run.has_diverged and not run.scalars for run in runs)
-    state = f"{under_way} not ended, {diverged} diverged: last value carried forward"
-    told = f"{len(runs)} runs ({state})"
+    told = f"{len(runs)} runs"
+    if under_way:
+        told += f", {under_way} not ended"
+    if diverged:
+        told += f", {diverged} diverged: last value carried forward"
     if early:
         told += f"; {early} diverged before the first value: in no mean"
-    told += "; mean over seeds, up to the step that all seeds of a setting have reached"
-    told += "; thin lines: seeds"
+    counts = []
+    for labels in groups.values():
+        counts += [len(members) for members in labels.values()]
+    if max(counts) == 1:
+        told += "; one seed of each setting"
+    else:
+        told += f"; mean over seeds ({style.told_seeds(counts)} of each setting), up to the step"
+        told += " that all of them have reached; thin lines: seeds"
     if num_left_out:
         told += f"; {num_left_out} further environments are not on this page"
     return told
@@ -163,27 +172,44 @@ def draw_lines(
     """A line of panels for each script and environment."""
     looks = styles_of({label: activation_of[label] for label in distinct(rows, "variant")})
     titles = (SCORE, *QUANTITIES)
-    grid = part.subplots(len(lines), len(titles), squeeze=False)
+    logged = {}  # line: its titles
+    for line in lines:
+        known = {*distinct(rows_where(rows, row=line), "column")}
+        logged[line] = [title for title in titles if title in known]
+    number = max(len(known) for known in logged.values())
+    grid = part.subplots(len(lines), number, squeeze=False)
+    kept = []
     for panels, line in zip(grid, lines):
         of_line = rows_where(rows, row=line)
-        for panel, title in zip(panels, titles):
-            members = rows_where(of_line, column=title)
-            is_score = title == SCORE
-            unit = members[0]["unit"] if members and is_score else ""
-            panel.set_title(line if is_score else title, fontsize=8)
-            panel.set_ylabel(unit, fontsize=8)
-            if not members:
-                style.note(panel, "not logged", color=style.FAINT)
-                panel.set(xticks=[], yticks=[])
-                continue
-            for label in distinct(of_line, "variant"):
-                draw_seeds(panel, label, looks[label], rows_where(members, variant=label))
-            (values,) = columns(members, "value")
-            style.scale(panel, "symlog", values / 1e3)
-            style.steps_axis(panel, "")
-    for panel in grid[-1]:
-        panel.set_xlabel("steps (environment steps, or updates)", fontsize=8)
-    style.legend(part, style.handles_of(grid.ravel()), fontsize=8)
+        for panel, title in zip(panels, logged[line]):
+            draw_panel(panel, rows_where(of_line, column=title), line, title, looks)
+            kept.append(panel)
+        for panel in panels[len(logged[line]) :]:
+            panel.remove()
+    for panel in kept:
+        is_last = panel.get_subplotspec().rowspan.stop == len(lines)
+        label = "steps (environment steps, or updates)" if is_last else ""
+        panel.set_xlabel(axes.wrapped(label, axes.pitch(panel) - 0.3, 8), fontsize=8)
+    handles = {handle.get_label(): handle for handle in style.handles_of(kept)}
+    style.legend(part, [handles[label] for label in looks if label in handles], fontsize=8)
+
+
+def draw_panel(
+    panel: Axes, rows: list[dict], line: str, title: str, looks: dict[str, dict]
+) -> None:
+    """A quantity of a script and environment."""
+    is_score = title == SCORE
+    unit = rows[0]["unit"]
+    style.title(panel, line if is_score else title, 8)
+    panel.set_ylabel(unit if is_score else "", fontsize=8)
+    for label in distinct(rows, "variant"):
+        draw_seeds(panel, label, looks[label], rows_where(rows, variant=label))
+    (values,) = columns(rows, "value")
+    style.scale(panel, "symlog", values / 1e3)
+    style.steps_axis(panel, "")
+    panel.set_xlim(left=0)
+    axes.within(panel, axes.possible_range(SHOWN[unit][0]))
+    axes.large_numbers(panel)
 
 
 def draw_seeds(panel: Axes, label: str, look: dict, rows: list[dict]) -> None:
@@ -194,7 +220,7 @@ def draw_seeds(panel: Axes, label: str, look: dict, rows: list[dict]) -> None:
     for row in rows:
         points[row["seed"]].append((row["step"], row["value"]))
     series = [np.array(seed) for seed in points.values()]
-    for seed in series:
+    for seed in series if len(series) > 1 else ():
         panel.plot(*seed.T, color=look["color"], linewidth=0.5, alpha=0.4)
     steps = np.unique(np.concatenate([seed[:, 0] for seed in series]))
     steps = steps[steps <= min(seed[-1, 0] for seed in series)]
@@ -208,16 +234,17 @@ def draw_learned(part: SubFigure, rows: list[dict], activation_of: dict[str, str
     """The learned activations, one panel each."""
     panels = part.subplots(1, MOST_LEARNED)
     titles = distinct(rows, "column")
+    looks = styles_of(activation_of)
     for panel, title in zip(panels, titles):
         members = rows_where(rows, column=title)
-        color = style_of(activation_of[members[0]["variant"]])["color"]
+        color = looks[members[0]["variant"]]["color"]
         for unit in distinct(members, "unit"):
             for when, look in ((BEFORE, style.FIRST), (AFTER, {"color": color})):
                 points = columns(rows_where(members, unit=unit, when=when), "step", "value")
                 panel.plot(*points, **look, alpha=0.8)
         (values,) = columns(members, "value")
         style.limit(panel, values)
-        panel.set_title(title, fontsize=7)
+        style.title(panel, title, 7)
         panel.set_xlabel("pre-activation x")
     for panel in panels[len(titles) :]:
         panel.remove()

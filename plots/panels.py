@@ -10,7 +10,7 @@ from environments import suites
 from plots import statistics
 from plots.aggregation import combined, grid_of, on_grid
 from plots.reading import Loaded
-from plots.study import Study
+from plots.study import Study, told_names
 from plots.variants import all_runs
 
 RETURN = r"eval/episodic_return"
@@ -28,20 +28,30 @@ class Statistic:
     caption: str
     is_bootstrapped: bool = True  # else the band is the deviation over seeds
 
+    def told(self, has_seeds: bool) -> str:
+        """What the lines are, and the bands, if some environment has several seeds."""
+        if not has_seeds:
+            return f"{self.caption}, one seed: no interval"
+        if self.is_bootstrapped:
+            return f"{self.caption}, band: 95 % stratified bootstrap"
+        return f"{self.caption}, band: standard deviation over seeds"
+
 
 STATISTICS = {
-    "iqm": Statistic(statistics.interquartile_mean, "IQM over runs, 95 % stratified bootstrap"),
-    "mean": Statistic(
-        statistics.mean_of_means, "mean over environments, 95 % stratified bootstrap"
-    ),
-    "median": Statistic(
-        statistics.median_of_means,
-        "median over games of means over seeds, 95 % stratified bootstrap",
-    ),
-    "std": Statistic(
-        statistics.mean_of_means, "mean over environments, band: std over seeds of it", False
-    ),
+    "iqm": Statistic(statistics.interquartile_mean, "IQM over runs"),
+    "mean": Statistic(statistics.mean_of_means, "mean over environments"),
+    "median": Statistic(statistics.median_of_means, "median over games of means over seeds"),
+    "std": Statistic(statistics.mean_of_means, "mean over environments", False),
 }
+
+
+def told_statistics(rows: Sequence[dict]) -> str:
+    """The statistics of rows of statistic, environments and runs, for captions."""
+    by_name = defaultdict(list)  # statistic: whether it is over more runs than environments
+    for row in rows:
+        by_name[row["statistic"]].append(int(row["runs"]) > int(row["environments"]))
+    told = [STATISTICS[name].told(any(several)) for name, several in by_name.items()]
+    return "; ".join(told)
 
 
 @dataclass
@@ -61,6 +71,11 @@ class Panel:
     @property
     def is_of_training_games(self) -> bool:
         return self.key.startswith("charts/")
+
+    @property
+    def measured(self) -> str:
+        """What is on the y axis, for axes.possible_range: the key, or which score."""
+        return f"score/{self.score}" if self.score else self.key
 
     def shows(self, env: str) -> bool:
         return env.startswith(self.suite)
@@ -104,6 +119,7 @@ class Curve:
     high: np.ndarray
     environments: int  # behind it
     runs: int
+    left_out: tuple[str, ...] = ()  # environments of the study that it is not over
 
     def points(self) -> list[dict[str, float]]:
         columns = (self.steps, self.value, self.low, self.high)
@@ -178,6 +194,7 @@ def aggregate(study: Study, panel: Panel) -> dict[str, Curve]:
     grid, found = curves(study, panel)
     having = {label for label, _ in found}
     shared = shared_environments(study, panel, found)
+    others = sorted({env for _, env in found} - {*shared})
     result = {}
     for label in study.labels:
         if label not in having or not shared:
@@ -189,7 +206,7 @@ def aggregate(study: Study, panel: Panel) -> dict[str, Curve]:
         strata = [values[known] for values in strata]
         value, low, high = interval(strata, STATISTICS[panel.statistic])
         number = sum(values.shape[-1] for values in strata)
-        result[label] = Curve(grid[known], value, low, high, len(shared), number)
+        result[label] = Curve(grid[known], value, low, high, len(shared), number, tuple(others))
     return result
 
 
@@ -226,6 +243,21 @@ def interval(
     else:
         half = np.full(len(value), np.nan)
     return value, value - half, value + half
+
+
+def told_left_out(found: dict[str, dict[str, Curve]]) -> list[str]:
+    """For captions: the environments that the statistics of panels are not over, since some variant
+    has no run or no value there. found: title -> label -> curve."""
+    panels = defaultdict(list)  # environments: titles
+    for title, members in found.items():
+        for left_out in {curve.left_out for curve in members.values()}:
+            if left_out:
+                panels[left_out].append(title)
+    lines = []
+    for left_out, titles in panels.items():
+        where = "the statistics" if len(titles) == len(found) else ", ".join(titles)
+        lines.append(f"not in {where}: {told_names(left_out)} (not of every variant)")
+    return lines
 
 
 # ---- runs that diverged early --------------------------------------------------------------------

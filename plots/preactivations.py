@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 import runlog
-from plots import style
+from plots import axes, style
 from plots.layers import depth, read_rows
-from plots.reading import Loaded, read_config
-from plots.recording import Kind, columns, rows_where, write_figure
+from plots.reading import Loaded, Places, find_runs, read_config
+from plots.recording import Kind, columns, figure_place, rows_where, write_figure
 from plots.tables import print_table
 from plots.variants import BLACK, RED, SKY, in_order, load
 
@@ -27,6 +27,7 @@ BINS = 80  # of a heat map
 MEASURES_SHOWN = 40  # steps of a heat map at most
 QUANTILES = {"q01": 0.01, "median": 0.5, "q99": 0.99}
 DENSITIES = [f"d{index:02d}" for index in range(BINS)]  # columns of the CSV
+MOST_COLUMNS = 5  # activations side by side
 FITTED = 5.0  # |x| up to which the initial coefficients are fitted
 
 
@@ -40,10 +41,10 @@ def preactivations_figure(folder: Path) -> Figure | None:
     found = read_rows(folder, "histograms.jsonl", "preactivations")
     if not found:
         return None
-    figure, axes = style.panels_of_layers(found, (2.7, 2.0), "density")
+    figure, panels = style.panels_of_layers(found, (2.7, 2.0), "density")
     first = set()  # steps that are drawn
     newest = set()
-    for key, panel in axes.items():
+    for key, panel in panels.items():
         rows = found[key]["preactivations"] if key in found else []
         lowest = np.inf
         for row in rows:
@@ -59,13 +60,13 @@ def preactivations_figure(folder: Path) -> Figure | None:
                 first.add(row["step"])
                 panel.stairs(density, edges, **LINE, zorder=3)
         if np.isfinite(lowest):
-            panel.set_yscale("log")
+            axes.log_scale(panel)
             panel.set_ylim(bottom=lowest / 2)
         else:
-            style.note(panel, "not finite")
+            style.note(panel, "not finite" if rows else "not logged")
     handles = [Line2D([], [], **LINE, label=f"first (step {step:,})") for step in sorted(first)[:1]]
     handles += [Patch(**FILLED, label=f"newest (step {step:,})") for step in sorted(newest)[-1:]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    style.legend(figure, handles)
     style.run_title(figure, folder, "Pre-activations")
     return figure
 
@@ -115,6 +116,10 @@ class History:
         shares = [self.shares[index] for index in kept]
         return History(self.steps[kept], edges, shares)
 
+    def until(self, step: float) -> "History":
+        """Up to a step."""
+        return self.at({each for each in self.steps.tolist() if each <= step})
+
 
 def histories(folder: Path) -> dict[tuple[str, str], History]:
     """(layer, network) -> History from histograms.jsonl."""
@@ -146,6 +151,15 @@ def pooled(runs: Sequence[Loaded]) -> dict[tuple[str, str], list[History]]:
     return {key: found[key] for key in sorted(found, key=layer_order)}
 
 
+def last_of_all(groups: dict[str, dict[tuple[str, str], list[History]]]) -> float:
+    """The last step at which every run has been measured; inf without any."""
+    ends = [np.inf]
+    for layers in groups.values():
+        for members in layers.values():
+            ends += [history.steps[-1] for history in members if len(history.steps)]
+    return min(ends)
+
+
 def layer_order(key: tuple[str, str]) -> tuple:
     """Sorts (network, layer)."""
     network, layer = key
@@ -153,6 +167,15 @@ def layer_order(key: tuple[str, str]) -> tuple:
 
 
 # ---- many runs over training ---------------------------------------------------------------------
+
+
+def preactivations(runs: Places, out: Path) -> list[Path]:
+    """Pre-activations of every layer over training, activations side by side: a figure and a
+    table."""
+    place = figure_place(out)
+    folders = find_runs(runs)
+    print_preactivation_table(folders)
+    return write_preactivations(folders, *place)
 
 
 def write_preactivations(
@@ -245,24 +268,24 @@ def layer_rows(
 
 def draw(rows: list[dict], spec: dict) -> Figure:
     """Density of the pre-activations over training as a heat map, a row per layer, a column per
-    activation; lines: quantiles (1, 50, 99 %), smallest and largest value."""
+    activation; lines: quantiles (1, 50, 99 %), smallest and largest value. Many activations are in
+    several blocks of rows."""
     layers = list(dict.fromkeys((row["network"], row["layer"]) for row in rows))
-    names = spec["activations"]
-    size = 4.2 * len(names) + 1, 2.1 * len(layers) + 1
+    blocks = style.rows_of(spec["activations"], MOST_COLUMNS)
+    number = len(blocks[0])
+    width = style.size_of_columns(number, 4.2, 1.0) * number + 1
+    size = max(width, 5.5), 2.1 * len(layers) * len(blocks) + 1.2
     figure = Figure(size, layout="constrained")
-    grid = figure.subplots(len(layers), len(names), squeeze=False, sharex=True, sharey="row")
+    shape = len(layers) * len(blocks), number
+    grid = figure.subplots(*shape, squeeze=False, sharex=True)
     mesh = None
-    for line, (network, layer) in zip(grid, layers):
-        for panel, name in zip(line, names):
-            members = rows_where(rows, network=network, layer=layer, activation=name)
-            number = members[0]["n"] if members else 0
-            panel.grid(False)
-            panel.set_title(f"{name} (n = {number}), {network}, {layer}")
-            if members:
-                mesh = draw_layer(panel, members)
-            else:
-                style.note(panel, "no data")
-        line[0].set_ylabel("pre-activation x")
+    for index, names in enumerate(blocks):
+        part = grid[index * len(layers) : (index + 1) * len(layers)]
+        for line, (network, layer) in zip(part, layers):
+            members = rows_where(rows, network=network, layer=layer)
+            mesh = draw_line(line, members, names, f"{network}, {layer}") or mesh
+        for panel in part[:, len(names) :].ravel():
+            panel.set_axis_off()
     for panel in grid[-1]:
         panel.set_xlabel("environment steps")
     handles = [
@@ -270,12 +293,35 @@ def draw(rows: list[dict], spec: dict) -> Figure:
         Line2D([], [], color=RED, linestyle=":", label="1 and 99 %"),
         Line2D([], [], color=BLACK, linewidth=0.8, label="smallest and largest of all runs"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    style.legend(figure, handles)
     places = list(grid.ravel())
     label = "density (1 / unit of x)"
     figure.colorbar(mesh, ax=places, label=label, extend="both", pad=0.02)
     style.caption(figure, *spec["caption"])
     return figure
+
+
+def draw_line(line: Sequence[Axes], rows: list[dict], names: Sequence[str], layer: str):
+    """The heat maps of one layer, of some activations, on one y axis; one of the maps."""
+    mesh = None
+    first = None  # with data: it has the axis of the others
+    for panel, name in zip(line, names):
+        members = rows_where(rows, activation=name)
+        number = members[0]["n"] if members else 0
+        panel.grid(False)
+        beside = 1.0 / len(line)  # its part of the colour bar
+        style.title(panel, f"{name} (n = {number}), {layer}", beside=beside)
+        if not members:
+            style.absent(panel)
+            continue
+        if first is None:
+            first = panel
+        else:
+            panel.sharey(first)
+            panel.tick_params(labelleft=False)
+        mesh = draw_layer(panel, members)
+    line[0].set_ylabel("pre-activation x")
+    return mesh
 
 
 def draw_layer(panel: Axes, rows: list[dict]):
@@ -297,7 +343,7 @@ def draw_layer(panel: Axes, rows: list[dict]):
         panel.plot(steps, values, color=BLACK, linewidth=0.8)
     style.steps_axis(panel, "")
     if np.abs(x).max() > 100:
-        panel.set_yscale("symlog", linthresh=1.0)
+        axes.log_scale(panel, linear=1.0)
     return mesh
 
 
@@ -312,13 +358,21 @@ def preactivation_table(
 ) -> list[list[str]]:
     """Header and a row per activation and layer: runs' histories (seeds, twice for twin critics),
     then means over them: largest |x| at the first and newest measure and of all, newest share of
-    |x| above a bound."""
+    |x| above a bound. Newest: the last step at which all runs have been measured."""
+    return rows_of({name: pooled(runs) for name, runs in load(run_folders).items()}, bound)
+
+
+def rows_of(
+    groups: dict[str, dict[tuple[str, str], list[History]]], bound: float
+) -> list[list[str]]:
+    """preactivation_table of pooled histories."""
+    end = last_of_all(groups)
     header = ["activation", "layer", "n", "max |x| first", "max |x| newest", "max |x| ever"]
     rows = [[*header, f"newest |x| > {bound:g}"]]
     ends = np.array([-bound, bound])
-    for name, runs in load(run_folders).items():
-        for (network, layer), group in pooled(runs).items():
-            measured = [history for history in group if len(history.steps)]
+    for name, layers in groups.items():
+        for (network, layer), group in layers.items():
+            measured = [history.until(end) for history in group if len(history.steps)]
             if not measured:
                 continue
             largest = [history.largest_magnitude() for history in measured]
@@ -335,6 +389,12 @@ def preactivation_table(
 
 
 def print_preactivation_table(run_folders: Sequence[str | Path]) -> None:
-    """Print preactivation_table, aligned."""
-    print_table(preactivation_table(run_folders))
+    """Print preactivation_table, aligned, and at which step it is cut, if it is."""
+    groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
+    print_table(rows_of(groups, FITTED))
     print("of the measured batches; means over n histories: seeds, and two critics of each")
+    end = last_of_all(groups)
+    further = [name for name, layers in groups.items() if last_of_all({name: layers}) > end]
+    if further:
+        told = f"cut at step {end:,}, the last at which all runs have been measured"
+        print(f"{told}; later ones of {', '.join(further)} are left out")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from plots import style
 from plots.aggregation import combined, grid_of, on_grid
-from plots.reading import Loaded, read_scalars
+from plots.reading import Loaded, Places, read_scalars
 from plots.recording import Kind, columns, rows_where, write_figure
 from plots.study import Study, read_study
 from plots.variants import BLACK, DQN, GREEN, GREY, RED
@@ -27,7 +27,7 @@ def q_split_figure(folder: Path) -> Figure | None:
     scalars = read_scalars(folder, KEYS)
     if "q_split/dead" not in scalars:
         return None
-    figure = Figure((5, 3.2), layout="constrained")
+    figure = Figure((5.5, 3.4), layout="constrained")
     panel = figure.subplots()
     total = 0.0
     for part, look in PARTS_OF_Q.items():
@@ -44,7 +44,7 @@ def q_split_figure(folder: Path) -> Figure | None:
 
 
 def hr4(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Fig. 4: what live neurons, dead neurons and the bias give to DQN's Q, over training (runs
     with --analyse)."""
@@ -52,8 +52,7 @@ def hr4(
     if variants:
         study = study.only(variants)
     title = "HR Fig. 4: parts of Q, DQN's last hidden layer"
-    told = "mean over observations and actions, then seeds; band: std over seeds"
-    caption = [title, study.counts, told]
+    caption = [title, study.counts, "mean over observations and actions"]
     return write_figure(out, "hr4", PARTS, part_rows(study), caption=caption)
 
 
@@ -99,11 +98,13 @@ def draw(rows: list[dict], spec: dict) -> Figure:
             points = rows_where(members, part=part)
             steps, mean, std = columns(points, "step", "mean", "std")
             style.curve(panel, part, look, steps, mean, mean - std, mean + std)
-        panel.set_title(f"{env}, {label} (n = {members[0]['n']})")
+        style.title(panel, f"{env}, {label} (n = {members[0]['n']})")
         panel.set_ylabel("mean part of Q" if index % number == 0 else "")
         style.steps_axis(panel)
     style.legend(figure, panels[0].get_legend_handles_labels()[0])
-    style.caption(figure, *spec["caption"])
+    counts = [int(row["n"]) for row in rows]
+    told = "one seed" if max(counts) == 1 else "mean over seeds, band: standard deviation"
+    style.caption(figure, *spec["caption"], told)
     return figure
 
 

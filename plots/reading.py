@@ -5,6 +5,7 @@ ends in one line of runlog.UserError: nothing is drawn from a part of a run, or 
 """
 
 import dataclasses
+import glob
 import json
 import re
 from collections import defaultdict
@@ -20,6 +21,8 @@ from runlog import meta
 
 RESTORE = "restore it, or train the run again"
 NUMBER = (int, float)
+Places = str | Path | Sequence[str | Path]  # of run folders
+WHAT_WOULD_DO = "give run folders, folders that hold some, or a pattern such as 'runs/*relu*'"
 
 
 def read_json(path: Path) -> dict:
@@ -57,10 +60,95 @@ def is_run(folder: Path) -> bool:
     return (folder / "meta.json").exists() or (folder / "scalars.csv").exists()
 
 
-def run_folders_in(root: Path, pattern: str) -> list[Path]:
-    """The run folders in a folder whose names match a pattern, sorted; failed starts are
-    skipped."""
-    return [path for path in sorted(Path(root).glob(pattern)) if path.is_dir() and is_run(path)]
+def find_runs(places: Places, flag: str = "--runs") -> list[Path]:
+    """The run folders at these places, each once: a run's folder itself, a folder with those below
+    it at any depth, or a pattern such as `runs/*relu*` (also `**`) with what it matches.
+
+    Failed starts below a place are skipped; a place without a run is left out, with a line, if
+    others have some. Raises UserError: a place that is not there, or no run at all.
+    """
+    named = as_places(places)
+    if not named:
+        raise runlog.UserError("no run folders: give at least one, or a folder that holds some")
+    start = f"{flag} " if flag else ""
+    found = {}  # where it really is: the path to it
+    without = []
+    for place in named:
+        members = []
+        for path in matches(place, start):
+            members += runs_below(path) if path.is_dir() else []
+        if not members:
+            without.append(place)
+        for path in members:
+            found.setdefault(path.resolve(), path)
+    if not found:
+        looked = "looked for folders with a meta.json or scalars.csv in it, and below at any depth"
+        told = f"no run folders there ({looked})"
+        raise runlog.UserError(f"{start}{told_places(places)}: {told}; {WHAT_WOULD_DO}")
+    if without:
+        print(f"left out: no run in {told_places(without)}")
+    return list(found.values())
+
+
+def as_places(places: Places) -> list[Path]:
+    if isinstance(places, str | Path):
+        return [Path(places)]
+    return [Path(place) for place in places]
+
+
+def told_places(places: Places) -> str:
+    """Places as messages name them."""
+    return " ".join(str(place) for place in as_places(places))
+
+
+def matches(place: Path, start: str) -> list[Path]:
+    """The place itself, if it is there, else what it matches as a pattern. Raises UserError:
+    nothing. start: of the message."""
+    if place.exists():
+        return [place]
+    is_pattern = glob.has_magic(str(place))
+    if found := sorted(glob.glob(str(place), recursive=True)) if is_pattern else []:
+        return [Path(path) for path in found]
+    why = "the pattern matches nothing" if is_pattern else "there is nothing of that name"
+    raise runlog.UserError(f"{start}{place}: is no run folder, {why}; {WHAT_WOULD_DO}")
+
+
+def runs_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+    """The folder if it is a run's, else the run folders below it, sorted. Hidden folders are not
+    looked into, nor a link back to one `above`."""
+    if is_run(folder):
+        return [folder]
+    above |= {folder.resolve()}
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        told = f"cannot be read ({error.strerror or error})"
+        raise runlog.UserError(f"{folder}: {told}; {WHAT_WOULD_DO}") from None
+    found = []
+    for child in children:
+        if child.name.startswith(".") or not child.is_dir() or child.resolve() in above:
+            continue
+        found += runs_below(child, above)
+    return found
+
+
+def script_of(folder: Path) -> str:
+    """The script that made a run, by its folder's name: sac_continuous; "" of another name."""
+    parts = folder.resolve().name.split("__")
+    return parts[1] if len(parts) > 2 else ""
+
+
+def runs_of_script(places: Places, script: str) -> list[Path]:
+    """find_runs of one script. Raises UserError: none."""
+    every = find_runs(places)
+    found = [path for path in every if script_of(path) == script]
+    if not found:
+        others = sorted({script_of(path) or "unknown" for path in every})
+        there = f"the {len(every)} there are of {', '.join(others)}"
+        remedy = "train some first, or give their folder"
+        start = f"--runs {told_places(places)}: no run of {script}.py"
+        raise runlog.UserError(f"{start} ({there}); {remedy}")
+    return found
 
 
 def is_of_kind(value: object, kind: type | tuple[type, ...]) -> bool:
@@ -166,8 +254,12 @@ class Loaded:
         return [key for key in self.scalars if re.fullmatch(pattern, key)]
 
     def series(self, key: str) -> np.ndarray:
-        """(rows, 3) of step, value, wall time; rows with a finite value."""
+        """(rows, 3) of step, value, wall time; rows with a finite value, and of a diverged run
+        those up to the step at which it diverged: later ones are of no network."""
         rows = self.scalars.get(key, np.zeros((0, 3)))
+        end = self.meta.get("step") if self.has_diverged else None
+        if is_of_kind(end, int):
+            rows = rows[rows[:, 0] <= end]
         return rows[np.isfinite(rows[:, 1])]
 
     def last(self, pattern: str, column: int = 1, until: float = np.inf) -> float:
@@ -204,8 +296,7 @@ def check_once(runs: Sequence[Loaded]) -> None:
     """Raises UserError if two of these are one run: a seed of one configuration counts once."""
     seen = {}
     for run in runs:
-        script = run.folder.resolve().name.split("__")[1:2]
-        key = json.dumps([script, identity(run.config)], sort_keys=True)
+        key = json.dumps([script_of(run.folder), identity(run.config)], sort_keys=True)
         if key in seen:
             told = f"{seen[key]} and {run.folder} are one run, seed {run.seed}"
             raise runlog.UserError(f"{told}; move one away, or name it once")

@@ -32,6 +32,7 @@ SPEC = {  # key of an entry of figures.json: its type, and that of its items or 
     "lines": (list, str),
     "scales": (dict, str),
     "panels": (dict, str),
+    "measured": (dict, str),
     "study": (str, str),
     "unit": (str, str),
 }
@@ -115,6 +116,15 @@ def file_name(name: str, taken: set[str]) -> str:
         found = f"{plain}-{number}"
     taken.add(found)
     return found
+
+
+def figure_place(out: Path) -> tuple[Path, str, tuple[str]]:
+    """Folder, name and ending of the picture that --out names; png without an ending. Raises
+    UserError: another ending."""
+    ending = out.suffix[1:] or "png"
+    if ending not in ("png", "pdf", "svg"):
+        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
+    return out.parent, out.stem, (ending,)
 
 
 def write_figure(

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 import runlog
-from plots import style
+from plots import axes, style
 from plots.aggregation import aligned
 from plots.layers import last_row
-from plots.reading import NUMBER, Loaded
+from plots.reading import NUMBER, Loaded, Places, runs_of_script
 from plots.recording import Kind, read_csv, record_figure, rows_where, write_csv
 from plots.statistics import ratio_interval
 from plots.tables import print_table
@@ -165,18 +165,14 @@ def fit_of(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hr2(
-    runs: Path, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 2 and 12: function approximation, from the runs of function_approximation.py in a
     folder."""
     if where or variants:
         told = "hr2 draws all runs of function_approximation.py; leave it away"
         raise runlog.UserError(f"--where, --variants: {told}")
-    folders = sorted(Path(runs).glob("*__function_approximation__*"))
-    if not folders:
-        told = "no run of function_approximation.py; train some first"
-        raise runlog.UserError(f"--runs {runs}: {told}")
-    function_approximation(folders, out)
+    function_approximation(runs_of_script(runs, "function_approximation"), out)
     return []
 
 
@@ -265,7 +261,8 @@ def curve_rows(runs: Sequence[Loaded], cell: dict) -> list[dict]:
     high = np.nanmax(values, 0).tolist()
     rows = []
     for index, step in enumerate(steps[known].tolist()):
-        row = {"step": int(step), "n": len(runs), "median": middle[index]}
+        number = int(np.isfinite(values[:, index]).sum())  # without those diverged before it
+        row = {"step": int(step), "n": number, "median": middle[index]}
         rows.append({**cell, **row, "min": low[index], "max": high[index]})
     return rows
 
@@ -332,10 +329,6 @@ def record(out: Path, name: str, networks: Sequence[Fitted], title: str) -> list
 
 def caption_of(networks: Sequence[Fitted], title: str) -> list[str]:
     config = next(iter(networks[0].runs.values()))[0].config
-    counts = set()
-    for network in networks:
-        counts |= {len(runs) for runs in network.runs.values()}
-    told = " or ".join(str(count) for count in sorted(counts))
     low, high = config["interval"]
     data = f"{config['num_points']} points in [{low:g}, {high:g}]"
     steps = f"{config['total_steps']:,} steps of Adam"
@@ -343,7 +336,6 @@ def caption_of(networks: Sequence[Fitted], title: str) -> list[str]:
         title,
         f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x, {data}, {steps}",
         "error: mean squared, between the points; last: median of the last tenth of the steps",
-        f"median of n = {told} seeds (fits too), bands and bars from best to worst",
     ]
 
 
@@ -409,9 +401,19 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     draw_last_errors(bottom, networks)
     handles = style.line_handles({network.label: network.look for network in networks})
     handles.append(Line2D([], [], **TRUTH, label="the function"))
-    bottom.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3.5)
-    style.caption(figure, *spec["caption"])
+    style.legend(bottom, handles)
+    counts = []
+    for network in networks:
+        counts += [len(errors) for errors in network.errors.values()]
+    style.caption(figure, *spec["caption"], told_spread(counts))
     return figure
+
+
+def told_spread(counts: Sequence[int]) -> str:
+    """What lines, bands and bars show, for the caption. counts: of seeds."""
+    if max(counts) == 1:
+        return "one seed, no bands"
+    return f"median of {style.told_seeds(counts)} (fits too), bands and bars: best to worst"
 
 
 def draw_fits(
@@ -426,10 +428,10 @@ def draw_fits(
         panel.set_ylim(1.3 * truth.min(), 1.3 * truth.max())
         error = np.median(network.errors[network.best])
         told = f"learning rate {network.best:g}, error {error:.3g}"
-        panel.set_title(f"{network.label}, {network.num_parameters:,} parameters\n{told}")
+        style.title(panel, f"{network.label}, {network.num_parameters:,} parameters\n{told}")
         panel.set(xlabel="x", ylabel="y" if index % columns == 0 else "")
     for panel in panels[len(networks) :]:
-        panel.set_axis_off()
+        panel.remove()
 
 
 def draw_errors(part: SubFigure, networks: Sequence[Network], rates: Sequence[float]) -> None:
@@ -439,7 +441,8 @@ def draw_errors(part: SubFigure, networks: Sequence[Network], rates: Sequence[fl
         for index, network in enumerate(networks):
             if rate in network.curves:
                 draw_error(panel, network, rate, index)
-        panel.set(yscale="log", xlim=(0, None), ylabel="error" if panel is panels[0] else "")
+        axes.log_scale(panel)
+        panel.set(xlim=(0, None), ylabel="error" if panel is panels[0] else "")
         panel.set_title(f"learning rate {rate:g}")
         style.steps_axis(panel, "steps (updates)")
 
@@ -473,13 +476,16 @@ def draw_last_errors(part: SubFigure, networks: Sequence[Network]) -> None:
             bars = best.bars().reshape(2, 1)
             count = network.num_parameters
             by_count.errorbar(count, best.middle, bars, **look, label=network.label)
-    by_rate.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="last error")
+    for panel in (by_rate, by_count):
+        axes.log_scale(panel, "x")
+        axes.log_scale(panel)
+    by_rate.set(xlabel="learning rate", ylabel="last error")
     label = "parameters (each network at its best learning rate)"
-    by_count.set(xscale="log", yscale="log", xlabel=label)
-    ticks = sorted({network.num_parameters for network in networks})
-    by_count.set_xticks(ticks, [f"{count:,}" for count in ticks])
-    by_count.set_xticks([], minor=True)
-    by_count.set_xlim(0.8 * ticks[0], 1.25 * ticks[-1])
+    by_count.set(xlabel=axes.wrapped(label, axes.pitch(by_count) - 0.3, 9))
+    counts = sorted({network.num_parameters for network in networks})
+    by_count.set_xlim(0.8 * counts[0], 1.25 * counts[-1])
+    if len(counts) > 1:
+        axes.merged_ticks(by_count, counts, axes.pitch(by_count) - 0.4)
 
 
 REGRESSION = Kind("regression", draw)
@@ -508,7 +514,9 @@ def draw_table1(rows: list[dict], spec: dict) -> Figure:
         panel.plot(p, y, color=style_of(product)["color"], linewidth=1, label=formula)
         for activation in (name, product):
             draw_simulated(panel, activation, rows_where(rows, activation=activation))
-        panel.set(xlabel="p: a branch is saturated", title=name, xlim=(0, 1), ylim=(0, 1))
+        margin = axes.BOUND_MARGIN
+        limits = (-margin, 1 + margin)
+        panel.set(xlabel="p: a branch is saturated", title=name, xlim=limits, ylim=limits)
         panel.legend(fontsize=7)
     panels[0].set_ylabel("share of dead neurons")
     style.caption(figure, *spec["caption"])

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import SymmetricalLogLocator
 
-from plots import statistics, style
+from plots import axes, statistics, style
 from plots.aggregation import on_grid
 from plots.panels import Panel
 from plots.reading import Loaded
 from plots.recording import Kind, columns, distinct, rows_where, write_figure
 from plots.study import Study
 from plots.variants import RED, styles_in
+
+MOST_COLUMNS = 9  # variants side by side
 
 # ---- the rows ------------------------------------------------------------------------------------
 
@@ -25,18 +26,18 @@ def write_seeds(
 ) -> list[Path]:
     """write_figure of the seeds of a study of one environment."""
     rows = seed_rows(study, panels)
-    how = "thin lines: seeds; thick: their median with 95 % bootstrap interval"
     return write_figure(
         out,
         name,
         SEEDS,
         rows,
         ("png",),
-        caption=[title, study.counts, f"{how}; cross: the last value of a seed that diverged"],
+        caption=[title, study.counts],
         variants=study.labels,
         activation_of=study.activation_of,
         panels={panel.title: panel.unit for panel in panels},
         scales={panel.title: panel.scale for panel in panels},
+        measured={panel.title: panel.measured for panel in panels},
     )
 
 
@@ -67,30 +68,60 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     titles = [title for title in spec["panels"] if rows_where(rows, panel=title)]
     having = {*distinct(rows, "variant")}
     looks = {label: look for label, look in styles_in(spec).items() if label in having}
-    size = 2.3 * len(looks) + 0.6, 1.75 * len(titles) + 1.1
-    figure = Figure(size, layout="constrained")
-    grid = figure.subplots(len(titles), len(looks), squeeze=False, sharex=True, sharey="row")
-    for line, title in zip(grid, titles):
-        members = rows_where(rows, panel=title)
-        end = max(row["step"] for row in members)
-        for panel, (label, look) in zip(line, looks.items()):
-            draw_variant(panel, rows_where(members, variant=label), look, end)
-        (values,) = columns(members, "value")
-        scale(line[0], spec["scales"].get(title, "linear"), values)
-        line[0].set_ylabel(f"{title}\n{spec['panels'][title]}", fontsize=8)
-    for panel, label in zip(grid[0], looks):
-        style.left_title(panel, label)
+    blocks = style.rows_of(list(looks), MOST_COLUMNS)  # of variants side by side
+    number = len(blocks[0])
+    width = max(style.size_of_columns(number, 2.3, 0.6) * number + 0.6, 5.0)
+    figure = Figure((width, 1.75 * len(titles) * len(blocks) + 1.1), layout="constrained")
+    shape = len(titles) * len(blocks), number
+    grid = figure.subplots(*shape, squeeze=False, sharex=True, sharey="row")
+    for index, labels in enumerate(blocks):
+        part = grid[index * len(titles) : (index + 1) * len(titles)]
+        for panel, label in zip(part[0], labels):
+            style.left_title(panel, label)
+        for line, title in zip(part, titles):
+            members = rows_where(rows, panel=title)
+            draw_line(line, members, {label: looks[label] for label in labels}, title, spec)
+        for panel in part[:, len(labels) :].ravel():
+            panel.set_axis_off()
     for panel in grid[-1]:
         style.steps_axis(panel)
         panel.set_xlim(0, None)
-    style.caption(figure, *spec["caption"])
+    style.caption(figure, *spec["caption"], told_lines(rows))
     return figure
+
+
+def told_lines(rows: list[dict]) -> str:
+    """What the lines are, for the caption."""
+    seeds = {(row["variant"], row["seed"]) for row in rows}
+    told = "one seed"
+    if len(seeds) > len({label for label, _ in seeds}):
+        told = "thin: seeds; thick: their median, band: 95 % bootstrap"
+    if any(row["status"] == "diverged" for row in rows):
+        told += "; cross: the last value of a seed that diverged"
+    return told
+
+
+def draw_line(
+    line: Sequence[Axes], rows: list[dict], looks: dict[str, dict], title: str, spec: dict
+) -> None:
+    """A quantity of some variants, a panel each."""
+    end = max(row["step"] for row in rows)
+    for panel, (label, look) in zip(line, looks.items()):
+        draw_variant(panel, rows_where(rows, variant=label), look, end)
+    (values,) = columns(rows, "value")
+    scale(line[0], spec["scales"].get(title, "linear"), values)
+    axes.within(line[0], axes.possible_range(spec.get("measured", {}).get(title, "")))
+    axes.large_numbers(line[0])
+    axes.set_ylabel(line[0], f"{title}\n{spec['panels'][title]}", 8)
+    known = [panel for panel, label in zip(line, looks) if rows_where(rows, variant=label)]
+    if known:
+        known[0].tick_params(labelleft=True)  # the first column may have no data
 
 
 def draw_variant(panel: Axes, rows: list[dict], look: dict, end: float) -> None:
     """The seeds of a variant, and their median up to a step."""
     if not rows:
-        style.note(panel, "not logged", color=style.FAINT)
+        style.absent(panel)
         return
     series = []
     for seed in distinct(rows, "seed"):
@@ -105,19 +136,18 @@ def draw_variant(panel: Axes, rows: list[dict], look: dict, end: float) -> None:
     known = np.isfinite(values).all(0)
     strata = [values[:, known].T]
     median = statistics.median_of_runs(strata)
-    low, high = statistics.stratified_bootstrap(strata, statistics.median_of_runs, 1_000)
-    panel.fill_between(steps[known], low, high, color=look["color"], alpha=0.18, linewidth=0)
-    panel.plot(steps[known], median, color=look["color"], linewidth=2.2)
+    if len(series) > 1:
+        low, high = statistics.stratified_bootstrap(strata, statistics.median_of_runs, 1_000)
+        panel.fill_between(steps[known], low, high, color=look["color"], alpha=0.18, linewidth=0)
+    marker = "o" if known.sum() == 1 else ""
+    panel.plot(steps[known], median, color=look["color"], linewidth=2.2, marker=marker)
 
 
 def scale(panel: Axes, kind: str, values: np.ndarray) -> None:
-    """style.scale; symlog is linear up to 100, with few ticks: a panel is small here."""
+    """style.scale; symlog is linear up to 100: a panel is small here."""
     style.scale(panel, kind, values)
     if panel.get_yscale() == "symlog":
-        panel.set_yscale("symlog", linthresh=100)
-        locator = SymmetricalLogLocator(base=100, linthresh=100)
-        locator.set_params(numticks=7)
-        panel.yaxis.set_major_locator(locator)
+        axes.log_scale(panel, linear=100.0)
 
 
 SEEDS = Kind("seeds", draw)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import runlog
-from plots.reading import Loaded, read_config, read_run, run_folders_in
+from plots.reading import Loaded, Places, read_config, read_run, runs_of_script, told_places
 from plots.variants import (
+    MEASURING,
     PAIRED,
     SETTINGS,
     Variant,
@@ -41,6 +42,41 @@ class Missing:
         if self.status:
             parts.append(f"({self.status})")
         return " ".join(parts)
+
+
+MOST_NAMED = 8  # environments, or gaps, that a caption names
+
+
+def told_names(names: Sequence[str]) -> str:
+    """Names for a caption: all of them, or the first MOST_NAMED and how many more; those with a
+    comma of their own in quotes."""
+    shown = [f'"{name}"' if "," in name else name for name in names[:MOST_NAMED]]
+    further = len(names) - MOST_NAMED
+    return ", ".join(shown) + (f" and {further} more" if further > 0 else "")
+
+
+def told_missing(missing: Sequence[Missing]) -> str:
+    """Gaps for a caption. Those of variants that lack the same are one: "sigmoid, crelu on
+    SpaceInvaders"."""
+    by_variant = defaultdict(list)  # what variants lack where, seeds, status: environments
+    variants = defaultdict(list)  # environment, seeds, status: variants
+    for gap in missing:
+        variants[gap.environment, gap.seeds, gap.status].append(gap.variant)
+    for (environment, seeds, status), labels in variants.items():
+        by_variant[tuple(labels), seeds, status].append(environment)
+    told = []
+    for (labels, seeds, status), environments in by_variant.items():
+        if environments == [""]:
+            told += [f"{told_names([label])} (no run)" for label in labels]
+            continue
+        parts = [f"{told_names(labels)} on {told_names(environments)}"]
+        parts += [f"s{seed}" for seed in seeds]
+        if status:
+            parts.append(f"({status})")
+        told.append(" ".join(parts))
+    further = len(told) - MOST_NAMED
+    more = f" and {further} more" if further > 0 else ""
+    return "; ".join(told[:MOST_NAMED]) + more
 
 
 @dataclass
@@ -124,8 +160,10 @@ class Study:
         seeds = str(most) if fewest == most else f"{fewest} to {most}"
         seeds += " seeds" if most > 1 else " seed"
         number = len(self.environments)
-        environments = f"{number} environment{'s' if number > 1 else ''}"
-        told = f"n = {seeds} in each of {environments}"
+        places = f"each of {number} environments"
+        if number < 2:
+            places = told_names(self.environments) or "no environment"
+        told = f"n = {seeds} in {places}"
         if diverged:
             told += f", {diverged} diverged (last value carried forward)"
         for key, value in self.usual.items():
@@ -133,19 +171,16 @@ class Study:
         if fewest < 2 <= most:
             told += "; cells of one seed add nothing to the intervals"
         if self.missing:
-            first = "; ".join(str(gap) for gap in self.missing[:3])
-            further = len(self.missing) - 3
-            more = f" and {further} more" if further > 0 else ""
-            told += f"\nmissing: {first}{more}"
+            told += f"\nmissing: {told_missing(self.missing)}"
         return told
 
     def told_shared(self) -> list[str]:
-        """For statistics over environments: over how many, if not all."""
-        complete = len(self.complete())
-        number = len(self.environments)
-        if complete == number:
+        """For statistics over environments: which they are not over, if not over all."""
+        complete = self.complete()
+        others = [env for env in self.environments if env not in complete]
+        if not others:
             return []
-        return [f"statistics over the {complete} of {number} environments that every variant has"]
+        return [f"not in the statistics: {told_names(others)} (not of every variant)"]
 
 
 # ---- reading a study -----------------------------------------------------------------------------
@@ -168,7 +203,7 @@ class Candidate:
         return self.config["status"] in meta.ENDED
 
 
-def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) -> Study:
+def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()) -> Study:
     """The finished runs of a script in a folder, of which scalars.csv is read for keys that match a
     pattern.
 
@@ -193,7 +228,7 @@ def read_study(folder: Path, script: str, keys: str, where: Sequence[str] = ()) 
         print(f"missing: {gap}")
     if not runs:
         told = f"no run of {script}.py has finished; give the training command again"
-        raise runlog.UserError(f"--runs {folder}: {told}")
+        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
 
     having_runs = {label for label, _ in runs}
     variants = {label: variants[label] for label in variants if label in having_runs}
@@ -213,16 +248,16 @@ def read_ended(
     return runs
 
 
-def find_candidates(folder: Path, script: str, where: Sequence[str]) -> list[Candidate]:
+def find_candidates(folder: Places, script: str, where: Sequence[str]) -> list[Candidate]:
     """The runs of a script in a folder that have the settings asked for. Raises UserError: none."""
     candidates = []
-    for path in run_folders_in(folder, f"*__{script}__*"):
+    for path in runs_of_script(folder, script):
         config = read_config(path)
         candidates.append(Candidate(path, config, flat(config)))
     for item in where:
         key = item.partition("=")[0]
         if not any(key in candidate.settings for candidate in candidates):
-            told = f"no setting of the runs of {script}.py in {folder}"
+            told = f"no setting of the runs of {script}.py in {told_places(folder)}"
             raise runlog.UserError(f"--where {key}: {told}")
     for item in where:
         key, _, text = item.partition("=")
@@ -230,10 +265,8 @@ def find_candidates(folder: Path, script: str, where: Sequence[str]) -> list[Can
             candidate for candidate in candidates if is_value(candidate.settings.get(key), text)
         ]
     if not candidates:
-        told = f"no run of {script}.py"
-        if where:
-            told += f" with {', '.join(where)}"
-        raise runlog.UserError(f"--runs {folder}: {told}")
+        told = f"no run of {script}.py with {', '.join(where)}"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
     return candidates
 
 
@@ -245,16 +278,17 @@ def is_value(value: object, text: str) -> bool:
         return str(value) == text
 
 
-def check_comparable(folder: Path, script: str, candidates: Sequence[Candidate]) -> None:
+def check_comparable(folder: Places, script: str, candidates: Sequence[Candidate]) -> None:
     """Raises UserError if runs differ in a setting which is no variant's own."""
     settings = [candidate.settings for candidate in candidates]
     folders = [candidate.folder for candidate in candidates]
-    found = differing(settings, folders, {*SETTINGS, *PAIRED, "activation", "env_id"})
+    found = differing(settings, folders, {*SETTINGS, *PAIRED, *MEASURING, "activation", "env_id"})
     if found is None:
         return
     first = next(iter(found.folders))
+    start = f"--runs {told_places(folder)}: runs of {script}.py"
     raise runlog.UserError(
-        f"--runs {folder}: runs of {script}.py differ in {found.key} ({found.values}); "
+        f"{start} differ in {found.key} ({found.values}); "
         f"choose by --where {found.key}={first} (null: not there), "
         f"or move some away: {found.where}"
     )
@@ -280,7 +314,7 @@ def variant_of(candidate: Candidate, usual: dict[str, float], script: str) -> Va
     return Variant(canonical(candidate.settings["activation"]), own)
 
 
-def check_seeds(folder: Path, label: str, candidates: Sequence[Candidate]) -> None:
+def check_seeds(folder: Places, label: str, candidates: Sequence[Candidate]) -> None:
     """Raises UserError if a seed of a variant is there twice in an environment, ended or not."""
     seen = {}  # seed: folder's name
     for candidate in candidates:
@@ -288,7 +322,7 @@ def check_seeds(folder: Path, label: str, candidates: Sequence[Candidate]) -> No
         name = candidate.folder.name
         if seed in seen:
             told = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
-            raise runlog.UserError(f"--runs {folder}: {told}")
+            raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
         seen[seed] = name
 
 
@@ -320,7 +354,7 @@ def gaps(
     return missing
 
 
-def try_study(runs: Path, script: str, keys: str, where: Sequence[str]) -> Study | None:
+def try_study(runs: Places, script: str, keys: str, where: Sequence[str]) -> Study | None:
     """read_study for a figure of two algorithms: None, and a line, if there is nothing of this
     one."""
     try:

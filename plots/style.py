@@ -1,6 +1,5 @@
 """How figures look: matplotlib's settings, axes, legends, captions; and how they are saved."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 import runlog
+from plots import axes
 from plots.layers import depth
 from plots.reading import read_config
 from plots.variants import BLACK, RED
@@ -23,6 +22,7 @@ RC = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.alpha": 0.3,
@@ -32,6 +32,9 @@ RC = {
 }
 FIRST = {"color": BLACK, "linestyle": "--", "linewidth": 1}  # of functions: before training
 FAINT = "0.4"
+MOST_LINES = 5  # of a caption
+MOST_WIDE = 13.4  # inches of a figure
+LONGEST_LABEL = 60  # characters of a line of a legend
 
 
 def with_style(draw: Callable) -> Callable:
@@ -65,29 +68,57 @@ def panels_of_layers(
     width = size[0] * len(networks) + right + 0.3
     figure = Figure((width, size[1] * len(layers) + 0.7), layout="constrained")
     grid = figure.subplots(len(layers), len(networks), squeeze=False)
-    axes = {}
+    panels = {}
     for line, layer in zip(grid, layers):
         for panel, network in zip(line, networks):
-            axes[layer, network] = panel
-            panel.set_title(f"{network}, {layer}")
+            panels[layer, network] = panel
+            axes.set_title(panel, f"{network}, {layer}")
             panel.set_ylabel(ylabel if network == networks[0] else "")
             panel.set_xlabel("pre-activation x" if layer == layers[-1] else "")
-    return figure, axes
+    return figure, panels
 
 
 def steps_axis(panel: Axes, label: str = "environment steps") -> None:
     """An x axis of steps: 20k, 1M."""
     panel.set_xlabel(label)
-    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.steps_ticks(panel, axes.pitch(panel) - 0.4)
 
 
 def left_title(panel: Axes, title: str) -> None:
-    panel.set_title(title, loc="left", fontweight="bold")
+    axes.set_title(panel, title, loc="left", weight="bold")
+
+
+def title(panel: Axes, text: str, size: float = 9, beside: float = 0.0) -> None:
+    """A panel's title in the middle, broken where it is wider than the panel. beside: inches that
+    something else takes."""
+    axes.set_title(panel, text, size, beside=beside)
+
+
+def size_of_columns(number: int, widest: float, margin: float = 0.0) -> float:
+    """Width of so many panels side by side, in inches: less than `widest` where the figure would
+    be wider than MOST_WIDE. margin: beside them."""
+    return min(widest, (MOST_WIDE - margin) / number)
+
+
+def rows_of(items: Sequence, most: int) -> list[list]:
+    """Items in rows of so many at most, all of about one length."""
+    number = -(-len(items) // most)
+    length = -(-len(items) // max(number, 1))
+    return [list(items[start : start + length]) for start in range(0, len(items), length)]
 
 
 def note(panel: Axes, text: str, color: str = RED) -> None:
     """A text in the middle of a panel that has nothing else to show."""
     panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=color)
+
+
+def absent(panel: Axes, text: str = "not logged") -> None:
+    """A place of a grid without data: a note, no axes. Its labels stay, which may be of a whole row
+    or column."""
+    note(panel, text, color=FAINT)
+    panel.spines[:].set_visible(False)
+    panel.grid(False)
+    panel.tick_params(which="both", length=0, labelleft=False, labelbottom=False)
 
 
 def limit(panel: Axes, values: np.ndarray) -> None:
@@ -108,9 +139,9 @@ def scale(panel: Axes, kind: str, values: np.ndarray) -> None:
     if not values.size:
         return
     if kind == "log" and (values > 0).all():
-        panel.set_yscale("log")
+        axes.log_scale(panel)
     if kind == "symlog" and np.abs(values).max() > 10:
-        panel.set_yscale("symlog", linthresh=1.0)
+        axes.log_scale(panel, linear=1.0)
 
 
 # ---- curves --------------------------------------------------------------------------------------
@@ -143,13 +174,15 @@ def seeds(
     curves: label -> steps and values (seeds, steps); looks: label -> style.
     """
     largest = 0.0
+    number = max((len(values) for _, values in curves.values()), default=0)
     for label, (steps, values) in curves.items():
         if not steps.size:
             continue
         look = looks[label]
         largest = max(largest, np.nanmax(np.abs(values)))
-        for row in values:
-            panel.plot(steps, row, color=look["color"], linewidth=0.5, alpha=0.45)
+        if number > 1:
+            for row in values:
+                panel.plot(steps, row, color=look["color"], linewidth=0.5, alpha=0.45)
         everywhere = ~np.isnan(values).any(0)
         x = steps[everywhere]
         y = values[:, everywhere]
@@ -164,11 +197,12 @@ def seeds(
             markevery=max(1, len(x) // 6),
         )
     if largest > 1e4:
-        panel.set_yscale("symlog", linthresh=10)
-    panel.set_ylabel(ylabel)
+        axes.log_scale(panel, linear=10.0)
+    axes.set_ylabel(panel, ylabel)
     left_title(panel, title)
     steps_axis(panel)
     panel.set_xlim(left=0)
+    axes.large_numbers(panel)
 
 
 # ---- legends and captions ------------------------------------------------------------------------
@@ -189,32 +223,76 @@ def handles_of(panels: Sequence[Axes]) -> list:
 
 
 def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
-    """Below the figure, in as many columns as its width allows."""
-    widest = max((len(handle.get_label()) for handle in handles), default=0)
-    width = figure.bbox.width / 72
-    columns = max(1, min(len(handles), 5, int(width / (0.072 * widest + 0.75))))
+    """Below the figure, in as many columns as its width allows; long labels are broken."""
+    if not handles:
+        return
+    size = options.setdefault("fontsize", 9)
+    width = figure.bbox.width / figure.dpi
+    labels = []
+    for handle in handles:
+        label = handle.get_label()
+        room = min(width - 1.0, axes.text_width("x" * LONGEST_LABEL, size))
+        labels.append(axes.wrapped(label, room, size, most=3))
+    shown = "\n".join(labels).split("\n")
+    widest = max(axes.text_width(line, size) for line in shown)
+    columns = max(1, min(len(handles), 5, int(width / (widest + 0.85))))
     place = {"loc": "outside lower center", "handlelength": 3.5}
-    figure.legend(handles=handles, ncols=columns, **place, **options)
+    figure.legend(handles=handles, labels=labels, ncols=columns, **place, **options)
 
 
 def caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
-    """The figure's title: lines, broken where they are wider than it."""
-    width = int(13 * figure.get_figwidth())
-    told = []
-    for line in "\n".join(lines).split("\n"):
-        told += textwrap.wrap(line, width)
-    figure.suptitle("\n".join(told), fontsize=fontsize, **options)
+    """The figure's title: the first line, below it the others as one text, broken where it is wider
+    than the figure. In all MOST_LINES at most: figures.json has the whole."""
+    told = caption_text(figure.get_figwidth(), *lines, fontsize=fontsize)
+    figure.suptitle(told, fontsize=fontsize, **options)
+
+
+def caption_text(inches: float, *lines: str, fontsize: float = 9) -> str:
+    """What caption writes above a figure of this width."""
+    room = inches - 0.4
+    first, *others = [line for line in "\n".join(lines).split("\n") if line]
+    told = [axes.wrapped(first, room, fontsize, most=2)]
+    if others:
+        most = MOST_LINES - told[0].count("\n") - 1
+        told.append(axes.wrapped("; ".join(others), room, fontsize, most=most))
+    return "\n".join(told)
+
+
+def told_seeds(counts: Sequence[int]) -> str:
+    """How many seeds stand behind curves or points: "one seed", "n = 3 seeds", "n = 1 to 3
+    seeds"."""
+    fewest = min(counts)
+    most = max(counts)
+    if most == 1:
+        return "one seed"
+    return f"n = {most} seeds" if fewest == most else f"n = {fewest} to {most} seeds"
+
+
+def told_band(counts: Sequence[int], what: str, band: str) -> str:
+    """What lines over seeds show, and their band, which one seed has not: "mean of n = 3 seeds,
+    band: worst to best"."""
+    if max(counts) == 1:
+        return "one seed, no band"
+    return f"{what} of {told_seeds(counts)}, band: {band}"
 
 
 def run_title(figure: Figure, folder: Path, what: str, **options) -> None:
     """The title of a figure of one run: what it shows, and which run it is."""
+    told = run_title_text(figure.get_figwidth(), folder, what)
+    figure.suptitle(told, fontsize=9, **options)
+
+
+def run_title_text(inches: float, folder: Path, what: str) -> str:
+    """What run_title writes above a figure of this width."""
     config = read_config(folder)
+    ended = " (diverged)" if config["status"] == "diverged" else ""
     activation = config["activation"]
     if len(activation) > 60:
         activation = f"{activation[:57]}..."
-    names = textwrap.shorten(f"{config['env_id']}, {activation}", 200)
-    ended = " (diverged)" if config["status"] == "diverged" else ""
-    figure.suptitle(f"{what}\n{names}, seed {config['seed']}{ended}", fontsize=10, **options)
+    room = inches - 0.2
+    told = f"{config['env_id']}, {activation}, seed {config['seed']}{ended}"
+    lines = [axes.wrapped(what, room, 9, most=3), axes.wrapped(told, room, 9, most=2)]
+    return "\n".join(lines)
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -1,16 +1,25 @@
 """Any folder of runs as tables: a row per script, environment and setting, and one per run."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import runlog
-from plots.aggregation import combined, common_end, mean_and_deviation, on_grid, told_cuts
-from plots.reading import Loaded, check_once, read_run, run_folders_in
+from plots.aggregation import (
+    Cut,
+    combined,
+    common_end,
+    has_reached,
+    mean_and_deviation,
+    on_grid,
+    told_cuts,
+)
+from plots.reading import Loaded, Places, check_once, find_runs, read_run, script_of
 from plots.recording import write_csv
 from plots.variants import (
+    MEASURING,
     Variant,
     all_runs,
     by_seed,
@@ -35,6 +44,7 @@ SHOWN = {  # title: (key pattern, format); the first that a script logs is its s
 }
 SCORES = list(SHOWN)[:5]
 NOTHING = "-"  # of a cell: not logged
+OTHER_STEP = "--at-step N compares at step N, without the runs that end before it"
 
 # script, environment -> label -> runs by seed
 Groups = dict[tuple[str, str], dict[str, list[Loaded]]]
@@ -52,41 +62,94 @@ def shown_pattern() -> str:
     return any_of([pattern for pattern, _ in SHOWN.values()])
 
 
-def groups_of(folder: Path) -> Groups:
-    """(script, environment) -> label -> runs by seed, of all run folders in a folder, ended or
-    under way. A label names the activation and every setting in which runs of one script and
-    environment differ. Raises UserError: no run; a seed of one setting twice."""
-    keys = f"{shown_pattern()}|.*numerator_norm|.*coefficient_gradient_norm"
-    found = defaultdict(list)
-    for path in run_folders_in(folder, "*__*__*__s*__*"):
-        run = read_run(path, keys)
-        script = path.name.split("__")[1]
-        found[script, run.config["env_id"]].append(run)
-    if not found:
-        told = "no run folder in it; train something first"
-        raise runlog.UserError(f"--runs {folder}: {told}")
+def groups_of(places: Places, keys: str = "", flag: str = "--runs") -> Groups:
+    """(script, environment) -> label -> runs by seed, of all runs there, ended or under way. A
+    label names the activation and every setting in which runs of one script and environment differ;
+    how a run is watched (MEASURING) only where nothing else tells two runs of a seed apart.
+
+    keys: pattern of what is read of scalars.csv, by default what tables show; flag: of messages.
+    Raises UserError: no run; a seed of one setting twice.
+    """
+    pattern = f"{keys or shown_pattern()}|.*numerator_norm|.*coefficient_gradient_norm"
+    found = defaultdict(lambda: defaultdict(list))  # script: environment: runs
+    for path in find_runs(places, flag):
+        run = read_run(path, pattern)
+        found[script_of(path)][run.config["env_id"]].append(run)
     groups = {}
-    for name in sorted(found):
-        check_once(found[name])
-        groups[name] = by_label(name, found[name])
+    for script in sorted(found):
+        for runs in found[script].values():
+            check_once(runs)
+        for env, labels in labelled(script, found[script]).items():
+            groups[script, env] = labels
     return groups
 
 
-def by_label(name: tuple[str, str], runs: Sequence[Loaded]) -> dict[str, list[Loaded]]:
-    """label -> runs by seed, of the runs of one script and environment."""
-    script, env = name
-    settings = [flat(run.config) for run in runs]
-    keys = set().union(*settings) - {"activation"}
-    varied = varied_settings(settings, sorted(keys))
-    activation_of = {}
-    groups = defaultdict(list)
-    for run, config in zip(runs, settings):
-        variant = Variant(config["activation"], own_settings(config, varied, script))
-        activation_of[variant.label] = variant.activation
-        groups[variant.label].append(run)
+def labelled(script: str, runs_in: dict[str, list[Loaded]]) -> dict[str, dict[str, list[Loaded]]]:
+    """environment -> label -> runs by seed, of the runs of one script: what differs in one
+    environment is named in all."""
+    settings = set()
+    measuring = set()
+    for runs in runs_in.values():
+        configs = [flat(run.config) for run in runs]
+        keys = set().union(*configs) - {"activation", "env_id"}
+        settings |= {*varied_settings(configs, keys - MEASURING)}
+        seeds = [(run.seed, variant_label(script, run, sorted(settings))) for run in runs]
+        if len({*seeds}) < len(seeds):
+            measuring |= {*varied_settings(configs, keys & MEASURING)}
+    varied = sorted(settings) + sorted(measuring)
+    result = {}
+    for env in sorted(runs_in):
+        groups = defaultdict(list)
+        for run in runs_in[env]:
+            groups[variant_label(script, run, varied)].append(run)
+        result[env] = {}
+        activation_of = {label: runs[0].config["activation"] for label, runs in groups.items()}
+        for label in in_label_order(activation_of):
+            result[env][label] = by_seed(groups[label], f"{script}, {env}, {label}")
+    return result
+
+
+def in_label_order(activation_of: Mapping[str, str]) -> list[str]:
+    """Labels by their activations, in the activations' natural order."""
     order = in_order(activation_of.values())
-    labels = sorted(groups, key=lambda label: (order.index(activation_of[label]), label))
-    return {label: by_seed(groups[label], f"{script}, {env}, {label}") for label in labels}
+    return sorted(activation_of, key=lambda label: (order.index(activation_of[label]), label))
+
+
+def variant_label(script: str, run: Loaded, varied: Sequence[str]) -> str:
+    """The activation, and of the settings that vary those that are not as usual."""
+    config = flat(run.config)
+    return Variant(config["activation"], own_settings(config, varied, script)).label
+
+
+def at_step(groups: Groups, step: float | None) -> tuple[Groups, list[str]]:
+    """The runs that have reached a step, if one is given, and the lines that say which have not.
+    Raises UserError: none has."""
+    if step is None:
+        return groups, []
+    kept = {}
+    lines = []
+    longest = 0.0
+    for (script, env), labels in groups.items():
+        short = []
+        members = {}
+        for label, runs in labels.items():
+            longest = max(longest, *(run.last_step for run in runs))
+            reached = [run for run in runs if has_reached(run, step)]
+            if reached:
+                members[label] = reached
+            for run in runs:
+                if not has_reached(run, step):
+                    told = f"{label} seed {run.seed} (step {run.last_step:,.0f}, {run.status})"
+                    short.append(told)
+        if members:
+            kept[script, env] = members
+        if short:
+            where = f"{script}, {env}, left out, ending before step {step:,.0f}"
+            lines.append(f"{where}: {'; '.join(short)}")
+    if not kept:
+        told = f"no run has reached it; the longest ends at step {longest:,.0f}"
+        raise runlog.UserError(f"--at-step {step:g}: {told}")
+    return kept, lines
 
 
 def shown_curve(run: Loaded, pattern: str, until: float = np.inf) -> np.ndarray:
@@ -105,17 +168,19 @@ def shown_curve(run: Loaded, pattern: str, until: float = np.inf) -> np.ndarray:
 # ---- the summary ---------------------------------------------------------------------------------
 
 
-def summary(groups: Groups) -> tuple[list[dict[str, str]], list[str]]:
+def summary(groups: Groups, step: float | None = None) -> tuple[list[dict[str, str]], list[str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean
     +- std (ddof 1) over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged.
-    All settings of an environment are compared at the last step that all their runs have reached;
-    the lines below say what was cut."""
+    All settings of an environment are compared at one step: the one given, or the last that all
+    their runs have reached; the lines below say what was cut."""
+    groups, cut = at_step(groups, step)
     rows = []
-    cut = []
     for (script, env), labels in groups.items():
         runs = all_runs(labels)
         ends = {title: common_end(runs, pattern) for title, (pattern, _) in SHOWN.items()}
         ends["steps"] = common_end(runs, shown_pattern())
+        if step is not None:
+            ends = dict.fromkeys(ends, Cut(step))
         cut += told_cuts(ends, f"{script}, {env}, ")
         until = {title: end.step for title, end in ends.items()}
         for label, members in labels.items():
@@ -177,15 +242,17 @@ def markdown_text(text: str) -> str:
     return text.translate(str.maketrans(MARKDOWN))
 
 
-def write_tables(runs: Path, out: Path) -> list[Path]:
+def write_tables(runs: Places, out: Path, step: float | None = None) -> list[Path]:
     """table.md, table.csv and table.tex in `out`, and runs.csv, a row for each run; the Markdown is
-    printed too."""
+    printed too. step: where runs are compared; None: the last that all of an environment have."""
     groups = groups_of(runs)
-    rows, cut = summary(groups)
+    rows, cut = summary(groups, step)
     paths = [
         write_csv(Path(out) / "table.csv", rows),
         write_csv(Path(out) / "runs.csv", run_rows(groups)),
     ]
+    if cut and step is None:
+        cut.append(OTHER_STEP)
     markdown = markdown_table(rows)
     below = [LAST_VALUES, *(markdown_text(line) for line in cut)]
     comments = [f"% {' '.join(line.split())}" for line in (LAST_VALUES, *cut)]
@@ -241,4 +308,4 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        print(row[0].ljust(widths[0]), *numbers, sep="  ")
+        print("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())

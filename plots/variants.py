@@ -1,8 +1,9 @@
 """What a figure compares: variants of a run by their settings, their labels, order and looks.
 
 A variant is an activation with the settings in which its runs are not as usual. Its label is made
-of these, never the other way round. Colours are Okabe and Ito's, safe for the colour-blind; one
-activation has one colour and line style everywhere.
+of these, never the other way round. The colours of the known activations are Okabe and Ito's, those
+of others Tol's, safe for the colour-blind; one activation has one colour and line style everywhere,
+but for others that would share one in a figure. Its variants are shades of that colour.
 """
 
 import itertools
@@ -12,6 +13,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import to_hex, to_rgb
 
 import activations
 import runlog
@@ -44,6 +48,12 @@ STYLES = {  # activation: colour, line style, marker (lines must differ in grey 
 }
 
 
+# of activations without a style: none of them is like one of the above
+OTHERS = ("#332288", "#882255", "#999933", "#44AA99", "#DDCC77", "#661100", "#AA4499", "#6699CC")
+OTHER_LINES = ("--", "-.", ":")
+OTHER_MARKERS = "*>phd"
+
+
 def style_of(activation: str) -> dict[str, str]:
     """color, linestyle and marker of an activation; the same in every figure and process."""
     name = canonical(activation)
@@ -51,24 +61,68 @@ def style_of(activation: str) -> dict[str, str]:
         color, line, marker = STYLES[name]
     else:
         checksum = zlib.crc32(name.encode())  # hash() differs between processes
-        color = (RED, SKY, PURPLE, GREEN)[checksum % 4]
-        line = ("--", "-.", ":")[checksum % 3]
-        marker = "*>phd"[checksum % 5]
+        color = OTHERS[checksum % len(OTHERS)]
+        line = OTHER_LINES[checksum % len(OTHER_LINES)]
+        marker = OTHER_MARKERS[checksum % len(OTHER_MARKERS)]
     return {"color": color, "linestyle": line, "marker": marker}
 
 
+def distinct_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """activation -> style, of the activations of one figure: style_of, but no two have one colour
+    as long as there are other ones."""
+    styles = {}
+    taken = set()
+    for name in names:
+        look = style_of(name)
+        free = [color for color in OTHERS if color not in taken]
+        if look["color"] in taken and free:
+            look["color"] = free[0]
+        taken.add(look["color"])
+        styles[name] = look
+    return styles
+
+
+def shades(color: str, number: int) -> list[str]:
+    """A colour, then number - 1 shades of it, lighter and darker in turn: of a dark colour first a
+    lighter one, of black only these."""
+    rgb = np.array(to_rgb(color))
+    brightness = float(rgb @ (0.3, 0.59, 0.11))
+    num_others = number - 1
+    num_dark = num_others // 2
+    if brightness > 0.45:
+        num_dark = num_others - num_dark
+    if brightness < 0.15:
+        num_dark = 0
+    num_light = num_others - num_dark
+    darker = [rgb * (1 - 0.55 * k / num_dark) for k in range(num_dark, 0, -1)]
+    lighter = [rgb + 0.45 * k / num_light * (1 - rgb) for k in range(num_light, 0, -1)]
+    first, second = (darker, lighter) if brightness > 0.45 else (lighter, darker)
+    found = [rgb]
+    for pair in itertools.zip_longest(first, second):
+        found += [shade for shade in pair if shade is not None]
+    return [to_hex(shade).upper() for shade in found]
+
+
 def styles_of(activation_of: Mapping[str, str]) -> dict[str, dict]:
-    """label -> style, of labels and their activations: further variants of one activation have its
-    colour, other lines and hollow markers."""
+    """label -> style, of labels and their activations: further variants of one activation have
+    shades of its colour, other lines and hollow markers."""
+    counts = defaultdict(int)
+    for activation in activation_of.values():
+        counts[activation] += 1
+    own = distinct_styles(counts)
+    colours = {name: shades(own[name]["color"], number) for name, number in counts.items()}
     styles = {}
     seen = defaultdict(int)
     for label, activation in activation_of.items():
         number = seen[activation]
         seen[activation] += 1
-        styles[label] = style_of(activation)
+        styles[label] = own[activation] | {"color": colours[activation][number]}
         if number:
-            styles[label]["linestyle"] = (":", "--", "-.", "-")[number % 4]
-            styles[label]["marker"] = "*>phdX"[number % 7 - 1]
+            lines = [
+                line for line in ("--", "-.", ":", "-") if line != own[activation]["linestyle"]
+            ]
+            styles[label]["linestyle"] = lines[(number - 1) % 3]
+            styles[label]["marker"] = "*>phdX"[(number - 1) % 6]
             styles[label]["markerfacecolor"] = "white"
     return styles
 
@@ -140,6 +194,11 @@ SETTINGS = {
     "encoder_activation": Setting("encoder {}", ("relu", None)),
 }
 PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have
+# How a run is watched: part of its identity, since its rows differ, but not of what it learns.
+MEASURING = {
+    *("log_frequency", "eval_frequency", "num_eval_episodes"),
+    *("metrics_frequency", "metrics_samples", "ntk_frequency", "ntk_samples"),
+}
 
 
 def flat(config: dict) -> dict[str, object]:
@@ -276,7 +335,7 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
 
     configs = [identity(run.config) for run in runs]
     folders = [run.folder for run in runs]
-    if found := differing(configs, folders, {"activation", "seed", *varied}):
+    if found := differing(configs, folders, {"activation", "seed", *MEASURING, *varied}):
         told = f"the runs differ in {found.key} ({found.values}): {found.where}"
         raise runlog.UserError(f"{told}; give runs of one setting")
 

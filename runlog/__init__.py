@@ -14,6 +14,7 @@ Here are the names that every script uses; the others are in the modules of thei
     seeding                   generators and noise with a seed axis
     cudagraphs, transfer      replaying an update; arrays on their way to the device
     progress, terminal        what a program says; errors in one line
+    loading                   a run read from its folder, for notebooks and load_agent
     evaluation, video         what a finished run is measured to be, and shows
     mirrors                   TensorBoard and Weights & Biases
     stopping, divergence      when to save, signals; seeds that have become non-finite
@@ -23,7 +24,6 @@ Here are the names that every script uses; the others are in the modules of thei
 
 from runlog.batch import Batch, restore_module
 from runlog.cli import (
-    check_choice,
     check_flags,
     check_folder,
     check_range,
@@ -33,6 +33,7 @@ from runlog.cli import (
 )
 from runlog.hardware import find_device
 from runlog.identity import added, option
+from runlog.loading import load
 from runlog.memory import check_memory
 from runlog.opening import open_batches, seed_runs
 from runlog.progress import Progress
@@ -45,7 +46,6 @@ __all__ = [
     "Run",
     "UserError",
     "added",
-    "check_choice",
     "check_flags",
     "check_folder",
     "check_memory",
@@ -53,6 +53,7 @@ __all__ = [
     "errors_are_user_errors",
     "exit_on_user_error",
     "find_device",
+    "load",
     "open_batches",
     "option",
     "parse_args",

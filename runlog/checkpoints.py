@@ -14,7 +14,7 @@ import torch
 
 from runlog.disk import writing
 from runlog.storage import Damaged, keep_or_fresh, load_pt, plain, sync_folder, write_pt
-from runlog.terminal import UserError, WarnOnce
+from runlog.terminal import UserError, WarnOnce, warn_once
 
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.prev.pt"
@@ -134,15 +134,44 @@ class Checkpoints:
             )
         return good
 
-    def _verify(self, path: Path, is_ended: bool) -> dict:
-        """The content of a checkpoint, of which every part is there. Raises Damaged or
-        UserError."""
+    def newest(self) -> dict | None:
+        """The content of the newest good checkpoint, to be looked at: its replay and rows are not,
+        and the run may go on meanwhile. None before the first.
+
+        Warns of a damaged one. Raises UserError as `usable` does.
+        """
+        problems = []
+        for name in (STAGED, CHECKPOINT, PREVIOUS):
+            path = self._folder / name
+            try:
+                content = self._read(path)
+            except Damaged as problem:
+                # one that is not there any more has been renamed to the next of the three
+                if path.exists():
+                    problems.append(str(problem))
+                continue
+            for problem in problems:
+                warn_once(problem, f"{problem}; using {name}, step {content['step']}")
+            return content
+        if problems:
+            remedy = keep_or_fresh(self._folder)
+            raise UserError(f"no usable checkpoint: {'; '.join(problems)}; {remedy}")
+        return None
+
+    def _read(self, path: Path) -> dict:
+        """The content of a checkpoint of this run. Raises Damaged or UserError."""
         content = load_pt(path)
         if isinstance(content, dict):
             self._check_format(path, content)
         if not isinstance(content, dict) or content.get("digest") != self._digest:
             remedy = keep_or_fresh(self._folder)
             raise UserError(f"{path} is of another configuration; {remedy}")
+        return content
+
+    def _verify(self, path: Path, is_ended: bool) -> dict:
+        """The content of a checkpoint, of which every part is there. Raises Damaged or
+        UserError."""
+        content = self._read(path)
         # the others go on without their earlier rows (Rows.cut)
         rows = self._folder / "scalars.csv"
         if not rows.exists() or rows.stat().st_size < content["offsets"][rows.name]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import tyro
 
+from runlog import usage
 from runlog.terminal import UserError, reason
 
 # float64, which rows and schedules are in, holds every whole number up to here
@@ -25,17 +26,23 @@ FILES_OF_LIBRARIES = 256  # that a process has open without any run
 LONGEST_RUN_NAME = 240  # characters, of a run's folder (identity.run_name) and its files
 
 
-def parse_args(cls, argv: Sequence[str] | None = None):
+def parse_args(cls, argv: Sequence[str] | None = None, description: str | None = None):
     """Parse the command line into the dataclass `cls` with `tyro.cli`; a mistake is one line.
 
-    argv: arguments without the program's name; None takes `sys.argv[1:]`. Raises SystemExit: 0
-    after `--help`, 2 after a mistake, which is printed on stderr as `error: ...`.
+    argv: arguments without the program's name; None takes `sys.argv[1:]`. description: what
+    `--help` begins with; None takes the docstring of the module of `cls`. Raises SystemExit: 0
+    after `--help` (see usage.py), 2 after a mistake, which is printed on stderr as `error: ...`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & {*argv} and usage.has_groups(cls):
+        print(usage.format_help(cls, Path(sys.argv[0]).name, usage.width()), end="")
+        raise SystemExit(0)
+    if argv[:1] in (["-h"], ["--help"]):  # tyro would join the lines of the description
+        print(usage.wrapped(description or usage.describe(cls) or "", usage.width()))
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
-            return tyro.cli(cls, args=argv)
+            return tyro.cli(cls, args=argv, description="")
     except SystemExit as stop:
         if not stop.code:
             raise

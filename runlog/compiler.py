@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 
 import torch
 
@@ -18,6 +20,25 @@ INSTALL = (
     "`apt install g++ python3-dev`, `conda install cxx-compiler` or, on macOS, "
     "`xcode-select --install`"
 )
+
+
+_say_compiling: list[Callable[[], None]] = []  # at most one
+
+
+def when_compiling(say: Callable[[], None] | None) -> None:
+    """Calls `say` when torch.compile begins for the first time from now on, before its wait. None:
+    calls nobody."""
+    _say_compiling[:] = [] if say is None else [say]
+    if "torch._dynamo" not in sys.modules:  # nothing is to be compiled, and it takes a second
+        return
+    callbacks = torch._dynamo.callback.callback_handler
+    if _compilation_begins not in callbacks.start_callbacks:
+        callbacks.register_start_callback(_compilation_begins)
+
+
+def _compilation_begins(_) -> None:
+    while _say_compiling:
+        _say_compiling.pop()()
 
 
 def check_compiler(device: torch.device) -> None:

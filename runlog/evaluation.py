@@ -1,9 +1,12 @@
 """--evaluate: what a finished run is measured to be."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from runlog import mirrors
+from runlog.checkpoints import Checkpoints
 from runlog.meta import ENDED
 from runlog.report import log_report
 from runlog.run import Run
@@ -11,12 +14,27 @@ from runlog.terminal import UserError
 from runlog.video import write_video
 
 
-def load_finished(run: Run) -> tuple[int, dict]:
-    """Step and state of the last checkpoint, for --evaluate. Raises UserError: not at its end, or
-    none was saved."""
-    if run.status() not in ENDED or not run.checkpoint_steps():  # diverged before the first
+def finished_step(run: Run) -> int:
+    """The step of the last checkpoint, for --evaluate. Raises UserError: the run is not at its end,
+    or none was saved."""
+    newest = None
+    if run.status() in ENDED:
+        newest = Checkpoints(run.folder, run.digest).newest()  # None: diverged before the first
+    if newest is None:
         raise UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
-    return run.load_checkpoint()[:2]
+    return newest["step"]
+
+
+def mirror_video(run: Run, step: int, path: Path) -> None:
+    """Adds the video of a finished run to its event files, if it has any; once, since the same
+    checkpoint plays the same episodes."""
+    has_events = any(run.folder.glob("events.out.tfevents.*"))
+    is_there = any(run.folder.glob(f"events.out.tfevents.*.{path.stem}"))
+    if not path.exists() or not has_events or is_there:
+        return
+    board = mirrors.TensorBoard(run.folder, {}, suffix=f".{path.stem}")
+    board.video(step, f"videos/{path.stem.replace(f'-{step}', '')}", path)
+    board.flush(step + 1)  # nothing earlier is void
 
 
 def record_evaluation(
@@ -51,4 +69,5 @@ def record_evaluation(
     video = run.folder / "videos" / f"{name}.mp4"
     if write_video(video, screens, fps=15):
         told += f"; {video} shows a game of {returns[0]:.0f}"
+        mirror_video(run, step, video)
     print(f"{told}; measures: {again.folder}", flush=True)

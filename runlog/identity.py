@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 NEVER = "never"
 UNLESS_DEFAULT = "unless default"
+SHORT_NAME_ENV = 40  # characters of a short name that tell the environments
+SHORT_NAME_ACTIVATION = 60
 # What the runs did not count that were begun before meta.json said so ("not_identity"). Such runs
 # are all there are: nothing is ever added here.
 BEFORE_META_SAID_SO = (
@@ -112,6 +114,22 @@ def run_name(env_id: str, script: str, activation: str, seed: int, digest: str) 
     """
     parts = [_safe(part) for part in (env_id, script, activation)]
     return "__".join([*parts, f"s{int(seed)}", digest])
+
+
+def short_name(env_id: str, script: str, activation: str, seed: int, digest: str) -> str:
+    """What the dashboards call a run: shorter than its folder's name, the activation first. The
+    first word of the script's name tells algorithms apart, six digits of the digest settings.
+
+    >>> short_name("dm_control/cheetah-run-v0", "mine_continuous", "tanh*tanh", 3, "0123456789")
+    'tanh*tanh cheetah-run mine s3 012345'
+    """
+    tasks = [re.sub(r"-v[0-9]+$", "", each) for each in env_id.split(",")]
+    env = ",".join(each.rpartition("/")[2] for each in tasks)
+    if len(env) > SHORT_NAME_ENV:
+        env = f"{env[: SHORT_NAME_ENV - 3]}..."
+    if len(activation) > SHORT_NAME_ACTIVATION:
+        activation = f"{activation[: SHORT_NAME_ACTIVATION - 3]}..."
+    return f"{activation} {env} {script.partition('_')[0]} s{int(seed)} {digest[:6]}"
 
 
 def _safe(text: str) -> str:

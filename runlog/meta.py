@@ -64,7 +64,7 @@ class Meta:
         self._content["not_identity"] = list(not_identity)
         if old.get("git", here["git"]) != here["git"]:
             told = f"{self._path.parent} was begun with the code of {old['git']}"
-            warn(f"{told}, and goes on with {here['git']}")
+            warn(f"{told}, and continues with {here['git']}")
         self._write()
 
     def note_start(self, step: int) -> None:

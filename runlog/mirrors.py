@@ -6,20 +6,29 @@ one of them is one warning on stderr, that mirror stops, and the training goes o
 is a mistake an error.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
+import json
 import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runlog.disk import append
+from runlog.meta import ENDED
 from runlog.terminal import UserError, reason, warn_once
+from runlog.video import as_gif
+
+# section -> panel -> regular expressions of whole keys
+Sections = dict[str, dict[str, str | tuple[str, ...]]]
+HPARAMS_STATUS = {"finished": 1, "diverged": 2}  # TensorBoard's success and failure
+HPARAMS_FIRST = ("activation", "env_id", "seed")  # settings that runs differ in above all
 
 WANDB_VERSION = "wandb>=0.31,<0.32"  # as in requirements.txt
 WANDB_MODES = {
@@ -38,16 +47,36 @@ WANDB_FINISH_SECONDS = 600.0  # what a lost connection may cost at the end of ea
 
 
 class TensorBoard:
-    """The event files of one run. Events are collected, and written by `flush` in one piece."""
+    """The event files of one run. Events are collected, and written by `flush` in one piece.
 
-    def __init__(self, folder: Path, sections: dict[str, dict[str, str]] | None = None):
-        """sections: of the custom scalars, section -> panel -> regular expression of whole keys;
-        None makes one for each prefix of the keys that the first rows have."""
+    Beside what is logged they hold the settings, as text and for the HParams, and the layout of the
+    custom scalars: the panels that have at least one key so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sections: Sections | None = None,
+        *,
+        title: str = "",
+        settings: dict | None = None,
+        config: dict | None = None,
+        suffix: str = "",
+    ):
+        """sections: of the custom scalars; None makes one for each prefix of the keys. title: of
+        the run in HParams. settings, config: what HParams and the text show; nested dicts
+        allowed, None: nothing is shown. suffix: of the event file's name."""
         self._folder = folder
         self._sections = sections
+        self._title = title or folder.name
+        self._settings = settings
+        self._config = config
+        self._suffix = suffix
         self._path = None  # of this session's event file; the first flush with events makes it
         self._works = True
         self._keys = {}  # of the scalars so far, in their order
+        self._newest_step = 0
+        self._laid_out = {}  # the sections that TensorBoard has been given
         self._pending = []  # (step, wall time, function from torch's summary module to a summary)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -63,6 +92,18 @@ class TensorBoard:
             encoded = Path(path).read_bytes()
         except OSError as error:
             self._stop(error)
+            return
+        self._add(step, functools.partial(_image_summary, key, encoded))
+
+    def video(self, step: int, key: str, path: Path) -> None:
+        """TensorBoard plays no mp4: a smaller GIF, among the images."""
+        if not self._works:
+            return
+        try:
+            encoded = as_gif(path)
+        except Exception as error:
+            told = f"no video {path} in TensorBoard ({reason(error)})"
+            warn_once("TensorBoard's video", told)
             return
         self._add(step, functools.partial(_image_summary, key, encoded))
 
@@ -83,20 +124,35 @@ class TensorBoard:
             self._stop(error)
         self._pending.clear()
 
-    def close(self, ended: bool) -> None:
-        """Nothing is open between two flushes."""
+    def close(self, status: str) -> None:
+        """Tells HParams how the run has ended; nothing is open between two flushes."""
+        if self._settings is None or self._path is None or status not in HPARAMS_STATUS:
+            return
+        end = functools.partial(_end_summary, HPARAMS_STATUS[status])
+        self._add(self._newest_step, end)
+        self.flush(0)
 
     def _add(self, step: int, summarise: Callable) -> None:
         if self._works:
             self._pending.append((step, time.time(), summarise))
 
-    def _sections_of_keys(self) -> dict[str, dict[str, str]]:
-        """charts, losses, ...: a panel for each of the keys that are logged first."""
-        sections = {}
-        for key in self._keys:
-            prefix, _, name = key.partition("/")
-            sections.setdefault(prefix, {})[name or prefix] = re.escape(key)
-        return sections
+    def _filled_sections(self) -> Sections:
+        """The panels that have a key; without sections a panel for each key, by prefix."""
+        filled = {}
+        if self._sections is None:
+            for key in self._keys:
+                prefix, _, name = key.partition("/")
+                filled.setdefault(prefix, {})[name or prefix] = re.escape(key)
+            return filled
+        for section, panels in self._sections.items():
+            shown = {}
+            for title, patterns in panels.items():
+                pattern = re.compile(as_one_pattern(patterns))
+                if any(pattern.fullmatch(key) for key in self._keys):
+                    shown[title] = patterns
+            if shown:
+                filled[section] = shown
+        return filled
 
     def _stop(self, error: Exception) -> None:
         self._works = False
@@ -119,23 +175,138 @@ class TensorBoard:
 
         path = self._path
         if path is None:
-            path = _event_path(self._folder)
+            path = _event_path(self._folder, self._suffix)
             start = SessionLog(status=SessionLog.START)
             write(wall_time=time.time(), file_version="brain.Event:2")
             write(wall_time=time.time(), step=purge_step, session_log=start)
-            layout = _layout(self._sections or self._sections_of_keys())
-            write(wall_time=time.time(), summary=summary.custom_scalars(layout))
+            for made in self._settings_summaries(summary):
+                write(wall_time=time.time(), step=purge_step, summary=made)
+            self._newest_step = purge_step
+            self._keys = dict.fromkeys(_logged_keys(self._folder)) | self._keys
+        self._newest_step = max([self._newest_step, *[step for step, _, _ in self._pending]])
+        filled = self._filled_sections()
+        if filled != self._laid_out:
+            # a later layout replaces an earlier one
+            made = summary.custom_scalars(_layout(filled))
+            write(wall_time=time.time(), step=self._newest_step, summary=made)
         for step, wall_time, summarise in self._pending:
             write(wall_time=wall_time, step=step, summary=summarise(summary))
         append(path, content.getbuffer())
         self._path = path
+        self._laid_out = filled
+
+    def _settings_summaries(self, summary) -> list:
+        """The settings: all as text, and those that make the run for HParams."""
+        from tensorboard.plugins.hparams import summary_v2 as hparams
+
+        made = []
+        if self._config is not None:
+            first = self._settings or {}
+            made.append(summary.text("settings", settings_table({**first, **self._config})))
+        if self._settings is not None:
+            settings = flattened(self._settings)
+            layout = _hparams_layout(settings, self._final_metrics())
+            made.append(_hparams_summary("EXPERIMENT_TAG", experiment=layout))
+            made.append(hparams.hparams_pb(settings, trial_id=self._title))
+        return made
+
+    def _final_metrics(self) -> list[str]:
+        """The keys of the first section that are no expressions: what HParams shows of a run."""
+        for panels in (self._sections or {}).values():
+            keys = []
+            for patterns in panels.values():
+                parts = (patterns,) if isinstance(patterns, str) else patterns
+                keys += [part for part in parts if re.fullmatch("[A-Za-z0-9_/]+", part)]
+            return keys
+        return []
 
 
-def _event_path(folder: Path) -> Path:
+def _event_path(folder: Path, suffix: str) -> Path:
     """TensorBoard reads a folder's files in the order of their names: seconds, then a number."""
     number = len(list(folder.glob("events.out.tfevents.*")))
     order = f"{int(time.time()):010d}.{number:04d}"
-    return folder / f"events.out.tfevents.{order}.{socket.gethostname()}.{os.getpid()}"
+    return folder / f"events.out.tfevents.{order}.{socket.gethostname()}.{os.getpid()}{suffix}"
+
+
+def _logged_keys(folder: Path) -> list[str]:
+    """The keys that a run has logged in earlier sessions, in their order."""
+    keys = {}
+    for name in ("scalars.csv", "perf.csv"):
+        with contextlib.suppress(OSError), open(folder / name, "rb") as file:
+            next(file, None)
+            for line in file:
+                fields = line.decode(errors="replace").split(",")
+                if len(fields) == 4:
+                    keys.setdefault(fields[1])
+    return list(keys)
+
+
+def as_one_pattern(patterns: str | tuple[str, ...]) -> str:
+    """Several regular expressions of keys as one."""
+    return patterns if isinstance(patterns, str) else "|".join(patterns)
+
+
+def flattened(settings: dict, prefix: str = "") -> dict[str, bool | float | str]:
+    """Nested settings as one level, `rational.form`; what is no number, bool or text as JSON.
+
+    >>> flattened({"a": 1, "rational": {"degrees": [3, 2]}})
+    {'a': 1, 'rational.degrees': '[3, 2]'}
+    """
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            flat[f"{prefix}{key}"] = value
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
+    return flat
+
+
+def settings_table(config: dict) -> str:
+    """All settings as a table in Markdown."""
+    lines = ["| setting | value |", "|---|---|"]
+    for key, value in flattened(config).items():
+        told = str(value).replace("|", "\\|")
+        lines.append(f"| {key} | `{told}` |")
+    return "\n".join(lines)
+
+
+def _hparams_layout(settings: dict, metrics: Sequence[str]):
+    """The columns of HParams, as the data of the plugin: all settings, and these keys. TensorBoard
+    takes those of the first run that it finds, so HPARAMS_FIRST come first in each."""
+    from tensorboard.plugins.hparams import api_pb2
+
+    infos = []
+    for key, value in settings.items():
+        kind = "STRING" if isinstance(value, str) else "FLOAT64"
+        if isinstance(value, bool):
+            kind = "BOOL"
+        info = api_pb2.HParamInfo(name=key, type=f"DATA_TYPE_{kind}")
+        info.differs = key in HPARAMS_FIRST
+        infos.append(info)
+    found = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=key)) for key in metrics]
+    return api_pb2.Experiment(hparam_infos=infos, metric_infos=found)
+
+
+def _hparams_summary(tag: str, **content):
+    """A summary of TensorBoard's HParams, whose content is metadata."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    data = plugin_data_pb2.HParamsPluginData(**content)
+    described = metadata.create_summary_metadata(data)
+    value = Summary.Value(
+        tag=getattr(metadata, tag), metadata=described, tensor=metadata.NULL_TENSOR
+    )
+    return Summary(value=[value])
+
+
+def _end_summary(status: int, summary):
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    return _hparams_summary("SESSION_END_INFO_TAG", session_end_info=end)
 
 
 def _layout(sections: dict) -> dict:
@@ -143,8 +314,8 @@ def _layout(sections: dict) -> dict:
     layout = {}
     for section, panels in sections.items():
         charts = {}
-        for title, keys in panels.items():
-            charts[title] = ["Multiline", [f"^({keys})$"]]
+        for title, patterns in panels.items():
+            charts[title] = ["Multiline", [f"^({as_one_pattern(patterns)})$"]]
         layout[section] = charts
     return layout
 
@@ -189,19 +360,21 @@ class Wandb:
     def image(self, step: int, key: str, path: Path) -> None:
         self._log(step, lambda wandb: {key: wandb.Image(str(path))})
 
+    def video(self, step: int, key: str, path: Path) -> None:
+        self._log(step, lambda wandb: {key: wandb.Video(str(path), format="mp4")})
+
     def histogram(self, step: int, key: str, counts: np.ndarray, edges: np.ndarray) -> None:
         self._log(step, lambda wandb: {key: wandb.Histogram(np_histogram=(counts, edges))})
 
     def flush(self, purge_step: int) -> None:
         """W&B writes by itself, every WANDB_FLUSH_SECONDS."""
 
-    def close(self, ended: bool) -> None:
-        """Send the rest; ended: whether the run is finished or diverged, rather than interrupted or
-        failed."""
+    def close(self, status: str) -> None:
+        """Send the rest; a run that is interrupted or failed ends with another exit code."""
         if self._run is None:
             return
         try:
-            self._run.finish(exit_code=0 if ended else 1)
+            self._run.finish(exit_code=0 if status in ENDED else 1)
         except Exception as error:
             self._stop(error)
         self._run = None
@@ -266,7 +439,7 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
         filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
     except Exception as error:
         told = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
-        raise UserError(f"{told}; mend or unset it") from None
+        raise UserError(f"{told}; correct or unset it") from None
     try:
         wandb.Settings(project=project)
     except Exception as error:

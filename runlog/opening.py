@@ -9,10 +9,11 @@ import torch
 
 from runlog import compiler, hardware, mirrors
 from runlog.batch import Batch
-from runlog.identity import config_hash, env_name, not_identity, run_name
+from runlog.identity import config_hash, env_name, not_identity, run_name, short_name
 from runlog.meta import ENDED
 from runlog.run import Run
 from runlog.stopping import SaveTimes, Stopped, stop_on_signals
+from runlog.terminal import say
 
 
 def seed_runs(args, script: str, **own) -> list[Run]:
@@ -29,8 +30,16 @@ def seed_runs(args, script: str, **own) -> list[Run]:
         if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
             (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
         digest = config_hash(config, exclude)
-        name = run_name(env_name(config["env_id"]), script, config["activation"], seed, digest)
-        run = Run(args.runs_dir, name, config, exclude=exclude, fresh=args.fresh, script=script)
+        parts = (env_name(config["env_id"]), script, config["activation"], seed, digest)
+        run = Run(
+            args.runs_dir,
+            run_name(*parts),
+            config,
+            exclude=exclude,
+            fresh=args.fresh,
+            script=script,
+            title=short_name(*parts),
+        )
         runs.append(run)
     return runs
 
@@ -73,7 +82,7 @@ def open_batches(
     *,
     seed_axis: bool = True,
     keep_freed_memory: bool = False,
-    sections: dict[str, dict[str, str]] | None = None,
+    sections: mirrors.Sections | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Opens the unfinished runs, says so of the others, and yields the batches to train, one after
     the other.
@@ -117,8 +126,7 @@ def _tell_ended(ended: Sequence[Run]) -> None:
     for run in ended:
         run.drop_leftovers()
     if len(ended) > 10:
-        told = f"{len(ended)} runs such as {ended[0].folder}: finished or diverged already"
-        print(f"{told} (--fresh starts them anew)")
+        print(f"{_named(ended)}: finished or diverged already (--fresh starts them anew)")
         return
     for run in ended:
         print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
@@ -161,5 +169,40 @@ def _batches(groups: Sequence[tuple[int, list[Run]]], args, seed_axis: bool) -> 
     begins, with which the clock of its saves begins too."""
     for step, together in groups:
         for runs in [together] if seed_axis else [[run] for run in together]:
+            _tell_start(step, runs)
             save_times = SaveTimes(step, args.checkpoint_frequency, args.checkpoint_minutes)
             yield Batch(runs, step, save_times, seed_axis)
+            _tell_end(runs)
+
+
+def _tell_start(step: int, runs: Sequence[Run]) -> None:
+    """Says which runs are new, and from where the others go on."""
+    if step:
+        say(f"resuming {_named(runs)} from step {step}")
+        return
+    new = [run for run in runs if run.status_before == "new"]
+    empty = [run for run in runs if run not in new and not run.had_rows]
+    dropped = [run for run in runs if run not in new and run.had_rows]
+    if new:
+        begun = "new run in" if len(new) == 1 else f"{len(new)} new runs, such as"
+        say(f"{begun} {new[0].folder}")
+    if empty:
+        say(f"{_named(empty)}: stopped before the first checkpoint; starting again from step 0")
+    if dropped:
+        told = "stopped before the first checkpoint; the old rows are dropped"
+        say(f"{_named(dropped)}: {told}, starting again from step 0")
+
+
+def _tell_end(runs: Sequence[Run]) -> None:
+    """Says which runs a training has ended."""
+    for status in ENDED:
+        ended = [run for run in runs if run.status() == status]
+        if ended:
+            say(f"{status}: {_named(ended)}")
+
+
+def _named(runs: Sequence[Run]) -> str:
+    """The folder of a run, or of the first of several."""
+    if len(runs) == 1:
+        return str(runs[0].folder)
+    return f"{len(runs)} runs such as {runs[0].folder}"

@@ -1,11 +1,22 @@
 """What a training shows while it runs: a bar on a terminal, lines elsewhere."""
 
+import contextlib
+import math
+import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+
+from runlog import compiler, terminal
+
+MIN_BAR = 10  # characters
+PROGRESS_FILE = "RUNLOG_PROGRESS_FILE"  # environment variable, see _ProgressFile
 
 
 def multiples(step: int, end: int, *periods: int) -> list[int]:
@@ -21,61 +32,223 @@ def multiples(step: int, end: int, *periods: int) -> list[int]:
 
 
 class Progress:
-    """A tqdm bar on a terminal; elsewhere no bar, one flushed line per `note`. initial, total:
-    environment steps."""
+    """A tqdm bar on a terminal, as wide as it is; elsewhere no bar, one flushed line per `note`.
 
-    def __init__(self, initial: int, total: int, desc: str = ""):
-        self.postfix = {}  # what is shown behind the bar
-        self._clock = time.monotonic()
-        self._clock_step = initial
+    initial, total: environment steps. desc: what is trained, such as "cheetah-run-v0 relu".
+    first_update: the step that ends with the first update of this process, where the script knows
+    it. Time left is counted from there: random steps are faster, and the first update compiles.
+    value: the one measure that the bar shows, such as "return 123.4".
+    """
+
+    def __init__(self, initial: int, total: int, desc: str = "", first_update: int = 0):
+        self.postfix = {}  # what the printed line says, in the order of its keys
+        self.value = ""
+        self._desc = desc
+        self._speed_from = (initial, time.monotonic())  # of `speed`
+        self._counted_from = self._speed_from  # of the bar
+        self._first_update = max(first_update, initial)
+        self._is_learning = False
+        self._drawn_at = -math.inf
+        self._file = _ProgressFile(total)
+        self._file.write(initial)
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        columns = _columns()
         self._bar = tqdm(  # ascii: not every terminal has blocks
             initial=initial,
             total=total,
-            desc=desc,
             disable=not on_terminal,
-            dynamic_ncols=True,
-            ascii=True,
+            ascii=" #",
+            miniters=1,
+            ncols=columns,
+            bar_format=bar_format(Numbers(initial, total), desc, columns),
         )
+        compiler.when_compiling(self._note_compiling)
 
     def update(self, step: int, **postfix) -> None:
-        """Move the bar to `step` and show `postfix`, and what was shown before, behind it."""
+        """Move the bar to `step`; `postfix` is said by the printed lines from now on."""
         self.postfix |= postfix
-        if not self._bar.disable:
-            self._bar.set_postfix(self.postfix, refresh=False)
-            self._bar.update(step - self._bar.n)
+        if not self._is_learning and step > self._first_update:
+            self._is_learning = True
+            self._counted_from = (step, time.monotonic())
+        self._file.write(step)
+        if self._bar.disable:
+            return
+        self._bar.n = step
+        if time.monotonic() >= self._drawn_at + self._bar.mininterval:
+            self._draw()
 
     def note(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
-        if self._bar.disable:
-            print(text, flush=True)
-        else:
-            self._bar.write(text)
+        self._draw()  # the bar comes back as it was drawn last
+        terminal.say(text)
 
     def speed(self, step: int) -> float:
-        """Environment steps per second since the last call (or the start); shows it behind the
-        bar."""
+        """Environment steps per second since the last call (or the start); the next printed line
+        says it."""
         now = time.monotonic()
-        speed = (step - self._clock_step) / (now - self._clock)
-        self._clock = now
-        self._clock_step = step
-        self.postfix["sps"] = f"{speed:.0f}"
+        last_step, last_time = self._speed_from
+        speed = (step - last_step) / (now - last_time)
+        self._speed_from = (step, now)
+        self.postfix["steps/s"] = f"{speed:.0f}"
         return speed
 
     def skip(self, seconds: float) -> None:
         """Leave this time out of the next speed: evaluations, metrics."""
-        self._clock += seconds
+        last_step, last_time = self._speed_from
+        self._speed_from = (last_step, last_time + seconds)
 
-    def note_means(self, step: int, rows: Sequence[dict[str, float]], keys: Sequence[str]) -> None:
-        """Print the means over the runs' rows of those keys that the first row has, and show them
-        behind the bar."""
-        for key in keys:
-            if key in rows[0]:
-                mean = np.mean([row.get(key, np.nan) for row in rows])
-                self.postfix[key] = f"{mean:.4g}"
+    def note_postfix(self, step: int) -> None:
+        """Print one line with what there is to say at this step."""
         told = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
         self.note(f"step {step}: {', '.join(told)}")
 
+    def note_means(self, step: int, rows: Sequence[dict[str, float]], keys: Sequence[str]) -> None:
+        """Print the means over the runs' rows of those keys that the first row has. The first of
+        them is the bar's value."""
+        there = [key for key in keys if key in rows[0]]
+        for key in there:
+            mean = np.mean([row.get(key, np.nan) for row in rows])
+            self.postfix[key] = f"{mean:.4g}"
+        if there:
+            self.value = f"{_short(there[0])} {self.postfix[there[0]]}"
+        self.note_postfix(step)
+
     def close(self) -> None:
         """Leave the bar as it stands."""
+        self._draw()
         self._bar.close()
+        compiler.when_compiling(None)
+
+    def _draw(self) -> None:
+        if self._bar.disable:
+            return
+        step = self._bar.n
+        first_step, began = self._counted_from
+        self._drawn_at = time.monotonic()
+        seconds = max(self._drawn_at - began, 1e-9)
+        speed = (step - first_step) / seconds
+        seconds_left = None
+        if self._is_learning and speed > 0 and seconds > 2:  # of fewer it would jump
+            seconds_left = (self._bar.total - step) / speed
+        numbers = Numbers(step, self._bar.total, speed, seconds_left, self.value)
+        self._bar.ncols = _columns()
+        self._bar.bar_format = bar_format(numbers, self._desc, self._bar.ncols)
+        self._bar.refresh()
+
+    def _note_compiling(self) -> None:
+        self.note("compiling (about a minute)")
+
+
+# ---- what the bar shows --------------------------------------------------------------------------
+
+
+class Numbers(NamedTuple):
+    """seconds_left: None while it cannot be told. value: "" before there is one."""
+
+    step: int
+    total: int
+    speed: float = 0.0
+    seconds_left: float | None = None
+    value: str = ""
+
+
+def _columns() -> int:
+    """What may be drawn on: some terminals wrap behind their last column."""
+    return max(terminal.columns(sys.stderr) - 1, 1)
+
+
+def bar_format(numbers: Numbers, desc: str, columns: int) -> str:
+    """tqdm's format of a line that fits into `columns` with a bar of at least MIN_BAR characters.
+    Where there is no place for all of it, parts go: first the label, last the percentage."""
+    for label, parts, least_bar in _layouts(numbers, desc):
+        left = f"{label} " if label else ""
+        right = f" {' '.join(parts)}" if parts else ""
+        percentage = "100%|"
+        taken = len(left) + len(percentage) + len("|") + len(right)
+        if taken + least_bar <= columns:
+            return f"{_escaped(left)}{{percentage:3.0f}}%|{{bar}}|{_escaped(right)}"
+    return "{percentage:3.0f}%"
+
+
+def _layouts(numbers: Numbers, desc: str) -> Iterator[tuple[str, list[str], int]]:
+    """(label, what stands behind the bar, least length of the bar), from the most to the least."""
+    full, short, last_word = _labels(desc)
+    step = f"{compact(numbers.step)}/{compact(numbers.total)}"
+    speed = f"{_rounded(numbers.speed)}/s" if numbers.speed > 0 else ""
+    left = ""
+    if numbers.seconds_left is not None:
+        left = f"{tqdm.format_interval(numbers.seconds_left)} left"
+    exact = [f"{numbers.step:,}/{numbers.total:,}", speed and f"{speed[:-2]} steps/s", left]
+    brief = [step, speed, left]
+    if numbers.value:
+        exact.append(numbers.value)
+        brief.append(numbers.value)
+    yield full, _given(exact), 2 * MIN_BAR
+    yield short, _given(exact), 2 * MIN_BAR
+    yield full, _given(brief), 2 * MIN_BAR
+    for label in (short, last_word, ""):
+        yield label, _given(brief), MIN_BAR
+    yield "", _given([step, left, numbers.value]), MIN_BAR
+    yield "", _given([step, left]), MIN_BAR
+    yield "", [step], MIN_BAR
+    yield "", [], MIN_BAR
+
+
+def _labels(desc: str) -> tuple[str, str, str]:
+    """The whole, one without suites and versions, its last word.
+    >>> _labels("dm_control/cheetah-run-v0 relu")
+    ('dm_control/cheetah-run-v0 relu', 'cheetah-run relu', 'relu')
+    """
+    words = []
+    for word in desc.split():
+        words.append(re.sub(r"-v\d+$", "", word.rpartition("/")[2]))
+    return desc, " ".join(words), (words or [""])[-1]
+
+
+def _given(parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if part]
+
+
+def _short(key: str) -> str:
+    """eval/episodic_return -> return"""
+    return key.rpartition("/")[2].removeprefix("episodic_")
+
+
+def _rounded(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
+def compact(number: int) -> str:
+    """A count with three significant digits.
+    >>> [compact(n) for n in (999, 12_345, 999_999, 10_000_000)]
+    ['999', '12.3k', '1M', '10M']
+    """
+    scaled = float(number)
+    for unit in ("", "k", "M"):
+        if scaled < 999.5:
+            return f"{scaled:.3g}{unit}"
+        scaled /= 1_000
+    return f"{scaled:.3g}G"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+class _ProgressFile:
+    """Tells whoever has started this process how far it is: "STEP TOTAL" in the file that the
+    variable PROGRESS_FILE names (scripts/sweep.py). Optional: what cannot be written is left."""
+
+    def __init__(self, total: int):
+        self._path = os.environ.get(PROGRESS_FILE)
+        self._total = total
+        self._written_at = -math.inf
+
+    def write(self, step: int) -> None:
+        if not self._path:
+            return
+        if time.monotonic() < self._written_at + 1.0 and step < self._total:
+            return
+        self._written_at = time.monotonic()
+        with contextlib.suppress(OSError):
+            Path(self._path).write_text(f"{step} {self._total}\n")

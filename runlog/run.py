@@ -14,7 +14,7 @@ from runlog import mirrors, storage
 from runlog.append_only import Rows
 from runlog.checkpoints import Checkpoints
 from runlog.disk import writing
-from runlog.identity import canonical, config_hash
+from runlog.identity import canonical, config_hash, identity
 from runlog.lock import LOCK, FolderLock
 from runlog.meta import ENDED, Meta, read_meta
 from runlog.storage import Damaged, keep_or_fresh, plain, read_json, write_atomic
@@ -29,7 +29,8 @@ class Run:
 
     config: every setting, JSON-like, nested dicts allowed. exclude: its keys that do not belong to
     the run's identity, as for `config_hash`; these may change when a run resumes. fresh: `open`
-    deletes the run's old content. script: who trains it, for W&B.
+    deletes the run's old content. script: who trains it, for W&B. title: its name in the
+    dashboards, by default that of the folder.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Run:
         exclude: Collection[str] = (),
         fresh: bool = False,
         script: str = "",
+        title: str = "",
     ):
         self.folder = Path(root) / name
         self.name = name
         self.script = script
+        self.title = title or name
         self.config = config
         self.exclude = tuple(exclude)
         self.digest = config_hash(config, exclude)
@@ -58,6 +61,8 @@ class Run:
         self._purge_step = 0  # from which on the mirrors' rows of earlier sessions are void
         self._drawn_size = 0  # of curves.jsonl
         self._files_before_open = {}  # config.json and meta.json: file -> bytes, or None
+        self.status_before = "new"  # its status when it was opened
+        self.had_rows = False  # whether it had rows when it was opened
         self._seconds_before = 0.0  # of training, in earlier sessions
         self._opened_at = time.monotonic()
         self._warn_once = WarnOnce()
@@ -104,6 +109,8 @@ class Run:
                 self._lock.is_new = True
             self._fresh = False
             self._check_identity()
+            self.status_before = self.status()
+            self.had_rows = self._rows.are_on_disk()
             for name in ("config.json", "meta.json"):
                 self._files_before_open[name] = storage.bytes_or_none(self.folder / name)
             self._start_mirrors(tensorboard, wandb_kwargs, sections, fresh)
@@ -125,10 +132,17 @@ class Run:
         self._purge_step = 0  # for TensorBoard's slow loader a first purge is no restart
         self._mirrors = []
         if tensorboard:
-            self._mirrors.append(mirrors.TensorBoard(self.folder, sections))
+            board = mirrors.TensorBoard(
+                self.folder,
+                sections,
+                title=self.title,
+                settings=identity(self.config, self.exclude),
+                config=self.config,
+            )
+            self._mirrors.append(board)
         if wandb_kwargs is not None:
             tracked = mirrors.start_wandb(
-                wandb_kwargs, self.digest, self.name, self.folder, self.config, fresh
+                wandb_kwargs, self.digest, self.title, self.folder, self.config, fresh
             )
             self._mirrors += [tracked] if tracked else []
 
@@ -178,7 +192,7 @@ class Run:
             self.close()
             return
         for mirror in self._mirrors:
-            mirror.close(False)
+            mirror.close("new")
         # what made it fail may make this fail as well
         with contextlib.suppress(UserError, OSError):
             if is_new:
@@ -230,6 +244,15 @@ class Run:
         self._require_ready()
         for mirror in self._mirrors:
             mirror.image(int(step), key, path)
+
+    def log_video(self, step: int, key: str, path: str | Path) -> None:
+        """Mirror the mp4 at `path` to TensorBoard (as a GIF) and W&B; the file itself is the
+        record. Nothing if there is none: a video is optional."""
+        self._require_ready()
+        if not Path(path).exists():
+            return
+        for mirror in self._mirrors:
+            mirror.video(int(step), key, Path(path))
 
     def log_histogram(self, step: int, key: str, counts, edges) -> None:
         """Append a histogram to histograms.jsonl and mirror it. counts: n numbers. edges: n + 1,
@@ -482,7 +505,7 @@ class Run:
         with contextlib.ExitStack() as stack:  # each of these happens even if one before it fails
             stack.callback(self._release)
             for mirror in self._mirrors:
-                stack.callback(mirror.close, status in ENDED)
+                stack.callback(mirror.close, status)
             self._meta.end(status, self._elapsed(), extra)
 
 

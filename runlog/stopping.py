@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from runlog.terminal import UserError, reason
+from runlog.terminal import UserError, end_bars, reason
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds: a batch system, a launcher and a terminal may each send the same stop to every process.
@@ -45,6 +45,7 @@ def _stopped(told: str) -> Stopped:
     """What to raise for the signal that has come; prints the one line about it."""
     name = signal.Signals(_requested[0]).name
     with contextlib.suppress(OSError):  # the terminal may be gone
+        end_bars()
         print(f"stopped by {name}{told}", file=sys.stderr)
     return Stopped(128 + _requested[0])
 

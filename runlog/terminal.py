@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 
+from tqdm import tqdm
+
+DEFAULT_COLUMNS = 80  # of a terminal that does not know its width
 _warned = set()  # subjects of `warn_once` in this process
 
 
@@ -15,10 +18,34 @@ class UserError(ValueError):
     what would do."""
 
 
+def say(text: str, file=None) -> None:
+    """Print one line, on stdout unless told otherwise; a progress bar on the terminal goes below
+    it."""
+    file = sys.stdout if file is None else file
+    has_bar = bool(getattr(tqdm, "_instances", ()))
+    with tqdm.external_write_mode(file=file) if has_bar else contextlib.nullcontext():
+        print(text, file=file, flush=True)
+
+
+def columns(stream) -> int:
+    """The width of the terminal behind a stream."""
+    try:
+        found = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):  # no terminal, or one that is gone
+        found = 0
+    return found or DEFAULT_COLUMNS
+
+
+def end_bars() -> None:
+    """Leaves progress bars as they stand: what is printed from now on begins its own line."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def warn(text: str) -> None:
     """Print one line `warning: ...` on stderr; where that cannot be written nothing happens."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        say(f"warning: {text}", sys.stderr)
 
 
 def warn_once(subject: str, text: str) -> None:
@@ -154,7 +181,9 @@ def exit_on_user_error(stdout_matters: bool = False) -> Iterator[None]:
             yield
             sys.stdout.flush()
         except UserError as error:
+            end_bars()
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
+            end_bars()
             raise SystemExit(130) from None

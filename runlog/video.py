@@ -2,6 +2,7 @@
 on."""
 
 import contextlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,3 +54,33 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
         warn_once("video", f"no video {path} ({reason(error)})")
         return False
     return True
+
+
+def as_gif(path: Path, most_frames: int = 50, width: int = 160) -> bytes:
+    """A video as an animated GIF of at most so many frames, evenly spread, that lasts as long as
+    the video; no wider than `width` pixels."""
+    import imageio.v3 as imageio
+    from PIL import Image
+
+    facts = imageio.immeta(path)
+    number = max(1, round(facts["fps"] * facts["duration"]))
+    kept = set(np.linspace(0, number - 1, most_frames).round().astype(int).tolist())
+    pictures = []
+    for i, frame in enumerate(imageio.imiter(path)):  # a game may have more than memory holds
+        if i not in kept:
+            continue
+        picture = Image.fromarray(frame)
+        if picture.width > width:
+            picture = picture.resize((width, round(picture.height * width / picture.width)))
+        pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
+    content = io.BytesIO()
+    milliseconds = 1000 * facts["duration"] / len(pictures)
+    pictures[0].save(
+        content,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=max(20, round(milliseconds)),  # browsers play none faster
+        loop=0,
+    )
+    return content.getvalue()

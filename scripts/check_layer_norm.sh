@@ -25,7 +25,7 @@ for activation in rational crational; do
     step "$PYTHON" sac_continuous.py --env-id "$ENV_ID" --activation $activation $norm --num-seeds "$SEEDS" --utd "$UTD" \
       --total-timesteps "$STEPS" --learning-starts $starts --eval-frequency $((STEPS / 6)) \
       --metrics-frequency $((STEPS / 24)) --checkpoint-frequency $((STEPS / 4)) --log-frequency $((STEPS / 24)) \
-      --threads "$THREADS" --no-tensorboard --runs-dir "$RUNS"
+      --threads "$THREADS" --runs-dir "$RUNS"
   done
 done
 step "$PYTHON" figures.py compare "$RUNS"/*/ --by layer_norm --out "$OUT"

@@ -25,7 +25,7 @@ no_control_characters RUNS_DIR OUT
 
 # The flags of each algorithm at each scale: here, so that two figures which need the same run name the same run. --analyse
 # adds rows for HR Fig. 4 and changes nothing else; DQN_KDE is for the figures that need a longer run.
-quick="--threads 1 --no-tensorboard" games="--threads 1 --env-threads 1 --no-tensorboard"
+quick="--threads 1" games="--threads 1 --env-threads 1"
 case $SCALE in
   smoke)
     SAC="--num-seeds 2 --total-timesteps 1200 --learning-starts 1000 --widths 32 32 --batch-size 64 --num-eval-episodes 1"

@@ -16,7 +16,7 @@ no_control_characters RUNS OUT
 
 train=("$PYTHON" sac_continuous.py --env-id dm_control/cartpole-swingup-v0 --seed 1 --num-seeds 2
   --total-timesteps "$STEPS" --learning-starts 1000 --init-temperature 0.1 --eval-frequency 1000 --num-eval-episodes 2
-  --metrics-frequency 1000 --checkpoint-frequency 3500 --threads 1 --no-tensorboard --runs-dir "$RUNS")
+  --metrics-frequency 1000 --checkpoint-frequency 3500 --threads 1 --runs-dir "$RUNS")
 if [[ -n $DRY_RUN ]]; then
   for activation in relu crational; do
     echo "$(show "${train[@]}" --activation $activation) &"
@@ -51,3 +51,4 @@ done
 echo
 "$PYTHON" figures.py demo "$RUNS"/*/ --out "$OUT"
 echo "took $((SECONDS / 60)) min $((SECONDS % 60)) s"
+echo "in TensorBoard: $PYTHON scripts/tensorboard_runs.py --runs $RUNS"

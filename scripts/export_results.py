@@ -61,7 +61,7 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 
 @dataclasses.dataclass
 class Args:
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders of one setting
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # runs of one setting, or above them
     out: Path  # folder of the study
     by: tuple[str, ...] = ()  # settings of config.json that differ: a curve for each value
     reference: tuple[Path, ...] = ()  # further curves.csv files: drawn along, copied to the folder
@@ -73,7 +73,8 @@ def main(args: Args) -> None:
             raise runlog.UserError(
                 f"--reference {path}: give a file of another name than runs.csv and curves.csv"
             )
-    groups = split(variants.load(args.folders, args.by), args.by)
+    folders = reading.find_runs(args.folders, "")
+    groups = split(variants.load(folders, args.by), args.by)
     curves = []
     runs = []
     for activation, group in groups.items():
@@ -203,8 +204,7 @@ def draw(out: Path, references: list[str], variants: list[str]) -> None:
         rows += recording.read_csv(out / file)
     known = set(recording.distinct(rows, "metric"))
     panels = {metric: label for metric, label in METRICS.items() if label and metric in known}
-    told = f"{rows[0]['env']}: mean over seeds, thin lines = seeds, band from worst to best seed"
-    exported.write_study(out, files, panels, told, variants)
+    exported.write_study(out, files, panels, rows[0]["env"], variants)
 
 
 if __name__ == "__main__":

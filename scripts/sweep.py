@@ -32,12 +32,22 @@ from pathlib import Path
 
 import sweep_task
 import tyro
-from sweep_plan import ROOT, expand_all, plan, read_grids, refuse_control_characters, runlog
+from sweep_plan import (
+    ROOT,
+    expand_all,
+    labels,
+    plan,
+    read_grids,
+    refuse_control_characters,
+    runlog,
+)
 
 from runlog import disk
+from runlog.progress import compact
 
 MAX_ARRAY = 1_000  # tasks in one Slurm array: MaxArraySize is 1,001 unless a cluster says otherwise
 LOST_NODES = 10  # Ray starts a task anew so many times when its machine or worker is gone
+LABEL_SHARE = 0.45  # of the table's width, at most, for what sets a process apart
 MAX_SLOTS = 10_000  # on one machine: more is a slip of the finger
 
 
@@ -46,19 +56,23 @@ Grids = tyro.conf.Positional[tuple[str, ...]]
 
 @dataclasses.dataclass
 class Args:
-    grids: Grids = ()  # quoted commands with {a,b} and {1..10}; - reads stdin, one a line
-    name: str | None = None  # folder of the sweep, RUNS_DIR/sweeps/NAME; None = from the grid
+    # grid
+    grids: Grids = ()  # quoted commands with {a,b} and {1..10}; - reads them from stdin, one a line
+    name: str | None = None  # name of the sweep: its logs are in RUNS_DIR/sweeps/NAME; None: a hash
     runs_dir: str | None = None  # --runs-dir of every command that has none of its own; None = runs
-    dry_run: bool = False  # print the commands that are left, and stop
-    limit: int | None = None  # most processes to start this time; 0 = only tell how it stands
+    seeds_per_process: int = 0  # most seeds of a cell that train in one process; 0 = all
+    # what to start
+    dry_run: bool = False  # print the commands that are still to run, and stop
+    limit: int | None = None  # most processes to start this time; 0 = only print the state
     only_failed: bool = False  # start only what failed the last time
     retries: int = 1  # further attempts after a crash (they resume); a user error gets none
-    seeds_per_process: int = 0  # most seeds of a cell that train in one process; 0 = all
     patience: float = sweep_task.PATIENCE  # seconds to save a checkpoint when the sweep is stopped
-    threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
+    # processes on this machine
     slots: int | None = None  # processes at a time; None = one per GPU or, without any, per core
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
     gpus: str | None = None  # such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all
+    threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
+    # clusters
     ray: tuple[str, ...] | None = None  # run on Ray: the cluster at ADDRESS, or a local one
     slurm: str | None = None  # write this sbatch file, to be submitted by hand, and stop
 
@@ -410,12 +424,13 @@ class Board:
         self.engine = engine
         self.slots = slots
         self.processes = {process["id"]: process for process in processes}
+        self.labels = labels(processes)
         states = [sweep_task.read_state(sweep, process) for process in processes]
         self.seconds = [state["seconds"] for state in states if state.get("status") == "ended"]
         self.done = 0
         self.failed = 0
         self.stopped = 0
-        self.left = 0
+        self.waiting = 0
         self.live = sys.stdout.isatty()
         self.height = 0
         self.drawn = 0.0
@@ -427,14 +442,14 @@ class Board:
             return ""
         median = statistics.median(self.seconds)
         running = self.engine.running()
-        rest = median * self.left
+        rest = median * self.waiting
         for _, began in running:
             rest += max(0.0, median - (time.time() - began))
         return span(rest / (self.slots or max(1, len(running))))
 
     def event(self, text: str) -> None:
         told = f"{len(self.engine.running())} running, {self.done} done, "
-        told += f"{self.failed} failed, {self.left} left"
+        told += f"{self.failed} failed, {self.waiting} waiting"
         to_go = self.time_to_go()
         if to_go:
             told += f", {to_go} to go"
@@ -453,18 +468,45 @@ class Board:
         self.drawn = time.monotonic()
         size = shutil.get_terminal_size()
         running = self.engine.running()
-        numbers = (len(running), self.done, self.failed, self.left)
-        lines = ["  running     done   failed     left   time to go"]
+        numbers = (len(running), self.done, self.failed, self.waiting)
+        lines = ["  running     done   failed  waiting   time to go"]
         lines.append("".join(f"{number:>9}" for number in numbers) + f"{self.time_to_go():>13}")
-        for name, began in running[: max(0, size.lines - 4)]:
-            (last,) = sweep_task.log_tail(self.sweep, self.processes[name], 1) or [""]
-            lines.append(f"  {name}  {span(time.time() - began)}  {last}")
+        shown = running[: max(0, size.lines - 4)]
+        longest = max((len(self.labels[name]) for name, _ in shown), default=0)
+        room = min(longest, int(LABEL_SHARE * size.columns))
+        lines += [self.row(name, began, room) for name, began in shown]
         self.clear()
         plain = []
         for line in lines:  # logs may move the cursor
             plain.append("".join(c if c.isprintable() else " " for c in line))
         say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
+
+    def row(self, name: str, began: float, room: int) -> str:
+        """A process: what sets it apart, in `room` characters, its step, its time, what it said
+        last."""
+        process = self.processes[name]
+        label = middle_cut(self.labels[name], room)
+        progress = sweep_task.read_progress(self.sweep, process)
+        step = "starting"
+        if progress is not None:
+            done, total = progress
+            step = f"{compact(done)}/{compact(total)}"
+        (last,) = sweep_task.log_tail(self.sweep, process, 1) or [""]
+        last = "" if last.startswith("$ ") else re.sub(r"^step \d+: ", "", last)
+        return f"  {label:<{room}}  {step:>11}  {span(time.time() - began):>8}  {last}"
+
+
+def middle_cut(text: str, room: int) -> str:
+    """Labels differ at either end.
+    >>> middle_cut("crational, walker-walk, utd 10", 20)
+    'crational..k, utd 10'
+    """
+    if len(text) <= room:
+        return text
+    kept = max(room - 2, 0)
+    tail = kept // 2
+    return f"{text[: kept - tail]}..{text[len(text) - tail :]}"
 
 
 def drive(
@@ -486,7 +528,7 @@ def drive(
                 waiting.add(process["id"])
                 continue
             queue.remove(process)
-            board.left = len(queue)
+            board.waiting = len(queue)
             if sweep_task.has_ended(process):  # meanwhile, by that other process
                 board.done += 1
             else:
@@ -502,12 +544,12 @@ def drive(
                 board.event(f"finished {name} in {span(seconds)}")
             elif sweep_task.holder(process):  # no attempt: somebody else trains it
                 queue.append(process)
-                board.left = len(queue)
+                board.waiting = len(queue)
                 board.event(f"ended with exit code {code}, goes on later: {name}")
             elif code != 2 and attempts[name] < retries:  # 2: another try is no remedy
                 attempts[name] += 1
                 queue.append(process)
-                board.left = len(queue)
+                board.waiting = len(queue)
                 board.event(f"ended with exit code {code}, goes on later: {name}")
             elif code in sweep_task.STOP_CODES:  # by somebody else's signal, who may mean it
                 board.stopped += 1
@@ -542,7 +584,7 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
     )
     done = len(processes) - len(left)
     told = f"{done} of {len(processes)} processes done, {len(failed)} failed, "
-    told += f"{len(left) - len(failed)} left; {len(folders)} runs"
+    told += f"{len(left) - len(failed)} waiting; {len(folders)} runs"
     if diverged:
         told += f", {diverged} diverged"
     say(f"{sweep}: {told}")
@@ -615,7 +657,7 @@ def run_all(
     request.listen()
     board = Board(sweep, processes, engine, len(places) or None)
     board.done = sum(map(sweep_task.has_ended, processes))
-    board.left = len(todo)
+    board.waiting = len(todo)
     killed = 0
     try:
         say(f"{sweep}: {len(todo)} of {len(processes)} processes to run")

@@ -18,6 +18,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import interrupts  # noqa: E402, F401, I001
 import runlog  # noqa: E402
 
 MAX_COMMANDS = 100_000  # of one sweep; also seeds of a command: more is a slip of the finger
@@ -197,7 +198,7 @@ def _path_of_args(name: str) -> Path:
         tree = ast.parse(source)
     except (OSError, ValueError, SyntaxError) as error:
         told = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
-        raise runlog.UserError(f"{told}; mend it first") from None
+        raise runlog.UserError(f"{told}; fix it first") from None
     if not defines(tree, "Args"):
         known = own_scripts()
         imported = _imported(tree)
@@ -382,3 +383,50 @@ def _process_name(run: runlog.Run, group: Sequence[int]) -> str:
     label, first, digest = run.name.rsplit("__", 2)
     last = f"-{group[-1]}" if len(group) > 1 else ""
     return f"{label}__{first}{last}__{digest}"
+
+
+# ---- what to call the processes in a table -------------------------------------------------------
+
+
+def labels(processes: Sequence[dict]) -> dict[str, str]:
+    """id -> what sets a process apart from the others: the values of the flags that differ, such as
+    "crational, seeds 1-10"; of a single one the script's name."""
+    settings = [_settings(process["argv"]) for process in processes]
+    differing = []
+    for key in dict.fromkeys(itertools.chain.from_iterable(settings)):
+        if len({each.get(key) for each in settings}) > 1:
+            differing.append(key)
+    named = {}
+    for process, own in zip(processes, settings):
+        parts = [_said(key, own[key]) for key in differing if key in own]
+        named[process["id"]] = ", ".join(parts) or own["script"]
+    return named
+
+
+def _settings(argv: Sequence[str]) -> dict[str, str]:
+    """flag -> its values, "" of a switch; the script's name, and "seeds" for the seeds."""
+    settings = {"script": Path(argv[0]).stem}
+    key = None
+    for word in argv[1:]:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            key = name.replace("_", "-")
+            settings[key] = value
+        elif key is not None:
+            settings[key] = f"{settings[key]} {word}".strip()
+    number = settings.pop("num-seeds", "1")
+    seed = settings.pop("seed", "")
+    if seed.isdigit() and number.isdigit():
+        last = int(seed) + int(number) - 1
+        settings["seeds"] = seed if number == "1" else f"{seed}-{last}"
+    return settings
+
+
+def _said(key: str, value: str) -> str:
+    """Words speak for themselves, numbers do not."""
+    if not value:
+        return key
+    if key == "seeds":
+        return f"seeds {value}" if "-" in value else f"seed {value}"
+    short = " ".join(word.rpartition("/")[2] for word in value.split())
+    return f"{key} {short}" if re.match(r"[-.\d]", short) else short

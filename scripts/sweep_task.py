@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ENDED = ("finished", "diverged")  # as runlog has it
+PROGRESS_FILE = "RUNLOG_PROGRESS_FILE"  # as runlog.progress has it: where a training says its step
 PATIENCE = 60.0  # seconds for a training to finish its step or evaluation and to save a checkpoint
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Exit codes of a training that was asked to stop:
@@ -178,6 +179,20 @@ def write_state(sweep: Path, process: dict, **state) -> None:
             raise
 
 
+def progress_path(sweep: Path, process: dict) -> Path:
+    return sweep / "progress" / process["id"]
+
+
+def read_progress(sweep: Path, process: dict) -> tuple[int, int] | None:
+    """(step, total) of the training under way, as it last said; None before it has, or if it does
+    not."""
+    try:
+        step, total = progress_path(sweep, process).read_text().split()
+        return int(step), int(total)
+    except (OSError, ValueError):
+        return None
+
+
 def log_tail(sweep: Path, process: dict, lines: int) -> list[str]:
     """The last lines of the process's log that are not empty."""
     path = sweep / "logs" / f"{process['id']}.log"
@@ -220,6 +235,10 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
     path = sweep / "logs" / f"{process['id']}.log"
     write_state(sweep, process, status="running", start=time.time(), host=socket.gethostname())
     head = f"$ {shlex.join(process['argv'])}  # {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    progress = progress_path(sweep, process).absolute()
+    with writing(progress):
+        progress.parent.mkdir(parents=True, exist_ok=True)
+        progress.unlink(missing_ok=True)  # of an earlier attempt
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         log = open(path, "ab", buffering=0)  # noqa: SIM115
@@ -230,7 +249,7 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
             child = subprocess.Popen(
                 [process["python"], *process["argv"]],
                 cwd=process["cwd"],
-                env=os.environ | process["env"] | env,
+                env=os.environ | process["env"] | env | {PROGRESS_FILE: str(progress)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,8 +1,7 @@
-"""The W&B workspace of these scripts as code: the sections of plots/dashboards.py,
-seeds drawn as mean and spread.
+"""A W&B workspace as code: the panels that a script states, seeds drawn as mean and spread.
 
     python scripts/wandb_workspace.py --entity my-team --project activations-rl
-    python scripts/wandb_workspace.py --project activations-rl --json workspace.json
+    python scripts/wandb_workspace.py --script dqn_atari.py --json workspace.json
 
 Runs are grouped by environment, activation and setting (the W&B group, whose hash tells settings of
 one activation apart). Needs `pip install -r requirements-dashboard.txt`; --json needs neither
@@ -17,17 +16,30 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import sweep_plan
+
 import runlog
-from plots.dashboards import IMAGES, SECTIONS
-from runlog import disk
+from plots.dashboards import IMAGES, VIDEOS
+from runlog import disk, mirrors
 
 
 @dataclasses.dataclass
 class Args:
     entity: str = ""  # W&B account or team that owns the project
     project: str = "activations-rl"  # W&B project, --wandb-project of the runs
+    script: str = "sac_continuous.py"  # the script whose panels the workspace has
     name: str = "Activations"  # name of the workspace
     json: Path | None = None  # write the workspace to this file instead of saving it in W&B
+
+
+def sections_of(script: str) -> dict:
+    """The panels that a script states, at its default flags. Raises UserError: no such script, or
+    it states none."""
+    module = sweep_plan.load_script(script)
+    if not hasattr(module, "dashboard"):
+        told = f"--script {script}: has no function dashboard(args), which gives its panels"
+        raise runlog.UserError(f"{told} (docs/dashboards.md)")
+    return module.dashboard(module.Args())
 
 
 def make_workspace(args: Args):
@@ -41,12 +53,11 @@ def make_workspace(args: Args):
         told = f"wandb-workspaces cannot be imported ({error})"
         raise runlog.UserError(f"{told}; pip install -r requirements-dashboard.txt") from None
     sections = []
-    for section, charts in SECTIONS.items():
-        panels = [
-            wr.MediaBrowser(title=title, media_keys=[key])
-            for title, key in IMAGES.get(section, {}).items()
-        ]
-        for title, keys in charts.items():
+    for section, charts in sections_of(args.script).items():
+        media = IMAGES.get(section, {}) | VIDEOS.get(section, {})
+        panels = [wr.MediaBrowser(title=title, media_keys=[key]) for title, key in media.items()]
+        for title, patterns in charts.items():
+            keys = mirrors.as_one_pattern(patterns)
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
             what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
             # over the seeds of a group

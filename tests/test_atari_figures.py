@@ -247,11 +247,8 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     # its score is the success rate
     mean = np.mean([truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0)
     np.testing.assert_allclose(lines[0].get_xydata(), np.stack([STEPS, mean], -1), rtol=1e-5)
-    texts = []
-    for axes in panels:
-        texts += [text.get_text() for text in axes.texts]
-    # SAC: overestimation, dead share, srank; PQN: overestimation
-    assert texts.count("not logged") == 2 * 3 + 6
+    # no empty ones: SAC's have a score only here, PQN's dead share and srank too
+    assert len(panels) == 2 * 1 + 6 * 3
 
 
 def test_figures_json_is_enough_to_draw_again(tmp_path):

@@ -165,11 +165,8 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
     assert list(lines) == [f"{name} (n = 2)" for name in names]
     without, norm = (lines[f"rational, layer_norm {x} (n = 2)"] for x in (False, True))
     assert without.get_ydata().tolist() == [10, 20] and norm.get_ydata().tolist() == [110, 120]
-    assert (
-        to_hex(without.get_color()).upper()
-        == to_hex(norm.get_color()).upper()
-        == plots.variants.ORANGE
-    )
+    colours = [to_hex(line.get_color()).upper() for line in (without, norm)]
+    assert colours == plots.variants.shades(plots.variants.ORANGE, 2)
     assert (without.get_linestyle(), norm.get_linestyle()) == ("-", "--")
     assert "dm_control/a-b-v0,a-c-v0" in figure.get_suptitle()
     figures.main(

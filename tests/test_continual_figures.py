@@ -75,8 +75,14 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
     make_cell(tmp_path, [1], "tanh", num_tasks=3)
     with pytest.raises(runlog.UserError, match="differ in num_tasks"):
         plots.continual.continual_cells(tmp_path)
-    with pytest.raises(runlog.UserError, match="no finished run"):
+    with pytest.raises(runlog.UserError, match="nothing: is no run folder"):
         plots.continual.continual_cells(tmp_path / "nothing")
+    make_cell(tmp_path / "other", [1], "relu")
+    (folder,) = (tmp_path / "other").iterdir()
+    meta = json.loads((folder / "meta.json").read_text()) | {"status": "running"}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(runlog.UserError, match="no finished run"):
+        plots.continual.continual_cells(tmp_path / "other")
 
 
 def test_comparisons_are_scipys_paired_intervals(tmp_path):

@@ -156,7 +156,7 @@ try:
     activations.check("prelux", activations.RationalConfig())
 except ValueError as error:
     print(error)
-activations.check("snake*prelu", activations.RationalConfig())
+activations.check("softsign*prelu", activations.RationalConfig())
 flags = "--activation prelu --plots {ONE_UPDATE} {OWN}"
 continual_supervised.main(runlog.parse_args(continual_supervised.Args, flags.split()))
 """
@@ -180,7 +180,7 @@ def test_an_activation_is_ten_lines_and_among_the_names_that_there_are(with_acti
     message = with_activations[0].splitlines()[0]
     assert message.startswith("--activation 'prelux': unknown name 'prelux'; did you mean prelu")
     _, _, choices = message.partition("choose from ")
-    assert {"prelu", "snake"} <= {*choices.split()}
+    assert {"prelu", "softsign"} <= {*choices.split()}
 
 
 def test_an_activation_trains_with_the_rates_of_its_group_and_is_logged(with_activations):
@@ -453,7 +453,7 @@ def test_an_algorithm_resumes_with_the_same_rows(reinforce, whole_runs, tmp_path
     for rows in scalars(tmp_path).values():
         assert max(step for step, _ in rows) == 2
     assert train(reinforce, tmp_path, "--num-seeds 2") == whole_runs
-    assert (next(tmp_path.glob("*__s1__*")) / "plots" / "activations.png").exists()
+    assert (next(tmp_path.glob("*__s1__*")) / "plots" / "preactivations.png").exists()
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -1,11 +1,10 @@
-"""The dashboards' sections against what tiny real runs log: TensorBoard's layout, read by
-TensorBoard itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about 30 s).
+"""The dashboards' panels against what tiny real runs log: TensorBoard's layout, read by TensorBoard
+itself, and the W&B workspace's JSON. `pytest -q tests/test_dashboards.py` (about a minute).
 """
 
 import csv
 import functools
 import importlib.util
-import itertools
 import json
 import os
 import re
@@ -19,12 +18,16 @@ import test_atari_runs
 import test_continual
 import test_function_approximation
 import test_sac_sequences
+import test_td3
 from ale_py import vector_env
+from own_scripts import SCRIPTS
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
 from tensorboard.summary.writer import event_file_writer
 
@@ -32,13 +35,16 @@ import continual_supervised
 import function_approximation
 import runlog
 import sac_continuous
+import td3_continuous
 from plots import dashboards
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import wandb_workspace  # noqa: E402
 
-SECTIONS = ["Returns", "Value bias", "Network health", "Activation shapes", "Throughput"]
+SECTIONS = dashboards.sections(
+    ["environment steps per second", "updates per second", "evaluation return"]
+)
 
 
 class Reaching(test_sac_sequences.Toy):
@@ -81,17 +87,19 @@ def folder(tmp_path_factory):
         sac += " --ntk-frequency 80 --ntk-samples 8 --activation crational"
         run(sac_continuous, test_sac_sequences.command(folder, sac))
         dqn = "--activation tanh*crational --ntk-samples 4"
-        ppo = "--metrics-frequency 0 --ntk-frequency 0 --no-redo"
-        for script, flags in {"dqn_atari": dqn, "ppo_atari": ppo}.items():
+        others = "--ntk-frequency 0 --no-redo"
+        games = {"dqn_atari": dqn, "ppo_atari": others, "pqn_atari": others}
+        for script, flags in games.items():
             flags += (
                 " --total-timesteps 200"  # a multiple of PPO's 16 or not: the last rollout is whole
             )
             run(test_atari_runs.MODULES[script], test_atari_runs.command(script, folder, flags))
+        run(td3_continuous, f"{test_td3.TINY} --env-id ReachA-v0".split())
         tiny = test_continual.TINY
         fit = test_function_approximation.TINY
         run(
             continual_supervised,
-            f"{tiny} --num-tasks 1 --metrics-samples 0 --dataset digits".split(),
+            f"{tiny} --num-tasks 1 --dataset digits".split(),
         )
         run(
             function_approximation,
@@ -105,11 +113,9 @@ def folder(tmp_path_factory):
 def logged(folder) -> dict[str, set[str]]:
     """Script -> the keys of its scalars."""
     found = {}
-    for path in [*folder.glob("*/scalars.csv"), *folder.glob("*/perf.csv")]:
-        with open(path) as file:
-            found.setdefault(path.parent.name.split("__")[1], set()).update(
-                row["key"] for row in csv.DictReader(file)
-            )
+    for path in folder.glob("*/scalars.csv"):
+        script = path.parent.name.split("__")[1]
+        found.setdefault(script, set()).update(keys_of_run(path.parent))
     return found
 
 
@@ -141,57 +147,108 @@ class TensorBoard:
         return {*found["tag_to_events"]}
 
 
-def pairs(keys_of: dict[str, set[str]]) -> set[tuple[str, str]]:
-    """script -> keys as (script, key)."""
-    found = set()
-    for script, keys in keys_of.items():
-        found |= {(script, key) for key in keys}
+def keys_of_run(folder: Path) -> set[str]:
+    """The keys of its rows."""
+    keys = set()
+    for name in ("scalars.csv", "perf.csv"):
+        with open(folder / name) as file:
+            keys |= {row["key"] for row in csv.DictReader(file)}
+    return keys
+
+
+def stated(name: str) -> dict:
+    """The panels of a script, for the flags of `folder`."""
+    args = SCRIPTS[name].Args()
+    if name == "function_approximation":
+        args.deep_widths = (6, 6)
+    return SCRIPTS[name].dashboard(args)
+
+
+def panels_of(layout: dict[str, dict]) -> dict[str, str]:
+    """title -> regular expression of whole keys, of all sections."""
+    found = {}
+    for panels in layout.values():
+        for title, patterns in panels.items():
+            found[title] = patterns if isinstance(patterns, str) else "|".join(patterns)
     return found
 
 
-def test_tensorboard_shows_every_section_and_no_panel_is_empty(folder, logged):
+def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(folder, logged):
     board = TensorBoard(folder)
-    assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 6
-    layout = board.layout()  # of all runs, merged: each panel once
-    assert list(layout) == SECTIONS
-    assert {s: list(charts) for s, charts in layout.items()} == {
-        s: list(c) for s, c in dashboards.SECTIONS.items()
+    assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 9
+    assert {*logged} == {*SCRIPTS}
+    unfilled = {name: set(panels_of(stated(name))) for name in logged}
+    for run in board.runs:
+        script = run.split("__")[1]
+        keys = keys_of_run(folder / run)
+        expected = {}
+        for title, pattern in panels_of(stated(script)).items():
+            if any(re.fullmatch(pattern, key) for key in keys):
+                expected[title] = [f"^({pattern})$"]
+        own = TensorBoard(folder / run).layout()  # TensorBoard's own reading of this run alone
+        shown = {}
+        for panels in own.values():
+            shown |= panels
+        assert shown == expected and shown
+        assert [section for section in stated(script) if section in own] == list(own)
+        for title, (tag,) in shown.items():
+            assert board.keys(run, tag), f"{run}: {title} is empty"
+        unfilled[script] -= {*shown}
+    # panels of other flags, activations and depths
+    others = r"rational|denominator|numerator|constraint scale|largest output|coefficients"
+    others += r"|branches|before fc|ReDo|tangent kernel|each task|--analyse|test|Q from dead"
+    for script, titles in unfilled.items():
+        assert not [title for title in titles if not re.search(others, title)], script
+
+
+def test_a_panel_is_of_one_network_and_the_last_layer_comes_first(folder):
+    (run,) = [each for each in TensorBoard(folder).runs if "sac_continuous__crational__s1" in each]
+    board = TensorBoard(folder / run)
+    layout = board.layout()
+    health = list(layout)
+    assert health.index("Network health") + 1 == health.index("Network health, earlier layers")
+    three = ("actor", "qf1", "qf2")
+    titles = list(layout["Network health"])
+    assert titles[:3] == [f"dead neurons (KDE): {network}, fc2" for network in three]
+    for section, layer in (("Network health", "fc2"), ("Network health, earlier layers", "fc1")):
+        for title, (tag,) in layout[section].items():
+            network = re.search(r": (\w+), ", title)
+            if network and "srank" in title:
+                assert board.keys(".", tag) == {f"network/{network[1]}/{layer}/srank"}
+    assert board.keys(".", *layout["Value bias"]["overestimation: Q minus return"]) == {
+        "overestimation/mean"
     }
-    shown = {}
-    for charts in layout.values():
-        for title, (pattern,) in charts.items():
-            found = {run.split("__")[1]: board.keys(run, pattern) for run in board.runs}
-            shown[title] = pairs(found)
-            assert shown[title], f"{title}: no run logs {pattern}"
-    assert set().union(*shown.values()) <= pairs(logged)
-    sac = {}
-    for title, found in shown.items():
-        sac[title] = sorted(key for script, key in found if script == "sac_continuous")
-    layers = [
-        f"network/{network}/{layer}"
-        for network, layer in itertools.product(("actor", "qf1", "qf2"), ("fc1", "fc2"))
+    returns = layout["Returns"]
+    each_task = {"eval/task1/episodic_return", "eval/task2/episodic_return"}
+    assert board.keys(".", *returns["evaluation return of each task"]) == each_task
+    assert list(returns)[:3] == [
+        "evaluation return",
+        "evaluation success rate",
+        "training return",
     ]
-    assert sac["dead share (KDE)"] == [f"{layer}/dead_share" for layer in layers]
-    assert sac["effective rank (srank)"] == [f"{layer}/srank" for layer in layers]
-    assert sac["weight norm, whole network"] == [
-        f"network/{network}/weight_norm" for network in ("actor", "qf1", "qf2")
-    ]
-    returns = ["eval/episodic_return", "eval/task1/episodic_return", "eval/task2/episodic_return"]
-    assert sac["evaluation return"] == returns and sac["training return"] == [
-        "charts/episodic_return"
-    ]
-    assert (
-        sac["overestimation: Q minus return"] == ["overestimation/mean"]
-        and not sac["regression error"]
-    )
-    dqn = {
-        title: sorted(key for script, key in pairs if script == "dqn_atari")
-        for title, pairs in shown.items()
-    }
-    assert dqn["dead share of the branches"] == [
-        f"network/q/fc1/branch{i}_dead_share" for i in (0, 1)
-    ]
-    assert dqn["largest output"] == ["network/q/fc1/branch1_f_max"]
+
+
+def test_hparams_and_text_show_the_settings_and_few_final_metrics(folder):
+    (path,) = folder.glob("ReachA*sac_continuous*")
+    events = EventAccumulator(str(path)).Reload()
+    (text,) = events.Tensors("settings/text_summary")
+    table = text.tensor_proto.string_val[0].decode()
+    assert text.step == 0 and "| activation | `crational` |" in table
+    assert "| rational.form | `A` |" in table and "| num_seeds | `1` |" in table
+    found = {}
+    for tag in ("experiment", "session_start_info", "session_end_info"):
+        metadata = events.SummaryMetadata(f"_hparams_/{tag}")
+        data = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content)
+        found[tag] = getattr(data, tag)
+    settings = found["session_start_info"].hparams
+    assert settings["activation"].string_value == "crational" and settings["seed"].number_value == 1
+    assert settings["layer_norm"].bool_value is False and settings["rational.form"].string_value
+    assert "runs_dir" not in settings and "num_seeds" not in settings  # they make no other run
+    assert found["session_start_info"].group_name.startswith("crational ReachA,ReachB sac s1 ")
+    assert {info.name for info in found["experiment"].hparam_infos} == {*settings}
+    metrics = [info.name.tag for info in found["experiment"].metric_infos]
+    assert metrics[:3] == ["eval/episodic_return", "eval/success", "charts/episodic_return"]
+    assert len(metrics) <= 6 and found["session_end_info"].status == 1  # success
 
 
 def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypatch):
@@ -200,9 +257,7 @@ def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypat
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     config = {"env_id": "toy", "seed": 1}
     for last in (5, 8):
-        run = runlog.Run(tmp_path, "toy__script__relu__s1", config).open(
-            sections=dashboards.SECTIONS
-        )
+        run = runlog.Run(tmp_path, "toy__script__relu__s1", config).open(sections=SECTIONS)
         start, *_ = run.load_checkpoint()
         for step in range(start + 1, last + 1):
             run.log(step, {"perf/sps": float(step)})
@@ -210,10 +265,7 @@ def test_a_resumed_run_keeps_its_layout_and_its_scalars_once(tmp_path, monkeypat
                 run.save_checkpoint(step, {})
         run.close()
     board = TensorBoard(tmp_path)
-    assert list(board.layout()) == SECTIONS and board.layout()["Throughput"] == {
-        "environment steps per second": ["^(perf/sps)$"],
-        "updates per second": ["^(perf/updates_per_second)$"],
-    }
+    assert board.layout() == {"Throughput": {"environment steps per second": ["^(perf/sps)$"]}}
     events = board.custom.scalars_impl(board.context, board.runs.popitem()[0], "^(perf/sps)$", "")
     assert [value for _, _, value in events["tag_to_events"]["perf/sps"]] == [
         1,
@@ -277,7 +329,8 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     assert (view["project"], view["displayName"]) == (sac_continuous.Args().wandb_project, "Board")
     section = view["spec"]["section"]
     sections = {each["name"]: each for each in section["panelBankConfig"]["sections"]}
-    assert list(sections) == SECTIONS and section["settings"]["xAxis"] == "global_step"
+    of_script = stated("sac_continuous")
+    assert list(sections) == list(of_script) and section["settings"]["xAxis"] == "global_step"
     (runs,) = section["runSets"]
     groups = [(key["section"], key["name"]) for key in runs["grouping"]]
     assert groups == [("config", "env_id.value"), ("config", "activation.value"), ("run", "group")]
@@ -285,7 +338,7 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     configs = [json.loads(path.read_text()) for path in folder.glob("*/config.json")]
     assert configs and all({"env_id", "activation"} <= {*config} for config in configs)
     keys = set().union(*logged.values())
-    images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")}
+    images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")} | {"videos/episode"}
     pictures = set()
     titles = {}
     for name, each in sections.items():
@@ -301,12 +354,12 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
             titles.setdefault(name, []).append(config["chartTitle"])
             assert panel["viewType"] == "Run History Line Plot" and config["xAxis"] == "global_step"
             assert (config["groupAgg"], config["groupArea"]) == ("mean", "stddev")
-            pattern = dashboards.SECTIONS[name][config["chartTitle"]]
+            pattern = panels_of(of_script)[config["chartTitle"]]
             shown = {key for key in keys if key in config["metrics"]}
             if config.get("useMetricRegex"):  # W&B looks for the expression anywhere in a key
                 shown |= {key for key in keys if re.search(config["metricRegex"], key)}
-            assert shown == {key for key in keys if re.fullmatch(pattern, key)} != set()
-    assert titles == {name: list(charts) for name, charts in dashboards.SECTIONS.items()}
+            assert shown == {key for key in keys if re.fullmatch(pattern, key)}
+    assert titles == {name: list(charts) for name, charts in of_script.items()}
     assert pictures == images  # every picture that runs draw
 
 

@@ -129,12 +129,14 @@ def test_hours_of_the_readme_are_steps_over_measured_rates():
             if row["part"] == "script":
                 cpu[row["algorithm"]] = row["steps_per_second"]
     gpu = (RESULTS / "2026-gpu-speed/gpu.md").read_text()
+    atari = (RESULTS / "2026-gpu-speed/h100_atari.md").read_text()
     readme = (ROOT / "README.md").read_text()
     for name in ("dqn", "ppo", "pqn"):
         told = re.search(
             rf"`{name}_atari.py`, 10M steps \| ([\d.]+) h \| ([\d.]+) (h|min) \|", readme
         )
-        rate = float(re.search(rf"\| {name} \| script \| \d+ \| ([\d,]+)", gpu)[1].replace(",", ""))
+        rate = re.search(rf"\| {name} \| script \| True \| \d+ \| ([\d,]+)", atari)[1]
+        rate = float(rate.replace(",", ""))
         hours = float(told[2]) / (60 if told[3] == "min" else 1)
         assert float(told[1]) == pytest.approx(1e7 / cpu[name] / 3600, rel=0.02)
         assert hours == pytest.approx(1e7 / rate / 3600, rel=0.02)

@@ -9,20 +9,21 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imread
 
 import figures
 import plots.activation_shapes
 import plots.aggregation
-import plots.demo
+import plots.comparison
 import plots.kde
 import plots.preactivations
 import plots.q_parts
 import plots.run
+import plots.tables
 import plots.variants
 import runlog
-from plots.variants import BLACK, RED
+from plots.variants import RED
 
 GRID = np.linspace(-10, 10, 201)
 
@@ -111,7 +112,10 @@ def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path)
 
 @pytest.mark.parametrize(
     "activation, names",
-    [("tanh*crational", ["tanh", "crational"]), ("crelu", ["output 1", "output 2"])],
+    [
+        ("tanh*crational", ["branch 1: tanh", "branch 2: crational"]),
+        ("crelu", ["output 1", "output 2"]),
+    ],
 )
 def test_one_step_and_several_curves(tmp_path, activation, names):
     folder = make_run(tmp_path, activation, steps=[50])
@@ -141,7 +145,7 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
         assert (colour.upper() == RED) is (i in (3, 7)) is ("dead" in texts)
         for at, label in texts.pop("ticks"):  # its own scale
             assert at == pytest.approx(left + width * (float(label) + i + 1) / (2 * i + 2))
-        assert list(texts) == (["dead"] if i in (3, 7) else [])
+        assert list(texts) == ["peak 201", "dead"][: 2 if i in (3, 7) else 1]
 
 
 def kde_cells(part) -> list[tuple]:
@@ -158,7 +162,7 @@ def kde_cells(part) -> list[tuple]:
         texts = {"ticks": []}
         for text in panel.texts:
             x, y = text.get_position()
-            if left <= x <= right and bottom <= y <= top:
+            if left <= x <= right and bottom <= y <= top + 0.1:  # in the frame, or just above
                 texts[text.get_text()] = x
             elif left <= x <= right and bottom - 0.1 <= y < bottom:
                 texts["ticks"].append((x, text.get_text().replace("\N{MINUS SIGN}", "-")))
@@ -191,6 +195,7 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
     ).open(tensorboard=False)
     assert plots.run.draw_run(run.folder) == []
     nothing = np.full(64, np.nan)
+    run.log(5, {"network/q_network/fc1/numerator_norm": np.nan})
     run.log_curve(5, "network/q_network/fc1/activation", GRID, np.full(201, np.inf))
     run.log_curve(5, "network/q_network/fc1/kde00", nothing, nothing, dead=False)
     run.log_histogram(5, "network/q_network/fc1/preactivations", [0, 0], [0, 1, 2])
@@ -209,44 +214,6 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
         ]
 
 
-def test_demo_compares_means_and_bands_over_seeds(tmp_path):
-    folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
-    folders += [make_run(tmp_path, "relu", seed=seed, fixed=True) for seed in (1, 2)]
-    figure = plots.demo.demo_figure(folders[::-1])
-    left, right = (
-        next(p for p in figure.axes if p.get_title(loc="left").startswith(f"({x})")) for x in "ab"
-    )
-    for panel, expected in (
-        (left, lambda s, seeds: s + np.mean(seeds)),
-        (right, lambda s, seeds: 0 * s - np.mean(seeds)),
-    ):
-        lines = {line.get_label(): line for line in panel.get_lines()}
-        for name, seeds in (("crational", [1, 2, 6]), ("relu", [1, 2])):
-            line = lines[f"{name} (n = {len(seeds)})"]
-            steps = np.array([0.0, 100, 200])
-            np.testing.assert_allclose(
-                line.get_xydata(), np.stack([steps, expected(steps, seeds)], -1)
-            )
-            assert line.get_color() == plots.variants.style_of(name)["color"]
-    band = left.collections[1].get_paths()[0].vertices  # relu comes first
-    assert {tuple(v) for v in band} >= {(0.0, 1.0), (0.0, 6.0), (200.0, 201.0), (200.0, 206.0)}
-    legends = []
-    for part in figure.subfigs:
-        for legend in part.legends:
-            legends.append([text.get_text() for text in legend.get_texts()])
-    assert legends[0] == ["relu (n = 2)", "crational (n = 3)"] and legends[1][0] == "before"
-    drawn = panels(figure)
-    (relu,) = {tuple(line.get_ydata()) for line in drawn["relu, fixed (seed 1)"].get_lines()}
-    np.testing.assert_allclose(relu, GRID[50:151], atol=1e-5)
-    lines = drawn["crational, learned (seed 1)"].get_lines()
-    dashed = [line for line in lines if line.get_linestyle() == "--"]
-    assert (
-        len(lines) == 12 and len(dashed) == 6 and {line.get_color() for line in dashed} == {BLACK}
-    )
-    assert {line.get_ydata()[-1] for line in lines if line not in dashed} == {5 * 201, 5 * 201 / 2}
-    assert is_drawn(plots.demo.draw_demo(folders, tmp_path / "out" / "demo.png"))
-
-
 def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(tmp_path):
     folders = [
         make_run(tmp_path, seed=1),
@@ -260,13 +227,18 @@ def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(t
 
 
 def test_table_has_means_and_deviations(tmp_path, capsys):
-    folders = [make_run(tmp_path, seed=seed) for seed in (1, 2, 6)]
-    folders.append(make_run(tmp_path, "relu", steps=(0, 100), status="diverged", fixed=True))
-    plots.demo.print_demo_table(folders)
-    header, relu, crational = plots.demo.demo_table(folders)[0]
-    assert header[:3] == ["activation", "n", "final return"]
-    assert relu[:6] == ["relu", "1 (1 diverged)", "101.0", "-1.00", "15.0", "0.150"]
-    assert crational[:5] == ["crational", "3", "203.0 +- 2.6", "-3.00 +- 2.65", "15.0 +- 0.0"]
+    for seed in (1, 2, 6):
+        make_run(tmp_path, seed=seed)
+    make_run(tmp_path, "relu", steps=(0, 100), status="diverged", fixed=True)
+    (relu, crational), cut = plots.tables.summary(plots.tables.groups_of(tmp_path))
+    assert cut == []
+    assert relu["n"] == "1" and relu["state"] == "1 ended, 1 diverged"
+    shown = ("return", "overestimation", "srank", "dead share")
+    assert [relu[key] for key in shown] == ["101.0", "-1.00", "15.0", "0.150"]
+    assert crational["n"] == "3"
+    found = [crational[key] for key in shown[:3]]
+    assert found == ["203.0 +- 2.6", "-3.00 +- 2.65", "15.0 +- 0.0"]
+    figures.main(["table", str(tmp_path), "--out", str(tmp_path / "out")])
     assert "203.0 +- 2.6" in capsys.readouterr().out
 
 
@@ -275,8 +247,22 @@ def test_styles_are_stable_and_distinct():
     assert len(set(looks)) == len(looks)
     assert plots.variants.style_of("tanh*tanh") == plots.variants.style_of("tanh_hr")
     # in every process: a checksum, not hash()
-    other = {"color": plots.variants.GREEN, "linestyle": "-.", "marker": "d"}
+    other = {"color": "#6699CC", "linestyle": "-.", "marker": "d"}
     assert plots.variants.style_of("gelu+silu") == other
+    # an expression borrows no known activation's colour, and in a figure no other's
+    assert not {color for color, _, _ in plots.variants.STYLES.values()} & {*plots.variants.OTHERS}
+    names = ["tanh_hr", "identity*silu", "selu", "gelu", "prelu", "silu", "tanh_add", "elu"]
+    looks = plots.variants.distinct_styles(names)
+    assert len({look["color"] for look in looks.values()}) == len(names)
+    assert looks["tanh_hr"] == plots.variants.style_of("tanh_hr")
+
+
+def test_variants_of_one_activation_are_shades_of_its_colour():
+    for name, number in (("relu", 9), ("rational", 2), ("crational", 4), ("tanh", 9)):
+        found = plots.variants.shades(plots.variants.style_of(name)["color"], number)
+        assert found[0] == plots.variants.style_of(name)["color"] and len({*found}) == number
+        light = sorted(sum(to_rgb(shade)) for shade in found)
+        assert np.diff(light).min() > 0.08  # told apart in grey print too
 
 
 def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path, capsys):
@@ -318,7 +304,7 @@ def test_command_line(tmp_path, capsys):
     assert "crational" in capsys.readouterr().out and is_drawn(tmp_path / "demo.png")
     for args, told in (
         (("run", tmp_path / "none"), "is no run folder"),
-        (("demo", *folders, other), "the runs differ in utd (10, null)"),
+        (("preactivations", *folders, other), "the runs differ in utd (10, null)"),
         (("demo", "--out", "x.png"), "no run folders"),
         (("run", folders[0], "--colour"), "colour"),
     ):

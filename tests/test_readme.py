@@ -103,8 +103,8 @@ def test_table_of_activations_is_the_registry():
 def test_commands_parse(page, words, monkeypatch):
     file, *argv = words
     if file == "my_activation.py":
-        snake = activations.Activation("x + sin^2(x)", "", lambda x: x)
-        monkeypatch.setitem(activations.ACTIVATIONS, "snake", snake)
+        softsign = activations.Activation("x / (1 + |x|)", "", lambda x: x)
+        monkeypatch.setitem(activations.ACTIVATIONS, "softsign", softsign)
     else:
         assert (ROOT / file).exists(), f"{page}: {file}"
     scripts = {"sac_continuous.py": sac_continuous, "my_activation.py": sac_continuous}
@@ -157,7 +157,7 @@ def test_ten_line_activation_runs_as_written(tmp_path):
     assert len(example.splitlines()) <= 10
     (tmp_path / "my_activation.py").write_text(example)
     flags = (
-        "--activation snake --env-id Pendulum-v1 --total-timesteps 260 --learning-starts 200 "
+        "--activation softsign --env-id Pendulum-v1 --total-timesteps 260 --learning-starts 200 "
         "--no-compile --widths 8 8"
     )
     flags += (
@@ -175,7 +175,7 @@ def test_ten_line_activation_runs_as_written(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
-    assert "__snake__s1__" in folder.name
+    assert "__softsign__s1__" in folder.name
     with open(folder / "scalars.csv") as file:
         rows = list(csv.DictReader(file))
     keys = {row["key"] for row in rows}

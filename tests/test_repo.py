@@ -38,7 +38,7 @@ def shared_source() -> str:
 def test_every_flag_is_used_and_explained(script, capsys):
     source = (ROOT / f"{script}.py").read_text()
     args = SCRIPTS[script].Args
-    body = source[source.index("rational: activations.RationalConfig") :] + shared_source()
+    body = source[source.index("    rational: ") :] + shared_source()
     for field in dataclasses.fields(args):
         # run bookkeeping is used by runlog, tasks by environments; check_range only looks at a flag
         assert re.search(rf"\bargs(\.|, \"){field.name}\b", body), f"--{field.name} does nothing"

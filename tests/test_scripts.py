@@ -55,14 +55,11 @@ SAC = (
 )
 SAC += (
     "--eval-frequency 1000 --metrics-frequency 1000 --log-frequency 500 "
-    "--checkpoint-frequency 2000 --threads 1 "
+    "--checkpoint-frequency 2000 --threads 1"
 )
-SAC = "sac_continuous.py --env-id {} --activation {} " + SAC + "--no-tensorboard"
+SAC = "sac_continuous.py --env-id {} --activation {} " + SAC
 PQN = "pqn_atari.py --env-id {} --activation {} --total-timesteps 60000 --eval-frequency 15000 "
-PQN += (
-    "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1 "
-    "--no-tensorboard"
-)
+PQN += "--metrics-frequency 15000 --checkpoint-frequency 30000 --threads 1 --env-threads 1"
 DQN = (
     "dqn_atari.py --env-id {} --activation {} --total-timesteps 25000 --learning-starts 2500 "
     "--buffer-size 25000 "
@@ -71,7 +68,7 @@ DQN += (
     "--exploration-steps 12500 --metrics-frequency 2500 --eval-frequency 12500 "
     "--checkpoint-frequency 12500 "
 )
-DQN += "--threads 1 --env-threads 1 --no-tensorboard"
+DQN += "--threads 1 --env-threads 1"
 CONTROL = ("dm_control/cartpole-swingup-v0", "dm_control/cheetah-run-v0", "metaworld/reach-v3")
 GAMES = ("Breakout", "SpaceInvaders")
 THREE = ("relu", "rational", "crational")

@@ -3,6 +3,7 @@
 `pytest -q tests/test_stopping.py` (about a minute).
 """
 
+import ast
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import own_scripts
 import pytest
 import torch
 
@@ -342,3 +344,23 @@ def test_divergence_tells_the_first_value_that_was_not_finite(capsys):
     ):
         assert f"seed {told}" in line
     assert "seed 5 has diverged at step 11: actor_loss is not finite" in said[2]
+
+
+# ---- before the training -------------------------------------------------------------------------
+
+
+def test_ctrl_c_during_the_imports_is_one_line():
+    code = "import interrupts\nraise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "stopped before anything was started\n"
+    assert done.returncode == -signal.SIGINT  # 130 in a shell
+    code = "import interrupts\nraise ValueError('x')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.endswith("ValueError: x\n") and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("program", own_scripts.SCRIPTS)
+def test_every_script_is_ready_for_it_before_its_imports(program):
+    tree = ast.parse((ROOT / f"{program}.py").read_text())
+    first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+    assert ast.unparse(first) == "import interrupts"

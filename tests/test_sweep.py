@@ -8,11 +8,13 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
+import time
 
 import golden
 import pytest
@@ -503,3 +505,71 @@ def test_the_commands_of_the_docs_are_planned(tmp_path, monkeypatch, capsys):
         words = [word for word in shlex.split(command) if word != "--dry-run"]
         assert launcher.main(runlog.parse_args(launcher.Args, [*words, "--dry-run"])) == 0
         assert capsys.readouterr().out.count("python ") >= 2
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+TABLE = [
+    "sac_continuous.py --env-id metaworld/push-v3 --activation relu --seed 1 --num-seeds 10",
+    "sac_continuous.py --env-id metaworld/push-v3 --activation crational --utd 10 --seed 1",
+    "sac_continuous.py --env-id metaworld/reach-v3 --activation crational --layer-norm --seed 1",
+]
+
+
+def planned(tmp_path) -> list[dict]:
+    common = {"cwd": str(tmp_path), "python": sys.executable, "env": {}, "runs": ["x"]}
+    return [{"id": f"p{i}", "argv": shlex.split(text), **common} for i, text in enumerate(TABLE)]
+
+
+def test_labels_are_what_differs(tmp_path):
+    found = sweep_plan.labels(planned(tmp_path))
+    assert [*found.values()] == [
+        "push-v3, relu, seeds 1-10",
+        "push-v3, crational, seed 1, utd 10",
+        "reach-v3, crational, seed 1, layer-norm",
+    ]
+    assert sweep_plan.labels(planned(tmp_path)[:1]) == {"p0": "sac_continuous"}
+    same = ["a.py --width 3", "a.py --width 4", "b.py --width 3"]
+    processes = [{"id": text, "argv": text.split()} for text in same]
+    assert [*sweep_plan.labels(processes).values()] == ["a, width 3", "a, width 4", "b, width 3"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_table_says_what_differs_and_how_far_each_is(columns, tmp_path, monkeypatch, capsys):
+    class Running:
+        def running(self):
+            return [(f"p{i}", time.time() - 200 * i) for i in range(3)]
+
+    processes = planned(tmp_path)
+    log = tmp_path / "logs" / "p1.log"
+    log.parent.mkdir()
+    log.write_text("$ python x.py\nstep 12000: eval/success 0.5, steps/s 99\n")
+    file = sweep_task.progress_path(tmp_path, processes[1])
+    file.parent.mkdir()
+    file.write_text("12345 1000000\n")
+    size = os.terminal_size((columns, 24))
+    monkeypatch.setattr(launcher.shutil, "get_terminal_size", lambda: size)
+    board = launcher.Board(tmp_path, processes, Running(), 3)
+    board.live = True
+    board.waiting = 7
+    board.draw()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < columns
+    assert lines[0].split()[:4] == ["running", "done", "failed", "waiting"]
+    assert lines[1].split() == ["3", "0", "0", "7"]
+    assert len({line[: columns // 2] for line in lines[2:]}) == 3
+    assert "starting" in lines[2] and "12.3k/1M" in lines[3] and "3 min" in lines[3]
+    if columns >= 80:
+        assert "push-v3, relu, seeds 1-10 " in lines[2] and "eval/succ" in lines[3]
+
+
+def test_a_process_is_told_where_to_say_its_step(tmp_path):
+    program = "import os; open(os.environ['RUNLOG_PROGRESS_FILE'], 'w').write('3 10')"
+    process = {"id": "p", "argv": ["-c", program], "runs": ["x"], "env": {}}
+    process |= {"cwd": str(tmp_path), "python": sys.executable}
+    assert sweep_task.read_progress(tmp_path, process) is None
+    sweep_task.start(tmp_path, process, {}).wait()
+    assert sweep_task.read_progress(tmp_path, process) == (3, 10)
+    sweep_task.start(tmp_path, process | {"argv": ["-c", ""]}, {}).wait()
+    assert sweep_task.read_progress(tmp_path, process) is None  # the next attempt begins without
+    assert sweep_task.PROGRESS_FILE == runlog.progress.PROGRESS_FILE

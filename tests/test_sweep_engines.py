@@ -36,7 +36,7 @@ def said(folder) -> list[str]:
 
 def test_all_runs_end_and_then_are_skipped(tmp_path):
     code, told = sweep(tmp_path, grid(3, 2, 0.3), "--slots", "2")
-    assert code == 0 and "3 of 3 processes done, 0 failed, 0 left; 3 runs" in told
+    assert code == 0 and "3 of 3 processes done, 0 failed, 0 waiting; 3 runs" in told
     assert set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
     assert told.count("started toy__toy_training__relu__s") == 3 and " to go" in told
     states = [
@@ -76,7 +76,7 @@ def test_failures_are_told_and_crashes_resume(tmp_path):
     ]
     grids += [grid(1, 5, 0, "--env-id crashes --crash-at 3"), grid(1, 5, 0, "--env-id good")]
     code, told = sweep(tmp_path, *grids, "--slots", "1")
-    assert code == 1 and "2 of 4 processes done, 2 failed, 0 left" in told
+    assert code == 1 and "2 of 4 processes done, 2 failed, 0 waiting" in told
     assert told.count("started bad__") == 1, "a user error is tried once"
     assert told.count("started broken__") == told.count("started crashes__") == 2
     assert (
@@ -97,7 +97,7 @@ def test_failures_are_told_and_crashes_resume(tmp_path):
     grids.append(grid(1, 5, 0, "--env-id new"))
     code, told = sweep(tmp_path, *grids, "--only-failed", "--limit", "1", "--retries", "0")
     assert code == 1 and told.count("started bad__") == 2 and told.count("started broken__") == 2
-    assert "started new" not in told and "2 of 5 processes done, 2 failed, 1 left" in told
+    assert "started new" not in told and "2 of 5 processes done, 2 failed, 1 waiting" in told
 
 
 def test_kill_the_launcher_and_start_it_again(tmp_path):

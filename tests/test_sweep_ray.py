@@ -79,7 +79,7 @@ def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
     assert again.wait(240) == 1 and not alive(pid) and not alive(worker)
     told = (tmp_path / "launcher.log").read_text()
     assert "ended with exit code -9, goes on later: toy__" in told and "| this is the end" in told
-    assert "2 of 3 processes done, 1 failed, 0 left" in told
+    assert "2 of 3 processes done, 1 failed, 0 waiting" in told
     for file in tmp_path.glob("runs/bad__*/steps.txt"):
         file.unlink()
     assert check_exactly_once(tmp_path, 2, 80) == {one: 3, other: 3}

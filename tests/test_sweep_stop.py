@@ -77,7 +77,7 @@ def test_a_signal_lets_every_process_save(tmp_path, number):
         ("stopped", 143)
     ] * 2
     assert sweep(tmp_path, command, "--limit", "0")[0] == 0
-    assert "0 of 3 processes done, 0 failed, 3 left" in (tmp_path / "launcher.log").read_text()
+    assert "0 of 3 processes done, 0 failed, 3 waiting" in (tmp_path / "launcher.log").read_text()
     assert sweep(tmp_path, command, "--slots", "2")[0] == 0
     assert sorted(check_exactly_once(tmp_path, 3, 30).values()) == [1, 2, 2]
     check_no_step_was_lost(tmp_path, 3, 30)
@@ -160,7 +160,7 @@ def test_a_training_that_its_user_stops(tmp_path):
     told = (tmp_path / "launcher.log").read_text()
     assert "ended with exit code 143, goes on later: toy__" in told
     assert "stopped with exit code 143, left for the next time: toy__" in told
-    assert "0 of 1 processes done, 0 failed, 1 left" in told and "FAILED" not in told
+    assert "0 of 1 processes done, 0 failed, 1 waiting" in told and "FAILED" not in told
     (meta,) = tmp_path.glob("runs/toy__*/meta.json")
     assert json.loads(meta.read_text())["status"] == "interrupted"
     assert sweep(tmp_path, command)[0] == 0
@@ -220,7 +220,7 @@ def test_foreign_files_are_no_state(content, tmp_path, monkeypatch, capsys):
         path.write_text(content)
     assert sweep_task.read_state(folder, process) == {} and not sweep_task.has_ended(process)
     assert launcher.main(runlog.parse_args(launcher.Args, words)) == 0
-    assert "0 of 1 processes done, 0 failed, 1 left" in capsys.readouterr().out
+    assert "0 of 1 processes done, 0 failed, 1 waiting" in capsys.readouterr().out
     assert (
         launcher.main(runlog.parse_args(launcher.Args, [*words, "--only-failed", "--dry-run"])) == 0
     )

@@ -3,8 +3,10 @@
 `pytest -q tests/test_tracking.py`.
 """
 
+import io
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -14,10 +16,15 @@ import threading
 import numpy as np
 import pytest
 from matplotlib.image import imsave
+from PIL import Image
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.summary.writer import event_file_writer
 
-from runlog import Run, UserError, exit_on_user_error, mirrors
+import runlog
+import sac_continuous
+from runlog import Run, UserError, evaluation, exit_on_user_error, mirrors, video
 from runlog.identity import config_hash
 
 CONFIG = {"env_id": "toy", "seed": 1, "rational": {"degrees": [3, 2]}}
@@ -67,6 +74,111 @@ def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch
     rows = [json.loads(line) for line in (run.folder / "histograms.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(10, 61, 10))
     assert rows[0]["counts"] == [1, 3] and rows[0]["edges"] == [-1, 0, 1]
+
+
+def events_of(folder) -> EventAccumulator:
+    """All events of a run's folder, as TensorBoard reads them."""
+    sizes = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
+    return EventAccumulator(str(folder), size_guidance=sizes).Reload()
+
+
+def layout_of(events) -> list[dict[str, list[str]]]:
+    """The layouts that a run has written, each as section -> titles."""
+    found = []
+    for event in events.Tensors("custom_scalars__config__"):
+        layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+        sections = {}
+        for section in layout.category:
+            sections[section.title] = [chart.title for chart in section.chart]
+        found.append(sections)
+    return found
+
+
+def test_the_layout_grows_with_the_keys_and_a_resumed_run_keeps_its_panels(tmp_path):
+    sections = {"A": {"first": "charts/a", "second": "charts/b|eval/b"}, "B": {"never": "c"}}
+    run = Run(tmp_path, "toy", CONFIG).open(sections=sections)
+    for step in (1, 2, 3):
+        run.log(step, {"charts/a": 1.0})
+        run.flush()
+        if step == 2:
+            run.log(step, {"charts/b": 1.0})
+            run.save_checkpoint(step, {})
+    run.close()
+    assert layout_of(events_of(run.folder)) == [{"A": ["first"]}, {"A": ["first", "second"]}]
+    run = Run(tmp_path, "toy", CONFIG).open(sections=sections)
+    run.load_checkpoint()
+    run.log(3, {"charts/a": 2.0})  # charts/b is in scalars.csv only
+    run.finish()
+    events = events_of(run.folder)
+    assert layout_of(events)[-1] == {"A": ["first", "second"]}
+    assert [(event.step, event.value) for event in events.Scalars("charts/a")] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 2.0),
+    ]
+    texts = events.Tensors("settings/text_summary")  # one for each session, at its first step
+    assert [event.step for event in texts] == [0, 3]
+
+
+def test_a_restart_from_the_beginning_shows_its_settings_once(tmp_path):
+    for _ in range(2):  # killed before the first checkpoint
+        run = Run(tmp_path, "toy", CONFIG).open()
+        run.log(1, {"charts/a": 1.0})
+        run.close()
+    # what TensorBoard shows; the other accumulator purges no tensors, which texts are
+    events = plugin_event_accumulator.EventAccumulator(str(run.folder)).Reload()
+    for key, step in {"settings/text_summary": 0, "charts/a": 1}.items():
+        assert [event.step for event in events.Tensors(key)] == [step]
+
+
+def film(path, num_frames=120):
+    """An mp4 of 10 frames a second that gets brighter; no picture repeats."""
+    frames = []
+    for i in range(num_frames):
+        frames.append(np.full((240, 320, 3), 2 * i, dtype=np.uint8))
+    assert video.write_video(path, frames, fps=10)
+    return path
+
+
+def test_a_video_is_a_small_gif_in_tensorboard_and_lasts_as_long(tmp_path, capsys):
+    run = Run(tmp_path, "toy", CONFIG).open()
+    run.log_video(5, "videos/episode", film(tmp_path / "toy" / "videos" / "step-5.mp4"))
+    run.log_video(6, "videos/episode", tmp_path / "missing.mp4")  # a video that failed
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    run.log_video(7, "videos/episode", tmp_path / "broken.mp4")
+    run.log(8, {"charts/a": 1.0})
+    run.finish()
+    (event,) = events_of(run.folder).Images("videos/episode")
+    gif = Image.open(io.BytesIO(event.encoded_image_string))
+    assert event.step == 5 and gif.format == "GIF" and gif.size == (160, 120)
+    durations = []
+    brightness = []
+    for i in range(gif.n_frames):
+        gif.seek(i)
+        durations.append(gif.info["duration"])
+        brightness.append(np.asarray(gif.convert("L")).mean())
+    assert gif.n_frames == 50 and abs(sum(durations) - 12_000) < 600  # ms
+    assert brightness[0] < 10 and brightness[-1] > 220 and sorted(brightness) == brightness
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: no video") and "broken.mp4" in line
+
+
+def test_the_video_of_an_evaluation_joins_the_events_of_a_finished_run_once(tmp_path):
+    sections = {"A": {"first": "charts/a"}}
+    run = Run(tmp_path, "toy", CONFIG).open(sections=sections)
+    run.log(5, {"charts/a": 1.0})
+    run.finish()
+    path = film(run.folder / "videos" / "evaluation-5.mp4", num_frames=4)
+    for _ in range(2):
+        evaluation.mirror_video(run, 5, path)
+    events = events_of(run.folder)
+    assert [event.step for event in events.Images("videos/evaluation")] == [5]
+    assert [event.value for event in events.Scalars("charts/a")] == [1.0]
+    assert layout_of(events) == [{"A": ["first"]}]
+    without = Run(tmp_path, "without", CONFIG).open(tensorboard=False)
+    without.finish()
+    evaluation.mirror_video(without, 5, path)
+    assert not list(without.folder.glob("events*"))
 
 
 def test_tensorboard_off_writes_no_events(tmp_path):
@@ -327,6 +439,45 @@ def test_names_for_wandb_are_as_long_as_its_server_takes():
         "metaworld/reach"
     )
     assert mirrors.shortened(first, 128) != mirrors.shortened(second, 128)
+
+
+def test_wandb_gets_a_short_name_a_group_of_all_seeds_and_videos(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    real = mirrors.start_wandb
+
+    def start(kwargs, digest, name, *rest):
+        given.append((kwargs, digest, name))
+        return real(kwargs, digest, name, *rest)
+
+    monkeypatch.setattr(mirrors, "start_wandb", start)
+    ids = tuple(f"metaworld/{task}-v3" for task in (30 * "reach-", 30 * "push-"))
+    args = sac_continuous.Args(
+        num_seeds=2, track=True, compile=False, activation="tanh*crational", env_id=ids
+    )
+    args.runs_dir = str(tmp_path)
+    runs = runlog.seed_runs(args, "sac_continuous")
+    with runlog.open_batches(runs, args) as batches:
+        (batch,) = batches
+        path = film(runs[0].folder / "videos" / "step-1.mp4", num_frames=4)
+        batch.load()
+        runs[0].log_video(1, "videos/episode", path)
+        batch.log(2, {"charts/a": 1.0})
+    names = [name for _, _, name in given]
+    assert [digest for _, digest, _ in given] == [run.digest for run in runs]
+    for run, name in zip(runs, names):
+        assert re.fullmatch(r"tanh\*crational reach-\S* sac s[12] [0-9a-f]{6}", name)
+        assert len(name) <= 100 and run.digest.startswith(name[-6:])
+    first, second = [kwargs["group"] for kwargs, _, _ in given]
+    assert first == second and len(first) > 128
+    (folder,) = (runs[0].folder / "wandb").glob("offline-run-*")
+    header, history = records(folder)
+    assert header["display_name"] == names[0] and header["run_id"] == runs[0].digest
+    assert len(header["run_group"]) == 128 and header["config"]["update"]["gamma"] == 0.99
+    assert history[0]["videos/episode._type"] == "video-file" and history[0]["_step"] == 1
+    copied = folder / "files" / history[0]["videos/episode.path"]
+    assert copied.read_bytes() == path.read_bytes()
 
 
 def test_long_names_reach_wandb_shortened(tmp_path, monkeypatch):

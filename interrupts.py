@@ -1,0 +1,16 @@
+"""The scripts import this first: Ctrl-C while torch and the environments are being imported,
+which takes seconds, ends in one line instead of a traceback."""
+
+import sys
+
+_excepthook = sys.excepthook
+
+
+def _in_one_line(kind, error, traceback) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped before anything was started", file=sys.stderr)
+    else:
+        _excepthook(kind, error, traceback)
+
+
+sys.excepthook = _in_one_line

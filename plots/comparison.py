@@ -1,0 +1,577 @@
+"""Any runs compared: a curve per variant in every environment, and each against a baseline.
+
+A variant is an activation with the settings in which its runs differ. The rows that are computed
+here are drawn by comparison_figure.py, from their CSV files.
+"""
+
+import dataclasses
+import difflib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import runlog
+from plots import statistics
+from plots.activation_shapes import is_learned
+from plots.aggregation import common_end, finished_length, grid_of
+from plots.comparison_figure import COMPARISON, MOST_SHAPES
+from plots.metric import BY_NAME, LOWER, WINDOWS, Metric, metric_of, normalised, pattern_of, unknown
+from plots.overview import learned_rows
+from plots.reading import Loaded, Places, find_runs, read_scalars
+from plots.recording import figure_place, record_figure, rows_where, write_csv
+from plots.tables import (
+    OTHER_STEP,
+    Groups,
+    any_of,
+    at_step,
+    groups_of,
+    in_label_order,
+    print_table,
+)
+from plots.variants import all_runs, flat
+
+LINES_ON_A_PAGE = 6
+FEW_SEEDS = 5  # with fewer, an interval is a rough guide
+STATISTICS = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
+HEADINGS = {"iqm": "IQM", "mean": "mean", "median": "median"}
+FUNCTIONS = {
+    "iqm": statistics.interquartile_mean,
+    "mean": statistics.mean_of_means,
+    "median": statistics.median_of_runs,
+}
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+PROBABILITY = ("probability", "probability_low", "probability_high")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and how."""
+
+    metrics: tuple[str, ...] = ("score",)
+    baseline: str = ""  # a label or an activation; "": relu, or the first without it
+    statistic: str = "iqm"  # of STATISTICS
+    step: float | None = None  # where runs are compared; None: the last that all have
+    shapes: bool = False  # the learned activation functions below
+
+
+# ---- the values of one quantity and environment --------------------------------------------------
+
+
+@dataclass
+class Cell:
+    """One quantity in one environment: of each variant its seeds' values over training."""
+
+    title: str  # the environment, and the script if there are several
+    script: str
+    environment: str
+    asked: str  # what --metric says; score: the environment's own is `metric`
+    metric: Metric
+    runs: dict[str, list[Loaded]]  # label: the runs that have a value, or have diverged
+    step: float  # where they are compared
+    notes: list[str]  # which run ends there, if others go on; which runs have no value
+    grid: np.ndarray  # (steps,), `step` among them
+    # label: (steps, runs), NaN before a run's first row and after its end; a run that has diverged
+    # carries its last value forward, and is NaN throughout if it has none
+    values: dict[str, np.ndarray]
+
+    def known(self, label: str) -> np.ndarray:
+        """(steps, runs) of the runs that have a value at the step of the comparison."""
+        values = self.values[label]
+        return values[:, np.isfinite(self.at_end(label))]
+
+    def at_end(self, label: str) -> np.ndarray:
+        """(runs,) at the step of the comparison."""
+        return self.values[label][np.searchsorted(self.grid, self.step)]
+
+    def by_seed(self, label: str) -> dict[int, float]:
+        """seed -> value at that step, of the runs that have one."""
+        pairs = zip(self.runs[label], self.at_end(label).tolist())
+        return {run.seed: value for run, value in pairs if np.isfinite(value)}
+
+    def ranked(self, label: str) -> np.ndarray:
+        """Values at that step, the larger the better; a run that diverged before it had one is
+        below all others, where one end is the better."""
+        sign = -1.0 if self.metric.better == LOWER else 1.0
+        ranks = []
+        for run, value in zip(self.runs[label], self.at_end(label).tolist()):
+            if np.isfinite(value):
+                ranks.append(sign * value)
+            elif run.has_diverged and self.metric.better:
+                ranks.append(-np.inf)
+        return np.array(ranks)
+
+    def scaled(self) -> "Cell | None":
+        """With values on a scale that environments share; None: there is none."""
+        values = {}
+        for label, own in self.values.items():
+            values[label] = normalised(own, self.metric, self.environment)
+            if values[label] is None:
+                return None
+        return dataclasses.replace(self, values=values)
+
+
+def end_of(run: Loaded, points: np.ndarray) -> float:
+    """The step up to which a run has values. points: (rows, 2) of step and value."""
+    if run.has_diverged:
+        return np.inf
+    if run.status == "finished":
+        return finished_length(run)
+    return points[-1, 0] if len(points) else -np.inf
+
+
+def make_cell(
+    where: tuple[str, str],
+    asked: str,
+    metric: Metric,
+    labels: dict[str, list[Loaded]],
+    step: float | None,
+) -> Cell:
+    """Of the runs of one script and environment (`where`), compared at a step, or at the last that
+    all have. Runs without any value are left out, with a note."""
+    script, env = where
+    kept = {}
+    notes = []
+    for label, members in labels.items():
+        having = [run for run in members if len(metric.points(run))]
+        without = [run for run in members if not len(metric.points(run))]
+        lost = [run for run in without if run.has_diverged]
+        if having or lost:
+            kept[label] = having + lost
+        if lost:
+            told = f"{len(lost)} of {len(members)} diverged before the first value"
+            notes.append(f"{label}: {told}, counted as worse than any in the probability only")
+        number = len(without) - len(lost)
+        if number:
+            notes.append(f"{label}: {number} of {len(members)} runs have no value, left out")
+
+    runs = all_runs(kept)
+    step, shortest = compared_at(runs, metric, step)
+    if shortest is not None:
+        label = label_of(shortest, kept)
+        told = f"compared at step {step:,.0f}, the last that all runs have"
+        where = f"{label} seed {shortest.seed} ({shortest.status}) ends there"
+        notes.insert(0, f"{told}: {where}")
+
+    end = max(min(end_of(run, metric.points(run)), run.last_step) for run in runs)
+    grid = grid_of(runs, metric.key)
+    if metric.is_of_training_episodes:
+        grid = np.linspace(0, end, WINDOWS + 1)[1:]
+    grid = np.union1d(grid, [step])
+    values = {}
+    for label, members in kept.items():
+        columns = []
+        for run in members:
+            column = metric.values(run, grid)
+            column[grid > end_of(run, metric.points(run))] = np.nan
+            columns.append(column)
+        values[label] = np.stack(columns, -1)
+        at_end = values[label][np.searchsorted(grid, step)]
+        pairs = zip(members, np.isfinite(at_end))
+        number = sum(not has_value and not run.has_diverged for run, has_value in pairs)
+        if number:
+            told = f"{number} of {len(members)} runs have no value at step {step:,.0f}"
+            notes.append(f"{label}: {told}, left out of the comparison")
+    return Cell(env, script, env, asked, metric, kept, step, notes, grid, values)
+
+
+def label_of(run: Loaded, labels: dict[str, list[Loaded]]) -> str:
+    for label, members in labels.items():
+        if any(member is run for member in members):
+            return label
+    raise ValueError(f"{run.folder}: not among these runs")
+
+
+def compared_at(
+    runs: Sequence[Loaded], metric: Metric, step: float | None
+) -> tuple[float, Loaded | None]:
+    """The step at which runs are compared, and the run that ends there, if others go on."""
+    if step is not None:
+        return step, None
+    cut = common_end(runs, metric.key)
+    if np.isinf(cut.step):  # all have diverged
+        return max(run.last_step for run in runs), None
+    return cut.step, cut.shortest
+
+
+def make_cells(groups: Groups, options: Options, places: Places) -> list[Cell]:
+    """A cell for each quantity and environment that has it; one with a name that no run has logged
+    is left out, with a line. Raises UserError: there is nothing else, or it is no name but a
+    key."""
+    has_several_scripts = len({script for script, _ in groups}) > 1
+    cells = []
+    without = []
+    for name in options.metrics:
+        found = []
+        for (script, env), labels in groups.items():
+            runs = all_runs(labels)
+            metric = metric_of(name, env, runs)
+            if metric is not None and any(len(metric.points(run)) for run in runs):
+                cell = make_cell((script, env), name, metric, labels, options.step)
+                if has_several_scripts:
+                    cell.title = f"{env}, {script}"
+                found.append(cell)
+        if not found:
+            without.append(name)
+        cells += found
+    if without and (not cells or any(name not in BY_NAME for name in without)):
+        keys = set()
+        for path in find_runs(places, ""):
+            keys |= {*read_scalars(path)}
+        raise unknown(without[-1], keys)
+    for name in without:
+        print(f"{name}: no run has logged it, not drawn")
+    return cells
+
+
+def find_baselines(groups: Groups, name: str) -> dict[str, str]:
+    """script -> the label that --baseline names there: one of the labels, or the only one of an
+    activation. "": relu, or the first without it; of several, the one whose settings most variants
+    have. Raises UserError: no script has it, or several labels of the activation."""
+    first_runs = defaultdict(dict)  # script: label: run
+    for (script, _), labels in groups.items():
+        for label, runs in labels.items():
+            first_runs[script].setdefault(label, runs[0])
+    baselines = {}
+    for script, runs in first_runs.items():
+        wanted = name or "relu"
+        found = [label for label in runs if runs[label].config["activation"] == wanted]
+        if wanted in runs:
+            found = [wanted]
+        if not name:
+            found = [most_usual(found or in_label_order(activations_of(runs)), runs)]
+        if len(found) > 1:
+            told = f"it could be {'; '.join(found)}"
+            raise runlog.UserError(f"--baseline {name}: {told}; name one of them")
+        baselines[script] = found[0] if found else name
+    if not any(label in first_runs[script] for script, label in baselines.items()):
+        known = set()
+        for runs in first_runs.values():
+            known |= {*runs}
+        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+        raise runlog.UserError(f"--baseline {name}: no run of it; there are {'; '.join(near)}")
+    return baselines
+
+
+def activations_of(first_runs: Mapping[str, Loaded]) -> dict[str, str]:
+    return {label: run.config["activation"] for label, run in first_runs.items()}
+
+
+def most_usual(labels: Sequence[str], first_runs: Mapping[str, Loaded]) -> str:
+    """Of some labels the first whose settings most variants share; of equal activations only."""
+    counts = Counter()
+    settings = {}
+    for label, run in first_runs.items():
+        config = {key: repr(value) for key, value in flat(run.config).items()}
+        settings[label] = {*config.items()}
+        counts.update(settings[label])
+    activation = first_runs[labels[0]].config["activation"]
+    alike = [label for label in labels if first_runs[label].config["activation"] == activation]
+    return max(alike, key=lambda label: sum(counts[item] for item in settings[label]))
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Line:
+    """A line of panels: one quantity in one environment, or in all of them together."""
+
+    title: str
+    cells: list[Cell]  # of one --metric
+    label: str  # of the y axis
+    has_scale: bool = True  # else no mean over the cells has a meaning
+
+    @property
+    def metric(self) -> Metric:
+        return self.cells[0].metric
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}: {self.cells[0].asked}"
+
+    @property
+    def bounds(self) -> list[float | None]:
+        """The possible values, None: no end. Scores of several environments: no end is known."""
+        metrics = {cell.metric.name: cell.metric for cell in self.cells}
+        is_one = len(metrics) == 1 and (len(self.cells) == 1 or self.metric.high == 1.0)
+        return [self.metric.low, self.metric.high] if is_one else [None, None]
+
+    def of(self, *labels: str) -> list[Cell]:
+        """The cells that have all these variants."""
+        return [cell for cell in self.cells if all(label in cell.values for label in labels)]
+
+
+def make_lines(cells: Sequence[Cell]) -> list[Line]:
+    """A line for each cell; before those of one quantity and script, if they are several, one for
+    all of them: of the environments that every variant has."""
+    lines = []
+    alike = {}
+    for cell in cells:
+        alike.setdefault((cell.asked, cell.script, cell.metric.better), []).append(cell)
+    for members in alike.values():
+        labels = set()
+        for cell in members:
+            labels |= {*cell.values}
+        shared = [cell for cell in members if labels == {*cell.values}]
+        if len(shared) > 1:
+            lines.append(line_of_all(shared))
+        lines += [Line(cell.title, [cell], cell.metric.label) for cell in members]
+    return lines
+
+
+def line_of_all(cells: list[Cell]) -> Line:
+    title = cells[0].title.replace(cells[0].environment, f"all {len(cells)} environments")
+    scaled = [cell.scaled() for cell in cells]
+    if any(cell is None for cell in scaled):
+        return Line(title, cells, "", has_scale=False)
+    metrics = {cell.metric.name: cell.metric for cell in cells}
+    is_fraction = all(metric.high == 1.0 for metric in metrics.values())
+    label = cells[0].metric.label if len(metrics) == 1 else cells[0].asked
+    return Line(title, scaled, label if is_fraction else f"{label}, normalised")
+
+
+def curve_rows(line: Line, statistic: Callable) -> list[dict]:
+    """Points of a line's curves: a statistic of all runs and the ends of its interval, where all of
+    a variant's runs have a value."""
+    if not line.has_scale:
+        return []
+    grid = np.unique(np.concatenate([cell.grid for cell in line.cells]))
+    rows = []
+    for label in labels_of(line):
+        strata = []
+        for cell in line.of(label):
+            places = np.searchsorted(cell.grid, grid, side="right") - 1
+            values = cell.known(label)[np.maximum(places, 0)]
+            values[(grid < cell.grid[0]) | (grid > cell.grid[-1])] = np.nan
+            if values.shape[1]:
+                strata.append(values)
+        rows += points_of(row_of(line, label), grid, strata, statistic)
+    return rows
+
+
+def points_of(
+    row: dict, grid: np.ndarray, strata: list[np.ndarray], statistic: Callable
+) -> list[dict]:
+    """Of strata (steps, runs), at the steps where all runs have a value."""
+    known = np.array([np.isfinite(values).all(-1) for values in strata]).all(0)
+    if not strata or not known.any():
+        return []
+    strata = [values[known] for values in strata]
+    value = statistic(strata)
+    low, high = statistics.stratified_bootstrap(strata, statistic, repetitions=1_000)
+    number = sum(values.shape[-1] for values in strata)
+    points = zip(grid[known].tolist(), value.tolist(), low.tolist(), high.tolist())
+    rows = []
+    for step, middle, lowest, highest in points:
+        point = {"n": number, "step": step, "value": middle, "low": lowest, "high": highest}
+        rows.append(row | point)
+    return rows
+
+
+def labels_of(line: Line) -> list[str]:
+    """The variants of a line, in their order."""
+    labels = {}
+    for cell in line.cells:
+        labels |= dict.fromkeys(cell.values)
+    return list(labels)
+
+
+def row_of(line: Line, label: str) -> dict:
+    where = {"line": line.name, "environment": line.title, "metric": line.cells[0].asked}
+    return where | {"variant": label}
+
+
+def comparison_rows(line: Line, baseline: str, statistic: Callable) -> list[dict]:
+    """A row for each variant of a line: its value where runs are compared, with its interval, and
+    what it is against the baseline. NaN: not known, or the baseline itself."""
+    rows = []
+    for label in labels_of(line):
+        strata = [np.array(list(cell.by_seed(label).values())) for cell in line.of(label)]
+        strata = [values for values in strata if len(values)]
+        found = (np.nan, np.nan, np.nan)
+        if strata and line.has_scale:
+            ends = statistics.stratified_bootstrap(strata, statistic, repetitions=1_000)
+            found = (float(statistic(strata)), float(ends[0]), float(ends[1]))
+        row = row_of(line, label) | {"baseline": baseline, "environments": len(line.cells)}
+        row["step"] = max(cell.step for cell in line.cells)
+        row["n"] = sum(len(values) for values in strata)
+        row |= dict(zip(("value", "low", "high"), found))
+        row |= paired(line, label, baseline)
+        rows.append(row | improvement(line, label, baseline))
+    return rows
+
+
+def paired(line: Line, label: str, baseline: str) -> dict[str, object]:
+    """Differences to the baseline, of equal seeds: their mean and its interval, how many seeds are
+    better and worse, and the exact p of the sign test."""
+    differences = []
+    for cell in line.of(label, baseline) if label != baseline else ():
+        ours = cell.by_seed(label)
+        theirs = cell.by_seed(baseline)
+        shared = sorted({*ours} & {*theirs})
+        if shared:
+            differences.append(np.array([ours[seed] - theirs[seed] for seed in shared]))
+    found = (np.nan, np.nan, np.nan)
+    signs = np.sign(np.concatenate(differences)) if differences else np.zeros(0)
+    if line.metric.better == LOWER:
+        signs = -signs
+    better, worse, p_value = statistics.sign_test(signs)
+    if differences and line.has_scale:
+        mean = float(statistics.mean_of_means(differences))
+        ends = statistics.stratified_bootstrap(differences, statistics.mean_of_means)
+        found = (mean, float(ends[0]), float(ends[1]))
+    row = {"pairs": len(signs), "better": better, "worse": worse, "p_value": p_value}
+    return row | dict(zip(DIFFERENCE, found))
+
+
+def improvement(line: Line, label: str, baseline: str) -> dict[str, float]:
+    """The probability that a run of the variant is better than one of the baseline (Agarwal et al.
+    2021), with its interval."""
+    ours = []
+    theirs = []
+    for cell in line.of(label, baseline) if label != baseline else ():
+        if len(cell.ranked(label)) and len(cell.ranked(baseline)):
+            ours.append(cell.ranked(label))
+            theirs.append(cell.ranked(baseline))
+    if not ours:
+        return dict.fromkeys(PROBABILITY, np.nan)
+    return dict(zip(PROBABILITY, statistics.improvement_interval(ours, theirs)))
+
+
+# ---- files and table -----------------------------------------------------------------------------
+
+
+def write_comparison(places: Places, options: Options, picture: Path) -> list[Path]:
+    """Prints the comparison of the runs at these places, and writes the picture, in pages of
+    LINES_ON_A_PAGE, and beside it what is drawn and compared: name.csv, name-comparison.csv."""
+    out, name, endings = figure_place(picture)
+    keys = any_of([pattern_of(metric) for metric in options.metrics])
+    groups, left_out = at_step(groups_of(places, keys, ""), options.step)
+    first_runs = {}
+    for labels in groups.values():
+        for label, runs in labels.items():
+            first_runs.setdefault(label, runs[0])
+    activation_of = activations_of(first_runs)
+    baselines = find_baselines(groups, options.baseline)
+    cells = make_cells(groups, options, places)
+    lines = make_lines(cells)
+    statistic = FUNCTIONS[options.statistic]
+    curves = []
+    comparisons = []
+    for line in lines:
+        curves += curve_rows(line, statistic)
+        baseline = baselines[line.cells[0].script]
+        comparisons += comparison_rows(line, baseline, statistic)
+    for line in lines:
+        print_line(line, rows_where(comparisons, line=line.name), options)
+    notes = []
+    for cell in cells:
+        notes += [f"{cell.title}, {cell.metric.name}: {note}" for note in cell.notes]
+    is_cut = any("compared at step" in note for note in notes)
+    for note in (*left_out, *notes, *([OTHER_STEP] if is_cut else [])):
+        print(note)
+
+    files = {f"{name}.csv": curves, f"{name}-comparison.csv": comparisons}
+    if options.shapes:
+        files[f"{name}-shapes.csv"] = shape_rows(first_runs)
+    files = {file: rows for file, rows in files.items() if rows}
+    paths = [write_csv(out / file, rows) for file, rows in files.items()]
+    spec = {
+        "csv": list(files),
+        "variants": in_label_order(activation_of),
+        "activation_of": activation_of,
+        "caption": caption_of(lines, options, comparisons, left_out + notes),
+    }
+    for number, start in enumerate(range(0, len(lines), LINES_ON_A_PAGE), start=1):
+        page = lines[start : start + LINES_ON_A_PAGE]
+        own = {"lines": [line.name for line in page]}
+        own["panels"] = {line.name: line.label for line in page}
+        own["scales"] = {line.name: line.metric.scale for line in page}
+        own["better"] = {line.name: line.metric.better for line in page}
+        own["bounds"] = {line.name: line.bounds for line in page}
+        own["units"] = {line.name: step_unit(line) for line in page}
+        own["shapes"] = start == 0
+        page_name = name if number == 1 else f"{name}-{number}"
+        paths += record_figure(out, page_name, COMPARISON, endings, **spec, **own)
+    return paths
+
+
+def step_unit(line: Line) -> str:
+    """Of the scripts without an environment a step is an update."""
+    config = all_runs(line.cells[0].runs)[0].config
+    return "updates" if {"total_steps", "num_tasks"} & {*config} else "environment steps"
+
+
+def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:
+    """Points of the learned activation functions of each variant's first seed, before and after;
+    prints which do not fit."""
+    learned = [label for label, run in first_runs.items() if is_learned(run)]
+    if learned[MOST_SHAPES:]:
+        print(f"not drawn: the activation functions of {', '.join(learned[MOST_SHAPES:])}")
+    rows = []
+    for label in learned[:MOST_SHAPES]:
+        rows += learned_rows(label, first_runs[label])
+    return rows
+
+
+def caption_of(
+    lines: Sequence[Line], options: Options, comparisons: Sequence[dict], notes: Sequence[str]
+) -> list[str]:
+    """What the picture shows, in few lines; the notes are printed in full below the table."""
+    has_interval = any(np.isfinite(row["low"]) for row in comparisons)
+    told = f"{STATISTICS[options.statistic]} over seeds"
+    told += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
+    verb = "better" if all(line.metric.better for line in lines) else "better (or larger)"
+    caption = [told]
+    if any(np.isfinite(row["probability"]) for row in comparisons):
+        right = "right: mean difference of equal seeds, probability that a run is"
+        caption.append(f"{right} {verb} than one of the baseline")
+    if notes:
+        more = f" (and {len(notes) - 1} more notes, below the table)" if len(notes) > 1 else ""
+        caption.append(f"{notes[0]}{more}")
+    return caption
+
+
+def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
+    """The table of one line."""
+    steps = sorted({f"{cell.step:,.0f}" for cell in line.cells})
+    where = f"step {steps[0]}" if len(steps) == 1 else "the last common step of each"
+    print(f"{line.title}: {line.label or line.metric.label}, {where}")
+    baseline = rows[0]["baseline"]
+    verb = "better" if line.metric.better else "larger"
+    header = ["", "n", f"{HEADINGS[options.statistic]} [95 %]", "minus baseline [95 %]"]
+    table = [[*header, verb, f"P({verb}) [95 %]"]]
+    for row in rows:
+        cells = [row["variant"], f"{row['n']}", interval_text(row, "value", "low", "high")]
+        if row["variant"] == baseline:
+            cells += ["(baseline)", "", ""]
+        else:
+            pairs = f"{row['better']} of {row['pairs']}, p {row['p_value']:.2g}"
+            pairs = pairs if row["pairs"] else "-"
+            chance = interval_text(row, *PROBABILITY, text="{:.2f}")
+            cells += [interval_text(row, *DIFFERENCE), pairs, chance]
+        table.append(cells)
+    print_table(table)
+    few = [row for row in rows if row["n"] < FEW_SEEDS * len(line.cells)]
+    if any(np.isfinite(row["low"]) for row in few):
+        print(f"fewer than {FEW_SEEDS} seeds: take these intervals as a rough guide only")
+    print()
+
+
+def interval_text(row: dict, value: str, low: str, high: str, text: str = "") -> str:
+    """ "0.75 [0.60, 0.90]"; without the ends if there is no interval; "-" without a value."""
+    if not np.isfinite(row[value]):
+        return "-"
+    numbers = [row[key] for key in (value, low, high)]
+    told = [text.format(number) if text else number_text(number) for number in numbers]
+    if not np.isfinite(row[low]):
+        return told[0]
+    return f"{told[0]} [{told[1]}, {told[2]}]"
+
+
+def number_text(value: float) -> str:
+    """Three digits; large whole numbers in full."""
+    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e6 else f"{value:.3g}"

@@ -1,0 +1,383 @@
+"""figures.py curves against slow loops over the runs, and where figures.py finds runs.
+
+`pytest -q tests/test_comparison.py` (about 30 s).
+"""
+
+import csv
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axis import Axis
+from matplotlib.text import Text
+from scipy.stats import binomtest
+from test_figures import make_run
+from test_figures_input import edit, error_of, three_seeds
+from test_paper_figures import DMC, STEPS, SWEEP, sac_runs, write_run
+
+import figures
+import plots.comparison
+import plots.metric
+import plots.preactivations
+import plots.reading
+import plots.redraw
+import plots.tables
+import plots.variants
+import runlog
+
+RETURN = "eval/episodic_return"
+
+
+def curves(*args) -> None:
+    figures.main(["curves", *map(str, args)])
+
+
+def read(path: Path) -> list[dict]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def compared(out: Path) -> dict[tuple[str, str], dict]:
+    """(environment, variant) -> its row of NAME-comparison.csv, numbers as floats."""
+    found = {}
+    for row in read(out.with_name(f"{out.stem}-comparison.csv")):
+        texts = ("line", "environment", "metric", "variant", "baseline")
+        numbers = {key: float(value) for key, value in row.items() if key not in texts}
+        found[row["environment"], row["variant"]] = row | numbers
+    return found
+
+
+def toy_run(root: Path, activation: str, seed: int, values, steps=STEPS, status="finished", **more):
+    rows = {RETURN: (steps, values)}
+    return write_run(root, "sac_continuous", DMC, activation, seed, rows, status, **more)
+
+
+# ---- the numbers ---------------------------------------------------------------------------------
+
+
+def test_curves_are_iqms_with_intervals_and_probabilities_of_improvement(tmp_path):
+    truth = sac_runs(tmp_path / "runs", total_timesteps=30)
+    out = tmp_path / "out" / "curves.png"
+    curves(tmp_path / "runs", "--baseline", "rational", "--out", out)
+    found = compared(out)
+    points = read(out.with_suffix(".csv"))
+    envs = {DMC: 1_000, SWEEP: 1}
+    for env, name in itertools.product(envs, ("relu", "rational", "crational")):
+        scores = np.array([truth[name, env, seed][0] for seed in range(1, 5)])
+        own = [row for row in points if (row["environment"], row["variant"]) == (env, name)]
+        assert [float(row["step"]) for row in own] == [10, 20, 30]
+        for index, row in enumerate(own):
+            middle = np.sort(scores[:, index])[1:3].mean()  # of four, the middle half
+            assert float(row["value"]) == pytest.approx(middle, rel=1e-4) and row["n"] == "4"
+            ends = float(row["low"]), float(row["high"])
+            assert scores[:, index].min() <= ends[0] * 1.0001 and ends[0] < middle < ends[1]
+            assert ends[1] <= scores[:, index].max() * 1.0001
+        row = found[env, name]
+        assert row["value"] == float(own[-1]["value"]) and row["step"] == 30
+        theirs = np.array([truth["rational", env, seed][0] for seed in range(1, 5)])
+        if name == "rational":
+            assert np.isnan(row["probability"]) and row["pairs"] == 0
+            continue
+        wins = [x > y for x, y in itertools.product(scores[:, -1], theirs[:, -1])]
+        assert row["probability"] == pytest.approx(np.mean(wins))
+        assert row["probability_low"] <= row["probability"] <= row["probability_high"]
+        differences = scores[:, -1] - theirs[:, -1]
+        assert row["difference"] == pytest.approx(differences.mean(), rel=1e-4)
+        above = (differences > 0).sum()
+        assert (row["better"], row["worse"]) == (above, (differences < 0).sum())
+        assert row["p_value"] == pytest.approx(binomtest(above, 4).pvalue, rel=1e-4)
+    both = found["all 2 environments", "relu"]
+    scaled = []
+    for env, seed in itertools.product(envs, range(1, 5)):
+        scaled.append(truth["relu", env, seed][0][-1] / envs[env])
+    assert both["value"] == pytest.approx(np.sort(scaled)[2:6].mean(), rel=1e-4)
+    means = [found[env, "relu"]["probability"] for env in envs]
+    assert both["n"] == 8 and both["probability"] == pytest.approx(np.mean(means))
+
+
+def test_what_is_better_follows_from_the_metric(tmp_path, capsys):
+    for name, seed in itertools.product(("relu", "tanh"), (1, 2)):
+        value = {"relu": 0.5, "tanh": 0.2}[name] + 0.01 * seed
+        rows = {"network/qf1/fc1/dead_share": (STEPS, [value] * 3), RETURN: (STEPS, STEPS)}
+        rows |= {"network/qf1/fc2/dead_share": (STEPS, [value + 0.2] * 3), "a/b": (STEPS, STEPS)}
+        write_run(tmp_path / "runs", "sac_continuous", DMC, name, seed, rows)
+    out = tmp_path / "x.png"
+    curves("--runs", tmp_path / "runs", "--metric", "dead neurons", "a/b", "--out", out)
+    row = compared(out)[DMC, "tanh"]  # of the metric drawn last: neither better nor worse
+    assert row["metric"] == "a/b" and row["probability"] == 0.5
+    curves(tmp_path / "runs", "--metric", "dead neurons", "--out", out)
+    row = compared(out)[DMC, "tanh"]
+    assert row["value"] == pytest.approx(0.315) and row["difference"] == pytest.approx(-0.3)
+    assert row["probability"] == 1.0 and row["better"] == 2  # fewer are better
+    curves(tmp_path / "runs", "--metric", "network/qf*/fc2/dead_share", "--out", out)
+    assert compared(out)[DMC, "tanh"]["value"] == pytest.approx(0.415)
+    capsys.readouterr()
+    told = error_of(capsys, "curves", tmp_path / "runs", "--metric", "eval/episodic_retrun")
+    assert f"nearest: {RETURN}" in told and "score, return, dead neurons" in told
+    curves(tmp_path / "runs", "--metric", "return", "success", "--out", out)
+    assert "success: no run has logged it, not drawn" in capsys.readouterr().out
+
+
+# ---- one common step -----------------------------------------------------------------------------
+
+
+def cut_runs(root: Path) -> None:
+    """relu's second seed ends at step 100, where each has its seed; the others go on to 300."""
+    steps = np.array([100, 200, 300])
+    for name, seed in itertools.product(("relu", "tanh"), (1, 2)):
+        is_cut = (name, seed) == ("relu", 2)
+        number = 1 if is_cut else 3
+        values = [10.0 * seed, 500.0, 900.0][:number]
+        status = "interrupted" if is_cut else "finished"
+        toy_run(root, name, seed, values, steps[:number], status, total_timesteps=300)
+
+
+def test_seeds_are_compared_at_the_last_step_that_all_have(tmp_path, capsys):
+    cut_runs(tmp_path / "runs")
+    out = tmp_path / "x.png"
+    curves(tmp_path / "runs", "--statistic", "mean", "--out", out)
+    told = capsys.readouterr().out
+    note = "compared at step 100, the last that all runs have: relu seed 2 (interrupted) ends there"
+    assert note in told and "--at-step N" in told
+    found = compared(out)
+    for name in ("relu", "tanh"):
+        assert (found[DMC, name]["value"], found[DMC, name]["n"]) == (15, 2)
+        assert found[DMC, name]["step"] == 100
+    ends = {}
+    for row in read(out.with_suffix(".csv")):
+        ends[row["variant"]] = float(row["step"])
+    assert ends == {"relu": 100, "tanh": 300}  # a mean ends with its first seed to end
+
+    curves(tmp_path / "runs", "--at-step", "300", "--statistic", "mean", "--out", out)
+    told = capsys.readouterr().out
+    assert "left out, ending before step 300: relu seed 2 (step 100, interrupted)" in told
+    found = compared(out)
+    assert (found[DMC, "relu"]["value"], found[DMC, "relu"]["n"]) == (900, 1)
+    assert (found[DMC, "tanh"]["value"], found[DMC, "tanh"]["n"]) == (900, 2)
+    assert found[DMC, "tanh"]["pairs"] == 1
+    told = error_of(capsys, "curves", tmp_path / "runs", "--at-step", "400", "--out", out)
+    assert "--at-step 400: no run has reached it; the longest ends at step 300" in told
+
+
+def test_tables_too(tmp_path, capsys):
+    cut_runs(tmp_path / "runs")
+    table = ["table", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    figures.main(table)
+    for row in read(tmp_path / "table.csv"):
+        assert row["return"] == "15.0 +- 7.1" and row["steps"] == "100"
+    assert "cut at step 100, where " in capsys.readouterr().out
+    figures.main([*table, "--at-step", "300"])
+    relu, tanh = read(tmp_path / "table.csv")
+    assert (relu["return"], relu["n"]) == ("900.0", "1") and tanh["return"] == "900.0 +- 0.0"
+    assert "relu seed 2 (step 100, interrupted)" in capsys.readouterr().out
+
+
+def test_a_diverged_run_carries_the_last_value_before_it_diverged(tmp_path, capsys):
+    toy_run(tmp_path / "runs", "tanh", 1, [1.0, 2.0, 3.0], total_timesteps=30)
+    folder = toy_run(tmp_path / "runs", "tanh", 2, [5, 6, 999], status="diverged")
+    edit(folder / "meta.json", step=25)  # what comes later is of no network
+    edit(folder / "config.json", total_timesteps=30)
+    early = toy_run(tmp_path / "runs", "tanh", 3, [], [], status="diverged", total_timesteps=30)
+    shutil.copy(folder / "scalars.csv", early)  # rows, but not of the return
+    (early / "scalars.csv").write_text("step,key,value,wall_time\n5,losses/alpha,1.0,1.0\n")
+    for seed in (1, 2, 3):
+        toy_run(tmp_path / "runs", "relu", seed, [0.0, 1.0, 1.0], total_timesteps=30)
+    out = tmp_path / "x.png"
+    curves(tmp_path / "runs", "--statistic", "mean", "--out", out)
+    row = compared(out)[DMC, "tanh"]
+    assert (row["value"], row["n"], row["step"], row["pairs"]) == (4.5, 2, 30, 2)
+    assert row["probability"] == pytest.approx(6 / 9)  # the one without a value loses
+    assert "tanh: 1 of 3 diverged before the first value" in capsys.readouterr().out
+    (_, table), _ = plots.tables.summary(plots.tables.groups_of(tmp_path / "runs"))
+    assert table["return"] == "4.5 +- 2.1 (2 of 3)"
+
+
+def test_preactivations_are_compared_at_one_step(tmp_path, capsys):
+    make_run(tmp_path, "relu", steps=(0, 100, 200))
+    make_run(tmp_path, "tanh", steps=(0, 100), status="diverged")
+    figures.main(["preactivations", str(tmp_path), "--out", str(tmp_path / "x.png")])
+    told = capsys.readouterr().out
+    assert "cut at step 100, the last at which all runs have been measured" in told
+    assert "later ones of relu are left out" in told
+    (line,) = (
+        line for line in told.splitlines() if line.startswith("relu") and "actor fc1" in line
+    )
+    # counts of make_run: 1, 0, 3 + step in [-1, 0, 1, 3]; none above 5, but all have the same ends
+    assert line.split()[3:] == ["1", "3.0", "3.0", "3.0", "0.00", "%"]
+
+
+# ---- variants ------------------------------------------------------------------------------------
+
+
+def test_variants_differ_in_settings_but_not_in_how_they_are_watched(tmp_path):
+    for seed, (utd, period) in enumerate([(1, 10), (1, 20), (10, 10)], start=1):
+        toy_run(tmp_path, "relu", seed, STEPS, utd=utd, log_frequency=period, eval_frequency=period)
+    (labels,) = plots.tables.groups_of(tmp_path).values()
+    seeds = {label: [run.seed for run in runs] for label, runs in labels.items()}
+    assert seeds == {"relu, utd 1": [1, 2], "relu, utd 10": [3]}
+    toy_run(tmp_path, "relu", 1, STEPS, utd=1, log_frequency=20, eval_frequency=10)
+    (labels,) = plots.tables.groups_of(tmp_path).values()  # two of one seed: told apart
+    assert {label: [run.seed for run in runs] for label, runs in labels.items()} == {
+        "relu, utd 1, eval frequency 10, log frequency 10": [1],
+        "relu, utd 1, eval frequency 10, log frequency 20": [1],
+        "relu, utd 1, eval frequency 20, log frequency 20": [2],
+        "relu, utd 10, eval frequency 10, log frequency 10": [3],
+    }
+
+
+def test_the_baseline_is_named_or_relu_or_the_first(tmp_path, capsys):
+    for name, utd in (("tanh", 1), ("tanh", 10), ("rational", 1), ("rational", 10)):
+        toy_run(tmp_path / "runs", name, 1, STEPS, utd=utd)
+    out = tmp_path / "x.png"
+    curves(tmp_path / "runs", "--out", out)
+    assert {row["baseline"] for row in compared(out).values()} == {"rational, utd 1"}
+    curves(tmp_path / "runs", "--baseline", "tanh, utd 10", "--out", out)
+    assert {row["baseline"] for row in compared(out).values()} == {"tanh, utd 10"}
+    told = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "tanh", "--out", out)
+    assert "--baseline tanh: it could be tanh, utd 1; tanh, utd 10" in told
+    told = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "rationl", "--out", out)
+    assert "--baseline rationl: no run of it; there are rational, utd 1" in told
+
+
+# ---- the picture ---------------------------------------------------------------------------------
+
+
+def drawn_ticks(axis: Axis) -> list:
+    """The boxes of an axis's tick labels that are within its limits."""
+    low, high = sorted(axis.get_view_interval())
+    boxes = []
+    for place, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels()):
+        if low <= place <= high and label.get_text():
+            boxes.append(label.get_window_extent())
+    return boxes
+
+
+@pytest.mark.parametrize("number, seeds", [(1, 1), (2, 10), (9, 2)])
+def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
+    rng = np.random.default_rng(number)
+    names = ["relu", "crational", "identity*silu+tanh*tanh*sigmoid+fourier*snake", "tanh"]
+    names += ["gelu", "selu", "mish", "softplus+leaky_relu*crelu", "sigmoid"]
+    for name, seed, env in itertools.product(names[:number], range(1, seeds + 1), (DMC, SWEEP)):
+        score = np.array([0.0, 0.5 + rng.random() / 2, 1.0])
+        rows = {RETURN: (STEPS, 900 * score), "eval/success": (STEPS, score)}
+        rows = rows if env == SWEEP else {RETURN: rows[RETURN]}
+        error = 3.0 + 0.001 * rng.random(3) if env == SWEEP else 10.0 ** -rng.integers(1, 5, 3)
+        rows["eval/mse"] = (STEPS, error)
+        write_run(tmp_path / "runs", "sac_continuous", env, name, seed, rows)
+    curves(tmp_path / "runs", "--metric", "score", "error", "--out", tmp_path / "x.png")
+    figure = plots.redraw.figure_of(tmp_path, "x")
+    figure.draw_without_rendering()
+    for text in figure.findobj(Text):
+        is_name = any(letter.isalpha() for letter in text.get_text())  # ticks beyond a limit are
+        box = text.get_window_extent()  # there, but not drawn
+        if is_name and text.get_visible():
+            assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
+            assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, text.get_text()
+    for axis in figure.findobj(Axis):
+        if axis.axes.texts or not axis.axes.axison:  # a note in place of what there is not
+            continue
+        boxes = drawn_ticks(axis)
+        is_names = axis.axis_name == "y" and axis.axes.get_title() != ""  # of variants
+        assert is_names or len(boxes) >= 2, axis.axes.get_title("left")
+        for one, other in itertools.pairwise(boxes):
+            assert not one.overlaps(other)
+    shown = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
+    baseline = ", baseline" if number > 1 else ""
+    assert shown[0] == f"relu (n = {seeds}){baseline}" and len(shown) == number
+    (success,) = (panel for panel in figure.axes if panel.get_ylabel() == "success rate")
+    assert success.get_ylim()[0] >= 0 and success.get_ylim()[1] <= 1
+    assert ("interval" in figure.get_suptitle()) is True
+    assert ("bootstrap" in figure.get_suptitle()) is (seeds > 1)
+    chances = [panel for panel in figure.axes if panel.get_title() == "P(better than relu)"]
+    assert len(chances) == (6 if number > 1 else 0)
+    for panel in chances:
+        assert panel.get_xlim() == (0, 1) and len(panel.containers) == number - 1
+
+
+def test_many_environments_are_several_pages(tmp_path):
+    tasks = [f"dm_control/task{number}-v0" for number in range(6)]
+    for env, name in itertools.product(tasks, ("relu", "tanh")):
+        write_run(tmp_path / "runs", "sac_continuous", env, name, 1, {RETURN: (STEPS, STEPS)})
+    curves(tmp_path / "runs", "--out", tmp_path / "x.png")
+    pages = [plots.redraw.figure_of(tmp_path, name) for name in ("x", "x-2")]
+    drawn = []
+    for page in pages:
+        titles = [panel.get_title("left") for panel in page.axes]
+        drawn.append([title for title in titles if title])
+    assert drawn == [["all 6 environments", *tasks[:5]], tasks[5:]]
+    assert (tmp_path / "x-2.png").exists() and not (tmp_path / "x-2.csv").exists()
+
+
+def test_learned_activations_are_drawn_below_as_demo_does(tmp_path):
+    for name, seed in itertools.product(("relu", "crational"), (1, 2)):
+        make_run(tmp_path / "runs", name, seed, fixed=name == "relu")
+    figures.main(["demo", str(tmp_path / "runs"), "--out", str(tmp_path / "demo.png")])
+    figure = plots.redraw.figure_of(tmp_path, "demo")
+    labels = [panel.get_ylabel() for panel in figure.axes]
+    assert "return" in labels and "overestimation, Q - G" in labels
+    titles = [panel.get_title() for panel in figure.axes]
+    assert "crational (walk-v0, s1)" in titles and "relu (walk-v0, s1)" not in titles
+
+
+# ---- where runs are ------------------------------------------------------------------------------
+
+
+def test_runs_are_found_at_any_depth_by_pattern_and_by_name(tmp_path, capsys, monkeypatch):
+    cut_runs(tmp_path / "runs" / "demo" / "deep")
+    folders = sorted((tmp_path / "runs" / "demo" / "deep").iterdir())
+    (tmp_path / "runs" / "sweeps").mkdir()
+    (tmp_path / "runs" / "curves.png").write_bytes(b"")
+    (tmp_path / "runs" / ".hidden").mkdir()
+    shutil.copytree(folders[0], tmp_path / "runs" / ".hidden" / folders[0].name)
+    (tmp_path / "runs" / "demo" / "loop").symlink_to(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    names = [folder.name for folder in folders]
+    for places in (
+        "runs",
+        "runs/*",
+        "runs/*/",
+        "runs/**/*sac_continuous*",
+        ["runs", "runs/demo", folders[0]],
+        folders,
+    ):
+        assert [folder.name for folder in plots.reading.find_runs(places)] == names, places
+    assert plots.reading.find_runs(folders[1]) == [folders[1]]
+    relu = plots.reading.find_runs("runs/demo/deep/*__relu__*")
+    assert {folder.name for folder in relu} == {name for name in names if "__relu__" in name}
+    capsys.readouterr()
+    assert len(plots.reading.find_runs(["runs/demo", "runs/sweeps", "runs/curves.png"])) == 4
+    assert capsys.readouterr().out == "left out: no run in runs/sweeps runs/curves.png\n"
+    for place, told in (
+        ("nowhere", "nowhere: is no run folder, there is nothing of that name"),
+        ("runs/x*", "runs/x*: is no run folder, the pattern matches nothing"),
+        ("runs/sweeps", "runs/sweeps: no run folders there (looked for folders with a meta.json"),
+    ):
+        for command in ("curves", "table", "overview", "cr1", "continual", "run"):
+            err = error_of(capsys, command, place)
+            assert (
+                told in err and "folders that hold some, or a pattern such as 'runs/*relu*'" in err
+            )
+    err = error_of(capsys, "hr1", "runs")
+    assert "no run of pqn_atari.py (the 4 there are of sac_continuous)" in err
+
+
+def test_every_command_takes_folders_of_folders(tmp_path, capsys, monkeypatch):
+    three_seeds(tmp_path / "runs" / "deep" / "er")
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["table"],
+        ["table", "runs"],
+        ["table", "--runs", "runs"],
+        ["overview", "--runs", "runs/*"],
+        ["cr1", "--runs", "runs/deep"],
+        ["curves", "runs/**"],
+        ["demo", "--runs", "runs"],
+        ["compare", "runs", "--by", "rational"],
+    ):
+        figures.main(command)
+        assert "figures/" in capsys.readouterr().out or command[0] in ("demo", "compare")
+    assert plots.variants.load(plots.reading.find_runs("runs")).keys() == {"relu", "tanh"}
+    with pytest.raises(runlog.UserError, match="no run folders: give at least one"):
+        plots.reading.find_runs([])
