@@ -20,7 +20,7 @@ import tyro
 import runlog
 from plots import compare, comparison, cr, draw_run, hr, tables
 from plots.continual import continual
-from plots.cr_seeds import cr_seeds
+from plots.cr_seeds import cr_constraint, cr_seeds
 from plots.kde import hr3
 from plots.overview import overview
 from plots.preactivations import preactivations
@@ -33,6 +33,7 @@ ROWS = {  # subcommand: function; each is a row of the papers' figures, its docs
     "cr1": cr.cr1,
     "cr_curves": cr.cr_curves,
     "cr_seeds": cr_seeds,
+    "cr_constraint": cr_constraint,
     "cr_ablations": cr.cr_ablations,
     "continual": continual,
     "cr_atari": cr.cr_atari,

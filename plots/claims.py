@@ -139,13 +139,19 @@ def summary_of(values: np.ndarray) -> dict[str, float]:
 
 
 def write_claims(
-    study: Study, quantities: Sequence[Quantity], out: Path, name: str, title: str
+    study: Study,
+    quantities: Sequence[Quantity],
+    out: Path,
+    name: str,
+    title: str,
+    reference: str = "",
 ) -> list[Path]:
     """name.csv, name.md and name.png: every variant against every one before it, in every quantity
-    that both have."""
+    that both have; with `reference` against this one only."""
     rows = []
     for step in fifths(study):
-        rows += claim_rows(study, quantities, step)
+        every = claim_rows(study, quantities, step)
+        rows += rows_where(every, second=reference) if reference else every
     how = "paired by seed; 95 % bootstrap; beside: seeds above : below, exact two-sided p"
     paths = write_figure(
         out,

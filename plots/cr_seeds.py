@@ -25,8 +25,12 @@ OUTPUT = replace(cr.LARGEST, title="output")
 GRADIENT = replace(cr.COEFFICIENTS, title="coefficient gradient", unit="L2 norm, critics")
 NUMERATOR = replace(cr.NUMERATOR, title="numerator", unit="L2 norm of a, critics")
 DENOMINATOR = replace(cr.DENOMINATOR, title="denominator", unit="L2 norm of b, critics")
+# One c in each layer, so that its smallest is it.
+FIRST_C = Panel("c, first layer", "mean of critics", rf"{cr.CRITICS}/fc1/c_min", scale="log")
+SECOND_C = Panel("c, second layer", "mean of critics", rf"{cr.CRITICS}/fc2/c_min", scale="log")
 VALUES = (cr.RETURNS, SUCCESS, BIAS, MEAN_Q, TEMPERATURE)
 INSIDE = (INPUT, OUTPUT, GRADIENT, NUMERATOR, DENOMINATOR)
+CONSTRAINT = (cr.RETURNS, BIAS, OUTPUT, GRADIENT, SECOND_C, INPUT)
 
 # A reward is 10 at most in Meta-World, 1 in DMC, and gamma is 0.99: no policy is worth more.
 LARGEST_VALUE = 1_000.0
@@ -44,6 +48,7 @@ QUANTITIES = (
     Quantity(NUMERATOR, RATIO),
     Quantity(DENOMINATOR, RATIO),
 )
+OF_C = (Quantity(FIRST_C, RATIO), Quantity(SECOND_C, RATIO))
 
 
 def cr_seeds(
@@ -64,4 +69,27 @@ def cr_seeds(
         paths += claims.write_claims(part, QUANTITIES, out, f"{name}-claims", title)
         paths += claims.write_summary(part, QUANTITIES, out, f"{name}-summary")
         paths.append(claims.write_last(part, QUANTITIES, out, f"{name}-last"))
+    return paths
+
+
+def cr_constraint(
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+) -> list[Path]:
+    """CR's open question, a constraint that changes: every seed's return, overestimation, outputs,
+    gradients, inputs and c; every variant against the first, paired by seed."""
+    quantities = QUANTITIES + OF_C
+    keys = keys_of(*(quantity.panel for quantity in quantities))
+    study = read_study(runs, SAC, keys, where).chosen(variants)
+    out = Path(out)
+    taken = set()
+    paths = []
+    for env in study.environments:
+        part = study.of_environment(env)
+        name = file_name(f"cr_constraint-{env.rpartition('/')[2]}", taken)
+        title = f"CR, {env}: SAC"
+        first = part.labels[0]
+        paths += write_seeds(part, CONSTRAINT, out, f"{name}-seeds", title)
+        paths += claims.write_claims(part, quantities, out, f"{name}-claims", title, first)
+        paths += claims.write_summary(part, quantities, out, f"{name}-summary")
+        paths.append(claims.write_last(part, quantities, out, f"{name}-last"))
     return paths

@@ -191,6 +191,8 @@ SETTINGS = {
     "rational.constraint_momentum": Setting("momentum {}", (0.999, None)),
     "width": Setting("width {}", (512, None)),
     "redo": Setting("ReDo", (False, None)),
+    "autotune": Setting("no autotune", (True, None)),
+    "init_temperature": Setting("alpha from {}", (1.0, None)),
     "encoder_activation": Setting("encoder {}", ("relu", None)),
 }
 PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have

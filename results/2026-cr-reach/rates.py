@@ -27,10 +27,11 @@ def updates_of(config: dict) -> int:
 def process_rows(study: Study) -> list[dict]:
     """A row for each variant: its seeds trained in one process."""
     rows = []
-    for (label, _), runs in study.cells.items():
+    for (label, env), runs in study.cells.items():
         seconds = max(run.meta["elapsed_s"] for run in runs)
         updates = sum(updates_of(run.config) for run in runs)
-        row = {"process": label, "seeds": len(runs), "seed_updates": updates, "seconds": seconds}
+        process = label if len(study.environments) == 1 else f"{env}, {label}"
+        row = {"process": process, "seeds": len(runs), "seed_updates": updates, "seconds": seconds}
         row["seed_updates_per_s"] = updates / seconds
         row["logged_per_s"] = logged_rate(runs[0].folder)
         row["gpu_memory_mb"] = runs[0].meta["peak_gpu_memory_mb"]
