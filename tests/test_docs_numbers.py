@@ -18,9 +18,17 @@ NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 INTERVAL = re.compile(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]")
 DEVIATION = re.compile(rf"({NUMBER}) \+- ({NUMBER})")
 REACH = "2026-cr-reach/cr_seeds-reach-v3-"
+DYNAMIC = "2026-dynamic-constraint/cr_constraint-reach-v3-"
+SWEEP = "2026-cr-sweep/cr_constraint-sweep-v3-"
+TEMPERATURE = "2026-cr-reach/temperature/cr_constraint-reach-v3-"
+CLAIMS = [f"{study}claims.csv" for study in (REACH, DYNAMIC, SWEEP, TEMPERATURE)]
 SOURCES = {  # file: columns of the middle, the lower and the upper end
-    f"{REACH}claims.csv": ("value", "low", "high"),
+    **dict.fromkeys(CLAIMS, ("value", "low", "high")),
     f"{REACH}summary.csv": ("median", "low", "high"),
+    f"{DYNAMIC}summary.csv": ("median", "low", "high"),
+    f"{SWEEP}summary.csv": ("median", "low", "high"),
+    f"{TEMPERATURE}summary.csv": ("median", "low", "high"),
+    "2026-dynamic-constraint/cards.csv": ("value", "low", "high"),
     "2026-continual/continual_comparisons.csv": ("difference", "low", "high"),
     "2026-function-approximation/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/longer/ratios.csv": ("ratio", "low", "high"),
@@ -33,6 +41,8 @@ PAGES = (
     "docs/reproduction.md",
     "docs/continual_supervised.md",
     "results/2026-cr-reach/README.md",
+    "results/2026-cr-sweep/README.md",
+    "results/2026-dynamic-constraint/README.md",
     "results/2026-continual/README.md",
     "results/2026-function-approximation/README.md",
 )
@@ -78,9 +88,10 @@ def known_intervals() -> list[tuple[float, ...]]:
             if f"{measure}: low" in row:
                 ends = measure, f"{measure}: low", f"{measure}: high"
                 found.append(tuple(float(row[column] or "nan") for column in ends))
-    for row in table(RESULTS / f"{REACH}claims.csv"):
-        ends = "p_larger", "p_larger_low", "p_larger_high"
-        found.append(tuple(float(row[column] or "nan") for column in ends))
+    for file in CLAIMS:
+        for row in table(RESULTS / file):
+            ends = "p_larger", "p_larger_low", "p_larger_high"
+            found.append(tuple(float(row[column] or "nan") for column in ends))
     return found
 
 
