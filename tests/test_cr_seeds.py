@@ -11,7 +11,7 @@ from test_paper_figures import write_run
 
 import plots.redraw
 from plots.claims import value_of
-from plots.cr_seeds import IMPOSSIBLE_Q, QUANTITIES, cr_seeds
+from plots.cr_seeds import IMPOSSIBLE_Q, QUANTITIES, cr_constraint, cr_seeds
 from plots.recording import read_csv
 
 REACH = "metaworld/reach-v3"
@@ -164,3 +164,46 @@ def test_the_picture_of_claims_shows_the_last_step(drawn):
     row = row_of(rows, first="rational", second="relu", quantity="return", step=100.0)
     dots = [container.lines[0].get_xydata()[0] for container in panel.containers]
     assert dots[0] == pytest.approx((float(row["p_larger"]), 0))
+
+
+def test_the_constraint_is_compared_with_the_first_variant_only(tmp_path):
+    """A fixed c, larger by a known ratio in each seed, and a temperature held at another value."""
+    of_seed = {1: 5.0, 2: 6.0, 3: 40.0}
+    variants = {
+        "crational": {},
+        "crational, c fixed": {"rational": {"constraint_schedule": "fixed"}},
+        "crational, no autotune, alpha from 0.25": {"autotune": False, "init_temperature": 0.25},
+    }
+    for number, settings in enumerate(variants.values(), start=1):
+        for seed, c in of_seed.items():
+            rows = {"eval/episodic_return": (STEPS, np.full(5, 100.0 * number * seed))}
+            rows["network/qf1/fc2/c_min"] = STEPS, np.full(5, number * c)
+            rows["network/qf2/fc2/c_min"] = STEPS, np.full(5, 3 * number * c)
+            write_run(
+                tmp_path / "runs",
+                "sac_continuous",
+                REACH,
+                "crational",
+                seed,
+                rows,
+                total_timesteps=100,
+                **settings,
+            )
+    out = tmp_path / "out"
+    labels = list(variants)
+    cr_constraint(tmp_path / "runs", out, variants=labels)
+    name = "cr_constraint-reach-v3"
+    rows = read_csv(out / f"{name}-claims.csv")
+    assert {(row["first"], row["second"]) for row in rows} == {
+        (labels[1], labels[0]),
+        (labels[2], labels[0]),
+    }
+    for number, label in enumerate(labels[1:], start=2):
+        row = row_of(rows, first=label, quantity="c, second layer", step=100.0)
+        assert row["value"] == pytest.approx(number) and row["n"] == "3"
+    last = read_csv(out / f"{name}-last.csv")
+    row = row_of(last, variant="crational", seed="3")
+    assert float(row["c, second layer"]) == pytest.approx((40 + 3 * 40) / 2)
+    figure = plots.redraw.figure_of(out, f"{name}-seeds")
+    titles = [panel.get_title(loc="left") for panel in figure.axes[:3]]
+    assert [title.replace("\n", " ") for title in titles] == labels
