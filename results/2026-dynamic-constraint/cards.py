@@ -16,7 +16,7 @@ from plots.cr_seeds import OF_C, QUANTITIES
 from plots.panels import keys_of
 from plots.recording import write_csv
 from plots.study import Study, read_study
-from plots.variants import SAC
+from plots.variants import SAC, all_runs
 
 VARIANT = "crational"
 ENVIRONMENT = "metaworld/reach-v3"
@@ -35,7 +35,7 @@ def main(earlier: Path, later: Path, out: Path) -> None:
     one = renamed(earlier, f"{VARIANT}, H200")
     other = renamed(later, f"{VARIANT}, H100")
     both = replace(one, cells=one.cells | other.cells, variants=one.variants | other.variants)
-    end = max(run.last_step for runs in both.cells.values() for run in runs)
+    end = max(run.last_step for run in all_runs(both.cells))
     print(write_csv(out / "cards.csv", claim_rows(both, EVERYTHING, end)))
     print(write_last(both, EVERYTHING, out, "cards_seeds"))
 
