@@ -2,12 +2,13 @@
 
     python figures.py run runs/dm_control-cheetah-run-v0__sac_continuous__crational__s1__0123456789
     python figures.py curves runs --baseline relu --out figures/curves.png
-    python figures.py preactivations runs/*cartpole* --out runs/preactivations.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
     python figures.py redraw results
 
 The drawing is in plots/. A new figure is a module there and a line in ROWS (CONTRIBUTING.md).
 """
+
+import interrupts  # noqa: F401
 
 import sys
 from collections.abc import Sequence
