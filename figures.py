@@ -19,9 +19,8 @@ from typing import Annotated, Literal
 import tyro
 
 import runlog
-from plots import compare, comparison, cr, draw_run, hr, tables
+from plots import compare, comparison, cr, cr_seeds, draw_run, hr, tables
 from plots.continual import continual
-from plots.cr_seeds import cr_constraint, cr_seeds
 from plots.kde import hr3
 from plots.overview import overview
 from plots.preactivations import preactivations
@@ -33,8 +32,8 @@ from plots.regression import hr2
 ROWS = {  # subcommand: function; each is a row of the papers' figures, its docstring is the help
     "cr1": cr.cr1,
     "cr_curves": cr.cr_curves,
-    "cr_seeds": cr_seeds,
-    "cr_constraint": cr_constraint,
+    "cr_seeds": cr_seeds.cr_seeds,
+    "cr_constraint": cr_seeds.cr_constraint,
     "cr_ablations": cr.cr_ablations,
     "continual": continual,
     "cr_atari": cr.cr_atari,
