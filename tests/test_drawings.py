@@ -409,6 +409,25 @@ def test_continual_tasks(number):
         assert len({line.get_color() for line in lines}) == len(lines)
 
 
+@pytest.mark.parametrize("number", [1, 2, 9])
+def test_plasticity_of_chosen_cells(number):
+    panels = {"charts/online_accuracy": "online accuracy", "dead": "dead-neuron fraction"}
+    rows = []
+    for label, metric in itertools.product(chosen(number), panels):
+        for task, value in enumerate(points_of(label, 0, 1), start=1):
+            ends = {"low": value - 0.5, "high": value + 0.5}
+            row = {"study": "digits", "cell": label, "metric": metric, "task": task}
+            rows.append(row | {"mean": value} | ends)
+    spec = base_spec(number, 10) | {"study": "digits", "panels": panels}
+    figure = draw_kind("plasticity", {"continual_curves.csv": rows}, spec)
+    assert faults(figure) == []
+    for panel in figure.axes:
+        lines = panel.get_lines()
+        assert panel.get_ylim() == (-0.03, 1.03) and len(lines) == number
+        looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+        assert len(looks) == number
+
+
 @pytest.mark.parametrize("number, seeds", [(1, 1), (9, 10)])
 def test_overview_of_lines(number, seeds):
     rows = []
@@ -438,8 +457,9 @@ def test_overview_of_lines(number, seeds):
 def test_every_kind_is_drawn_here():
     drawn = {"curves", "environments", "seeds", "intervals", "claims", "compared", "study"}
     drawn |= {"preactivations", "parts", "densities", "regression", "table1", "continual"}
+    drawn |= {"plasticity", "overview"}
     elsewhere = {"comparison"}  # tests of the curves command
-    assert {*plots.redraw.BY_NAME} - elsewhere == drawn | {"overview"}
+    assert {*plots.redraw.BY_NAME} - elsewhere == drawn
 
 
 # ---- one run -------------------------------------------------------------------------------------
