@@ -328,7 +328,7 @@ def test_parts_of_q(number, seeds):
         for step, value in zip(STEPS, points_of(label, 0, 3)):
             row = {"environment": "Breakout", "variant": label, "part": part, "n": seeds}
             rows.append(row | {"step": step, "mean": value, "std": 1 if seeds > 1 else np.nan})
-    check(draw_kind("parts", rows, {"caption": ["HR Fig. 4: parts of Q"]}), seeds)
+    check(draw_kind("parts", rows, {"caption": ["HR Fig. 4: contributions to Q"]}), seeds)
 
 
 @pytest.mark.parametrize("parts", [["output"], ["branch0", "branch1", "output"]])
