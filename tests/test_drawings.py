@@ -155,7 +155,7 @@ def base_spec(number: int, seeds: int) -> dict:
 
 
 PANELS = {  # title: unit, key, scale, values from, to
-    "success": ("share (any step)", "eval/success", "linear", 0.0, 0.0),
+    "success": ("rate (any step)", "eval/success", "linear", 0.0, 0.0),
     "a quantity with a name that is longer than others": ("unit", "x", "symlog", -1e6, 1e8),
     "numerator": ("L2 norm of the coefficients", "network/q/numerator_norm", "log", 1.42, 1.43),
     "gradient": ("L2 norm", "network/q/gradient_norm", "log", 1e-3, 1e12),
@@ -508,7 +508,7 @@ def test_captions_name_what_is_missing_and_tell_one_seed(tmp_path, atari, monkey
     assert "not in the statistics: Pong" in told(figure)
     check(figure, 1)
     units = [panel.get_ylabel() for panel in figure.axes]
-    assert units == ["share", "srank", "0 and 1: lowest and highest of relu"]
+    assert units == ["fraction", "srank", "0 and 1: lowest and highest of relu"]
     dead = figure.axes[0]
     assert dead.get_ylim()[0] < 0 and dead.get_ylim()[1] < 1.05  # all 1: no axis up to 1.04
     spec = json.loads((tmp_path / "figures.json").read_text())["hr7"]
