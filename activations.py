@@ -631,7 +631,16 @@ class Snake(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = self.a.reshape(self.a.shape + (1,) * (x.dim() - self.a.dim()))
         phase = a * x
-        return x + x * torch.sin(phase) * torch.sinc(phase / math.pi)
+        return x + x * torch.sin(phase) * _sin_over(phase)
+
+
+def _sin_over(x: torch.Tensor) -> torch.Tensor:
+    """sin(x) / x, and 1 at 0, with all its derivatives there: torch.sinc's second one is nan."""
+    is_near = x.abs() < 0.01
+    near = torch.where(is_near, x, 0.0)
+    far = torch.where(is_near, 1.0, x)
+    series = 1 - near.square() / 6 + near.square().square() / 120  # exact to the last digit here
+    return torch.where(is_near, series, torch.sin(far) / far)
 
 
 def _smooth_leaky(x: torch.Tensor) -> torch.Tensor:

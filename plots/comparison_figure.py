@@ -104,8 +104,6 @@ def draw_curves(
 ) -> None:
     """The curves of a line; dotted: where runs are compared, if some go on."""
     style.left_title(panel, comparisons[0]["environment"])
-    style.steps_axis(panel, spec["units"][line])
-    panel.set_ylabel(spec["panels"][line])
     if not points:
         why = "these environments\nhave no common scale"
         if all(int(row["n"]) == 0 for row in comparisons):
@@ -113,6 +111,8 @@ def draw_curves(
         style.note(panel, why, style.FAINT)
         panel.set_axis_off()
         return
+    style.steps_axis(panel, spec["units"][line])
+    panel.set_ylabel(spec["panels"][line])
     for label in distinct(points, "variant"):
         own = rows_where(points, variant=label)
         value = columns(own, "step", "value", "low", "high")

@@ -429,10 +429,11 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         point = [float(row[name]) for name in ("task", "mean", "low", "high")]
         curves[row["cell"]][row["metric"]].append(point)
     columns = columns_of(list(curves), spec)
+    dead = f"network/classifier/{last_layer(rows)}/dead_share"
     metrics = {
         "online accuracy": ACCURACY,
         "NTK srank, task end": "task_end/ntk_srank",
-        "dead share (KDE), last layer": f"network/classifier/{last_layer(rows)}/dead_share",
+        "dead-neuron fraction,\nlast layer": dead,
     }
     logged = set()
     for members in curves.values():

@@ -20,7 +20,7 @@ LAYERS = rf"{CRITICS}/fc\d+/(branch\d+_)?"
 
 IQM = Panel("IQM, normalised", "return / 1,000 or success", RETURN, score="suite")
 SUCCESS = Panel(
-    "success, Meta-World", "share (any step)", "eval/success", suite=suites.METAWORLD.prefix
+    "success, Meta-World", "rate (any step)", "eval/success", suite=suites.METAWORLD.prefix
 )
 BIAS = Panel(
     "overestimation",

@@ -16,7 +16,7 @@ from plots.seeds import write_seeds
 from plots.study import read_study
 from plots.variants import SAC
 
-SUCCESS = Panel("success", "share (any step)", "eval/success")
+SUCCESS = Panel("success", "rate (any step)", "eval/success")
 BIAS = Panel("Q - G", "return", "overestimation/mean", scale="symlog")
 MEAN_Q = Panel("mean Q", "on the batch", "losses/q_mean", scale="symlog")
 TEMPERATURE = Panel("temperature", "alpha", "losses/alpha", scale="log")

@@ -20,7 +20,9 @@ from plots.variants import DQN, PPO, PQN, Variant, product_of
 HIDDEN = r"network/(q|agent)/fc1"
 GAMES = r"charts/episodic_return"  # of training games
 
-DEAD = Panel("dead neurons, last hidden layer", "share", rf"{HIDDEN}/dead_share", statistic="std")
+DEAD = Panel(
+    "dead neurons, last hidden layer", "fraction", rf"{HIDDEN}/dead_share", statistic="std"
+)
 SRANK = Panel("effective rank, last hidden layer", "srank", rf"{HIDDEN}/srank", statistic="std")
 OF_BASELINE = "0 and 1: lowest and highest of relu"  # HR eq. 8
 BASELINE = Panel("baseline-normalised score", OF_BASELINE, GAMES, score="baseline", statistic="std")

@@ -57,8 +57,7 @@ METRICS = (
     Metric("effective rank", "effective rank (srank)", rf"{LAYERS}/srank", low=0.0),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
-for alias, name in (("dead share", "dead neurons"), ("srank", "effective rank")):
-    BY_NAME[alias] = BY_NAME[name]  # as tables have it
+BY_NAME["srank"] = BY_NAME["effective rank"]  # as tables have it
 BY_NAME["online accuracy"] = BY_NAME["accuracy"]
 SCORE = "score"  # of an environment: its suite's, else the first of these that is logged
 SCORES = ("return", "success", "accuracy", "error", "training return")

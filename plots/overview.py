@@ -20,7 +20,7 @@ from plots.variants import styles_of
 MOST_LINES = 8  # scripts and environments on the page
 MOST_LEARNED = 4  # learned activations below
 SCORE = "score"
-QUANTITIES = ("overestimation", "dead share", "srank")
+QUANTITIES = ("overestimation", "dead neurons", "srank")
 LEARNED = "learned"  # in the column `row`: of no script, but below them
 BEFORE = "before"
 AFTER = "after"

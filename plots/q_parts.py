@@ -51,13 +51,13 @@ def hr4(
     study = read_study(runs, DQN, KEYS, where)
     if variants:
         study = study.only(variants)
-    title = "HR Fig. 4: parts of Q, DQN's last hidden layer"
+    title = "HR Fig. 4: contributions to Q, DQN's last hidden layer"
     caption = [title, study.counts, "mean over observations and actions"]
     return write_figure(out, "hr4", PARTS, part_rows(study), caption=caption)
 
 
 def part_rows(study: Study) -> list[dict]:
-    """Mean and standard deviation over seeds of each part. Prints which runs have none."""
+    """Mean and standard deviation over seeds of each contribution. Prints which runs have none."""
     rows = []
     for (label, env), runs in study.cells.items():
         for run in runs:
@@ -77,7 +77,7 @@ def part_rows(study: Study) -> list[dict]:
 
 
 def part_points(runs: Sequence[Loaded], part: str, grid: np.ndarray) -> list[dict[str, float]]:
-    """Step, mean and standard deviation of one part of Q."""
+    """Step, mean and standard deviation of one contribution to Q."""
     values = [on_grid(combined(run, f"q_split/{part}"), grid) for run in runs]
     means = np.mean(values, axis=0)
     deviations = np.std(values, axis=0) if len(runs) > 1 else np.full(len(grid), np.nan)
@@ -88,7 +88,7 @@ def part_points(runs: Sequence[Loaded], part: str, grid: np.ndarray) -> list[dic
 
 
 def draw(rows: list[dict], spec: dict) -> Figure:
-    """Parts of Q, a panel per game and variant."""
+    """Contributions to Q, a panel per game and variant."""
     cells = list(dict.fromkeys((row["environment"], row["variant"]) for row in rows))
     number = min(4, len(cells))
     figure, panels = style.grid_of_panels(len(cells), number, (3.2, 2.6), 1.1)
@@ -99,7 +99,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
             steps, mean, std = columns(points, "step", "mean", "std")
             style.curve(panel, part, look, steps, mean, mean - std, mean + std)
         style.title(panel, f"{env}, {label} (n = {members[0]['n']})")
-        panel.set_ylabel("mean part of Q" if index % number == 0 else "")
+        panel.set_ylabel("mean contribution to Q" if index % number == 0 else "")
         style.steps_axis(panel)
     style.legend(figure, panels[0].get_legend_handles_labels()[0])
     counts = [int(row["n"]) for row in rows]

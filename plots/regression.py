@@ -82,7 +82,8 @@ class Fitted:
 
     def errors(self, rate: float) -> np.ndarray:
         """Last error of each seed, mean squared, between the training points: median over the last
-        tenth of the steps, since with a constant step size it goes up and down. inf: diverged."""
+        tenth of the steps, since with a constant learning rate it goes up and down. inf:
+        diverged."""
         values = []
         for run in self.runs[rate]:
             if run.has_diverged:
@@ -518,7 +519,7 @@ def draw_table1(rows: list[dict], spec: dict) -> Figure:
         limits = (-margin, 1 + margin)
         panel.set(xlabel="p: a branch is saturated", title=name, xlim=limits, ylim=limits)
         panel.legend(fontsize=7)
-    panels[0].set_ylabel("share of dead neurons")
+    panels[0].set_ylabel("fraction of dead neurons")
     style.caption(figure, *spec["caption"])
     return figure
 

@@ -39,7 +39,7 @@ SHOWN = {  # title: (key pattern, format); the first that a script logs is its s
     "error": ("eval/mse", "{:.3g}"),
     TRAINING_RETURN: ("charts/episodic_return", "{:.1f}"),
     "overestimation": ("overestimation/mean", "{:.2f}"),
-    "dead share": (rf"{LAYERS}/dead_share", "{:.3f}"),
+    "dead neurons": (rf"{LAYERS}/dead_share", "{:.3f}"),
     "srank": (rf"{LAYERS}/srank", "{:.1f}"),
 }
 SCORES = list(SHOWN)[:5]

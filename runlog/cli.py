@@ -49,6 +49,8 @@ def parse_args(cls, argv: Sequence[str] | None = None, description: str | None =
     told = []
     for section in _sections_of_boxes(boxes.getvalue()):
         if section and not section.startswith("For full help"):
+            # a nested configuration that raised: what it said names the flag
+            section = re.sub("^Error parsing [^ :]+: (?=--)", "", section)
             told.append(section.replace("Argument helptext:", "expected").rstrip("."))
     told += _switches_with_a_value(argv, told[0])
     print(f"error: {'; '.join(told)} (--help lists every flag)", file=sys.stderr)

@@ -9,7 +9,7 @@
 #
 # Hours, extrapolated (docs/figures.md): laptop 1.6 and paper 14,400 (four tasks; 2,200 of them are cr_fig1.sh's), of 2
 # CPU cores; on a GPU: docs/reproduction.md. The values of decay and scale are ours: CR's text at hand has none. Decay 0.1 halves
-# a coefficient without gradient in 23,000 updates at the step size 3e-4.
+# a coefficient without gradient in 23,000 updates at the learning rate 3e-4.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

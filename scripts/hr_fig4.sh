@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# HR Fig. 4: the parts of Q that live and dead neurons give, DQN on Seaquest with tanh, one seed.
+# HR Fig. 4: the contributions of live and dead neurons to Q, DQN on Seaquest with tanh, one seed.
 #
 #   SCALE=smoke scripts/hr_fig4.sh       a minute on 2 cores
 #   scripts/hr_fig4.sh                   laptop: 75,000 steps

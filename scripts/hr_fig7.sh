@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # HR Figs. 7, 8a-b, 13 to 15, Tables 1 and 2: dead-neuron fraction, effective rank and normalised score of DQN on 8 games, 5 seeds,
-# 10M steps: 10 activations, and tanh with LayerNorm and with 1,024 units at two step sizes.
+# 10M steps: 10 activations, and tanh with LayerNorm and with 1,024 units at two learning rates.
 #
 #   SCALE=smoke scripts/hr_fig7.sh       minutes on 2 cores
 #   scripts/hr_fig7.sh                   laptop: relu, tanh and tanh_hr, 2 games, 25,000 steps, 1 seed
@@ -9,7 +9,7 @@
 # Hours, extrapolated (docs/figures.md): laptop 0.5 and paper 19,000, of 2 CPU cores; on a GPU: docs/reproduction.md. Disk: 7.4 GB of
 # replay for each run that is under way. The games are a guess but for four of them (scripts/environments.sh). HR does not
 # say over which axes its LayerNorm goes, nor whether the convolutions have it: here every hidden layer, over channels.
-# Fig. 13d's step sizes are not told but for 5e-5; 1e-4 is the default.
+# Fig. 13d's learning rates are not given but for 5e-5; 1e-4 is the default.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -52,7 +52,7 @@ def link_name(run: Path, top: Path) -> str:
         name = identity.short_name(
             env_id, parts[1], config["activation"], config["seed"], parts[-1]
         )
-    except (runlog.UserError, KeyError, IndexError, TypeError, AttributeError):
+    except (storage.Damaged, runlog.UserError, KeyError, IndexError, TypeError, AttributeError):
         name = run.name
     if where != Path():
         name = f"{name} ({where})"

@@ -164,6 +164,31 @@ def test_snake_against_its_formula():
     }
 
 
+def test_snake_at_zero_and_far_out():
+    """Second derivatives where sin(a x) / (a x) has its limit, and float32 up to 1e4."""
+    module = make_activation("snake", batch_shape=(3,)).double()
+    with torch.no_grad():
+        module.a.copy_(torch.tensor([1.0, -0.7, 0.0]))
+    x = torch.tensor([0.0, 1e-3, 0.3, -2.0], dtype=torch.float64).expand(3, -1).clone()
+    x.requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda x, a: torch.func.functional_call(module, {"a": a}, x), (x, module.a)
+    )
+    for order in (torch.func.hessian, torch.func.jacrev):
+        found = order(lambda x: x + make_activation("snake")(x).sum())(torch.zeros(()))
+        assert found.isfinite()
+
+    far = torch.linspace(-1e4, 1e4, 2001, dtype=torch.float64)
+    single = make_activation("snake")
+    x = far.float().requires_grad_()
+    y = single(x)
+    dx, da = torch.autograd.grad(y.sum(), (x, single.a))
+    np.testing.assert_allclose(y.detach(), far + far.sin() ** 2, rtol=2e-7, atol=1e-6)
+    np.testing.assert_allclose(dx, 1 + (2 * far).sin(), atol=2e-3)
+    exact = (far * (2 * far).sin() - far.sin() ** 2).sum()
+    np.testing.assert_allclose(da.detach(), exact, rtol=1e-3)
+
+
 def test_swish_is_silu_wherever_a_name_is_given():
     assert parse("swish_hr+tanh*swish") == [["silu", "silu"], ["tanh", "silu"]]
     x = torch.linspace(-5, 5, 11)

@@ -83,7 +83,7 @@ def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
 
 
 def dqn_runs(root) -> dict:
-    """(activation, game, seed) -> training returns at steps 1 to 40, dead share at STEPS."""
+    """(activation, game, seed) -> training returns at steps 1 to 40, dead fraction at STEPS."""
     rng = np.random.default_rng(2)
     truth = {}
     for activation in ("relu", "tanh", "tanh_hr"):
@@ -198,7 +198,7 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     rows = read_csv(tmp_path / "out" / "table.csv")
     assert len(rows) == 7 and rows[0]["setting"] == "tanh*tanh" and rows[0]["return"] == "4.0"
     # nobody logs it
-    assert rows[0]["state"] == "0 ended, 0 diverged" and "dead share" not in rows[0]
+    assert rows[0]["state"] == "0 ended, 0 diverged" and "dead neurons" not in rows[0]
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
         key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
@@ -247,7 +247,7 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     # its score is the success rate
     mean = np.mean([truth["crational", SWEEP, s][0] for s in range(1, 5)], axis=0)
     np.testing.assert_allclose(lines[0].get_xydata(), np.stack([STEPS, mean], -1), rtol=1e-5)
-    # no empty ones: SAC's have a score only here, PQN's dead share and srank too
+    # no empty ones: SAC's have a score only here, PQN's dead-neuron fraction and srank too
     assert len(panels) == 2 * 1 + 6 * 3
 
 

@@ -450,3 +450,14 @@ def test_a_schedule_without_a_constraint_is_an_error(script, activation, tmp_pat
     ]
     assert not (tmp_path / "runs").exists()
     activations.check_schedule(["relu", "tanh*crational"], ADAPTIVE)
+
+
+def test_an_option_of_another_schedule_is_one_line(capsys):
+    flags = "--rational.constraint-schedule anneal --rational.constraint-margin 3"
+    with pytest.raises(SystemExit) as ended:
+        runlog.parse_args(sac_continuous.Args, flags.split())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --rational.constraint-margin 3.0: needs --rational.constraint-schedule adaptive "
+        "(--help lists every flag)\n"
+    )

@@ -155,7 +155,7 @@ def base_spec(number: int, seeds: int) -> dict:
 
 
 PANELS = {  # title: unit, key, scale, values from, to
-    "success": ("share (any step)", "eval/success", "linear", 0.0, 0.0),
+    "success": ("rate (any step)", "eval/success", "linear", 0.0, 0.0),
     "a quantity with a name that is longer than others": ("unit", "x", "symlog", -1e6, 1e8),
     "numerator": ("L2 norm of the coefficients", "network/q/numerator_norm", "log", 1.42, 1.43),
     "gradient": ("L2 norm", "network/q/gradient_norm", "log", 1e-3, 1e12),
@@ -328,7 +328,7 @@ def test_parts_of_q(number, seeds):
         for step, value in zip(STEPS, points_of(label, 0, 3)):
             row = {"environment": "Breakout", "variant": label, "part": part, "n": seeds}
             rows.append(row | {"step": step, "mean": value, "std": 1 if seeds > 1 else np.nan})
-    check(draw_kind("parts", rows, {"caption": ["HR Fig. 4: parts of Q"]}), seeds)
+    check(draw_kind("parts", rows, {"caption": ["HR Fig. 4: contributions to Q"]}), seeds)
 
 
 @pytest.mark.parametrize("parts", [["output"], ["branch0", "branch1", "output"]])
@@ -528,7 +528,7 @@ def test_captions_name_what_is_missing_and_tell_one_seed(tmp_path, atari, monkey
     assert "not in the statistics: Pong" in told(figure)
     check(figure, 1)
     units = [panel.get_ylabel() for panel in figure.axes]
-    assert units == ["share", "srank", "0 and 1: lowest and highest of relu"]
+    assert units == ["fraction", "srank", "0 and 1: lowest and highest of relu"]
     dead = figure.axes[0]
     assert dead.get_ylim()[0] < 0 and dead.get_ylim()[1] < 1.05  # all 1: no axis up to 1.04
     spec = json.loads((tmp_path / "figures.json").read_text())["hr7"]

@@ -233,7 +233,7 @@ def test_table_has_means_and_deviations(tmp_path, capsys):
     (relu, crational), cut = plots.tables.summary(plots.tables.groups_of(tmp_path))
     assert cut == []
     assert relu["n"] == "1" and relu["state"] == "1 ended, 1 diverged"
-    shown = ("return", "overestimation", "srank", "dead share")
+    shown = ("return", "overestimation", "srank", "dead neurons")
     assert [relu[key] for key in shown] == ["101.0", "-1.00", "15.0", "0.150"]
     assert crational["n"] == "3"
     found = [crational[key] for key in shown[:3]]

@@ -286,7 +286,7 @@ def test_figures_share_their_runs(folder):
     )
     assert share["hr_fig3"] <= names(breakout) and share["hr_fig4"] <= names(seaquest)
     assert all("--analyse" in command for command in found["hr_fig7"]), (
-        "Fig. 4 would find no parts of Q"
+        "Fig. 4 would find no contributions to Q"
     )
     dqn = [
         command

@@ -75,6 +75,9 @@ def test_links_have_the_short_names_of_all_runs_and_new_ones_are_added(tmp_path)
         assert {path.resolve() for path in links.iterdir()} == {first, nested, again, odd}
     assert (links / "odd").is_symlink()
 
+    (odd / "config.json").write_text('{"env_id"')  # damaged
+    assert tensorboard_runs.link_name(odd, odd.parent) == "odd"
+
 
 def test_the_page_serves_the_short_names_and_ends_with_the_script(tmp_path):
     folder = make_run(tmp_path, "crational")

@@ -63,12 +63,12 @@ def test_the_flags_are_those_that_are_parsed(script, monkeypatch):
     ours = {"--help"}
     for flag in usage.flags_of(SCRIPTS[script].Args):
         ours |= {*FLAG.findall(flag.invocation)}
-    # of tyro's text the lines that begin with a flag, not those of help
+    # of tyro's text, in which two groups may stand side by side, what begins with a flag
     text = re.sub(r"\x1b\[[0-9;]*m", "", theirs.getvalue())
     found = set()
-    for line in text.splitlines():
-        if re.match(r"[│ ]*-", line):
-            found |= {*FLAG.findall(re.split(r"\s{2,}", line.strip("│ "))[0])}
+    for part in re.split(r"│|\n|\s{2,}", text):
+        if part.startswith("-"):
+            found |= {*FLAG.findall(part)}
     assert found == ours
 
 
