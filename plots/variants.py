@@ -189,6 +189,7 @@ SETTINGS = {
     "rational.constraint_margin": Setting("margin {}", (2.0, None)),
     "rational.constraint_quantile": Setting("quantile {}", (0.99, None)),
     "rational.constraint_momentum": Setting("momentum {}", (0.999, None)),
+    "autotune": Setting("fixed temperature", (True, None)),
     "width": Setting("width {}", (512, None)),
     "redo": Setting("ReDo", (False, None)),
     "encoder_activation": Setting("encoder {}", ("relu", None)),
