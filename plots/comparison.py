@@ -479,6 +479,8 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
         curves += curve_rows(line, statistic)
         baseline = baselines[line.cells[0].script]
         comparisons += comparison_rows(line, baseline, statistic)
+    compared = {row["variant"] for row in comparisons}  # not a run that has no such value
+    activation_of = {label: name for label, name in activation_of.items() if label in compared}
     for line in lines:
         print_line(line, rows_where(comparisons, line=line.name), options)
     notes = []
@@ -490,7 +492,9 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
 
     files = {f"{name}.csv": curves, f"{name}-comparison.csv": comparisons}
     if options.shapes:
-        files[f"{name}-shapes.csv"] = shape_rows(first_runs)
+        files[f"{name}-shapes.csv"] = shape_rows(
+            {label: first_runs[label] for label in activation_of}
+        )
     files = {file: rows for file, rows in files.items() if rows}
     paths = [write_csv(out / file, rows) for file, rows in files.items()]
     spec = {

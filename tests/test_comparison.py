@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import importlib
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -436,3 +437,18 @@ def test_names_beside_an_axis_keep_what_tells_them_apart():
     assert names([f"{long}, c fixed"]) == ["crational, init\ntemperature 1, utd 10, ..."]
     assert names(["relu", "tanh, utd 10"]) == ["relu", "tanh, utd 10"]
     assert names(["relu, utd 10", "tanh, utd 10"]) == ["relu", "tanh"]
+
+
+def test_runs_without_the_compared_value_are_not_in_the_figure(tmp_path, capsys):
+    """Several scripts in one folder: no accuracy in one, no return in the other."""
+    root = tmp_path / "runs"
+    for seed in (1, 2):
+        toy_run(root, "relu", seed, [1, 2, 3])
+        make_run(root, "crational", seed, steps=(0, 100))
+        rows = {"charts/online_accuracy": (STEPS, [0.1, 0.2, 0.3])}
+        write_run(root, "continual_supervised", "digits-labels", "snake", seed, rows)
+    out = tmp_path / "out" / "curves.png"
+    curves(root, "--metric", "return", "overestimation", "--shapes", "--out", out)
+    spec = json.loads((out.parent / "figures.json").read_text())["curves"]
+    assert spec["variants"] == ["relu", "crational"]
+    assert out.exists() and "snake" not in capsys.readouterr().out
