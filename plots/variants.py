@@ -189,9 +189,10 @@ SETTINGS = {
     "rational.constraint_margin": Setting("margin {}", (2.0, None)),
     "rational.constraint_quantile": Setting("quantile {}", (0.99, None)),
     "rational.constraint_momentum": Setting("momentum {}", (0.999, None)),
-    "autotune": Setting("fixed temperature", (True, None)),
     "width": Setting("width {}", (512, None)),
     "redo": Setting("ReDo", (False, None)),
+    "autotune": Setting("no autotune", (True, None)),
+    "init_temperature": Setting("alpha from {}", (1.0, None)),
     "encoder_activation": Setting("encoder {}", ("relu", None)),
 }
 PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have

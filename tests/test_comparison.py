@@ -404,10 +404,10 @@ def test_a_baseline_that_is_not_named_is_one_that_can_be_compared(tmp_path):
     out = tmp_path / "curves.png"
     curves(root, "--out", out)
     found = compared(out)
-    assert {row["baseline"] for row in found.values()} == {"rational, fixed temperature"}
+    assert {row["baseline"] for row in found.values()} == {"rational, no autotune"}
     assert {variant for _, variant in found} == {
         "rational",
-        "rational, fixed temperature",
+        "rational, no autotune",
         "crational",
         "tanh",
     }
