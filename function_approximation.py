@@ -6,7 +6,7 @@ leading axis; each pair is one run folder, and the same command again resumes th
 "finished". At the end it draws both figures. Also Table 1, the probability that a neuron is dead.
 
     python function_approximation.py
-    python function_approximation.py --activations relu tanh tanh_hr crational "identity*silu"
+    python function_approximation.py --activations relu tanh_hr "identity*silu"
 
 Results, implementation details and what the paper leaves open: docs/function_approximation.md.
 """

@@ -1,7 +1,6 @@
 """The activation functions of a run's layers over training."""
 
 import re
-from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -34,21 +33,11 @@ def finite(values) -> np.ndarray:
 
 def is_learned(run: Loaded) -> bool:
     """Whether the run's activation functions have parameters of their own: norms or gradients of
-    these were logged, or the functions differ over training or from layer to layer."""
+    these were logged, or a layer's function differs over training. Two layers may have two fixed
+    ones (--encoder-activation)."""
     if run.keys(".*(numerator_norm|coefficient_gradient_norm)"):
         return True
-    functions = defaultdict(list)  # number of branch or output: of every layer, first and newest
-    for curves in read_rows(run.folder, "curves.jsonl", "activation").values():
-        for part, rows in curves.items():
-            functions[part] += [np.array([row["x"], row["y"]], dtype=float) for row in rows]
-    for first, *others in functions.values():
-        for other in others:
-            is_same = first.shape == other.shape and np.allclose(
-                first, other, rtol=1e-4, atol=1e-5, equal_nan=True
-            )
-            if not is_same:
-                return True
-    return False
+    return bool(learned_layers(run.folder, read_rows(run.folder, "curves.jsonl", "activation")))
 
 
 def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:

@@ -228,11 +228,14 @@ def make_cells(groups: Groups, options: Options, places: Places) -> list[Cell]:
 
 def find_baselines(groups: Groups, name: str) -> dict[str, str]:
     """script -> the label that --baseline names there: one of the labels, or the only one of an
-    activation. "": relu, or the first without it; of several, the one whose settings most variants
-    have. Raises UserError: no script has it, or several labels of the activation."""
+    activation. "": relu, or the first without it; of several, the one with most variants beside it,
+    then the one whose settings most variants have. Raises UserError: no script has it, or several
+    labels of the activation."""
     first_runs = defaultdict(dict)  # script: label: run
+    beside = defaultdict(Counter)  # script: label: other variants in its environments
     for (script, _), labels in groups.items():
         for label, runs in labels.items():
+            beside[script][label] += len(labels) - 1
             first_runs[script].setdefault(label, runs[0])
     baselines = {}
     for script, runs in first_runs.items():
@@ -241,7 +244,8 @@ def find_baselines(groups: Groups, name: str) -> dict[str, str]:
         if wanted in runs:
             found = [wanted]
         if not name:
-            found = [most_usual(found or in_label_order(activations_of(runs)), runs)]
+            candidates = found or in_label_order(activations_of(runs))
+            found = [most_usual(candidates, runs, beside[script])]
         if len(found) > 1:
             told = f"it could be {'; '.join(found)}"
             raise runlog.UserError(f"--baseline {name}: {told}; name one of them")
@@ -259,17 +263,27 @@ def activations_of(first_runs: Mapping[str, Loaded]) -> dict[str, str]:
     return {label: run.config["activation"] for label, run in first_runs.items()}
 
 
-def most_usual(labels: Sequence[str], first_runs: Mapping[str, Loaded]) -> str:
-    """Of some labels the first whose settings most variants share; of equal activations only."""
+def most_usual(
+    labels: Sequence[str], first_runs: Mapping[str, Loaded], beside: Mapping[str, int]
+) -> str:
+    """Of some labels with the activation of the first: one that can be compared most often, of
+    these the first whose settings most variants share. beside: label -> the number of other
+    variants in its environments."""
+    configs = {label: flat(run.config) for label, run in first_runs.items()}
+    keys = set().union(*configs.values()) - {"env_id"}
     counts = Counter()
     settings = {}
-    for label, run in first_runs.items():
-        config = {key: repr(value) for key, value in flat(run.config).items()}
-        settings[label] = {*config.items()}
+    for label, config in configs.items():
+        settings[label] = {(key, repr(config.get(key))) for key in keys}
         counts.update(settings[label])
     activation = first_runs[labels[0]].config["activation"]
     alike = [label for label in labels if first_runs[label].config["activation"] == activation]
-    return max(alike, key=lambda label: sum(counts[item] for item in settings[label]))
+
+    def rank(label: str) -> tuple[int, int]:
+        shared = sum(counts[item] for item in settings[label])
+        return beside[label], shared
+
+    return max(alike, key=rank)
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -465,6 +479,8 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
         curves += curve_rows(line, statistic)
         baseline = baselines[line.cells[0].script]
         comparisons += comparison_rows(line, baseline, statistic)
+    compared = {row["variant"] for row in comparisons}  # not a run that has no such value
+    activation_of = {label: name for label, name in activation_of.items() if label in compared}
     for line in lines:
         print_line(line, rows_where(comparisons, line=line.name), options)
     notes = []
@@ -476,7 +492,9 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
 
     files = {f"{name}.csv": curves, f"{name}-comparison.csv": comparisons}
     if options.shapes:
-        files[f"{name}-shapes.csv"] = shape_rows(first_runs)
+        files[f"{name}-shapes.csv"] = shape_rows(
+            {label: first_runs[label] for label in activation_of}
+        )
     files = {file: rows for file, rows in files.items() if rows}
     paths = [write_csv(out / file, rows) for file, rows in files.items()]
     spec = {

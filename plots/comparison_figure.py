@@ -170,7 +170,7 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
     verb = "better" if better else "larger"
     left.set_title(f"difference to {named}, paired", fontsize=8)
     right.set_title(f"P({verb} than {named})", fontsize=8)
-    names = [in_two_lines(row["variant"]) for row in others]
+    names = beside_axis([row["variant"] for row in others])
     left.set_yticks(range(len(others)), names, fontsize=7.5)
     right.set_yticks(range(len(others)), [""] * len(others))
     right.set_xlim(0, 1)
@@ -208,11 +208,28 @@ def without_powers(axis: Axis, values: np.ndarray) -> None:
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
+def beside_axis(labels: Sequence[str]) -> list[str]:
+    """Labels in at most two lines each, without the settings that all of them have, so that what
+    tells them apart is seen. The legend has those in full that are still too long."""
+    parts = [label.split(", ") for label in labels]
+    shared = set()
+    if len(parts) > 1:
+        shared = set.intersection(*({*own[1:]} for own in parts))
+    shortened = []
+    for activation, *settings in parts:
+        told = [setting for setting in settings if setting not in shared]
+        shortened.append(", ".join([activation, *told]))
+    if len({*shortened}) < len(shortened):
+        shortened = list(labels)
+    return [in_two_lines(label) for label in shortened]
+
+
 def in_two_lines(label: str) -> str:
-    """A label beside an axis; the legend has one in full that is too long for two lines."""
+    """A label, cut at a word where it is too long for two lines."""
     lines = textwrap.wrap(label, LONGEST, break_long_words=True)
     if len(lines) > 2:
-        lines = [lines[0], f"{lines[1][: LONGEST - 4]} ..."]
+        rest = textwrap.shorten(" ".join(lines[1:]), LONGEST, placeholder=" ...")
+        lines = [lines[0], rest]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from plots import axes, style
-from plots.activation_shapes import is_learned
+from plots.activation_shapes import is_learned, learned_layers
 from plots.aggregation import on_grid
 from plots.layers import read_rows
 from plots.reading import Loaded, Places
@@ -126,10 +126,14 @@ def carried_curve(run: Loaded, title: str, end: float) -> list[list[float]]:
 
 
 def learned_rows(label: str, run: Loaded) -> list[dict]:
-    """Points of a run's activation functions, before and after."""
+    """Points of a run's activation functions, before and after, of the layers that learn theirs."""
     env = run.config["env_id"].rpartition("/")[2]
     rows = []
-    for (layer, network), parts in read_rows(run.folder, "curves.jsonl", "activation").items():
+    found = read_rows(run.folder, "curves.jsonl", "activation")
+    learned = learned_layers(run.folder, found) or {*found}
+    for (layer, network), parts in found.items():
+        if (layer, network) not in learned:
+            continue
         for part, lines in parts.items():
             for when, line in ((BEFORE, lines[0]), (AFTER, lines[-1])):
                 row = {

@@ -63,8 +63,8 @@ class Meta:
         self._content |= {"status": "running", "sessions": [*sessions, session]}
         self._content["not_identity"] = list(not_identity)
         if old.get("git", here["git"]) != here["git"]:
-            told = f"{self._path.parent} was begun with the code of {old['git']}"
-            warn(f"{told}, and continues with {here['git']}")
+            told = f"{self._path.parent} was begun with the code of {_named_commit(old['git'])}"
+            warn(f"{told}, and continues with {_named_commit(here['git'])}")
         self._write()
 
     def note_start(self, step: int) -> None:
@@ -86,6 +86,14 @@ class Meta:
 
     def _write(self) -> None:
         storage.write_json(self._path, self._content)
+
+
+def _named_commit(git: dict) -> str:
+    """What hardware.machine says of the code, in words."""
+    if not git.get("commit"):
+        return "no known commit"
+    changed = " with changes" if git.get("dirty") else ""
+    return f"commit {git['commit'][:10]}{changed}"
 
 
 def _now() -> str:

@@ -4,7 +4,10 @@
 """
 
 import csv
+import dataclasses
+import importlib
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from test_paper_figures import DMC, STEPS, SWEEP, sac_runs, write_run
 
 import figures
 import plots.comparison
+import plots.comparison_figure
 import plots.metric
 import plots.preactivations
 import plots.reading
@@ -383,3 +387,70 @@ def test_every_command_takes_folders_of_folders(tmp_path, capsys, monkeypatch):
     assert plots.variants.load(plots.reading.find_runs("runs")).keys() == {"relu", "tanh"}
     with pytest.raises(runlog.UserError, match="no run folders: give at least one"):
         plots.reading.find_runs([])
+
+
+def test_a_baseline_that_is_not_named_is_one_that_can_be_compared(tmp_path):
+    """Where variants of an activation are in different environments; and what a run had before a
+    setting was added is its default, never "None"."""
+    root = tmp_path / "runs"
+    for env, activation, changes in (
+        (DMC, "rational", {}),
+        (DMC, "crational", {}),
+        (SWEEP, "rational", {"autotune": False}),
+        (SWEEP, "crational", {}),
+        (SWEEP, "tanh", {}),
+    ):
+        for seed in (1, 2):
+            rows = {RETURN: (STEPS, [seed, 2, 3])}
+            write_run(root, "sac_continuous", env, activation, seed, rows, **changes)
+    out = tmp_path / "curves.png"
+    curves(root, "--out", out)
+    found = compared(out)
+    assert {row["baseline"] for row in found.values()} == {"rational, no autotune"}
+    assert {variant for _, variant in found} == {
+        "rational",
+        "rational, no autotune",
+        "crational",
+        "tanh",
+    }
+
+
+def test_settings_that_were_added_later_have_a_label_and_a_usual_value():
+    """A run from before them has none, which is their default."""
+    for script in sorted(Path(runlog.__file__).parent.parent.glob("*_*.py")):
+        module = importlib.import_module(script.stem)
+        nested = {"": module.Args()}
+        if hasattr(module.Args(), "rational"):
+            nested["rational."] = module.Args().rational
+        for prefix, args in nested.items():
+            for field in dataclasses.fields(args):
+                if field.metadata.get("identity") == "unless default":
+                    setting = plots.variants.SETTINGS[prefix + field.name]
+                    assert {field.default, None} <= {*setting.usual}, prefix + field.name
+
+
+def test_names_beside_an_axis_keep_what_tells_them_apart():
+    names = plots.comparison_figure.beside_axis
+    long = "crational, init temperature 1, utd 10"
+    assert names([f"{long}, c adaptive", f"{long}, c fixed"]) == [
+        "crational, c adaptive",
+        "crational, c fixed",
+    ]
+    assert names([f"{long}, c fixed"]) == ["crational, init\ntemperature 1, utd 10, ..."]
+    assert names(["relu", "tanh, utd 10"]) == ["relu", "tanh, utd 10"]
+    assert names(["relu, utd 10", "tanh, utd 10"]) == ["relu", "tanh"]
+
+
+def test_runs_without_the_compared_value_are_not_in_the_figure(tmp_path, capsys):
+    """Several scripts in one folder: no accuracy in one, no return in the other."""
+    root = tmp_path / "runs"
+    for seed in (1, 2):
+        toy_run(root, "relu", seed, [1, 2, 3])
+        make_run(root, "crational", seed, steps=(0, 100))
+        rows = {"charts/online_accuracy": (STEPS, [0.1, 0.2, 0.3])}
+        write_run(root, "continual_supervised", "digits-labels", "snake", seed, rows)
+    out = tmp_path / "out" / "curves.png"
+    curves(root, "--metric", "return", "overestimation", "--shapes", "--out", out)
+    spec = json.loads((out.parent / "figures.json").read_text())["curves"]
+    assert spec["variants"] == ["relu", "crational"]
+    assert out.exists() and "snake" not in capsys.readouterr().out

@@ -317,6 +317,14 @@ def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
     assert plots.activation_shapes.is_learned(
         plots.reading.read_run(own)
     ) and not plots.activation_shapes.is_learned(plots.reading.read_run(fixed))
+    lines = (fixed / "curves.jsonl").read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines):  # another function in one layer, as on Atari
+        row = json.loads(line)
+        if "fc2/activation" in row["key"]:
+            lines[number] = json.dumps(row | {"y": [max(x, 0.0) for x in row["x"]]}) + "\n"
+    (fixed / "curves.jsonl").write_text("".join(lines))
+    assert "fc2/activation" in "".join(lines)
+    assert not plots.activation_shapes.is_learned(plots.reading.read_run(fixed))
 
 
 def test_names_from_runs_stay_in_the_folder_and_are_no_markup(tmp_path, capsys):

@@ -281,6 +281,9 @@ def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeyp
         run.close()
         told = capsys.readouterr().err
         assert ("was begun with the code of" in told and "bbb" in told) is (argv == ["three"]), told
+    assert f"the code of commit {'a' * 10}, and continues with commit {'b' * 10}\n" in told
+    assert runlog.meta._named_commit({"commit": "c" * 40, "dirty": True}).endswith(" with changes")
+    assert runlog.meta._named_commit({"commit": None, "dirty": None}) == "no known commit"
     meta = json.loads((run.folder / "meta.json").read_text())
     assert [session["git"]["commit"][0] for session in meta["sessions"]] == ["a", "a", "b"]
     assert [session["argv"] for session in meta["sessions"]] == [["one"], ["two"], ["three"]]
