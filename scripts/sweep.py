@@ -431,21 +431,41 @@ class Board:
         self.failed = 0
         self.stopped = 0
         self.waiting = 0
+        self.first_seen = {}  # running process -> (step, time) when its step was first read
         self.live = sys.stdout.isatty()
         self.height = 0
         self.drawn = 0.0
 
     def time_to_go(self) -> str:
-        """Median time of the processes of this sweep that ended, for those in the queue and for
-        what is missing of those running, over the slots; nothing is said before one has ended."""
-        if not self.seconds:
-            return ""
-        median = statistics.median(self.seconds)
+        """What the running processes still need at the pace of their steps, and for each in the
+        queue the median time of those that ended, or before one has, of those running; over the
+        slots. Nothing is said before there is either."""
         running = self.engine.running()
+        elapsed = {name: time.time() - began for name, began in running}
+        rests = {name: self.rest_of(name) for name, _ in running}
+        known = [name for name in rests if rests[name] is not None]
+        lasted = self.seconds or [elapsed[name] + rests[name] for name in known]
+        if not lasted:
+            return ""
+        median = statistics.median(lasted)
         rest = median * self.waiting
-        for _, began in running:
-            rest += max(0.0, median - (time.time() - began))
+        for name in rests:
+            by_median = max(0.0, median - elapsed[name])
+            rest += rests[name] if name in known else by_median
         return span(rest / (self.slots or max(1, len(running))))
+
+    def rest_of(self, name: str) -> float | None:
+        """Seconds that a running process still needs, at its pace since its step was first seen
+        (a resumed one begins in the middle); None before its step has moved."""
+        progress = sweep_task.read_progress(self.sweep, self.processes[name])
+        if progress is None:
+            return None
+        step, total = progress
+        now = time.time()
+        first_step, first_time = self.first_seen.setdefault(name, (step, now))
+        if step <= first_step:
+            return None
+        return (total - step) * (now - first_time) / (step - first_step)
 
     def event(self, text: str) -> None:
         told = f"{len(self.engine.running())} running, {self.done} done, "
@@ -474,7 +494,7 @@ class Board:
         shown = running[: max(0, size.lines - 4)]
         longest = max((len(self.labels[name]) for name, _ in shown), default=0)
         room = min(longest, int(LABEL_SHARE * size.columns))
-        lines += [self.row(name, began, room) for name, began in shown]
+        lines += [self.row(name, began, room, size.columns - 1) for name, began in shown]
         self.clear()
         plain = []
         for line in lines:  # logs may move the cursor
@@ -482,9 +502,9 @@ class Board:
         say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
 
-    def row(self, name: str, began: float, room: int) -> str:
-        """A process: what sets it apart, in `room` characters, its step, its time, what it said
-        last."""
+    def row(self, name: str, began: float, room: int, columns: int) -> str:
+        """A process in one line: what sets it apart, in `room` characters, its step, its time, what
+        it said last, as far as that fits."""
         process = self.processes[name]
         label = middle_cut(self.labels[name], room)
         progress = sweep_task.read_progress(self.sweep, process)
@@ -494,7 +514,32 @@ class Board:
             step = f"{compact(done)}/{compact(total)}"
         (last,) = sweep_task.log_tail(self.sweep, process, 1) or [""]
         last = "" if last.startswith("$ ") else re.sub(r"^step \d+: ", "", last)
-        return f"  {label:<{room}}  {step:>11}  {span(time.time() - began):>8}  {last}"
+        row = f"  {label:<{room}}  {step:>11}  {span(time.time() - began):>8}  "
+        return row + fitting(without_folders(last), columns - len(row))
+
+
+def without_folders(line: str) -> str:
+    """What a training says without the folder of its runs, which the label stands for.
+
+    >>> without_folders("resuming runs/Pendulum-v1__sac_continuous__relu__s1__0a from step 200")
+    'resuming from step 200'
+    """
+    folder = r".*__s\d+__\w+"
+    line = re.sub(rf",? (such as|in) {folder}", "", line)
+    line = re.sub(rf"^(resuming|finished|diverged):? {folder}", r"\1", line)
+    return re.sub(rf"^{folder}: ", "", line)
+
+
+def fitting(text: str, room: int) -> str:
+    """As many of the values, which commas part, as there is room for.
+
+    >>> fitting("eval/success 0.3, overestimation/mean -12.5, steps/s 80", 45)
+    'eval/success 0.3, overestimation/mean -12.5'
+    """
+    parts = text.split(", ")
+    while len(parts) > 1 and len(", ".join(parts)) > room:
+        parts.pop()
+    return ", ".join(parts)
 
 
 def middle_cut(text: str, room: int) -> str:

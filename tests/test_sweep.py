@@ -560,7 +560,53 @@ def test_the_table_says_what_differs_and_how_far_each_is(columns, tmp_path, monk
     assert len({line[: columns // 2] for line in lines[2:]}) == 3
     assert "starting" in lines[2] and "12.3k/1M" in lines[3] and "3 min" in lines[3]
     if columns >= 80:
-        assert "push-v3, relu, seeds 1-10 " in lines[2] and "eval/succ" in lines[3]
+        assert "push-v3, relu, seeds 1-10 " in lines[2]
+    if columns >= 120:
+        assert lines[3].endswith("eval/success 0.5, steps/s 99")
+
+
+def test_what_a_training_said_is_shown_without_its_folder_and_whole():
+    folder = "/a/runs b/Pendulum-v1__sac_continuous__tanh*tanh__s1__0123456789"
+    for said, shown in {
+        f"3 new runs, such as {folder}": "3 new runs",
+        f"new run in {folder}": "new run",
+        f"resuming {folder} from step 200": "resuming from step 200",
+        f"resuming 2 runs such as {folder} from step 200": "resuming 2 runs from step 200",
+        f"finished: {folder}": "finished",
+        f"{folder}: stopped before the first checkpoint": "stopped before the first checkpoint",
+        "eval/episodic_return 3, runs/s 2": "eval/episodic_return 3, runs/s 2",
+    }.items():
+        assert launcher.without_folders(said) == shown
+    text = "eval/success 0.3, overestimation/mean -12.5, steps/s 80"
+    assert launcher.fitting(text, len(text)) == text
+    assert launcher.fitting(text, len(text) - 1) == "eval/success 0.3, overestimation/mean -12.5"
+    assert launcher.fitting(text, 3) == "eval/success 0.3"  # cut where the line ends
+
+
+def test_time_to_go_follows_the_steps(tmp_path, monkeypatch):
+    """Two slots, three waiting. p0 made 100 of its 1,000 steps in the 50 s since the first look at
+    it, and p1 has said nothing yet."""
+    clock = [1_000.0]
+    monkeypatch.setattr(launcher.time, "time", lambda: clock[0])
+
+    class Running:
+        def running(self):
+            return [("p0", 980.0), ("p1", 1_030.0)]
+
+    processes = planned(tmp_path)
+    board = launcher.Board(tmp_path, processes, Running(), 2)
+    board.waiting = 3
+    file = sweep_task.progress_path(tmp_path, processes[0])
+    file.parent.mkdir()
+    file.write_text("400 1000")  # resumed in the middle
+    assert board.time_to_go() == ""
+    clock[0] = 1_050.0
+    file.write_text("500 1000")
+    rest = 50 / 100 * 500
+    whole = 70 + rest
+    assert board.time_to_go() == launcher.span((rest + (whole - 20) + 3 * whole) / 2)
+    board.seconds = [100.0]  # one has ended
+    assert board.time_to_go() == launcher.span((rest + (100 - 20) + 3 * 100) / 2)
 
 
 def test_a_process_is_told_where_to_say_its_step(tmp_path):
