@@ -33,7 +33,13 @@ from plots.variants import (
 )
 
 VARIED = {"activation", "layer_norm", "l2", "redo", "reset_head"}  # and rational.*: of cells
-SHORT = {"rational.init_scale": "init", "rational.coefficient_weight_decay": "decay"}
+SHORT = {
+    "rational.init_scale": "init",
+    "rational.coefficient_weight_decay": "decay",
+    "rational.constraint_schedule": "c",
+    "rational.constraint_scale": "from",
+    "rational.constraint_scale_end": "to",
+}
 LATE = 5  # tasks at the end that "late" means
 STEPS_TO_THRESHOLD = "charts/steps_to_threshold"
 PER_TASK = (  # keys of continual_curves.csv

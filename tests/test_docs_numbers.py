@@ -4,6 +4,7 @@
 """
 
 import csv
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -30,13 +31,17 @@ SOURCES = {  # file: columns of the middle, the lower and the upper end
     f"{TEMPERATURE}summary.csv": ("median", "low", "high"),
     "2026-dynamic-constraint/cards.csv": ("value", "low", "high"),
     "2026-continual/continual_comparisons.csv": ("difference", "low", "high"),
+    "2026-dynamic-constraint/digits/differences.csv": ("difference", "low", "high"),
     "2026-function-approximation/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/longer/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/table1.csv": ("dead_share", "low", "high"),
     "2026-function-approximation/longer/table1.csv": ("dead_share", "low", "high"),
     "2026-laptop/sac/cr1.csv": ("value", "low", "high"),
 }
-CELLS = "2026-continual/continual_cells.csv"  # a measure in three columns
+CELLS = (  # a measure in three columns
+    "2026-continual/continual_cells.csv",
+    "2026-dynamic-constraint/digits/continual_cells.csv",
+)
 PAGES = (
     "docs/reproduction.md",
     "docs/continual_supervised.md",
@@ -83,7 +88,7 @@ def known_intervals() -> list[tuple[float, ...]]:
     for file, columns in SOURCES.items():
         for row in table(RESULTS / file):
             found.append(tuple(float(row[column] or "nan") for column in columns))
-    for row in table(RESULTS / CELLS):
+    for row in itertools.chain(*(table(RESULTS / file) for file in CELLS)):
         for measure in row:
             if f"{measure}: low" in row:
                 ends = measure, f"{measure}: low", f"{measure}: high"
