@@ -2,8 +2,8 @@
 
     python differences.py FOLDER
 
-Reads continual_runs.csv of the folder and writes differences.csv: mean difference and Student's 95 %
-interval over the seeds, and in how many the schedule is better and worse.
+Reads continual_runs.csv of the folder and writes differences.csv: mean difference and Student's
+95 % interval over the seeds, and in how many the schedule is better and worse.
 """
 
 import csv
