@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,4 +68,5 @@ def test_the_notebook_is_committed_as_it_was_run_and_is_small():
     assert not [output for output in outputs if output["output_type"] == "error"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 2
-    assert "/home/" not in NOTEBOOK.read_text() and "/work/" not in NOTEBOOK.read_text()
+    printed = json.dumps(outputs)
+    assert not re.search(r"[\s\"'=(]/\w+/", printed)  # no path of the machine that ran it
