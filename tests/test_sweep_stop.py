@@ -87,15 +87,15 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     command = grid(1, 30, 0.05, "--stop-pause 300")
     first = fork(tmp_path, command)
     wait_until_all_run(tmp_path, 1, 3)
+    # A closed terminal and a batch system at once: one request, by two ways. Of signals that are
+    # pending together Python handles the lower number first, which is SIGHUP's.
+    os.kill(first.pid, signal.SIGHUP)
     os.kill(first.pid, signal.SIGTERM)
-    wait_for(lambda: "stopping: " in (tmp_path / "launcher.log").read_text(), 10)
-    # within a second of the first: the same request, by another way
-    os.kill(first.pid, signal.SIGTERM)
+    wait_for(lambda: "stopping: " in (tmp_path / "launcher.log").read_text())
     time.sleep(1.5)
     assert first.is_alive()
     os.kill(first.pid, signal.SIGTERM)
-    began = time.monotonic()
-    assert end(first, 30) == 143 and time.monotonic() - began < 5
+    assert end(first, 30) == 129  # the training would have taken 300 s, the patience is 60 s
     assert (
         "1 had to be killed, and will go on from the checkpoint before"
         in (tmp_path / "launcher.log").read_text()
@@ -106,8 +106,23 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     wait_for(lambda: len(next(iter(steps(tmp_path).values()))) > done + 3)
     os.kill(second.pid, signal.SIGINT)
     began = time.monotonic()
-    assert end(second, 30) == 130 and 1 <= time.monotonic() - began < 6
+    assert end(second, 30) == 130 and time.monotonic() - began >= 1
     assert not any(map(alive, pids(tmp_path)))
+
+
+def test_signals_within_a_second_are_one_request(monkeypatch):
+    """By a clock of the test's own: on a busy machine a second passes between any two lines."""
+    now = 100.0
+    monkeypatch.setattr(sweep_task.time, "monotonic", lambda: now)
+    request = sweep_task.StopRequest()
+    counts = []
+    for pause in (0.0, 0.0, 0.5, 0.4, 0.2, 0.9, 60.0):
+        now += pause
+        request.note(signal.SIGHUP if not counts else signal.SIGTERM, None)
+        counts.append(request.count)
+    # counted from the last one that was heard: 100, then 101.1, then 162
+    assert counts == [1, 1, 1, 1, 2, 2, 3]
+    assert request.number == signal.SIGHUP and request.exit_code() == 129
 
 
 def test_started_in_the_background_of_a_script(tmp_path):
@@ -139,9 +154,8 @@ def test_started_in_the_background_of_a_script(tmp_path):
     time.sleep(1.5)
     assert alive(pid), "an ignored signal is to stay ignored"
     os.kill(pid, signal.SIGTERM)
-    began = time.monotonic()
     shell.wait(30)
-    assert time.monotonic() - began < 10 and (tmp_path / "code").read_text() == "143\n"
+    assert (tmp_path / "code").read_text() == "143\n"
     assert [(state["status"], state["code"]) for state in states(tmp_path)] == [
         ("stopped", 143)
     ] * 2

@@ -103,16 +103,18 @@ def main(args: Args) -> None:
             if args.fail:
                 print("this is the end", flush=True)
                 sys.exit(args.fail)
-            if stops:
+            # Asked once in each step: a signal that comes after it is the next step's.
+            is_stopping = bool(stops)
+            if is_stopping:
                 time.sleep(args.stop_pause)
-            if stops or step % args.save_every == 0 or step == args.total:
+            if is_stopping or step % args.save_every == 0 or step == args.total:
                 temp = checkpoint.with_name("checkpoint.tmp")
                 temp.write_text(str(step))
                 os.replace(temp, checkpoint)
             print(f"step {step}", flush=True)
             if step == args.crash_at:
                 os.abort()
-            if stops:
+            if is_stopping:
                 (run / "meta.json").write_text('{"status": "interrupted"}')
                 print(
                     f"stopped by signal {stops[0][0]} at step {step}, saved: {run}", file=sys.stderr
