@@ -31,7 +31,7 @@ import plots.dashboards
 import reports
 import runlog
 from environments import ReplayBuffer
-from runlog import cudagraphs, evaluation, loading, memory, seeding
+from runlog import cudagraphs, evaluation, loading, memory, seed_by_seed, seeding
 
 EnvIds = tuple[str, ...]
 
@@ -176,13 +176,19 @@ class Agent(nn.Module):
         self.alpha_optimizer = optimizers.Adam(alpha, args.learning_rate, args.rational)
         self.to(device)
 
-        # torch.autograd.grad inside a compiled function
-        torch._dynamo.config.trace_autograd_ops = True
-        compiled = functools.partial(
-            torch.compile, fullgraph=True, dynamic=False, disable=not args.compile
-        )
-        self.sample = compiled(self.actor.sample)
-        self.update = compiled(self.one_update)
+        self.sample = self.actor.sample
+        self.update = self.one_update
+        if args.compile and seed_by_seed.can_run_on(device):
+            single = Agent(obs_dim, action_dim, dataclasses.replace(args, compile=False), 0, device)
+            by_seed = seed_by_seed.SeedBySeed(self, single)
+            self.sample = by_seed.compiled(single.actor.sample, 0, 0)
+            self.update = by_seed.compiled(single.one_update, 0, 1, None)
+        elif args.compile:
+            # torch.autograd.grad inside a compiled function
+            torch._dynamo.config.trace_autograd_ops = True
+            compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+            self.sample = compiled(self.actor.sample)
+            self.update = compiled(self.one_update)
 
     @torch.no_grad()
     def act_with_log_probs(
@@ -260,11 +266,14 @@ class Agent(nn.Module):
         noise: (utd, 2, seeds, batch, action_dim); updates_before: how many there have been; with
         --policy-frequency it decides which update is also the policy's. Returns the newest
         value of each loss."""
-        info = {}
+        calls = []
         for u in range(self.args.utd):
             batch = {name: columns[u] for name, columns in batches.items()}
             update_policy = (updates_before + u + 1) % self.args.policy_frequency == 0
-            info |= self.update(batch, noise[u], update_policy)
+            calls.append((batch, noise[u], update_policy))
+        info = {}
+        for newer in seed_by_seed.in_order(self.update, calls):
+            info |= newer
         return info
 
     def reset_optimizers(self) -> None:

@@ -37,6 +37,11 @@ def when_compiling(say: Callable[[], None] | None) -> None:
 
 
 def _compilation_begins(_) -> None:
+    say_compiling()
+
+
+def say_compiling() -> None:
+    """A compilation begins: calls whoever waits for the first one (`when_compiling`)."""
     while _say_compiling:
         _say_compiling.pop()()
 
