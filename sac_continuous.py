@@ -178,7 +178,8 @@ class Agent(nn.Module):
 
         self.sample = self.actor.sample
         self.update = self.one_update
-        if args.compile and seed_by_seed.can_run_on(device):
+        has_seeds = np.ndim(seeds) == 1
+        if args.compile and has_seeds and seed_by_seed.can_run_on(device):
             single = Agent(obs_dim, action_dim, dataclasses.replace(args, compile=False), 0, device)
             by_seed = seed_by_seed.SeedBySeed(self, single)
             self.sample = by_seed.compiled(single.actor.sample, 0, 0)

@@ -30,7 +30,7 @@ import plots.dashboards
 import reports
 import runlog
 from runlog import batch as batches_of_runs
-from runlog import cudagraphs, evaluation, loading, memory, seeding
+from runlog import cudagraphs, evaluation, loading, memory, seed_by_seed, seeding
 
 
 @dataclasses.dataclass
@@ -149,13 +149,20 @@ class Agent(nn.Module):
         self.qf_optimizer = optimizers.Adam(self.qf, args.learning_rate, args.rational)
         self.to(device)
 
-        # torch.autograd.grad inside a compiled function
-        torch._dynamo.config.trace_autograd_ops = True
-        compiled = functools.partial(
-            torch.compile, fullgraph=True, dynamic=False, disable=not args.compile
-        )
-        self.policy = compiled(self.actor.forward)
-        self.update = compiled(self.one_update)
+        self.policy = self.actor.forward
+        self.update = self.one_update
+        has_seeds = np.ndim(seeds) == 1
+        if args.compile and has_seeds and seed_by_seed.can_run_on(device):
+            single = Agent(obs_dim, action_dim, dataclasses.replace(args, compile=False), 0, device)
+            by_seed = seed_by_seed.SeedBySeed(self, single)
+            self.policy = by_seed.compiled(single.actor.forward, 0)
+            self.update = by_seed.compiled(single.one_update, 0, 0, None)
+        elif args.compile:
+            # torch.autograd.grad inside a compiled function
+            torch._dynamo.config.trace_autograd_ops = True
+            compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+            self.policy = compiled(self.actor.forward)
+            self.update = compiled(self.one_update)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, generators: list | None = None) -> np.ndarray:
@@ -228,11 +235,14 @@ class Agent(nn.Module):
         noise: (utd, seeds, batch, action_dim); updates_before: how many there have been; with
         --policy-frequency it decides which update is also the policy's. Returns the newest
         value of each loss."""
-        info = {}
+        calls = []
         for u in range(self.args.utd):
             batch = {name: columns[u] for name, columns in batches.items()}
             update_policy = (updates_before + u + 1) % self.args.policy_frequency == 0
-            info |= self.update(batch, noise[u], update_policy)
+            calls.append((batch, noise[u], update_policy))
+        info = {}
+        for newer in seed_by_seed.in_order(self.update, calls):
+            info |= newer
         return info
 
     def update_block_after(self, updates_before: int) -> Callable:
