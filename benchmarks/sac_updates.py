@@ -1,20 +1,24 @@
 """Speed of whole SAC updates: sampling, critics, targets, actor, temperature;
-against Stable-Baselines3 and a floor.
+against Stable-Baselines3, SBX and a floor.
 
-    python benchmarks/sac_updates.py --seeds 1 5 10 --out results/2026-sac-speed
+    python benchmarks/sac_updates.py --seeds 1 5 10 --out results/2026-sac-speed/cpu.json
+    python benchmarks/sac_updates.py --seeds 1 --pin 1 --sbx sbx/bin/python
 
-Everything of one number of seeds runs in one process, in turns, so that noise of the machine hits
-all alike; the table gives medians over rounds, and medians of the ratios within a round.
-seed-updates/s = updates/s times seeds.
+Everything of one number of seeds runs in turns, so that noise of the machine hits all alike; the
+table gives medians over rounds, and medians of the ratios within a round. A turn is some blocks of
+--utd updates. seed-updates/s = updates/s times seeds.
 
-floor: the matrix products of one update and nothing else, at the same shapes and layouts, each as
-the fastest of the ways that torch has for it (timed first). SB3: `SAC.train` with the same widths,
-batch size and spaces.
+floor: the matrix products of one update of one seed and nothing else, one after the other in one
+thread, each in the fastest way that torch has for it (timed first): a share of 1 would be this
+rate on every core that works. SB3: `SAC.train` with the same widths, batch size and spaces. SBX:
+the same in jax, in a Python of its own, which `python -m venv sbx` and `sbx/bin/pip install
+torch==2.13.0 sbx-rl==0.28.0` make.
 """
 
-import csv
+import contextlib
 import dataclasses
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -39,13 +43,17 @@ ACTION_DIM = 6
 class Args:
     seeds: tuple[int, ...] = (1, 5, 10)  # numbers of seeds in a batch
     activations: tuple[str, ...] = ("relu", "tanh", "rational", "crational", "tanh_hr")
-    eager: bool = True  # also the update without torch.compile
+    utd: int = 10  # updates in a block, that of one environment step
+    eager: bool = False  # also the update without torch.compile
     sb3: bool = True  # also Stable-Baselines3
+    sbx: str | None = None  # also SBX, with this Python
     rounds: int = 15  # alternating rounds
     seconds: float = 0.25  # at least this long for each measurement in a round
     threads: int = 0  # CPU threads; 0 = torch's choice
+    pin: tuple[int, ...] = ()  # CPU cores to stay on; none = any
+    compete: int = 0  # busy processes beside it
     device: str = "cpu"  # cpu or cuda
-    out: Path | None = None  # folder for speed.csv and speed.json
+    out: Path | None = None  # file for the numbers, JSON
     child: bool = False  # internal: measure in this process and print JSON
 
 
@@ -78,7 +86,23 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
 
     def fastest(a, b):
         out = torch.empty(*a.shape[:-1], b.shape[-1], device=device)
-        ways = {"bmm": torch.bmm, "bmm into": lambda a, b: torch.bmm(a, b, out=out)}
+        bt = b.mT.contiguous()
+
+        def one_by_one(a, b):
+            for i in range(len(a)):
+                torch.mm(a[i], b[i], out=out[i])
+
+        def linear_layers(a, b):
+            """As torch keeps the weights of a linear layer: transposed."""
+            for i in range(len(a)):
+                torch.nn.functional.linear(a[i], bt[i])
+
+        ways = {
+            "bmm": torch.bmm,
+            "bmm into": lambda a, b: torch.bmm(a, b, out=out),
+            "mm": one_by_one,
+            "linear": linear_layers,
+        }
         if a.shape[-1] == 1:
             ways["outer"] = torch.mul
         if b.shape[-1] == 1:
@@ -105,12 +129,13 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
     return run
 
 
-def ours(activation: str, num_seeds: int, compiled: bool, device: torch.device):
-    """One whole update as in the training loop, drawing from a filled replay;
+def ours(activation: str, num_seeds: int, compiled: bool, args: Args):
+    """A block of updates as in the training loop, drawing from a filled replay;
     and the seconds of the first call."""
-    args = sac.Args(activation=activation, compile=compiled)
+    device = torch.device(args.device)
+    settings = sac.Args(activation=activation, compile=compiled, utd=args.utd)
     seeds = list(range(1, num_seeds + 1))
-    agent = sac.Agent(OBS_DIM, ACTION_DIM, args, seeds, device)
+    agent = sac.Agent(OBS_DIM, ACTION_DIM, settings, seeds, device)
     buffer = sac.ReplayBuffer(num_seeds, 100_000, OBS_DIM, ACTION_DIM, device)
     buffer.rows.normal_()
     buffer.rows[..., OBS_DIM + ACTION_DIM + 1] = 0.0  # terminations
@@ -118,38 +143,98 @@ def ours(activation: str, num_seeds: int, compiled: bool, device: torch.device):
     generators = [seeding.make_generator(seed, "update", device=device) for seed in seeds]
 
     def run():
-        batches = buffer.sample(1, args.batch_size, generators=generators)
-        noise = seeding.normals(generators, 1, 2, args.batch_size, ACTION_DIM, axis=2)
-        return agent.update({name: part[0] for name, part in batches.items()}, noise[0], True)
+        batches = buffer.sample(args.utd, settings.batch_size, generators=generators)
+        shape = (args.utd, 2, settings.batch_size, ACTION_DIM)
+        return agent.update_block(batches, seeding.normals(generators, *shape, axis=2))
 
     start = time.perf_counter()
     run()
     return run, time.perf_counter() - start
 
 
-def stable_baselines(device: torch.device):
-    import gymnasium
-    from stable_baselines3 import SAC
+# A program of its own for both: SBX has another Python. It builds the model, says so, and then
+# answers each line, a number of blocks, with the seconds that they take.
+PEER = """
+import sys, time
+import gymnasium, numpy as np
+from {package} import SAC
 
-    class Spaces(gymnasium.Env):
-        observation_space = gymnasium.spaces.Box(-9, 9, (OBS_DIM,), np.float32)
-        action_space = gymnasium.spaces.Box(-1, 1, (ACTION_DIM,), np.float32)
+OBS_DIM, ACTION_DIM, UTD, THREADS = {obs_dim}, {action_dim}, {utd}, {threads}
 
-        def reset(self, *, seed=None, options=None):
-            return self.observation_space.sample(), {}
+class Spaces(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-9, 9, (OBS_DIM,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (ACTION_DIM,), np.float32)
 
-        def step(self, action):
-            return self.observation_space.sample(), 0.1, False, False, {}
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {{}}
 
-    model = SAC(
-        "MlpPolicy",
-        Spaces(),
-        policy_kwargs={"net_arch": [256, 256]},
-        device=device,
-        learning_starts=10_000,
-    )
-    model.learn(5_000)
-    return lambda: model.train(1, 256)
+    def step(self, action):
+        return self.observation_space.sample(), 0.1, False, False, {{}}
+
+if THREADS and "{package}" == "stable_baselines3":
+    import torch
+    torch.set_num_threads(THREADS)
+model = SAC("MlpPolicy", Spaces(), policy_kwargs=dict(net_arch=[256, 256]),
+            learning_starts=10_000, gradient_steps=UTD)
+model.learn(5_000)
+model.train(UTD, 256)
+print("ready", flush=True)
+for line in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(int(line)):
+        model.train(UTD, 256)
+    if "{package}" == "sbx":
+        import jax
+        jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+class Peer:
+    """SAC of another library, in a process of its own, which works when it is asked to."""
+
+    def __init__(self, python: str, package: str, args: Args):
+        program = PEER.format(
+            package=package,
+            obs_dim=OBS_DIM,
+            action_dim=ACTION_DIM,
+            utd=args.utd,
+            threads=args.threads,
+        )
+        env = dict(os.environ)
+        if args.threads == 1:
+            env["OMP_NUM_THREADS"] = "1"
+            env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([python, "-c", program], env=env, **pipes)
+        if self.process.stdout.readline() != "ready\n":
+            raise SystemExit(
+                f"error: {python} cannot train {package}'s SAC; is it installed there?"
+            )
+
+    def seconds(self, blocks: int) -> float:
+        print(blocks, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def run(self) -> None:
+        self.seconds(1)
+
+
+@contextlib.contextmanager
+def competitors(number: int):
+    """That many processes that do nothing but keep a core busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def measure(args: Args) -> dict:
@@ -159,86 +244,106 @@ def measure(args: Args) -> dict:
     num_seeds = args.seeds[0]
     if args.threads:
         torch.set_num_threads(args.threads)
+    threads = torch.get_num_threads()
     variants = {}
     first_call = {}
     for activation in args.activations:
         for mode in ["compiled", "eager"][: 1 + args.eager]:
             variants[activation, mode], first_call[activation, mode] = ours(
-                activation, num_seeds, mode == "compiled", device
+                activation, num_seeds, mode == "compiled", args
             )
     for branches in sorted({1, *(a.count("hr") + 1 for a in args.activations)}):
-        variants["floor", f"{branches} branch"] = floor(num_seeds, sac.Args(), branches, device)
+        torch.set_num_threads(1)
+        variants["floor", f"{branches} branch"] = floor(1, sac.Args(), branches, device)
+        torch.set_num_threads(threads)
     if args.sb3:
-        variants["SB3", "eager"] = stable_baselines(device)
-    seconds = {key: [] for key in variants}
-    for run in variants.values():
-        for _ in range(5):
+        variants["SB3", "eager"] = Peer(sys.executable, "stable_baselines3", args)
+    if args.sbx:
+        variants["SBX", "jax"] = Peer(args.sbx, "sbx", args)
+
+    def seconds_per_update(key: tuple[str, str]) -> float:
+        """Seconds of one update of all its seeds, from --seconds of them."""
+        run = variants[key]
+        count = 0
+        if isinstance(run, Peer):
+            total = 0.0
+            while total < args.seconds:
+                total += run.seconds(1)
+                count += args.utd
+            return total / count
+        if key[0] == "floor":
+            torch.set_num_threads(1)
+        start = time.perf_counter()
+        while time.perf_counter() - start < args.seconds:
             run()
-    for _ in range(args.rounds):
-        for key, run in variants.items():
-            count = 0
-            start = time.perf_counter()
-            while time.perf_counter() - start < args.seconds:
-                run()
-                count += 1
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-            seconds[key].append((time.perf_counter() - start) / count)
+            count += 1 if key[0] == "floor" else args.utd
+            synchronize(device)
+        elapsed = time.perf_counter() - start
+        torch.set_num_threads(threads)
+        return elapsed / count
+
+    seconds = {key: [] for key in variants}
+    for key in variants:
+        seconds_per_update(key)
+    with competitors(args.compete):
+        for _ in range(args.rounds):
+            for key in variants:
+                seconds[key].append(seconds_per_update(key))
+
     rows = []
+    cores = 1 if device.type == "cuda" else min(num_seeds, threads)
     for (name, mode), times in seconds.items():
+        times = np.array(times)
         own_floor = np.array(seconds["floor", f"{name.count('hr') + 1} branch"])
-        seeds = 1 if name == "SB3" else num_seeds
+        is_ours = name in args.activations
+        seeds = num_seeds if is_ours else 1
         row = {
-            "seeds": num_seeds,
+            "seeds": seeds,
             "variant": name,
             "mode": mode,
             "ms_per_update": 1e3 * np.median(times),
-        }
-        row |= {
             "seed_updates_per_s": seeds / np.median(times),
             "spread_ms": 1e3 * np.subtract(*np.quantile(times, [0.75, 0.25])),
+            "share_of_floor": np.median(own_floor / times) * seeds / (cores if is_ours else 1),
         }
-        row["share_of_floor"] = np.median(own_floor / np.array(times)) * seeds / num_seeds
         if ("relu", "compiled") in seconds:
-            row["time_over_relu"] = np.median(np.array(times) / seconds["relu", "compiled"])
-        if args.sb3:
-            row["speed_over_sb3"] = np.median(np.array(seconds["SB3", "eager"]) / times) * seeds
+            relu = np.array(seconds["relu", "compiled"]) / num_seeds
+            row["time_over_relu"] = np.median(times / seeds / relu)
+        for peer in ("SB3", "SBX"):
+            for key in seconds:
+                if key[0] == peer:
+                    row[f"speed_over_{peer}"] = np.median(np.array(seconds[key]) / times) * seeds
         row["first_call_s"] = first_call.get((name, mode), float("nan"))
         rows.append(
             {key: round(float(v), 4) if isinstance(v, float) else v for key, v in row.items()}
         )
+    for run in variants.values():
+        if isinstance(run, Peer):
+            run.process.kill()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"rows": rows, "peak_rss_mb": round(peak, 1), "threads": torch.get_num_threads()}
+    return {"rows": rows, "peak_rss_mb": round(peak, 1), "threads": threads}
 
 
 def main(args: Args) -> None:
+    if args.pin:
+        os.sched_setaffinity(0, args.pin)  # whatever it starts stays there too
     if args.child:
         print(json.dumps(measure(args)))
         return
     results = []
     for num_seeds in args.seeds:
-        flags = [
-            "--seeds",
-            str(num_seeds),
-            "--activations",
-            *args.activations,
-            "--rounds",
-            str(args.rounds),
-        ]
-        flags += [
-            "--seconds",
-            str(args.seconds),
-            "--threads",
-            str(args.threads),
-            "--device",
-            args.device,
-            "--child",
-        ]
-        flags += ["--eager" if args.eager else "--no-eager", "--sb3" if args.sb3 else "--no-sb3"]
+        job = dataclasses.asdict(args) | {"seeds": (num_seeds,), "child": True}
+        flags = []
+        for name, value in job.items():
+            if isinstance(value, bool):
+                flags.append(f"--{'' if value else 'no-'}{name}")
+            elif isinstance(value, tuple) and value:
+                flags += [f"--{name}", *map(str, value)]
+            elif value is not None and not isinstance(value, tuple):
+                flags += [f"--{name}", str(value)]
         command = [sys.executable, __file__, *flags]
-        results.append(
-            json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        )
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results.append(json.loads(done.stdout))
     rows = []
     for result in results:
         rows += result["rows"]
@@ -246,26 +351,19 @@ def main(args: Args) -> None:
     machine |= {
         "argv": sys.argv,
         "threads": results[0]["threads"],
-        "peak_rss_mb": [r["peak_rss_mb"] for r in results],
+        "peak_rss_mb": [result["peak_rss_mb"] for result in results],
     }
     print(
         f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python "
-        f"{platform.python_version()}"
+        f"{platform.python_version()}, threads {machine['threads']}"
     )
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
-        print(
-            "| "
-            + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
-            + " |"
-        )
+        values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+        print("| " + " | ".join(values) + " |")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "speed.json").write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
-        with open(args.out / "speed.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
