@@ -81,16 +81,16 @@ def child(args: Args) -> dict:
 
     def init(self, *positional, **named):
         original(self, *positional, **named)
-        timed(self, "update", "update")
-        compiled = self.update
+        timed(self, "update_block", "updates")
+        block = self.update_block
 
-        def update(*positional, **named):
-            result = compiled(*positional, **named)
+        def update_block(*positional, **named):
+            result = block(*positional, **named)
             if not first_update:
                 first_update.append(time.time() - STARTED)
             return result
 
-        self.update = update
+        self.update_block = update_block
 
     sac.Agent.__init__ = init
     timed(sac.ReplayBuffer, "sample", "sample")
@@ -109,7 +109,7 @@ def child(args: Args) -> dict:
     per_step = sorted(b - a for a, b in itertools.pairwise(window))
     loop = sum(per_step) / len(per_step)
     # the first sample()s of each kind are warm-up; metrics take one more at the end
-    update = sum(seconds["update"][skip * args.utd :]) / (calls["update"] / args.utd - skip)
+    updates = sum(seconds["updates"][skip:]) / (calls["updates"] - skip)
     sample = sum(seconds["sample"][skip:-1]) / (calls["sample"] - 1 - skip)
     per = {"evaluation": sum(seconds["evaluation"]), "metrics": sum(seconds["metrics"])}
     per |= {"checkpoint": sum(seconds["checkpoint"]), "plots": sum(seconds["plots"])}
@@ -123,10 +123,10 @@ def child(args: Args) -> dict:
         "ms_per_step": {
             "whole": 1e3 * whole,
             "loop": 1e3 * loop,
-            "updates": 1e3 * (update + sample),
+            "updates": 1e3 * (updates + sample),
         },
         "seconds_each": per,
-        "updates_share": (update + sample) / whole,
+        "updates_share": (updates + sample) / whole,
         "metrics_share": per["metrics"] / 10_000 / whole,
         "evaluation_share": per["evaluation"] / 10_000 / whole,
         "seed_updates_per_s": args.utd * args.num_seeds[0] / whole,
