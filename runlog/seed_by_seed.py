@@ -220,14 +220,11 @@ class PerSeed:
             return leaves
 
         tensors = [part for part in parts if torch.is_tensor(part)]
-        graph = make_fx(flat, decomposition_table=DECOMPOSITIONS)(*state.values(), *tensors)
-        names = self._drop_unused(graph)
-        for node in graph.graph.nodes:
-            node.meta.clear()  # values of the trace, where torch expects fake tensors of its own
-        example = [self.seeds.of_seed[0][name].clone() for name in names] + tensors
         # torch looks compiled code up on the disk only within such a context
-        context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-        with tracing(context):
+        with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+            graph = make_fx(flat, decomposition_table=DECOMPOSITIONS)(*state.values(), *tensors)
+            names = self._drop_unused(graph)
+            example = [self.seeds.of_seed[0][name].clone() for name in names] + tensors
             code = torch._inductor.compile(graph, example, options=OPTIONS)
         return code, names, form
 
