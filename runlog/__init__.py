@@ -12,7 +12,8 @@ Here are the names that every script uses; the others are in the modules of thei
     batch, report             the runs that train together: rows, checkpoints, divergence, the end
     run                       one run's folder, in parts: lock, append_only, checkpoints, meta
     seeding                   generators and noise with a seed axis
-    cudagraphs, transfer      replaying an update; arrays on their way to the device
+    seed_by_seed              compiled updates on the CPU, each seed on a core of its own
+    cudagraphs, transfer      replaying an update on a GPU; arrays on their way to the device
     progress, terminal        what a program says; errors in one line
     loading                   a run read from its folder, for notebooks and load_agent
     evaluation, video         what a finished run is measured to be, and shows
