@@ -141,21 +141,21 @@ def read_studies(folders: Places) -> dict[str, dict[str, list[dict]]]:
 
 def study_rows(study: str, cells: dict[str, list[dict]]) -> list[dict]:
     """A row for each cell, the best first."""
-    baseline = late_by_seed(cells[BASELINE])
+    late = {cell: late_by_seed(runs) for cell, runs in cells.items()}
+    ordered = sorted(cells, key=lambda cell: -np.mean([*late[cell].values()]))
     rows = []
-    for cell, runs in cells.items():
-        values = late_by_seed(runs)
-        late = np.array(list(values.values()))
-        low, high = statistics.stratified_bootstrap([late], statistics.mean_of_means)
+    for rank, cell in enumerate(ordered, start=1):
+        values = np.array([*late[cell].values()])
         activation = canonical(network_of(cell).activation)
-        row = {"study": study, "cell": shown(cell), "activation": activation}
-        row |= {"n": len(late), "late": late.mean(), "low": low, "high": high}
-        row |= against(values, baseline) | cost_of(cell, study)
-        commits = dict.fromkeys(run["git"] for run in runs)
-        rows.append(row | {"from": runs[0]["from"], "git": " ".join(commits)})
-    rows.sort(key=lambda row: -row["late"])
-    for rank, row in enumerate(rows, start=1):
-        row["rank"] = rank
+        row = {"study": study, "rank": rank, "cell": shown(cell), "activation": activation}
+        row |= {"n": len(values)} | with_ends("late", values.mean(), mean_ends(values))
+        row |= against(late[cell], late[BASELINE])
+        behind = paired_difference(late[ordered[0]], late[cell])
+        row |= with_ends("behind the first", behind.mean(), mean_ends(behind))
+        row |= cost_of(cell, study)
+        commits = dict.fromkeys(run["git"] for run in cells[cell])
+        rows.append(row | {"from": cells[cell][0]["from"], "git": " ".join(commits)})
+    for row in rows:
         for cost in COSTS:
             row[f"front of {cost}"] = int(is_on_front(row, rows, cost))
     return rows
@@ -167,21 +167,32 @@ def late_by_seed(runs: Sequence[dict]) -> dict[int, float]:
     return {seed: value for seed, value in sorted(values.items()) if np.isfinite(value)}
 
 
+def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> np.ndarray:
+    """Of the seeds that both have."""
+    return np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def mean_ends(values: np.ndarray) -> tuple[float, float]:
+    """Ends of the bootstrap interval of a mean over seeds."""
+    return statistics.stratified_bootstrap([values], statistics.mean_of_means)
+
+
+def with_ends(name: str, value: float, ends: tuple[float, float]) -> dict[str, float]:
+    """Columns of a value and its interval."""
+    low, high = ends
+    return {name: value, f"{name}: low": low, f"{name}: high": high}
+
+
 def against(values: dict[int, float], baseline: dict[int, float]) -> dict[str, object]:
     """A cell less the baseline, paired by seed; all 0 of the baseline itself."""
-    seeds = sorted({*values} & {*baseline})
-    ours = np.array([values[seed] for seed in seeds])
-    theirs = np.array([baseline[seed] for seed in seeds])
-    low, high = statistics.stratified_bootstrap([ours - theirs], statistics.mean_of_means)
-    chance, chance_low, chance_high = statistics.improvement_interval([ours], [theirs], paired=True)
-    better, worse, p = statistics.sign_test(ours - theirs)
+    differences = paired_difference(values, baseline)
+    chance, *ends = statistics.improvement_interval(
+        [differences], [np.zeros(len(differences))], paired=True
+    )
+    better, worse, p = statistics.sign_test(differences)
     return {
-        "difference": (ours - theirs).mean(),
-        "difference low": low,
-        "difference high": high,
-        "P(better)": chance,
-        "P(better) low": chance_low,
-        "P(better) high": chance_high,
+        **with_ends("difference", differences.mean(), mean_ends(differences)),
+        **with_ends("P(better)", chance, ends),
         "better": better,
         "worse": worse,
         "p": p,
@@ -225,7 +236,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     left, *others = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
     names = []
     for height, row in enumerate(rows):
-        bar(left, row["late"], height, row, looks[row["cell"]], "xerr")
+        bar(left, float(row["late"]), height, row, looks[row["cell"]], "xerr")
         names.append(axes.wrapped(f"{row['rank']} {row['cell']}", 2.6, 8, most=1))
     left.set_yticks(range(len(rows)), names, fontsize=8)
     left.set_ylim(len(rows) - 0.5, -0.5)
@@ -246,10 +257,10 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
 
 def bar(panel: Axes, x: float, y: float, row: dict, look: dict, which: str) -> None:
     """A cell's mark, and its interval along one axis."""
-    value, low, high = (float(row[key]) for key in ("late", "low", "high"))
+    value, low, high = (float(row[key]) for key in ("late", "late: low", "late: high"))
     ends = np.nan_to_num([[value - low], [high - value]])
     look = look | {"linestyle": ""}
-    panel.errorbar(float(x), y, **{which: ends}, **look, capsize=2, markersize=5, linewidth=1)
+    panel.errorbar(x, y, **{which: ends}, **look, capsize=2, markersize=5, linewidth=1)
 
 
 def draw_front(panel: Axes, rows: Sequence[dict], cost: str) -> None:

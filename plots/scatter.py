@@ -8,7 +8,7 @@ from plots import axes, style
 from plots.recording import Kind, rows_where
 from plots.variants import styles_in
 
-ENDS = ("{}", "{} low", "{} high")  # columns of a quantity
+ENDS = ("{}", "{}: low", "{}: high")  # columns of a quantity
 
 
 def draw(rows: list[dict], spec: dict) -> Figure:

@@ -32,6 +32,8 @@ SOURCES = {  # file: columns of the middle, the lower and the upper end
     "2026-dynamic-constraint/cards.csv": ("value", "low", "high"),
     "2026-continual/continual_comparisons.csv": ("difference", "low", "high"),
     "2026-dynamic-constraint/digits/differences.csv": ("difference", "low", "high"),
+    "2026-league/continual_comparisons.csv": ("difference", "low", "high"),
+    "2026-league/machines.csv": ("difference", "low", "high"),
     "2026-function-approximation/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/longer/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/table1.csv": ("dead_share", "low", "high"),
@@ -41,6 +43,9 @@ SOURCES = {  # file: columns of the middle, the lower and the upper end
 CELLS = (  # a measure in three columns
     "2026-continual/continual_cells.csv",
     "2026-dynamic-constraint/digits/continual_cells.csv",
+    "2026-dynamic-constraint/both_axes.csv",
+    "2026-league/continual_cells.csv",
+    "2026-league/league.csv",
 )
 PAGES = (
     "docs/reproduction.md",
@@ -49,6 +54,7 @@ PAGES = (
     "results/2026-cr-sweep/README.md",
     "results/2026-dynamic-constraint/README.md",
     "results/2026-continual/README.md",
+    "results/2026-league/README.md",
     "results/2026-function-approximation/README.md",
 )
 

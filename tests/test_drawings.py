@@ -434,9 +434,9 @@ def test_league(number, seeds):
     rows = []
     for rank, (label, activation) in enumerate(chosen(number).items(), start=1):
         late = 1 - 0.1 * rank
-        ends = {"low": late - 0.05, "high": late + 0.05}
+        ends = {"late: low": late - 0.05, "late: high": late + 0.05}
         if seeds == 1:
-            ends = {"low": np.nan, "high": np.nan}
+            ends = dict.fromkeys(ends, np.nan)
         row = {"study": "digits random_labels", "cell": label, "activation": activation}
         row |= {"n": seeds, "rank": str(rank), "late": late, "parameters": 17_610 + 5_000 * rank}
         row |= {"FLOPs": 92_620, "front of parameters": "1", "front of FLOPs": str(int(rank == 1))}
@@ -458,7 +458,7 @@ def test_scatter(number, seeds):
         x = 10 ** rng_of(label, panel).uniform(1, 6)
         y = rng_of(label).uniform()
         row = {"panel": panel, "variant": label, "x": x, "y": y}
-        ends = {"x low": x / 3, "x high": 3 * x, "y low": y - 0.1, "y high": y + 0.1}
+        ends = {"x: low": x / 3, "x: high": 3 * x, "y: low": y - 0.1, "y: high": y + 0.1}
         if seeds == 1:
             ends = dict.fromkeys(ends, np.nan)
         rows.append(row | ends)

@@ -47,9 +47,11 @@ def test_ranks_differences_and_fronts(tmp_path, capsys):
     assert float(norm["late"]) == pytest.approx(0.3)
     # less relu by seed: 0.1, -0.1, 0.3
     assert float(norm["difference"]) == pytest.approx(0.1)
-    assert float(norm["difference low"]) >= -0.1 and float(norm["difference high"]) <= 0.3
+    assert float(norm["difference: low"]) >= -0.1 and float(norm["difference: high"]) <= 0.3
     assert (norm["better"], norm["worse"], norm["p"]) == ("2", "1", "1")
     assert float(norm["P(better)"]) == pytest.approx(2 / 3, abs=1e-5)
+    assert float(norm["behind the first"]) == pytest.approx(0.6)
+    assert float(rows["fourier"]["behind the first"]) == 0
     assert float(rows["relu"]["difference"]) == 0 and rows["relu"]["P(better)"] == "0.5"
     assert int(rows["relu"]["parameters"]) == 64 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10
     fronts = {cell: row["front of parameters"] for cell, row in rows.items()}

@@ -54,14 +54,14 @@ def outputs(path: Path, variant: str) -> dict[str, dict[str, float]]:
     for panel, values in of_panel.items():
         values = np.array(values)
         low, high = statistics.stratified_bootstrap([values], statistics.median_of_runs)
-        found[panel] = {"x": np.median(values), "x low": low, "x high": high}
+        found[panel] = {"x": np.median(values), "x: low": low, "x: high": high}
     return found
 
 
 def late_accuracy(cell: str) -> dict[str, float]:
     """Mean over seeds and its interval by Student's t."""
     (row,) = rows_where(read_csv(DIGITS), cell=cell)
-    ends = {"y low": float(row[f"{LATE}: low"]), "y high": float(row[f"{LATE}: high"])}
+    ends = {"y: low": float(row[f"{LATE}: low"]), "y: high": float(row[f"{LATE}: high"])}
     return {"y": float(row[LATE])} | ends
 
 
