@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import tyro
 
 import runlog
-from plots import compare, comparison, cr, cr_seeds, draw_run, hr, tables
+from plots import compare, comparison, cr, cr_seeds, draw_run, hr, league, tables
 from plots.continual import continual
 from plots.kde import hr3
 from plots.overview import overview
@@ -49,6 +49,7 @@ ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes if it i
     "overview": (overview, "figures"),
     "preactivations": (preactivations, "runs/preactivations.png"),
     "function_approximation": (hr2, "runs/function_approximation"),
+    "league": (league.league, "figures"),
 }
 DEMO_IS = "Curves of return and overestimation, learned activations below: what `make demo` draws."
 Folders = tyro.conf.Positional[tuple[Path, ...]]
@@ -137,8 +138,7 @@ class TableCommand:
 class RedrawCommand:
     """Draw figures again from their CSV files (PNG), as the figures.json beside them says."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]] = (Path("results"),)
-    """folders of figures, with all below"""
+    folders: Folders = (Path("results"),)  # folders of figures, with all below
 
 
 DEMO = CurvesCommand(metric=("return", "overestimation"), shapes=True, out=Path("runs/demo.png"))

@@ -32,7 +32,8 @@ from plots.variants import (
     varied_settings,
 )
 
-VARIED = {"activation", "layer_norm", "l2", "redo", "reset_head"}  # and rational.*: of cells
+# what the cells of a study may differ in, beside rational.*
+VARIED = {"activation", "widths", "layer_norm", "l2", "redo", "reset_head"}
 SHORT = {
     "rational.init_scale": "init",
     "rational.coefficient_weight_decay": "decay",
@@ -40,6 +41,7 @@ SHORT = {
     "rational.constraint_scale": "from",
     "rational.constraint_scale_end": "to",
 }
+USUAL_WIDTHS = [100, 100]  # of continual_supervised.py
 LATE = 5  # tasks at the end that "late" means
 STEPS_TO_THRESHOLD = "charts/steps_to_threshold"
 PER_TASK = (  # keys of continual_curves.csv
@@ -153,7 +155,7 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
 
     varied = varied_settings(settings, dict.fromkeys(free))
     varied = [key for key in varied if key != "activation"]
-    usual = {}
+    usual = {"widths": USUAL_WIDTHS}
     for key, value in dataclasses.asdict(activations.RationalConfig()).items():
         usual[f"rational.{key}"] = value
     cells = {}
@@ -163,6 +165,8 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
             default = usual.get(key, 0)  # others than a rational's: 0 or False
             value = config.get(key, default)  # an older run may lack it
             if value != default:
+                if key == "widths":
+                    value = "x".join(str(units) for units in value)
                 own[SHORT.get(key, key)] = value
         name = config["activation"], json.dumps(own)
         cell = cells.setdefault(name, Cell(config["activation"], own, []))

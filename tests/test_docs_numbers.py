@@ -32,15 +32,23 @@ SOURCES = {  # file: columns of the middle, the lower and the upper end
     "2026-dynamic-constraint/cards.csv": ("value", "low", "high"),
     "2026-continual/continual_comparisons.csv": ("difference", "low", "high"),
     "2026-dynamic-constraint/digits/differences.csv": ("difference", "low", "high"),
+    "2026-league/continual_comparisons.csv": ("difference", "low", "high"),
+    "2026-league/machines.csv": ("difference", "low", "high"),
     "2026-function-approximation/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/longer/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/table1.csv": ("dead_share", "low", "high"),
     "2026-function-approximation/longer/table1.csv": ("dead_share", "low", "high"),
     "2026-laptop/sac/cr1.csv": ("value", "low", "high"),
+    "2026-hr-sac/curves-comparison.csv": ("difference", "difference_low", "difference_high"),
+    "2026-hr-sac/equal_width-comparison.csv": ("difference", "difference_low", "difference_high"),
 }
+COMPARISONS = [file for file in SOURCES if file.startswith("2026-hr-sac/")]
 CELLS = (  # a measure in three columns
     "2026-continual/continual_cells.csv",
     "2026-dynamic-constraint/digits/continual_cells.csv",
+    "2026-dynamic-constraint/both_axes.csv",
+    "2026-league/continual_cells.csv",
+    "2026-league/league.csv",
 )
 PAGES = (
     "docs/reproduction.md",
@@ -49,6 +57,8 @@ PAGES = (
     "results/2026-cr-sweep/README.md",
     "results/2026-dynamic-constraint/README.md",
     "results/2026-continual/README.md",
+    "results/2026-league/README.md",
+    "results/2026-hr-sac/README.md",
     "results/2026-function-approximation/README.md",
 )
 
@@ -93,6 +103,11 @@ def known_intervals() -> list[tuple[float, ...]]:
             if f"{measure}: low" in row:
                 ends = measure, f"{measure}: low", f"{measure}: high"
                 found.append(tuple(float(row[column] or "nan") for column in ends))
+    for file in COMPARISONS:
+        for row in table(RESULTS / file):
+            found.append(tuple(float(row[column]) for column in ("value", "low", "high")))
+            ends = "probability", "probability_low", "probability_high"
+            found.append(tuple(float(row[column] or "nan") for column in ends))
     for file in CLAIMS:
         for row in table(RESULTS / file):
             ends = "p_larger", "p_larger_low", "p_larger_high"

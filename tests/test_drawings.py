@@ -18,6 +18,7 @@ from test_paper_figures import write_run
 import figures
 import plots.axes
 import plots.continual
+import plots.league
 import plots.panels
 import plots.redraw
 import plots.regression
@@ -428,6 +429,47 @@ def test_plasticity_of_chosen_cells(number):
         assert len(looks) == number
 
 
+@pytest.mark.parametrize("number, seeds", CASES)
+def test_league(number, seeds):
+    rows = []
+    for rank, (label, activation) in enumerate(chosen(number).items(), start=1):
+        late = 1 - 0.1 * rank
+        ends = {"late: low": late - 0.05, "late: high": late + 0.05}
+        if seeds == 1:
+            ends = dict.fromkeys(ends, np.nan)
+        row = {"study": "digits random_labels", "cell": label, "activation": activation}
+        row |= {"n": seeds, "rank": str(rank), "late": late, "parameters": 17_610 + 5_000 * rank}
+        row |= {"FLOPs": 92_620, "front of parameters": "1", "front of FLOPs": str(int(rank == 1))}
+        rows.append(row | ends)
+    spec = base_spec(number, seeds) | {"study": "digits random_labels"}
+    spec["caption"] = [plots.league.caption_of("digits random_labels", rows)]
+    figure = draw_kind("league", {"league.csv": rows}, spec)
+    check(figure, seeds)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(names) == number and names[0].startswith("1 ")
+    for panel, numbered in zip(figure.axes[1:], (number, 1)):
+        assert len(panel.texts) == numbered  # ranks of what no cheaper cell surpasses
+
+
+@pytest.mark.parametrize("number, seeds", CASES)
+def test_scatter(number, seeds):
+    rows = []
+    for panel, label in itertools.product(("at the end", "at its worst"), chosen(number)):
+        x = 10 ** rng_of(label, panel).uniform(1, 6)
+        y = rng_of(label).uniform()
+        row = {"panel": panel, "variant": label, "x": x, "y": y}
+        ends = {"x: low": x / 3, "x: high": 3 * x, "y: low": y - 0.1, "y: high": y + 0.1}
+        if seeds == 1:
+            ends = dict.fromkeys(ends, np.nan)
+        rows.append(row | ends)
+    spec = base_spec(number, seeds) | {"scales": {"x": "log", "y": "linear"}}
+    spec |= {"panels": {"at the end": "largest output", "at its worst": "x"}, "unit": "accuracy"}
+    figure = draw_kind("scatter", rows, spec)
+    assert faults(figure) == []
+    for panel in figure.axes:
+        assert panel.get_xscale() == "log" and len(panel.containers) == number
+
+
 @pytest.mark.parametrize("number, seeds", [(1, 1), (9, 10)])
 def test_overview_of_lines(number, seeds):
     rows = []
@@ -457,7 +499,7 @@ def test_overview_of_lines(number, seeds):
 def test_every_kind_is_drawn_here():
     drawn = {"curves", "environments", "seeds", "intervals", "claims", "compared", "study"}
     drawn |= {"preactivations", "parts", "densities", "regression", "table1", "continual"}
-    drawn |= {"plasticity", "overview"}
+    drawn |= {"plasticity", "overview", "league", "scatter"}
     elsewhere = {"comparison"}  # tests of the curves command
     assert {*plots.redraw.BY_NAME} - elsewhere == drawn
 
