@@ -102,8 +102,7 @@ class SeedBySeed:
             tensors = {name: tensor[i] for name, tensor in own.items()}
             tensors |= {name: tensor.clone() for name, tensor in self.common.items()}
             self.of_seed.append(tensors)
-        self.num_threads = torch.get_num_threads()
-        num_workers = min(self.num_seeds, self.num_threads)
+        num_workers = min(self.num_seeds, torch.get_num_threads())
         self.workers = None
         if num_workers > 1:
             # a worker's own products are its own: what it calls starts no further threads
@@ -122,6 +121,7 @@ class SeedBySeed:
         for tensors in self.of_seed:
             for name, tensor in self.common.items():
                 tensors[name].copy_(tensor)
+        num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # MKL has one number of threads for the whole process
         try:
             if self.workers is None:
@@ -131,7 +131,7 @@ class SeedBySeed:
             else:
                 self._run_in_workers(steps, length)
         finally:
-            torch.set_num_threads(self.num_threads)
+            torch.set_num_threads(num_threads)
         for name, tensor in self.common.items():
             tensor.copy_(self.of_seed[0][name])
 
