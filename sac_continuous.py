@@ -176,6 +176,8 @@ class Agent(nn.Module):
         self.alpha_optimizer = optimizers.Adam(alpha, args.learning_rate, args.rational)
         self.to(device)
 
+        # torch.autograd.grad inside a compiled function
+        torch._dynamo.config.trace_autograd_ops = True
         self.sample = self.actor.sample
         self.update = self.one_update
         has_seeds = np.ndim(seeds) == 1
@@ -185,8 +187,6 @@ class Agent(nn.Module):
             self.sample = by_seed.compiled(single.actor.sample, 0, 0)
             self.update = by_seed.compiled(single.one_update, 0, 1, None)
         elif args.compile:
-            # torch.autograd.grad inside a compiled function
-            torch._dynamo.config.trace_autograd_ops = True
             compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
             self.sample = compiled(self.actor.sample)
             self.update = compiled(self.one_update)

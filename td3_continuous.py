@@ -149,6 +149,8 @@ class Agent(nn.Module):
         self.qf_optimizer = optimizers.Adam(self.qf, args.learning_rate, args.rational)
         self.to(device)
 
+        # torch.autograd.grad inside a compiled function
+        torch._dynamo.config.trace_autograd_ops = True
         self.policy = self.actor.forward
         self.update = self.one_update
         has_seeds = np.ndim(seeds) == 1
@@ -158,8 +160,6 @@ class Agent(nn.Module):
             self.policy = by_seed.compiled(single.actor.forward, 0)
             self.update = by_seed.compiled(single.one_update, 0, 0, None)
         elif args.compile:
-            # torch.autograd.grad inside a compiled function
-            torch._dynamo.config.trace_autograd_ops = True
             compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
             self.policy = compiled(self.actor.forward)
             self.update = compiled(self.one_update)

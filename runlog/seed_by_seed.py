@@ -81,9 +81,10 @@ class SeedBySeed:
     with a leading seed axis in every tensor.
 
     Tensors without that axis, such as an optimiser's count of steps, are what the seeds have in
-    common: a function must change them alike for each seed. `single` is only what the functions
-    are traced with; its own tensors mean nothing. As many threads as torch.get_num_threads() says
-    at the start, but not more than there are seeds.
+    common: a function must change them alike for each seed. The stacked tensors are the storage:
+    whoever else changes them, a checkpoint say, does it in place. `single` is only what the
+    functions are traced with; its own tensors mean nothing. As many threads as
+    torch.get_num_threads() says at the start, but not more than there are seeds.
     """
 
     def __init__(self, stacked: nn.Module, single: nn.Module):
