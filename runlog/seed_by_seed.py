@@ -11,6 +11,7 @@ batch, bit for bit, whatever the number of threads.
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -76,6 +77,12 @@ def _of_seed(argument, axis: int | None, i: int):
     return argument.select(axis, i).contiguous()  # compiled code knows one layout
 
 
+def _begin(all_started: threading.Barrier) -> None:
+    """What a worker does first: its products are its own, they start no further threads."""
+    torch.set_num_threads(1)
+    all_started.wait()
+
+
 class SeedBySeed:
     """Runs functions of `single`, a module of one seed, on each seed of `stacked`, the same module
     with a leading seed axis in every tensor.
@@ -103,13 +110,18 @@ class SeedBySeed:
             tensors = {name: tensor[i] for name, tensor in own.items()}
             tensors |= {name: tensor.clone() for name, tensor in self.common.items()}
             self.of_seed.append(tensors)
-        num_workers = min(self.num_seeds, torch.get_num_threads())
+        # where the parameters are, to notice if somebody moves them
+        self.places = [(p, p.data_ptr()) for p in stacked.parameters()]
+        num_threads = torch.get_num_threads()
+        num_workers = min(self.num_seeds, num_threads)
         self.workers = None
         if num_workers > 1:
-            # a worker's own products are its own: what it calls starts no further threads
-            self.workers = ThreadPoolExecutor(
-                num_workers, "seed", initializer=torch.set_num_threads, initargs=(1,)
-            )
+            self.workers = ThreadPoolExecutor(num_workers, "seed")
+            # All start now: MKL's number of threads, which each sets, is that of the whole process.
+            all_started = threading.Barrier(num_workers)
+            for started in [self.workers.submit(_begin, all_started) for _ in range(num_workers)]:
+                started.result()
+            torch.set_num_threads(num_threads)
 
     def compiled(self, function: Callable, *axes: int | None) -> "PerSeed":
         """`function` of the single module, for all seeds. axes: where each argument has its seeds
@@ -118,7 +130,13 @@ class SeedBySeed:
 
     def run(self, steps: Callable[[int, int], None], length: int) -> None:
         """Calls steps(i, 0), ..., steps(i, length - 1) for each seed i: in this order for one
-        seed, and at the same time for as many seeds as there are workers."""
+        seed, and at the same time for as many seeds as there are workers.
+
+        Raises the first error of a step once no seed is at work any more; where the seeds are then
+        is undefined. Raises RuntimeError: the stacked parameters are no longer where they were.
+        """
+        if any(parameter.data_ptr() != place for parameter, place in self.places):
+            raise RuntimeError("the stacked module was moved or converted; make a new one instead")
         for tensors in self.of_seed:
             for name, tensor in self.common.items():
                 tensors[name].copy_(tensor)
@@ -137,17 +155,34 @@ class SeedBySeed:
             tensor.copy_(self.of_seed[0][name])
 
     def _run_in_workers(self, steps: Callable[[int, int], None], length: int) -> None:
+        failed = threading.Event()
+
         def advance(i: int, step: int) -> Future | None:
             """One step; then the seed queues up behind the others. Returns what to wait for."""
-            steps(i, step)
+            if failed.is_set():
+                return None
+            try:
+                steps(i, step)
+            except BaseException:
+                failed.set()
+                raise
             if step + 1 == length:
                 return None
             return self.workers.submit(advance, i, step + 1)
 
         waiting = [self.workers.submit(advance, i, 0) for i in range(self.num_seeds)]
+        errors = []
         for future in waiting:
             while future is not None:
-                future = future.result()
+                try:
+                    future = future.result()
+                except BaseException as error:  # of the step, or an interruption of the wait for it
+                    failed.set()
+                    errors.append(error)
+                    if future.done() and future.exception() is not None:
+                        break
+        if errors:
+            raise errors[0]
 
 
 class PerSeed:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import importlib.util
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -194,15 +195,29 @@ def test_a_failure_in_a_worker_is_raised():
     try:
         seeds = seed_by_seed.SeedBySeed(Counter((3,)), Counter(()))
 
+        at_work = set()
+
         def step(i: int, number: int) -> None:
             if (i, number) == (1, 2):
                 raise ValueError("seed 1, step 2")
+            at_work.add(i)
+            time.sleep(0.05)
+            at_work.remove(i)
 
+        began = time.monotonic()
         with pytest.raises(ValueError, match="seed 1, step 2"):
-            seeds.run(step, 4)
+            seeds.run(step, 1_000)
+        assert time.monotonic() - began < 20  # the other seeds would take 50 s to their ends
+        assert not at_work and seeds.workers._work_queue.empty()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_module_that_was_moved_is_noticed():
+    agent = make_agent(sac_continuous, [1, 2], activation="relu").double()
+    with pytest.raises(RuntimeError, match="moved or converted"):
+        agent.act(np.zeros((2, OBS), np.float32))
 
 
 # ---- a whole training ----------------------------------------------------------------------------
