@@ -49,7 +49,7 @@ class Args:
     sbx: str | None = None  # also SBX, with this Python
     rounds: int = 15  # alternating rounds
     seconds: float = 0.25  # at least this long for each measurement in a round
-    threads: int = 0  # CPU threads; 0 = torch's choice
+    threads: int = 0  # CPU threads, of SBX only if it is 1 (else see --pin); 0 = torch's choice
     pin: tuple[int, ...] = ()  # CPU cores to stay on; none = any
     compete: int = 0  # busy processes beside it
     device: str = "cpu"  # cpu or cuda
@@ -194,6 +194,7 @@ class Peer:
     """SAC of another library, in a process of its own, which works when it is asked to."""
 
     def __init__(self, python: str, package: str, args: Args):
+        self.package = package
         program = PEER.format(
             package=package,
             obs_dim=OBS_DIM,
@@ -204,7 +205,8 @@ class Peer:
         env = dict(os.environ)
         if args.threads == 1:
             env["OMP_NUM_THREADS"] = "1"
-            env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+            given = os.environ.get("XLA_FLAGS", "")
+            env["XLA_FLAGS"] = f"{given} --xla_cpu_multi_thread_eigen=false".strip()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([python, "-c", program], env=env, **pipes)
         if self.process.stdout.readline() != "ready\n":
@@ -214,7 +216,10 @@ class Peer:
 
     def seconds(self, blocks: int) -> float:
         print(blocks, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        told = self.process.stdout.readline()
+        if not told:
+            raise SystemExit(f"error: {self.package}'s training has ended; its message is above")
+        return float(told)
 
     def run(self) -> None:
         self.seconds(1)
