@@ -35,7 +35,6 @@ import torch
 import torch._functorch.config
 import torch.nn as nn
 import torch.nn.functional as F
-from scipy.optimize import least_squares
 from torch.autograd import forward_ad
 
 OBSERVED = 4_096  # pre-activations of a batch that an adaptive constraint looks at, about
@@ -416,6 +415,8 @@ def _least_squares_fit(
     config: RationalConfig, constrained: bool, x: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
     """The coefficients a, b of fit_rational for target(x), before anything is checked."""
+    from scipy.optimize import least_squares  # half a second that relu need not wait for
+
     i, j = _powers(config, constrained)
     p_basis = x[:, None] ** i
     q_basis = (np.abs(x) if config.form == "A" else x)[:, None] ** j

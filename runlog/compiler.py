@@ -2,6 +2,7 @@
 compiles."""
 
 import atexit
+import contextlib
 import getpass
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Callable
 
 import torch
@@ -23,6 +25,7 @@ INSTALL = (
 
 
 _say_compiling: list[Callable[[], None]] = []  # at most one
+_probes: list[threading.Thread] = []  # of vector instructions, under way
 
 
 def when_compiling(say: Callable[[], None] | None) -> None:
@@ -44,6 +47,27 @@ def say_compiling() -> None:
     """A compilation begins: calls whoever waits for the first one (`when_compiling`)."""
     while _say_compiling:
         _say_compiling.pop()()
+    while _probes:
+        _probes.pop().join()  # what it finds, the compilation need not find again
+
+
+def probe_early(device: torch.device) -> None:
+    """Begins to find out which vector instructions work here, in a thread of its own. torch.compile
+    tries each kind in a new process before it compiles for the CPU, or looks up what it has
+    compiled: two seconds of waiting, in which environments can be made and take random steps."""
+    if device.type != "cpu" or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return
+    # a compilation imports both in any case; here, as two threads that import can get in each
+    # other's way
+    from torch._inductor import codecache, cpu_vec_isa  # noqa: F401
+
+    def probe() -> None:
+        with contextlib.suppress(Exception):  # the compilation meets it again, and tells
+            cpu_vec_isa.pick_vec_isa()  # torch keeps the answer
+
+    thread = threading.Thread(target=probe, name="vector instructions", daemon=True)
+    thread.start()
+    _probes.append(thread)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -70,7 +70,9 @@ def check_machine(args) -> None:
     """Raises UserError, before anything is created, unless what --compile and --track need is here
     (see compiler.py and mirrors.py). `open_batches` calls it if there is something to train."""
     if getattr(args, "compile", False):
-        compiler.check_compiler(hardware.find_device(args.device))
+        device = hardware.find_device(args.device)
+        compiler.check_compiler(device)
+        compiler.probe_early(device)
     if args.track:
         mirrors.check_wandb(args.wandb_project)
 

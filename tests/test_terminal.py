@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,47 @@ def test_triton_needs_a_c_compiler(monkeypatch):
     monkeypatch.setenv("CC", "/nonexistent/gcc")
     with pytest.raises(runlog.UserError, match=r"no working C compiler \(/nonexistent/gcc\)"):
         compiler.check_compiler(torch.device("cuda"))
+
+
+def test_vector_instructions_are_tried_early_and_once(monkeypatch):
+    """What torch.compile asks of the machine, new processes, is asked by a thread of its own, and a
+    compilation finds the answers."""
+    from torch._inductor import cpu_vec_isa
+
+    callers = []
+
+    def probe_load(isa, path):
+        callers.append(threading.current_thread().name)
+        return True
+
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "_probe_load", probe_load)
+    cached = [cpu_vec_isa.valid_vec_isa_list]
+    for isa in cpu_vec_isa.supported_vec_isa_list:
+        cached += [f for name, f in vars(type(isa)).items() if name.endswith("__bool__impl")]
+    cached.append(vars(cpu_vec_isa.VecISA)["_VecISA__bool__impl"])
+    for function in cached:
+        function.cache_clear()
+
+    compiler.probe_early(torch.device("cpu"))
+    compiler.say_compiling()  # as a compilation begins
+    assert callers and set(callers) == {"vector instructions"}
+    number = len(callers)
+    cpu_vec_isa.pick_vec_isa()
+    assert len(callers) == number
+    for function in cached:
+        function.cache_clear()
+
+
+def test_a_failed_try_is_left_to_the_compilation(monkeypatch, capfd):
+    from torch._inductor import cpu_vec_isa
+
+    def fail():
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", fail)
+    compiler.probe_early(torch.device("cpu"))
+    compiler.say_compiling()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_cache_that_cannot_be_written_is_replaced(monkeypatch, capsys, tmp_path):
