@@ -6,7 +6,8 @@ against Stable-Baselines3, SBX and a floor.
 
 Everything of one number of seeds runs in turns, so that noise of the machine hits all alike; the
 table gives medians over rounds, and medians of the ratios within a round. A turn is some blocks of
---utd updates. seed-updates/s = updates/s times seeds.
+--utd updates. seed-updates/s = updates/s times seeds. With several threads and seeds, the same in
+one thread as well.
 
 floor: the matrix products of one update of one seed and nothing else, one after the other in one
 thread, each in the fastest way that torch has for it (timed first): a share of 1 would be this
@@ -37,6 +38,8 @@ from runlog import hardware, seeding
 # those of cheetah-run
 OBS_DIM = 17
 ACTION_DIM = 6
+
+ONE_THREAD = "compiled, 1 thread"
 
 
 @dataclasses.dataclass
@@ -252,11 +255,18 @@ def measure(args: Args) -> dict:
     threads = torch.get_num_threads()
     variants = {}
     first_call = {}
+    modes = ["compiled"]
+    if args.eager:
+        modes.append("eager")
+    if threads > 1 and num_seeds > 1 and device.type == "cpu":
+        modes.append(ONE_THREAD)
     for activation in args.activations:
-        for mode in ["compiled", "eager"][: 1 + args.eager]:
-            variants[activation, mode], first_call[activation, mode] = ours(
-                activation, num_seeds, mode == "compiled", args
-            )
+        for mode in modes:
+            torch.set_num_threads(1 if mode == ONE_THREAD else threads)
+            run, seconds = ours(activation, num_seeds, mode != "eager", args)
+            variants[activation, mode] = run
+            first_call[activation, mode] = seconds
+            torch.set_num_threads(threads)
     for branches in sorted({1, *(a.count("hr") + 1 for a in args.activations)}):
         torch.set_num_threads(1)
         variants["floor", f"{branches} branch"] = floor(1, sac.Args(), branches, device)
@@ -296,12 +306,14 @@ def measure(args: Args) -> dict:
                 seconds[key].append(seconds_per_update(key))
 
     rows = []
-    cores = 1 if device.type == "cuda" else min(num_seeds, threads)
     for (name, mode), times in seconds.items():
         times = np.array(times)
         own_floor = np.array(seconds["floor", f"{name.count('hr') + 1} branch"])
         is_ours = name in args.activations
         seeds = num_seeds if is_ours else 1
+        cores = 1
+        if is_ours and mode != ONE_THREAD and device.type == "cpu":
+            cores = min(num_seeds, threads)
         row = {
             "seeds": seeds,
             "variant": name,
@@ -309,11 +321,14 @@ def measure(args: Args) -> dict:
             "ms_per_update": 1e3 * np.median(times),
             "seed_updates_per_s": seeds / np.median(times),
             "spread_ms": 1e3 * np.subtract(*np.quantile(times, [0.75, 0.25])),
-            "share_of_floor": np.median(own_floor / times) * seeds / (cores if is_ours else 1),
+            "share_of_floor": np.median(own_floor / times) * seeds / cores,
         }
         if ("relu", "compiled") in seconds:
             relu = np.array(seconds["relu", "compiled"]) / num_seeds
             row["time_over_relu"] = np.median(times / seeds / relu)
+        if (name, ONE_THREAD) in seconds:
+            one_thread = np.array(seconds[name, ONE_THREAD])
+            row["speed_over_one_thread"] = np.median(one_thread / times)
         for peer in ("SB3", "SBX"):
             for key in seconds:
                 if key[0] == peer:
@@ -362,10 +377,12 @@ def main(args: Args) -> None:
         f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python "
         f"{platform.python_version()}, threads {machine['threads']}"
     )
-    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for row in rows:
-        values = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
-        print("| " + " | ".join(values) + " |")
+        cells = [row.get(column, "") for column in columns]
+        cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        print("| " + " | ".join(cells) + " |")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
