@@ -247,19 +247,25 @@ def measure(args: Args, name: str, folder: Path) -> dict:
 
 
 def summarise(turns: dict[str, list[dict]], about: dict[str, dict]) -> dict[str, dict]:
-    """Medians over rounds, and the turns themselves. ours_over_it: the ratio of the speeds within a
-    round. idle_cpu: the share of one core that a variant took while it should have slept."""
+    """Medians over rounds, and the turns themselves.
+
+    ours_over_it: the ratio of the speeds within a round. cpu_ms_per_step: of all threads, which
+    other work on the machine hardly changes. idle_cpu: the share of one core that a variant took
+    while it should have slept.
+    """
     speeds = {}
     for name, answers in turns.items():
         speeds[name] = np.array([answer["steps"] / answer["seconds"] for answer in answers])
     summary = {}
     for name, answers in turns.items():
         ratios = speeds["ours"] / speeds[name]
+        cpu_ms = [1e3 * answer["cpu_seconds"] / answer["steps"] for answer in answers]
         idle_cpu_seconds = sum(answer["idle_cpu_seconds"] for answer in answers)
         idle_seconds = sum(answer["idle_seconds"] for answer in answers)
         summary[name] = {
             "steps_per_second": float(np.median(speeds[name])),
             "ours_over_it": float(np.median(ratios)),
+            "cpu_ms_per_step": float(np.median(cpu_ms)),
             "speeds": speeds[name].tolist(),
             "ratios": ratios.tolist(),
             "idle_cpu": idle_cpu_seconds / idle_seconds,
@@ -270,8 +276,8 @@ def summarise(turns: dict[str, list[dict]], about: dict[str, dict]) -> dict[str,
 
 
 def print_table(results: dict[str, dict]) -> None:
-    print("| | | steps/s | ours over it | CPU while it sleeps | |")
-    print("|---|---|---|---|---|---|")
+    print("| | | steps/s | ours over it | CPU ms per step | CPU while it sleeps | |")
+    print("|---|---|---|---|---|---|---|")
     for name, result in results.items():
         for variant, numbers in result["variants"].items():
             speeds = numbers["speeds"]
@@ -282,6 +288,7 @@ def print_table(results: dict[str, dict]) -> None:
                 variant,
                 f"{numbers['steps_per_second']:,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})",
                 f"{numbers['ours_over_it']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                f"{numbers['cpu_ms_per_step']:.2f}",
                 f"{100 * numbers['idle_cpu']:.1f} %",
                 ", ".join(versions),
             ]

@@ -135,7 +135,8 @@ def test_the_games_of_stable_baselines_are_ours():
 
 def test_medians_are_of_the_rounds():
     def turn(seconds: float) -> dict:
-        return {"steps": 100, "seconds": seconds, "idle_seconds": 10.0, "idle_cpu_seconds": 0.5}
+        played = {"steps": 100, "seconds": seconds, "cpu_seconds": 2 * seconds}
+        return played | {"idle_seconds": 10.0, "idle_cpu_seconds": 0.5}
 
     turns = {
         "ours": [turn(1.0), turn(2.0), turn(4.0)],
@@ -148,6 +149,7 @@ def test_medians_are_of_the_rounds():
     assert found["ours"]["ours_over_it"] == 1
     assert found["sb3"]["ratios"] == pytest.approx([2, 1.5, 4])
     assert found["sb3"]["ours_over_it"] == pytest.approx(2)
+    assert found["ours"]["cpu_ms_per_step"] == pytest.approx(40)
     assert found["sb3"]["idle_cpu"] == pytest.approx(0.05)
     assert found["ours"]["versions"] == {"torch": "2"}
 
@@ -182,6 +184,13 @@ def test_mistakes_are_one_line(flags, told):
     assert str(error.value).startswith(told)
 
 
+def test_a_turn_has_whole_iterations(tmp_path):
+    args = atari_peers.Args(turn_steps=100)
+    with pytest.raises(runlog.UserError, match="--turn-steps 100: must be a multiple of 1024, "):
+        atari_peers.measure(args, "ppo", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_end_to_end(tmp_path):
     """Ours beside a stand-in for CleanRL's script: 4 games, 4 steps, one turn of an iteration."""
     script = tmp_path / "pqn_atari_envpool.py"
@@ -203,6 +212,7 @@ def test_end_to_end(tmp_path):
         assert turn["steps"] == 16
         assert numbers["steps_per_second"] == pytest.approx(16 / turn["seconds"])
         assert numbers["threads"] == 1
+        assert 0 < turn["cpu_seconds"] < 4 * turn["seconds"] + 0.1
     assert "| pqn | cleanrl | " in done.stdout
     assert "not an answer" not in done.stdout
     assert "--num-envs 4 --num-steps 4" in (tmp_path / "flags").read_text()

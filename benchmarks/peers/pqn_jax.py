@@ -19,6 +19,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -63,11 +64,22 @@ def act(state: TrainState, obs, key, epsilon):
     return actions, q_values.max(-1)
 
 
+class Rollout(NamedTuple):
+    """An iteration as the games played it."""
+
+    obs: list[jax.Array]  # of each step, (num_envs, 4, 84, 84) uint8
+    actions: list[jax.Array]
+    values: list[jax.Array]  # max_a Q(s_t, a)
+    rewards: np.ndarray  # (num_steps, num_envs)
+    dones: np.ndarray  # (num_steps, num_envs)
+    last_obs: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("gamma", "q_lambda"))
-def make_batch(state: TrainState, obs, actions, values, rewards, dones, last_obs, gamma, q_lambda):
-    """The transitions of an iteration, flat, with their Q(lambda) returns."""
-    last_value = state.apply_fn(state.params, last_obs).max(-1)
-    values = jnp.stack([*values, last_value])
+def make_batch(state: TrainState, rollout: Rollout, gamma: float, q_lambda: float):
+    """(observations, actions, Q(lambda) returns) of all transitions, flat."""
+    last_value = state.apply_fn(state.params, rollout.last_obs).max(-1)
+    values = jnp.stack([*rollout.values, last_value])
 
     def one_step(next_return, inputs):
         reward, done, next_value = inputs
@@ -75,10 +87,9 @@ def make_batch(state: TrainState, obs, actions, values, rewards, dones, last_obs
         this_return = reward + gamma * (1 - done) * mixed
         return this_return, this_return
 
-    inputs = (rewards, dones, values[1:])
+    inputs = (rollout.rewards, rollout.dones, values[1:])
     _, returns = jax.lax.scan(one_step, last_value, inputs, reverse=True)
-    obs = jnp.concatenate(obs)
-    return obs, jnp.concatenate(actions), returns.reshape(-1)
+    return jnp.concatenate(rollout.obs), jnp.concatenate(rollout.actions), returns.reshape(-1)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -141,17 +152,8 @@ def train(script, games) -> None:
             dones[t] = played.terminations | played.truncations
 
         # learn
-        batch = make_batch(
-            state,
-            obs,
-            actions,
-            values,
-            rewards.copy(),
-            dones.copy(),
-            next_obs,
-            gamma=script.gamma,
-            q_lambda=script.q_lambda,
-        )
+        rollout = Rollout(obs, actions, values, rewards.copy(), dones.copy(), next_obs)
+        batch = make_batch(state, rollout, gamma=script.gamma, q_lambda=script.q_lambda)
         losses = []
         q_means = []
         for _ in range(script.update_epochs):

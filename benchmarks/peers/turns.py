@@ -29,6 +29,7 @@ class Turns:
         self.answer = {"ready": True, "versions": versions} | about
         self.steps = 0  # environment steps of this turn
         self.started = None  # when it began
+        self.cpu_started = None  # CPU seconds of all threads until then
 
     def before_step(self) -> None:
         if self.steps_left == 0:
@@ -39,7 +40,8 @@ class Turns:
         """Answers for the turn that is over, and waits for the next: environment steps on stdin."""
         if self.started is not None:
             seconds = time.perf_counter() - self.started
-            self.answer |= {"seconds": seconds, "steps": self.steps}
+            cpu_seconds = time.process_time() - self.cpu_started
+            self.answer |= {"steps": self.steps, "seconds": seconds, "cpu_seconds": cpu_seconds}
         print(json.dumps(self.answer), file=self.answers, flush=True)
 
         began = time.perf_counter()
@@ -48,7 +50,8 @@ class Turns:
         if not line:  # whoever asked is gone; nothing is worth saving
             os._exit(0)
         idle_seconds = time.perf_counter() - began
-        idle_cpu_seconds = time.process_time() - busy_before  # of threads that did not sleep
+        self.cpu_started = time.process_time()
+        idle_cpu_seconds = self.cpu_started - busy_before  # of threads that did not sleep
         self.answer = {"idle_seconds": idle_seconds, "idle_cpu_seconds": idle_cpu_seconds}
         self.steps = int(line)
         self.steps_left = self.steps // self.num_envs
