@@ -1,25 +1,26 @@
 """The Atari scripts beside other libraries on the same games, in turns: environment steps/s.
 
-    python benchmarks/atari_peers.py --algorithms dqn ppo --out results/2026-atari-speed/sb3.json
-    python benchmarks/atari_peers.py --algorithms pqn --rounds 3 --cleanrl pqn_atari_envpool.py
-        --jax purejax/bin/python --out results/2026-atari-speed/pqn_peers.json
+    python benchmarks/atari_peers.py --algorithms dqn ppo --out peers.json
+    python benchmarks/atari_peers.py --algorithms pqn --cleanrl FILE --jax PYTHON --out pqn.json
 
 Every variant of an algorithm is a process that prepares itself (games, compilation, iterations to
-warm up, a replay beyond --learning-starts), and from then on trains for --turn-steps environment
-steps when it is its turn, while the others sleep. Each round has one turn of each, every other
-round in reversed order, so that the noise of the machine hits all alike. The table gives medians
-over rounds of steps/s, and medians of the ratios within a round; in brackets the lowest and the
-highest. All have the script's hyper-parameters, relu, and the script's games.
+warm up, a replay beyond its start of learning), and from then on trains for --turn-steps
+environment steps when it is its turn, while the others sleep. Each round has one turn of each,
+every other round in reversed order, so that the noise of the machine hits all alike. The table
+gives medians over rounds of steps/s, and medians of the ratios within a round; in brackets the
+lowest and the highest. All play the script's games with the script's hyper-parameters and relu.
 
-  ours     the script, compiled, without metrics, evaluations, test games and checkpoints
-  sb3      Stable-Baselines3's DQN and PPO; its DQN has no Double-DQN target, which is one forward
-           pass less, and a replay of 50,000 stacks: 1M would take 28 GB
-  cleanrl  pqn only, --cleanrl: CleanRL's own pqn_atari_envpool.py, unmodified, on our games under
-           envpool's name (benchmarks/peers/envpool.py); eager, LayerNorm over channels, height
-           and width
-  jax      pqn only, --jax: purejaxql's PQN in current jax (benchmarks/peers/pqn_jax.py). It has a
-           Python of its own: `python -m venv purejax`, then `purejax/bin/pip install` torch==2.13.0
-           jax==0.10.2 flax==0.12.8 optax==0.2.8 ale-py==0.12.1 gymnasium==1.4.0 tyro tqdm
+Ours: the script, compiled, without metrics, evaluations, test games and checkpoints.
+
+SB3: Stable-Baselines3's DQN and PPO. Its DQN has no Double-DQN target, which is one forward pass
+less, and a replay of 50,000 stacks: 1M would take 28 GB.
+
+--cleanrl, for pqn: CleanRL's own pqn_atari_envpool.py, unmodified, on our games under envpool's
+name (benchmarks/peers/envpool.py). It runs eagerly, with LayerNorm over channels, height and width.
+
+--jax, for pqn: purejaxql's PQN in current jax (benchmarks/peers/pqn_jax.py), with a Python of its
+own: `python -m venv purejax`, then `purejax/bin/pip install torch==2.13.0 jax==0.10.2 flax==0.12.8
+optax==0.2.8 ale-py==0.12.1 gymnasium==1.4.0 tyro tqdm`.
 """
 
 import contextlib
@@ -68,7 +69,7 @@ class Args:
     compete: int = 0  # busy processes beside it
     device: Literal["cpu", "cuda"] = "cpu"
     compile: bool = True  # torch.compile our script; --no-compile runs it eagerly
-    quick: bool = False  # tiny networks' worth of work, to see that everything runs
+    quick: bool = False  # tiny batches and turns, to see that everything runs
     out: Path | None = None  # file for the numbers, JSON
 
 
@@ -173,6 +174,7 @@ def start_variants(args: Args, name: str, script, folder: Path) -> list[Variant]
     if args.threads:
         env["OMP_NUM_THREADS"] = str(args.threads)
     variants = [Variant("ours", [sys.executable, str(PEERS / "ours.py"), told], env, folder)]
+    env["TMPDIR"] = str(folder)  # which is deleted; ours keeps its compiled code
     if args.sb3 and name != "pqn":  # which it does not have
         variants.append(Variant("sb3", [sys.executable, str(PEERS / "sb3.py"), told], env, folder))
     if args.cleanrl and name == "pqn":
