@@ -13,10 +13,8 @@ Each part runs in a process of its own, one after the other:
            and nothing else
   memory   dqn only: the script with a replay that is full, every page of it written, and its peak
            memory
-  sb3      Stable-Baselines3's DQN and PPO on the same games (through an adapter: its own wrappers
-           need OpenCV), with the same network and hyper-parameters; DQN with a replay of
-           --sb3-buffer-size: 1M stacks would take 28 GB
-Peak memory is that of the process, pages of the mapped replay included.
+Peak memory is that of the process, pages of the mapped replay included. Other libraries on the same
+games: benchmarks/atari_peers.py.
 """
 
 import csv
@@ -40,7 +38,7 @@ import runlog
 from environments.atari import FinishedGame, GameStep
 from runlog import hardware
 
-PARTS = ("env", "learner", "script", "metrics", "floor", "memory", "sb3")
+PARTS = ("env", "learner", "script", "metrics", "floor", "memory")
 
 
 @dataclasses.dataclass
@@ -54,7 +52,6 @@ class Args:
     num_envs: int | None = None  # training games; None = the script's default
     metrics_frequency: int = 100_000
     buffer_size: int = 1_000_000  # dqn's replay
-    sb3_buffer_size: int = 50_000
     device: str = "auto"
     threads: int = 0
     env_threads: int = 0
@@ -86,7 +83,8 @@ class FreeGames:
         return GameStep(obs, rewards, ends, np.zeros_like(ends), obs, games)
 
 
-def script_args(args: Args, module, **flags):
+def script_args(args: Args, module, runs_dir: str | None = None, **flags):
+    """The script's flags; runs_dir: None = a new temporary folder."""
     num_envs = {} if args.num_envs is None else {"num_envs": args.num_envs}
     common = {
         "env_id": args.env_id,
@@ -100,7 +98,8 @@ def script_args(args: Args, module, **flags):
         "tensorboard": False,
         "fresh": True,
     }
-    script = module.Args(**common, **num_envs, metrics_frequency=0, runs_dir=tempfile.mkdtemp())
+    script = module.Args(**common, **num_envs, metrics_frequency=0)
+    script = dataclasses.replace(script, runs_dir=runs_dir or tempfile.mkdtemp())
     if hasattr(script, "eval_frequency"):
         script = dataclasses.replace(script, eval_frequency=10**9)
     if hasattr(script, "train_frequency"):  # dqn
@@ -223,7 +222,7 @@ def metrics_share(args: Args, module, name: str) -> dict:
 def floor(args: Args, module, name: str) -> dict:
     """Environment steps per second if only the learner's convolutions
     and matrix products took time."""
-    hardware.keep_freed_memory()  # as the scripts do; sb3 runs as it comes
+    hardware.keep_freed_memory()  # as the scripts do
     script = script_args(args, module)
     device = runlog.find_device(args.device)
     network = (module.Agent if name == "ppo" else module.QNetwork)(4, script).to(device)
@@ -282,98 +281,6 @@ def floor(args: Args, module, name: str) -> dict:
     return {"steps_per_second": 1 / per_step}
 
 
-def sb3(args: Args, module, name: str) -> dict:
-    import gymnasium as gym
-    from stable_baselines3 import DQN, PPO
-    from stable_baselines3.common.vec_env import VecEnv
-
-    script = script_args(args, module)
-
-    class Adapter(VecEnv):
-        """AtariGames as Stable-Baselines3 wants it, as far as `learn` asks."""
-
-        def __init__(self):
-            self.games = module.make_games(script, script.num_envs)
-            space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-            super().__init__(script.num_envs, space, gym.spaces.Discrete(self.games.num_actions))
-
-        def get_attr(self, attr_name, indices=None):
-            return [None] * self.num_envs
-
-        def env_is_wrapped(self, wrapper_class, indices=None):
-            return [False] * self.num_envs
-
-        def set_attr(self, *_):
-            raise NotImplementedError
-
-        env_method = set_attr
-
-        def close(self):
-            pass
-
-        def reset(self):
-            return self.games.reset(1, "games", 0)
-
-        def step_async(self, actions):
-            self.actions = actions
-
-        def step_wait(self):
-            step = self.games.step(self.actions)
-            infos = []
-            for i, last_obs in enumerate(step.real_next_obs):
-                is_cut = bool(step.truncations[i] and not step.terminations[i])
-                infos.append({"terminal_observation": last_obs, "TimeLimit.truncated": is_cut})
-            rewards = np.sign(step.rewards).astype(np.float32)
-            return step.obs, rewards, step.terminations | step.truncations, infos
-
-    device = runlog.find_device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    common = {
-        "policy": "CnnPolicy",
-        "env": Adapter(),
-        "gamma": script.gamma,
-        "device": device,
-        "seed": 1,
-    }
-    if name == "dqn":
-        model = DQN(
-            **common,
-            learning_rate=script.learning_rate,
-            buffer_size=args.sb3_buffer_size,
-            learning_starts=1_000,
-            batch_size=script.batch_size,
-            train_freq=max(script.train_frequency // script.num_envs, 1),
-            target_update_interval=script.target_frequency,
-            exploration_initial_eps=0.1,
-            exploration_final_eps=0.1,
-            policy_kwargs={"optimizer_kwargs": {"eps": script.adam_eps}},
-        )
-        warm_up = 2_000
-        steps = args.steps // 4
-    else:
-        model = PPO(
-            **common,
-            learning_rate=script.learning_rate,
-            n_steps=script.num_steps,
-            batch_size=script.num_envs * script.num_steps // script.num_minibatches,
-            n_epochs=script.update_epochs,
-            gae_lambda=script.gae_lambda,
-            clip_range=script.clip_coefficient,
-            clip_range_vf=script.clip_coefficient,
-            ent_coef=script.entropy_coefficient,
-            vf_coef=script.value_coefficient,
-            max_grad_norm=script.max_grad_norm,
-        )
-        warm_up = script.num_envs * script.num_steps
-        steps = args.steps
-    model.learn(warm_up)
-    before = model.num_timesteps
-    start = time.perf_counter()
-    model.learn(steps, reset_num_timesteps=False)
-    return {"steps_per_second": (model.num_timesteps - before) / (time.perf_counter() - start)}
-
-
 def child(args: Args) -> dict:
     (name,) = args.algorithms
     (part,) = args.parts
@@ -383,9 +290,7 @@ def child(args: Args) -> dict:
     if args.threads:
         torch.set_num_threads(args.threads)
     makers = {"env": env_alone, "learner": run_script, "script": run_script, "memory": run_script}
-    result = (makers | {"metrics": metrics_share, "floor": floor, "sb3": sb3})[part](
-        args, module, name
-    )
+    result = (makers | {"metrics": metrics_share, "floor": floor})[part](args, module, name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"algorithm": name, "part": part} | result | {"peak_memory_mb": round(peak)}
 
@@ -398,8 +303,6 @@ def main(args: Args) -> None:
     summary = {}
     for name in args.algorithms:
         for part in args.parts:
-            if (name, part) == ("pqn", "sb3"):  # there is none
-                continue
             if part == "memory" and name != "dqn":
                 continue
             passed = dataclasses.asdict(args) | {
@@ -423,8 +326,6 @@ def main(args: Args) -> None:
             told["share"] = speed["script"] * (1 / speed["env"] + 1 / speed["learner"])
         if {"learner", "floor"} <= speed.keys():
             told["learner_over_floor"] = speed["learner"] / speed["floor"]
-        if {"script", "sb3"} <= speed.keys():
-            told["script_over_sb3"] = speed["script"] / speed["sb3"]
         print(name, {key: round(value, 3) for key, value in told.items()}, flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

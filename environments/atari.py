@@ -118,6 +118,7 @@ class AtariGames:
         seeds = [seeding.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)]
         obs, info = self.envs.reset(seed=np.array(seeds))
         self.frames = info["episode_frame_number"]
+        self.lives = info["lives"]  # (num_envs,) that are left
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs)
         self.lost_life = np.zeros(self.num_envs, bool)
@@ -131,6 +132,7 @@ class AtariGames:
 
         over = info["episode_frame_number"] < self.frames  # the frame counter has gone back
         self.frames = info["episode_frame_number"]
+        self.lives = info["lives"]
         self.lost_life = terminations & ~over
         real_next_obs = obs
         if over.any():  # ale_py's final_obs is right only where a game ended
