@@ -134,6 +134,7 @@ def script_args(args: Args, name: str, folder: Path):
     }
     if name == "dqn":
         flags["learning_starts"] = DQN_LEARNING_STARTS
+        flags["double_q"] = False  # Stable-Baselines3 has no Double DQN
     if name == "pqn":
         flags["num_test_envs"] = 0  # the peers have none
     if args.quick:
@@ -174,6 +175,11 @@ def start_variants(args: Args, name: str, script, folder: Path) -> list[Variant]
     if args.threads:
         env["OMP_NUM_THREADS"] = str(args.threads)
     variants = [Variant("ours", [sys.executable, str(PEERS / "ours.py"), told], env, folder)]
+    if name == "dqn":
+        runs_dir = str(folder / "runs_double_q")
+        with_double_q = {"script": flags | {"double_q": True, "runs_dir": runs_dir}}
+        command = [sys.executable, str(PEERS / "ours.py"), json.dumps(settings | with_double_q)]
+        variants.append(Variant("ours_double_q", command, env, folder))
     env["TMPDIR"] = str(folder)  # which is deleted; ours keeps its compiled code
     if args.sb3 and name != "pqn":  # which it does not have
         variants.append(Variant("sb3", [sys.executable, str(PEERS / "sb3.py"), told], env, folder))
