@@ -283,9 +283,10 @@ def summarise(turns: dict[str, list[dict]], about: dict[str, dict]) -> dict[str,
     return summary
 
 
-def print_table(results: dict[str, dict]) -> None:
-    print("| | | steps/s | ours over it | CPU ms per step | CPU while it sleeps | |")
-    print("|---|---|---|---|---|---|---|")
+def table(results: dict[str, dict]) -> list[str]:
+    """Lines of Markdown."""
+    lines = ["| | | steps/s | ours over it | CPU ms per step | CPU while it sleeps | |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for name, result in results.items():
         for variant, numbers in result["variants"].items():
             speeds = numbers["speeds"]
@@ -300,7 +301,8 @@ def print_table(results: dict[str, dict]) -> None:
                 f"{100 * numbers['idle_cpu']:.1f} %",
                 ", ".join(versions),
             ]
-            print(f"| {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 # ---- flags -------------------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def main(args: Args) -> None:
     for name in args.algorithms:
         with tempfile.TemporaryDirectory() as folder, competitors(args.compete):
             results[name] = measure(args, name, Path(folder))
-    print_table(results)
+    print("\n".join(table(results)))
     if args.out:
         content = hardware.machine() | {"results": results}
         if args.cleanrl:

@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import sac_table
+from benchmarks.atari_peers import table as table_of_peers
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -182,3 +185,56 @@ def test_hours_of_the_readme_are_steps_over_measured_rates():
     assert float(told[1]) == pytest.approx(updates / warm[1] / 3600, rel=0.03)
     assert float(told[2]) == pytest.approx(5 * updates / warm[5] / 3600, rel=0.03)
     assert float(told[3]) == pytest.approx(10 * updates / fastest / 3600, rel=0.03)
+
+
+# ---- docs/performance.md -------------------------------------------------------------------------
+
+
+def atari_peers(name: str) -> dict:
+    """variant: its numbers, of a file that benchmarks/atari_peers.py wrote."""
+    results = json.loads((RESULTS / f"2026-atari-speed/{name}.json").read_text())["results"]
+    (result,) = results.values()
+    return result["variants"]
+
+
+def test_tables_of_the_performance_page_are_those_of_the_benchmarks():
+    page = (ROOT / "docs/performance.md").read_text()
+    assert "\n".join(sac_table.table(RESULTS / "2026-sac-speed")) in page
+    for name in ("dqn_peers", "ppo_peers", "ppo_peers_first", "pqn_peers"):
+        content = json.loads((RESULTS / f"2026-atari-speed/{name}.json").read_text())
+        lines = table_of_peers(content["results"])[2:]
+        assert "\n".join(lines) in page
+
+
+def sac_ratio(file: str, seeds: int, ratio: str) -> list[str]:
+    """Of relu and crational, two digits."""
+    rows = json.loads((RESULTS / f"2026-sac-speed/{file}.json").read_text())["rows"]
+    found = {}
+    for row in rows:
+        if row["mode"] == "compiled" and row["seeds"] == seeds:
+            found[row["variant"]] = f"{row[ratio]:.2f}"
+    return [found["relu"], found["crational"]]
+
+
+def test_the_first_table_of_the_performance_page_is_what_was_measured():
+    ppo = [atari_peers(file)["sb3"]["ours_over_it"] for file in ("ppo_peers_first", "ppo_peers")]
+    pqn = atari_peers("pqn_peers")
+    expected = [
+        sac_ratio("one_core", 1, "speed_over_SBX"),
+        sac_ratio("two_cores", 5, "speed_over_SBX"),
+        sac_ratio("two_cores", 10, "speed_over_SBX"),
+        sac_ratio("one_core", 1, "speed_over_SB3"),
+        sac_ratio("two_cores", 10, "speed_over_SB3"),
+        sac_ratio("contended", 5, "speed_over_SB3"),
+        sac_ratio("two_cores", 5, "speed_over_one_thread"),
+        sac_ratio("two_cores", 10, "speed_over_one_thread"),
+        [f"{atari_peers('dqn_peers')['sb3']['ours_over_it']:.2f}", ""],
+        [", ".join(f"{ratio:.2f}" for ratio in ppo), ""],
+        [f"{pqn['cleanrl']['ours_over_it']:.2f}", ""],
+        [f"{pqn['jax']['ours_over_it']:.2f}", ""],
+    ]
+    page = (ROOT / "docs/performance.md").read_text()
+    head = "| what | beside | relu | crational | target |"
+    lines = page[page.index(head) :].split("\n\n")[0].splitlines()[2:]
+    told = [[cell.strip() for cell in line.split("|")[3:5]] for line in lines]
+    assert told == expected
