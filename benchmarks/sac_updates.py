@@ -377,7 +377,9 @@ def main(args: Args) -> None:
         f"git {machine['git']}, {machine['hardware']}, torch {torch.__version__}, python "
         f"{platform.python_version()}, threads {machine['threads']}"
     )
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = {}  # in the order in which they come; not every row has all
+    for row in rows:
+        columns |= dict.fromkeys(row)
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for row in rows:
         cells = [row.get(column, "") for column in columns]
