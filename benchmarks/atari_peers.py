@@ -16,7 +16,7 @@ SB3: Stable-Baselines3's DQN and PPO. Its DQN has no Double-DQN target, which is
 less, and a replay of 50,000 stacks: 1M would take 28 GB.
 
 --cleanrl, for pqn: CleanRL's own pqn_atari_envpool.py, unmodified, on our games under envpool's
-name (benchmarks/peers/envpool.py). It runs eagerly, with LayerNorm over channels, height and width.
+name (benchmarks/peers/for_cleanrl). It runs eagerly, with LayerNorm over channels, height and width.
 
 --jax, for pqn: purejaxql's PQN in current jax (benchmarks/peers/pqn_jax.py), with a Python of its
 own: `python -m venv purejax`, then `purejax/bin/pip install torch==2.13.0 jax==0.10.2 flax==0.12.8
@@ -112,7 +112,7 @@ class Variant:
         return json.loads(line)
 
     def play(self, steps: int) -> dict:
-        """One turn: its seconds, and CPU seconds that it took while it should have slept."""
+        """One turn: its steps, seconds and CPU seconds, and those of the sleep before it."""
         with contextlib.suppress(BrokenPipeError):  # its log says why
             print(steps, file=self.process.stdin, flush=True)
         return self.answer()
@@ -170,30 +170,33 @@ def start_variants(args: Args, name: str, script, folder: Path) -> list[Variant]
         "warm_up": warm_up_steps(script),
         "sb3_buffer_size": min(script.buffer_size, 50_000) if name == "dqn" else None,
     }
-    told = json.dumps(settings)
+    as_json = json.dumps(settings)
     env = dict(os.environ)
     if args.threads:
         env["OMP_NUM_THREADS"] = str(args.threads)
-    variants = [Variant("ours", [sys.executable, str(PEERS / "ours.py"), told], env, folder)]
+    variants = [Variant("ours", [sys.executable, str(PEERS / "ours.py"), as_json], env, folder)]
     if name == "dqn":
         runs_dir = str(folder / "runs_double_q")
         with_double_q = {"script": flags | {"double_q": True, "runs_dir": runs_dir}}
         command = [sys.executable, str(PEERS / "ours.py"), json.dumps(settings | with_double_q)]
         variants.append(Variant("ours_double_q", command, env, folder))
-    env["TMPDIR"] = str(folder)  # which is deleted; ours keeps its compiled code
+    peer_env = env | {"TMPDIR": str(folder)}  # which is deleted; ours keeps its compiled code
     if args.sb3 and name != "pqn":  # which it does not have
-        variants.append(Variant("sb3", [sys.executable, str(PEERS / "sb3.py"), told], env, folder))
+        command = [sys.executable, str(PEERS / "sb3.py"), as_json]
+        variants.append(Variant("sb3", command, peer_env, folder))
     if args.cleanrl and name == "pqn":
         command = [sys.executable, str(args.cleanrl.resolve()), *cleanrl_flags(args, script)]
-        path = os.pathsep.join([str(PEERS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        own_env = env | {"PYTHONPATH": path, "ATARI_PEERS": told}
+        path = str(PEERS / "for_cleanrl")
+        if os.environ.get("PYTHONPATH"):
+            path += os.pathsep + os.environ["PYTHONPATH"]
+        own_env = peer_env | {"PYTHONPATH": path, "ATARI_PEERS": as_json}
         variants.append(Variant("cleanrl", command, own_env, folder))
     if args.jax and name == "pqn":
-        own_env = env | {"JAX_PLATFORMS": args.device}
+        own_env = peer_env | {"JAX_PLATFORMS": args.device}
         if args.threads == 1:
             given = os.environ.get("XLA_FLAGS", "")
             own_env["XLA_FLAGS"] = f"{given} --xla_cpu_multi_thread_eigen=false".strip()
-        command = [str(Path(args.jax).absolute()), str(PEERS / "pqn_jax.py"), told]
+        command = [str(Path(args.jax).absolute()), str(PEERS / "pqn_jax.py"), as_json]
         variants.append(Variant("jax", command, own_env, folder))
     return variants
 
@@ -226,7 +229,8 @@ def cleanrl_flags(args: Args, script) -> list[str]:
 
 
 def measure(args: Args, name: str, folder: Path) -> dict:
-    """All variants of one algorithm: {"turn_steps", "variants": {variant: its numbers}}."""
+    """All variants of one algorithm: {"turn_steps", "script": its flags, "variants": {variant: its
+    numbers}}."""
     script = script_args(args, name, folder)
     turn_steps = args.turn_steps or TURN_STEPS[name]
     if args.quick and not args.turn_steps:
@@ -251,14 +255,16 @@ def measure(args: Args, name: str, folder: Path) -> dict:
     finally:
         for variant in variants:
             variant.end()
-    return {"turn_steps": turn_steps, "variants": summarise(turns, about)}
+    flags = dataclasses.asdict(script)
+    del flags["runs_dir"]
+    return {"turn_steps": turn_steps, "script": flags, "variants": summarise(turns, about)}
 
 
 def summarise(turns: dict[str, list[dict]], about: dict[str, dict]) -> dict[str, dict]:
     """Medians over rounds, and the turns themselves.
 
-    ours_over_it: the ratio of the speeds within a round. cpu_ms_per_step: of all threads, which
-    other work on the machine hardly changes. idle_cpu: the share of one core that a variant took
+    ours_over_it: the ratio of the speeds within a round. cpu_ms_per_step: of all threads, so
+    that waiting for a core does not count. idle_cpu: the share of one core that a variant took
     while it should have slept.
     """
     speeds = {}

@@ -8,16 +8,19 @@ Prints Markdown. Each block of rows was measured in turns; its peers have one se
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.sac_updates import ONE_THREAD
+
 FILES = {"one_core": "one core", "two_cores": "two cores", "contended": "two cores, busy"}
-PEERS = ("floor", "SB3", "SBX")
 HEAD = (
-    "",
+    "cores",
     "seeds",
-    "",
+    "variant",
     "seed-updates/s",
     "over SBX",
     "over SB3",
@@ -31,29 +34,15 @@ class Args:
     folder: tyro.conf.Positional[Path] = Path("results/2026-sac-speed")  # of one_core.json, ...
 
 
-def blocks(rows: list[dict]) -> list[list[dict]]:
-    """The rows that were measured in turns: our variants, then the floor and the peers."""
-    found = []
-    before = "SBX"
-    for row in rows:
-        begins = row["variant"] not in PEERS and before in PEERS
-        if begins:
-            found.append([])
-        found[-1].append(row)
-        before = row["variant"]
-    return found
-
-
 def table(folder: Path) -> list[str]:
     """Lines of Markdown."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     for file, where in FILES.items():
         content = json.loads((folder / f"{file}.json").read_text())
-        for block in blocks(content["rows"]):
-            for row in block:
-                told_already = row["mode"] in ("2 branch", "compiled, 1 thread")
-                if not told_already:
-                    lines.append(line(row, where))
+        for row in content["rows"]:
+            is_left_out = row["mode"] in ("2 branch", ONE_THREAD)
+            if not is_left_out:
+                lines.append(line(row, where))
     return lines
 
 

@@ -286,7 +286,7 @@ def measure(args: Args) -> dict:
                 total += run.seconds(1)
                 count += args.utd
             return total / count
-        if key[0] == "floor":
+        if key[0] == "floor" or key[1] == ONE_THREAD:
             torch.set_num_threads(1)
         start = time.perf_counter()
         while time.perf_counter() - start < args.seconds:

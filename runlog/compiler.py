@@ -25,7 +25,7 @@ INSTALL = (
 
 
 _say_compiling: list[Callable[[], None]] = []  # at most one
-_probes: list[threading.Thread] = []  # of vector instructions, under way
+_probes: list[threading.Thread] = []  # at most one: it tries vector instructions
 
 
 def when_compiling(say: Callable[[], None] | None) -> None:
@@ -47,18 +47,21 @@ def say_compiling() -> None:
     """A compilation begins: calls whoever waits for the first one (`when_compiling`)."""
     while _say_compiling:
         _say_compiling.pop()()
-    while _probes:
-        _probes.pop().join()  # what it finds, the compilation need not find again
+    wait_for_probe()  # what it finds, the compilation need not find again
 
 
 def probe_early(device: torch.device) -> None:
-    """Begins to find out which vector instructions work here, in a thread of its own. torch.compile
-    tries each kind in a new process before it compiles for the CPU, or looks up what it has
-    compiled: two seconds of waiting, in which environments can be made and take random steps."""
-    if device.type != "cpu" or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+    """Begins to find out which vector instructions work here, in a thread of its own; only once in
+    a process.
+
+    torch.compile tries each kind in a new process before it compiles for the CPU, or looks up what
+    it has compiled: two seconds of waiting, in which environments can be made and take random
+    steps.
+    """
+    if device.type != "cpu" or os.environ.get("TORCHDYNAMO_DISABLE") == "1" or _probes:
         return
-    # a compilation imports both in any case; here, as two threads that import can get in each
-    # other's way
+    # A compilation imports both in any case. Imported in the thread, they could clash with what the
+    # main thread imports meanwhile.
     from torch._inductor import codecache, cpu_vec_isa  # noqa: F401
 
     def probe() -> None:
@@ -66,8 +69,19 @@ def probe_early(device: torch.device) -> None:
             cpu_vec_isa.pick_vec_isa()  # torch keeps the answer
 
     thread = threading.Thread(target=probe, name="vector instructions", daemon=True)
-    thread.start()
     _probes.append(thread)
+    thread.start()
+
+
+def wait_for_probe() -> None:
+    """Returns once the thread of `probe_early`, if there is one, has ended."""
+    for thread in _probes:
+        thread.join()
+
+
+# A process that is forked while the thread starts another one would keep a pipe open on whose end
+# the thread waits, for as long as it lives (a worker of --async-envs: until the training ends).
+os.register_at_fork(before=wait_for_probe)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -70,9 +70,7 @@ def check_machine(args) -> None:
     """Raises UserError, before anything is created, unless what --compile and --track need is here
     (see compiler.py and mirrors.py). `open_batches` calls it if there is something to train."""
     if getattr(args, "compile", False):
-        device = hardware.find_device(args.device)
-        compiler.check_compiler(device)
-        compiler.probe_early(device)
+        compiler.check_compiler(hardware.find_device(args.device))
     if args.track:
         mirrors.check_wandb(args.wandb_project)
 
@@ -104,6 +102,8 @@ def open_batches(
     unfinished = [run for run in runs if run.status() not in ENDED]
     if unfinished:
         check_machine(args)
+        if getattr(args, "compile", False):
+            compiler.probe_early(hardware.find_device(args.device))
     # On a GPU convolutions would round to 10 bits; matrix products do not.
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -11,7 +11,8 @@ import pytest
 import pqn_atari
 import runlog
 from benchmarks import atari_peers
-from benchmarks.peers import envpool, sb3
+from benchmarks.peers import sb3
+from benchmarks.peers.for_cleanrl import envpool
 from environments.atari import AtariGames
 
 ROOT = Path(__file__).parent.parent

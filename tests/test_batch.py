@@ -14,7 +14,7 @@ import torch
 
 import runlog
 from reports import NetworkReport
-from runlog import seeding
+from runlog import compiler, seeding
 
 
 @dataclasses.dataclass
@@ -269,3 +269,21 @@ def test_one_seed_without_a_seed_axis(tmp_path, capsys):
     assert (
         capsys.readouterr().err == "warning: seed 1 has diverged at step 3: td_loss is not finite\n"
     )
+
+
+# ---- opening -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class CompilingArgs(Args):
+    compile: bool = runlog.option(True)
+
+
+def test_a_run_that_compiles_has_vector_instructions_tried_early(monkeypatch, tmp_path):
+    began = []
+    monkeypatch.setattr(compiler, "probe_early", lambda device: began.append(str(device)))
+    for name, compiles in (("eager", False), ("compiled", True)):
+        args = CompilingArgs(compile=compiles, runs_dir=str(tmp_path / name))
+        with runlog.open_batches(runlog.seed_runs(args, "walk"), args):
+            expected = ["cpu"] if compiles else []
+            assert began == expected

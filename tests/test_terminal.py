@@ -2,6 +2,7 @@
 `pytest -q tests/test_terminal.py`."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -208,45 +209,81 @@ def test_triton_needs_a_c_compiler(monkeypatch):
         compiler.check_compiler(torch.device("cuda"))
 
 
-def test_vector_instructions_are_tried_early_and_once(monkeypatch):
-    """What torch.compile asks of the machine, new processes, is asked by a thread of its own, and a
-    compilation finds the answers."""
+@pytest.fixture
+def no_probe_yet(monkeypatch):
+    """As in a process that has not compiled: torch keeps no answer, and neither afterwards."""
     from torch._inductor import cpu_vec_isa
 
+    classes = [cpu_vec_isa.VecISA] + [type(isa) for isa in cpu_vec_isa.supported_vec_isa_list]
+    cached = [cpu_vec_isa.valid_vec_isa_list]
+    for each in classes:
+        cached += [f for f in vars(each).values() if hasattr(f, "cache_clear")]
+    monkeypatch.setattr(compiler, "_probes", [])
+    for function in cached:
+        function.cache_clear()
+    yield cpu_vec_isa
+    compiler.wait_for_probe()
+    for function in cached:
+        function.cache_clear()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere torch tries nothing")
+def test_vector_instructions_are_tried_early_and_once(no_probe_yet, monkeypatch):
+    """What torch.compile asks of the machine, new processes, is asked by a thread of its own, and a
+    compilation finds the answers."""
     callers = []
 
     def probe_load(isa, path):
         callers.append(threading.current_thread().name)
         return True
 
-    monkeypatch.setattr(cpu_vec_isa.VecISA, "_probe_load", probe_load)
-    cached = [cpu_vec_isa.valid_vec_isa_list]
-    for isa in cpu_vec_isa.supported_vec_isa_list:
-        cached += [f for name, f in vars(type(isa)).items() if name.endswith("__bool__impl")]
-    cached.append(vars(cpu_vec_isa.VecISA)["_VecISA__bool__impl"])
-    for function in cached:
-        function.cache_clear()
-
+    monkeypatch.setattr(no_probe_yet.VecISA, "_probe_load", probe_load)
     compiler.probe_early(torch.device("cpu"))
+    compiler.probe_early(torch.device("cpu"))  # of another batch: nothing more
     compiler.say_compiling()  # as a compilation begins
     assert callers and set(callers) == {"vector instructions"}
     number = len(callers)
-    cpu_vec_isa.pick_vec_isa()
+    no_probe_yet.pick_vec_isa()
     assert len(callers) == number
-    for function in cached:
-        function.cache_clear()
 
 
-def test_a_failed_try_is_left_to_the_compilation(monkeypatch, capfd):
-    from torch._inductor import cpu_vec_isa
+def test_nothing_is_tried_where_nothing_is_compiled_for_the_cpu(no_probe_yet, monkeypatch):
+    monkeypatch.setattr(no_probe_yet, "pick_vec_isa", lambda: pytest.fail("tried"))
+    compiler.probe_early(torch.device("cuda"))
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    compiler.probe_early(torch.device("cpu"))
+    assert compiler._probes == []
 
+
+def test_a_failed_try_is_left_to_the_compilation(no_probe_yet, monkeypatch):
     def fail():
         raise OSError("no more processes")
 
-    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", fail)
+    uncaught = []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    monkeypatch.setattr(no_probe_yet, "pick_vec_isa", fail)
     compiler.probe_early(torch.device("cpu"))
     compiler.say_compiling()
-    assert capfd.readouterr().err == ""
+    assert compiler._probes and uncaught == []
+
+
+def test_no_process_is_forked_during_the_try(no_probe_yet, monkeypatch):
+    """It would keep the pipe open on whose end the try waits."""
+    may_end = threading.Event()
+    ended = []
+
+    def pick():
+        may_end.wait(10)
+        ended.append(True)
+
+    monkeypatch.setattr(no_probe_yet, "pick_vec_isa", pick)
+    compiler.probe_early(torch.device("cpu"))
+    assert not ended
+    threading.Timer(0.2, may_end.set).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ended else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_cache_that_cannot_be_written_is_replaced(monkeypatch, capsys, tmp_path):

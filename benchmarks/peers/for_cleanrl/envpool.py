@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from gymnasium import spaces
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from benchmarks.peers.turns import Turns, hold
 from environments.atari import AtariGames
 
