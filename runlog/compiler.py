@@ -56,7 +56,8 @@ def probe_early(device: torch.device) -> None:
 
     torch.compile tries each kind in a new process before it compiles for the CPU, or looks up what
     it has compiled: two seconds of waiting, in which environments can be made and take random
-    steps.
+    steps. Nothing may be forked meanwhile: a forked process would keep a pipe open on whose end the
+    thread waits.
     """
     if device.type != "cpu" or os.environ.get("TORCHDYNAMO_DISABLE") == "1" or _probes:
         return
@@ -77,11 +78,6 @@ def wait_for_probe() -> None:
     """Returns once the thread of `probe_early`, if there is one, has ended."""
     for thread in _probes:
         thread.join()
-
-
-# A process that is forked while the thread starts another one would keep a pipe open on whose end
-# the thread waits, for as long as it lives (a worker of --async-envs: until the training ends).
-os.register_at_fork(before=wait_for_probe)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -102,7 +102,8 @@ def open_batches(
     unfinished = [run for run in runs if run.status() not in ENDED]
     if unfinished:
         check_machine(args)
-        if getattr(args, "compile", False):
+        forks = getattr(args, "async_envs", False)
+        if getattr(args, "compile", False) and not forks:
             compiler.probe_early(hardware.find_device(args.device))
     # On a GPU convolutions would round to 10 bits; matrix products do not.
     torch.backends.cudnn.allow_tf32 = False

@@ -277,13 +277,22 @@ def test_one_seed_without_a_seed_axis(tmp_path, capsys):
 @dataclasses.dataclass
 class CompilingArgs(Args):
     compile: bool = runlog.option(True)
+    async_envs: bool = runlog.option(False)
 
 
-def test_a_run_that_compiles_has_vector_instructions_tried_early(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({}, ["cpu"]),
+        ({"compile": False}, []),
+        ({"async_envs": True}, []),  # its workers are forked, which must not happen meanwhile
+    ],
+)
+def test_a_run_that_compiles_has_vector_instructions_tried_early(
+    flags, expected, monkeypatch, tmp_path
+):
     began = []
     monkeypatch.setattr(compiler, "probe_early", lambda device: began.append(str(device)))
-    for name, compiles in (("eager", False), ("compiled", True)):
-        args = CompilingArgs(compile=compiles, runs_dir=str(tmp_path / name))
-        with runlog.open_batches(runlog.seed_runs(args, "walk"), args):
-            expected = ["cpu"] if compiles else []
-            assert began == expected
+    args = CompilingArgs(**flags, runs_dir=str(tmp_path))
+    with runlog.open_batches(runlog.seed_runs(args, "walk"), args):
+        assert began == expected

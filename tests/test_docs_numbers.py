@@ -1,4 +1,4 @@
-"""The intervals and deviations that the pages tell are those of the files under results/.
+"""Intervals, deviations and tables of speed on the pages are those of the files under results/.
 
 `pytest -q tests/test_docs_numbers.py` (a second)
 """
@@ -200,7 +200,7 @@ def atari_peers(name: str) -> dict:
 def test_tables_of_the_performance_page_are_those_of_the_benchmarks():
     page = (ROOT / "docs/performance.md").read_text()
     assert "\n".join(sac_table.table(RESULTS / "2026-sac-speed")) in page
-    for name in ("dqn_peers", "ppo_peers", "ppo_peers_first", "pqn_peers"):
+    for name in ("dqn_peers", "ppo_peers_1", "ppo_peers_2", "pqn_peers"):
         content = json.loads((RESULTS / f"2026-atari-speed/{name}.json").read_text())
         lines = table_of_peers(content["results"])[2:]
         assert "\n".join(lines) in page
@@ -217,7 +217,7 @@ def sac_ratio(file: str, seeds: int, ratio: str) -> list[str]:
 
 
 def test_the_first_table_of_the_performance_page_is_what_was_measured():
-    ppo = [atari_peers(file)["sb3"]["ours_over_it"] for file in ("ppo_peers_first", "ppo_peers")]
+    ppo = [atari_peers(file)["sb3"]["ours_over_it"] for file in ("ppo_peers_1", "ppo_peers_2")]
     pqn = atari_peers("pqn_peers")
     expected = [
         sac_ratio("one_core", 1, "speed_over_SBX"),

@@ -267,25 +267,6 @@ def test_a_failed_try_is_left_to_the_compilation(no_probe_yet, monkeypatch):
     assert compiler._probes and uncaught == []
 
 
-def test_no_process_is_forked_during_the_try(no_probe_yet, monkeypatch):
-    """It would keep the pipe open on whose end the try waits."""
-    may_end = threading.Event()
-    ended = []
-
-    def pick():
-        may_end.wait(10)
-        ended.append(True)
-
-    monkeypatch.setattr(no_probe_yet, "pick_vec_isa", pick)
-    compiler.probe_early(torch.device("cpu"))
-    assert not ended
-    threading.Timer(0.2, may_end.set).start()
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if ended else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 def test_a_cache_that_cannot_be_written_is_replaced(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(compiler.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nope")
