@@ -75,6 +75,13 @@ def check_machine(args) -> None:
         mirrors.check_wandb(args.wandb_project)
 
 
+def probe_machine(args) -> None:
+    """Begins what a compilation will wait for (compiler.probe_early), unless processes will be
+    forked meanwhile, as workers of --async-envs are."""
+    if getattr(args, "compile", False) and not getattr(args, "async_envs", False):
+        compiler.probe_early(hardware.find_device(args.device))
+
+
 @contextlib.contextmanager
 def open_batches(
     runs: Sequence[Run],
@@ -102,9 +109,7 @@ def open_batches(
     unfinished = [run for run in runs if run.status() not in ENDED]
     if unfinished:
         check_machine(args)
-        forks = getattr(args, "async_envs", False)
-        if getattr(args, "compile", False) and not forks:
-            compiler.probe_early(hardware.find_device(args.device))
+        probe_machine(args)
     # On a GPU convolutions would round to 10 bits; matrix products do not.
     torch.backends.cudnn.allow_tf32 = False
     try:

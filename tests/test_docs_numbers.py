@@ -26,6 +26,10 @@ DYNAMIC = "2026-dynamic-constraint/cr_constraint-reach-v3-"
 SWEEP = "2026-cr-sweep/cr_constraint-sweep-v3-"
 TEMPERATURE = "2026-cr-reach/temperature/cr_constraint-reach-v3-"
 CLAIMS = [f"{study}claims.csv" for study in (REACH, DYNAMIC, SWEEP, TEMPERATURE)]
+COMPARISONS = [
+    f"2026-hr-sac/{figure}-comparison.csv"
+    for figure in ("curves", "early", "first/curves", "first/equal_width")
+]
 SOURCES = {  # file: columns of the middle, the lower and the upper end
     **dict.fromkeys(CLAIMS, ("value", "low", "high")),
     f"{REACH}summary.csv": ("median", "low", "high"),
@@ -42,10 +46,8 @@ SOURCES = {  # file: columns of the middle, the lower and the upper end
     "2026-function-approximation/table1.csv": ("dead_share", "low", "high"),
     "2026-function-approximation/longer/table1.csv": ("dead_share", "low", "high"),
     "2026-laptop/sac/cr1.csv": ("value", "low", "high"),
-    "2026-hr-sac/curves-comparison.csv": ("difference", "difference_low", "difference_high"),
-    "2026-hr-sac/equal_width-comparison.csv": ("difference", "difference_low", "difference_high"),
+    **dict.fromkeys(COMPARISONS, ("difference", "difference_low", "difference_high")),
 }
-COMPARISONS = [file for file in SOURCES if file.startswith("2026-hr-sac/")]
 CELLS = (  # a measure in three columns
     "2026-continual/continual_cells.csv",
     "2026-dynamic-constraint/digits/continual_cells.csv",

@@ -75,6 +75,7 @@ def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
     monkeypatch.setattr(runlog.opening, "group_by_step", lambda runs: [])
     # neither a login nor a GPU
     monkeypatch.setattr(runlog.opening, "check_machine", lambda args: None)
+    monkeypatch.setattr(runlog.opening, "probe_machine", lambda args: None)
     for flags in (
         {"seed": 1, "num_seeds": 2},
         {"seed": 7},
