@@ -240,3 +240,36 @@ def test_the_first_table_of_the_performance_page_is_what_was_measured():
     lines = page[page.index(head) :].split("\n\n")[0].splitlines()[2:]
     told = [[cell.strip() for cell in line.split("|")[3:5]] for line in lines]
     assert told == expected
+
+
+def test_the_loop_table_of_the_performance_page_is_what_was_measured():
+    rows = json.loads((RESULTS / "2026-sac-speed/loop.json").read_text())["results"]
+    assert [(row["seeds"], row["start"]) for row in rows] == [
+        (1, "cold"),
+        (1, "warm"),
+        (5, "cold"),
+        (5, "warm"),
+    ]
+    page = (ROOT / "docs/performance.md").read_text()
+    for label, key, form in (
+        ("seconds from the command", "first_update_after_s", "{:.1f}"),
+        ("seed-updates/s of the whole loop", "seed_updates_per_s", "{:.0f}"),
+        ("share of updates in the loop", "updates_share", "{:.1%}"),
+        ("share of network metrics", "metrics_share", "{:.2%}"),
+        ("share of evaluation", "evaluation_share", "{:.2%}"),
+        ("peak resident memory, MB", "peak_rss_mb", "{:.0f}"),
+    ):
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {label}")]
+        told = [cell.strip().replace(" %", "%") for cell in line.split("|")[2:-1]]
+        assert told == [form.format(row[key]) for row in rows]
+
+
+def test_sentences_on_dqn_and_jax_are_what_was_measured():
+    page = (ROOT / "docs/performance.md").read_text()
+    dqn = atari_peers("dqn_peers")
+    columns = zip(dqn["ours_double_q"]["speeds"], dqn["sb3"]["speeds"], strict=True)
+    ratio = np.median([ours / theirs for ours, theirs in columns])
+    assert f"the default, with Double DQN, {ratio:.2f})" in page
+    jax = atari_peers("pqn_peers")["jax"]
+    cores = np.median([turn["cpu_seconds"] / turn["seconds"] for turn in jax["turns"]])
+    assert f"uses {cores:.1f} of the two cores" in page
