@@ -20,12 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 INTERVAL = re.compile(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]")
+CLAIM = re.compile(rf"{INTERVAL.pattern} \| [^|]+ \| (\d+) : (\d+) \| ({NUMBER}) \|")
 DEVIATION = re.compile(rf"({NUMBER}) \+- ({NUMBER})")
 REACH = "2026-cr-reach/cr_seeds-reach-v3-"
 DYNAMIC = "2026-dynamic-constraint/cr_constraint-reach-v3-"
 SWEEP = "2026-cr-sweep/cr_constraint-sweep-v3-"
 TEMPERATURE = "2026-cr-reach/temperature/cr_constraint-reach-v3-"
 CLAIMS = [f"{study}claims.csv" for study in (REACH, DYNAMIC, SWEEP, TEMPERATURE)]
+CLAIMED = {  # page: files of its tables "effect | P | seeds above : below | p"
+    "2026-cr-reach": [f"{REACH}claims.csv", f"{TEMPERATURE}claims.csv"],
+    "2026-cr-sweep": [f"{SWEEP}claims.csv"],
+    "2026-dynamic-constraint": [f"{DYNAMIC}claims.csv"],
+}
 COMPARISONS = [
     f"2026-hr-sac/{figure}-comparison.csv"
     for figure in ("curves", "early", "first/curves", "first/equal_width")
@@ -41,6 +47,8 @@ SOURCES = {  # file: columns of the middle, the lower and the upper end
     "2026-dynamic-constraint/digits/differences.csv": ("difference", "low", "high"),
     "2026-league/continual_comparisons.csv": ("difference", "low", "high"),
     "2026-league/machines.csv": ("difference", "low", "high"),
+    "2026-league/decay.csv": ("difference", "low", "high"),
+    "2026-continual/continual_curves.csv": ("mean", "low", "high"),
     "2026-function-approximation/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/longer/ratios.csv": ("ratio", "low", "high"),
     "2026-function-approximation/table1.csv": ("dead_share", "low", "high"),
@@ -154,6 +162,19 @@ def test_every_deviation_of_the_reproduction_is_one_of_the_files():
     told = DEVIATION.findall((ROOT / "docs/reproduction.md").read_text())
     assert len(told) > 10
     wrong = [each for each in told if not any(is_told(each, true) for true in deviations)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("study", CLAIMED)
+def test_seeds_and_p_beside_an_effect_are_those_of_the_claims(study):
+    true = []
+    for file in CLAIMED[study]:
+        for row in table(RESULTS / file):
+            columns = ("value", "low", "high", "above", "below", "p_value")
+            true.append(tuple(float(row[column]) for column in columns))
+    told = CLAIM.findall((RESULTS / study / "README.md").read_text())
+    assert len(told) > 10
+    wrong = [each for each in told if not any(is_told(each, row) for row in true)]
     assert not wrong
 
 

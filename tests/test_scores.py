@@ -238,6 +238,16 @@ def test_sign_flip_test_equals_a_slow_loop():
         statistics.sign_flip_test(np.ones(17))
 
 
+def test_sign_flip_test_finds_the_ties_of_rates_in_float32():
+    ours = np.array([5, 3, 3, 1, 1, 0, 0, 0, 1, 4])  # successes of 5 episodes
+    theirs = np.array([3, 5, 3, 3, 5, 4, 3, 3, 3, 5])
+    exact = statistics.sign_flip_test((ours - theirs).astype(float))  # integers tie exactly
+    assert exact == 24 / 2**10
+    rates = np.float32(ours / 5).astype(float) - np.float32(theirs / 5).astype(float)
+    assert statistics.sign_flip_test(rates) == exact
+    assert statistics.sign_flip_test(rates * 1e-9) == exact
+
+
 def test_median_of_runs_is_that_of_all_environments_together():
     found = statistics.median_of_runs([np.array([1.0, 9.0]), np.array([2.0, 3.0, 4.0])])
     assert found == 3.0
