@@ -25,6 +25,7 @@ import difflib
 import functools
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -38,6 +39,7 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 OBSERVED = 4_096  # pre-activations of a batch that an adaptive constraint looks at, about
+PROBES = (-3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0)  # inputs that tell functions apart
 MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; another power of a large coefficient is not safe
 
 
@@ -735,9 +737,13 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
     [["tanh"], ["relu", "relu"]].
 
     Raises ValueError, led by the flag, with the nearest names and the whole list where a name is
-    unknown.
+    unknown, and for an entry of ACTIVATIONS whose name could not be written in an expression.
     """
     started = f"{flag} {expression!r}"
+    for name in ACTIVATIONS:
+        if not re.fullmatch(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", name):
+            rule = "a name has letters, digits, '.' and '-', and '_' between them"
+            raise ValueError(f"ACTIVATIONS[{name!r}]: {rule}")
     bases = {name: _base_name(name) for name in (*SYNONYMS, *ACTIVATIONS)}
     squares = {f"{name}_hr": f"{base}*{base}" for name, base in bases.items()}
     expansions = squares | ALIASES | bases
@@ -767,10 +773,66 @@ def _factors(terms: list[list[str]]) -> list[str]:
 
 
 def check(expression: str, rational: RationalConfig, flag: str = "--activation") -> None:
-    """Raises ValueError, led by a flag, unless the expression parses and its rationals can be
-    fitted."""
-    for name in set(_factors(parse(expression, flag))):
-        make_activation(name, rational)
+    """Raises ValueError, led by a flag, unless the expression parses, its rationals can be fitted,
+    and each of its functions does what a layer needs (`_try_out`)."""
+    for name in dict.fromkeys(_factors(parse(expression, flag))):
+        _try_out(name, rational, flag)
+
+
+def _try_out(name: str, rational: RationalConfig, flag: str) -> None:
+    """Calls a base activation once, for two seeds. Raises ValueError, led by the flag, if that
+    fails, changes the input, or gives another shape or type; and if parameters lack the axis of
+    seeds."""
+    started = f"{flag} {name}"
+    entry = ACTIVATIONS[name]
+    if (entry.function is None) == (entry.build is None):
+        raise ValueError(f"{started}: its Activation needs either a function or a build")
+    seeds = 2
+    try:
+        module = make_activation(name, rational, (seeds,))
+    except ValueError:  # of an option of --rational, which it names
+        raise
+    except Exception as error:  # whatever the build of a user does
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{started}: its build(({seeds},), rational) fails: {problem}") from error
+    for parameter_name, parameter in module.named_parameters():
+        if parameter.shape[:1] != (seeds,):
+            told = f"its parameter {parameter_name} has the shape {tuple(parameter.shape)}"
+            rule = "begin it with build's first argument, the axes of seeds"
+            raise ValueError(f"{started}: {told} for {seeds} seeds; {rule}")
+    given = torch.linspace(-3, 3, 30).reshape(seeds, 3, 5)
+    x = given.clone()
+    try:
+        output = _call_once(module, x)
+    except Exception as error:  # whatever the function of a user does
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{started}: fails on a tensor {tuple(x.shape)}: {problem}") from error
+    if not torch.equal(x, given):
+        raise ValueError(f"{started}: changes its input in place; return a new tensor")
+    if not isinstance(output, torch.Tensor):
+        found = type(output).__name__
+        rule = "with width=2 in its Activation it may return a tuple of two"
+        raise ValueError(f"{started}: returns a {found}, not a tensor; {rule}")
+    expected = (*x.shape[:-1], x.shape[-1] * entry.width)
+    if output.shape != expected or output.dtype != x.dtype:
+        found = f"{output.dtype} {tuple(output.shape)}"
+        told = f"makes {found} of {x.dtype} {tuple(x.shape)}"
+        rule = f"{x.dtype} {expected} is due with width={entry.width}"
+        raise ValueError(f"{started}: {told}; {rule}")
+
+
+def _call_once(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """module(x) as in an evaluation; what it draws at random, it draws from the same seed."""
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return module.eval()(x)
+
+
+def values_at_probes(name: str, rational: RationalConfig | None = None) -> list[float]:
+    """What a new base activation makes of PROBES, the outputs of one probe after another. Equal
+    names with other values are other functions. Raises ValueError: unknown name."""
+    probes = torch.tensor(PROBES).unsqueeze(-1)
+    return _call_once(make_activation(name, rational), probes).flatten().tolist()
 
 
 def check_schedule(expressions: Sequence[str], rational: RationalConfig) -> None:

@@ -48,7 +48,7 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
     Hooks sit on the activation modules and are removed on exit, on exceptions too; mode, parameters
     and RNG stay as they are. A module shared by layers or branches is recorded where it is called.
     Call the eager module, not a compiled one. ValueError without any such layer, RuntimeError if a
-    layer bypasses the activation of a branch.
+    layer bypasses the activation of a branch, or if an activation changes its input in place.
     """
     layers = {
         name: module for name, module in network.named_modules() if hasattr(module, "branches")
@@ -57,12 +57,20 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
         raise ValueError(f"{type(network).__name__} has no submodule with `branches`")
     records = {}
     running = LayerRecord()  # of the layer under way
+    version = 0  # of the input of the activation under way
 
     def start(module, args):
         nonlocal running
         running = LayerRecord()
 
+    def before_activation(module, args):
+        nonlocal version
+        version = args[0]._version  # torch counts the changes of a tensor in place
+
     def activation(module, args, output):
+        if args[0]._version != version:
+            rule = "changes its input in place, so that its pre-activations are lost"
+            raise RuntimeError(f"{module} {rule}; let it return a new tensor")
         running.pre_activations.append(args[0].detach())
         running.branch_outputs.append(output.detach())
 
@@ -82,6 +90,7 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
             hooks.callback(layer.register_forward_hook(end).remove)
             activations |= {branch.activation for branch in layer.branches}
         for module in activations:
+            hooks.callback(module.register_forward_pre_hook(before_activation).remove)
             hooks.callback(module.register_forward_hook(activation).remove)
         yield records
 

@@ -11,6 +11,7 @@ Here are the names that every script uses; the others are in the modules of thei
     opening                   the runs that flags mean, and opening them
     batch, report             the runs that train together: rows, checkpoints, divergence, the end
     run                       one run's folder, in parts: lock, append_only, checkpoints, meta
+    functions                 whether an activation is still the function that a run knows
     seeding                   generators and noise with a seed axis
     seed_by_seed              compiled updates on the CPU, each seed on a core of its own
     cudagraphs, transfer      replaying an update on a GPU; arrays on their way to the device

@@ -21,6 +21,7 @@ import torch
 
 from runlog.checkpoints import Checkpoints
 from runlog.cli import errors_are_user_errors
+from runlog.functions import check_functions, functions_of
 from runlog.meta import Meta
 from runlog.storage import Damaged, read_json
 from runlog.terminal import UserError
@@ -70,7 +71,7 @@ def load(folder: str | Path, cls: type | None = None) -> LoadedRun:
     (its folder must be on sys.path, as it is in the project's folder and after `pip install -e .`)
     and takes its Args. Rows may go beyond `step`: what was logged since the checkpoint. Raises
     UserError: no run folder; a damaged file; checkpoints of which none is good, or that a later
-    version wrote; a script that cannot be imported.
+    version wrote; a script that cannot be imported; an activation that is another function now.
     """
     folder = Path(folder)
     settings = _read_settings(folder)
@@ -81,6 +82,9 @@ def load(folder: str | Path, cls: type | None = None) -> LoadedRun:
     told = f"{folder / IS_RUN}: its settings do not fit {cls.__module__}.{cls.__name__}"
     with errors_are_user_errors(told, "use the version of the code that wrote it (meta.json)"):
         config = from_dict(cls, settings)
+    functions = functions_of(settings, getattr(config, "rational", None))
+    remedy = "load it where ACTIVATIONS has the one that it was trained with"
+    check_functions(folder, meta.get("functions") or {}, functions, remedy)
 
     # the rows after the checkpoint: so they reach its step
     digest = meta.get("hash", name.rpartition("__")[2])

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -49,9 +49,11 @@ class Meta:
             return status
         return "interrupted" if status else "new"
 
-    def begin(self, name: str, digest: str, not_identity: Sequence[str]) -> None:
+    def begin(
+        self, name: str, digest: str, not_identity: Sequence[str], functions: Mapping
+    ) -> None:
         """Writes that a session has begun. not_identity: settings that do not count, for readers
-        such as figures."""
+        such as figures. functions: of its activations (functions.py)."""
         old = self.read()
         sessions = old.get("sessions")
         if not isinstance(sessions, list):
@@ -62,6 +64,7 @@ class Meta:
         self._content = {"name": name, "hash": digest, **here, "start": old.get("start", _now())}
         self._content |= {"status": "running", "sessions": [*sessions, session]}
         self._content["not_identity"] = list(not_identity)
+        self._content["functions"] = dict(functions)
         if old.get("git", here["git"]) != here["git"]:
             told = f"{self._path.parent} was begun with the code of {_named_commit(old['git'])}"
             warn(f"{told}, and continues with {_named_commit(here['git'])}")

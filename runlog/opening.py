@@ -9,6 +9,7 @@ import torch
 
 from runlog import compiler, hardware, mirrors
 from runlog.batch import Batch
+from runlog.functions import functions_of
 from runlog.identity import config_hash, env_name, not_identity, run_name, short_name
 from runlog.meta import ENDED
 from runlog.run import Run
@@ -24,6 +25,7 @@ def seed_runs(args, script: str, **own) -> list[Run]:
     names = {field.name for field in dataclasses.fields(args)}
     changed = {key: value for key, value in own.items() if key in names}
     exclude = not_identity(dataclasses.replace(args, **changed))
+    functions = functions_of(vars(args) | own, getattr(args, "rational", None))
     for seed in range(args.seed, args.seed + getattr(args, "num_seeds", 1)):
         config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
         config |= own
@@ -39,6 +41,7 @@ def seed_runs(args, script: str, **own) -> list[Run]:
             fresh=args.fresh,
             script=script,
             title=short_name(*parts),
+            functions=functions,
         )
         runs.append(run)
     return runs
@@ -101,10 +104,13 @@ def open_batches(
 
     While it is open a signal lets the loop save and stop (`Batch.save`). Leaving by an exception
     marks what is open "failed" (by a signal: "interrupted"); both resume. Raises UserError as
-    `check_machine` and `Run.open` do, and Stopped.
+    `check_machine` and `Run.open` do, or if an activation of a run is another function now; and
+    Stopped.
     """
     if keep_freed_memory:
         hardware.keep_freed_memory()
+    for run in runs:
+        run.check_functions()
     _tell_ended([run for run in runs if run.status() in ENDED])
     unfinished = [run for run in runs if run.status() not in ENDED]
     if unfinished:

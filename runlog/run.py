@@ -5,7 +5,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from runlog import mirrors, storage
 from runlog.append_only import Rows
 from runlog.checkpoints import Checkpoints
 from runlog.disk import writing
+from runlog.functions import check_functions
 from runlog.identity import canonical, config_hash, identity
 from runlog.lock import LOCK, FolderLock
 from runlog.meta import ENDED, Meta, read_meta
@@ -30,7 +31,7 @@ class Run:
     config: every setting, JSON-like, nested dicts allowed. exclude: its keys that do not belong to
     the run's identity, as for `config_hash`; these may change when a run resumes. fresh: `open`
     deletes the run's old content. script: who trains it, for W&B. title: its name in the
-    dashboards, by default that of the folder.
+    dashboards, by default that of the folder. functions: of its activations (functions.py).
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class Run:
         fresh: bool = False,
         script: str = "",
         title: str = "",
+        functions: Mapping | None = None,
     ):
         self.folder = Path(root) / name
         self.name = name
         self.script = script
         self.title = title or name
+        self._functions = dict(functions or {})
         self.config = config
         self.exclude = tuple(exclude)
         self.digest = config_hash(config, exclude)
@@ -74,6 +77,14 @@ class Run:
         """new, finished, diverged or interrupted (the latter also: failed, or under way in another
         process)."""
         return "new" if self._fresh else self._meta.status()
+
+    def check_functions(self) -> None:
+        """Raises UserError if an activation is another function than the one that the run has been
+        trained with, finished or not."""
+        if not self._fresh:
+            recorded = self._meta.read().get("functions") or {}
+            remedy = f"give the new one a name of its own, or {keep_or_fresh(self.folder)}"
+            check_functions(self.folder, recorded, self._functions, remedy)
 
     # ---- beginning
 
@@ -109,13 +120,14 @@ class Run:
                 self._lock.is_new = True
             self._fresh = False
             self._check_identity()
+            self.check_functions()
             self.status_before = self.status()
             self.had_rows = self._rows.are_on_disk()
             for name in ("config.json", "meta.json"):
                 self._files_before_open[name] = storage.bytes_or_none(self.folder / name)
             self._start_mirrors(tensorboard, wandb_kwargs, sections, fresh)
             storage.write_json(self.folder / "config.json", self.config)
-            self._meta.begin(self.name, self.digest, self.exclude)
+            self._meta.begin(self.name, self.digest, self.exclude, self._functions)
             self._seconds_before = 0.0
             self._opened_at = time.monotonic()
             self._ready = not self._checkpoints.is_any_there()
