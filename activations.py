@@ -15,8 +15,9 @@ Nothing here draws from the global generators, and branch k of a layer starts fr
 whatever the activation is. The layers of a network need different seeds: two layers of one shape
 and one seed start equal.
 
-To add an activation, add one entry to ACTIVATIONS (docs/activations.md). How its parameters are
-trained is in optimizers.py. Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv
+To add an activation, add one entry to ACTIVATIONS (docs/activations.md), the table of all; it comes
+after the modules that it names, and before the layers. How its parameters are trained is in
+optimizers.py. Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv
 2406.09079 (Hadamard representations).
 """
 
@@ -503,6 +504,8 @@ class Rational(nn.Module):
             self.coefficient_groups["log_scale"] = CoefficientGroup(weight_decay=0.0)
         self.schedule = config.constraint_schedule if self.has_constraint else "trained"
         self.is_observing = [False]  # a list, as a compiled update may write to it
+        # Parameters, though nothing trains them: what shares a layer's coefficients, or copies a
+        # network to its target, takes parameters and would leave buffers behind.
         if self.schedule == "anneal":
             updates = torch.zeros(batch_shape, dtype=torch.float64)  # exact, however many
             self.updates = nn.Parameter(updates, requires_grad=False)
