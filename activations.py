@@ -504,8 +504,8 @@ class Rational(nn.Module):
             self.coefficient_groups["log_scale"] = CoefficientGroup(weight_decay=0.0)
         self.schedule = config.constraint_schedule if self.has_constraint else "trained"
         self.is_observing = [False]  # a list, as a compiled update may write to it
-        # Parameters, though nothing trains them: what shares a layer's coefficients, or copies a
-        # network to its target, takes parameters and would leave buffers behind.
+        # Parameters, though nothing trains them: a target network follows the parameters of its
+        # source, and would leave buffers where they started.
         if self.schedule == "anneal":
             updates = torch.zeros(batch_shape, dtype=torch.float64)  # exact, however many
             self.updates = nn.Parameter(updates, requires_grad=False)
