@@ -27,7 +27,7 @@ from plots.preactivations import preactivations
 from plots.q_parts import hr4
 from plots.reading import find_runs
 from plots.redraw import redraw_all
-from plots.regression import hr2
+from plots.regression import fitted_runs, hr2
 
 ROWS = {  # subcommand: function; each is a row of the papers' figures, its docstring is the help
     "cr1": cr.cr1,
@@ -48,8 +48,10 @@ ROWS = {  # subcommand: function; each is a row of the papers' figures, its docs
 ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes if it is not told
     "overview": (overview, "figures"),
     "preactivations": (preactivations, "runs/preactivations.png"),
-    "function_approximation": (hr2, "runs/function_approximation"),
     "league": (league.league, "figures"),
+}
+WHERE = {  # subcommand: function of (runs, out, where, variants), and where it writes
+    "function_approximation": (fitted_runs, "runs/function_approximation"),
 }
 DEMO_IS = "Curves of return and overestimation, learned activations below: what `make demo` draws."
 Folders = tyro.conf.Positional[tuple[Path, ...]]
@@ -150,9 +152,11 @@ Command = (
     | Annotated[TableCommand, tyro.conf.subcommand("table")]
     | Annotated[RedrawCommand, tyro.conf.subcommand("redraw")]
 )
-for name, function in ROWS.items():
+rows = {name: (function, "figures") for name, function in ROWS.items()}
+for name, (function, out) in (rows | WHERE).items():
     told = " ".join(function.__doc__.split())
-    row = tyro.conf.subcommand(name, default=RowCommand(name), description=told)
+    default = RowCommand(name, out=Path(out))
+    row = tyro.conf.subcommand(name, default=default, description=told)
     Command |= Annotated[RowCommand, row]
 for name, (function, out) in ANY_RUNS.items():
     told = " ".join(function.__doc__.split())
@@ -172,13 +176,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     words[:1] = [row_of(word) for word in words[:1]]
     command = runlog.parse_args(Command, words, __doc__)
     if isinstance(command, RedrawCommand):
-        print(*redraw_all(command.folders), sep="\n")
+        redraw_all(command.folders)
         return
     given = (*command.folders, *command.runs)
     runs = given or (Path("runs"),)
     match command:
         case RowCommand(row):
-            paths = ROWS[row](runs, command.out, command.where, command.variants)
+            draw = ROWS[row] if row in ROWS else WHERE[row][0]
+            paths = draw(runs, command.out, command.where, command.variants)
         case RunsCommand(name):
             paths = ANY_RUNS[name][0](runs, command.out)
         case TableCommand():

@@ -285,6 +285,16 @@ class Difference:
     def where(self) -> str:
         return ", ".join(f"{value} in {folder.name}" for value, folder in self.folders.items())
 
+    @property
+    def told(self) -> str:
+        """What to do about it, where there is --where."""
+        first = next(iter(self.folders))
+        return (
+            f"differ in {self.key} ({self.values}); "
+            f"choose by --where {self.key}={first} (null: not there), "
+            f"or move some away: {self.where}"
+        )
+
 
 def differing(
     configs: Sequence[dict], folders: Sequence[Path], ignored: Collection[str]
