@@ -54,7 +54,11 @@ WHERE = {  # subcommand: function of (runs, out, where, variants), and where it 
     "function_approximation": (fitted_runs, "runs/function_approximation"),
 }
 DEMO_IS = "Curves of return and overestimation, learned activations below: what `make demo` draws."
-Folders = tyro.conf.Positional[tuple[Path, ...]]
+NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # an empty one says nothing
+SOME_PATHS = tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint="")
+Folders = Annotated[tuple[Path, ...], tyro.conf.Positional, SOME_PATHS]
+Runs = Annotated[tuple[Path, ...], SOME_PATHS]
+Words = Annotated[tuple[str, ...], NO_DEFAULT]
 ALSO = {  # subcommand: further names of it, the figures that it draws
     "continual": ("cr_continual",),
     "hr1": ("hr9",),
@@ -71,7 +75,7 @@ class RunCommand:
     """Draw the plots of each run into its folder."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same
+    runs: Runs = ()  # the same
 
 
 @dataclass
@@ -81,11 +85,13 @@ class CurvesCommand:
     variant is an activation with the settings in which its runs differ."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same
+    runs: Runs = ()  # the same
     metric: tuple[str, ...] = ("score",)
     """score, return, success, accuracy, error, overestimation, "dead neurons", "effective rank", or
     any key of scalars.csv, such as network/qf*/fc1/srank; several are drawn below each other"""
-    baseline: str = ""  # the variant or activation to compare with; relu, or the first without it
+    baseline: Annotated[str, NO_DEFAULT] = (
+        ""  # the variant or activation to compare with; relu, or the first without it
+    )
     statistic: Literal["iqm", "mean", "median"] = "iqm"  # over seeds; iqm: interquartile mean
     at_step: float | None = None  # compare there; None: at the last step that all runs have
     shapes: bool = False  # draw the learned activation functions below
@@ -98,7 +104,7 @@ class CompareCommand:
 
     by: str  # the setting, as config.json names it, for example layer_norm
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same
+    runs: Runs = ()  # the same
     out: Path = Path("runs/compare.png")  # the figure
 
 
@@ -108,7 +114,7 @@ class RunsCommand:
 
     name: tyro.conf.Suppress[str] = ""  # the subcommand's
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same; without any: runs
+    runs: Runs = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the figures and tables, or the figure
 
 
@@ -118,11 +124,11 @@ class RowCommand:
 
     row: tyro.conf.Suppress[str] = ""  # the subcommand's
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same; without any: runs
+    runs: Runs = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the figures and tables
-    where: tuple[str, ...] = ()
+    where: Words = ()
     """only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout"""
-    variants: tuple[str, ...] = ()
+    variants: Words = ()
     """what to draw, as captions name it: relu snake "tanh, ReDo"; if left out, all of the runs"""
 
 
@@ -131,7 +137,7 @@ class TableCommand:
     """Summary table of any runs: table.md, table.csv, table.tex, and runs.csv."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same; without any: runs
+    runs: Runs = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the tables
     at_step: float | None = None  # compare there; None: at the last step that all runs have
 
@@ -140,7 +146,10 @@ class TableCommand:
 class RedrawCommand:
     """Draw figures again from their CSV files (PNG), as the figures.json beside them says."""
 
-    folders: Folders = (Path("results"),)  # folders of figures, with all below
+    folders: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PATH ...]")
+    ] = (Path("results"),)
+    """folders of figures, with all below"""
 
 
 DEMO = CurvesCommand(metric=("return", "overestimation"), shapes=True, out=Path("runs/demo.png"))

@@ -285,6 +285,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     width = style.size_of_columns(number, 4.2, 1.0) * number + 1
     size = max(width, 5.5), 2.1 * len(layers) * len(blocks) + 1.2
     figure = Figure(size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)  # else neighbours' last and first step would touch
     shape = len(layers) * len(blocks), number
     grid = figure.subplots(*shape, squeeze=False, sharex=True)
     mesh = None

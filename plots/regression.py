@@ -516,6 +516,11 @@ def draw_last_errors(part: SubFigure, networks: Sequence[Network]) -> None:
         axes.log_scale(panel, "x")
         axes.log_scale(panel)
     by_rate.set(xlabel="learning rate", ylabel="last error")
+    rates = set()
+    for network in networks:
+        rates |= {*network.errors}
+    by_rate.set_xlim(min(rates) / 1.5, max(rates) * 1.5)
+    axes.merged_ticks(by_rate, sorted(rates), axes.pitch(by_rate) - 0.8)
     label = "parameters (each network at its best learning rate)"
     by_count.set(xlabel=axes.wrapped(label, axes.pitch(by_count) - 0.3, 9))
     counts = sorted({network.num_parameters for network in networks})

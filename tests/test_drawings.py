@@ -634,4 +634,8 @@ def test_a_caption_tells_the_statistic_of_several_seeds_only():
     assert plots.panels.told_statistics([row]) == "IQM over runs, one seed: no interval"
     several = plots.panels.told_statistics([row, row | {"runs": 9}])
     assert several == "IQM over runs, band: 95 % stratified bootstrap"
+    rows = [row | {"panel": title} for title in ("score", "success")]
+    rows += [row | {"panel": title, "statistic": "mean"} for title in ("bias",)]
+    told = plots.panels.told_statistics(rows)
+    assert told.startswith("IQM over runs") and "; in bias: mean over environments" in told
     assert plots.style.told_seeds([1, 3]) == "n = 1 to 3 seeds"

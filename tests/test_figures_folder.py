@@ -11,7 +11,8 @@ from test_figures_input import error_of, regression
 from test_paper_figures import STEPS, write_run
 
 import figures
-from plots import intervals, recording, redraw, regression as drawn_regression
+from plots import intervals, recording, redraw
+from plots import regression as drawn_regression
 from plots.activation_shapes import activations_figure
 from plots.preactivations import write_preactivations
 from plots.reading import step_unit
