@@ -55,10 +55,12 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
         drawn, not_drawn = redraw_folder(index.parent)
         paths += drawn
         faults += not_drawn
-    if len(faults) > 1:
-        faults.insert(0, f"{len(faults)} faults, all other figures are drawn ({len(paths)})")
+    if len(faults) == 1:
+        raise runlog.UserError(faults[0])
     if faults:
-        raise runlog.UserError("\n  ".join(faults))
+        start = f"{len(faults)} faults, all other figures are drawn ({len(paths)}):"
+        told = [f"({number}) {fault}" for number, fault in enumerate(faults, start=1)]
+        raise runlog.UserError(" ".join([start, *told]))
     return paths
 
 

@@ -420,7 +420,7 @@ def label_of(row: dict) -> str:
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     """Top: every network's fit at its best learning rate. Middle: error over the steps, a panel per
     learning rate. Bottom: last error against the learning rate and the number of parameters."""
-    runs, curves, fits = [tables[file] for file in spec["csv"]]
+    runs, curves, fits = tables.values()
     networks = networks_in(runs, curves, fits, spec["networks"])
     x = np.array([float(row["x"]) for row in fits])
     rates = set()
