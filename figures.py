@@ -27,7 +27,7 @@ from plots.preactivations import preactivations
 from plots.q_parts import hr4
 from plots.reading import find_runs
 from plots.redraw import redraw_all
-from plots.regression import hr2
+from plots.regression import fitted_runs, hr2
 
 ROWS = {  # subcommand: function; each is a row of the papers' figures, its docstring is the help
     "cr1": cr.cr1,
@@ -48,11 +48,17 @@ ROWS = {  # subcommand: function; each is a row of the papers' figures, its docs
 ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes if it is not told
     "overview": (overview, "figures"),
     "preactivations": (preactivations, "runs/preactivations.png"),
-    "function_approximation": (hr2, "runs/function_approximation"),
     "league": (league.league, "figures"),
 }
+WHERE = {  # subcommand: function of (runs, out, where, variants), and where it writes
+    "function_approximation": (fitted_runs, "runs/function_approximation"),
+}
 DEMO_IS = "Curves of return and overestimation, learned activations below: what `make demo` draws."
-Folders = tyro.conf.Positional[tuple[Path, ...]]
+NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # an empty one says nothing
+SOME_PATHS = tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint="")
+Folders = Annotated[tuple[Path, ...], tyro.conf.Positional, SOME_PATHS]
+Runs = Annotated[tuple[Path, ...], SOME_PATHS]
+Words = Annotated[tuple[str, ...], NO_DEFAULT]
 ALSO = {  # subcommand: further names of it, the figures that it draws
     "continual": ("cr_continual",),
     "hr1": ("hr9",),
@@ -69,7 +75,7 @@ class RunCommand:
     """Draw the plots of each run into its folder."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same
+    runs: Runs = ()  # the same
 
 
 @dataclass
@@ -79,11 +85,13 @@ class CurvesCommand:
     variant is an activation with the settings in which its runs differ."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same
+    runs: Runs = ()  # the same
     metric: tuple[str, ...] = ("score",)
     """score, return, success, accuracy, error, overestimation, "dead neurons", "effective rank", or
     any key of scalars.csv, such as network/qf*/fc1/srank; several are drawn below each other"""
-    baseline: str = ""  # the variant or activation to compare with; relu, or the first without it
+    baseline: Annotated[str, NO_DEFAULT] = (
+        ""  # the variant or activation to compare with; relu, or the first without it
+    )
     statistic: Literal["iqm", "mean", "median"] = "iqm"  # over seeds; iqm: interquartile mean
     at_step: float | None = None  # compare there; None: at the last step that all runs have
     shapes: bool = False  # draw the learned activation functions below
@@ -96,7 +104,7 @@ class CompareCommand:
 
     by: str  # the setting, as config.json names it, for example layer_norm
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same
+    runs: Runs = ()  # the same
     out: Path = Path("runs/compare.png")  # the figure
 
 
@@ -106,7 +114,7 @@ class RunsCommand:
 
     name: tyro.conf.Suppress[str] = ""  # the subcommand's
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same; without any: runs
+    runs: Runs = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the figures and tables, or the figure
 
 
@@ -116,11 +124,11 @@ class RowCommand:
 
     row: tyro.conf.Suppress[str] = ""  # the subcommand's
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same; without any: runs
+    runs: Runs = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the figures and tables
-    where: tuple[str, ...] = ()
+    where: Words = ()
     """only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout"""
-    variants: tuple[str, ...] = ()
+    variants: Words = ()
     """what to draw, as captions name it: relu snake "tanh, ReDo"; if left out, all of the runs"""
 
 
@@ -129,7 +137,7 @@ class TableCommand:
     """Summary table of any runs: table.md, table.csv, table.tex, and runs.csv."""
 
     folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: tuple[Path, ...] = ()  # the same; without any: runs
+    runs: Runs = ()  # the same; without any: runs
     out: Path = Path("figures")  # folder of the tables
     at_step: float | None = None  # compare there; None: at the last step that all runs have
 
@@ -138,7 +146,10 @@ class TableCommand:
 class RedrawCommand:
     """Draw figures again from their CSV files (PNG), as the figures.json beside them says."""
 
-    folders: Folders = (Path("results"),)  # folders of figures, with all below
+    folders: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PATH ...]")
+    ] = (Path("results"),)
+    """folders of figures, with all below"""
 
 
 DEMO = CurvesCommand(metric=("return", "overestimation"), shapes=True, out=Path("runs/demo.png"))
@@ -150,9 +161,11 @@ Command = (
     | Annotated[TableCommand, tyro.conf.subcommand("table")]
     | Annotated[RedrawCommand, tyro.conf.subcommand("redraw")]
 )
-for name, function in ROWS.items():
+rows = {name: (function, "figures") for name, function in ROWS.items()}
+for name, (function, out) in (rows | WHERE).items():
     told = " ".join(function.__doc__.split())
-    row = tyro.conf.subcommand(name, default=RowCommand(name), description=told)
+    default = RowCommand(name, out=Path(out))
+    row = tyro.conf.subcommand(name, default=default, description=told)
     Command |= Annotated[RowCommand, row]
 for name, (function, out) in ANY_RUNS.items():
     told = " ".join(function.__doc__.split())
@@ -172,13 +185,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     words[:1] = [row_of(word) for word in words[:1]]
     command = runlog.parse_args(Command, words, __doc__)
     if isinstance(command, RedrawCommand):
-        print(*redraw_all(command.folders), sep="\n")
+        redraw_all(command.folders)
         return
     given = (*command.folders, *command.runs)
     runs = given or (Path("runs"),)
     match command:
         case RowCommand(row):
-            paths = ROWS[row](runs, command.out, command.where, command.variants)
+            draw = ROWS[row] if row in ROWS else WHERE[row][0]
+            paths = draw(runs, command.out, command.where, command.variants)
         case RunsCommand(name):
             paths = ANY_RUNS[name][0](runs, command.out)
         case TableCommand():

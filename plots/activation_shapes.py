@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter
 import activations
 from plots import style
 from plots.layers import read_rows
-from plots.reading import Loaded, read_config, read_scalars
+from plots.reading import Loaded, read_config, read_scalars, step_unit
 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of branches, or outputs
 MOST_STEPS = 50  # of one run's functions over training that are drawn
@@ -99,7 +99,8 @@ def activations_figure(folder: Path) -> Figure | None:
         colours = ScalarMappable(norm, maps[-1 if num_drawn > 1 else 0])
         places = list(panels.values())
         ticks = EngFormatter(sep="")
-        bar = figure.colorbar(colours, ax=places, pad=0.02, label="environment steps", format=ticks)
+        unit = step_unit(read_config(folder))
+        bar = figure.colorbar(colours, ax=places, pad=0.02, label=unit, format=ticks)
         bar.outline.set_visible(False)
     what = "Activation functions over training" if len(steps) > 1 else "Activation functions"
     if num_drawn < number:

@@ -255,7 +255,7 @@ def set_ylabel(panel: Axes, text: str, size: float = 9) -> None:
     panel.set_ylabel(wrapped(text, 0.72 * height, size, most=4), fontsize=size)
 
 
-def merged_ticks(panel: Axes, values: Sequence[int], inches: float, size: float = 9) -> None:
+def merged_ticks(panel: Axes, values: Sequence[float], inches: float, size: float = 9) -> None:
     """Ticks of a logarithmic x axis at these values; where labels would collide, one names
     several: 601 and 607. Its limits must be set."""
     ends = np.log(panel.get_xlim())
@@ -263,7 +263,7 @@ def merged_ticks(panel: Axes, values: Sequence[int], inches: float, size: float 
     groups = []  # of values
     right = -np.inf  # where the last label ends
     for value in sorted(values):
-        half = (text_width(f"{value:,}", size) / 2 + 0.08) * per_inch
+        half = (text_width(merged_label([value]), size) / 2 + 0.08) * per_inch
         if np.log(value) - half < right:
             groups[-1].append(value)
         else:
@@ -276,8 +276,8 @@ def merged_ticks(panel: Axes, values: Sequence[int], inches: float, size: float 
     panel.set_xticks([], minor=True)
 
 
-def merged_label(values: Sequence[int]) -> str:
-    shown = [f"{value:,}" for value in values]
+def merged_label(values: Sequence[float]) -> str:
+    shown = [f"{value:,}" if value >= 1 else f"{value:g}" for value in values]
     if len(shown) > 2:
         return f"{shown[0]} to {shown[-1]}"
     return " and ".join(shown)

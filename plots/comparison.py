@@ -20,8 +20,8 @@ from plots.aggregation import common_end, finished_length, grid_of
 from plots.comparison_figure import COMPARISON, MOST_SHAPES
 from plots.metric import BY_NAME, LOWER, WINDOWS, Metric, metric_of, normalised, pattern_of, unknown
 from plots.overview import learned_rows
-from plots.reading import Loaded, Places, find_runs, read_scalars
-from plots.recording import figure_place, record_figure, rows_where, write_csv
+from plots.reading import Loaded, Places, find_runs, read_scalars, step_unit
+from plots.recording import check_free, figure_place, record_figure, rows_where, write_csv
 from plots.tables import (
     OTHER_STEP,
     Groups,
@@ -303,6 +303,10 @@ class Line:
         return self.cells[0].metric
 
     @property
+    def first_run(self) -> Loaded:
+        return all_runs(self.cells[0].runs)[0]
+
+    @property
     def name(self) -> str:
         return f"{self.title}: {self.cells[0].asked}"
 
@@ -496,7 +500,10 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
             {label: first_runs[label] for label in activation_of}
         )
     files = {file: rows for file, rows in files.items() if rows}
-    paths = [write_csv(out / file, rows) for file, rows in files.items()]
+    check_free(out, list(files), [COMPARISON], [name])
+    paths = []
+    for file, rows in files.items():
+        paths.append(write_csv(out / file, rows, kinds=[COMPARISON]))
     spec = {
         "csv": list(files),
         "variants": in_label_order(activation_of),
@@ -510,17 +517,11 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
         own["scales"] = {line.name: line.metric.scale for line in page}
         own["better"] = {line.name: line.metric.better for line in page}
         own["bounds"] = {line.name: line.bounds for line in page}
-        own["units"] = {line.name: step_unit(line) for line in page}
+        own["units"] = {line.name: step_unit(line.first_run.config) for line in page}
         own["shapes"] = start == 0
         page_name = name if number == 1 else f"{name}-{number}"
         paths += record_figure(out, page_name, COMPARISON, endings, **spec, **own)
     return paths
-
-
-def step_unit(line: Line) -> str:
-    """Of the scripts without an environment a step is an update."""
-    config = all_runs(line.cells[0].runs)[0].config
-    return "updates" if {"total_steps", "num_tasks"} & {*config} else "environment steps"
 
 
 def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:

@@ -16,10 +16,11 @@ from matplotlib.ticker import MaxNLocator
 import activations
 import runlog
 from plots import axes, style
-from plots.plasticity import ACCURACY, draw_plasticity
-from plots.reading import Loaded, Places, check_once, read_run, runs_of_script, told_places
+from plots.plasticity import ACCURACY, PLASTICITY, draw_plasticity
+from plots.reading import Loaded, Places, check_once, read_run, told_places
 from plots.recording import Kind, file_name, record_figure, rows_where, write_csv
 from plots.statistics import mean_interval
+from plots.study import find_candidates
 from plots.variants import (
     MEASURING,
     by_seed,
@@ -124,10 +125,12 @@ class Cell:
         return late if when == "late" else late - first
 
 
-def continual_cells(folder: Places) -> dict[str, list[Cell]]:
+def continual_cells(folder: Places, where: Sequence[str] = ()) -> dict[str, list[Cell]]:
     """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a
-    folder. Raises UserError: none there, or studies of different lengths or settings mixed."""
-    runs = [read_run(path) for path in runs_of_script(folder, "continual_supervised")]
+    folder. where: settings like "epochs=5" that a run must have. Raises UserError: none there, or
+    studies of different lengths or settings mixed."""
+    candidates = find_candidates(folder, "continual_supervised", where)
+    runs = [read_run(candidate.folder) for candidate in candidates]
     check_once(runs)
     studies = defaultdict(list)
     for run in runs:
@@ -150,8 +153,7 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
     for config in settings:
         free += [key for key in config if key in VARIED or key.startswith("rational.")]
     if found := differing(settings, [run.folder for run in runs], {*free, *MEASURING}):
-        told = f"the runs differ in {found.key} ({found.values}): {found.where}"
-        raise runlog.UserError(f"{told}; move some away")
+        raise runlog.UserError(f"the runs {found.told}")
 
     varied = varied_settings(settings, dict.fromkeys(free))
     varied = [key for key in varied if key != "activation"]
@@ -253,19 +255,18 @@ def continual(
 ) -> list[Path]:
     """CR continual: accuracy and NTK rank per task, and comparisons paired by seed; with --variants
     also a small picture of these cells."""
-    if where:
-        told = "continual draws all runs of continual_supervised.py; leave it away"
-        raise runlog.UserError(f"--where: {told}")
-    return draw_continual(runs, out, variants)
+    return draw_continual(runs, out, variants, where)
 
 
-def draw_continual(folder: Places, out: Path, chosen: Sequence[str] = ()) -> list[Path]:
+def draw_continual(
+    folder: Places, out: Path, chosen: Sequence[str] = (), where: Sequence[str] = ()
+) -> list[Path]:
     """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf,
     continual_curves.csv (per task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv.
     With `chosen`, labels of cells, also plasticity-<dataset>-<tasks>.png and .pdf. Prints the
     comparisons."""
     tables = {"curves": [], "cells": [], "runs": [], "comparisons": []}
-    studies = continual_cells(folder)
+    studies = continual_cells(folder, where)
     for name, cells in studies.items():
         check_chosen(chosen, name, cells)
     for name, cells in studies.items():
@@ -280,7 +281,8 @@ def draw_continual(folder: Places, out: Path, chosen: Sequence[str] = ()) -> lis
     for name, rows in tables.items():
         if rows:
             digits = 4 if name == "curves" else 6
-            paths.append(write_csv(Path(out) / f"continual_{name}.csv", rows, digits))
+            path = Path(out) / f"continual_{name}.csv"
+            paths.append(write_csv(path, rows, digits, [CONTINUAL, PLASTICITY]))
     taken = set()
     for name, cells in studies.items():
         file = file_name(f"continual-{name.replace(' ', '-')}", taken)

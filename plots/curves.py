@@ -13,6 +13,7 @@ from plots.panels import (
     Panel,
     aggregate,
     curves,
+    told_carried,
     told_early,
     told_left_out,
     told_statistics,
@@ -31,6 +32,11 @@ def write_curves(
     found = {panel.title: aggregate(study, panel) for panel in panels}
     rows = rows_of_curves(panels, found)
     caption = [title, study.counts, *told_left_out(found), *told_early(study, panels)]
+    carried = []
+    for panel in panels:
+        steps_of = {label: curve.steps for label, curve in found[panel.title].items()}
+        carried += told_carried(study, panel, steps_of)
+    caption += dict.fromkeys(carried)
     if any(panel.is_of_training_games for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
     drawn = {*distinct(rows, "panel")}

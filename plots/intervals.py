@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plots import axes, style
-from plots.panels import Panel, told_early
+from plots.panels import Panel, told_carried, told_early
 from plots.recording import Kind, distinct, rows_where, write_figure
 from plots.study import Study
 from plots.variants import styles_in
@@ -20,7 +20,9 @@ def write_intervals(
     """write_figure of rows of group, variant, step, value, low, high, environments and runs."""
     if rows:
         title += f", step {rows[0]['step']:,.0f}"
-    caption = [title, study.counts, *study.told_shared(), *told_early(study, [panel])]
+    steps_of = {row["variant"]: np.array([row["step"]]) for row in rows}
+    carried = told_carried(study, panel, steps_of)
+    caption = [title, study.counts, *study.told_shared(), *told_early(study, [panel]), *carried]
     return write_figure(
         out,
         name,

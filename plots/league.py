@@ -99,7 +99,7 @@ def league(folders: Places, out: Path) -> list[Path]:
     rows = []
     for study, cells in studies.items():
         rows += study_rows(study, cells)
-    paths = [write_csv(Path(out) / LEAGUE, rows)]
+    paths = [write_csv(Path(out) / LEAGUE, rows, kinds=[OF_LEAGUE])]
     for study in studies:
         members = rows_where(rows, study=study)
         paths += record_figure(

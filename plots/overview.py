@@ -236,8 +236,8 @@ def draw_seeds(panel: Axes, label: str, look: dict, rows: list[dict]) -> None:
 
 def draw_learned(part: SubFigure, rows: list[dict], activation_of: dict[str, str]) -> None:
     """The learned activations, one panel each."""
-    panels = part.subplots(1, MOST_LEARNED)
     titles = distinct(rows, "column")
+    panels = part.subplots(1, len(titles), squeeze=False)[0]
     looks = styles_of(activation_of)
     for panel, title in zip(panels, titles):
         members = rows_where(rows, column=title)
@@ -250,8 +250,6 @@ def draw_learned(part: SubFigure, rows: list[dict], activation_of: dict[str, str
         style.limit(panel, values)
         style.title(panel, title, 7)
         panel.set_xlabel("pre-activation x")
-    for panel in panels[len(titles) :]:
-        panel.remove()
     title = "learned activations, one curve per layer; dashed: before training"
     part.suptitle(title, fontsize=8)
 

@@ -1,7 +1,7 @@
 """What panels show: of each run a number at every step, over runs and environments a statistic."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,12 +46,22 @@ STATISTICS = {
 
 
 def told_statistics(rows: Sequence[dict]) -> str:
-    """The statistics of rows of statistic, environments and runs, for captions."""
-    by_name = defaultdict(list)  # statistic: whether it is over more runs than environments
+    """The statistics of rows of panel, statistic, environments and runs, for captions; of several
+    the first is that of the panels which the others do not name."""
+    by_name = defaultdict(list)  # statistic: its rows
     for row in rows:
-        by_name[row["statistic"]].append(int(row["runs"]) > int(row["environments"]))
-    told = [STATISTICS[name].told(any(several)) for name, several in by_name.items()]
-    return "; ".join(told)
+        by_name[row["statistic"]].append(row)
+    told = {}  # statistic: its panels, text
+    for name, own in by_name.items():
+        has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in own)
+        titles = list(dict.fromkeys(row.get("panel", "") for row in own))
+        told[name] = titles, STATISTICS[name].told(has_seeds)
+    most = max(told, key=lambda name: len(told[name][0]), default="")
+    lines = [text for name, (_, text) in told.items() if name == most]
+    for name, (titles, text) in told.items():
+        if name != most:
+            lines.append(f"in {' and '.join(titles)}: {text}")
+    return "; ".join(lines)
 
 
 @dataclass
@@ -71,6 +81,10 @@ class Panel:
     @property
     def is_of_training_games(self) -> bool:
         return self.key.startswith("charts/")
+
+    @property
+    def is_of_evaluations(self) -> bool:
+        return self.key.startswith("eval/")
 
     @property
     def measured(self) -> str:
@@ -258,6 +272,28 @@ def told_left_out(found: dict[str, dict[str, Curve]]) -> list[str]:
         where = "the statistics" if len(titles) == len(found) else ", ".join(titles)
         lines.append(f"not in {where}: {told_names(left_out)} (not of every variant)")
     return lines
+
+
+def told_carried(study: Study, panel: Panel, steps_of: Mapping[str, np.ndarray]) -> list[str]:
+    """For captions: whether evaluations are carried forward to steps at which a run has none, and
+    how far at most. steps_of: label -> the steps that are drawn."""
+    furthest = 0.0
+    for (label, env), runs in study.cells.items():
+        is_shown = label in steps_of and panel.shows(env) and panel.has_score(env)
+        if not is_shown or not panel.is_of_evaluations:
+            continue
+        for run in runs:
+            own = panel.points(run, env)[:, 0]
+            steps = np.asarray(steps_of[label], dtype=float)
+            end = own[-1] if run.has_diverged and len(own) else np.inf  # behind it: told by counts
+            steps = steps[steps <= end]
+            before = np.searchsorted(own, steps, side="right") - 1
+            late = steps[before >= 0] - own[before[before >= 0]]
+            furthest = max(furthest, late.max(initial=0.0))
+    if not furthest:
+        return []
+    what = "a run without an evaluation at a step counts with its last one before"
+    return [f"{what}, up to {furthest:,.0f} steps earlier"]
 
 
 # ---- runs that diverged early --------------------------------------------------------------------

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 import runlog
 from plots import axes, style
 from plots.layers import depth, read_rows
-from plots.reading import Loaded, Places, find_runs, read_config
+from plots.reading import Loaded, Places, find_runs, read_config, step_unit
 from plots.recording import Kind, columns, figure_place, rows_where, write_figure
 from plots.tables import print_table
 from plots.variants import BLACK, RED, SKY, in_order, load
@@ -189,7 +189,16 @@ def write_preactivations(
     configs = [read_config(Path(folder)) for folder in run_folders]
     names = in_order(config["activation"] for config in configs)
     told = f"Pre-activations over training, {configs[0]['env_id']}"
-    return write_figure(out, name, PREACTIVATIONS, rows, endings, caption=[told], activations=names)
+    return write_figure(
+        out,
+        name,
+        PREACTIVATIONS,
+        rows,
+        endings,
+        caption=[told],
+        activations=names,
+        unit=step_unit(configs[0]),
+    )
 
 
 def preactivation_rows(run_folders: Sequence[str | Path]) -> list[dict]:
@@ -276,6 +285,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     width = style.size_of_columns(number, 4.2, 1.0) * number + 1
     size = max(width, 5.5), 2.1 * len(layers) * len(blocks) + 1.2
     figure = Figure(size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)  # else neighbours' last and first step would touch
     shape = len(layers) * len(blocks), number
     grid = figure.subplots(*shape, squeeze=False, sharex=True)
     mesh = None
@@ -287,7 +297,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
         for panel in part[:, len(names) :].ravel():
             panel.set_axis_off()
     for panel in grid[-1]:
-        panel.set_xlabel("environment steps")
+        panel.set_xlabel(spec.get("unit", "environment steps"))
     handles = [
         Line2D([], [], color=RED, label="median"),
         Line2D([], [], color=RED, linestyle=":", label="1 and 99 %"),

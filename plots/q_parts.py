@@ -92,19 +92,24 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     cells = list(dict.fromkeys((row["environment"], row["variant"]) for row in rows))
     number = min(4, len(cells))
     figure, panels = style.grid_of_panels(len(cells), number, (3.2, 2.6), 1.1)
+    counts = [int(row["n"]) for row in rows]
+    is_told = max(counts) == 1 and any("n = 1 seed" in line for line in spec["caption"])
     for index, (panel, (env, label)) in enumerate(zip(panels, cells)):
         members = rows_where(rows, environment=env, variant=label)
         for part, look in PARTS_OF_Q.items():
             points = rows_where(members, part=part)
             steps, mean, std = columns(points, "step", "mean", "std")
             style.curve(panel, part, look, steps, mean, mean - std, mean + std)
-        style.title(panel, f"{env}, {label} (n = {members[0]['n']})")
+        title = f"{env}, {label}"
+        style.title(panel, title if is_told else f"{title} (n = {members[0]['n']})")
         panel.set_ylabel("mean contribution to Q" if index % number == 0 else "")
         style.steps_axis(panel)
+        panel.set_xlim(0, None)
     style.legend(figure, panels[0].get_legend_handles_labels()[0])
-    counts = [int(row["n"]) for row in rows]
-    told = "one seed" if max(counts) == 1 else "mean over seeds, band: standard deviation"
-    style.caption(figure, *spec["caption"], told)
+    told = [] if is_told else ["one seed"]
+    if max(counts) > 1:
+        told = ["mean over seeds, band: standard deviation"]
+    style.caption(figure, *spec["caption"], *told)
     return figure
 
 

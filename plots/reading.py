@@ -138,6 +138,11 @@ def script_of(folder: Path) -> str:
     return parts[1] if len(parts) > 2 else ""
 
 
+def step_unit(config: dict) -> str:
+    """What a run's steps count: of the scripts without an environment a step is an update."""
+    return "updates" if {"total_steps", "num_tasks"} & {*config} else "environment steps"
+
+
 def runs_of_script(places: Places, script: str) -> list[Path]:
     """find_runs of one script. Raises UserError: none."""
     every = find_runs(places)

@@ -49,8 +49,15 @@ class Kind:
 # ---- CSV -----------------------------------------------------------------------------------------
 
 
-def write_csv(path: Path, rows: Sequence[dict], digits: int = 6) -> Path:
-    """Rows of one set of columns; numbers with so many significant digits."""
+def write_csv(
+    path: Path, rows: Sequence[dict], digits: int = 6, kinds: Sequence[Kind] = ()
+) -> Path:
+    """Rows of one set of columns; numbers with so many significant digits.
+
+    kinds: of the figures that are drawn from the file. Raises UserError: it is the data of another
+    figure.
+    """
+    check_free(path.parent, [path.name], kinds)
     with disk.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -59,6 +66,29 @@ def write_csv(path: Path, rows: Sequence[dict], digits: int = 6) -> Path:
             for row in rows:
                 writer.writerow({key: rounded(value, digits) for key, value in row.items()})
     return path
+
+
+def check_free(
+    folder: Path, files: Sequence[str], kinds: Sequence[Kind], figures: Sequence[str] = ()
+) -> None:
+    """Raises UserError if these files are the data of a figure of another kind in the figures.json
+    of a folder, or `figures`, names of entries, are taken by one."""
+    if not (folder / "figures.json").exists():
+        return
+    own = [kind.name for kind in kinds]
+    remedy = "give another place by --out"
+    for name, spec in read_index(folder).items():
+        if spec["kind"] in own:
+            continue
+        other = f"the {spec['kind']} figure {name}"
+        for file in spec.get("csv", [f"{name}.csv"]):
+            if file in files:
+                by = f"a {own[0]} figure" if own else "a table"
+                told = f"{other} is drawn from it (figures.json), and {by} would replace it"
+                raise runlog.UserError(f"{folder / file}: {told}; {remedy}")
+        if name in figures:
+            told = f"is {other} (figures.json), and a {own[0]} figure would replace it"
+            raise runlog.UserError(f"{folder / name}: {told}; {remedy}")
 
 
 def rounded(value: object, digits: int) -> object:
@@ -140,7 +170,8 @@ def write_figure(
     if not rows:
         print(f"{name}: no data for it in these runs, not drawn")
         return []
-    csv_path = write_csv(Path(out) / f"{name}.csv", rows)
+    check_free(Path(out), [], [kind], [name])
+    csv_path = write_csv(Path(out) / f"{name}.csv", rows, kinds=[kind])
     return [csv_path, *record_figure(out, name, kind, endings, **spec)]
 
 
@@ -148,8 +179,10 @@ def record_figure(
     out: Path, name: str, kind: Kind, endings: Sequence[str] = ("png", "pdf"), **spec
 ) -> list[Path]:
     """Enters into figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from
-    these files there; and draw it."""
+    these files there; and draw it. Raises UserError: the name is that of a figure of another
+    kind."""
     folder = Path(out)
+    check_free(folder, [], [kind], [name])
     index = folder / "figures.json"
     entries = read_index(folder) if index.exists() else {}
     entries[name] = {"kind": kind.name, **spec}

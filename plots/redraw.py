@@ -40,15 +40,45 @@ def redraw(folder: Path, name: str, endings: Sequence[str] = ("png",)) -> list[P
 
 
 def redraw_all(folders: Sequence[Path]) -> list[Path]:
-    """Draw as PNG every figure that a figures.json in these folders, or below, knows. Raises
-    UserError: none there."""
-    paths = []
+    """Draw as PNG every figure that a figures.json in these folders, or below, knows; prints its
+    path. Raises UserError: none there, or, when all others are drawn, some that cannot be."""
+    indices = []
     for folder in folders:
-        indices = sorted(Path(folder).rglob("figures.json"))
-        if not indices:
+        found = sorted(Path(folder).rglob("figures.json"))
+        if not found:
             told = "no figures.json in it or below; give folders of drawn figures"
             raise runlog.UserError(f"{folder}: {told}")
-        for index in indices:
-            for name in read_index(index.parent, BY_NAME):
-                paths += redraw(index.parent, name)
+        indices += found
+    paths = []
+    faults = []
+    for index in indices:
+        drawn, not_drawn = redraw_folder(index.parent)
+        paths += drawn
+        faults += not_drawn
+    if len(faults) == 1:
+        raise runlog.UserError(faults[0])
+    if faults:
+        start = f"{len(faults)} faults, all other figures are drawn ({len(paths)}):"
+        told = [f"({number}) {fault}" for number, fault in enumerate(faults, start=1)]
+        raise runlog.UserError(" ".join([start, *told]))
     return paths
+
+
+def redraw_folder(folder: Path) -> tuple[list[Path], list[str]]:
+    """Draw every figure that figures.json of a folder knows: paths, which are printed, and why
+    others could not be drawn."""
+    try:
+        names = list(read_index(folder, BY_NAME))
+    except runlog.UserError as error:
+        return [], [str(error)]
+    paths = []
+    faults = []
+    for name in names:
+        try:
+            own = redraw(folder, name)
+        except runlog.UserError as error:
+            faults.append(f"{folder / name}.png: {error}")
+            continue
+        print(*own, sep="\n", flush=True)
+        paths += own
+    return paths, faults

@@ -14,16 +14,17 @@ import runlog
 from plots import axes, style
 from plots.aggregation import aligned
 from plots.layers import last_row
-from plots.reading import NUMBER, Loaded, Places, runs_of_script
-from plots.recording import Kind, read_csv, record_figure, rows_where, write_csv
+from plots.reading import NUMBER, Loaded, Places
+from plots.recording import Kind, check_free, read_csv, record_figure, rows_where, write_csv
 from plots.statistics import ratio_interval
+from plots.study import find_candidates
 from plots.tables import print_table
 from plots.variants import by_seed, is_product, load, product_of, style_of
 from runlog import disk
 
+DRAWN = ("runs", "curves", "fits")  # tables of figures
 TRUTH = {"color": "0.8", "linewidth": 6, "solid_capstyle": "butt"}
 ERROR = "eval/mse"
-FILES = ["runs.csv", "curves.csv", "fits.csv"]
 
 
 def network_label(activation: str, widths: Sequence[int]) -> str:
@@ -170,17 +171,41 @@ def hr2(
 ) -> list[Path]:
     """HR Figs. 2 and 12: function approximation, from the runs of function_approximation.py in a
     folder."""
-    if where or variants:
-        told = "hr2 draws all runs of function_approximation.py; leave it away"
-        raise runlog.UserError(f"--where, --variants: {told}")
-    function_approximation(runs_of_script(runs, "function_approximation"), out)
+    return draw_runs(runs, out, where, variants, "hr2", "hr2_")
+
+
+def fitted_runs(
+    runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
+) -> list[Path]:
+    """The figures of function_approximation.py (HR Figs. 2 and 12), from its runs in a folder, in
+    the files that the script itself writes."""
+    return draw_runs(runs, out, where, variants, "function_approximation")
+
+
+def draw_runs(
+    runs: Places,
+    out: Path,
+    where: Sequence[str],
+    variants: Sequence[str],
+    name: str,
+    prefix: str = "",
+) -> list[Path]:
+    """function_approximation of a folder's runs with these settings. name: the subcommand."""
+    if variants:
+        told = f"{name} draws all networks of the runs; leave it out, or choose by --where"
+        raise runlog.UserError(f"--variants {' '.join(variants)}: {told}")
+    candidates = find_candidates(runs, "function_approximation", where)
+    folders = [candidate.folder for candidate in candidates]
+    function_approximation(folders, out, prefix)
     return []
 
 
-def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -> None:
+def function_approximation(
+    run_folders: Sequence[str | Path], out: str | Path, prefix: str = ""
+) -> None:
     """HR Figs. 2 and 12 from the runs of function_approximation.py: shallow.png and deep.png, and
-    what they show as runs.csv, curves.csv, fits.csv and ratios.csv; table1.png if `out` has a
-    table1.csv. Prints the last errors."""
+    what they show as runs.csv, curves.csv, fits.csv and ratios.csv, each behind `prefix`;
+    table1.png if `out` has a table1.csv. Prints the last errors."""
     out = Path(out)
     networks = fitted(run_folders)
     if not any(np.isfinite(network.errors(network.best)).any() for network in networks):
@@ -189,20 +214,24 @@ def function_approximation(run_folders: Sequence[str | Path], out: str | Path) -
         raise runlog.UserError(f"--runs {folder}: {told}; train with lower --learning-rates")
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
+    files = [f"{prefix}{name}.csv" for name in (*DRAWN, "ratios")]
+    check_free(out, files, [REGRESSION], [f"{prefix}shallow", f"{prefix}deep"])
     shallow = [network for network in networks if network.is_shallow]
     products = [network for network in shallow if network.is_product]
     deep = [network for network in networks if not network.is_shallow]
 
     runs, curves, fits, ratios = tables_of(networks, products)
     print_errors(networks)
-    paths = [write_csv(out / "runs.csv", runs), write_csv(out / "curves.csv", curves)]
-    paths.append(write_csv(out / "fits.csv", fits))
-    if ratios:
-        paths.append(write_csv(out / "ratios.csv", ratios))
+    paths = []
+    tables = {"runs": runs, "curves": curves, "fits": fits, "ratios": ratios}
+    for name, rows in tables.items():
+        if rows:
+            path = out / f"{prefix}{name}.csv"
+            paths.append(write_csv(path, rows, kinds=[REGRESSION]))
     if shallow:
-        paths += record(out, "shallow", shallow, "Shallow networks (HR Figs. 2, 12a)")
+        paths += record(out, prefix, "shallow", shallow, "Shallow networks (HR Figs. 2, 12a)")
     if deep:
-        paths += record(out, "deep", [*products, *deep], "Deep networks (HR Fig. 12b)")
+        paths += record(out, prefix, "deep", [*products, *deep], "Deep networks (HR Fig. 12b)")
     if (out / "table1.csv").exists():
         paths += record_table1(out)
     print(*paths, sep="\n", flush=True)
@@ -319,12 +348,16 @@ def print_errors(networks: Sequence[Fitted]) -> None:
 # ---- figures -------------------------------------------------------------------------------------
 
 
-def record(out: Path, name: str, networks: Sequence[Fitted], title: str) -> list[Path]:
-    """Draw these networks from the tables in `out`."""
-    labels = [network.label for network in networks]
-    caption = caption_of(networks, title)
+def record(out: Path, prefix: str, name: str, networks: Sequence[Fitted], title: str) -> list[Path]:
+    """Draw these networks from the tables in `out`. prefix: of all files."""
     return record_figure(
-        out, name, REGRESSION, ("png",), caption=caption, csv=FILES, networks=labels
+        out,
+        f"{prefix}{name}",
+        REGRESSION,
+        ("png",),
+        caption=caption_of(networks, title),
+        csv=[f"{prefix}{table}.csv" for table in DRAWN],
+        networks=[network.label for network in networks],
     )
 
 
@@ -353,13 +386,15 @@ class Network:
     fit: np.ndarray  # of the points of fits.csv
 
 
-def networks_in(tables: dict[str, list[dict]], labels: Sequence[str]) -> list[Network]:
-    """The networks of these labels."""
+def networks_in(
+    run_rows: list[dict], curve_rows: list[dict], fit_rows: list[dict], labels: Sequence[str]
+) -> list[Network]:
+    """The networks of these labels, from the rows of runs.csv, curves.csv and fits.csv."""
     runs = defaultdict(list)  # label: rows
-    for row in tables["runs.csv"]:
+    for row in run_rows:
         runs[label_of(row)].append(row)
     points = defaultdict(lambda: defaultdict(list))  # label: learning rate: points
-    for row in tables["curves.csv"]:
+    for row in curve_rows:
         point = [float(row[name]) for name in ("step", "min", "median", "max")]
         points[label_of(row)][float(row["learning_rate"])].append(point)
     networks = []
@@ -369,9 +404,8 @@ def networks_in(tables: dict[str, list[dict]], labels: Sequence[str]) -> list[Ne
             errors[float(row["learning_rate"])].append(float(row["last_error"]))
         errors = {rate: np.array(values) for rate, values in errors.items()}
         curves = {rate: np.array(values) for rate, values in points[label].items()}
-        fits = tables["fits.csv"]
-        (best,) = (rate for rate in errors if fit_column(label, rate) in fits[0])
-        fit = np.array([float(row[fit_column(label, best)]) for row in fits])
+        (best,) = (rate for rate in errors if fit_column(label, rate) in fit_rows[0])
+        fit = np.array([float(row[fit_column(label, best)]) for row in fit_rows])
         look = style_of(runs[label][0]["activation"])
         count = int(runs[label][0]["parameters"])
         networks.append(Network(label, look, count, errors, curves, best, fit))
@@ -386,8 +420,9 @@ def label_of(row: dict) -> str:
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     """Top: every network's fit at its best learning rate. Middle: error over the steps, a panel per
     learning rate. Bottom: last error against the learning rate and the number of parameters."""
-    networks = networks_in(tables, spec["networks"])
-    x = np.array([float(row["x"]) for row in tables["fits.csv"]])
+    runs, curves, fits = tables.values()
+    networks = networks_in(runs, curves, fits, spec["networks"])
+    x = np.array([float(row["x"]) for row in fits])
     rates = set()
     for network in networks:
         rates |= {*network.errors}
@@ -481,6 +516,11 @@ def draw_last_errors(part: SubFigure, networks: Sequence[Network]) -> None:
         axes.log_scale(panel, "x")
         axes.log_scale(panel)
     by_rate.set(xlabel="learning rate", ylabel="last error")
+    rates = set()
+    for network in networks:
+        rates |= {*network.errors}
+    by_rate.set_xlim(min(rates) / 1.5, max(rates) * 1.5)
+    axes.merged_ticks(by_rate, sorted(rates), axes.pitch(by_rate) - 0.8)
     label = "parameters (each network at its best learning rate)"
     by_count.set(xlabel=axes.wrapped(label, axes.pitch(by_count) - 0.3, 9))
     counts = sorted({network.num_parameters for network in networks})

@@ -285,13 +285,8 @@ def check_comparable(folder: Places, script: str, candidates: Sequence[Candidate
     found = differing(settings, folders, {*SETTINGS, *PAIRED, *MEASURING, "activation", "env_id"})
     if found is None:
         return
-    first = next(iter(found.folders))
     start = f"--runs {told_places(folder)}: runs of {script}.py"
-    raise runlog.UserError(
-        f"{start} differ in {found.key} ({found.values}); "
-        f"choose by --where {found.key}={first} (null: not there), "
-        f"or move some away: {found.where}"
-    )
+    raise runlog.UserError(f"{start} {found.told}")
 
 
 def usual_values(candidates: Sequence[Candidate]) -> dict[str, float]:

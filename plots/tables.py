@@ -17,7 +17,7 @@ from plots.aggregation import (
     told_cuts,
 )
 from plots.reading import Loaded, Places, check_once, find_runs, read_run, script_of
-from plots.recording import write_csv
+from plots.recording import check_free, write_csv
 from plots.variants import (
     MEASURING,
     Variant,
@@ -148,7 +148,7 @@ def at_step(groups: Groups, step: float | None) -> tuple[Groups, list[str]]:
             lines.append(f"{where}: {'; '.join(short)}")
     if not kept:
         told = f"no run has reached it; the longest ends at step {longest:,.0f}"
-        raise runlog.UserError(f"--at-step {step:g}: {told}")
+        raise runlog.UserError(f"--at-step {step:.12g}: {told}")
     return kept, lines
 
 
@@ -245,6 +245,7 @@ def markdown_text(text: str) -> str:
 def write_tables(runs: Places, out: Path, step: float | None = None) -> list[Path]:
     """table.md, table.csv and table.tex in `out`, and runs.csv, a row for each run; the Markdown is
     printed too. step: where runs are compared; None: the last that all of an environment have."""
+    check_free(Path(out), ["table.csv", "runs.csv"], [])
     groups = groups_of(runs)
     rows, cut = summary(groups, step)
     paths = [

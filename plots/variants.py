@@ -48,8 +48,8 @@ STYLES = {  # activation: colour, line style, marker (lines must differ in grey 
 }
 
 
-# of activations without a style: none of them is like one of the above
-OTHERS = ("#332288", "#882255", "#999933", "#44AA99", "#DDCC77", "#661100", "#AA4499", "#6699CC")
+# of activations without a style: none of them is like one of the above, or pale on white
+OTHERS = ("#332288", "#882255", "#999933", "#44AA99", "#EE3377", "#661100", "#AA4499", "#6699CC")
 OTHER_LINES = ("--", "-.", ":")
 OTHER_MARKERS = "*>phd"
 
@@ -284,6 +284,16 @@ class Difference:
     @property
     def where(self) -> str:
         return ", ".join(f"{value} in {folder.name}" for value, folder in self.folders.items())
+
+    @property
+    def told(self) -> str:
+        """What to do about it, where there is --where."""
+        first = next(iter(self.folders))
+        return (
+            f"differ in {self.key} ({self.values}); "
+            f"choose by --where {self.key}={first} (null: not there), "
+            f"or move some away: {self.where}"
+        )
 
 
 def differing(

@@ -73,6 +73,7 @@ def main(args: Args) -> None:
             raise runlog.UserError(
                 f"--reference {path}: give a file of another name than runs.csv and curves.csv"
             )
+    recording.check_free(args.out, ["runs.csv", "curves.csv"], [exported.STUDY], ["curves"])
     folders = reading.find_runs(args.folders, "")
     groups = split(variants.load(folders, args.by), args.by)
     curves = []

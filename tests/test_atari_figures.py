@@ -64,6 +64,15 @@ def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
         assert float(row["value"]) == pytest.approx(sorted(means)[1], rel=1e-5)
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
     assert [(row["variant"], row["step"]) for row in final] == [("relu", "30"), ("tanh_hr", "30")]
+    captions = json.loads((tmp_path / "out" / "figures.json").read_text())
+    for spec in captions.values():
+        assert not any("earlier" in line for line in spec["caption"])
+    late = next((tmp_path / "runs").glob("*tanh_hr*s2*")) / "scalars.csv"
+    lines = late.read_text().splitlines(keepends=True)
+    late.write_text("".join(line for line in lines if not line.startswith("30,eval/")))
+    figures.main(["hr1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    for spec in json.loads((tmp_path / "out" / "figures.json").read_text()).values():
+        assert any(line.endswith("up to 10 steps earlier") for line in spec["caption"])
 
 
 def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):

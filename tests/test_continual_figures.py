@@ -73,8 +73,12 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
     assert [cell.label for cell in found["digits random_labels"]] == labels
     assert [run.config["seed"] for run in found["digits random_labels"][0].runs] == [1, 2]
     make_cell(tmp_path, [1], "tanh", num_tasks=3)
-    with pytest.raises(runlog.UserError, match="differ in num_tasks"):
+    with pytest.raises(runlog.UserError, match=r"differ in num_tasks .* --where num_tasks="):
         plots.continual.continual_cells(tmp_path)
+    (cells,) = plots.continual.continual_cells(tmp_path, ["num_tasks=3"]).values()
+    assert [cell.label for cell in cells] == ["tanh"]
+    (cells,) = plots.continual.continual_cells(tmp_path, [f"num_tasks={TASKS}"]).values()
+    assert [cell.label for cell in cells] == labels
     with pytest.raises(runlog.UserError, match="nothing: is no run folder"):
         plots.continual.continual_cells(tmp_path / "nothing")
     make_cell(tmp_path / "other", [1], "relu")

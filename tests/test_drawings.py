@@ -20,6 +20,7 @@ import plots.axes
 import plots.continual
 import plots.league
 import plots.panels
+import plots.q_parts
 import plots.redraw
 import plots.regression
 import plots.run
@@ -634,4 +635,38 @@ def test_a_caption_tells_the_statistic_of_several_seeds_only():
     assert plots.panels.told_statistics([row]) == "IQM over runs, one seed: no interval"
     several = plots.panels.told_statistics([row, row | {"runs": 9}])
     assert several == "IQM over runs, band: 95 % stratified bootstrap"
+    rows = [row | {"panel": title} for title in ("score", "success")]
+    rows += [row | {"panel": title, "statistic": "mean"} for title in ("bias",)]
+    told = plots.panels.told_statistics(rows)
+    assert told.startswith("IQM over runs") and "; in bias: mean over environments" in told
     assert plots.style.told_seeds([1, 3]) == "n = 1 to 3 seeds"
+
+
+def test_contributions_to_q_begin_at_0_and_tell_one_seed_once():
+    rows = []
+    for part in plots.q_parts.PARTS_OF_Q:
+        for step in (500.0, 1_000.0):
+            row = {"environment": "Seaquest", "variant": "tanh", "part": part, "n": "1"}
+            rows.append(row | {"step": step, "mean": 1.0, "std": np.nan})
+    figure = plots.q_parts.draw(rows, {"caption": ["HR Fig. 4", "n = 1 seed in Seaquest"]})
+    (panel,) = figure.axes
+    assert panel.get_xlim()[0] == 0 and panel.get_title() == "Seaquest, tanh"
+    assert figure.get_suptitle() == "HR Fig. 4\nn = 1 seed in Seaquest"
+    figure = plots.q_parts.draw(rows, {"caption": ["HR Fig. 4", "n = 3 seeds in Seaquest"]})
+    assert figure.axes[0].get_title() == "Seaquest, tanh (n = 1)"
+
+
+def test_learning_rates_have_ticks_of_one_form():
+    panel = Figure((5, 3)).subplots()
+    plots.axes.log_scale(panel, "x")
+    panel.set_xlim(5e-5, 2e-2)
+    plots.axes.merged_ticks(panel, [1e-4, 1e-3, 1e-2], 4.0)
+    labels = [label.get_text() for label in panel.get_xticklabels()]
+    assert labels == ["0.0001", "0.001", "0.01"]
+
+
+def test_help_of_figures_has_no_empty_defaults(capsys):
+    with pytest.raises(SystemExit):
+        figures.main(["curves", "--help"])
+    told = capsys.readouterr().out
+    assert "[PATH ...]" in told and "[[" not in told and "(default: )" not in told

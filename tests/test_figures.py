@@ -252,6 +252,8 @@ def test_styles_are_stable_and_distinct():
     # an expression borrows no known activation's colour, and in a figure no other's
     assert not {color for color, _, _ in plots.variants.STYLES.values()} & {*plots.variants.OTHERS}
     names = ["tanh_hr", "identity*silu", "selu", "gelu", "prelu", "silu", "tanh_add", "elu"]
+    for color in plots.variants.OTHERS:  # seen on white
+        assert np.dot(to_rgb(color), (0.3, 0.59, 0.11)) < 0.7
     looks = plots.variants.distinct_styles(names)
     assert len({look["color"] for look in looks.values()}) == len(names)
     assert looks["tanh_hr"] == plots.variants.style_of("tanh_hr")

@@ -330,3 +330,9 @@ def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     assert all(
         path.read_bytes() == before[path.name] for path in (tmp_path / "again").glob("*.csv")
     )
+    figures.main(["hr2", *folders, "--out", str(tmp_path / "hr2"), "--where", "activation=relu"])
+    drawn = {path.name for path in (tmp_path / "hr2").iterdir()} - {"figures.json"}
+    tables = {"hr2_runs.csv", "hr2_curves.csv", "hr2_fits.csv"}
+    assert drawn == tables | {"hr2_shallow.png", "hr2_deep.png"}
+    rows = [row for row in table(out / "runs.csv") if row["activation"] == "relu"]
+    assert table(tmp_path / "hr2" / "hr2_runs.csv") == rows
