@@ -584,7 +584,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             biases = q_bias(agent, tasks.current_eval_envs(), batch.seeds, index)
             rows = tasks.log(batch, step, returns, biases)
             shown = ("eval/success", "eval/episodic_return", "overestimation/mean")
-            progress.note_means(step, rows, shown)
+            progress.note_means(step, rows, shown, tasks.label)
 
         # begin the next task
         if tasks.ends_at(step) and not at_end:

@@ -2,17 +2,21 @@
 networks take of memory (docs/dqn_atari.md)."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
 
 from runlog import cli, memory, seeding
+from runlog.terminal import UserError
 
 OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
 MOST_ACTIONS = 18  # of a game
 GAME_BYTES = 1_200_000  # of one game in ale_py's vector environment
 MOST_SCREENS = 2_000  # of a film
+# Breakout, ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v0, ...
+ANY_ID = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?")
 
 
 # ---- games -------------------------------------------------------------------------------------
@@ -23,15 +27,46 @@ def atari_game(env_id: str) -> tuple[str, str]:
 
     Raises UserError: unknown.
     """
+    roms = _roms()
+    name = _plain_name(env_id)
+    if name not in roms:
+        _refuse_other_names(env_id)
+        cli.check_choice("--env-id", env_id, roms)
+    return name, roms[name]
+
+
+def _refuse_other_names(env_id: str) -> None:
+    """Raises UserError: another name of a game, or that of another environment."""
+    game = game_of(env_id)
+    if game is not None:
+        told = f"is called {game} here, and has 4 frames per step"
+        raise UserError(f"--env-id {env_id}: {told}; use --env-id {game}")
+    if env_id in gym.registry or "/" in env_id.removeprefix("ALE/"):
+        remedy = "for continuous control use sac_continuous.py or td3_continuous.py"
+        raise UserError(f"--env-id {env_id}: is no Atari game; {remedy}")
+
+
+def game_of(env_id: str) -> str | None:
+    """The game that an id means by anybody's habit: Breakout for BreakoutNoFrameskip-v4 and for
+    breakout. None: no game of that name, or no ale_py."""
+    try:
+        roms = _roms()
+    except ImportError:
+        return None
+    found = ANY_ID.fullmatch(env_id)
+    names = {name.lower(): name for name in roms}
+    return names.get(found[1].lower()) if found else None
+
+
+def _roms() -> dict[str, str]:
+    """name -> rom of every game."""
     import ale_py  # noqa: F401  (registers the ids)
 
     roms = {}
     for registered, spec in gym.registry.items():
         if registered.startswith("ALE/") and registered.endswith("-v5"):
             roms[_plain_name(registered)] = spec.kwargs["game"]
-    name = _plain_name(env_id)
-    cli.check_choice("--env-id", name, roms)
-    return name, roms[name]
+    return roms
 
 
 def _plain_name(env_id: str) -> str:

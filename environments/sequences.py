@@ -77,6 +77,14 @@ class TaskSequence:
         """Of the current task."""
         return self.env_ids[self.current]
 
+    @property
+    def label(self) -> str:
+        """The current task as printed lines name it, "task 2 (push-v3)"; "" if it is the only
+        one."""
+        if len(self.env_ids) == 1:
+            return ""
+        return f"task {self.current + 1} ({self.env_id.rpartition('/')[2]})"
+
     def current_eval_envs(self):
         return self.eval_envs[self.env_id]
 

@@ -19,10 +19,21 @@ import gymnasium
 import numpy as np
 
 import runlog
+from environments import atari
 from environments.graphics import enable_graphics, no_graphics
 from runlog import cli, seeding
 
 METAWORLD_STEPS = 200  # of an episode (CR's protocol)
+# of Gymnasium: discrete actions, unless they are registered with continuous=True
+DISCRETE = (
+    "gymnasium.envs.box2d.lunar_lander",
+    "gymnasium.envs.classic_control.acrobot",
+    "gymnasium.envs.classic_control.cartpole",
+    "gymnasium.envs.classic_control.mountain_car",
+    "gymnasium.envs.phys2d.cartpole",
+    "gymnasium.envs.tabular",
+    "gymnasium.envs.toy_text",
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,7 @@ def check_id(env_id: str) -> None:
     imports the module, from the current folder too."""
     module, colon, _ = env_id.rpartition(":")
     suite = suite_of(env_id)
+    suggested = []
     if colon:
         import_suites()  # it may build on their environments, and imports MuJoCo then
         _import_own(env_id, module)
@@ -175,9 +187,34 @@ def check_id(env_id: str) -> None:
     elif suite is not None:
         choices = suite.list_ids(import_suite(suite))
     else:
+        _refuse_atari(env_id)
         import_suites()
         choices = [name for name in gymnasium.registry if not name.startswith("Meta-World/")]
-    cli.check_choice("--env-id", env_id, choices)
+        suggested = [name for name in choices if _may_be_continuous(name)]
+        suggested += METAWORLD.list_ids(import_suite(METAWORLD))
+    cli.check_choice("--env-id", env_id, choices, suggested)
+
+
+def _refuse_atari(env_id: str) -> None:
+    """Raises UserError if the id means an Atari game and is nobody else's."""
+    spec = gymnasium.registry.get(env_id)
+    if spec is not None and not str(spec.entry_point).startswith("ale_py"):
+        return
+    game = atari.game_of(env_id)
+    if game is not None:
+        remedy = "use dqn_atari.py, ppo_atari.py or pqn_atari.py"
+        told = "is an Atari game, with discrete actions"
+        raise runlog.UserError(f"--env-id {env_id}: {told}; {remedy}, with --env-id {game}")
+
+
+def _may_be_continuous(env_id: str) -> bool:
+    """Whether training on it may work, as far as that is known without making it."""
+    spec = gymnasium.registry[env_id]
+    entry_point = spec.entry_point
+    if not isinstance(entry_point, str):  # a suite's, or a function that only raises an error
+        return not getattr(entry_point, "__name__", "").startswith("_raise_")
+    is_discrete = entry_point.startswith((*DISCRETE, "ale_py"))
+    return spec.kwargs.get("continuous", not is_discrete)
 
 
 def _import_own(env_id: str, module: str) -> None:

@@ -165,7 +165,13 @@ def read_config(folder: Path) -> dict:
     """config.json of a run folder, with its `status` and `not_identity`, the flags that change no
     result. Raises UserError if it is none, or if a setting that every figure uses is of the wrong
     kind."""
-    if not (folder / "config.json").exists() or not (folder / "meta.json").exists():
+    needed = ("config.json", "meta.json")
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing and (folder / "scalars.csv").exists():  # found below what the user has named
+        told = f"has a scalars.csv but no {' and no '.join(missing)}"
+        remedy = f"move it out of {folder.parent}, or restore what is missing"
+        raise runlog.UserError(f"{folder}: {told}; {remedy}")
+    if missing:
         remedy = "give one that holds config.json and meta.json"
         raise runlog.UserError(f"{folder}: is no run folder; {remedy}")
     meta = read_json(folder / "meta.json")

@@ -23,6 +23,10 @@ from runlog.terminal import UserError, reason
 LARGEST_COUNT = 2**53
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 FILES_OF_LIBRARIES = 256  # that a process has open without any run
+WRONG_NUMBER = re.compile(  # as tyro tells it
+    r"Error parsing (--\S+): .*?(?:base 10: |to float: |arguments:? |from )\[?('[^\]]*')\]?.*?"
+    r"; expected (--\S+ \S+)"
+)
 LONGEST_RUN_NAME = 240  # characters, of a run's folder (identity.run_name) and its files
 
 
@@ -34,6 +38,7 @@ def parse_args(cls, argv: Sequence[str] | None = None, description: str | None =
     after `--help` (see usage.py), 2 after a mistake, which is printed on stderr as `error: ...`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _refuse_flags_of_others(cls, argv)
     if {"-h", "--help"} & {*argv} and usage.has_groups(cls):
         print(usage.format_help(cls, Path(sys.argv[0]).name, usage.width()), end="")
         raise SystemExit(0)
@@ -51,10 +56,46 @@ def parse_args(cls, argv: Sequence[str] | None = None, description: str | None =
         if section and not section.startswith("For full help"):
             # a nested configuration that raised: what it said names the flag
             section = re.sub("^Error parsing [^ :]+: (?=--)", "", section)
-            told.append(section.replace("Argument helptext:", "expected").rstrip("."))
+            section = section.replace("Argument helptext:", "expected").replace("{None}|", "")
+            told.append(section.rstrip("."))
     told += _switches_with_a_value(argv, told[0])
-    print(f"error: {'; '.join(told)} (--help lists every flag)", file=sys.stderr)
-    raise SystemExit(2)
+    raise _mistake(_in_plain_words("; ".join(told)))
+
+
+def _mistake(told: str) -> SystemExit:
+    """Prints a mistake; what is to be raised."""
+    print(f"error: {told} (--help lists every flag)", file=sys.stderr)
+    return SystemExit(2)
+
+
+def _refuse_flags_of_others(cls, argv: Sequence[str]) -> None:
+    """Says what to do instead of a flag that only other training scripts have."""
+    fields = getattr(cls, "__dataclass_fields__", {})
+    if "seed" not in fields:  # no training
+        return
+    is_started = cls.__module__ == "__main__"
+    script = Path(sys.argv[0]).name if is_started else f"{cls.__module__}.py"
+    given = {word.partition("=")[0].replace("_", "-") for word in argv}
+    if "--num-seeds" in given and "num_seeds" not in fields:
+        several = f"scripts/sweep.py '{script} ... --seed {{1,2}}'"
+        told = f"{script} trains one seed per process; use --seed N, or for several {several}"
+        raise _mistake(f"--num-seeds: {told}")
+    if "--evaluate" in given and "evaluate" not in fields:
+        told = f"{script} has no episodes to play; its run folders hold the results"
+        raise _mistake(f"--evaluate: {told}")
+
+
+def _in_plain_words(told: str) -> str:
+    """What tyro says of a value that is no number, without Python's words for it: `--utd '0.5':
+    must be a whole number; expected --utd INT ...`."""
+    found = WRONG_NUMBER.match(told)
+    if not found:
+        return told
+    flag, values, expected = found.groups()
+    number = "whole number" if "INT" in expected else "number"
+    must = f"must be {number}s" if "', '" in values else f"must be a {number}"
+    values = values.replace("', '", "' '")
+    return f"{flag} {values}: {must}; expected {expected}{told[found.end() :]}"
 
 
 def _sections_of_boxes(text: str) -> list[str]:
@@ -89,11 +130,15 @@ def flag_name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    """Raises UserError, with the nearest names, unless `value` is one of `choices`."""
+def check_choice(
+    flag: str, value: str, choices: Collection[str], suggested: Collection[str] = ()
+) -> None:
+    """Raises UserError, with the nearest names, unless `value` is one of `choices`. suggested: the
+    names that the message may take, if not all of them would do."""
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3)
-        near = near or sorted(choices)[:3]
+        names = suggested or choices
+        near = difflib.get_close_matches(value, names, n=3, cutoff=0.3)
+        near = near or sorted(names)[:3]
         raise UserError(f"{flag} {value}: unknown; did you mean {' or '.join(near)}?")
 
 

@@ -31,6 +31,10 @@ def find_device(name: str) -> torch.device:
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(chosen)
+    except RuntimeError:  # lists the twenty kinds of devices that torch knows
+        remedy = "use cpu or auto, or with a GPU cuda or cuda:1"
+        raise UserError(f"--device {name}: is no device; {remedy}") from None
+    try:
         torch.empty(1, device=device).cpu()
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)

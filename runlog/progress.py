@@ -97,21 +97,29 @@ class Progress:
         last_step, last_time = self._speed_from
         self._speed_from = (last_step, last_time + seconds)
 
-    def note_postfix(self, step: int) -> None:
-        """Print one line with what there is to say at this step."""
+    def note_postfix(self, step: int, place: str = "") -> None:
+        """Print one line with what there is to say at this step. place: what stands behind the
+        step, such as "task 2 (push-v3)"."""
         told = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
-        self.note(f"step {step}: {', '.join(told)}")
+        where = f"step {step}, {place}" if place else f"step {step}"
+        self.note(f"{where}: {', '.join(told)}")
 
-    def note_means(self, step: int, rows: Sequence[dict[str, float]], keys: Sequence[str]) -> None:
+    def note_means(
+        self,
+        step: int,
+        rows: Sequence[dict[str, float]],
+        keys: Sequence[str],
+        place: str = "",
+    ) -> None:
         """Print the means over the runs' rows of those keys that the first row has. The first of
-        them is the bar's value."""
+        them is the bar's value. place: as of note_postfix."""
         there = [key for key in keys if key in rows[0]]
         for key in there:
             mean = np.mean([row.get(key, np.nan) for row in rows])
             self.postfix[key] = f"{mean:.4g}"
         if there:
             self.value = f"{_short(there[0])} {self.postfix[there[0]]}"
-        self.note_postfix(step)
+        self.note_postfix(step, place)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -727,6 +727,15 @@ def run_all(
     return 1 if failed or board.stopped else 0
 
 
+def shown_python() -> str:
+    """This interpreter, as a command that is pasted into a shell of this folder has to name it."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    if Path(sys.executable).is_relative_to(Path.cwd()):
+        return str(Path(sys.executable).relative_to(Path.cwd()))
+    return sys.executable
+
+
 def main(args: Args) -> int:
     """Returns the exit code: 0; 1 if processes failed;
     130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP."""
@@ -748,7 +757,8 @@ def main(args: Args) -> int:
     todo = todo[: args.limit]
     if args.dry_run:
         if todo:
-            say(*(shlex.join(["python", *process["argv"]]) for process in todo))
+            python = shown_python()
+            say(*(shlex.join([python, *process["argv"]]) for process in todo))
         say(f"{len(todo)} of {len(processes)} processes are left", file=sys.stderr)
         return 0
     with locked(sweep):

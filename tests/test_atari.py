@@ -301,3 +301,19 @@ def test_a_run_that_diverged_before_its_first_checkpoint_is_not_evaluated(script
     run.finish("diverged", step=5)
     with pytest.raises(runlog.UserError, match="is diverged; train it to the end first"):
         script.main(dataclasses.replace(args, evaluate=True))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "told"),
+    [
+        ("BreakoutNoFrameskip-v4", "is called Breakout here, .*; use --env-id Breakout$"),
+        ("ALE/Breakout-ram-v5", "is called Breakout here"),
+        ("ms_pacman", "unknown; did you mean MsPacman"),
+        ("mspacman", "is called MsPacman here"),
+        ("Pendulum-v1", "is no Atari game; .* sac_continuous.py"),
+        ("dm_control/cheetah-run-v0", "is no Atari game; .* sac_continuous.py"),
+    ],
+)
+def test_what_is_no_name_of_a_game_is_told_by_what_it_is(env_id, told):
+    with pytest.raises(runlog.UserError, match=f"^--env-id {env_id}: {told}"):
+        atari_game(env_id)

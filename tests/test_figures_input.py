@@ -233,7 +233,7 @@ def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
     assert "no run folders" in error_of(capsys, "demo", failed)
     # a run that has lost its other files
     (failed / "scalars.csv").write_text("step,key,value,wall_time\n")
-    assert "give one that holds config.json" in error_of(
+    assert "has a scalars.csv but no config.json and no meta.json" in error_of(
         capsys, "table", "--runs", tmp_path, "--out", tmp_path
     )
 
@@ -421,6 +421,18 @@ def test_out_is_checked_before_anything_is_read(tmp_path, capsys):
     edit(folder / "meta.json", git=None)
     export_results.main(export_results.Args((folder,), tmp_path / "out"))
     assert read_csv(tmp_path / "out" / "runs.csv")[0]["git"] == ""
+
+
+def test_a_stray_folder_with_scalars_says_what_it_lacks_and_where_it_is(tmp_path, capsys):
+    three_seeds(tmp_path / "bad")
+    stray = tmp_path / "bad" / "straydir"
+    stray.mkdir()
+    (stray / "scalars.csv").write_text("step,key,value,wall_time\n")
+    err = error_of(capsys, "table", "--runs", tmp_path / "bad", "--out", tmp_path / "out")
+    assert f"{stray}: has a scalars.csv but no config.json and no meta.json; move it out of" in err
+    (stray / "config.json").write_text("{}")
+    err = error_of(capsys, "table", "--runs", tmp_path / "bad", "--out", tmp_path / "out")
+    assert f"has a scalars.csv but no meta.json; move it out of {tmp_path / 'bad'}" in err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin1"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import golden
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ import runlog
 import sac_continuous
 import td3_continuous
 from environments import datasets
+from runlog import seeding
 
 # the flags of a quick run; later ones replace those of golden.py
 QUICK = {script: flags[0] for script, flags in golden.TRAININGS.items()}
@@ -305,6 +307,50 @@ def test_the_shapes_have_no_seed_axis_and_the_values_are_those_of_training(inter
         assert explored.shape == (1,) and explored != played
     mean, log_std = sac_continuous.load_agent(interrupted("sac_continuous")).actor(obs)
     assert mean.shape == log_std.shape == (5, 1)
+
+
+def blocks_of_notebook() -> list[str]:
+    page = (Path(__file__).parent.parent / "docs" / "runs.md").read_text()
+    section = page.partition("## In a notebook")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return [re.sub(r"(?m)^folder = .*$", "", block) for block in blocks]
+
+
+@pytest.mark.parametrize("script", ["sac_continuous", "td3_continuous"])
+def test_the_page_says_how_a_loaded_agent_is_played(script, interrupted):
+    """The code as the page has it, with a folder of here."""
+    load, play, _ = blocks_of_notebook()
+    load = load.replace("sac_continuous", script)
+    if script == "td3_continuous":
+        play = play.replace("run.config.env_id[0]", "run.config.env_id")
+    names = {"folder": str(interrupted(script)), "obs": np.zeros(3)}
+    exec(load, names)
+    exec(play, names)
+    agent = names["agent"]
+
+    # by hand: Pendulum-v1 as it is, whose torque lies in [-2, 2]
+    env = gymnasium.make("Pendulum-v1")
+    by_hand = []
+    for episode in range(3):
+        seed = seeding.derive_seed(names["run"].config.seed, "play", episode) % 2**32
+        obs, _ = env.reset(seed=seed)
+        total = 0.0
+        done = False
+        while not done:
+            obs, reward, terminated, truncated, _ = env.step(2 * agent.act(obs))
+            total += reward
+            done = terminated or truncated
+        by_hand.append(total)
+    assert names["episodic_return"] == pytest.approx(by_hand[0], rel=1e-4)
+    assert names["result"]["eval/episodic_return"] == pytest.approx(np.mean(by_hand), rel=1e-4)
+
+
+def test_the_page_says_how_a_loaded_atari_agent_is_played(interrupted):
+    *_, atari = blocks_of_notebook()
+    names = {"folder": str(interrupted("dqn_atari")), "runlog": runlog}
+    exec(atari, names)
+    assert len(names["returns"]) == 3 and min(names["returns"]) >= 0
+    assert names["step"].obs.shape == names["obs"].shape == (1, 4, 84, 84)
 
 
 def test_networks_of_images_and_points_have_the_shapes_that_are_told(interrupted):

@@ -5,10 +5,12 @@
 
 import dataclasses
 import itertools
+import re
 from typing import Literal
 
 import pytest
 import torch
+from own_scripts import SCRIPTS, sweep_plan
 
 import runlog
 import sac_continuous
@@ -140,3 +142,18 @@ def test_progress_off_the_terminal_prints_only_notes(capsys):
     bar.note("step 10")
     bar.close()
     assert capsys.readouterr() == ("step 10\n", "")
+
+
+def test_flags_that_only_other_scripts_have_say_what_to_do_instead(capsys):
+    for script in ("dqn_atari", "ppo_atari", "pqn_atari"):
+        for flag in (["--num-seeds", "2"], ["--num_seeds=2"]):
+            with pytest.raises(SystemExit, match="2"):
+                runlog.parse_args(SCRIPTS[script].Args, flag)
+            told = capsys.readouterr().err
+            name = f"{script}.py"
+            assert told.startswith(f"error: --num-seeds: {name} trains one seed per process; use ")
+            grid = re.search("scripts/sweep.py '(.*?)'", told)[1].replace(" ...", "")
+            assert sweep_plan.expand(grid) == [f"{name} --seed 1", f"{name} --seed 2"]
+    with pytest.raises(SystemExit, match="2"):
+        runlog.parse_args(SCRIPTS["continual_supervised"].Args, ["--evaluate"])
+    assert capsys.readouterr().err.startswith("error: --evaluate: continual_supervised.py has no ")

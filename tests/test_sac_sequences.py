@@ -217,6 +217,18 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
     assert sum("end_score" in key for _, key in got) == 3
 
 
+def test_printed_lines_name_the_task(tmp_path, capsys):
+    run(tmp_path, f"{AB} --eval-frequency 60")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.partition(":")[0] for line in lines] == [
+        "step 60, task 1 (ToyA-v0)",
+        "step 120, task 2 (ToyB-v0)",
+    ]
+    one = environments.TaskSequence(["ToyA-v0"], [1], TASK)
+    assert one.label == ""
+    one.close()
+
+
 def test_scores_by_hand():
     history = [(10, 0.2, 0.0), (20, 0.8, 0.1), (25, 0.5, 0.3), (40, 0.6, 0.9)]
     first, end = (metrics.sequence_scores(history[:n], 20) for n in (2, 4))

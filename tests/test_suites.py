@@ -60,6 +60,16 @@ def test_every_suite_lists_ids_that_can_be_made():
         suites.make_raw(task, 1).close()
 
 
+@pytest.mark.parametrize("wrong", ["CartPole", "FrozenLake", "Breakot", "Hopper-v1", "Lander"])
+def test_only_what_may_have_continuous_actions_is_suggested(wrong):
+    with pytest.raises(runlog.UserError) as caught:
+        suites.check_id(wrong)
+    _, _, names = str(caught.value).partition("did you mean ")
+    for env_id in names.removesuffix("?").split(" or "):
+        not_installed = env_id.startswith(("phys2d/Pendulum", "Bipedal", "LunarLanderC", "CarR"))
+        assert not_installed or suites.make_raw(env_id, 1).action_space.shape
+
+
 @pytest.fixture
 def toy_suite(monkeypatch):
     """A third suite: pendulums whose score is a success rate in percent."""

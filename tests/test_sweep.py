@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -309,7 +310,7 @@ def test_dry_run_prints_what_is_left(tmp_path, monkeypatch, capsys):
         for line in printed
     ] == left
     assert (
-        all(line[:2] == ["python", str(TOY)] for line in printed)
+        all([shutil.which(line[0]), line[1]] == [sys.executable, str(TOY)] for line in printed)
         and not (tmp_path / "runs/sweeps").exists()
     )
 
