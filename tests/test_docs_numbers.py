@@ -36,6 +36,7 @@ COMPARISONS = [
     f"2026-hr-sac/{figure}-comparison.csv"
     for figure in ("curves", "early", "first/curves", "first/equal_width")
 ]
+COMPARISONS.append("2026-pqn-seeds/curves-comparison.csv")
 SOURCES = {  # file: columns of the middle, the lower and the upper end
     **dict.fromkeys(CLAIMS, ("value", "low", "high")),
     f"{REACH}summary.csv": ("median", "low", "high"),
