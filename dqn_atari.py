@@ -692,6 +692,7 @@ def train(args: Args, run: runlog.Batch) -> None:
     logged_updates = 0  # of these, as many as when losses were last logged
     totals = torch.zeros(2, device=device)  # of the loss and of Q, since then
     last_eval = {}
+    recent_returns = []  # of training, since the last note on the terminal
 
     # resume
     buffer = open_replay(args, run)
@@ -737,6 +738,7 @@ def train(args: Args, run: runlog.Batch) -> None:
         for game in played.games:
             row = {"charts/episodic_return": game.total, "charts/episodic_length": game.length}
             run.log(step, row)
+            recent_returns.append(game.total)
 
         # store
         buffer.add(
@@ -796,8 +798,11 @@ def train(args: Args, run: runlog.Batch) -> None:
             index = math.ceil(step / args.eval_frequency)
             last_eval = evaluate(args, q_network, index)
             run.log(step, last_eval)
+            recent_returns = []
             progress.note_means(step, [last_eval], list(last_eval))
             progress.skip(time.monotonic() - paused)
+        if at_end:
+            progress.note_end(step, recent_returns)
 
         # save
         if run.save_is_due(step, at_end) or step - saved_step >= ring:

@@ -563,6 +563,8 @@ def train(args: Args, run: runlog.Batch) -> None:
                 progress.value = f"return {progress.postfix['return']}"
                 recent_returns = []
             progress.note_postfix(step)
+        if at_end:
+            progress.note_end(step, recent_returns)
 
         # measure the network
         paused = time.monotonic()

@@ -406,6 +406,7 @@ def train(args: Args, run: runlog.Batch) -> None:
     }
     num_updates = 0
     test_returns = []  # since the last evaluation
+    recent_returns = []  # of training, since the last note on the terminal
     last_eval = {}
 
     # resume
@@ -482,6 +483,7 @@ def train(args: Args, run: runlog.Batch) -> None:
                     "charts/episodic_length": game.length,
                 }
                 run.log(before + (t + 1) * num_envs, row)
+                recent_returns.append(game.total)
             progress.update(before + (t + 1) * num_envs)
 
         # targets
@@ -541,7 +543,10 @@ def train(args: Args, run: runlog.Batch) -> None:
             }
             run.log(step, last_eval)
             test_returns = []
+            recent_returns = []
             progress.note_means(step, [last_eval], ["eval/episodic_return"])
+        if at_end:
+            progress.note_end(step, recent_returns)
 
         # measure the network
         paused = time.monotonic()

@@ -3,12 +3,14 @@
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from runlog.terminal import UserError
 
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "dm_control", "metaworld")
 PACKAGES += ("shimmy", "ale-py", "wandb")  # of which meta.json tells the versions
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_device(name: str) -> torch.device:
@@ -58,20 +61,67 @@ def _code_and_hardware() -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
     }
-    return {"git": _git(), "versions": _versions(), "hardware": hardware}
+    return {
+        "git": _git(),
+        "untracked_code": _untracked_code(),
+        "versions": _versions(),
+        "hardware": hardware,
+    }
+
+
+def _output_of_git(*words: str) -> str:
+    """ "" outside a repository, or without git."""
+    with contextlib.suppress(OSError):
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT)
+        return done.stdout
+    return ""
 
 
 def _git() -> dict:
-    """The commit, None outside a repository, and whether files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    described = ""
-    with contextlib.suppress(OSError):
-        root = Path(__file__).parent.parent
-        done = subprocess.run(command, capture_output=True, text=True, cwd=root)
-        described = done.stdout.strip()
+    """The commit, None outside a repository, and whether files that git tracks differ from it."""
+    words = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    described = _output_of_git(*words).strip()
     if not described:
         return {"commit": None, "dirty": None}
     return {"commit": described.removesuffix("-dirty"), "dirty": described.endswith("-dirty")}
+
+
+def _untracked_code() -> dict[str, str]:
+    """path -> SHA-256 of the code of this process that git does not track: the script that was
+    started, if it is one, and modules from its folder, from the current one and from this
+    project's, such as an activation or an environment of one's own. Without git only the script."""
+    listed = _output_of_git("ls-files", "-z").split("\0")
+    tracked = {str(ROOT / name) for name in listed}
+    files = []
+    folders = [os.getcwd(), str(ROOT)]
+    script = os.path.abspath(sys.argv[0])
+    if os.path.isfile(script) and not _is_installed(script):  # there is none of python -c
+        files.append(script)
+        folders.append(os.path.dirname(script))
+    if len(listed) > 1:
+        files += _modules_in(folders)
+    found = {}
+    for file in sorted({os.path.realpath(file) for file in files} - tracked):
+        with contextlib.suppress(OSError):
+            found[os.path.relpath(file)] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found
+
+
+def _modules_in(folders: Sequence[str]) -> list[str]:
+    """The files of imported modules below these folders."""
+    below = tuple(os.path.join(folder, "") for folder in folders)
+    files = []
+    for module in list(sys.modules.values()):
+        file = str(getattr(module, "__file__", None))
+        if file.startswith(below) and file.endswith(".py") and not _is_installed(file):
+            files.append(file)
+    return files
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file is Python's own, or of an installed package."""
+    places = (os.path.join(sys.prefix, ""), os.path.join(sys.base_prefix, ""))
+    return file.startswith(places) or "site-packages" in file
 
 
 def _versions() -> dict[str, str]:

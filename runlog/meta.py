@@ -60,6 +60,7 @@ class Meta:
             sessions = []
         here = hardware.machine()  # an older session may have run other code
         session = {"start": _now(), "argv": here["argv"], "git": here["git"]}
+        session["untracked_code"] = here["untracked_code"]
         session["versions"] = here["versions"]
         self._content = {"name": name, "hash": digest, **here, "start": old.get("start", _now())}
         self._content |= {"status": "running", "sessions": [*sessions, session]}
@@ -68,6 +69,10 @@ class Meta:
         if old.get("git", here["git"]) != here["git"]:
             told = f"{self._path.parent} was begun with the code of {_named_commit(old['git'])}"
             warn(f"{told}, and continues with {_named_commit(here['git'])}")
+        changed = _changed_files(old.get("untracked_code", {}), here["untracked_code"])
+        if changed:
+            told = f"{self._path.parent} was begun with another {' and '.join(changed)}"
+            warn(f"{told}, which git does not track, and continues with that of now")
         self._write()
 
     def note_start(self, step: int) -> None:
@@ -97,6 +102,13 @@ def _named_commit(git: dict) -> str:
         return "no known commit"
     changed = " with changes" if git.get("dirty") else ""
     return f"commit {git['commit'][:10]}{changed}"
+
+
+def _changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """The files of `untracked_code` that both sessions have, with other content."""
+    if not isinstance(before, dict):  # a damaged file
+        return []
+    return [file for file in sorted(before) if now.get(file, before[file]) != before[file]]
 
 
 def _now() -> str:

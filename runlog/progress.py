@@ -49,6 +49,7 @@ class Progress:
         self._first_update = max(first_update, initial)
         self._is_learning = False
         self._drawn_at = -math.inf
+        self._noted_at = None  # the step of the last printed line
         self._file = _ProgressFile(total)
         self._file.write(initial)
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -102,6 +103,7 @@ class Progress:
         step, such as "task 2 (push-v3)"."""
         told = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
         where = f"step {step}, {place}" if place else f"step {step}"
+        self._noted_at = step
         self.note(f"{where}: {', '.join(told)}")
 
     def note_means(
@@ -120,6 +122,17 @@ class Progress:
         if there:
             self.value = f"{_short(there[0])} {self.postfix[there[0]]}"
         self.note_postfix(step, place)
+
+    def note_end(self, step: int, returns: Sequence[float]) -> None:
+        """Print the mean return of the training games since the last line, unless this last step
+        has a line: a run that is shorter than its periods says what it came to, too."""
+        if self._noted_at == step:
+            return
+        told = "no training game has ended"
+        if len(returns):
+            games = "game" if len(returns) == 1 else f"{len(returns)} games"
+            told = f"charts/episodic_return {np.mean(returns):.4g} (training, last {games})"
+        self.note(f"step {step}: {told}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

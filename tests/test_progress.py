@@ -13,8 +13,10 @@ import termios
 import threading
 import time
 
+import golden
 import pytest
 import torch
+from own_scripts import SCRIPTS
 
 import runlog
 from runlog import progress
@@ -244,3 +246,37 @@ def test_lines_of_a_batch(tmp_path, capsys):
         f"resuming 3 runs such as {first} from step 4",
         f"finished: 3 runs such as {first}",
     ]
+
+
+def test_the_last_step_says_the_training_return_if_it_has_no_line_yet(capsys):
+    bar = runlog.Progress(0, 20)
+    bar.note_end(20, [1.0, 2.0])
+    bar.note_end(20, [3.0])
+    bar.note_end(20, [])
+    bar.note_means(20, [{"eval/episodic_return": 7.0}], ["eval/episodic_return"])
+    bar.note_end(20, [3.0])
+    assert capsys.readouterr().out.splitlines() == [
+        "step 20: charts/episodic_return 1.5 (training, last 2 games)",
+        "step 20: charts/episodic_return 3 (training, last game)",
+        "step 20: no training game has ended",
+        "step 20: eval/episodic_return 7",
+    ]
+
+
+@pytest.mark.parametrize("script", ["dqn_atari", "ppo_atari", "pqn_atari"])
+def test_a_run_shorter_than_its_periods_says_what_it_came_to(script, tmp_path, capsys):
+    module = SCRIPTS[script]
+    flags = f"{golden.ATARI} --total-timesteps 240 --runs-dir {tmp_path} --metrics-frequency 0"
+    flags += " --learning-starts 80 --buffer-size 200" if script == "dqn_atari" else ""
+    flags += " --num-envs 2 --num-steps 32" if script != "dqn_atari" else ""
+    module.main(runlog.parse_args(module.Args, [*flags.split(), "--ntk-frequency", "0"]))
+    began, said, ended = capsys.readouterr().out.splitlines()
+    assert began.startswith("new run in") and ended.startswith("finished")
+    (rows,) = tmp_path.glob("*/scalars.csv")
+    rows = [row.split(",") for row in rows.read_text().splitlines()]
+    returns = [float(value) for _, key, value, _ in rows if key == "charts/episodic_return"]
+    number = len(returns)
+    told = f"charts/episodic_return {sum(returns) / max(number, 1):.4g} (training, last "
+    told += "game)" if number == 1 else f"{number} games)"
+    told = told if returns else "no training game has ended"
+    assert said.partition(": ")[2] == told

@@ -3,6 +3,8 @@ commands, and the ten-line activation as written."""
 
 import csv
 import functools
+import hashlib
+import json
 import math
 import os
 import re
@@ -176,6 +178,10 @@ def test_ten_line_activation_runs_as_written(tmp_path):
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert "__softsign__s1__" in folder.name
+    digest = hashlib.sha256(example.encode()).hexdigest()
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["untracked_code"] == {"my_activation.py": digest}
+    assert meta["sessions"][0]["untracked_code"] == meta["untracked_code"]
     with open(folder / "scalars.csv") as file:
         rows = list(csv.DictReader(file))
     keys = {row["key"] for row in rows}

@@ -290,6 +290,16 @@ def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeyp
     assert all(session["versions"] == here["versions"] for session in meta["sessions"])
 
 
+def test_code_that_git_does_not_track_is_told_when_it_has_changed(tmp_path, monkeypatch, capsys):
+    here = hardware.machine()
+    for digest, told in (("a", False), ("a", False), ("b", True)):
+        there = here | {"untracked_code": {"mine.py": digest}}
+        monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
+        new_run(tmp_path).open(tensorboard=False).close()
+        err = capsys.readouterr().err
+        assert ("was begun with another mine.py, which git does not track" in err) is told
+
+
 def test_status_finish_fail_fresh(tmp_path):
     run = new_run(tmp_path)
     assert run.status() == "new" and not run.folder.exists()
