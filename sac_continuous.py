@@ -141,7 +141,7 @@ class SoftQNetworks(nn.Module):
         self.q = activations.Linear(self.hidden[-1].width, 1, seeds=of_head)
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)
+        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)  # (seeds, 1, batch, ...), for both
         return self.q(self.hidden(inputs)).squeeze(-1)
 
 
@@ -182,10 +182,14 @@ class Agent(nn.Module):
         self.update = self.one_update
         has_seeds = np.ndim(seeds) == 1
         if args.compile and has_seeds and seed_by_seed.can_run_on(device):
-            single = Agent(obs_dim, action_dim, dataclasses.replace(args, compile=False), 0, device)
+            # An agent without a seed axis, to compile its functions: called for a seed, they get
+            # that seed's slices of this agent's tensors in place of their own, so any seed will do.
+            eager = dataclasses.replace(args, compile=False)
+            single = Agent(obs_dim, action_dim, eager, seeds=0, device=device)
             by_seed = seed_by_seed.SeedBySeed(self, single)
-            self.sample = by_seed.compiled(single.actor.sample, 0, 0)
-            self.update = by_seed.compiled(single.one_update, 0, 1, None)
+            self.sample = by_seed.compiled(single.actor.sample, seed_axes=(0, 0))
+            # of one_update's batch, noise and update_policy
+            self.update = by_seed.compiled(single.one_update, seed_axes=(0, 1, None))
         elif args.compile:
             compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
             self.sample = compiled(self.actor.sample)
@@ -217,6 +221,7 @@ class Agent(nn.Module):
         value."""
         with torch.no_grad():
             next_actions, next_log_probs = self.actor.sample(batch["next_obs"], noise)
+            # (seeds, 2, batch) -> (seeds, batch): the smaller of the twins
             next_q = self.qf_target(batch["next_obs"], next_actions).amin(-2)
             next_q = next_q - self.log_alpha.exp() * next_log_probs
             td_target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * next_q
@@ -226,7 +231,7 @@ class Agent(nn.Module):
     def actor_loss(self, batch: dict, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, log-probs): alpha log pi - min Q, with reparameterised actions."""
         actions, log_probs = self.actor.sample(batch["obs"], noise)
-        min_q = self.qf(batch["obs"], actions).amin(-2)
+        min_q = self.qf(batch["obs"], actions).amin(-2)  # of the twins: (seeds, batch)
         return (self.log_alpha.exp().detach() * log_probs - min_q).mean(-1), log_probs
 
     def one_update(
@@ -294,7 +299,7 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
     device = agent.log_alpha.device
     generators = seeding.make_generators(seeds, "eval", index, device=device)
     policy = functools.partial(agent.act_with_log_probs, generators=generators)
-    first = (2 * index + 1) * number  # the deterministic episodes have the numbers before these
+    _, first = environments.evaluation_episodes(index, number)
     episodes = environments.play_episodes(envs, policy, first, number)
 
     q_values = []
@@ -423,7 +428,12 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
 
 def check_actor_updates(args: Args) -> None:
     """Raises UserError if --policy-frequency is so large that a task ends without an update of its
-    actor, or if it neither divides --utd nor is a multiple of it."""
+    actor, or if it neither divides --utd nor is a multiple of it.
+
+    With --utd 2, step s makes the critics' updates 2 s + 1 and 2 s + 2. A task of 60 steps with
+    --learning-starts 20 learns in the steps 20 to 60, which are the updates 41 to 122. Each
+    multiple of --policy-frequency is also one of the actor: 100 gives one, 124 none.
+    """
     if args.utd % args.policy_frequency and args.policy_frequency % args.utd:
         told = f"must divide --utd {args.utd} or be a multiple of it"
         raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {told}")
@@ -558,11 +568,11 @@ def train(args: Args, batch: runlog.Batch) -> None:
             log_ntk_ranks(agent, buffer, batch, step)
 
         # learn
-        if num_stored >= args.learning_starts:
+        if num_stored >= args.learning_starts:  # first at the last random step, which is stored
             samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             shape = (args.utd, 2, args.batch_size, action_dim)
             noise = seeding.normals(generators["update"], *shape, axis=2)
-            if is_graphed:
+            if is_graphed:  # the same block at every step, whatever came before: uses_graph
                 info |= update_block(samples, noise)
             else:
                 info |= agent.update_block(samples, noise, step * args.utd)
@@ -580,7 +590,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
         if step % args.eval_frequency == 0 or tasks.ends_at(step):
             index = math.ceil(step / args.eval_frequency)
             number = args.num_eval_episodes
-            returns = tasks.evaluate(agent.act, 2 * index * number, number)
+            first, _ = environments.evaluation_episodes(index, number)
+            returns = tasks.evaluate(agent.act, first, number)
             biases = q_bias(agent, tasks.current_eval_envs(), batch.seeds, index)
             rows = tasks.log(batch, step, returns, biases)
             shown = ("eval/success", "eval/episodic_return", "overestimation/mean")

@@ -121,7 +121,7 @@ class QNetworks(nn.Module):
         self.q = activations.Linear(self.hidden[-1].width, 1, seeds=of_head)
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)
+        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)  # (seeds, 1, batch, ...), for both
         return self.q(self.hidden(inputs)).squeeze(-1)
 
 
@@ -155,10 +155,14 @@ class Agent(nn.Module):
         self.update = self.one_update
         has_seeds = np.ndim(seeds) == 1
         if args.compile and has_seeds and seed_by_seed.can_run_on(device):
-            single = Agent(obs_dim, action_dim, dataclasses.replace(args, compile=False), 0, device)
+            # An agent without a seed axis, to compile its functions: called for a seed, they get
+            # that seed's slices of this agent's tensors in place of their own, so any seed will do.
+            eager = dataclasses.replace(args, compile=False)
+            single = Agent(obs_dim, action_dim, eager, seeds=0, device=device)
             by_seed = seed_by_seed.SeedBySeed(self, single)
-            self.policy = by_seed.compiled(single.actor.forward, 0)
-            self.update = by_seed.compiled(single.one_update, 0, 0, None)
+            self.policy = by_seed.compiled(single.actor.forward, seed_axes=(0,))
+            # of one_update's batch, noise and update_policy
+            self.update = by_seed.compiled(single.one_update, seed_axes=(0, 0, None))
         elif args.compile:
             compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
             self.policy = compiled(self.actor.forward)
@@ -186,6 +190,7 @@ class Agent(nn.Module):
         value."""
         with torch.no_grad():
             next_actions = self.target_actions(batch["next_obs"], noise)
+            # (seeds, 2, batch) -> (seeds, batch): the smaller of the twins
             next_q = self.qf_target(batch["next_obs"], next_actions).amin(-2)
             td_target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * next_q
         q_values = self.qf(batch["obs"], batch["actions"])
@@ -263,7 +268,7 @@ def q_bias(agent: Agent, envs, index: int) -> list[dict[str, float]]:
         return agent.act(obs), np.full(len(obs), np.nan)
 
     number = agent.args.num_eval_episodes
-    first = (2 * index + 1) * number  # the evaluation's episodes have the numbers before these
+    _, first = environments.evaluation_episodes(index, number)
     episodes = environments.play_episodes(envs, policy, first, number)
 
     q_values = []
@@ -489,11 +494,11 @@ def train(args: Args, batch: runlog.Batch) -> None:
             log_ntk_ranks(agent, buffer, batch, step)
 
         # learn
-        if step >= args.learning_starts:
+        if step >= args.learning_starts:  # first at the last random step, which is stored
             samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             shape = (args.utd, args.batch_size, action_dim)
             noise = seeding.normals(generators["update"], *shape, axis=1)
-            if is_graphed:
+            if is_graphed:  # a graph for each place of policy updates in a block: num_blocks
                 info |= update_block(step * args.utd % args.policy_frequency, samples, noise)
             else:
                 info |= agent.update_block(samples, noise, step * args.utd)
@@ -511,7 +516,8 @@ def train(args: Args, batch: runlog.Batch) -> None:
         if step % args.eval_frequency == 0 or at_end:
             index = math.ceil(step / args.eval_frequency)
             number = args.num_eval_episodes
-            returns = tasks.evaluate(agent.act, 2 * index * number, number)
+            first, _ = environments.evaluation_episodes(index, number)
+            returns = tasks.evaluate(agent.act, first, number)
             biases = q_bias(agent, tasks.current_eval_envs(), index)
             rows = tasks.log(batch, step, returns, biases)
             shown = ("eval/success", "eval/episodic_return", "overestimation/mean")

@@ -238,6 +238,17 @@ def _stack(steps: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(steps, 1).astype(np.float32))
 
 
+def evaluation_episodes(index: int, number: int) -> tuple[int, int]:
+    """The numbers of the first episodes of the index-th evaluation, which plays `number` for the
+    returns and then `number` for Q - G. Every evaluation has episodes of its own:
+
+    >>> [evaluation_episodes(index, 5) for index in (1, 2, 3)]
+    [(10, 15), (20, 25), (30, 35)]
+    """
+    first = 2 * index * number
+    return first, first + number
+
+
 def evaluate(envs, act: Callable, first: int, number: int) -> list[dict[str, float]]:
     """Plays `number` episodes of each environment from its episode `first` on. Returns for each
     eval/episodic_return and, where it gives it, eval/success: means over the episodes.

@@ -123,10 +123,10 @@ class SeedBySeed:
                 started.result()
             torch.set_num_threads(num_threads)
 
-    def compiled(self, function: Callable, *axes: int | None) -> "PerSeed":
-        """`function` of the single module, for all seeds. axes: where each argument has its seeds
-        (None: nowhere, it is a constant of the compiled code)."""
-        return PerSeed(self, function, axes)
+    def compiled(self, function: Callable, *, seed_axes: Sequence[int | None]) -> "PerSeed":
+        """`function` of the single module, for all seeds. seed_axes: where each argument has its
+        seeds (None: nowhere, it is a constant of the compiled code)."""
+        return PerSeed(self, function, seed_axes)
 
     def run(self, steps: Callable[[int, int], None], length: int) -> None:
         """Calls steps(i, 0), ..., steps(i, length - 1) for each seed i: in this order for one

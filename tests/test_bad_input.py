@@ -113,6 +113,7 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
     "--widths 256 0": ["--widths (256, 0)", "[1, inf)"],
     "--widths": ["--widths", "[1, inf)"],
     "--utd 4 --policy-frequency 3": ["--policy-frequency 3", "must divide --utd"],
+    "--utd 2 --policy-frequency 124": ["--policy-frequency 124", "steps 20 to 60", "lower it"],
     "--policy-frequency 0": ["--policy-frequency 0", "[1, inf)"],
     "--eval-frequency 0": ["--eval-frequency 0", "[1, inf)"],
     "--num-eval-episodes 0": ["--num-eval-episodes 0", "[1, inf)"],

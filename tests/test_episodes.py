@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import doctest
 
 import numpy as np
 import pytest
@@ -138,3 +139,12 @@ def test_played_episodes_have_named_columns_and_true_successors():
     rows = environments.evaluate(Counting(), lambda obs: obs, first=6, number=2)
     assert rows[0] == pytest.approx({"eval/episodic_return": (3 + 7) / 2, "eval/success": 1.0})
     assert rows[1] == pytest.approx({"eval/episodic_return": (60 + 150) / 2, "eval/success": 1.0})
+
+
+def test_no_evaluation_plays_an_episode_of_another():
+    played = []
+    for index in range(1, 30):
+        for first in environments.evaluation_episodes(index, 5):
+            played += range(first, first + 5)
+    assert sorted(played) == list(range(10, 300))
+    assert doctest.testmod(environments.episodes) == (0, 1)

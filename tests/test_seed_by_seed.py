@@ -171,7 +171,7 @@ def test_calls_in_order_with_seeds_that_do_not_wait():
         module = Counter((5,))
         single = Counter(())
         seeds = seed_by_seed.SeedBySeed(module, single)
-        add = seeds.compiled(single.add, 1, None)
+        add = seeds.compiled(single.add, seed_axes=(1, None))
         xs = torch.arange(60.0).reshape(4, 3, 5)  # seeds along axis 1 of a call's argument
         calls = [(x, sign) for x, sign in zip(xs, [1, -1, 1, 1], strict=True)]
         found = add.in_order(calls)
