@@ -84,7 +84,7 @@ def load(folder: str | Path, cls: type | None = None) -> LoadedRun:
         config = from_dict(cls, settings)
     functions = functions_of(settings, getattr(config, "rational", None))
     remedy = "load it where ACTIVATIONS has the one that it was trained with"
-    check_functions(folder, meta.get("functions") or {}, functions, remedy)
+    check_functions(folder, meta, functions, remedy)
 
     # the rows after the checkpoint: so they reach its step
     digest = meta.get("hash", name.rpartition("__")[2])

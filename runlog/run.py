@@ -82,9 +82,8 @@ class Run:
         """Raises UserError if an activation is another function than the one that the run has been
         trained with, finished or not."""
         if not self._fresh:
-            recorded = self._meta.read().get("functions") or {}
             remedy = f"give the new one a name of its own, or {keep_or_fresh(self.folder)}"
-            check_functions(self.folder, recorded, self._functions, remedy)
+            check_functions(self.folder, self._meta.read(), self._functions, remedy)
 
     # ---- beginning
 
@@ -120,7 +119,6 @@ class Run:
                 self._lock.is_new = True
             self._fresh = False
             self._check_identity()
-            self.check_functions()
             self.status_before = self.status()
             self.had_rows = self._rows.are_on_disk()
             for name in ("config.json", "meta.json"):

@@ -178,15 +178,18 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
 
 def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
     """(windows, 2): end of each window of the run, and mean return of the games that ended in it;
-    Atari runs only."""
+    Atari runs only. Of an unfinished run without the window that it is in."""
     rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
         return np.zeros((0, 2))
     total = run.setting("total_timesteps", int)
     index = np.minimum((rows[:, 0] - 1) * number // total, number - 1).astype(int)
-    return np.array(
-        [((i + 1) * total / number, rows[index == i, 1].mean()) for i in np.unique(index)]
-    )
+    found = []
+    for i in np.unique(index):
+        end = (i + 1) * total / number
+        if run.status == "finished" or end <= rows[-1, 0]:
+            found.append((end, rows[index == i, 1].mean()))
+    return np.array(found).reshape(-1, 2)
 
 
 def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:

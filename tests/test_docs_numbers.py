@@ -21,6 +21,7 @@ RESULTS = ROOT / "results"
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 INTERVAL = re.compile(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]")
 CLAIM = re.compile(rf"{INTERVAL.pattern} \| [^|]+ \| (\d+) : (\d+) \| ({NUMBER}) \|")
+LESS = rf"{NUMBER}, {NUMBER}, {NUMBER}"
 DEVIATION = re.compile(rf"({NUMBER}) \+- ({NUMBER})")
 REACH = "2026-cr-reach/cr_seeds-reach-v3-"
 DYNAMIC = "2026-dynamic-constraint/cr_constraint-reach-v3-"
@@ -177,6 +178,95 @@ def test_seeds_and_p_beside_an_effect_are_those_of_the_claims(study):
     assert len(told) > 10
     wrong = [each for each in told if not any(is_told(each, row) for row in true)]
     assert not wrong
+
+
+def last_less_first(metric: str, decay: bool) -> list[tuple[str, float]]:
+    """(cell, change) of a norm from the first task to the last, for each layer of the rational
+    cells with or without decay on both data sets."""
+    points = defaultdict(list)
+    for study in ("2026-continual", "2026-league"):
+        for row in table(RESULTS / study / "continual_curves.csv"):
+            if row["metric"].endswith(metric) and ("decay" in row["cell"]) == decay:
+                key = row["study"], row["cell"], row["metric"]
+                points[key].append((int(row["task"]), float(row["mean"])))
+    changes = []
+    for (_, cell, _), tasks in points.items():
+        tasks.sort()
+        changes.append((cell, tasks[-1][1] - tasks[0][1]))
+    return changes
+
+
+def test_counts_of_growing_numerators_and_denominators_are_those_of_the_curves():
+    page = (ROOT / "docs/reproduction.md").read_text()
+    continual = (RESULTS / "2026-continual/README.md").read_text()
+    without = last_less_first("numerator_norm", decay=False)
+    assert len(without) == 24 and all(change > 0 for _, change in without)
+    assert "(24 of 24 in `continual_curves.csv`)" in continual
+    decayed = last_less_first("numerator_norm", decay=True)
+    shrinking = sum(change < 0 for _, change in decayed)
+    assert f"they shrink in {shrinking} of {len(decayed)}" in page
+    grown = {"rational": [], "crational": []}
+    for cell, change in last_less_first("denominator_norm", decay=False):
+        grown[cell.partition(",")[0]].append(change > 0)
+    assert all(grown["rational"]) and len(grown["rational"]) == 12
+    constrained = grown["crational"]
+    assert f"in {sum(constrained)} of {len(constrained)} of crational" in continual
+
+
+def test_ranks_of_the_regression_are_those_of_its_runs():
+    ranks = defaultdict(dict)  # (activation, rate): seed: rank
+    errors = defaultdict(list)
+    for row in table(RESULTS / "2026-function-approximation/longer/runs.csv"):
+        key = row["activation"], float(row["learning_rate"])
+        ranks[key][row["seed"]] = float(row["srank"])
+        errors[key].append(float(row["last_error"]))
+    page = (RESULTS / "2026-function-approximation/README.md").read_text()
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    part = page.partition("| srank, mean of 10 seeds |")[2]
+    activations = ("relu", "tanh", "tanh_hr")
+    for name in activations:
+        cells = [f"{np.mean([*ranks[name, rate].values()]):.1f}" for rate in rates]
+        assert f"| {name} | {' | '.join(cells)} |" in part
+    signs = []
+    for rate in rates:
+        ours, theirs = ranks["tanh_hr", rate], ranks["tanh", rate]
+        differences = [ours[seed] - theirs[seed] for seed in ours]
+        signs.append(f"{sum(d > 0 for d in differences)} : {sum(d < 0 for d in differences)}")
+        by_rank = sorted(activations, key=lambda name: -np.mean([*ranks[name, rate].values()]))
+        assert by_rank == sorted(activations, key=lambda name: np.median(errors[name, rate]))
+    assert f"above : below tanh | {' | '.join(signs)} |" in part
+
+
+def test_every_seed_on_the_page_of_pqn_is_that_of_its_runs():
+    folder = RESULTS / "2026-pqn-seeds"
+    values = defaultdict(dict)  # (metric, activation): seed: value at the step of the page
+    for row in table(folder / "seeds/curves.csv"):
+        if row["env_step"] == "253952":
+            values[row["metric"], row["activation"]][row["seed"]] = float(row["value"])
+    for row in table(folder / "training.csv"):
+        values["training", row["activation"]][row["seed"]] = float(row["return"])
+        values["less", row["activation"]][row["seed"]] = float(row["less tanh_hr"])
+    page = (folder / "README.md").read_text()
+    for metric, digits in (
+        ("eval/episodic_return", 1),
+        ("training", 1),
+        ("network/q/fc1/dead_share", 3),
+        ("network/q/fc1/srank", 0),
+    ):
+        cells = []
+        for activation in ("relu", "tanh", "tanh_hr"):
+            seeds = values[metric, activation]
+            cells.append(", ".join(f"{seeds[seed]:.{digits}f}" for seed in "123"))
+        assert f" | {' | '.join(cells)} | " in page
+    lesses = []
+    for activation in ("relu", "tanh"):
+        lesses.append([values["less", activation][seed] for seed in "123"])
+    told = re.search(rf"\| training games.* \| ({LESS}); \d : \d \| ({LESS}); \d : \d \|", page)
+    for text, less in zip(told.groups(), lesses, strict=True):
+        assert is_told(tuple(text.split(", ")), tuple(less))
+    intervals = known_intervals()
+    found = INTERVAL.findall(page)
+    assert len(found) == 6 and all(any(is_told(f, true) for true in intervals) for f in found)
 
 
 def test_hours_of_the_readme_are_steps_over_measured_rates():

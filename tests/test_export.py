@@ -12,9 +12,25 @@ import pytest
 
 import pqn_atari
 import runlog
+from plots import reading
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import export_results
+
+
+def test_an_unfinished_run_has_whole_windows_only(tmp_path):
+    args = pqn_atari.Args(runs_dir=str(tmp_path), total_timesteps=10_000)  # windows of 250 steps
+    run = pqn_atari.runs_of(args)[0].open(tensorboard=False)
+    for step, value in [(100, 1.0), (240, 2.0), (300, 3.0), (500, 5.0), (510, 99.0)]:
+        run.log(step, {"charts/episodic_return": value})
+    run.close()
+    found = export_results.windows(reading.read_run(run.folder))
+    assert found.tolist() == [[250, 1.5], [500, 4.0]]
+    finished = pqn_atari.runs_of(args)[0].open(tensorboard=False)
+    finished.log(9_990, {"charts/episodic_return": 6.0})
+    finished.finish()
+    found = export_results.windows(reading.read_run(run.folder))
+    assert found[-1].tolist() == [10_000, 6.0]
 
 
 def test_returns_of_games_are_means_over_windows(tmp_path):

@@ -16,6 +16,7 @@ import activations
 import reports
 import runlog
 from activations import ACTIVATIONS, Activation, RationalConfig, check, dense, values_at_probes
+from runlog.functions import check_functions
 
 
 class Slope(nn.Module):
@@ -87,6 +88,22 @@ def test_a_report_refuses_an_activation_that_changes_its_input(monkeypatch):
         reports.record_layers(layer),
     ):
         layer(torch.randn(5, 3))
+
+
+def test_functions_are_compared_to_a_thousandth_of_the_largest_value():
+    def are_equal(known, here):
+        try:
+            check_functions("run", {"functions": {"f": known}}, {"f": here}, "rename it")
+        except runlog.UserError:
+            return False
+        return True
+
+    assert are_equal([0.0, 2.0, np.inf, np.nan], [0.0019, 2.0, np.inf, np.nan])
+    assert not are_equal([0.0, 2.0, np.inf, np.nan], [0.0021, 2.0, np.inf, np.nan])
+    assert not are_equal([0.0, 2.0], [0.0, np.inf])
+    assert not are_equal([0.0, 2.0], [0.0, 2.0, 0.0])
+    for damaged in ({}, {"functions": None}, {"functions": "?"}):
+        check_functions("run", damaged, {"f": [1.0]}, "rename it")
 
 
 def test_a_run_is_refused_where_its_activation_is_another_function(tmp_path, monkeypatch):
