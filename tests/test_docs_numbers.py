@@ -229,7 +229,8 @@ def test_ranks_of_the_regression_are_those_of_its_runs():
         assert f"| {name} | {' | '.join(cells)} |" in part
     signs = []
     for rate in rates:
-        ours, theirs = ranks["tanh_hr", rate], ranks["tanh", rate]
+        ours = ranks["tanh_hr", rate]
+        theirs = ranks["tanh", rate]
         differences = [ours[seed] - theirs[seed] for seed in ours]
         signs.append(f"{sum(d > 0 for d in differences)} : {sum(d < 0 for d in differences)}")
         by_rank = sorted(activations, key=lambda name: -np.mean([*ranks[name, rate].values()]))
