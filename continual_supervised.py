@@ -366,8 +366,9 @@ def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[
     }
 
 
-def validate(args: Args) -> datasets.Tasks:
-    """The tasks to learn. Raises UserError (flag, value, remedy) before anything is created."""
+def check_settings(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
+    asks before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2 checkpoint_minutes")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency num_tasks epochs")
     runlog.check_range(args, "[1, inf)", "classes_per_task batch_size redo_period widths channels")
@@ -377,11 +378,16 @@ def validate(args: Args) -> datasets.Tasks:
     for flag in ("metrics_samples", "ntk_samples"):
         if getattr(args, flag):  # 0 = off
             runlog.check_range(args, "[2, inf)", flag)
-    runlog.check_flags(args, args.num_seeds)
-    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_schedule([args.activation], args.rational)
+
+
+def validate(args: Args) -> datasets.Tasks:
+    """The tasks to learn. Raises UserError (flag, value, remedy) before anything is created."""
+    check_settings(args)
+    runlog.check_flags(args, args.num_seeds)
+    device = runlog.find_device(args.device)
 
     data = datasets.load(args.dataset, Path(args.data_dir))
     tasks = datasets.Tasks(data, args.tasks, args.num_tasks, args.num_train, args.classes_per_task)
@@ -390,8 +396,9 @@ def validate(args: Args) -> datasets.Tasks:
     depth = len(args.channels)
     smallest = (KERNEL - 1) * (2**depth - 1) + 2**depth  # pixels a side: convolved, then halved
     if uses_cnn(args) and side < smallest:
+        channels = " ".join(map(str, args.channels))
         told = f"{args.dataset} has {side} pixels a side, {depth} convolutions need {smallest}"
-        raise runlog.UserError(f"--channels {args.channels}: {told}; use --network mlp")
+        raise runlog.UserError(f"--channels {channels}: {told}; use --network mlp")
     num_train = tasks.num_images("train")
     if args.batch_size > num_train:
         raise runlog.UserError(f"--batch-size {args.batch_size}: must lie in 1..{num_train}")

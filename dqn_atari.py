@@ -638,9 +638,9 @@ def check_updates(args: Args) -> None:
     )
 
 
-def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
-    game's plain name."""
+def check_settings(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
+    asks before it starts anything."""
     check = functools.partial(runlog.check_range, args)
     check("[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
     check("[0, inf)", "checkpoint_minutes redo_tau")
@@ -655,13 +655,19 @@ def validate(args: Args) -> Args:
     if period % args.num_envs and args.num_envs % period:
         told = f"must divide --train-frequency {period} or be its multiple"
         raise runlog.UserError(f"--num-envs {args.num_envs}: {told}")
-    runlog.check_flags(args)
     check_updates(args)
-    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
         activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
+    game's plain name."""
+    check_settings(args)
+    runlog.check_flags(args)
+    device = runlog.find_device(args.device)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)

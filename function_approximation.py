@@ -418,29 +418,36 @@ def check_expressions(args: Args, flag: str, names: tuple[str, ...]) -> None:
             raise runlog.UserError(f"--shallow-units {args.shallow_units}: {told}")
 
 
-def validate(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) before anything is created."""
+def check_settings(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
+    asks before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads table1_neurons checkpoint_minutes")
     runlog.check_range(args, "[1, inf)", "num_seeds total_steps checkpoint_frequency")
     runlog.check_range(args, "[1, inf)", "shallow_units deep_widths log_frequency")
     runlog.check_range(args, "[3, inf)", "num_points")
     runlog.check_range(args, "(0, inf)", "learning_rates")
     runlog.check_range(args, "(-inf, inf)", "interval")
-    runlog.check_flags(args, args.num_seeds * len(args.learning_rates))
-    runlog.check_folder("--runs-dir" if args.out is None else "--out", str(out_folder(args)))
-    if args.interval[0] >= args.interval[1]:
-        raise runlog.UserError(f"--interval {args.interval}: the smaller number must come first")
+    low, high = args.interval
+    if low >= high:
+        raise runlog.UserError(f"--interval {low:g} {high:g}: the smaller number must come first")
     if not args.activations:
         remedy = "give at least one name, such as relu tanh tanh_hr"
-        raise runlog.UserError(f"--activations (): {remedy}")
+        raise runlog.UserError(f"--activations: {remedy}")
     check_expressions(args, "--activations", args.activations)
     check_expressions(args, "--deep-activations", args.deep_activations)
     with runlog.value_errors_are_user_errors():
         names = [*args.activations, *args.deep_activations]
         activations.check_schedule(names, args.rational)
     if len(set(args.learning_rates)) < len(args.learning_rates):
-        remedy = "name every learning rate once"
-        raise runlog.UserError(f"--learning-rates {args.learning_rates}: {remedy}")
+        rates = " ".join(map(str, args.learning_rates))
+        raise runlog.UserError(f"--learning-rates {rates}: name every learning rate once")
+
+
+def validate(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) before anything is created."""
+    check_settings(args)
+    runlog.check_flags(args, args.num_seeds * len(args.learning_rates))
+    runlog.check_folder("--runs-dir" if args.out is None else "--out", str(out_folder(args)))
     device = runlog.find_device(args.device)
     on_device, on_host = big_tensors(args)
     runlog.check_memory(args, device, on_device, on_host)

@@ -380,9 +380,9 @@ def check_minibatches(args: Args) -> None:
         raise runlog.UserError(f"{flag}: one step each; use --no-normalize-advantages")
 
 
-def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
-    game's plain name."""
+def check_settings(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
+    asks before it starts anything."""
     check = functools.partial(runlog.check_range, args)
     check("[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
     check("[0, inf)", "checkpoint_minutes redo_tau")
@@ -396,12 +396,18 @@ def validate(args: Args) -> Args:
     check_minibatches(args)
     if args.target_kl is not None:
         check("(0, inf)", "target_kl")
-    runlog.check_flags(args)
-    device = runlog.find_device(args.device)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_encoder(args.encoder_activation, args.rational)
         activations.check_schedule([args.activation, *args.encoder_activation], args.rational)
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
+    game's plain name."""
+    check_settings(args)
+    runlog.check_flags(args)
+    device = runlog.find_device(args.device)
     if not args.evaluate:
         runlog.check_memory(args, device, *big_tensors(args))
     name, _ = atari.atari_game(args.env_id)

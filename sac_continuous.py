@@ -449,9 +449,9 @@ def check_actor_updates(args: Args) -> None:
             raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {told}; lower it")
 
 
-def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
-    length of a sequence of tasks."""
+def check_settings(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
+    asks before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads learning_starts checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "metrics_frequency ntk_frequency")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size")
@@ -463,20 +463,25 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(-inf, inf)", "target_entropy_scale")
     runlog.check_range(args, "[0, 1)", "gamma")
     runlog.check_range(args, "(0, 1]", "tau")
+    check_actor_updates(environments.sequence_length(args))
+    with runlog.value_errors_are_user_errors():
+        activations.check(args.activation, args.rational)
+        activations.check_schedule([args.activation], args.rational)
+    environments.check_ids(args.env_id)
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args with the
+    length of a sequence of tasks."""
+    check_settings(args)
+    args = environments.sequence_length(args)
     pipes_of_a_worker = 4
     files_per_run = pipes_of_a_worker if args.async_envs else 0
     runlog.check_flags(args, args.num_seeds, files_per_run)
-    args = environments.sequence_length(args)
-    check_actor_updates(args)
     device = runlog.find_device(args.device)
     if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
         told = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
         runlog.warn(f"{told}: no CUDA graph, updates are slower")
-    try:
-        activations.check(args.activation, args.rational)
-        activations.check_schedule([args.activation], args.rational)
-    except ValueError as error:  # names the flag
-        raise runlog.UserError(str(error)) from None
     obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)

@@ -373,8 +373,9 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
     return on_device, on_host
 
 
-def validate(args: Args) -> Args:
-    """Raises UserError (flag, value, remedy) before anything is created; returns args."""
+def check_settings(args: Args) -> None:
+    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
+    asks before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads learning_starts checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "metrics_frequency ntk_frequency")
     runlog.check_range(args, "[0, inf)", "exploration_noise policy_noise noise_clip")
@@ -388,6 +389,15 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "(0, 1]", "tau")
     num_updates = total_updates(args)
     runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # else no policy update
+    with runlog.value_errors_are_user_errors():
+        activations.check(args.activation, args.rational)
+        activations.check_schedule([args.activation], args.rational)
+    environments.check_ids([args.env_id])
+
+
+def validate(args: Args) -> Args:
+    """Raises UserError (flag, value, remedy) before anything is created; returns args."""
+    check_settings(args)
     pipes_of_a_worker = 4
     files_per_run = pipes_of_a_worker if args.async_envs else 0
     runlog.check_flags(args, args.num_seeds, files_per_run)
@@ -398,9 +408,6 @@ def validate(args: Args) -> Args:
             f"{told}: {num_blocks(args)} different blocks of updates, more than {MOST_GRAPHS}: "
             "no CUDA graphs, updates are slower"
         )
-    with runlog.value_errors_are_user_errors():
-        activations.check(args.activation, args.rational)
-        activations.check_schedule([args.activation], args.rational)
     obs_dim, action_dim = environments.check_environments([args.env_id], args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)

@@ -25,7 +25,7 @@ from environments.episodes import (
 )
 from environments.replay import ReplayBuffer
 from environments.sequences import Evaluation, TaskSequence, sequence_length
-from environments.suites import SUITES, Suite, import_suites, suite_of
+from environments.suites import SUITES, Suite, check_ids, import_suites, suite_of
 
 __all__ = [
     "SUITES",
@@ -40,6 +40,7 @@ __all__ = [
     "begin_episodes",
     "check_environments",
     "check_equal_spaces",
+    "check_ids",
     "evaluate",
     "evaluation_episodes",
     "film",

@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -193,6 +193,14 @@ def check_id(env_id: str) -> None:
         suggested = [name for name in choices if _may_be_continuous(name)]
         suggested += METAWORLD.list_ids(import_suite(METAWORLD))
     cli.check_choice("--env-id", env_id, choices, suggested)
+
+
+def check_ids(env_ids: Sequence[str]) -> None:
+    """`check_id` of each, but for `module:Id`, whose module is the user's own: it is imported by
+    the process that trains, and by no other. Raises UserError."""
+    for env_id in env_ids:
+        if ":" not in env_id:
+            check_id(env_id)
 
 
 def _refuse_atari(env_id: str) -> None:

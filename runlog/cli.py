@@ -130,6 +130,15 @@ def flag_name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
+def as_typed(value) -> str:
+    """A flag's value as the command line has it.
+
+    >>> as_typed((256, 0))
+    '256 0'
+    """
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def check_choice(
     flag: str, value: str, choices: Collection[str], suggested: Collection[str] = ()
 ) -> None:
@@ -157,10 +166,12 @@ def check_range(args, interval: str, flags: str) -> None:
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     for field in flags.split():
         value = getattr(args, field)
-        told = f"{flag_name(field)} {value}: must lie in"
+        if value == ():
+            raise UserError(f"{flag_name(field)}: give at least one value")
+        told = f"{flag_name(field)} {as_typed(value)}: must lie in"
         numbers = value if isinstance(value, tuple) else (value,)
         largest = _largest(args, field)
-        for x in numbers or (math.nan,):
+        for x in numbers:
             is_whole = isinstance(x, int)
             if is_whole and x > largest and high > largest:
                 raise UserError(f"{told} {interval.split(',')[0]}, {largest}]")
@@ -229,9 +240,10 @@ def _check_value(args, name: str, value, x, default) -> None:
     elif isinstance(x, int) and not isinstance(x, bool):
         largest = _largest(args, name)
         if not -LARGEST_COUNT <= x <= largest:
-            raise UserError(f"{flag} {value}: must lie in [{-LARGEST_COUNT}, {largest}]")
+            told = f"{flag} {as_typed(value)}: must lie in"
+            raise UserError(f"{told} [{-LARGEST_COUNT}, {largest}]")
     elif isinstance(x, float) and not math.isfinite(x):
-        raise UserError(f"{flag} {value}: must be a finite number")
+        raise UserError(f"{flag} {as_typed(value)}: must be a finite number")
 
 
 def _check_threads(name: str, number: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import activations
-from runlog.cli import flag_name
+from runlog.cli import as_typed, flag_name
 from runlog.terminal import UserError
 
 FLOAT_BYTES = 4
@@ -164,9 +164,7 @@ def _too_large(args, place: torch.device, parts: dict[str, int], available: int)
     where = f"memory of {place}" if place.type == "cuda" else "memory"
     needed = f"the run would need about {bytes_text(sum(parts.values()))} of {where}"
     told = f"{needed}, {bytes_text(available)} are available"
-    value = getattr(args, field)
-    if isinstance(value, tuple):
-        value = " ".join(str(x) for x in value)
+    value = as_typed(getattr(args, field))
     remedy = f"lower {flag_name(field)}"
     if others:
         remedy += f" (or {', '.join(others)})"

@@ -258,6 +258,16 @@ def parse(module: ModuleType, words: Sequence[str], command: str):
     return args
 
 
+def check_settings(module: ModuleType, args, command: str) -> None:
+    """What the script itself says of its flags, if it has a function for that: unknown activations
+    and environments, numbers out of range. Not for a file that only imports the script, and may add
+    activations and environments when it runs. Raises UserError, naming the command."""
+    check = getattr(module, "check_settings", None)
+    if check is not None:
+        with naming(command):
+            check(args)
+
+
 def split_seed(words: Sequence[str]) -> tuple[list[str], int | None]:
     """The words without `--seed N`, and N; None if there is none or if --num-seeds tells how
     many."""
@@ -358,6 +368,8 @@ def plan_cell(
             changes["num_seeds"] = len(group)
         if parsed is None:  # once for all seeds of a cell: it takes longer than all the rest
             parsed = parse(module, argv[1:], shlex.join(argv))
+            if Path(module.__file__).name == Path(script).name:
+                check_settings(module, parsed, shlex.join(argv))
         if getattr(parsed, "env_threads", None) == 0:
             argv += ["--env-threads", str(threads)]
         with naming(shlex.join(argv)):

@@ -87,7 +87,7 @@ WRONG = {
     "--num-train 1 --batch-size 1": ["--num-train 1", "2..1200"],
     "--batch-size 65": ["--batch-size 65", "64"],
     "--batch-size 0": ["--batch-size 0", "[1, inf)"],
-    "--network cnn": ["--channels (16, 16)", "8 pixels", "need 16", "--network mlp"],
+    "--network cnn": ["--channels 16 16:", "8 pixels", "need 16", "--network mlp"],
     "--tasks split_classes --num-tasks 3": ["--num-tasks 3", "make 2"],
     "--tasks split_classes --num-tasks 1 --classes-per-task 11": ["--classes-per-task 11", "1..10"],
     "--metrics-samples 1": ["--metrics-samples 1", "[2, inf)"],

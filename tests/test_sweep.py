@@ -231,6 +231,14 @@ def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
     assert "__sac_continuous__snake__s2__" in process["runs"][1]
 
 
+def test_names_that_a_file_may_add_are_left_to_its_training(tmp_path, monkeypatch):
+    """The file is not run by the sweep, and neither is a module that registers environments."""
+    (tmp_path / "mine.py").write_text("import activations\nimport sac_continuous\n")
+    monkeypatch.chdir(tmp_path)
+    assert len(plan("mine.py --activation {relu,softsign} --env-id Mine-v0")) == 2
+    assert len(plan("sac_continuous.py --env-id not_there:Mine-v0")) == 1
+
+
 @pytest.mark.parametrize(
     ("grids", "told"),
     [
@@ -256,13 +264,30 @@ def test_a_file_that_adds_an_activation(tmp_path, monkeypatch):
         ),
         ("pqn_atari.py --seed -1", "--seed -1: must lie in [0, inf)"),
         ("pqn_atari.py --env-id Breakot", "--env-id Breakot: unknown; did you mean Breakout"),
+        ("pqn_atari.py --width {512,0}", "pqn_atari.py --width 0: --width 0: must lie in [1, inf)"),
+        (
+            "sac_continuous.py --activation {relu,crationl} --seed {1..10}",
+            "--activation 'crationl': unknown name 'crationl'; did you mean crational",
+        ),
+        (
+            "ppo_atari.py --encoder-activation {relu,rlu}",
+            "--encoder-activation 'rlu': unknown name 'rlu'; did you mean relu",
+        ),
+        (
+            "td3_continuous.py --env-id metaworld/{reach-v3,sweep-v2}",
+            "--env-id metaworld/sweep-v2: unknown; did you mean metaworld/sweep-v3",
+        ),
+        (
+            "continual_supervised.py --rational.constraint-schedule {trained,fixed}",
+            "--rational.constraint-schedule fixed: relu has no |x/c|^d; use crational",
+        ),
         (
             "function_approximation.py --activations relu {tanh,tanhh}",
             "--activations 'tanhh': unknown name 'tanhh'",
         ),
         (
             "function_approximation.py --learning-rates",
-            "trains nothing; give every list at least one value",
+            "--learning-rates: give at least one value",
         ),
         ("sac_continuous.py --tags 'a\nb'", "has a newline or another control character"),
         ("sac_continuous.py --slots 10001", "--slots 10001: more than 10,000 processes at a time"),
@@ -482,6 +507,10 @@ def test_a_new_script_is_planned_without_being_listed(tmp_path, monkeypatch):
     (tmp_path / "mine_without.py").write_text(textwrap.dedent(text).replace("runs_of", "runs"))
     with pytest.raises(runlog.UserError, match=r"mine_without.py: has no function runs_of\(args\)"):
         plan("mine_without.py")
+    empty = textwrap.dedent(text).replace('runlog.seed_runs(args, "mine_alone")', "[]")
+    (tmp_path / "mine_empty.py").write_text(empty)
+    with pytest.raises(runlog.UserError, match=r"^mine_empty.py --seed 1: trains nothing; give"):
+        plan("mine_empty.py --seed 1")
 
 
 def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
