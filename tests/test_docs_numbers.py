@@ -167,6 +167,28 @@ def test_every_deviation_of_the_reproduction_is_one_of_the_files():
     assert not wrong
 
 
+def test_every_deviation_of_cartpole_is_one_of_the_files():
+    """Over the seeds at 30,000 steps, and once over the six of both runs of crational."""
+    study = RESULTS / "2026-sac-cartpole"
+    values = defaultdict(list)
+    both_runs = []
+    files = ("curves.csv", "sb3.csv", "other-weights/curves.csv", "temperature-0.1/curves.csv")
+    for file in files:
+        for row in table(study / file):
+            if row["env_step"] != "30000":
+                continue
+            value = float(row["value"])
+            values[file, row["activation"], row["metric"]].append(value)
+            is_of_both = row["activation"] == "crational" and not file.startswith("temperature")
+            if is_of_both and row["metric"] == "eval/episodic_return":
+                both_runs.append(value)
+    true = [(np.mean(seeds), np.std(seeds, ddof=1)) for seeds in [*values.values(), both_runs]]
+    told = DEVIATION.findall((study / "README.md").read_text())
+    assert len(told) > 20 and len(both_runs) == 6
+    wrong = [each for each in told if not any(is_told(each, pair) for pair in true)]
+    assert not wrong
+
+
 @pytest.mark.parametrize("study", CLAIMED)
 def test_seeds_and_p_beside_an_effect_are_those_of_the_claims(study):
     true = []
