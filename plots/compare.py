@@ -78,7 +78,7 @@ def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loade
     for name, runs in load(run_folders, varied=(by,)).items():
         for run in runs:
             if by not in run.config:
-                told = "no setting of these runs; config.json lists them"
+                told = "is not a setting of these runs; config.json lists the settings"
                 raise runlog.UserError(f"--by {by}: {told}")
             groups[f"{name}, {by} {run.config[by]}"].append(run)
             add_quantities(run)

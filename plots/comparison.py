@@ -255,7 +255,7 @@ def find_baselines(groups: Groups, name: str) -> dict[str, str]:
         for runs in first_runs.values():
             known |= {*runs}
         near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise runlog.UserError(f"--baseline {name}: no run of it; there are {'; '.join(near)}")
+        raise runlog.UserError(f"--baseline {name}: no such variant; there are {'; '.join(near)}")
     return baselines
 
 

@@ -66,7 +66,7 @@ def network_of(label: str) -> Network:
         elif name == "layer_norm":
             layer_norm = value == "True"
         elif name not in OF_TRAINING:
-            told = f"league does not know what {setting!r} costs"
+            told = f"league does not know the cost of {setting!r}"
             raise runlog.UserError(f'{RUNS}: cell "{label}": {told}; leave these runs out')
     return Network(activation, widths, layer_norm)
 
@@ -77,7 +77,7 @@ def cost_of(label: str, study: str) -> dict[str, int]:
     dataset, _, _ = study.partition(" ")
     if dataset not in INPUTS:
         known = " or ".join(INPUTS)
-        raise runlog.UserError(f"{RUNS}: study {study}: league knows the costs on {known}")
+        raise runlog.UserError(f"{RUNS}: study {study}: league only knows the costs on {known}")
     inputs = INPUTS[dataset]
     kind = network_of(label)
     network = mlp(inputs, kind.widths, CLASSES, kind.activation, kind.layer_norm)
@@ -131,7 +131,7 @@ def read_studies(folders: Places) -> dict[str, dict[str, list[dict]]]:
         for (study, cell), rows in found.items():
             if cell in studies[study]:
                 first = studies[study][cell][0]["from"]
-                print(f"{study}, {cell}: that of {first}, not that of {folder}")
+                print(f"{study}, {cell}: taken from {first}, not from {folder}")
             else:
                 studies[study][cell] = rows
     for study, cells in studies.items():
