@@ -108,8 +108,8 @@ def matches(place: Path, start: str) -> list[Path]:
     is_pattern = glob.has_magic(str(place))
     if found := sorted(glob.glob(str(place), recursive=True)) if is_pattern else []:
         return [Path(path) for path in found]
-    why = "the pattern matches nothing" if is_pattern else "it does not exist"
-    raise runlog.UserError(f"{start}{place}: is not a run folder, {why}; {WHAT_WOULD_DO}")
+    fault = "the pattern matches nothing" if is_pattern else "does not exist"
+    raise runlog.UserError(f"{start}{place}: {fault}; {WHAT_WOULD_DO}")
 
 
 def runs_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:

@@ -39,7 +39,7 @@ def test_ranks_differences_and_fronts(tmp_path, capsys):
     out = tmp_path / "out"
     figures.main(["league", *map(str, folders), "--out", str(out)])
     printed = capsys.readouterr().out
-    assert f"{STUDY}, relu: that of {folders[0]}, not that of {folders[1]}" in printed
+    assert f"{STUDY}, relu: taken from {folders[0]}, not from {folders[1]}" in printed
     rows = table(out)
     assert [*rows] == ["fourier", "tanh_hr", "relu, LayerNorm", "relu", "rational, init 4.0"]
     assert [row["rank"] for row in rows.values()] == ["1", "2", "3", "4", "5"]
