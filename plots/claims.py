@@ -322,8 +322,8 @@ def draw(rows: list[dict], spec: dict) -> Figure:
             bar = np.nan_to_num([[value - low], [high - value]])
             look = {"color": BLACK, "marker": "o", "markersize": 4, "capsize": 2}
             panel.errorbar(value, height, xerr=bar, linewidth=1, **look)
-            told = f"{row['above']}:{row['below']}  {float(row['p_value']):.2g}"
-            panel.text(1.08, height, told, va="center", fontsize=6)
+            text = f"{row['above']}:{row['below']}  {float(row['p_value']):.2g}"
+            panel.text(1.08, height, text, va="center", fontsize=6)
         panel.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
         panel.set_xlim(-0.05, 1.75)
         panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

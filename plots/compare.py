@@ -78,8 +78,8 @@ def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loade
     for name, runs in load(run_folders, varied=(by,)).items():
         for run in runs:
             if by not in run.config:
-                told = "is not a setting of these runs; config.json lists the settings"
-                raise runlog.UserError(f"--by {by}: {told}")
+                fault = "is not a setting of these runs; config.json lists the settings"
+                raise runlog.UserError(f"--by {by}: {fault}")
             groups[f"{name}, {by} {run.config[by]}"].append(run)
             add_quantities(run)
     return {name: groups[name] for name in sorted(groups)}
@@ -103,9 +103,9 @@ def write_compared(
     """Write the figure of compare_rows."""
     rows = compare_rows(run_folders, by)
     env = read_config(Path(run_folders[0]))["env_id"]
-    told = f"{env}: {by.replace('_', ' ')}"
+    title = f"{env}: {by.replace('_', ' ')}"
     critics = "gradients and |f| of the critics"
-    return write_figure(out, name, COMPARED, rows, endings, caption=[told, critics])
+    return write_figure(out, name, COMPARED, rows, endings, caption=[title, critics])
 
 
 def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:

@@ -141,8 +141,8 @@ def make_cell(
         if having or lost:
             kept[label] = having + lost
         if lost:
-            told = f"{len(lost)} of {len(members)} diverged before the first value"
-            notes.append(f"{label}: {told}, counted as worse than any in the probability only")
+            text = f"{len(lost)} of {len(members)} diverged before the first value"
+            notes.append(f"{label}: {text}, counted as worse than any in the probability only")
         number = len(without) - len(lost)
         if number:
             notes.append(f"{label}: {number} of {len(members)} runs have no value, left out")
@@ -151,9 +151,9 @@ def make_cell(
     step, shortest = compared_at(runs, metric, step)
     if shortest is not None:
         label = label_of(shortest, kept)
-        told = f"compared at step {step:,.0f}, the last that all runs have"
+        text = f"compared at step {step:,.0f}, the last that all runs have"
         where = f"{label} seed {shortest.seed} ({shortest.status}) ends there"
-        notes.insert(0, f"{told}: {where}")
+        notes.insert(0, f"{text}: {where}")
 
     end = max(min(end_of(run, metric.points(run)), run.last_step) for run in runs)
     grid = grid_of(runs, metric.key)
@@ -172,8 +172,8 @@ def make_cell(
         pairs = zip(members, np.isfinite(at_end))
         number = sum(not has_value and not run.has_diverged for run, has_value in pairs)
         if number:
-            told = f"{number} of {len(members)} runs have no value at step {step:,.0f}"
-            notes.append(f"{label}: {told}, left out of the comparison")
+            text = f"{number} of {len(members)} runs have no value at step {step:,.0f}"
+            notes.append(f"{label}: {text}, left out of the comparison")
     return Cell(env, script, env, asked, metric, kept, step, notes, grid, values)
 
 
@@ -247,8 +247,8 @@ def find_baselines(groups: Groups, name: str) -> dict[str, str]:
             candidates = found or in_label_order(activations_of(runs))
             found = [most_usual(candidates, runs, beside[script])]
         if len(found) > 1:
-            told = f"it could be {'; '.join(found)}"
-            raise runlog.UserError(f"--baseline {name}: {told}; name one of them")
+            fault = f"it could be {'; '.join(found)}"
+            raise runlog.UserError(f"--baseline {name}: {fault}; name one of them")
         baselines[script] = found[0] if found else name
     if not any(label in first_runs[script] for script, label in baselines.items()):
         known = set()
@@ -541,10 +541,10 @@ def caption_of(
 ) -> list[str]:
     """What the picture shows, in a few lines; the notes are printed in full below the table."""
     has_interval = any(np.isfinite(row["low"]) for row in comparisons)
-    told = f"{STATISTICS[options.statistic]} over seeds"
-    told += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
+    text = f"{STATISTICS[options.statistic]} over seeds"
+    text += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
     verb = "better" if all(line.metric.better for line in lines) else "better (or larger)"
-    caption = [told]
+    caption = [text]
     if any(np.isfinite(row["probability"]) for row in comparisons):
         right = "right: mean difference of equal seeds, probability that a run is"
         caption.append(f"{right} {verb} than one of the baseline")

@@ -90,8 +90,8 @@ def counts_of(rows: Sequence[dict], label: str) -> str:
     """n of a variant per environment; a range if it differs between environments."""
     single = [row for row in rows if row["variant"] == label and row["environments"] == "1"]
     counts = sorted({int(row["n"]) for row in single})
-    told = f"n = {counts[0]}"
-    return told if len(counts) == 1 else f"{told} to {counts[-1]}"
+    text = f"n = {counts[0]}"
+    return text if len(counts) == 1 else f"{text} to {counts[-1]}"
 
 
 def draw_curves(
@@ -217,8 +217,8 @@ def beside_axis(labels: Sequence[str]) -> list[str]:
         shared = set.intersection(*({*own[1:]} for own in parts))
     shortened = []
     for activation, *settings in parts:
-        told = [setting for setting in settings if setting not in shared]
-        shortened.append(", ".join([activation, *told]))
+        kept = [setting for setting in settings if setting not in shared]
+        shortened.append(", ".join([activation, *kept]))
     if len({*shortened}) < len(shortened):
         shortened = list(labels)
     return [in_two_lines(label) for label in shortened]

@@ -141,8 +141,8 @@ def continual_cells(folder: Places, where: Sequence[str] = ()) -> dict[str, list
         run.setting("rational", dict)
         studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
-        told = "no finished run of continual_supervised.py; train some first"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+        fault = "no finished run of continual_supervised.py; train some first"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
     return {name: cells_of(members) for name, members in studies.items()}
 
 

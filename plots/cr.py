@@ -222,6 +222,6 @@ def cr_atari(
         title = f"CR, Atari: {script.removesuffix('_atari').upper()}"
         paths += write_curves(study, ATARI, out, f"cr_atari_{script[:3]}", title)
     if not paths:
-        told = f"no finished runs of {DQN}.py or {PQN}.py with relu or a rational"
-        raise runlog.UserError(f"--runs {told_places(runs)}: {told}")
+        fault = f"no finished runs of {DQN}.py or {PQN}.py with relu or a rational"
+        raise runlog.UserError(f"--runs {told_places(runs)}: {fault}")
     return paths

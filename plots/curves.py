@@ -201,10 +201,10 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
     shown = {label: look for label, look in looks.items() if label in drawn}
     style.legend(figure, style.line_handles(shown))
     counts = [int(row["n"]) for row in rows]
-    told = style.told_band(counts, "mean", "standard deviation")
+    text = style.told_band(counts, "mean", "standard deviation")
     if max(counts) > 1 and "log" in spec["scales"].values():
-        told += " (on log axes the same factor up and down)"
-    style.caption(figure, *spec["caption"], told)
+        text += " (on log axes the same factor up and down)"
+    style.caption(figure, *spec["caption"], text)
     return figure
 
 

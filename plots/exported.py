@@ -37,10 +37,10 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         axes.within(panel, axes.possible_range(metric))
         axes.large_numbers(panel)
     style.legend(figure, style.handles_of(panels))
-    told = style.told_band(counts, "mean", "worst to best seed")
+    text = style.told_band(counts, "mean", "worst to best seed")
     if max(counts) > 1:
-        told += ", thin lines: seeds"
-    style.caption(figure, *spec["caption"], told)
+        text += ", thin lines: seeds"
+    style.caption(figure, *spec["caption"], text)
     return figure
 
 

@@ -165,8 +165,8 @@ def hr8(
         games = study.environments
         paths += write_environments(study, [GAME_RETURNS], out, f"hr{each_game}", title, games)
     if not paths:
-        told = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
-        raise runlog.UserError(f"--runs {told_places(runs)}: {told}")
+        fault = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
+        raise runlog.UserError(f"--runs {told_places(runs)}: {fault}")
     return paths
 
 

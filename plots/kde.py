@@ -66,8 +66,8 @@ def kde_figure(folder: Path) -> Figure | None:
         what += f", the first {MOST_BRANCHES} of {num_branches} branches"
     what += f"\n{OUTLINED}"
     columns = max(len(line) for line in lines)
-    told = style.run_title_text(width_of(columns), folder, what)
-    figure, places = grids_figure(len(lines), columns, told.count("\n") + 1)
+    title = style.run_title_text(width_of(columns), folder, what)
+    figure, places = grids_figure(len(lines), columns, title.count("\n") + 1)
     for subfigures, line in zip(places, lines):
         for subfigure, grid in zip(subfigures, line):
             draw_grid(subfigure, grid)
@@ -245,8 +245,8 @@ def hr3(
         name = file_name(f"hr3-{env}-{short}", taken)
         ended = " (diverged)" if run.has_diverged else ""
         number = len({(row["part"], row["neuron"]) for row in rows if row["part"] == "output"})
-        told = f"Densities of {number} neurons of {layer}: {env}, {label}, seed {run.seed}{ended}"
-        paths += write_figure(out, name, DENSITIES, rows, caption=[told])
+        title = f"Densities of {number} neurons of {layer}: {env}, {label}, seed {run.seed}{ended}"
+        paths += write_figure(out, name, DENSITIES, rows, caption=[title])
     return paths
 
 
@@ -276,8 +276,8 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """A grid of neurons for every part: the branches, then the output."""
     parts = sorted(distinct(rows, "part"), key=lambda part: (part == "output", part))
     lines = style.rows_of(parts, MOST_COLUMNS)
-    told = [*spec["caption"], f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"]
-    shown = style.caption_text(width_of(len(lines[0])), *told)
+    caption = [*spec["caption"], f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"]
+    shown = style.caption_text(width_of(len(lines[0])), *caption)
     figure, places = grids_figure(len(lines), len(lines[0]), shown.count("\n") + 1)
     for subfigures, line in zip(places, lines):
         for place, part in zip(subfigures, line):
@@ -286,7 +286,7 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
                 neurons[row["neuron"]].append(row)
             grid = Grid(part_title(part), [neuron_of(points) for points in neurons.values()])
             draw_grid(place, grid)
-    style.caption(figure, *told, y=1 - 0.06 / figure.get_figheight())
+    style.caption(figure, *caption, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 

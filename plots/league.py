@@ -66,8 +66,8 @@ def network_of(label: str) -> Network:
         elif name == "layer_norm":
             layer_norm = value == "True"
         elif name not in OF_TRAINING:
-            told = f"league does not know the cost of {setting!r}"
-            raise runlog.UserError(f'{RUNS}: cell "{label}": {told}; leave these runs out')
+            fault = f"league does not know the cost of {setting!r}"
+            raise runlog.UserError(f'{RUNS}: cell "{label}": {fault}; leave these runs out')
     return Network(activation, widths, layer_norm)
 
 
@@ -123,8 +123,8 @@ def read_studies(folders: Places) -> dict[str, dict[str, list[dict]]]:
     for folder in folders:
         path = Path(folder) / RUNS
         if not path.is_file():
-            told = "no such file; give folders that `python figures.py continual` has written"
-            raise runlog.UserError(f"{path}: {told}")
+            fault = "no such file; give folders that `python figures.py continual` has written"
+            raise runlog.UserError(f"{path}: {fault}")
         found = defaultdict(list)
         for row in read_csv(path):
             found[row["study"], row["cell"]].append(row | {"from": Path(folder).as_posix()})

@@ -124,11 +124,11 @@ def unknown(name: str, keys: Collection[str]) -> runlog.UserError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     words = name.lower().replace("_", " ").split()
     near += [key for key in known if key not in near and all(word in key for word in words)]
-    told = f"--metric {name!r}: no run has logged it"
+    fault = f"--metric {name!r}: no run has logged it"
     if near:
-        told += f"; nearest: {', '.join(near[:4])}"
+        fault += f"; nearest: {', '.join(near[:4])}"
     names = ", ".join([SCORE, *names])
-    return runlog.UserError(f"{told}; give {names}, or a key of scalars.csv (* matches any part)")
+    return runlog.UserError(f"{fault}; give {names}, or a key of scalars.csv (* matches any part)")
 
 
 def normalised(values: np.ndarray, metric: Metric, env: str) -> np.ndarray | None:

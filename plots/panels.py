@@ -51,14 +51,14 @@ def told_statistics(rows: Sequence[dict]) -> str:
     by_name = defaultdict(list)  # statistic: its rows
     for row in rows:
         by_name[row["statistic"]].append(row)
-    told = {}  # statistic: its panels, text
+    described = {}  # statistic: its panels, text
     for name, own in by_name.items():
         has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in own)
         titles = list(dict.fromkeys(row.get("panel", "") for row in own))
-        told[name] = titles, STATISTICS[name].told(has_seeds)
-    most = max(told, key=lambda name: len(told[name][0]), default="")
-    lines = [text for name, (_, text) in told.items() if name == most]
-    for name, (titles, text) in told.items():
+        described[name] = titles, STATISTICS[name].told(has_seeds)
+    most = max(described, key=lambda name: len(described[name][0]), default="")
+    lines = [text for name, (_, text) in described.items() if name == most]
+    for name, (titles, text) in described.items():
         if name != most:
             lines.append(f"in {' and '.join(titles)}: {text}")
     return "; ".join(lines)
@@ -329,14 +329,14 @@ def told_early(study: Study, panels: Sequence[Panel]) -> list[str]:
     for panel in panels:
         counts = early_counts(study, panel)
         has_any = any(count.with_rows for count in counts.values())
-        told = []
+        entries = []
         for label, count in counts.items():
             # other variants never log it, such as gradients of relu's coefficients
             is_logged = count.with_rows or (panel.score and has_any)
             if count.early and is_logged:
-                told.append(f"{label} {count.early} of {count.number}")
-        if told:
-            titles[", ".join(told), bool(panel.score)].append(panel.title)
+                entries.append(f"{label} {count.early} of {count.number}")
+        if entries:
+            titles[", ".join(entries), bool(panel.score)].append(panel.title)
     lines = []
     for (runs, is_score), names in titles.items():
         shown = ", ".join(names)

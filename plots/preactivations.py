@@ -189,14 +189,14 @@ def write_preactivations(
     rows = preactivation_rows(run_folders)
     configs = [read_config(Path(folder)) for folder in run_folders]
     names = in_order(config["activation"] for config in configs)
-    told = f"Pre-activations over training, {configs[0]['env_id']}"
+    title = f"Pre-activations over training, {configs[0]['env_id']}"
     return write_figure(
         out,
         name,
         PREACTIVATIONS,
         rows,
         endings,
-        caption=[told],
+        caption=[title],
         activations=names,
         unit=step_unit(configs[0]),
     )
@@ -212,8 +212,8 @@ def preactivation_rows(run_folders: Sequence[str | Path]) -> list[dict]:
     for group in groups.values():
         keys |= {*group}
     if not keys:
-        told = "the runs have no histograms yet; train with --metrics-frequency above 0"
-        raise runlog.UserError(told)
+        fault = "the runs have no histograms yet; train with --metrics-frequency above 0"
+        raise runlog.UserError(fault)
     rows = []
     for key in sorted(keys, key=layer_order):
         members = {}  # activation: histories
@@ -408,5 +408,5 @@ def print_preactivation_table(run_folders: Sequence[str | Path]) -> None:
     end = last_of_all(groups)
     further = [name for name, layers in groups.items() if last_of_all({name: layers}) > end]
     if further:
-        told = f"cut at step {end:,}, the last at which all runs have been measured"
-        print(f"{told}; later measurements of {', '.join(further)} are left out")
+        text = f"cut at step {end:,}, the last at which all runs have been measured"
+        print(f"{text}; later measurements of {', '.join(further)} are left out")

@@ -82,8 +82,8 @@ def find_runs(places: Places, flag: str = "--runs") -> list[Path]:
             found.setdefault(path.resolve(), path)
     if not found:
         looked = "looked for folders with a meta.json or scalars.csv in it, and below at any depth"
-        told = f"no run folders there ({looked})"
-        raise runlog.UserError(f"{start}{told_places(places)}: {told}; {WHAT_WOULD_DO}")
+        fault = f"no run folders there ({looked})"
+        raise runlog.UserError(f"{start}{told_places(places)}: {fault}; {WHAT_WOULD_DO}")
     if without:
         print(f"left out: no run in {told_places(without)}")
     return list(found.values())
@@ -121,8 +121,8 @@ def runs_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]
     try:
         children = sorted(folder.iterdir())
     except OSError as error:
-        told = f"cannot be read ({error.strerror or error})"
-        raise runlog.UserError(f"{folder}: {told}; {WHAT_WOULD_DO}") from None
+        fault = f"cannot be read ({error.strerror or error})"
+        raise runlog.UserError(f"{folder}: {fault}; {WHAT_WOULD_DO}") from None
     found = []
     for child in children:
         if child.name.startswith(".") or not child.is_dir() or child.resolve() in above:
@@ -167,9 +167,9 @@ def read_config(folder: Path) -> dict:
     needed = ("config.json", "meta.json")
     missing = [name for name in needed if not (folder / name).exists()]
     if missing and (folder / "scalars.csv").exists():  # found below what the user has named
-        told = f"has a scalars.csv but no {' and no '.join(missing)}"
+        fault = f"has a scalars.csv but no {' and no '.join(missing)}"
         remedy = f"move it out of {folder.parent}, or restore what is missing"
-        raise runlog.UserError(f"{folder}: {told}; {remedy}")
+        raise runlog.UserError(f"{folder}: {fault}; {remedy}")
     if missing:
         remedy = "give one that holds config.json and meta.json"
         raise runlog.UserError(f"{folder}: is not a run folder; {remedy}")
@@ -187,8 +187,8 @@ def read_config(folder: Path) -> dict:
     kinds |= {"learning_rate": NUMBER, "utd": NUMBER}
     for key, kind in kinds.items():
         if key in config and not is_of_kind(config[key], kind):
-            told = f"its {key} is {config[key]!r}"
-            raise runlog.UserError(f"{folder}: {told}; give a run folder as the scripts write it")
+            fault = f"its {key} is {config[key]!r}"
+            raise runlog.UserError(f"{folder}: {fault}; give a run folder as the scripts write it")
     return config
 
 
@@ -232,9 +232,9 @@ class Loaded:
         """A setting that a figure requires. Raises UserError: missing, or of another type."""
         value = self.config.get(key)
         if not is_of_kind(value, kind):
-            told = f"its {key} is {value!r}" if key in self.config else f"has no {key}"
+            fault = f"its {key} is {value!r}" if key in self.config else f"has no {key}"
             remedy = "restore the file, or move the run away"
-            raise runlog.UserError(f"{self.folder / 'config.json'}: {told}; {remedy}")
+            raise runlog.UserError(f"{self.folder / 'config.json'}: {fault}; {remedy}")
         return value
 
     def provenance(self) -> dict[str, object]:
@@ -308,8 +308,8 @@ def check_once(runs: Sequence[Loaded]) -> None:
     for run in runs:
         key = json.dumps([script_of(run.folder), identity(run.config)], sort_keys=True)
         if key in seen:
-            told = f"{seen[key]} and {run.folder} are the same run, seed {run.seed}"
-            raise runlog.UserError(f"{told}; move one away, or name it once")
+            fault = f"{seen[key]} and {run.folder} are the same run, seed {run.seed}"
+            raise runlog.UserError(f"{fault}; move one away, or name it once")
         seen[key] = run.folder
 
 
@@ -325,8 +325,8 @@ def check_name(folder: Path, meta: dict) -> None:
     if meta.get("name", name) == name and is_same_hash:
         return
     other = meta.get("name", meta.get("hash"))
-    told = f"holds the run {other} according to its meta.json: a copy, or renamed"
-    raise runlog.UserError(f"{folder}: {told}; give it that name again, or move it away")
+    fault = f"holds the run {other} according to its meta.json: a copy, or renamed"
+    raise runlog.UserError(f"{folder}: {fault}; give it that name again, or move it away")
 
 
 def check_end(run: Loaded, text: str) -> None:
@@ -350,8 +350,8 @@ def check_end(run: Loaded, text: str) -> None:
         histograms = last_step_of(run.folder / "histograms.jsonl")
         due = max(due, curves, histograms)
     if last < due:
-        told = f"ends at step {last:,}" if found else "has no rows"
-        raise runlog.UserError(f"{path}: {told}, but should reach step {due:,}; {remedy}")
+        fault = f"ends at step {last:,}" if found else "has no rows"
+        raise runlog.UserError(f"{path}: {fault}, but should reach step {due:,}; {remedy}")
 
     num_tasks = run.config.get("num_tasks")
     if run.status == "finished" and isinstance(num_tasks, int):
@@ -444,5 +444,5 @@ def check_lines(path: Path, text: str) -> None:
     for number, line in enumerate(text[:end].splitlines(), start=1):
         pattern = "step,key,value,wall_time" if number == 1 else "[0-9]+,[^,]+,[^,]+,[^,]+"
         if not re.fullmatch(pattern, line):
-            told = f"line {number} is not a row of step, key, value, wall_time"
-            raise runlog.UserError(f"{path}: {told}; {RESTORE}")
+            fault = f"line {number} is not a row of step, key, value, wall_time"
+            raise runlog.UserError(f"{path}: {fault}; {RESTORE}")

@@ -84,11 +84,11 @@ def check_free(
         for file in spec.get("csv", [f"{name}.csv"]):
             if file in files:
                 by = f"a {own[0]} figure" if own else "a table"
-                told = f"{other} is drawn from it (figures.json), and {by} would replace it"
-                raise runlog.UserError(f"{folder / file}: {told}; {remedy}")
+                fault = f"{other} is drawn from it (figures.json), and {by} would replace it"
+                raise runlog.UserError(f"{folder / file}: {fault}; {remedy}")
         if name in figures:
-            told = f"is {other} (figures.json), and a {own[0]} figure would replace it"
-            raise runlog.UserError(f"{folder / name}: {told}; {remedy}")
+            fault = f"is {other} (figures.json), and a {own[0]} figure would replace it"
+            raise runlog.UserError(f"{folder / name}: {fault}; {remedy}")
 
 
 def rounded(value: object, digits: int) -> object:

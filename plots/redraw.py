@@ -46,8 +46,8 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         found = sorted(Path(folder).rglob("figures.json"))
         if not found:
-            told = "no figures.json in it or below; give folders of drawn figures"
-            raise runlog.UserError(f"{folder}: {told}")
+            missing = "no figures.json in it or below; give folders of drawn figures"
+            raise runlog.UserError(f"{folder}: {missing}")
         indices += found
     paths = []
     faults = []
@@ -59,8 +59,8 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
         raise runlog.UserError(faults[0])
     if faults:
         start = f"{len(faults)} faults; all other figures are drawn ({len(paths)}):"
-        told = [f"({number}) {fault}" for number, fault in enumerate(faults, start=1)]
-        raise runlog.UserError(" ".join([start, *told]))
+        numbered = [f"({number}) {fault}" for number, fault in enumerate(faults, start=1)]
+        raise runlog.UserError(" ".join([start, *numbered]))
     return paths
 
 

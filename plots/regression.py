@@ -92,9 +92,9 @@ class Fitted:
             steps, errors, _ = run.series(ERROR).T
             errors = errors[steps >= 0.9 * run.setting("total_steps")]
             if not len(errors):
-                told = f"has no {ERROR} in the last tenth of its steps"
+                fault = f"has no {ERROR} in the last tenth of its steps"
                 remedy = "restore it, or move the run away"
-                raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {told}; {remedy}")
+                raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {fault}; {remedy}")
             values.append(np.median(errors))
         return np.array(values)
 
@@ -134,22 +134,22 @@ def check_run(run: Loaded) -> None:
     """Raises UserError unless a run is one of function_approximation.py, has reached its end, and
     has what its figures need."""
     if "learning_rate" not in run.config or "num_points" not in run.config:
-        told = "is not a run of function_approximation.py; give only such runs"
-        raise runlog.UserError(f"{run.folder}: {told}")
+        fault = "is not a run of function_approximation.py; give only such runs"
+        raise runlog.UserError(f"{run.folder}: {fault}")
     for key in ("total_steps", "learning_rate", "num_points"):
         run.setting(key)
     for key, kind in (("widths", int), ("interval", NUMBER)):
         values = run.setting(key, list)
         if not values or not all(isinstance(value, kind) for value in values):
-            told = f"its {key} is {values}; restore the file"
-            raise runlog.UserError(f"{run.folder / 'config.json'}: {told}")
+            fault = f"its {key} is {values}; restore the file"
+            raise runlog.UserError(f"{run.folder / 'config.json'}: {fault}")
     if not isinstance(run.meta.get("num_parameters"), int):
-        told = "has no num_parameters, which is written at the end of training"
+        fault = "has no num_parameters, which is written at the end of training"
         remedy = "restore the file, or move the run away"
-        raise runlog.UserError(f"{run.folder / 'meta.json'}: {told}; {remedy}")
+        raise runlog.UserError(f"{run.folder / 'meta.json'}: {fault}; {remedy}")
     if not run.has_ended:
-        told = f"is {run.status}; run the training command again"
-        raise runlog.UserError(f"{run.folder}: {told}")
+        fault = f"is {run.status}; run the training command again"
+        raise runlog.UserError(f"{run.folder}: {fault}")
 
 
 def fit_of(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
@@ -157,8 +157,8 @@ def fit_of(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
     path = run.folder / "curves.jsonl"
     row = last_row(path, "fit")
     if row is None:
-        told = "has no fit, which is written at the end of training; train the run again"
-        raise runlog.UserError(f"{path}: {told}")
+        fault = "has no fit, which is written at the end of training; train the run again"
+        raise runlog.UserError(f"{path}: {fault}")
     return np.array(row["x"], dtype=float), np.array(row["y"], dtype=float)
 
 
@@ -208,9 +208,9 @@ def function_approximation(
     out = Path(out)
     networks = fitted(run_folders)
     if not any(np.isfinite(network.errors(network.best)).any() for network in networks):
-        told = "every run has diverged, at every learning rate: there is no error to draw"
+        fault = "every run has diverged, at every learning rate: there is no error to draw"
         folder = Path(run_folders[0]).parent
-        raise runlog.UserError(f"--runs {folder}: {told}; train with lower --learning-rates")
+        raise runlog.UserError(f"--runs {folder}: {fault}; train with lower --learning-rates")
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     files = [f"{prefix}{name}.csv" for name in (*DRAWN, "ratios")]

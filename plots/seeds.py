@@ -93,12 +93,12 @@ def draw(rows: list[dict], spec: dict) -> Figure:
 def told_lines(rows: list[dict]) -> str:
     """What the lines show, for the caption."""
     seeds = {(row["variant"], row["seed"]) for row in rows}
-    told = "one seed"
+    text = "one seed"
     if len(seeds) > len({label for label, _ in seeds}):
-        told = "thin: seeds; thick: their median, band: 95 % bootstrap"
+        text = "thin: seeds; thick: their median, band: 95 % bootstrap"
     if any(row["status"] == "diverged" for row in rows):
-        told += "; cross: the last value of a seed that diverged"
-    return told
+        text += "; cross: the last value of a seed that diverged"
+    return text
 
 
 def draw_line(

@@ -64,19 +64,19 @@ def told_missing(missing: Sequence[Missing]) -> str:
         variants[gap.environment, gap.seeds, gap.status].append(gap.variant)
     for (environment, seeds, status), labels in variants.items():
         by_variant[tuple(labels), seeds, status].append(environment)
-    told = []
+    entries = []
     for (labels, seeds, status), environments in by_variant.items():
         if environments == [""]:
-            told += [f"{told_names([label])} (no run)" for label in labels]
+            entries += [f"{told_names([label])} (no run)" for label in labels]
             continue
         parts = [f"{told_names(labels)} on {told_names(environments)}"]
         parts += [f"s{seed}" for seed in seeds]
         if status:
             parts.append(f"({status})")
-        told.append(" ".join(parts))
-    further = len(told) - MOST_NAMED
+        entries.append(" ".join(parts))
+    further = len(entries) - MOST_NAMED
     more = f" and {further} more" if further > 0 else ""
-    return "; ".join(told[:MOST_NAMED]) + more
+    return "; ".join(entries[:MOST_NAMED]) + more
 
 
 @dataclass
@@ -227,8 +227,8 @@ def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()
     for gap in missing:
         print(f"missing: {gap}")
     if not runs:
-        told = f"no run of {script}.py has finished; run the training command again"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+        fault = f"no run of {script}.py has finished; run the training command again"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
 
     having_runs = {label for label, _ in runs}
     variants = {label: variants[label] for label in variants if label in having_runs}
@@ -257,16 +257,16 @@ def find_candidates(folder: Places, script: str, where: Sequence[str]) -> list[C
     for item in where:
         key = item.partition("=")[0]
         if not any(key in candidate.settings for candidate in candidates):
-            told = f"is not a setting of the runs of {script}.py in {told_places(folder)}"
-            raise runlog.UserError(f"--where {key}: {told}")
+            fault = f"is not a setting of the runs of {script}.py in {told_places(folder)}"
+            raise runlog.UserError(f"--where {key}: {fault}")
     for item in where:
         key, _, text = item.partition("=")
         candidates = [
             candidate for candidate in candidates if is_value(candidate.settings.get(key), text)
         ]
     if not candidates:
-        told = f"no run of {script}.py with {', '.join(where)}"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+        fault = f"no run of {script}.py with {', '.join(where)}"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
     return candidates
 
 
@@ -316,8 +316,8 @@ def check_seeds(folder: Places, label: str, candidates: Sequence[Candidate]) -> 
         seed = candidate.seed
         name = candidate.folder.name
         if seed in seen:
-            told = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
-            raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+            fault = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
+            raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
         seen[seed] = name
 
 

@@ -243,8 +243,8 @@ def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
 def caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
     """The figure's title: the first line, and below it the others as one text, broken to the width
     of the figure. At most MOST_LINES in all: figures.json has the full text."""
-    told = caption_text(figure.get_figwidth(), *lines, fontsize=fontsize)
-    figure.suptitle(told, fontsize=fontsize, **options)
+    text = caption_text(figure.get_figwidth(), *lines, fontsize=fontsize)
+    figure.suptitle(text, fontsize=fontsize, **options)
 
 
 def caption_text(inches: float, *lines: str, fontsize: float = 9) -> str:
@@ -278,8 +278,8 @@ def told_band(counts: Sequence[int], what: str, band: str) -> str:
 
 def run_title(figure: Figure, folder: Path, what: str, **options) -> None:
     """The title of a figure of one run: what it shows, and of which run."""
-    told = run_title_text(figure.get_figwidth(), folder, what)
-    figure.suptitle(told, fontsize=9, **options)
+    text = run_title_text(figure.get_figwidth(), folder, what)
+    figure.suptitle(text, fontsize=9, **options)
 
 
 def run_title_text(inches: float, folder: Path, what: str) -> str:

@@ -140,16 +140,16 @@ def at_step(groups: Groups, step: float | None) -> tuple[Groups, list[str]]:
                 members[label] = reached
             for run in runs:
                 if not has_reached(run, step):
-                    told = f"{label} seed {run.seed} (step {run.last_step:,.0f}, {run.status})"
-                    short.append(told)
+                    text = f"{label} seed {run.seed} (step {run.last_step:,.0f}, {run.status})"
+                    short.append(text)
         if members:
             kept[script, env] = members
         if short:
             where = f"{script}, {env}, left out, ending before step {step:,.0f}"
             lines.append(f"{where}: {'; '.join(short)}")
     if not kept:
-        told = f"no run has reached it; the longest ends at step {longest:,.0f}"
-        raise runlog.UserError(f"--at-step {step:.12g}: {told}")
+        text = f"no run has reached it; the longest ends at step {longest:,.0f}"
+        raise runlog.UserError(f"--at-step {step:.12g}: {text}")
     return kept, lines
 
 

@@ -349,8 +349,8 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
     configs = [identity(run.config) for run in runs]
     folders = [run.folder for run in runs]
     if found := differing(configs, folders, {"activation", "seed", *MEASURING, *varied}):
-        told = f"the runs differ in {found.key} ({found.values}): {found.where}"
-        raise runlog.UserError(f"{told}; give runs of one setting")
+        fault = f"the runs differ in {found.key} ({found.values}): {found.where}"
+        raise runlog.UserError(f"{fault}; give runs of one setting")
 
     runs.sort(key=lambda run: run.seed)
     groups = {}

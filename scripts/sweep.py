@@ -111,9 +111,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.read(lock, 32).decode(errors="replace").strip()
-            told = f"{folder} is being run by process {pid}"
+            fault = f"{folder} is being run by process {pid}"
             raise runlog.UserError(
-                f"{told}; wait until it ends, stop it, or use another --name"
+                f"{fault}; wait until it ends, stop it, or use another --name"
             ) from None
         except OSError as error:
             remedy = "choose a --runs-dir on a disk that has file locks"
@@ -238,8 +238,8 @@ class RayTasks:
         try:
             import ray
         except ImportError:
-            told = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
-            raise runlog.UserError(told) from None
+            fault = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
+            raise runlog.UserError(fault) from None
         self.ray = ray
         self.sweep = sweep.resolve()
         self.tasks = {}
@@ -264,12 +264,12 @@ class RayTasks:
             )
             if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait for ever
                 ray.shutdown()
-                told = (
+                fault = (
                     "the cluster has no GPU; leave it out"
                     if kind == "GPU"
                     else f"no machine has more than {most:g}"
                 )
-                raise runlog.UserError(f"{flag} {amount}: {told}")
+                raise runlog.UserError(f"{flag} {amount}: {fault}")
         per_gpu = slots_per_gpu or ("GPU" in resources and 1)
         options = {
             "num_cpus": threads,
@@ -567,9 +567,9 @@ def drive(
             if engine.full() or request.number:
                 break
             # an orphan from another machine, or a run started by somebody else
-            if told := sweep_task.holder(process):
+            if reason := sweep_task.holder(process):
                 if process["id"] not in waiting:
-                    board.event(f"waiting: {told}")
+                    board.event(f"waiting: {reason}")
                 waiting.add(process["id"])
                 continue
             queue.remove(process)
@@ -617,10 +617,10 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
     }
     for name, process in failed.items():
         state = sweep_task.read_state(sweep, process)
-        told = [f"\nFAILED with exit code {state['code']}: {shlex.join(process['argv'])}"]
-        told.append(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}")
-        told += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
-        say(*told, file=sys.stderr)
+        lines = [f"\nFAILED with exit code {state['code']}: {shlex.join(process['argv'])}"]
+        lines.append(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}")
+        lines += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
+        say(*lines, file=sys.stderr)
     folders = []
     for process in processes:
         folders += [Path(process["cwd"], run) for run in process["runs"]]
@@ -628,11 +628,11 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
         sweep_task.read_json(folder / "meta.json").get("status") == "diverged" for folder in folders
     )
     done = len(processes) - len(left)
-    told = f"{done} of {len(processes)} processes done, {len(failed)} failed, "
-    told += f"{len(left) - len(failed)} waiting; {len(folders)} runs"
+    counts = f"{done} of {len(processes)} processes done, {len(failed)} failed, "
+    counts += f"{len(left) - len(failed)} waiting; {len(folders)} runs"
     if diverged:
-        told += f", {diverged} diverged"
-    say(f"{sweep}: {told}")
+        counts += f", {diverged} diverged"
+    say(f"{sweep}: {counts}")
     return len(failed)
 
 
@@ -645,8 +645,10 @@ def validate(args: Args) -> Args:
     runlog.check_range(args, "[0, inf)", "limit" if args.limit is not None else "")
     for flag in given:
         if getattr(args, flag) > MAX_SLOTS:
-            told = f"--{flag.replace('_', '-')} {getattr(args, flag)}"
-            raise runlog.UserError(f"{told}: more than {MAX_SLOTS:,} processes at once; give fewer")
+            start = f"--{flag.replace('_', '-')} {getattr(args, flag)}"
+            raise runlog.UserError(
+                f"{start}: more than {MAX_SLOTS:,} processes at once; give fewer"
+            )
     if args.ray is not None:
         grids = tuple(word for word in args.ray if word == "-" or re.search(r"\.py(\s|$)", word))
         addresses = tuple(word for word in args.ray if word not in grids)

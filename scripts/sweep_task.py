@@ -257,10 +257,10 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
                 preexec_fn=before_start(),
             )
         except OSError as error:
-            told = (
+            fault = (
                 f"cannot start {process['python']} in {process['cwd']}: {error.strerror or error}"
             )
-            raise SweepError(f"{told}; start the same command again where both are") from error
+            raise SweepError(f"{fault}; start the same command again where both are") from error
     child.began = time.time()
     return child
 
