@@ -180,7 +180,7 @@ def wrapped(
     text: str, inches: float, size: float, weight: str = "normal", most: int | None = None
 ) -> str:
     """A text broken into lines of at most `inches`: between words where possible, else after
-    _ * + - / or anywhere. most: number of lines; a text that is longer then ends with three
+    _ * + - / , or anywhere. most: number of lines; a text that is longer then ends with three
     dots."""
     lines = []
     for paragraph in text.split("\n"):
@@ -217,9 +217,9 @@ def broken(word: str, inches: float, size: float, weight: str) -> list[str]:
         end = len(word) - 1
         while end > 1 and text_width(word[:end], size, weight) > inches:
             end -= 1
-        behind = [place for place in range(end // 2, end) if word[place] in "_*+-/,"]
-        if behind:
-            end = behind[-1] + 1
+        places = [place for place in range(end // 2, end) if word[place] in "_*+-/,"]
+        if places:
+            end = places[-1] + 1
         pieces.append(word[:end])
         word = word[end:]
     return [*pieces, word]

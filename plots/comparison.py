@@ -104,7 +104,7 @@ class Cell:
         return np.array(ranks)
 
     def scaled(self) -> "Cell | None":
-        """With values on a scale that environments share; None if there is no such scale."""
+        """The cell with its values on a scale that environments share; None if there is none."""
         values = {}
         for label, own in self.values.items():
             values[label] = normalised(own, self.metric, self.environment)

@@ -5,8 +5,8 @@ runs.csv, curves.csv and learning curves as one PNG.
 
 runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation,
 seed, metric, env_step, value). Curves of other programs, in files of the same form given by
---reference, are drawn too, and copied into the folder. `python figures.py redraw FOLDER`
-draws it again.
+--reference, are drawn too and copied into the folder. `python figures.py redraw FOLDER` draws
+the picture again.
 """
 
 import csv
@@ -61,9 +61,7 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 
 @dataclasses.dataclass
 class Args:
-    folders: Annotated[
-        tuple[Path, ...], tyro.conf.Positional
-    ]  # runs of one setting, or their parents
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # runs of one setting, or parents
     out: Path  # folder of the study
     by: tuple[str, ...] = ()  # settings of config.json that differ: a curve for each value
     reference: tuple[Path, ...] = ()  # further curves.csv files, drawn too and copied to the folder

@@ -67,18 +67,18 @@ def first_brace(text: str) -> tuple[str, range | list[str], str] | None:
     if start < 0:
         return None
     cuts = _cuts(text, start)
-    behind = text[cuts[-1] + 1 :]
+    after = text[cuts[-1] + 1 :]
     alternatives = [text[a + 1 : b] for a, b in itertools.pairwise(cuts)]
     bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", ",".join(alternatives))
     if not bounds:
-        return before, alternatives, behind
+        return before, alternatives, after
     if max(map(len, bounds.groups())) > 18:  # int() takes no more than 4,300 digits
         fault = f"{text}: a bound has more than 18 digits"
         raise runlog.UserError(f"{fault}; a sweep has at most {MAX_COMMANDS:,} commands")
     first = int(bounds[1])
     last = int(bounds[2])
     integers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-    return before, integers, behind
+    return before, integers, after
 
 
 def _cuts(text: str, start: int) -> list[int]:
@@ -236,12 +236,12 @@ def naming(command: str) -> Iterator[None]:
 
 def parse(module: ModuleType, words: Sequence[str], command: str):
     """The command's flags. Raises UserError, naming the command."""
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
             args = runlog.parse_args(module.Args, words)
     except SystemExit:
-        fault = said.getvalue().strip().removeprefix("error: ")
+        fault = output.getvalue().strip().removeprefix("error: ")
         fault = fault or "prints its flags and trains nothing"
         raise runlog.UserError(f"{command}: {fault}") from None
     for field in ("fresh", "evaluate", "print_network"):
@@ -276,14 +276,14 @@ def split_seed(words: Sequence[str]) -> tuple[list[str], int | None]:
         return list(words), None
     place = names.index("--seed")
     following = words[place + 1 : place + 2]
-    behind = place + 2
+    after = place + 2
     value = "".join(following)
     if "=" in words[place]:
         value = words[place].partition("=")[2]
-        behind = place + 1
+        after = place + 1
     if not value.isdigit():
         return list(words), None
-    return [*words[:place], *words[behind:]], int(value)
+    return [*words[:place], *words[after:]], int(value)
 
 
 def make_cells(commands: Sequence[str], runs_dir: str | None) -> dict[tuple[str, ...], list[int]]:
