@@ -80,7 +80,7 @@ def test_network_of_a_label(cell, network):
 @pytest.mark.parametrize(
     "cells, study, fault",
     [
-        ({"relu": [0], "tanh, network cnn": [0]}, STUDY, "does not know what 'network cnn' costs"),
+        ({"relu": [0], "tanh, network cnn": [0]}, STUDY, "does not know the cost of 'network cnn'"),
         ({"tanh": [0.5]}, STUDY, "has no cell relu, the baseline"),
         ({"relu": [0.5]}, "cifar100 split_classes", "knows the costs on digits or mnist"),
     ],

@@ -169,8 +169,8 @@ def test_a_damaged_checkpoint_is_a_warning_and_the_one_before_is_read(tmp_path, 
         ("another run's checkpoint", "is of another configuration"),
         ("config.json is cut", "config.json is damaged"),
         ("a setting of another kind", "its settings do not fit"),
-        ("a broken row", "line 3 is not a row of step, key, value, wall_time"),
-        ("no config.json", "is not a run folder; give one that holds config.json"),
+        ("a broken row", "line 3 is no row of step, key, value, wall_time"),
+        ("no config.json", "is no run folder; give one that holds config.json"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(damage, told, tmp_path):
