@@ -171,7 +171,7 @@ def read_config(folder: Path) -> dict:
         remedy = f"move it out of {folder.parent}, or restore what is missing"
         raise runlog.UserError(f"{folder}: {fault}; {remedy}")
     if missing:
-        remedy = "give one that holds config.json and meta.json"
+        remedy = "give one that contains config.json and meta.json"
         raise runlog.UserError(f"{folder}: is not a run folder; {remedy}")
     meta = read_json(folder / "meta.json")
     config = {"activation": "?", "env_id": "?", "seed": 0}

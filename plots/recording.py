@@ -256,7 +256,7 @@ def entry_fault(name: str, spec: dict, kinds: Mapping[str, Kind] | None) -> str 
         value = spec.get(key, outer())
         items = value.values() if isinstance(value, dict) else value
         if not isinstance(value, outer) or not all(isinstance(item, inner) for item in items):
-            what = "a text" if outer is str else f"a {outer.__name__} of texts"
+            what = "a string" if outer is str else f"a {outer.__name__} of strings"
             return f"{name}: its {key} is not {what}"
     if not all(is_plain(file) for file in (name, *spec.get("csv", ()))):
         what = "not a plain file name, and would lie in another folder"

@@ -10,7 +10,7 @@
 # et al. 2023 (2308.11958); extrapolated, a day on the same machine. MNIST must be in $DATA_DIR. JOBS: number of parallel
 # processes, of one thread each; other variables: scripts/common.sh.
 set -euo pipefail
-RUNS_DIR=${RUNS_DIR:-runs} OUT=${OUT:-figures}  # where results/2026-continual came from; its figure keeps lengths apart
+RUNS_DIR=${RUNS_DIR:-runs} OUT=${OUT:-figures}  # as for results/2026-continual; its figure separates studies of different lengths
 [[ -z ${JOBS:-} ]] || SWEEP=${SWEEP---slots $JOBS}
 source "$(dirname "$0")/common.sh"
 no_environments

@@ -383,9 +383,9 @@ ENTRY = {"kind": "intervals", "caption": ["c"], "variants": ["relu"], "unit": "u
 @pytest.mark.parametrize(
     "index, told",
     [
-        ({"a": ENTRY | {"caption": [3]}}, "a: its caption is not a list of texts"),
-        ({"a": ENTRY | {"caption": "text"}}, "a: its caption is not a list of texts"),
-        ({"a": ENTRY | {"unit": 3}}, "a: its unit is not a text"),
+        ({"a": ENTRY | {"caption": [3]}}, "a: its caption is not a list of strings"),
+        ({"a": ENTRY | {"caption": "text"}}, "a: its caption is not a list of strings"),
+        ({"a": ENTRY | {"unit": 3}}, "a: its unit is not a string"),
         ({"a": ENTRY | {"variants": None}}, "a: its variants is not a list"),
         ({"a": ENTRY | {"scales": ["log"]}}, "a: its scales is not a dict"),
         ({"../a": ENTRY}, "not a plain file name"),
