@@ -1,4 +1,4 @@
-# Set-up happens by itself: each target installs what it needs into .venv first.
+# No separate set-up is needed: each target first installs what it needs into .venv.
 # Another interpreter: make test PYTHON=python3.12. Another torch build: install it into .venv first (README).
 
 SHELL := /bin/bash
@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo tensorboard figures notebook test test-slow test-gpu lint format golden bench clean
 
-help:  ## this list
+help:  ## print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 $(BIN)/python:
@@ -34,7 +34,7 @@ DEV := requirements-dev.txt requirements-sweep.txt requirements-dashboard.txt
 	$(BIN)/python -m pip install --quiet -r requirements.txt $(DEV:%=-r %)
 	@touch $@
 
-setup: .venv/runtime.stamp  ## create .venv with what the scripts need
+setup: .venv/runtime.stamp  ## create .venv with the packages that the scripts need
 
 demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a table, draw runs/demo.png
 	@PYTHON=$(BIN)/python scripts/demo.sh
@@ -42,13 +42,13 @@ demo: .venv/runtime.stamp  ## train relu and crational on cartpole, print a tabl
 tensorboard: .venv/runtime.stamp  ## show all runs under runs/ in TensorBoard, by short names
 	@$(BIN)/python scripts/tensorboard_runs.py
 
-figures: .venv/runtime.stamp  ## draw every figure under results/ again, from the CSV files beside it
+figures: .venv/runtime.stamp  ## redraw every figure under results/ from the CSV files beside it
 	@$(BIN)/python figures.py redraw results
 
-notebook: .venv/dev.stamp  ## run examples/analyse_a_run.ipynb and keep its pictures; the first time it trains two small runs
+notebook: .venv/dev.stamp  ## run examples/analyse_a_run.ipynb and save its pictures; the first time this trains two small runs
 	@cd examples && ../$(BIN)/jupyter execute --inplace analyse_a_run.ipynb
 
-test: .venv/dev.stamp lint  ## lint and tests, without slow ones and those that need a GPU
+test: .venv/dev.stamp lint  ## lint, and the tests that are neither slow nor need a GPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not slow and not gpu"
 
 test-slow: .venv/dev.stamp  ## the slow tests
@@ -61,14 +61,14 @@ lint: .venv/dev.stamp  ## ruff check and ruff format --check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-format: .venv/dev.stamp  ## apply both
+format: .venv/dev.stamp  ## apply the fixes of ruff check, and ruff format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-golden: .venv/dev.stamp  ## write tests/golden.json anew, after a change that is meant to change names or rows of runs
+golden: .venv/dev.stamp  ## rewrite tests/golden.json, after a change that is meant to change names or rows of runs
 	@$(BIN)/python tests/golden.py --renew
 
-bench: .venv/dev.stamp  ## speed and memory (benchmarks/); wants a quiet machine
+bench: .venv/dev.stamp  ## measure speed and memory (benchmarks/); needs an otherwise idle machine
 	@for script in benchmarks/{kde,sac_updates,sac_loop}.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove .venv and caches; runs/ stays

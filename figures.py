@@ -1,11 +1,11 @@
-"""From run folders to figures: what one run's networks look like, and activations compared.
+"""From run folders to figures: the networks of one run, and comparisons of activations.
 
     python figures.py run runs/dm_control-cheetah-run-v0__sac_continuous__crational__s1__0123456789
     python figures.py curves runs --baseline relu --out figures/curves.png
     python figures.py compare runs/*sweep* --by layer_norm --out runs/layer_norm.png
     python figures.py redraw results
 
-The drawing is in plots/. A new figure is a module there and a line in ROWS (CONTRIBUTING.md).
+plots/ draws them. A new figure is a module there and a line in ROWS (CONTRIBUTING.md).
 """
 
 import interrupts  # noqa: F401
@@ -29,7 +29,7 @@ from plots.reading import find_runs
 from plots.redraw import redraw_all
 from plots.regression import fitted_runs, hr2
 
-ROWS = {  # subcommand: function; each is a row of the papers' figures, its docstring is the help
+ROWS = {  # subcommand: function; each draws figures of the papers, its docstring is the help
     "cr1": cr.cr1,
     "cr_curves": cr.cr_curves,
     "cr_seeds": cr_seeds.cr_seeds,
@@ -45,21 +45,21 @@ ROWS = {  # subcommand: function; each is a row of the papers' figures, its docs
     "hr8": hr.hr8,
     "hr19": hr.hr19,
 }
-ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes if it is not told
+ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes by default
     "overview": (overview, "figures"),
     "preactivations": (preactivations, "runs/preactivations.png"),
     "league": (league.league, "figures"),
 }
-WHERE = {  # subcommand: function of (runs, out, where, variants), and where it writes
+WHERE = {  # subcommand: function of (runs, out, where, variants), and where it writes by default
     "function_approximation": (fitted_runs, "runs/function_approximation"),
 }
-DEMO_IS = "Curves of return and overestimation, learned activations below: what `make demo` draws."
-NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # an empty one says nothing
+DEMO_IS = "Curves of return and overestimation, and learned activations, as `make demo` draws them."
+NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # do not show an empty default in the help
 SOME_PATHS = tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint="")
 Folders = Annotated[tuple[Path, ...], tyro.conf.Positional, SOME_PATHS]
 Runs = Annotated[tuple[Path, ...], SOME_PATHS]
 Words = Annotated[tuple[str, ...], NO_DEFAULT]
-ALSO = {  # subcommand: further names of it, the figures that it draws
+ALSO = {  # subcommand: its further names, after the other figures that it draws
     "continual": ("cr_continual",),
     "hr1": ("hr9",),
     "hr2": ("hr12",),
@@ -74,7 +74,7 @@ ALSO = {  # subcommand: further names of it, the figures that it draws
 class RunCommand:
     """Draw the plots of each run into its folder."""
 
-    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    folders: Folders = ()  # run folders, folders that contain some at any depth, quoted patterns
     runs: Runs = ()  # the same
 
 
@@ -84,18 +84,18 @@ class CurvesCommand:
     beside it differences to a baseline, paired by seed, and the probability of improvement. A
     variant is an activation with the settings in which its runs differ."""
 
-    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    folders: Folders = ()  # run folders, folders that contain some at any depth, quoted patterns
     runs: Runs = ()  # the same
     metric: tuple[str, ...] = ("score",)
     """score, return, success, accuracy, error, overestimation, "dead neurons", "effective rank", or
-    any key of scalars.csv, such as network/qf*/fc1/srank; several are drawn below each other"""
+    any key of scalars.csv, such as network/qf*/fc1/srank; several get a row of panels each"""
     baseline: Annotated[str, NO_DEFAULT] = (
-        ""  # the variant or activation to compare with; relu, or the first without it
+        ""  # variant or activation to compare with; default: relu, or the first if there is none
     )
     statistic: Literal["iqm", "mean", "median"] = "iqm"  # over seeds; iqm: interquartile mean
-    at_step: float | None = None  # compare there; None: at the last step that all runs have
-    shapes: bool = False  # draw the learned activation functions below
-    out: Path = Path("figures/curves.png")  # the figure; NAME.csv, NAME-comparison.csv beside it
+    at_step: float | None = None  # step of the comparison; None: the last that all runs have
+    shapes: bool = False  # also draw the learned activation functions
+    out: Path = Path("figures/curves.png")  # figure; NAME.csv, NAME-comparison.csv go beside it
 
 
 @dataclass
@@ -103,53 +103,53 @@ class CompareCommand:
     """Compare the values of one setting, for each activation: a figure and a table."""
 
     by: str  # the setting, as config.json names it, for example layer_norm
-    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
+    folders: Folders = ()  # run folders, folders that contain some at any depth, quoted patterns
     runs: Runs = ()  # the same
     out: Path = Path("runs/compare.png")  # the figure
 
 
 @dataclass
 class RunsCommand:
-    """What draws any runs."""
+    """Draw any runs."""
 
-    name: tyro.conf.Suppress[str] = ""  # the subcommand's
-    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: Runs = ()  # the same; without any: runs
+    name: tyro.conf.Suppress[str] = ""  # of the subcommand
+    folders: Folders = ()  # run folders, folders that contain some at any depth, quoted patterns
+    runs: Runs = ()  # the same; default: the folder runs
     out: Path = Path("figures")  # folder of the figures and tables, or the figure
 
 
 @dataclass
 class RowCommand:
-    """A row of the papers' figures."""
+    """Draw figures of the papers."""
 
-    row: tyro.conf.Suppress[str] = ""  # the subcommand's
-    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: Runs = ()  # the same; without any: runs
+    row: tyro.conf.Suppress[str] = ""  # of the subcommand
+    folders: Folders = ()  # run folders, folders that contain some at any depth, quoted patterns
+    runs: Runs = ()  # the same; default: the folder runs
     out: Path = Path("figures")  # folder of the figures and tables
     where: Words = ()
     """only runs with these settings: total_timesteps=6000 utd=10 env_id=Breakout"""
     variants: Words = ()
-    """what to draw, as captions name it: relu snake "tanh, ReDo"; if left out, all of the runs"""
+    """what to draw, as captions name it: relu snake "tanh, ReDo"; default: all in the runs"""
 
 
 @dataclass
 class TableCommand:
     """Summary table of any runs: table.md, table.csv, table.tex, and runs.csv."""
 
-    folders: Folders = ()  # run folders, folders that hold some at any depth, quoted patterns
-    runs: Runs = ()  # the same; without any: runs
+    folders: Folders = ()  # run folders, folders that contain some at any depth, quoted patterns
+    runs: Runs = ()  # the same; default: the folder runs
     out: Path = Path("figures")  # folder of the tables
-    at_step: float | None = None  # compare there; None: at the last step that all runs have
+    at_step: float | None = None  # step of the comparison; None: the last that all runs have
 
 
 @dataclass
 class RedrawCommand:
-    """Draw figures again from their CSV files (PNG), as the figures.json beside them says."""
+    """Redraw figures from their CSV files as PNG, as recorded in the figures.json beside them."""
 
     folders: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PATH ...]")
     ] = (Path("results"),)
-    """folders of figures, with all below"""
+    """folders with figures, in them or at any depth below"""
 
 
 DEMO = CurvesCommand(metric=("return", "overestimation"), shapes=True, out=Path("runs/demo.png"))
@@ -163,14 +163,14 @@ Command = (
 )
 rows = {name: (function, "figures") for name, function in ROWS.items()}
 for name, (function, out) in (rows | WHERE).items():
-    told = " ".join(function.__doc__.split())
+    text = " ".join(function.__doc__.split())
     default = RowCommand(name, out=Path(out))
-    row = tyro.conf.subcommand(name, default=default, description=told)
+    row = tyro.conf.subcommand(name, default=default, description=text)
     Command |= Annotated[RowCommand, row]
 for name, (function, out) in ANY_RUNS.items():
-    told = " ".join(function.__doc__.split())
+    text = " ".join(function.__doc__.split())
     default = RunsCommand(name, out=Path(out))
-    Command |= Annotated[RunsCommand, tyro.conf.subcommand(name, default=default, description=told)]
+    Command |= Annotated[RunsCommand, tyro.conf.subcommand(name, default=default, description=text)]
 
 
 def row_of(name: str) -> str:

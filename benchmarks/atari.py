@@ -61,7 +61,7 @@ class Args:
 
 
 class FreeGames:
-    """Games that cost nothing: the same few random observations again and again;
+    """Games that cost nothing: the same few random observations over and over;
     a game ends every 200 steps."""
 
     def __init__(self, args, num_envs: int, **options):
@@ -110,7 +110,7 @@ def script_args(args: Args, module, runs_dir: str | None = None, **flags):
             "total_timesteps": starts + steps,
             "log_frequency": max(steps // 10, 1),
         }
-        # exploring costs no forward pass: at the end's epsilon, as in most of a run;
+        # exploration costs no forward pass, so epsilon has its final value, as in most of a run;
         # the replay has its full size
         flags |= {"start_epsilon": 0.1, "buffer_size": args.buffer_size}
     else:
@@ -120,8 +120,8 @@ def script_args(args: Args, module, runs_dir: str | None = None, **flags):
 
 
 def run_script(args: Args, module, name: str, **flags) -> dict:
-    """perf/sps of the script, without what comes before its updates
-    and the first third after (compilation)."""
+    """perf/sps of the script, without the time before its updates
+    and the first third after it (compilation)."""
     script = script_args(args, module, **flags)
     if hasattr(script, "train_frequency"):  # the ring on disk has room for two checkpoint intervals
         script = dataclasses.replace(script, checkpoint_frequency=25_000)
@@ -146,8 +146,8 @@ def run_script(args: Args, module, name: str, **flags) -> dict:
 
 
 def enlarge_replay(module, capacity: int, full: bool) -> None:
-    """DQN's replay has this capacity, however short the run;
-    if full, random frames in every row."""
+    """Gives DQN's replay this capacity, however short the run;
+    if full, with random frames in every row."""
     open_replay = module.open_replay
 
     def replay_sizes(script, checkpoint_frequency: int):
@@ -173,7 +173,7 @@ def fill(buffer) -> None:
 
 
 def env_alone(args: Args, module, name: str, ready=None) -> dict:
-    """ready: is called once the games have begun, before the measurement; 136 games take a quarter
+    """ready: called when the games have started, before the measurement; 136 games take a quarter
     of a minute to make."""
     script = script_args(args, module)
     num_test = getattr(script, "num_test_envs", 0)
@@ -195,8 +195,8 @@ def env_alone(args: Args, module, name: str, ready=None) -> dict:
 
 
 def metrics_share(args: Args, module, name: str) -> dict:
-    """Seconds of one round of network metrics (gradients, measures, writing),
-    and their share of a run that has one every --metrics-frequency."""
+    """Seconds of one round of network metrics (gradients, measures, writing), and their fraction
+    of a run that has one every --metrics-frequency."""
     seconds = {"mean_gradients": [], "network_report": [], "log_report": []}
 
     def timed(owner, function):
@@ -220,8 +220,8 @@ def metrics_share(args: Args, module, name: str) -> dict:
 
 
 def floor(args: Args, module, name: str) -> dict:
-    """Environment steps per second if only the learner's convolutions
-    and matrix products took time."""
+    """Environment steps per second if only the learner's convolutions and matrix products took
+    time."""
     hardware.keep_freed_memory()  # as the scripts do
     script = script_args(args, module)
     device = runlog.find_device(args.device)
@@ -321,12 +321,12 @@ def main(args: Args) -> None:
             results.append(json.loads(output.stdout.splitlines()[-1]))
             print(json.dumps(results[-1]), flush=True)
         speed = {r["part"]: r.get("steps_per_second") for r in results if r["algorithm"] == name}
-        told = summary[name] = {}
+        found = summary[name] = {}
         if {"env", "learner", "script"} <= speed.keys():
-            told["share"] = speed["script"] * (1 / speed["env"] + 1 / speed["learner"])
+            found["share"] = speed["script"] * (1 / speed["env"] + 1 / speed["learner"])
         if {"learner", "floor"} <= speed.keys():
-            told["learner_over_floor"] = speed["learner"] / speed["floor"]
-        print(name, {key: round(value, 3) for key, value in told.items()}, flush=True)
+            found["learner_over_floor"] = speed["learner"] / speed["floor"]
+        print(name, {key: round(value, 3) for key, value in found.items()}, flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         content = hardware.machine() | {"argv": sys.argv, "summary": summary, "results": results}

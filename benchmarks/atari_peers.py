@@ -3,18 +3,17 @@
     python benchmarks/atari_peers.py --algorithms dqn ppo --out peers.json
     python benchmarks/atari_peers.py --algorithms pqn --cleanrl FILE --jax PYTHON --out pqn.json
 
-Every variant of an algorithm is a process that prepares itself (games, compilation, iterations to
-warm up, a replay beyond its start of learning), and from then on trains for --turn-steps
-environment steps when it is its turn, while the others sleep. Each round has one turn of each,
-every other round in reversed order, so that the noise of the machine hits all alike. The table
-gives medians over rounds of steps/s, and medians of the ratios within a round; in brackets the
-lowest and the highest. All play the script's games with the script's hyper-parameters and relu;
-dqn explores in a tenth of its steps from the start, as in most of a long run, and learns from step
-2,000 on.
+Every variant of an algorithm is a process that first prepares (games, compilation, warm-up
+iterations, a replay beyond its start of learning), and then trains for --turn-steps environment
+steps whenever it is its turn, while the others sleep. Each round has one turn of each, every other
+round in reversed order, so that noise of the machine affects all alike. The table gives medians
+over rounds of steps/s, and medians of the ratios within a round; in brackets the lowest and the
+highest. All play the script's games with the script's hyper-parameters and relu; dqn explores in a
+tenth of its steps from the start, as in most of a long run, and learns from step 2,000 on.
 
 Ours: the script, compiled, without metrics, evaluations, test games and checkpoints; dqn with
---no-double-q, as Stable-Baselines3's has no Double-DQN target, and, as ours_double_q, with the
-script's default, which is one forward pass more.
+--no-double-q, since Stable-Baselines3's has no Double-DQN target, and, as ours_double_q, with the
+script's default, which takes one more forward pass.
 
 SB3: Stable-Baselines3's DQN and PPO; its DQN has a replay of 50,000 stacks: 1M would take 28 GB.
 
@@ -67,10 +66,10 @@ class Args:
     sb3: bool = True  # also Stable-Baselines3
     cleanrl: Path | None = None  # also CleanRL's PQN: the script, downloaded
     jax: str | None = None  # also PQN in jax, with this Python
-    threads: int = 0  # CPU threads, of jax only if it is 1 (else see --pin); 0 = each one's choice
+    threads: int = 0  # CPU threads, for jax only 1 counts (else see --pin); 0 = each one's default
     env_threads: int = 0  # threads that step the games; 0 = as many as cores
     pin: tuple[int, ...] = ()  # CPU cores to stay on; none = any
-    compete: int = 0  # busy processes beside it
+    compete: int = 0  # busy processes at the same time
     device: Literal["cpu", "cuda"] = "cpu"
     compile: bool = True  # torch.compile our script; --no-compile runs it eagerly
     quick: bool = False  # tiny batches and turns, to see that everything runs
@@ -89,7 +88,7 @@ QUICK = {
 
 
 class Variant:
-    """A training in a process of its own, which goes on when it is asked to."""
+    """A training in a process of its own, which continues when it is asked to."""
 
     def __init__(self, name: str, command: list[str], env: dict[str, str], folder: Path):
         self.name = name
@@ -106,7 +105,7 @@ class Variant:
             )
 
     def answer(self) -> dict:
-        """Its next line. Raises UserError: it has ended."""
+        """The next line of its output. Raises UserError: it has ended."""
         line = self.process.stdout.readline()
         if not line:
             lines = self.log.read_text(errors="replace").splitlines() or ["no message"]
@@ -151,7 +150,7 @@ def script_args(args: Args, name: str, folder: Path):
 
 
 def iteration_steps(script) -> int:
-    """Environment steps after which the same work begins anew."""
+    """Environment steps after which the same work repeats."""
     if hasattr(script, "train_frequency"):
         return max(script.train_frequency, script.num_envs)
     return script.num_envs * script.num_steps
@@ -268,7 +267,7 @@ def summarise(turns: dict[str, list[dict]], about: dict[str, dict]) -> dict[str,
     """Medians over rounds, and the turns themselves.
 
     ours_over_it: the ratio of the speeds within a round. cpu_ms_per_step: of all threads, so
-    that waiting for a core does not count. idle_cpu: the share of one core that a variant took
+    that waiting for a core does not count. idle_cpu: the fraction of one core that a variant used
     while it should have slept.
     """
     speeds = {}

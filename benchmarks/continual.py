@@ -4,12 +4,11 @@ against one seed after the other in eager mode.
     python benchmarks/continual.py --out results/2026-continual-speed/speed.json
 
 Two things are measured. Whole commands: one of --seeds seeds, compiled, with all its measures, and
-the same for one seed, eagerly, on its first task and on its first two; this
-separates a run's start from a task, and the time of --seeds such runs, one after the
-other, is put together from both.
-Updates only, in turns, so that noise of the machine hits all alike, medians over rounds: the
-batch, one seed eagerly, and as the reader's own loop would be: nn.Sequential, torch.optim.Adam, one
-seed. Wants a quiet machine.
+one of a single seed in eager mode, for its first task and for its first two. The difference
+separates the start of a run from a task, and from both follows the time of --seeds such runs, one
+after the other. Updates only, in turns, so that noise of the machine affects all alike, as medians
+over rounds: the batch, one seed in eager mode, and one seed in a hand-written loop with
+nn.Sequential and torch.optim.Adam. Needs an otherwise idle machine.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ class Args:
     rounds: int = 7  # alternating rounds
     updates: int = 300  # per round
     threads: int = 2  # CPU threads of every variant
-    # measures: the batch's command without any of them too
+    # measures: also the batch's command without any measures
     parts: tuple[str, ...] = ("updates", "commands", "measures")
     out: Path | None = None  # a JSON file with all numbers
 
@@ -80,8 +79,8 @@ def command(args: Args, activation: str, seeds: int, tasks: int, *more: str) -> 
 
 
 def plain_loop(activation: str, widths: tuple[int, ...]):
-    """What one writes without this project: modules,
-    their default initialisation, torch.optim.Adam."""
+    """What one would write without this project: modules with their default initialisation,
+    torch.optim.Adam."""
     function = {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]
     sizes = (64, *widths)
     layers = []
@@ -104,7 +103,7 @@ def plain_loop(activation: str, widths: tuple[int, ...]):
 
 def updates(args: Args, activation: str) -> dict[str, float]:
     """Milliseconds per update of each variant, median over rounds;
-    of the batch all seeds make one update."""
+    for the batch, of one update of all seeds."""
     config = continual_supervised.Args(activation=activation)
     images = torch.randint(17, (1_200, 64), dtype=torch.uint8)
     variants = {}

@@ -1,14 +1,14 @@
 """Speed on a GPU: one command, under five minutes, one JSON file and a table in Markdown.
 
     python benchmarks/gpu.py --out results/gpu.json
-    # tries the code, for no numbers:
+    # to try the code; the numbers mean nothing:
     python benchmarks/gpu.py --device cpu --quick --no-compile --out /tmp/gpu.json
 
 Every job is a process of its own (benchmarks/gpu_parts.py). All start at once, so that they compile
-at the same time; each waits when it has warmed up, and they are measured one after the other while
-the others are idle. Jobs that have not warmed up after --ready-seconds are paused meanwhile and go
-on afterwards. A job that fails, or that runs longer than its limit, costs only itself: its error is
-kept, and the file is written anew after each job.
+at the same time, and wait once they have warmed up. They are then measured one after the other
+while the others are idle. Jobs that have not warmed up after --ready-seconds are paused meanwhile
+and continue afterwards. A job that fails or exceeds its limit affects only itself: its error is
+recorded, and the file is rewritten after each job.
 
   updates   SAC seed-updates/s: activations x seeds x (eager, compiled, CUDA graph of a UTD block of
             10), with their peak memory and the kernels of one update
@@ -43,7 +43,7 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-READY = "benchmark: ready"  # gpu_parts.READY; not imported from there, for that would import torch
+READY = "benchmark: ready"  # gpu_parts.READY; not imported from there, since that imports torch
 PARTS = ("updates", "loop", "atari", "floor", "rational", "peers", "random", "contention")
 
 
@@ -51,14 +51,14 @@ PARTS = ("updates", "loop", "atari", "floor", "rational", "peers", "random", "co
 class Args:
     out: Path = Path("results/gpu.json")  # the JSON file; the table goes beside it, as .md
     parts: tuple[str, ...] = PARTS
-    only: str = ""  # of these, the jobs whose name has this regular expression
+    only: str = ""  # of these, only jobs whose name matches this regular expression
     device: str = "cuda"
     quick: bool = False  # tiny sizes, to try the code
     compile: bool = True  # --no-compile: everything eagerly, to try the code
-    budget_seconds: float = 280.0  # nothing more is begun after this time
+    budget_seconds: float = 280.0  # no turn begins after this time
     ready_seconds: float = 130.0  # for imports, compilation and warm-up of all jobs together
-    hold: Path | None = None  # nothing is measured while this file is there: other work goes on
-    commit: str = ""  # of the code, noted in the file where the folder has no .git
+    hold: Path | None = None  # measure nothing while this file exists, because other work runs
+    commit: str = ""  # of the code, recorded if the folder has no .git
 
 
 @dataclasses.dataclass
@@ -76,7 +76,7 @@ class Job:
     process: subprocess.Popen | None = None
 
     def times_ready(self) -> int:
-        """How often it has said that it is ready."""
+        """How often it has reported that it is ready."""
         text = (self.folder / "stdout.txt").read_text(errors="replace")
         return text.splitlines().count(READY)
 
@@ -187,7 +187,7 @@ def make_jobs(args: Args) -> list[Job]:
 
 def start(job: Job, number: int, root: Path, cores: int) -> None:
     """Starts the process of the number-th job, in a process group of its own."""
-    # short: sockets in temporary folders have paths of 107 bytes at most
+    # a short name: sockets in temporary folders have paths of 107 bytes at most
     job.folder = root / f"{number:02d}"
     job.folder.mkdir()
     if not job.command:
@@ -237,15 +237,15 @@ def wait_until(condition: Callable[[], bool], deadline: float) -> bool:
     return True
 
 
-def fail(job: Job, status: str, told: str) -> None:
+def fail(job: Job, status: str, reason: str) -> None:
     job.status = status
-    job.error = f"{told}\n{job.last_words()}".strip()
+    job.error = f"{reason}\n{job.last_words()}".strip()
     send_signal(job, signal.SIGKILL)
-    print(f"{job.name}: {status}; {told}", file=sys.stderr, flush=True)
+    print(f"{job.name}: {status}; {reason}", file=sys.stderr, flush=True)
 
 
 def look_whether_ready(job: Job, begun: float) -> None:
-    """From "preparing" to "ready", "failed", or, for a job that has nothing to measure, "done"."""
+    """From "preparing" to "ready", "failed" or, if the job has nothing to measure, "done"."""
     if job.status != "preparing":
         return
     if job.times_ready():
@@ -275,7 +275,7 @@ def measure(job: Job) -> None:
     if not is_over:
         fail(job, "timed out", f"its turn took longer than {job.limit:g} s")
     elif job.times_ready() > times:
-        job.status = "measured"  # it waits for the turn of its details
+        job.status = "measured"  # it waits for its turn to report details
     elif job.process.returncode:
         fail(job, "failed", f"it ended with code {job.process.returncode} in its turn")
     else:
@@ -286,7 +286,7 @@ def measure(job: Job) -> None:
 
 def take_details(jobs: list[Job], deadline: float) -> None:
     """The kernels of one update, of all jobs at once:
-    counts do not depend on who else is at work."""
+    counts do not depend on other load."""
     waiting = [job for job in jobs if job.status == "measured"]
     for job in waiting:
         give_turn(job)
@@ -379,8 +379,8 @@ def machine(args: Args) -> dict:
         "--format=csv",
     ]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(query, capture_output=True, text=True, timeout=10)
-        found["nvidia_smi"] = told.stdout.strip().splitlines()
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        found["nvidia_smi"] = answer.stdout.strip().splitlines()
     for package in ("triton", "jax", "sbx-rl"):
         with contextlib.suppress(Exception):
             found["versions"][package] = importlib.metadata.version(package)
@@ -413,12 +413,12 @@ def first_value(rows: list[dict], key: str, **wanted) -> float | None:
 
 def with_ratios(rows: list[dict], jobs: list[dict]) -> list[dict]:
     """Rows of updates with their speed over an eager update of one seed (ours; plain torch)
-    and their share of the floor, the bare matrix products in a graph."""
+    and their fraction of the floor, the bare matrix products in a graph."""
     others = []
     for job in jobs:
         others += job["result"].get("rows", [])
     plain = first_value(others, "seed_updates_per_s", peer="plain eager SAC, replay on the host")
-    told = []
+    extended = []
     for row in rows:
         seeds = row.get("seeds")
         activation = row.get("activation", "")
@@ -434,8 +434,8 @@ def with_ratios(rows: list[dict], jobs: list[dict]) -> list[dict]:
         }
         speed = row.get("seed_updates_per_s")
         ratios = {name: speed / value for name, value in below.items() if speed and value}
-        told.append(row | ratios)
-    return told
+        extended.append(row | ratios)
+    return extended
 
 
 def kernel_rows(job: dict) -> list[dict]:

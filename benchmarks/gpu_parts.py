@@ -1,10 +1,10 @@
 """What benchmarks/gpu.py measures: one job in a process of its own, `python benchmarks/gpu_parts.py
 SPEC.json`.
 
-A job prepares (imports, compiles, warms up), then calls `gate`: it says that it is ready and waits
-until the parent gives it its turn, so that jobs compile at the same time and are measured one after
-the other. What it has measured is in the result's file at once: a job that fails or hangs later
-keeps it.
+A job prepares (imports, compiles, warms up), then calls `gate`, which reports that it is ready and
+waits for its turn: so jobs compile at the same time and are measured one after the other.
+Measurements go to the result's file at once, so that a job that fails or hangs later keeps
+them.
 """
 
 import collections
@@ -110,15 +110,15 @@ class Job:
 
 
 def gate() -> None:
-    """Says "ready" and waits for the turn. Without a parent (end of input) the process ends."""
+    """Prints READY and waits for the turn. Without a parent (end of input) the process ends."""
     print(READY, flush=True)
     if not sys.stdin.readline():
         os._exit(1)
 
 
 def seconds_of(job: Job, run: Callable[[], object]) -> float:
-    """Median seconds of one call, of three rounds of many calls each; the device is waited for at
-    both ends."""
+    """Median seconds of one call, over three rounds of many calls each; the device is synchronised
+    at both ends."""
     run()
     job.synchronize()
     start = time.perf_counter()
@@ -138,7 +138,7 @@ def seconds_of(job: Job, run: Callable[[], object]) -> float:
 
 
 def captured(job: Job, run: Callable[[], object], times: int) -> Callable[[], object]:
-    """`times` calls of run as one CUDA graph; on the CPU the calls themselves."""
+    """`times` calls of run as one CUDA graph; on the CPU, the calls themselves."""
 
     def calls():
         for _ in range(times):
@@ -254,7 +254,7 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
 
     measure("compiled" if job.compile else "not compiled", lambda: compiled)
     measure("eager", lambda: block_of(agent.one_update, sizes.utd))
-    if job.is_cuda:  # last: a failed capture may leave the process unable to go on
+    if job.is_cuda:  # last: after a failed capture the process may be unable to continue
         measure("cudagraphs", lambda: cudagraphs.graphed(block_of(agent.update, sizes.utd)))
     gate()
     batch = {name: part[0] for name, part in kept[0].items()}
@@ -265,8 +265,8 @@ def updates(job: Job, activation: str, num_seeds: int) -> None:
 
 
 def sac_block(job: Job, activation: str, num_seeds: int) -> Callable:
-    """A UTD block of compiled updates with its drawing, as sac_continuous.py makes it: on a GPU as
-    a CUDA graph. It has warmed up."""
+    """A UTD block of compiled updates with its sampling, as sac_continuous.py makes it: on a GPU as
+    a CUDA graph. It has been warmed up."""
     from runlog import cudagraphs, seeding
 
     sizes = job.sizes
@@ -333,7 +333,7 @@ def contender(job: Job, activation: str, num_seeds: int) -> None:
 
 
 def count_kernels(job: Job, run: Callable[[], object]) -> dict:
-    """Kernels of one call, their time, and the longest; on the CPU operators in the place of
+    """Kernels of one call, their time, and the longest; on the CPU, operators instead of
     kernels."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
@@ -583,7 +583,7 @@ class PlainSAC:
 
 
 def plain(job: Job) -> None:
-    """PlainSAC, with its batches drawn from arrays on the host, and with one batch that is on the
+    """PlainSAC, with batches drawn from arrays on the host, and with one batch that is on the
     device."""
     import numpy as np
 
@@ -773,7 +773,7 @@ def report_loop(job, activation, num_seeds, async_envs, cudagraphs, window, tota
         steps_measured=steps,
         ms_per_step=1e3 * elapsed / steps,
         ms_games=1e3 * total["games"] / steps,
-        ms_acting=1e3 * total["acting"] / steps,  # waits for the updates before
+        ms_acting=1e3 * total["acting"] / steps,  # includes waiting for the updates before
         seed_steps_per_s=num_seeds * steps / elapsed,
         seed_updates_per_s=num_seeds * steps * job.sizes.utd / elapsed,
     )

@@ -4,7 +4,7 @@ as the scripts take it (--ntk-frequency).
     python benchmarks/ntk.py --script sac_continuous --activation crational --num-seeds 5
     python benchmarks/ntk.py --script pqn_atari --activation tanh_hr
 
-CPU seconds count what other processes on the machine do not.
+CPU seconds do not count other processes on the machine.
 Networks are untrained, inputs random: neither matters.
 """
 
@@ -34,7 +34,7 @@ class Args:
     activation: str = "relu"
     num_seeds: int = 1  # SAC only
     samples: int = 64  # observations or transitions
-    rounds: int = 3  # after one that does not count
+    rounds: int = 3  # after one for warm-up
     threads: int = 1
 
 

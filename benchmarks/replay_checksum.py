@@ -4,7 +4,7 @@
 
 For a replay of --rows transitions of one game: the CRC-32 of a row as it is added, the checksum of
 all rows that a checkpoint takes, and the verification of a resume, which reads the file. CPU time
-of one thread, so that other processes matter little; the time that a disk takes comes on top.
+of one thread, so that other processes matter little; disk time comes on top.
 """
 
 import argparse

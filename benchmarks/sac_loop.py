@@ -1,13 +1,13 @@
-"""What share of a whole run is updates: the training loop of sac_continuous.py on cheetah-run,
-part by part.
+"""What fraction of a whole run the updates take: the training loop of sac_continuous.py on
+cheetah-run, part by part.
 
     python benchmarks/sac_loop.py --utd 10 --num-seeds 1 5 --out results/2026-sac-speed/loop.json
 
 Runs the real script in a fresh process, twice: the first compiles into an empty cache (cold), the
 second starts warm. Timers around the loop's parts give seconds per environment step, per
-evaluation, per round of network metrics and per checkpoint with its plots; the shares are these,
-put together at the default periods (evaluation and metrics every 10,000 steps, checkpoints every
-25,000). Measured on a short run, since 10,000 steps at UTD 10 take a quarter of an hour or more.
+evaluation, per round of network metrics and per checkpoint with its plots; the fractions combine
+these at the default periods (evaluation and metrics every 10,000 steps, checkpoints every 25,000).
+Measured on a short run, since 10,000 steps at UTD 10 take a quarter of an hour or more.
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""The table of docs/performance.md that compares SAC with its peers, from what
-benchmarks/sac_updates.py measured.
+"""The table of docs/performance.md that compares SAC with its peers, from the measurements of
+benchmarks/sac_updates.py.
 
     python benchmarks/sac_table.py results/2026-sac-speed
 

@@ -4,14 +4,14 @@ against Stable-Baselines3, SBX and a floor.
     python benchmarks/sac_updates.py --seeds 1 5 10 --out results/2026-sac-speed/cpu.json
     python benchmarks/sac_updates.py --seeds 1 --pin 1 --sbx sbx/bin/python
 
-Everything of one number of seeds runs in turns, so that noise of the machine hits all alike; the
-table gives medians over rounds, and medians of the ratios within a round. A turn is some blocks of
---utd updates. seed-updates/s = updates/s times seeds. With several threads and seeds, the same in
-one thread as well.
+All variants with the same number of seeds run in turns, so that noise of the machine affects all
+alike; the table gives medians over rounds, and medians of the ratios within a round. A turn is some
+blocks of --utd updates. seed-updates/s is updates/s times seeds. With several threads and seeds,
+the same is also measured in one thread.
 
 floor: the matrix products of one update of one seed and nothing else, one after the other in one
 thread, each in the fastest way that torch has for it (timed first): a share of 1 would be this
-rate on every core that works. SB3: `SAC.train` with the same widths, batch size and spaces. SBX:
+rate on every core in use. SB3: `SAC.train` with the same widths, batch size and spaces. SBX:
 the same in jax, in a Python of its own, which `python -m venv sbx` and `sbx/bin/pip install
 torch==2.13.0 sbx-rl==0.28.0` make.
 """
@@ -52,9 +52,9 @@ class Args:
     sbx: str | None = None  # also SBX, with this Python
     rounds: int = 15  # alternating rounds
     seconds: float = 0.25  # at least this long for each measurement in a round
-    threads: int = 0  # CPU threads, of SBX only if it is 1 (else see --pin); 0 = torch's choice
+    threads: int = 0  # CPU threads, for SBX only 1 counts (else see --pin); 0 = torch's choice
     pin: tuple[int, ...] = ()  # CPU cores to stay on; none = any
-    compete: int = 0  # busy processes beside it
+    compete: int = 0  # busy processes at the same time
     device: str = "cpu"  # cpu or cuda
     out: Path | None = None  # file for the numbers, JSON
     child: bool = False  # internal: measure in this process and print JSON
@@ -133,7 +133,7 @@ def floor(num_seeds: int, args: sac.Args, branches: int, device: torch.device):
 
 
 def ours(activation: str, num_seeds: int, compiled: bool, args: Args):
-    """A block of updates as in the training loop, drawing from a filled replay;
+    """A block of updates as in the training loop, sampling from a filled replay;
     and the seconds of the first call."""
     device = torch.device(args.device)
     settings = sac.Args(activation=activation, compile=compiled, utd=args.utd)
@@ -155,8 +155,8 @@ def ours(activation: str, num_seeds: int, compiled: bool, args: Args):
     return run, time.perf_counter() - start
 
 
-# A program of its own for both: SBX has another Python. It builds the model, says so, and then
-# answers each line, a number of blocks, with the seconds that they take.
+# Run as a separate program for both, since SBX has another Python. It builds the model, reports
+# that it is ready, and answers each line, a number of blocks, with the seconds that they take.
 PEER = """
 import sys, time
 import gymnasium, numpy as np
@@ -219,10 +219,10 @@ class Peer:
 
     def seconds(self, blocks: int) -> float:
         print(blocks, file=self.process.stdin, flush=True)
-        told = self.process.stdout.readline()
-        if not told:
+        answer = self.process.stdout.readline()
+        if not answer:
             raise SystemExit(f"error: {self.package}'s training has ended; its message is above")
-        return float(told)
+        return float(answer)
 
     def run(self) -> None:
         self.seconds(1)

@@ -1,4 +1,4 @@
-"""From run folders to figures. Importing this package costs nothing: matplotlib comes with the
+"""From run folders to figures. Importing this package is cheap: matplotlib is imported with the
 first drawing."""
 
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def draw_run(folder: str | Path) -> list[Path]:
-    """Draw what one run's networks look like into `<folder>/plots/`; the paths of the pictures."""
+    """Draw the plots of one run's networks into `<folder>/plots/`; returns their paths."""
     from plots import run
 
     return run.draw_run(folder)

@@ -19,30 +19,30 @@ from plots.layers import read_rows
 from plots.reading import Loaded, read_config, read_scalars, step_unit
 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of branches, or outputs
-MOST_STEPS = 50  # of one run's functions over training that are drawn
+MOST_STEPS = 50  # most steps at which one run's functions are drawn
 BAND = {"color": "0.5", "alpha": 0.15}
 
 Rows = dict[tuple[str, str], dict[str, list[dict]]]  # (layer, network): part: rows
 
 
 def finite(values) -> np.ndarray:
-    """An array with NaN for what is not finite."""
+    """An array with NaN in place of values that are not finite."""
     array = np.asarray(values, dtype=float)
     return np.where(np.isfinite(array), array, np.nan)
 
 
 def is_learned(run: Loaded) -> bool:
-    """Whether the run's activation functions have parameters of their own: norms or gradients of
-    these were logged, or a layer's function differs over training. Two layers may have two fixed
-    ones (--encoder-activation)."""
+    """Whether the run's activation functions are learned: norms or gradients of their parameters
+    were logged, or a layer's function changes over training. Layers that merely have different
+    fixed functions (--encoder-activation) do not count."""
     if run.keys(".*(numerator_norm|coefficient_gradient_norm)"):
         return True
     return bool(learned_layers(run.folder, read_rows(run.folder, "curves.jsonl", "activation")))
 
 
 def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:
-    """The layers, of those `found`, whose activation functions have parameters of their own, by the
-    rows of these, or differ over training."""
+    """Those of the layers in `found` whose activation functions have logged parameters, or change
+    over training."""
     own = r"network/[^,/]+/[^,/]+/(?:branch\d+_)?(?:numerator|coefficient_gradient)_norm"
     learned = set()
     for key in read_scalars(folder, own):
@@ -62,15 +62,15 @@ def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:
 
 
 def spread_out(rows: list, most: int) -> list:
-    """At most so many rows, evenly spread; the first and the last are kept."""
+    """At most `most` rows, evenly spaced, with the first and the last among them."""
     indices = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
     return [rows[i] for i in np.unique(indices)]
 
 
 @style.with_style
 def activations_figure(folder: Path) -> Figure | None:
-    """The activation functions of every layer that learns its own, over training: light to dark,
-    the first one dashed. None without any: a fixed function is no picture of the run."""
+    """The activation functions of every layer that learns its own, over training: from light to
+    dark, the first one dashed. None if no layer does: fixed functions are not drawn."""
     found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
     learned = learned_layers(folder, found)
     found = {key: parts for key, parts in found.items() if key in learned}
@@ -145,7 +145,7 @@ def draw_over_training(
 
 
 def shade_quantiles(panel: Axes, scalars: dict[str, np.ndarray], prefix: str) -> None:
-    """The range of the newest pre-activations, if it is known."""
+    """Shade the range of the newest pre-activations, if it was logged."""
     ends = []
     for quantile in ("q01", "q99"):
         rows = scalars.get(f"{prefix}/preact_{quantile}")
@@ -156,8 +156,8 @@ def shade_quantiles(panel: Axes, scalars: dict[str, np.ndarray], prefix: str) ->
 
 
 def branches_of(activation: str) -> list[str]:
-    """The base names of an activation's branches, in order: "tanh_hr" has two, tanh and tanh. One
-    that this version does not know is split at * and +."""
+    """The base names of an activation's branches, in order: "tanh_hr" has two, tanh and tanh. An
+    activation unknown to this version is split at * and +."""
     try:
         terms = activations.parse(activation)
     except ValueError:
@@ -171,8 +171,8 @@ def branches_of(activation: str) -> list[str]:
 def shape_handles(
     folder: Path, steps: list[int], maps: list[ListedColormap], num_drawn: int
 ) -> list:
-    """Legend of activations_figure: the first step, the band, and the branches' or outputs'
-    names."""
+    """Legend of activations_figure: the first step, the band, and the names of the branches or
+    outputs."""
     handles = []
     if len(steps) > 1:
         handles.append(Line2D([], [], **style.FIRST, label=f"first (step {steps[0]:,})"))

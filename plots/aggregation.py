@@ -7,7 +7,7 @@ import numpy as np
 
 from plots.reading import Loaded, length_of
 
-GRID = 50  # steps of a curve at most
+GRID = 50  # most steps of a curve
 
 
 # ---- one common end ------------------------------------------------------------------------------
@@ -18,13 +18,14 @@ class Cut:
     """Where runs are compared: all at one step, the last that each of them has reached."""
 
     step: float  # inf: nothing to cut
-    shortest: Loaded | None = None  # the run that ends there, if others go on
+    shortest: Loaded | None = None  # the run that ends there, if others are longer
 
 
 def common_end(runs: Sequence[Loaded], pattern: str) -> Cut:
-    """The last step up to which every run has rows of the keys that match: all are compared there.
+    """The last step up to which every run has rows of the matching keys: all are compared there.
 
-    A diverged run carries its last value forward, and one without any such row cuts nothing.
+    A diverged run does not shorten it, since its last value is carried forward, nor does a run
+    without any such row.
     """
     ends = {}  # index of a run: where it ends
     for index, run in enumerate(runs):
@@ -44,13 +45,13 @@ def common_end(runs: Sequence[Loaded], pattern: str) -> Cut:
 
 
 def finished_length(run: Loaded) -> float:
-    """Steps of a finished run: the last game of training, say, ends before them."""
+    """Steps of a finished run; its last row may be earlier, such as that of the last game."""
     length = length_of(run.config)
     return run.last_step if length is None else float(length)
 
 
 def has_reached(run: Loaded, step: float) -> bool:
-    """Whether a run has a value at a step: a diverged one carries its last one forward."""
+    """Whether a run has a value at a step; the last value of a diverged run is carried forward."""
     if run.has_diverged:
         return True
     end = finished_length(run) if run.status == "finished" else run.last_step
@@ -58,8 +59,8 @@ def has_reached(run: Loaded, step: float) -> bool:
 
 
 def told_cuts(cuts: dict[str, Cut], prefix: str = "") -> list[str]:
-    """Lines for below a table, of its columns' cuts: one for the columns that are cut alike. None
-    of columns in which no run goes on behind the step."""
+    """Lines to print below a table about the cuts of its columns, one for all columns that are cut
+    at the same run's end. None for columns in which no run continues past the step."""
     alike = {}  # step and folder: columns, run
     for title, cut in cuts.items():
         if cut.shortest is not None:
@@ -96,8 +97,8 @@ def told_count(runs: Sequence[Loaded]) -> str:
 
 
 def aligned(runs: Sequence[Loaded], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """steps, values (runs, steps): NaN where a run has no row; a diverged run carries its last
-    value forward."""
+    """steps, values (runs, steps): NaN where a run has no row; the last value of a diverged run is
+    carried forward."""
     series = [run.series(key) for run in runs]
     steps = np.unique(np.concatenate([rows[:, 0] for rows in series]))
     values = np.full((len(runs), len(steps)), np.nan)
@@ -126,10 +127,10 @@ def combined(run: Loaded, pattern: str, reduce: str = "mean") -> np.ndarray:
 
 
 def on_grid(rows: np.ndarray, grid: np.ndarray, window: float = 0.0) -> np.ndarray:
-    """Values of (rows, 2) of step and value at the steps of a grid, from rows at or before each.
+    """Values at the steps of a grid. rows: (rows, 2) of step and value.
 
-    The last one, or with a window the mean of those in (g - window, g], else the last one. NaN
-    before the first row. Never looks ahead.
+    At each step g the value of the last row at or before it; with a window the mean of the rows in
+    (g - window, g], if there are any. NaN before the first row. Never looks ahead.
     """
     if not len(rows):
         return np.full(len(grid), np.nan)
@@ -145,7 +146,7 @@ def on_grid(rows: np.ndarray, grid: np.ndarray, window: float = 0.0) -> np.ndarr
 
 
 def grid_of(runs: Sequence[Loaded], pattern: str) -> np.ndarray:
-    """A step grid for the curves of all these runs: their own steps if these are few, else GRID
-    even ones."""
+    """A grid of steps for the curves of all these runs: their own steps if there are at most GRID,
+    else GRID evenly spaced ones."""
     steps = np.unique(np.concatenate([combined(run, pattern)[:, 0] for run in runs]))
     return steps if len(steps) <= GRID else np.linspace(0, steps[-1], GRID + 1)[1:]

@@ -1,5 +1,5 @@
-"""Axes that can be read: ticks of logarithmic axes, limits within what a quantity can be, and texts
-that fit into their place."""
+"""Readable axes: ticks of logarithmic axes, limits within the possible range of a quantity, and
+texts that fit into their place."""
 
 import functools
 import re
@@ -19,8 +19,8 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-MOST_TICKS = 6  # labelled ones of a logarithmic axis
-BOUND_MARGIN = 0.03  # of the axis: room beyond a bound, so that a line on it is seen
+MOST_TICKS = 6  # most labelled ticks of a logarithmic axis
+BOUND_MARGIN = 0.03  # fraction of the axis beyond a bound, so that a line on the bound is visible
 UNBOUNDED = (-np.inf, np.inf)
 FULL_SCORE = "score/suite"  # in place of a key: a score between 0 and 1
 
@@ -29,8 +29,8 @@ FULL_SCORE = "score/suite"  # in place of a key: a score between 0 and 1
 
 
 class Decades(Locator):
-    """Ticks of a logarithmic axis: powers of ten; within about a decade 1, 2, 5 or even steps, so
-    that two at least can be read. linear: of a symlog axis, up to where it is linear."""
+    """Ticks of a logarithmic axis: powers of ten; over about one decade 1, 2, 5 or even steps, so
+    that at least two are labelled. linear: the value up to which a symlog axis is linear."""
 
     def __init__(self, linear: float = 0.0):
         self.linear = linear
@@ -51,11 +51,11 @@ class Decades(Locator):
         if 2 < len(finer) <= MOST_TICKS:
             return finer
         even = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2).tick_values(low, high)
-        room = 1e-9 * (high - low)  # of rounding
+        room = 1e-9 * (high - low)  # for rounding errors
         return [float(tick) for tick in even if low - room <= tick <= high + room]
 
     def powers(self, low: float, high: float, factors: Sequence[int], every: int) -> list[float]:
-        """Every so many-th power of ten between two values, times factors."""
+        """Every `every`-th power of ten between two values, times factors."""
         largest = max(abs(low), abs(high))
         smallest = self.linear
         if not self.linear:
@@ -64,7 +64,7 @@ class Decades(Locator):
         last = int(np.ceil(np.log10(max(largest, smallest))))
         ticks = {0.0} if self.linear else set()
         for exponent in range(first, last + 1):
-            # of a symlog axis, 0 is a decade below the first power
+            # on a symlog axis, 0 lies a decade below the first power
             place = exponent - first + 1 if self.linear else exponent
             if place % every:
                 continue
@@ -77,7 +77,7 @@ class Decades(Locator):
 
 
 def short_number(value: float, _place: int | None = None) -> str:
-    """A tick of a logarithmic axis: 0.02, 50, and from 10,000 or below 0.001 as powers of ten."""
+    """A tick of a logarithmic axis: 0.02, 50; a power of ten from 10,000 up and below 0.001."""
     if value == 0:
         return "0"
     text = f"{abs(value):.3e}"
@@ -93,8 +93,8 @@ def short_number(value: float, _place: int | None = None) -> str:
 
 
 def log_scale(panel: Axes, which: str = "y", linear: float = 0.0) -> None:
-    """A logarithmic axis, x or y, with labelled ticks; with `linear`, one that is linear up to
-    there and has both signs."""
+    """Make the x or y axis logarithmic, with labelled ticks; with `linear`, symlog: linear up to
+    that value, with both signs."""
     options = {"linthresh": linear} if linear else {}
     getattr(panel, f"set_{which}scale")("symlog" if linear else "log", **options)
     axis = panel.xaxis if which == "x" else panel.yaxis
@@ -108,8 +108,8 @@ def log_scale(panel: Axes, which: str = "y", linear: float = 0.0) -> None:
 
 
 def band_by_factor(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """The lower end of a band for a logarithmic axis, as many times below the mean as mean + std is
-    above it: mean - std would plunge to 0. Of means above 0; NaN of others."""
+    """The lower end of a band on a logarithmic axis, as many times below the mean as mean + std is
+    above it: mean - std would plunge to 0. NaN where the mean is not above 0."""
     mean = np.where(mean > 0, mean, np.nan)
     return mean / (1 + std / mean)
 
@@ -118,22 +118,22 @@ def band_by_factor(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def steps_ticks(panel: Axes, inches: float) -> None:
-    """Ticks of an x axis of steps, as many as so many inches hold: 20k, 1M."""
+    """Ticks of an x axis of steps, as many as fit into `inches`: 20k, 1M."""
     number = int(np.clip(inches / 0.45, 2, 7))
     panel.xaxis.set_major_locator(MaxNLocator(number, steps=[1, 2, 5, 10], min_n_ticks=2))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def large_numbers(panel: Axes) -> None:
-    """y in 200k, 3M where numbers are large: matplotlib writes 1e6 above the axis, where the title
-    is."""
+    """Write large numbers of the y axis as 200k or 3M: matplotlib would write 1e6 above the axis,
+    where the title is."""
     if panel.get_yscale() == "linear" and np.abs(panel.get_ylim()).max() >= 1e5:
         panel.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def possible_range(key: str) -> tuple[float, float]:
-    """What a quantity can be, by its key (or a pattern of keys): shares and accuracies are between
-    0 and 1, norms, ranks and errors not below 0."""
+    """The possible range of a quantity, by its key (or a pattern of keys): fractions and accuracies
+    are between 0 and 1, norms, ranks and errors at least 0."""
     if re.search(r"(share|success|accuracy)\)?$", key) or key == FULL_SCORE:
         return 0.0, 1.0
     if re.search(r"(_norm|rank|f_max|mse|alpha)\)?$", key):
@@ -142,8 +142,8 @@ def possible_range(key: str) -> tuple[float, float]:
 
 
 def within(panel: Axes, bounds: tuple[float, float]) -> None:
-    """Limits of a linear y axis that do not go beyond what its quantity can be, but for the width
-    of a line; values that are all the same get the whole range. For after all is drawn."""
+    """Keep a linear y axis within the possible range of its quantity, plus the width of a line; if
+    all values are equal, show the whole range. To be called when everything is drawn."""
     low, high = bounds
     if panel.get_yscale() != "linear" or bounds == UNBOUNDED:
         return
@@ -179,8 +179,8 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 def wrapped(
     text: str, inches: float, size: float, weight: str = "normal", most: int | None = None
 ) -> str:
-    """A text broken into lines that fit into so many inches, between words where it can be, else
-    behind _ * + - / or anywhere. most: lines; what is left of the text then ends with three
+    """A text broken into lines of at most `inches`: between words where possible, else after
+    _ * + - / , or anywhere. most: number of lines; a text that is longer then ends with three
     dots."""
     lines = []
     for paragraph in text.split("\n"):
@@ -211,22 +211,22 @@ def wrapped_line(text: str, inches: float, size: float, weight: str) -> list[str
 
 
 def broken(word: str, inches: float, size: float, weight: str) -> list[str]:
-    """A word in pieces that fit."""
+    """A word in pieces that fit into `inches`."""
     pieces = []
     while len(word) > 1 and text_width(word, size, weight) > inches:
         end = len(word) - 1
         while end > 1 and text_width(word[:end], size, weight) > inches:
             end -= 1
-        behind = [place for place in range(end // 2, end) if word[place] in "_*+-/,"]
-        if behind:
-            end = behind[-1] + 1
+        places = [place for place in range(end // 2, end) if word[place] in "_*+-/,"]
+        if places:
+            end = places[-1] + 1
         pieces.append(word[:end])
         word = word[end:]
     return [*pieces, word]
 
 
 def pitch(panel: Axes) -> float:
-    """Width of a panel's column of its grid in inches, its ticks and labels included."""
+    """Width of a panel's column of the grid in inches, including its ticks and labels."""
     part = panel.figure
     columns = panel.get_subplotspec().get_gridspec().ncols
     return part.bbox.width / part.dpi / columns
@@ -241,14 +241,14 @@ def set_title(
     beside: float = 0.0,
 ) -> None:
     """A panel's title, in as many lines as its column needs, three at most. beside: inches of the
-    column that something else takes, such as a colour bar."""
+    column taken by something else, such as a colour bar."""
     room = pitch(panel) - beside - (0.75 if loc == "left" else 0.45)
     shown = wrapped(text, max(room, 0.6), size, weight, most=3)
     panel.set_title(shown, loc=loc, fontsize=size, fontweight=weight)
 
 
 def set_ylabel(panel: Axes, text: str, size: float = 9) -> None:
-    """A label of y, in as many lines as the height of its row needs, four at most."""
+    """A label of the y axis, in as many lines as the height of its row needs, four at most."""
     part = panel.figure
     rows = panel.get_subplotspec().get_gridspec().nrows
     height = part.bbox.height / part.dpi / rows
@@ -256,8 +256,8 @@ def set_ylabel(panel: Axes, text: str, size: float = 9) -> None:
 
 
 def merged_ticks(panel: Axes, values: Sequence[float], inches: float, size: float = 9) -> None:
-    """Ticks of a logarithmic x axis at these values; where labels would collide, one names
-    several: 601 and 607. Its limits must be set."""
+    """Ticks of a logarithmic x axis at these values; where labels would collide, one covers
+    several: 601 and 607. The limits of the axis must already be set."""
     ends = np.log(panel.get_xlim())
     per_inch = (ends[1] - ends[0]) / inches
     groups = []  # of values

@@ -1,5 +1,5 @@
 """One variant against another, paired by seed: differences or ratios with bootstrap intervals, the
-probability of a larger value, signs and exact tests. A table of all pairs, and a picture of it."""
+probability of a larger value, signs and exact tests, as a table of all pairs and a picture."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ DIVERGED = "diverged"
 
 @dataclass(frozen=True)
 class Quantity:
-    """What two variants are compared in: the last value of a panel, of each seed."""
+    """What two variants are compared by: the last value of a panel, for each seed."""
 
     panel: Panel
-    effect: str = DIFFERENCE  # of seeds: median difference, or median ratio
-    test: str = "sign"  # or "permutation": of the mean difference, for values of one scale
+    effect: str = DIFFERENCE  # over seeds: median difference, median ratio, or mean difference
+    test: str = "sign"  # or "permutation": of the mean difference, for values on one scale
     # what a diverged run counts as in p_larger_diverged_worst; NaN: as its last value
     worst: float = np.nan
-    beyond: float = np.nan  # given: not the value, but whether its absolute value is larger
+    beyond: float = np.nan  # if given, compare whether the absolute value exceeds it
 
     @property
     def title(self) -> str:
@@ -46,8 +46,8 @@ class Quantity:
 def last_values(
     study: Study, quantities: Sequence[Quantity], until: float = np.inf
 ) -> dict[tuple[str, str, str], dict[int, float]]:
-    """(quantity, label, environment) -> seed -> last value up to a step, a diverged run's the last
-    before it diverged; 0 or 1 of "diverged". Only of what a variant has logged."""
+    """(quantity, label, environment) -> seed -> last value up to a step (of a diverged run the last
+    before it diverged), or 0 or 1 for "diverged". Only quantities that a variant has logged."""
     found = {}
     for (label, env), runs in study.cells.items():
         found[DIVERGED, label, env] = {run.seed: float(is_lost(run, until)) for run in runs}
@@ -64,7 +64,7 @@ def last_values(
 
 
 def is_lost(run: Loaded, until: float) -> bool:
-    """Whether a run has diverged up to a step; one too old to tell when, at the end only."""
+    """Whether a run has diverged by a step; a run too old to record when, only at its last step."""
     return run.has_diverged and run.meta.get("step", run.last_step) <= until
 
 
@@ -90,7 +90,7 @@ def write_last(study: Study, quantities: Sequence[Quantity], out: Path, name: st
 
 
 def diverged_at(run: Loaded) -> int | str:
-    """The step at which a run diverged; "" if it did not, or is too old to tell."""
+    """The step at which a run diverged; "" if it did not, or is too old to record it."""
     return run.meta.get("step", "") if run.has_diverged else ""
 
 
@@ -98,8 +98,8 @@ def diverged_at(run: Loaded) -> int | str:
 
 
 def write_summary(study: Study, quantities: Sequence[Quantity], out: Path, name: str) -> list[Path]:
-    """name.csv, at the fifths of training, and name.md, at its end: of every quantity and variant
-    n, diverged, median with its bootstrap interval, IQM, smallest and largest."""
+    """name.csv, at each fifth of training, and name.md, at its end: for every quantity and variant
+    n, the number diverged, median with bootstrap interval, IQM, smallest and largest value."""
     rows = []
     for step in fifths(study):
         rows += summary_rows(study, quantities, step)
@@ -209,7 +209,7 @@ def claim_rows(study: Study, quantities: Sequence[Quantity], step: float) -> lis
 def compared(
     ours: np.ndarray, theirs: np.ndarray, quantity: Quantity, lost: Sequence[np.ndarray]
 ) -> dict[str, object]:
-    """The first's values (seeds,) against the second's. lost: of each the seeds that diverged."""
+    """Compare values (seeds,) of two variants. lost: for each of the two, which seeds diverged."""
     value, low, high = effect_of(ours, theirs, quantity.effect)
     paired, paired_low, paired_high = statistics.improvement_interval([ours], [theirs], paired=True)
     free, free_low, free_high = statistics.improvement_interval([ours], [theirs])
@@ -243,7 +243,7 @@ def compared(
 
 
 def shown_claim(row: dict) -> dict[str, str]:
-    """A row as Markdown has it."""
+    """The cells of a row in the Markdown table."""
     ends = f"[{cell(row['low'])}, {cell(row['high'])}]"
     chances = f"[{cell(row['p_larger_low'])}, {cell(row['p_larger_high'])}]"
     return {
@@ -261,8 +261,8 @@ def shown_claim(row: dict) -> dict[str, str]:
 
 
 def effect_of(ours: np.ndarray, theirs: np.ndarray, effect: str) -> tuple[float, float, float]:
-    """Median over seeds of the difference, or of the ratio of values above 0, or the mean
-    difference of shares; and the ends of its bootstrap interval, pairs being drawn anew."""
+    """Median over seeds of the difference or of the ratio (of values above 0), or mean difference
+    of fractions, with the ends of its bootstrap interval, for which pairs are resampled."""
     if effect == RATIO:
         differences = np.log(ours) - np.log(theirs)
     else:
@@ -279,7 +279,7 @@ def effect_of(ours: np.ndarray, theirs: np.ndarray, effect: str) -> tuple[float,
 
 
 def write_markdown(path: Path, rows: Sequence[dict]) -> Path:
-    """Rows of one set of columns as a table; columns of one value throughout are left out."""
+    """Rows with the same columns as a table; columns with one value throughout are left out."""
     kept = [key for key in rows[0] if key == "n" or len({row[key] for row in rows}) > 1]
     lines = [f"| {' | '.join(kept)} |", "|" + " --- |" * len(kept)]
     for row in rows:
@@ -291,7 +291,7 @@ def write_markdown(path: Path, rows: Sequence[dict]) -> Path:
 
 
 def cell(value: object) -> str:
-    """A value as tables have it: three digits, the exponent of large and small ones; | escaped."""
+    """A value as tables show it: three digits, large and small ones with exponent; | escaped."""
     if isinstance(value, float):
         is_plain = value == 0 or 1e-3 <= abs(value) < 1e6
         text = f"{value:,.3g}" if not is_plain or abs(value) < 1000 else f"{value:,.0f}"
@@ -304,8 +304,8 @@ def cell(value: object) -> str:
 
 
 def draw(rows: list[dict], spec: dict) -> Figure:
-    """A panel for each pair of variants: quantities from above, the probability from left to
-    right. Of the last step that the rows have."""
+    """A panel for each pair of variants, at the last step of the rows: quantities from top to
+    bottom, the probability from left to right."""
     rows = of_last_step(rows)
     having = {*distinct(rows, "quantity")}
     titles = [title for title in spec["lines"] if title in having]
@@ -322,8 +322,8 @@ def draw(rows: list[dict], spec: dict) -> Figure:
             bar = np.nan_to_num([[value - low], [high - value]])
             look = {"color": BLACK, "marker": "o", "markersize": 4, "capsize": 2}
             panel.errorbar(value, height, xerr=bar, linewidth=1, **look)
-            told = f"{row['above']}:{row['below']}  {float(row['p_value']):.2g}"
-            panel.text(1.08, height, told, va="center", fontsize=6)
+            text = f"{row['above']}:{row['below']}  {float(row['p_value']):.2g}"
+            panel.text(1.08, height, text, va="center", fontsize=6)
         panel.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
         panel.set_xlim(-0.05, 1.75)
         panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -1,4 +1,4 @@
-"""The values of one setting compared, for each activation: a figure and a table."""
+"""Compare the values of one setting, for each activation: a figure and a table."""
 
 import re
 from collections import defaultdict
@@ -27,13 +27,13 @@ from plots.variants import all_runs, load, styles_of
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is compared: of the critics' layers, the mean or the largest over the keys that
-    match."""
+    """What is compared, over the critics' layers: the mean or the largest value over the matching
+    keys."""
 
     title: str  # of its panel
     key: str
-    text: str  # its format in the table
-    column: str = ""  # the table's; "": the title
+    text: str  # number format in the table
+    column: str = ""  # heading in the table; "": the title
     reduce: str = "mean"
     scale: str = "linear"
 
@@ -72,14 +72,14 @@ def compare(runs: Places, by: str, out: Path) -> list[Path]:
 
 
 def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loaded]]:
-    """ "activation, by value" -> its runs, where the runs differ in the setting `by` too. Each
-    run's scalars gain the titles of QUANTITIES. Raises UserError: no such setting."""
+    """ "activation, by value" -> its runs, which may differ in the setting `by` too. Each run's
+    scalars gain the titles of QUANTITIES. Raises UserError: no such setting."""
     groups = defaultdict(list)
     for name, runs in load(run_folders, varied=(by,)).items():
         for run in runs:
             if by not in run.config:
-                told = "no setting of these runs; config.json lists them"
-                raise runlog.UserError(f"--by {by}: {told}")
+                fault = "is not a setting of these runs; config.json lists the settings"
+                raise runlog.UserError(f"--by {by}: {fault}")
             groups[f"{name}, {by} {run.config[by]}"].append(run)
             add_quantities(run)
     return {name: groups[name] for name in sorted(groups)}
@@ -100,17 +100,17 @@ def write_compared(
     name: str,
     endings: Sequence[str] = ("png", "pdf"),
 ) -> list[Path]:
-    """write_figure of compare_rows."""
+    """Write the figure of compare_rows."""
     rows = compare_rows(run_folders, by)
     env = read_config(Path(run_folders[0]))["env_id"]
-    told = f"{env}: {by.replace('_', ' ')}"
+    title = f"{env}: {by.replace('_', ' ')}"
     critics = "gradients and |f| of the critics"
-    return write_figure(out, name, COMPARED, rows, endings, caption=[told, critics])
+    return write_figure(out, name, COMPARED, rows, endings, caption=[title, critics])
 
 
 def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
-    """Points of `draw`: QUANTITIES of every seed that has some (NaN where it has no row and others
-    of its group do)."""
+    """Points of `draw`: QUANTITIES of every seed that has some; NaN where the seed has no row but
+    another of its group has one."""
     groups = compared(run_folders, by)
     rows = []
     for quantity in QUANTITIES:
@@ -133,8 +133,8 @@ def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
 
 
 def draw(rows: list[dict], spec: dict) -> Figure:
-    """A panel per quantity; the values of the setting are shades of the activation's colour, and
-    line styles."""
+    """A panel per quantity; each value of the setting has a shade of the activation's colour and a
+    line style."""
     settings = sorted(distinct(rows, "setting"))
     activation_of = {row["group"]: row["activation"] for row in rows}
     setting_of = {row["group"]: row["setting"] for row in rows}
@@ -175,8 +175,8 @@ COMPARED = Kind("compared", draw)
 
 
 def compare_table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], list[str]]:
-    """Header and a row per group of `compared`: n, then mean +- std (ddof 1) over seeds of the
-    last values, of all runs at the last step that all have reached; and the lines below: what
+    """Header and a row per group of `compared`: n, then mean +- std (ddof 1) over seeds of the last
+    values, at the last step that all runs have reached; and the lines to print below, about what
     was cut."""
     runs = all_runs(groups)
     cuts = {}

@@ -1,7 +1,7 @@
-"""Any runs compared: a curve per variant in every environment, and each against a baseline.
+"""Compare any runs: a curve per variant in every environment, each variant against a baseline.
 
-A variant is an activation with the settings in which its runs differ. The rows that are computed
-here are drawn by comparison_figure.py, from their CSV files.
+A variant is an activation with the settings in which its runs differ. The rows computed here are
+drawn by comparison_figure.py, from their CSV files.
 """
 
 import dataclasses
@@ -51,10 +51,10 @@ class Options:
     """What is compared, and how."""
 
     metrics: tuple[str, ...] = ("score",)
-    baseline: str = ""  # a label or an activation; "": relu, or the first without it
+    baseline: str = ""  # a label or an activation; "": relu if there is one, else the first
     statistic: str = "iqm"  # of STATISTICS
-    step: float | None = None  # where runs are compared; None: the last that all have
-    shapes: bool = False  # the learned activation functions below
+    step: float | None = None  # where runs are compared; None: the last that all have reached
+    shapes: bool = False  # also draw the learned activation functions
 
 
 # ---- the values of one quantity and environment --------------------------------------------------
@@ -62,16 +62,16 @@ class Options:
 
 @dataclass
 class Cell:
-    """One quantity in one environment: of each variant its seeds' values over training."""
+    """One quantity in one environment: for each variant, its seeds' values over training."""
 
     title: str  # the environment, and the script if there are several
     script: str
     environment: str
-    asked: str  # what --metric says; score: the environment's own is `metric`
+    asked: str  # the name given to --metric; for score, `metric` is the environment's own score
     metric: Metric
     runs: dict[str, list[Loaded]]  # label: the runs that have a value, or have diverged
-    step: float  # where they are compared
-    notes: list[str]  # which run ends there, if others go on; which runs have no value
+    step: float  # of the comparison
+    notes: list[str]  # which run ends there, if others are longer; which runs have no value
     grid: np.ndarray  # (steps,), `step` among them
     # label: (steps, runs), NaN before a run's first row and after its end; a run that has diverged
     # carries its last value forward, and is NaN throughout if it has none
@@ -92,8 +92,8 @@ class Cell:
         return {run.seed: value for run, value in pairs if np.isfinite(value)}
 
     def ranked(self, label: str) -> np.ndarray:
-        """Values at that step, the larger the better; a run that diverged before it had one is
-        below all others, where one end is the better."""
+        """Values at that step, larger is better; a run that diverged before its first value ranks
+        below all others, if one direction is better."""
         sign = -1.0 if self.metric.better == LOWER else 1.0
         ranks = []
         for run, value in zip(self.runs[label], self.at_end(label).tolist()):
@@ -104,7 +104,7 @@ class Cell:
         return np.array(ranks)
 
     def scaled(self) -> "Cell | None":
-        """With values on a scale that environments share; None: there is none."""
+        """The cell with its values on a scale that environments share; None if there is none."""
         values = {}
         for label, own in self.values.items():
             values[label] = normalised(own, self.metric, self.environment)
@@ -129,8 +129,8 @@ def make_cell(
     labels: dict[str, list[Loaded]],
     step: float | None,
 ) -> Cell:
-    """Of the runs of one script and environment (`where`), compared at a step, or at the last that
-    all have. Runs without any value are left out, with a note."""
+    """The cell of the runs of one script and environment (`where`), compared at a step, or at the
+    last that all have reached. Runs without any value are left out, with a note."""
     script, env = where
     kept = {}
     notes = []
@@ -141,8 +141,8 @@ def make_cell(
         if having or lost:
             kept[label] = having + lost
         if lost:
-            told = f"{len(lost)} of {len(members)} diverged before the first value"
-            notes.append(f"{label}: {told}, counted as worse than any in the probability only")
+            text = f"{len(lost)} of {len(members)} diverged before the first value"
+            notes.append(f"{label}: {text}, counted as worse than any in the probability only")
         number = len(without) - len(lost)
         if number:
             notes.append(f"{label}: {number} of {len(members)} runs have no value, left out")
@@ -151,9 +151,9 @@ def make_cell(
     step, shortest = compared_at(runs, metric, step)
     if shortest is not None:
         label = label_of(shortest, kept)
-        told = f"compared at step {step:,.0f}, the last that all runs have"
+        text = f"compared at step {step:,.0f}, the last that all runs have"
         where = f"{label} seed {shortest.seed} ({shortest.status}) ends there"
-        notes.insert(0, f"{told}: {where}")
+        notes.insert(0, f"{text}: {where}")
 
     end = max(min(end_of(run, metric.points(run)), run.last_step) for run in runs)
     grid = grid_of(runs, metric.key)
@@ -172,8 +172,8 @@ def make_cell(
         pairs = zip(members, np.isfinite(at_end))
         number = sum(not has_value and not run.has_diverged for run, has_value in pairs)
         if number:
-            told = f"{number} of {len(members)} runs have no value at step {step:,.0f}"
-            notes.append(f"{label}: {told}, left out of the comparison")
+            text = f"{number} of {len(members)} runs have no value at step {step:,.0f}"
+            notes.append(f"{label}: {text}, left out of the comparison")
     return Cell(env, script, env, asked, metric, kept, step, notes, grid, values)
 
 
@@ -187,7 +187,7 @@ def label_of(run: Loaded, labels: dict[str, list[Loaded]]) -> str:
 def compared_at(
     runs: Sequence[Loaded], metric: Metric, step: float | None
 ) -> tuple[float, Loaded | None]:
-    """The step at which runs are compared, and the run that ends there, if others go on."""
+    """The step of the comparison, and the run that ends there, if others are longer."""
     if step is not None:
         return step, None
     cut = common_end(runs, metric.key)
@@ -197,9 +197,9 @@ def compared_at(
 
 
 def make_cells(groups: Groups, options: Options, places: Places) -> list[Cell]:
-    """A cell for each quantity and environment that has it; one with a name that no run has logged
-    is left out, with a line. Raises UserError: there is nothing else, or it is no name but a
-    key."""
+    """A cell for each quantity and environment that has it. A named quantity that no run has logged
+    is left out, with a printed line. Raises UserError: nothing else is left, or it is a key rather
+    than a name."""
     has_several_scripts = len({script for script, _ in groups}) > 1
     cells = []
     without = []
@@ -227,10 +227,10 @@ def make_cells(groups: Groups, options: Options, places: Places) -> list[Cell]:
 
 
 def find_baselines(groups: Groups, name: str) -> dict[str, str]:
-    """script -> the label that --baseline names there: one of the labels, or the only one of an
-    activation. "": relu, or the first without it; of several, the one with most variants beside it,
-    then the one whose settings most variants have. Raises UserError: no script has it, or several
-    labels of the activation."""
+    """script -> the label that --baseline means there: one of the labels, or the only label of an
+    activation. "": relu if there is one, else the first activation; of its labels, the one with
+    most variants beside it, then the one that shares its settings with most variants. Raises
+    UserError: no script has it, or the activation has several labels."""
     first_runs = defaultdict(dict)  # script: label: run
     beside = defaultdict(Counter)  # script: label: other variants in its environments
     for (script, _), labels in groups.items():
@@ -247,15 +247,15 @@ def find_baselines(groups: Groups, name: str) -> dict[str, str]:
             candidates = found or in_label_order(activations_of(runs))
             found = [most_usual(candidates, runs, beside[script])]
         if len(found) > 1:
-            told = f"it could be {'; '.join(found)}"
-            raise runlog.UserError(f"--baseline {name}: {told}; name one of them")
+            fault = f"it could be {'; '.join(found)}"
+            raise runlog.UserError(f"--baseline {name}: {fault}; name one of them")
         baselines[script] = found[0] if found else name
     if not any(label in first_runs[script] for script, label in baselines.items()):
         known = set()
         for runs in first_runs.values():
             known |= {*runs}
         near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise runlog.UserError(f"--baseline {name}: no run of it; there are {'; '.join(near)}")
+        raise runlog.UserError(f"--baseline {name}: no such variant; there are {'; '.join(near)}")
     return baselines
 
 
@@ -266,8 +266,8 @@ def activations_of(first_runs: Mapping[str, Loaded]) -> dict[str, str]:
 def most_usual(
     labels: Sequence[str], first_runs: Mapping[str, Loaded], beside: Mapping[str, int]
 ) -> str:
-    """Of some labels with the activation of the first: one that can be compared most often, of
-    these the first whose settings most variants share. beside: label -> the number of other
+    """Of the labels with the activation of the first, the one that can be compared most often; of
+    equals, the first whose settings most variants share. beside: label -> the number of other
     variants in its environments."""
     configs = {label: flat(run.config) for label, run in first_runs.items()}
     keys = set().union(*configs.values()) - {"env_id"}
@@ -291,12 +291,12 @@ def most_usual(
 
 @dataclass
 class Line:
-    """A line of panels: one quantity in one environment, or in all of them together."""
+    """A row of panels: one quantity in one environment, or in all of them together."""
 
     title: str
     cells: list[Cell]  # of one --metric
     label: str  # of the y axis
-    has_scale: bool = True  # else no mean over the cells has a meaning
+    has_scale: bool = True  # False: a mean over the cells has no meaning
 
     @property
     def metric(self) -> Metric:
@@ -312,7 +312,7 @@ class Line:
 
     @property
     def bounds(self) -> list[float | None]:
-        """The possible values, None: no end. Scores of several environments: no end is known."""
+        """The possible range; None: unbounded, or unknown as for several environments' scores."""
         metrics = {cell.metric.name: cell.metric for cell in self.cells}
         is_one = len(metrics) == 1 and (len(self.cells) == 1 or self.metric.high == 1.0)
         return [self.metric.low, self.metric.high] if is_one else [None, None]
@@ -323,8 +323,8 @@ class Line:
 
 
 def make_lines(cells: Sequence[Cell]) -> list[Line]:
-    """A line for each cell; before those of one quantity and script, if they are several, one for
-    all of them: of the environments that every variant has."""
+    """A line for each cell; if a quantity of a script has several cells, preceded by a line for all
+    of them, over the environments that every variant has."""
     lines = []
     alike = {}
     for cell in cells:
@@ -352,8 +352,8 @@ def line_of_all(cells: list[Cell]) -> Line:
 
 
 def curve_rows(line: Line, statistic: Callable) -> list[dict]:
-    """Points of a line's curves: a statistic of all runs and the ends of its interval, where all of
-    a variant's runs have a value."""
+    """Points of a line's curves: a statistic of a variant's runs and the ends of its interval, at
+    the steps where all of these runs have a value."""
     if not line.has_scale:
         return []
     grid = np.unique(np.concatenate([cell.grid for cell in line.cells]))
@@ -373,7 +373,7 @@ def curve_rows(line: Line, statistic: Callable) -> list[dict]:
 def points_of(
     row: dict, grid: np.ndarray, strata: list[np.ndarray], statistic: Callable
 ) -> list[dict]:
-    """Of strata (steps, runs), at the steps where all runs have a value."""
+    """Points over strata (steps, runs), at the steps where all runs have a value."""
     known = np.array([np.isfinite(values).all(-1) for values in strata]).all(0)
     if not strata or not known.any():
         return []
@@ -403,8 +403,8 @@ def row_of(line: Line, label: str) -> dict:
 
 
 def comparison_rows(line: Line, baseline: str, statistic: Callable) -> list[dict]:
-    """A row for each variant of a line: its value where runs are compared, with its interval, and
-    what it is against the baseline. NaN: not known, or the baseline itself."""
+    """A row for each variant of a line: its value at the step of the comparison with its interval,
+    and how it compares with the baseline. NaN: not known, or the baseline itself."""
     rows = []
     for label in labels_of(line):
         strata = [np.array(list(cell.by_seed(label).values())) for cell in line.of(label)]
@@ -423,8 +423,8 @@ def comparison_rows(line: Line, baseline: str, statistic: Callable) -> list[dict
 
 
 def paired(line: Line, label: str, baseline: str) -> dict[str, object]:
-    """Differences to the baseline, of equal seeds: their mean and its interval, how many seeds are
-    better and worse, and the exact p of the sign test."""
+    """Differences to the baseline, paired by seed: their mean and its interval, how many seeds are
+    better and how many worse, and the exact p of the sign test."""
     differences = []
     for cell in line.of(label, baseline) if label != baseline else ():
         ours = cell.by_seed(label)
@@ -464,7 +464,7 @@ def improvement(line: Line, label: str, baseline: str) -> dict[str, float]:
 
 def write_comparison(places: Places, options: Options, picture: Path) -> list[Path]:
     """Prints the comparison of the runs at these places, and writes the picture, in pages of
-    LINES_ON_A_PAGE, and beside it what is drawn and compared: name.csv, name-comparison.csv."""
+    LINES_ON_A_PAGE, and the values behind it: name.csv, name-comparison.csv."""
     out, name, endings = figure_place(picture)
     keys = any_of([pattern_of(metric) for metric in options.metrics])
     groups, left_out = at_step(groups_of(places, keys, ""), options.step)
@@ -483,7 +483,7 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
         curves += curve_rows(line, statistic)
         baseline = baselines[line.cells[0].script]
         comparisons += comparison_rows(line, baseline, statistic)
-    compared = {row["variant"] for row in comparisons}  # not a run that has no such value
+    compared = {row["variant"] for row in comparisons}  # without those that have no value
     activation_of = {label: name for label, name in activation_of.items() if label in compared}
     for line in lines:
         print_line(line, rows_where(comparisons, line=line.name), options)
@@ -525,8 +525,8 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
 
 
 def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:
-    """Points of the learned activation functions of each variant's first seed, before and after;
-    prints which do not fit."""
+    """Points of the learned activation functions of each variant's first seed, before and after
+    training; prints those for which there is no room."""
     learned = [label for label, run in first_runs.items() if is_learned(run)]
     if learned[MOST_SHAPES:]:
         print(f"not drawn: the activation functions of {', '.join(learned[MOST_SHAPES:])}")
@@ -539,12 +539,12 @@ def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:
 def caption_of(
     lines: Sequence[Line], options: Options, comparisons: Sequence[dict], notes: Sequence[str]
 ) -> list[str]:
-    """What the picture shows, in few lines; the notes are printed in full below the table."""
+    """What the picture shows, in a few lines; the notes are printed in full below the table."""
     has_interval = any(np.isfinite(row["low"]) for row in comparisons)
-    told = f"{STATISTICS[options.statistic]} over seeds"
-    told += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
+    text = f"{STATISTICS[options.statistic]} over seeds"
+    text += ", 95 % stratified bootstrap intervals" if has_interval else ": one each, no interval"
     verb = "better" if all(line.metric.better for line in lines) else "better (or larger)"
-    caption = [told]
+    caption = [text]
     if any(np.isfinite(row["probability"]) for row in comparisons):
         right = "right: mean difference of equal seeds, probability that a run is"
         caption.append(f"{right} {verb} than one of the baseline")
@@ -555,7 +555,7 @@ def caption_of(
 
 
 def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
-    """The table of one line."""
+    """Print the table of one line."""
     steps = sorted({f"{cell.step:,.0f}" for cell in line.cells})
     where = f"step {steps[0]}" if len(steps) == 1 else "the last common step of each"
     print(f"{line.title}: {line.label or line.metric.label}, {where}")

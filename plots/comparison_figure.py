@@ -1,4 +1,4 @@
-"""Drawing of comparison.py: curves with intervals, and beside them each variant against the
+"""Draws the rows of comparison.py: curves with intervals, and beside them each variant against the
 baseline."""
 
 import textwrap
@@ -17,13 +17,13 @@ from plots.seeds import scale
 from plots.variants import styles_in
 
 MOST_SHAPES = MOST_LEARNED
-LONGEST = 26  # letters of a line beside an axis
-LETTER = 0.06  # inches of one in the legend
+LONGEST = 26  # most characters in a line beside an axis
+LETTER = 0.06  # width in inches of a character in the legend
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
-    """Lines of panels: curves, difference to the baseline, probability of improvement; below, if
-    there are any, the learned activation functions."""
+    """Rows of panels: curves, difference to the baseline, probability of improvement; below them
+    the learned activation functions, if there are any."""
     curves = rows_of(tables, ".csv")
     comparisons = rows_of(tables, "-comparison.csv")
     shapes = rows_of(tables, "-shapes.csv") if spec["shapes"] else []
@@ -46,7 +46,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
 
 
 def rows_of(tables: dict[str, list[dict]], ending: str) -> list[dict]:
-    """The rows of the file of a table's kind: `name.csv` has no further word in its ending."""
+    """The rows of the table whose file name ends so; ".csv" means `name.csv` itself."""
     others = ("-comparison.csv", "-shapes.csv")
     for file, rows in tables.items():
         is_other = file.endswith(others)
@@ -87,11 +87,11 @@ def draw_lines(
 
 
 def counts_of(rows: Sequence[dict], label: str) -> str:
-    """n of a variant in one environment: of those with the fewest and the most runs."""
+    """n of a variant per environment; a range if it differs between environments."""
     single = [row for row in rows if row["variant"] == label and row["environments"] == "1"]
     counts = sorted({int(row["n"]) for row in single})
-    told = f"n = {counts[0]}"
-    return told if len(counts) == 1 else f"{told} to {counts[-1]}"
+    text = f"n = {counts[0]}"
+    return text if len(counts) == 1 else f"{text} to {counts[-1]}"
 
 
 def draw_curves(
@@ -102,7 +102,7 @@ def draw_curves(
     spec: dict,
     line: str,
 ) -> None:
-    """The curves of a line; dotted: where runs are compared, if some go on."""
+    """The curves of a line; a dotted line at the step of the comparison if some runs continue."""
     style.left_title(panel, comparisons[0]["environment"])
     if not points:
         why = "these environments\nhave no common scale"
@@ -136,8 +136,8 @@ def draw_curves(
 
 
 def spans_decades(kind: str, values: np.ndarray) -> bool:
-    """Whether a logarithmic axis tells more than a linear one: of positive values two decades, else
-    values far larger than most. Fewer decades would have no two labelled ticks."""
+    """Whether a logarithmic axis shows more than a linear one: positive values span two decades
+    (with fewer there would not be two labelled ticks), or some values are far larger than most."""
     sizes = np.abs(values[np.isfinite(values)])
     if kind == "log":
         return sizes.size > 0 and sizes.max() > 100 * sizes.min()
@@ -145,7 +145,7 @@ def spans_decades(kind: str, values: np.ndarray) -> bool:
 
 
 def draw_against(panel: Axes, rows: list[dict], looks: dict[str, dict], name: str) -> None:
-    """A point with its interval for each variant but the baseline, from above."""
+    """A point with its interval for each variant but the baseline, from top to bottom."""
     others = [row for row in rows if row["variant"] != row["baseline"]]
     for place, row in enumerate(others):
         value = float(row[name])
@@ -202,23 +202,23 @@ def why_nothing(rows: list[dict], baseline: str) -> str:
 
 
 def without_powers(axis: Axis, values: np.ndarray) -> None:
-    """Large numbers as 20k and 5M, rather than with a power of ten beside the axis."""
+    """Write large numbers as 20k and 5M, rather than with a power of ten beside the axis."""
     values = values[np.isfinite(values)]
     if values.size and np.abs(values).max() >= 1e4:
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def beside_axis(labels: Sequence[str]) -> list[str]:
-    """Labels in at most two lines each, without the settings that all of them have, so that what
-    tells them apart is seen. The legend has those in full that are still too long."""
+    """Labels in at most two lines each, without the settings that all of them share, so that their
+    differences are visible. Labels that are still too long are complete in the legend."""
     parts = [label.split(", ") for label in labels]
     shared = set()
     if len(parts) > 1:
         shared = set.intersection(*({*own[1:]} for own in parts))
     shortened = []
     for activation, *settings in parts:
-        told = [setting for setting in settings if setting not in shared]
-        shortened.append(", ".join([activation, *told]))
+        kept = [setting for setting in settings if setting not in shared]
+        shortened.append(", ".join([activation, *kept]))
     if len({*shortened}) < len(shortened):
         shortened = list(labels)
     return [in_two_lines(label) for label in shortened]

@@ -33,7 +33,7 @@ from plots.variants import (
     varied_settings,
 )
 
-# what the cells of a study may differ in, beside rational.*
+# settings, besides rational.*, in which the cells of a study may differ
 VARIED = {"activation", "widths", "layer_norm", "l2", "redo", "reset_head"}
 SHORT = {
     "rational.init_scale": "init",
@@ -43,7 +43,7 @@ SHORT = {
     "rational.constraint_scale_end": "to",
 }
 USUAL_WIDTHS = [100, 100]  # of continual_supervised.py
-LATE = 5  # tasks at the end that "late" means
+LATE = 5  # tasks at the end of training that "late" refers to
 STEPS_TO_THRESHOLD = "charts/steps_to_threshold"
 PER_TASK = (  # keys of continual_curves.csv
     r"charts/(online|end|test)_accuracy"
@@ -66,7 +66,7 @@ MEASURES = {  # name: (key, first or late tasks)
 
 @dataclass
 class Cell:
-    """The seeds of one setting. settings: what it has of its own, as "init" -> 0.25."""
+    """The seeds of one setting. settings: those that distinguish it, such as "init" -> 0.25."""
 
     activation: str
     settings: dict[str, object]
@@ -82,8 +82,8 @@ class Cell:
         return sum(run.has_diverged for run in self.runs)
 
     def per_task(self, key: str) -> np.ndarray:
-        """(seeds, tasks) of a measure that is logged once a task. NaN: not logged, or logged as
-        such; a diverged seed carries its last value forward."""
+        """(seeds, tasks) of a measure that is logged once per task. NaN: not logged, or logged as
+        NaN; the last value of a diverged seed is carried forward."""
         num_tasks = self.runs[0].setting("num_tasks", int)
         values = np.full((len(self.runs), num_tasks), np.nan)
         updates = self.updates_per_task()
@@ -107,14 +107,14 @@ class Cell:
         return values
 
     def updates_per_task(self) -> float | None:
-        """Updates of a task; None before the end of the first."""
+        """Updates per task; None before the end of the first task."""
         found = []
         for run in self.runs:
             found += [step / task for step, task, _ in run.scalars.get("charts/task", ())]
         return min(found, default=None)
 
     def measure(self, name: str) -> np.ndarray:
-        """One of MEASURES for each seed; the first task is never a late one."""
+        """One of MEASURES for each seed; the first task never counts as a late one."""
         key, when = MEASURES[name]
         values = self.per_task(key)
         first = values[:, 0]
@@ -126,9 +126,9 @@ class Cell:
 
 
 def continual_cells(folder: Places, where: Sequence[str] = ()) -> dict[str, list[Cell]]:
-    """Study ("<dataset> <tasks>") -> cells, of the finished runs of continual_supervised.py in a
-    folder. where: settings like "epochs=5" that a run must have. Raises UserError: none there, or
-    studies of different lengths or settings mixed."""
+    """Study ("<dataset> <tasks>") -> cells, from the finished runs of continual_supervised.py in a
+    folder. where: settings like "epochs=5" that a run must have. Raises UserError: there are none,
+    or the runs mix studies of different lengths or settings."""
     candidates = find_candidates(folder, "continual_supervised", where)
     runs = [read_run(candidate.folder) for candidate in candidates]
     check_once(runs)
@@ -141,15 +141,15 @@ def continual_cells(folder: Places, where: Sequence[str] = ()) -> dict[str, list
         run.setting("rational", dict)
         studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
-        told = "no finished run of continual_supervised.py; train some first"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+        fault = "no finished run of continual_supervised.py; train some first"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
     return {name: cells_of(members) for name, members in studies.items()}
 
 
 def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
-    """The cells of one study, in order. Raises UserError: runs differ in a setting that is none."""
+    """The cells of one study, in order. Raises UserError: runs differ in any other setting."""
     settings = [flat(run.config) for run in runs]
-    free = []  # settings that cells may differ in, as they come
+    free = []  # settings in which cells may differ, in order of appearance
     for config in settings:
         free += [key for key in config if key in VARIED or key.startswith("rational.")]
     if found := differing(settings, [run.folder for run in runs], {*free, *MEASURING}):
@@ -164,7 +164,7 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
     for run, config in zip(runs, settings):
         own = {}
         for key in varied:
-            default = usual.get(key, 0)  # others than a rational's: 0 or False
+            default = usual.get(key, 0)  # 0 or False, except for a rational's settings
             value = config.get(key, default)  # an older run may lack it
             if value != default:
                 if key == "widths":
@@ -188,7 +188,7 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
 
 def continual_comparisons(cells: Sequence[Cell]) -> list[dict[str, object]]:
     """Differences a - b of every measure between cells that differ in one thing, paired by seed,
-    with a 95 % interval. n: seeds of which both are known."""
+    with a 95 % interval. n: seeds for which both are known."""
     rows = []
     for a, b in comparable_pairs(cells):
         seeds_a = [run.seed for run in a.runs]
@@ -210,8 +210,8 @@ def continual_comparisons(cells: Sequence[Cell]) -> list[dict[str, object]]:
 
 
 def comparable_pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """crational and rational, each product with its base, each setting with and without, the lowest
-    and the highest init."""
+    """crational and rational, each product with its base, each setting with and without, and the
+    lowest with the highest init."""
     by_name = {}
     for cell in cells:
         by_name[cell.activation, frozenset(cell.settings.items())] = cell
@@ -261,9 +261,9 @@ def continual(
 def draw_continual(
     folder: Places, out: Path, chosen: Sequence[str] = (), where: Sequence[str] = ()
 ) -> list[Path]:
-    """Writes into `out`, and returns the paths of, continual-<dataset>-<tasks>.png and .pdf,
-    continual_curves.csv (per task: mean and interval), _cells.csv, _runs.csv and _comparisons.csv.
-    With `chosen`, labels of cells, also plasticity-<dataset>-<tasks>.png and .pdf. Prints the
+    """Writes continual-<dataset>-<tasks>.png and .pdf, continual_curves.csv (per task: mean and
+    interval), _cells.csv, _runs.csv and _comparisons.csv into `out`, and returns their paths. With
+    `chosen`, labels of cells, also plasticity-<dataset>-<tasks>.png and .pdf. Prints the
     comparisons."""
     tables = {"curves": [], "cells": [], "runs": [], "comparisons": []}
     studies = continual_cells(folder, where)
@@ -305,7 +305,7 @@ def draw_continual(
 
 
 def check_chosen(chosen: Sequence[str], study: str, cells: Sequence[Cell]) -> None:
-    """Raises UserError: a label of --variants is that of no cell."""
+    """Raises UserError: --variants has a label that belongs to no cell."""
     labels = [cell.label for cell in cells]
     for label in chosen:
         if label not in labels:
@@ -320,7 +320,7 @@ def small_panels(rows: Sequence[dict]) -> dict[str, str]:
 
 
 def curve_rows(cell: Cell) -> list[dict]:
-    """Every measure of a cell, per task: mean over seeds and its interval."""
+    """Every measure of a cell, per task: mean over seeds with its interval."""
     rows = []
     keys = set()
     for run in cell.runs:
@@ -336,7 +336,7 @@ def curve_rows(cell: Cell) -> list[dict]:
 
 
 def threshold_rows(cell: Cell) -> list[dict]:
-    """Median of the steps to the threshold, and how many seeds reach it, per task."""
+    """Per task, the median of the steps to the threshold, and how many seeds reach it."""
     rows = []
     steps = cell.per_task(STEPS_TO_THRESHOLD)
     steps = np.where(np.isfinite(steps), steps, np.inf)  # never reached
@@ -352,7 +352,7 @@ def threshold_rows(cell: Cell) -> list[dict]:
 
 
 def cell_row(cell: Cell) -> dict[str, object]:
-    """A cell's MEASURES: mean and interval."""
+    """A cell's MEASURES: mean with interval."""
     row = {"n": len(cell.runs), "diverged": cell.num_diverged}
     for measure in MEASURES:
         mean, low, high = mean_interval(cell.measure(measure))
@@ -361,7 +361,7 @@ def cell_row(cell: Cell) -> dict[str, object]:
 
 
 def run_rows(cell: Cell) -> list[dict]:
-    """MEASURES of each run of a cell, and where it comes from."""
+    """MEASURES of each run of a cell, and the origin of the run."""
     measures = {measure: cell.measure(measure) for measure in MEASURES}
     rows = []
     for index, run in enumerate(cell.runs):
@@ -408,7 +408,7 @@ LOOKS = (
 
 @dataclass
 class Column:
-    """A column of panels: all activations as they come, or one activation and its settings."""
+    """A column of panels: all activations without settings, or one activation and its settings."""
 
     title: str
     looks: dict[str, dict]  # label: style
@@ -433,8 +433,8 @@ def columns_of(labels: Sequence[str], spec: dict) -> list[Column]:
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
-    """Rows of continual_curves.csv of the study that spec names. Rows of panels: online accuracy,
-    NTK srank at the tasks' ends, dead-neuron fraction; columns: columns_of."""
+    """Draws the study that spec names from its rows of continual_curves.csv. Rows of panels: online
+    accuracy, NTK srank at the tasks' ends, dead-neuron fraction; columns: columns_of."""
     rows = rows_where(tables["continual_curves.csv"], study=spec["study"])
     curves = defaultdict(lambda: defaultdict(list))  # label: metric: task, mean, low, high
     for row in rows:
@@ -477,7 +477,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
 
 
 def last_layer(rows: Sequence[dict]) -> str:
-    """The last fully connected layer that some metric is of."""
+    """The last fully connected layer for which there is a metric."""
     layers = {1}
     for row in rows:
         if found := re.search(r"/fc(\d+)/", row["metric"]):
@@ -492,7 +492,7 @@ def draw_tasks(
     points: list[list[float]],
     bounds: tuple[float, float],
 ) -> None:
-    """A measure per task, with its interval, as far as it is possible."""
+    """A measure per task, with its interval, clipped to the possible range."""
     tasks, mean, low, high = np.array(points).reshape(-1, 4).T
     low, high = np.clip((low, high), *bounds)
     panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)

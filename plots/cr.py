@@ -75,8 +75,8 @@ def cr1(
 def cr_curves(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """CR's curves: IQM, success, overestimation, gradients of the coefficients, their growth; and
-    per environment."""
+    """CR's curves: IQM, success, overestimation, gradients and growth of the coefficients; and
+    curves of each environment."""
     panels = [IQM, SUCCESS, BIAS, COEFFICIENTS, NUMERATOR, DENOMINATOR, LARGEST]
     study = read_study(runs, SAC, keys_of(*panels), where).chosen(variants)
     paths = write_curves(study, panels, out, "cr_curves", "CR: SAC over training")
@@ -85,8 +85,8 @@ def cr_curves(
 
 
 def each_environment(study: Study, out: Path, name: str, title: str) -> list[Path]:
-    """Return, overestimation, coefficients' gradient and largest output, five environments to a
-    page."""
+    """Return, overestimation, gradient of the coefficients and largest output, five environments
+    to a page."""
     panels = [RETURNS, BIAS, COEFFICIENTS, LARGEST]
     environments = study.environments
     starts = range(0, len(environments), 5)
@@ -108,7 +108,7 @@ class Ablation:
     name: str
     setting: str
     title: str
-    is_against_rational: bool = False  # the variants without a constraint: also against rational
+    is_against_rational: bool = False  # also compare variants without a constraint with rational
 
 
 ABLATIONS = (
@@ -148,7 +148,7 @@ def cr_ablations(
 
 
 def ablated(study: Study, ablation: Ablation) -> list[str]:
-    """The variants of the activations that some run varies the setting of; [] if none does."""
+    """The variants of the activations for which some run varies the setting; [] if none."""
     members = {label: study.variants[label] for label in study.with_only_settings(ablation.setting)}
     varied = set()
     for variant in members.values():
@@ -202,8 +202,7 @@ ATARI = [
 
 
 def is_of_rationals(variant: Variant) -> bool:
-    """Whether a variant is relu or a rational, plain or with an activation of its own in the
-    encoder."""
+    """Whether a variant is relu or a rational, plain or with an encoder activation of its own."""
     is_plain = not {*variant.settings} - {"encoder_activation"}
     return is_plain and variant.activation in ("relu", "rational", "crational")
 
@@ -211,8 +210,8 @@ def is_of_rationals(variant: Variant) -> bool:
 def cr_atari(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """CR, Atari: score, mean Q and the coefficients' gradient of DQN and PQN; is anything
-    unstable?"""
+    """CR, Atari: score, mean Q and gradient of the coefficients of DQN and PQN, to see whether
+    anything is unstable."""
     paths = []
     for script in (DQN, PQN):
         study = try_study(runs, script, keys_of(*ATARI), where)
@@ -223,6 +222,6 @@ def cr_atari(
         title = f"CR, Atari: {script.removesuffix('_atari').upper()}"
         paths += write_curves(study, ATARI, out, f"cr_atari_{script[:3]}", title)
     if not paths:
-        told = f"no finished runs of {DQN}.py or {PQN}.py with relu or a rational"
-        raise runlog.UserError(f"--runs {told_places(runs)}: {told}")
+        fault = f"no finished runs of {DQN}.py or {PQN}.py with relu or a rational"
+        raise runlog.UserError(f"--runs {told_places(runs)}: {fault}")
     return paths

@@ -25,14 +25,14 @@ OUTPUT = replace(cr.LARGEST, title="output")
 GRADIENT = replace(cr.COEFFICIENTS, title="coefficient gradient", unit="L2 norm, critics")
 NUMERATOR = replace(cr.NUMERATOR, title="numerator", unit="L2 norm of a, critics")
 DENOMINATOR = replace(cr.DENOMINATOR, title="denominator", unit="L2 norm of b, critics")
-# One c in each layer, so that its smallest is it.
+# Each layer has one c, so its smallest c is that one.
 FIRST_C = Panel("c, first layer", "mean of critics", rf"{cr.CRITICS}/fc1/c_min", scale="log")
 SECOND_C = Panel("c, second layer", "mean of critics", rf"{cr.CRITICS}/fc2/c_min", scale="log")
 VALUES = (cr.RETURNS, SUCCESS, BIAS, MEAN_Q, TEMPERATURE)
 INSIDE = (INPUT, OUTPUT, GRADIENT, NUMERATOR, DENOMINATOR)
 CONSTRAINT = (cr.RETURNS, BIAS, OUTPUT, GRADIENT, SECOND_C, INPUT)
 
-# A reward is 10 at most in Meta-World, 1 in DMC, and gamma is 0.99: no policy is worth more.
+# Rewards are at most 10 in Meta-World and 1 in DMC, gamma is 0.99: no policy is worth more.
 LARGEST_VALUE = 1_000.0
 IMPOSSIBLE_Q = replace(MEAN_Q, title="|mean Q| > 1,000")
 
@@ -54,8 +54,8 @@ OF_C = (Quantity(FIRST_C, RATIO), Quantity(SECOND_C, RATIO))
 def cr_seeds(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """CR, every seed, for values that explode: curves of each, the last values, and every variant
-    against every other, paired by seed."""
+    """CR, seed by seed, for values that explode: curves of every seed, last values, and every
+    variant against every other, paired by seed."""
     study = read_study(runs, SAC, keys_of(*VALUES, *INSIDE), where).chosen(variants)
     out = Path(out)
     taken = set()

@@ -28,7 +28,7 @@ from plots.variants import styles_in
 def write_curves(
     study: Study, panels: Sequence[Panel], out: Path, name: str, title: str
 ) -> list[Path]:
-    """write_figure of a panel per quantity."""
+    """Write a figure with a panel per quantity."""
     found = {panel.title: aggregate(study, panel) for panel in panels}
     rows = rows_of_curves(panels, found)
     caption = [title, study.counts, *told_left_out(found), *told_early(study, panels)]
@@ -64,7 +64,7 @@ def curve_rows(study: Study, panels: Sequence[Panel]) -> list[dict]:
 
 
 def rows_of_curves(panels: Sequence[Panel], found: dict[str, dict[str, Curve]]) -> list[dict]:
-    """curve_rows of curves. found: title -> label -> curve."""
+    """The rows of curve_rows from curves. found: title -> label -> curve."""
     rows = []
     for panel in panels:
         for label, curve in found[panel.title].items():
@@ -118,7 +118,7 @@ def write_environments(
     title: str,
     environments: Sequence[str],
 ) -> list[Path]:
-    """write_figure of each environment, a curve per variant."""
+    """Write a figure of each environment, with a curve per variant."""
     rows = environment_rows(study, panels, environments)
     caption = [title, study.counts, *told_early(study, panels)]
     drawn = {(row["variant"], row["environment"]) for row in rows}
@@ -176,7 +176,7 @@ def seed_points(grid: np.ndarray, values: np.ndarray) -> list[dict[str, float]]:
 
 
 def draw_environments(rows: list[dict], spec: dict) -> Figure:
-    """A panel per environment of one quantity, or a row of panels each of several."""
+    """A panel per environment for one quantity; for several, a row of panels each."""
     titles = distinct(rows, "panel")
     looks = styles_in(spec)
     cells = []
@@ -201,10 +201,10 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
     shown = {label: look for label, look in looks.items() if label in drawn}
     style.legend(figure, style.line_handles(shown))
     counts = [int(row["n"]) for row in rows]
-    told = style.told_band(counts, "mean", "standard deviation")
+    text = style.told_band(counts, "mean", "standard deviation")
     if max(counts) > 1 and "log" in spec["scales"].values():
-        told += " (on log axes the same factor up and down)"
-    style.caption(figure, *spec["caption"], told)
+        text += " (on log axes the same factor up and down)"
+    style.caption(figure, *spec["caption"], text)
     return figure
 
 

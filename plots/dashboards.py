@@ -1,19 +1,19 @@
 """What the dashboards show: TensorBoard's custom scalars and W&B's workspace (docs/dashboards.md).
 
-A script states the panels that its runs fill, which `sections` takes from the tables here:
+A script names the panels that its runs fill; `sections` takes them from the tables below:
 
     def dashboard(args) -> dict:
         panels = ["evaluation return", "mean value on the batch"]
         return plots.dashboards.sections(panels, networks=("actor", "qf1", "qf2"), last_layer="fc2")
 
-and passes them to `runlog.open_batches`. A panel of its own is one more entry of the result.
+and passes them to `runlog.open_batches`. To add a panel of its own, it adds an entry to the result.
 """
 
 from collections.abc import Sequence
 
 Panels = dict[str, str | tuple[str, ...]]  # title -> regular expressions of whole keys
 
-# section -> panel -> keys that are of no layer; a script names the panels that it fills
+# section -> panel -> keys that belong to no layer; a script names the panels that it fills
 PANELS = {
     "Returns": {
         "evaluation return": "eval/episodic_return",
@@ -90,9 +90,9 @@ VIDEOS = {"Returns": {"an episode (--capture-video)": "videos/episode"}}
 def sections(
     panels: Sequence[str], networks: Sequence[str] = (), last_layer: str = "fc1"
 ) -> dict[str, Panels]:
-    """Section -> panel -> keys: the named panels of PANELS, and each of LAYER_PANELS for each
-    network, first its last hidden layer (such as "fc2"), then, in sections of their own, the
-    layers before it. Raises ValueError: PANELS has no such panel.
+    """Section -> panel -> keys: the named panels of PANELS, and for each network those of
+    LAYER_PANELS, first for its last hidden layer (such as "fc2"), then, in separate sections, for
+    the layers before it. Raises ValueError: PANELS has no such panel.
 
     >>> sections(["weight norm of each network"], ["q"])["Network health"]["feature norm: q, fc1"]
     'network/q/fc1/feature_norm'

@@ -15,8 +15,8 @@ from plots.variants import OTHERS, STYLES, distinct_styles, shades
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
-    """curves.csv and references: a panel per metric (spec's panels: metric -> label) with mean over
-    seeds, thin lines for the seeds, band from worst to best."""
+    """Draws curves.csv and references: a panel per metric (spec's panels: metric -> label) with the
+    mean over seeds, thin lines for the seeds, and a band from worst to best."""
     rows = []
     for table in tables.values():
         rows += table
@@ -37,16 +37,16 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         axes.within(panel, axes.possible_range(metric))
         axes.large_numbers(panel)
     style.legend(figure, style.handles_of(panels))
-    told = style.told_band(counts, "mean", "worst to best seed")
+    text = style.told_band(counts, "mean", "worst to best seed")
     if max(counts) > 1:
-        told += ", thin lines: seeds"
-    style.caption(figure, *spec["caption"], told)
+        text += ", thin lines: seeds"
+    style.caption(figure, *spec["caption"], text)
     return figure
 
 
 def looks_of(names: Sequence[str], variants: Sequence[str]) -> dict[str, dict]:
-    """name -> style. Variants of one activation have a style each; grey: another program, whose
-    names have a space and are no variants."""
+    """name -> style. Each variant of an activation has its own style; other programs, whose names
+    contain a space, are grey."""
     activations = [name for name in names if " " not in name]
     looks = distinct_styles(activations)
     own = [(color, line) for color, line, _ in STYLES.values()]
@@ -60,7 +60,7 @@ def looks_of(names: Sequence[str], variants: Sequence[str]) -> dict[str, dict]:
 
 
 def draw_seeds(panel: Axes, name: str, rows: list[dict], look: dict) -> None:
-    """Mean, band and lines of seeds, at the steps that all of them have."""
+    """Mean, band and lines of the seeds, at the steps that all of them have."""
     curves = defaultdict(dict)  # seed: step: value
     for row in rows:
         curves[row["seed"]][int(row["env_step"])] = row["value"]
@@ -88,8 +88,8 @@ def write_study(
     caption: str,
     variants: Sequence[str] = (),
 ) -> list[Path]:
-    """Record curves.png of these files of a folder in its figures.json, and draw it. panels: metric
-    -> label; variants: names that are variants of one activation."""
+    """Record in a folder's figures.json that curves.png is drawn from these files, and draw it.
+    panels: metric -> label; variants: names that are variants of one activation."""
     spec = {"csv": [*files], "panels": panels, "caption": [caption]}
     if variants:
         spec["variants"] = [*variants]

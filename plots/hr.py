@@ -1,5 +1,5 @@
-"""The figures of HR (arXiv 2406.09079) on Atari; kde.py and q_parts.py have those of single
-runs."""
+"""The figures of HR (arXiv 2406.09079) on Atari; those of single runs are in kde.py and
+q_parts.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ GAME_RETURNS = Panel("return of training games", "raw score", GAMES)
 def hr1(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Figs. 1 and 9: median over games of the human-normalised score, PQN's evaluation games
-    (greedy)."""
+    """HR Figs. 1 and 9: median over games of PQN's human-normalised score in its (greedy)
+    evaluation games."""
     study = read_study(runs, PQN, keys_of(MEDIAN), where).chosen(variants)
     title = "HR Figs. 1, 9: PQN, median human-normalised score"
     ends = {}
@@ -60,7 +60,7 @@ TANH_NORMALISED = Variant("tanh", {"layer_norm": "channel"})
 
 @dataclass(frozen=True)
 class DQNFigure:
-    """A figure of DQN: which of the sweep's variants it compares, and in what."""
+    """A figure of DQN: the variants of the sweep that it compares, and its panels."""
 
     name: str
     variants: tuple[Variant, ...]
@@ -119,8 +119,8 @@ def hr7(
 
 
 def dead_rows(study: Study) -> list[dict]:
-    """HR Table 2: dead-neuron fraction, mean over training, seeds and games, of an activation
-    without and with its product, over the games that both have."""
+    """HR Table 2: dead-neuron fraction of an activation without and with its product, averaged over
+    training, seeds and the games that both have."""
     _, found = curves(study, DEAD)
     rows = []
     for base in ("tanh", "sigmoid", "relu"):
@@ -148,8 +148,8 @@ def dead_rows(study: Study) -> list[dict]:
 def hr8(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised; DQN and PPO
-    game by game."""
+    """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised scores; DQN and
+    PPO game by game."""
     paths = []
     for script, each_game in ((PPO, 18), (DQN, 17)):
         study = try_study(runs, script, keys_of(BASELINE, SRANK), where)
@@ -165,8 +165,8 @@ def hr8(
         games = study.environments
         paths += write_environments(study, [GAME_RETURNS], out, f"hr{each_game}", title, games)
     if not paths:
-        told = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
-        raise runlog.UserError(f"--runs {told_places(runs)}: {told}")
+        fault = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
+        raise runlog.UserError(f"--runs {told_places(runs)}: {fault}")
     return paths
 
 

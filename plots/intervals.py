@@ -17,7 +17,7 @@ from plots.variants import styles_in
 def write_intervals(
     study: Study, rows: Sequence[dict], out: Path, name: str, title: str, panel: Panel
 ) -> list[Path]:
-    """write_figure of rows of group, variant, step, value, low, high, environments and runs."""
+    """Write a figure of rows of group, variant, step, value, low, high, environments and runs."""
     if rows:
         title += f", step {rows[0]['step']:,.0f}"
     steps_of = {row["variant"]: np.array([row["step"]]) for row in rows}

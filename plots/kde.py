@@ -19,12 +19,12 @@ from plots.recording import Kind, distinct, file_name, rows_where, write_figure
 from plots.study import read_study
 from plots.variants import BLACK, BLUE, DQN, RED
 
-MOST_BRANCHES = 4  # of a layer whose densities are drawn
-NEURONS = 16  # of a grid
+MOST_BRANCHES = 4  # most branches of a layer whose densities are drawn
+NEURONS = 16  # in a grid
 OUTLINED = "outlined: dead (peak above 20, dotted line)"
 KDE = r"(?:branch\d+_)?kde"
 SMALL = 6  # font size
-FRAME_WIDTH = 0.88  # of a cell; the rest is for its ticks
+FRAME_WIDTH = 0.88  # fraction of a cell; the rest is for its ticks
 FRAME_HEIGHT = 0.6
 DEAD_PEAK = 20.0  # a neuron whose density has a higher peak is dead (HR)
 MOST_COLUMNS = 4  # grids side by side
@@ -32,7 +32,7 @@ MOST_COLUMNS = 4  # grids side by side
 
 @dataclass
 class Grid:
-    """A grid of neurons: its title, and their rows of x, y and whether they are dead."""
+    """A grid of neurons: its title, and for each neuron a row of x, y and whether it is dead."""
 
     title: str
     neurons: list[dict]
@@ -43,8 +43,8 @@ class Grid:
 
 @style.with_style
 def kde_figure(folder: Path) -> Figure | None:
-    """Densities of 16 neurons of each network's last hidden layer, newest step; of a layer with
-    several branches also those of each branch, a network in a row then. None without any."""
+    """Newest densities of 16 neurons of each network's last hidden layer; for a layer with several
+    branches also those of each branch, with one network per row. None if there are none."""
     found = read_rows(folder, "curves.jsonl", KDE, most=MOST_BRANCHES)
     if not found:
         return None
@@ -66,8 +66,8 @@ def kde_figure(folder: Path) -> Figure | None:
         what += f", the first {MOST_BRANCHES} of {num_branches} branches"
     what += f"\n{OUTLINED}"
     columns = max(len(line) for line in lines)
-    told = style.run_title_text(width_of(columns), folder, what)
-    figure, places = grids_figure(len(lines), columns, told.count("\n") + 1)
+    title = style.run_title_text(width_of(columns), folder, what)
+    figure, places = grids_figure(len(lines), columns, title.count("\n") + 1)
     for subfigures, line in zip(places, lines):
         for subfigure, grid in zip(subfigures, line):
             draw_grid(subfigure, grid)
@@ -76,19 +76,19 @@ def kde_figure(folder: Path) -> Figure | None:
 
 
 def branch_of(key: str) -> int | None:
-    """Number of the branch that a key of densities is of; None: of the layer's output."""
+    """The branch whose densities a key has, by its number; None: the layer's output."""
     match = re.match(r"branch(\d+)_", key)
     return int(match[1]) if match else None
 
 
 def count_branches(densities: dict[str, list[dict]]) -> int:
-    """How many branches a layer has, drawn or not."""
+    """How many branches a layer has, whether drawn or not."""
     branches = [branch_of(key) for key in densities]
     return max((branch + 1 for branch in branches if branch is not None), default=0)
 
 
 def grids_of_layer(title: str, densities: dict[str, list[dict]]) -> list[Grid]:
-    """The newest densities of a layer: a grid per branch, then that of the output."""
+    """The newest densities of a layer: a grid per branch, then one for the output."""
     neurons = defaultdict(list)  # branch, None for the output: rows
     for key, rows in densities.items():
         if rows:
@@ -106,15 +106,15 @@ def grids_of_layer(title: str, densities: dict[str, list[dict]]) -> list[Grid]:
 
 
 def width_of(num_columns: int) -> float:
-    """Width of a figure of so many grids side by side, in inches."""
+    """Width in inches of a figure with so many grids side by side."""
     return max(3.3 * num_columns + 0.2, 4.4)
 
 
 def grids_figure(
     num_rows: int, num_columns: int, num_lines: int
 ) -> tuple[Figure, list[list[SubFigure]]]:
-    """A figure with a title of so many lines and a subfigure for each grid of neurons. All is
-    placed by hand: a layout engine takes minutes for hundreds of small panels, and a run's plots
+    """A figure with a title of so many lines and a subfigure for each grid of neurons. Everything
+    is placed by hand: a layout engine takes minutes for hundreds of small panels, and a run's plots
     are drawn while it trains."""
     top = 0.17 * num_lines + 0.12
     figure = Figure((width_of(num_columns), 3.8 * num_rows + top))
@@ -129,7 +129,7 @@ def grids_figure(
 
 @dataclass
 class Artists:
-    """What a grid's collections are made of."""
+    """The parts of a grid's collections."""
 
     curves: list
     fills: list
@@ -141,8 +141,8 @@ class Artists:
 
 
 def draw_grid(subfigure: SubFigure, grid: Grid) -> None:
-    """Densities of up to 16 neurons, a cell each with its own scale. One panel with a collection of
-    lines: an Axes for every neuron takes a hundred times as long."""
+    """Densities of up to 16 neurons, each in a cell with its own scale. All are collections of
+    lines in one panel: an Axes for every neuron would take a hundred times as long."""
     neurons = grid.neurons[:NEURONS]
     num_dead = sum(bool(neuron.get("dead")) for neuron in neurons)
     title = f"{grid.title}: {num_dead} of {len(neurons)} dead"
@@ -207,8 +207,8 @@ def draw_cell(panel: Axes, artists: Artists, neuron: dict, left: float, bottom: 
 def draw_ticks(
     panel: Axes, artists: Artists, ends: tuple[float, float], left: float, bottom: float
 ) -> None:
-    """A cell's own scale: its two ends with labels, which do not reach one another, and 0 as a tick
-    without one."""
+    """A cell's own scale: its two ends, with labels that do not touch each other, and 0 as a tick
+    without a label."""
     for share, value, alignment in ((0.0, ends[0], "left"), (1.0, ends[1], "right")):
         at = left + share * FRAME_WIDTH
         artists.ticks.append([(at, bottom), (at, bottom - 0.03)])
@@ -219,7 +219,7 @@ def draw_ticks(
 
 
 def end_label(value: float) -> str:
-    """A number in six characters at most: two digits, or one."""
+    """A number in at most six characters, with two significant digits or one."""
     text = f"{value:.2g}"
     if len(text) > 6:
         text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
@@ -233,7 +233,7 @@ def hr3(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """HR Figs. 3, 6, 10 and 11: densities of 16 neurons of DQN's last hidden layer, dead ones
-    outlined, branches and product; of the lowest seed of each game and activation."""
+    outlined, for the branches and the product, of the lowest seed of each game and activation."""
     study = read_study(runs, DQN, "-", where)
     if variants:
         study = study.only(variants)
@@ -245,8 +245,8 @@ def hr3(
         name = file_name(f"hr3-{env}-{short}", taken)
         ended = " (diverged)" if run.has_diverged else ""
         number = len({(row["part"], row["neuron"]) for row in rows if row["part"] == "output"})
-        told = f"Densities of {number} neurons of {layer}: {env}, {label}, seed {run.seed}{ended}"
-        paths += write_figure(out, name, DENSITIES, rows, caption=[told])
+        title = f"Densities of {number} neurons of {layer}: {env}, {label}, seed {run.seed}{ended}"
+        paths += write_figure(out, name, DENSITIES, rows, caption=[title])
     return paths
 
 
@@ -273,11 +273,11 @@ def density_rows(run: Loaded) -> tuple[str, list[dict]]:
 
 
 def draw_densities(rows: list[dict], spec: dict) -> Figure:
-    """A grid of neurons for every part: branches, then the output."""
+    """A grid of neurons for every part: the branches, then the output."""
     parts = sorted(distinct(rows, "part"), key=lambda part: (part == "output", part))
     lines = style.rows_of(parts, MOST_COLUMNS)
-    told = [*spec["caption"], f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"]
-    shown = style.caption_text(width_of(len(lines[0])), *told)
+    caption = [*spec["caption"], f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"]
+    shown = style.caption_text(width_of(len(lines[0])), *caption)
     figure, places = grids_figure(len(lines), len(lines[0]), shown.count("\n") + 1)
     for subfigures, line in zip(places, lines):
         for place, part in zip(subfigures, line):
@@ -286,12 +286,12 @@ def draw_densities(rows: list[dict], spec: dict) -> Figure:
                 neurons[row["neuron"]].append(row)
             grid = Grid(part_title(part), [neuron_of(points) for points in neurons.values()])
             draw_grid(place, grid)
-    style.caption(figure, *told, y=1 - 0.06 / figure.get_figheight())
+    style.caption(figure, *caption, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 
 def part_title(part: str) -> str:
-    """A part as titles count it: branch0 is the first, "branch 1"."""
+    """A part's title, counted from 1: branch0 is "branch 1"."""
     found = re.fullmatch(r"branch(\d+)", part)
     return f"branch {int(found[1]) + 1}" if found else part
 

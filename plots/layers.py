@@ -1,4 +1,4 @@
-"""What a run logged of its layers: the rows of curves.jsonl and histograms.jsonl."""
+"""What a run logged about its layers: the rows of curves.jsonl and histograms.jsonl."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from plots.reading import RESTORE
 def read_rows(
     folder: Path, file: str, name: str, every: bool = False, most: float = np.inf
 ) -> dict[tuple[str, str], dict[str, list[dict]]]:
-    """(layer, network) -> key's last part -> rows of a .jsonl file, first and newest (or every
-    one).
+    """(layer, network) -> last part of the key -> rows of a .jsonl file: the first and the newest,
+    or all of them.
 
-    Takes the keys `network/<network>/<layer>/<name>...`, e.g. name "kde". A curve's x is written
-    out if it was stored by its ends. most: of a layer's branches, or outputs, the rows of only the
-    first so many are read; [] for the others. Raises UserError: a broken line.
+    Takes the keys `network/<network>/<layer>/<name>...`, e.g. name "kde". If only the ends of a
+    curve's x were stored, x is written out. most: how many branches, or outputs, of a layer are
+    read; the others have []. Raises UserError: a broken line.
     """
     path = folder / file
     pattern = re.compile(r'\{"step": \d+, "key": "network/([^"]+)/([^"/]+)/(' + name + r'[^"/]*)"')
@@ -34,7 +34,7 @@ def read_rows(
         if branch is not None and int(branch[1]) >= most:
             continue
         if not every:
-            del kept[1:]  # what was the newest
+            del kept[1:]  # the previous newest
         kept.append((number, line))
 
     found = defaultdict(dict)
@@ -53,8 +53,8 @@ def last_row(path: Path, key: str) -> dict | None:
 
 
 def whole_lines(path: Path) -> Iterator[str]:
-    """The lines of a .jsonl file, without half a last line of a run under way; none if there is no
-    file. Raises UserError if one is broken."""
+    """The lines of a .jsonl file, without a half-written last line of a run in progress; none if
+    there is no file. Raises UserError if one is broken."""
     number = 0
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
@@ -78,8 +78,8 @@ def broken(path: Path, number: int) -> runlog.UserError:
 
 
 def parse_row(path: Path, number: int, line: str) -> dict:
-    """A line of a .jsonl file: a curve, its x written out if it was stored by its ends, or a
-    histogram. Raises UserError: broken."""
+    """A line of a .jsonl file: a histogram, or a curve, whose x is written out if only its ends
+    were stored. Raises UserError: broken."""
     try:
         row = json.loads(line)
         fits = fits_histogram(row) if "counts" in row else fits_curve(row)
@@ -91,14 +91,14 @@ def parse_row(path: Path, number: int, line: str) -> dict:
 
 
 def fits_histogram(row: dict) -> bool:
-    """Whether a histogram has one edge more than counts."""
+    """Whether a histogram has one more edge than counts."""
     counts = np.array(row["counts"], dtype=float)
     edges = np.array(row["edges"], dtype=float)
     return counts.ndim == 1 and edges.shape == (len(counts) + 1,)
 
 
 def fits_curve(row: dict) -> bool:
-    """Whether a curve has as many x as y. Writes its x out if it was stored by its two ends."""
+    """Whether a curve has as many x as y. Writes x out if only its two ends were stored."""
     x = np.array(row["x"], dtype=float)
     y = np.array(row["y"], dtype=float)
     if x.shape == (2,):
@@ -108,5 +108,5 @@ def fits_curve(row: dict) -> bool:
 
 
 def depth(layer: str) -> tuple:
-    """Sorts conv1, conv2, ..., fc1, fc2, ..., fc10."""
+    """Sort key: conv1, conv2, ..., fc1, fc2, ..., fc10."""
     return layer.startswith("fc"), len(layer), layer

@@ -1,4 +1,4 @@
-"""A league table of continual learning: which cell keeps its plasticity, and what that costs."""
+"""A league table of continual learning: which cell keeps its plasticity, and at what cost."""
 
 import functools
 from collections import defaultdict
@@ -25,10 +25,11 @@ RUNS = "continual_runs.csv"
 LEAGUE = "league.csv"
 LATE_ACCURACY = "online accuracy, late tasks"
 BASELINE = "relu"
-BATCH = 16  # of continual_supervised.py, unless it is told otherwise
+BATCH = 16  # default of continual_supervised.py
 INPUTS = {"digits": 64, "mnist": 784}
 CLASSES = 10
-OF_TRAINING = ("init", "decay", "c", "from", "to", "l2", "redo", "reset_head")  # not of the network
+# settings of training, which leave the network as it is
+OF_TRAINING = ("init", "decay", "c", "from", "to", "l2", "redo", "reset_head")
 COSTS = {"parameters": "trained parameters", "FLOPs": "FLOPs a sample, forward and backward"}
 
 
@@ -46,7 +47,7 @@ def mlp(
 
 @dataclass(frozen=True)
 class Network:
-    """What of a cell's label in continual_runs.csv makes its network."""
+    """The parts of a cell's label in continual_runs.csv that define its network."""
 
     activation: str
     widths: tuple[int, ...]
@@ -54,7 +55,7 @@ class Network:
 
 
 def network_of(label: str) -> Network:
-    """Raises UserError: a setting of which it is not known whether it changes the network."""
+    """The network of a cell. Raises UserError: a setting whose effect on its cost is not known."""
     activation, *settings = label.split(", ")
     widths = tuple(USUAL_WIDTHS)
     layer_norm = False
@@ -65,8 +66,8 @@ def network_of(label: str) -> Network:
         elif name == "layer_norm":
             layer_norm = value == "True"
         elif name not in OF_TRAINING:
-            told = f"league does not know what {setting!r} costs"
-            raise runlog.UserError(f'{RUNS}: cell "{label}": {told}; leave these runs out')
+            fault = f"league does not know the cost of {setting!r}"
+            raise runlog.UserError(f'{RUNS}: cell "{label}": {fault}; leave these runs out')
     return Network(activation, widths, layer_norm)
 
 
@@ -76,7 +77,7 @@ def cost_of(label: str, study: str) -> dict[str, int]:
     dataset, _, _ = study.partition(" ")
     if dataset not in INPUTS:
         known = " or ".join(INPUTS)
-        raise runlog.UserError(f"{RUNS}: study {study}: league knows the costs on {known}")
+        raise runlog.UserError(f"{RUNS}: study {study}: league only knows the costs on {known}")
     inputs = INPUTS[dataset]
     kind = network_of(label)
     network = mlp(inputs, kind.widths, CLASSES, kind.activation, kind.layer_norm)
@@ -92,9 +93,9 @@ def cost_of(label: str, study: str) -> dict[str, int]:
 
 
 def league(folders: Places, out: Path) -> list[Path]:
-    """Every cell of the continual studies in folders that `continual` has written, in one table:
-    late online accuracy, against relu paired by seed, parameters and FLOPs. Of a cell that is in
-    several folders the first one counts."""
+    """All cells of the continual studies in folders that `continual` has written, in one table:
+    late online accuracy, its difference to relu paired by seed, parameters and FLOPs. If several
+    folders have a cell, the first one counts."""
     studies = read_studies(folders)
     rows = []
     for study, cells in studies.items():
@@ -122,15 +123,15 @@ def read_studies(folders: Places) -> dict[str, dict[str, list[dict]]]:
     for folder in folders:
         path = Path(folder) / RUNS
         if not path.is_file():
-            told = "no such file; give folders that `python figures.py continual` has written"
-            raise runlog.UserError(f"{path}: {told}")
+            fault = "no such file; give folders that `python figures.py continual` has written"
+            raise runlog.UserError(f"{path}: {fault}")
         found = defaultdict(list)
         for row in read_csv(path):
             found[row["study"], row["cell"]].append(row | {"from": Path(folder).as_posix()})
         for (study, cell), rows in found.items():
             if cell in studies[study]:
                 first = studies[study][cell][0]["from"]
-                print(f"{study}, {cell}: that of {first}, not that of {folder}")
+                print(f"{study}, {cell}: taken from {first}, not from {folder}")
             else:
                 studies[study][cell] = rows
     for study, cells in studies.items():
@@ -162,13 +163,13 @@ def study_rows(study: str, cells: dict[str, list[dict]]) -> list[dict]:
 
 
 def late_by_seed(runs: Sequence[dict]) -> dict[int, float]:
-    """seed -> late online accuracy; without seeds that diverged in their first task."""
+    """seed -> late online accuracy, without seeds that diverged in their first task."""
     values = {int(run["seed"]): float(run[LATE_ACCURACY]) for run in runs}
     return {seed: value for seed, value in sorted(values.items()) if np.isfinite(value)}
 
 
 def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> np.ndarray:
-    """Of the seeds that both have."""
+    """Differences of the seeds that both have."""
     return np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
@@ -184,7 +185,7 @@ def with_ends(name: str, value: float, ends: tuple[float, float]) -> dict[str, f
 
 
 def against(values: dict[int, float], baseline: dict[int, float]) -> dict[str, object]:
-    """A cell less the baseline, paired by seed; all 0 of the baseline itself."""
+    """A cell minus the baseline, paired by seed; 0 throughout for the baseline itself."""
     differences = paired_difference(values, baseline)
     chance, *ends = statistics.improvement_interval(
         [differences], [np.zeros(len(differences))], paired=True
@@ -206,12 +207,12 @@ def is_on_front(row: dict, rows: Sequence[dict], cost: str) -> bool:
 
 
 def shown(cell: str) -> str:
-    """A cell's label as tables and figures have it."""
+    """A cell's label as tables and figures show it."""
     return cell.replace("layer_norm True", "LayerNorm")
 
 
 def by_settings(rows: Sequence[dict]) -> list[str]:
-    """The cells' labels, of each activation those with fewer settings first."""
+    """The cells' labels, those with fewer settings first."""
     return sorted((row["cell"] for row in rows), key=lambda cell: (cell.count(","), cell))
 
 
@@ -228,8 +229,8 @@ def caption_of(study: str, rows: Sequence[dict]) -> str:
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
-    """On the left the cells by rank, which is the legend of the right: accuracy against parameters
-    and FLOPs, numbered by rank where no cheaper cell is as good."""
+    """On the left the cells by rank, which also serve as legend; on the right accuracy against
+    parameters and FLOPs, numbered by rank where no cheaper cell is as good."""
     rows = rows_where(tables[LEAGUE], study=spec["study"])
     looks = styles_in(spec)
     figure = Figure((13.0, max(0.2 * len(rows) + 1.2, 3.6)), layout="constrained")
@@ -264,7 +265,7 @@ def bar(panel: Axes, x: float, y: float, row: dict, look: dict, which: str) -> N
 
 
 def draw_front(panel: Axes, rows: Sequence[dict], cost: str) -> None:
-    """The steps of what no cheaper cell surpasses, each with its rank."""
+    """The front as steps: cells that no cheaper cell surpasses, each with its rank."""
     front = [row for row in rows if row[f"front of {cost}"] == "1"]
     front.sort(key=lambda row: float(row[cost]))
     x = [float(row[cost]) for row in front]

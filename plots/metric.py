@@ -1,4 +1,4 @@
-"""What `figures.py curves --metric` knows: quantities by name, and any key of scalars.csv."""
+"""The quantities of `figures.py curves --metric`: some by name, and any key of scalars.csv."""
 
 import difflib
 import re
@@ -16,18 +16,18 @@ from plots.tables import LAYERS, any_of
 
 HIGHER = "higher"
 LOWER = "lower"
-WINDOWS = 40  # of a run, over which returns of training episodes are means
+WINDOWS = 40  # of a run, over which the returns of training episodes are averaged
 
 
 @dataclass(frozen=True)
 class Metric:
     """A quantity of a run over training: the mean over the keys that match."""
 
-    name: str  # as --metric has it
+    name: str  # as given to --metric
     label: str  # of an axis
     key: str  # pattern of keys, a full match
     better: str = ""  # HIGHER, LOWER; "": neither
-    low: float | None = None  # possible values; None: no end
+    low: float | None = None  # possible values; None: unbounded
     high: float | None = None
     scale: str = "linear"  # of the y axis
 
@@ -40,7 +40,7 @@ class Metric:
         return combined(run, self.key)
 
     def values(self, run: Loaded, grid: np.ndarray) -> np.ndarray:
-        """Values at the steps of a grid: the last one at or before each, of training episodes the
+        """Values at the steps of a grid: the last one at or before each; for training episodes the
         mean over a window before it."""
         window = grid[-1] / WINDOWS if self.is_of_training_episodes else 0.0
         return on_grid(self.points(run), grid, window)
@@ -57,11 +57,11 @@ METRICS = (
     Metric("effective rank", "effective rank (srank)", rf"{LAYERS}/srank", low=0.0),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
-BY_NAME["srank"] = BY_NAME["effective rank"]  # as tables have it
+BY_NAME["srank"] = BY_NAME["effective rank"]  # its name in tables
 BY_NAME["online accuracy"] = BY_NAME["accuracy"]
-SCORE = "score"  # of an environment: its suite's, else the first of these that is logged
+SCORE = "score"  # the score of the environment's suite, else the first of these that is logged
 SCORES = ("return", "success", "accuracy", "error", "training return")
-# keys that end so: what is better, and the largest possible value
+# ending of a key: what is better, and the largest possible value
 ENDINGS = {
     "dead_share": (LOWER, 1.0),
     "dormant_share": (LOWER, 1.0),
@@ -85,7 +85,7 @@ def pattern_of(name: str) -> str:
 
 
 def metric_of(name: str, env: str, runs: Sequence[Loaded]) -> Metric | None:
-    """The --metric of one environment's runs; None if none of them has logged it."""
+    """The metric named by --metric for one environment's runs; None if none has logged it."""
     keys = set()
     for run in runs:
         keys |= {*run.scalars}
@@ -99,7 +99,7 @@ def metric_of(name: str, env: str, runs: Sequence[Loaded]) -> Metric | None:
 
 
 def metric_of_key(name: str) -> Metric:
-    """A key of scalars.csv, or a pattern of some such as network/qf*/fc1/srank."""
+    """The metric of a key of scalars.csv, or of a pattern such as network/qf*/fc1/srank."""
     for metric in METRICS:
         if metric.key == name:
             return metric
@@ -118,22 +118,22 @@ def has_key(metric: Metric, keys: Collection[str]) -> bool:
 
 
 def unknown(name: str, keys: Collection[str]) -> runlog.UserError:
-    """The error of a --metric that no run has logged. keys: of all of scalars.csv of the runs."""
+    """The error of a --metric that no run has logged. keys: all keys of the runs' scalars.csv."""
     names = [metric.name for metric in METRICS if has_key(metric, keys)]
     known = [SCORE, *names, *sorted(keys)]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     words = name.lower().replace("_", " ").split()
     near += [key for key in known if key not in near and all(word in key for word in words)]
-    told = f"--metric {name!r}: no run has logged it"
+    fault = f"--metric {name!r}: no run has logged it"
     if near:
-        told += f"; nearest: {', '.join(near[:4])}"
+        fault += f"; nearest: {', '.join(near[:4])}"
     names = ", ".join([SCORE, *names])
-    return runlog.UserError(f"{told}; give {names}, or a key of scalars.csv (* matches any part)")
+    return runlog.UserError(f"{fault}; give {names}, or a key of scalars.csv (* matches any part)")
 
 
 def normalised(values: np.ndarray, metric: Metric, env: str) -> np.ndarray | None:
-    """Values on a scale that environments share, of which a mean is meaningful: a suite's score and
-    what lies in [0, 1] as fractions, Atari's returns human-normalised. None: there is none."""
+    """Values on a scale that environments share, so that a mean has a meaning: a suite's score and
+    values in [0, 1] as fractions, Atari's returns human-normalised. None if there is no scale."""
     suite = suites.suite_of(env)
     if suite and metric.key == suite.score_key and "," not in env:
         return values / suite.score_scale

@@ -1,4 +1,4 @@
-"""One page of any folder of runs, ended or under way."""
+"""A one-page overview of any folder of runs, finished or in progress."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from plots.recording import Kind, columns, distinct, rows_where, write_figure
 from plots.tables import SCORES, SHOWN, Groups, groups_of, shown_curve
 from plots.variants import styles_of
 
-MOST_LINES = 8  # scripts and environments on the page
-MOST_LEARNED = 4  # learned activations below
+MOST_LINES = 8  # most rows on the page: a script and environment each
+MOST_LEARNED = 4  # most learned activations below them
 SCORE = "score"
 QUANTITIES = ("overestimation", "dead neurons", "srank")
-LEARNED = "learned"  # in the column `row`: of no script, but below them
+LEARNED = "learned"  # value of the column `row` for these, which belong to no script
 BEFORE = "before"
 AFTER = "after"
 
 
 def overview(folder: Places, out: Path) -> list[Path]:
-    """One page of any folder of runs, ended or under way: a row per script and environment with
-    score, overestimation, dead-neuron fraction and srank of every seed, and the learned activations
-    below. Prints what does not fit on the page."""
+    """One page for any folder of runs, finished or in progress: a row per script and environment
+    with score, overestimation, dead-neuron fraction and srank of every seed, and the learned
+    activations below. Prints what does not fit on the page."""
     groups = groups_of(folder)
     by_size = sorted(groups, key=lambda name: -sum(len(runs) for runs in groups[name].values()))
     kept = sorted(by_size[:MOST_LINES])
@@ -91,7 +91,7 @@ def caption_of(groups: Groups, num_left_out: int) -> str:
 
 
 def line_rows(line: str, labels: dict[str, list[Loaded]]) -> list[dict]:
-    """Points of a line of panels: a script and environment."""
+    """Points of a row of panels: one script and environment."""
     keys = set()
     end = 0.0
     for runs in labels.values():
@@ -118,7 +118,7 @@ def line_rows(line: str, labels: dict[str, list[Loaded]]) -> list[dict]:
 
 
 def carried_curve(run: Loaded, title: str, end: float) -> list[list[float]]:
-    """Points of a run; a diverged one's last value is carried forward to the end."""
+    """Points of a run; the last value of a diverged run is carried forward to the end."""
     points = shown_curve(run, SHOWN[title][0]).tolist()
     if points and run.has_diverged and points[-1][0] < end:
         points.append([float(end), points[-1][1]])
@@ -126,7 +126,7 @@ def carried_curve(run: Loaded, title: str, end: float) -> list[list[float]]:
 
 
 def learned_rows(label: str, run: Loaded) -> list[dict]:
-    """Points of a run's activation functions, before and after, of the layers that learn theirs."""
+    """Points of a run's learned activation functions before and after training, by layer."""
     env = run.config["env_id"].rpartition("/")[2]
     rows = []
     found = read_rows(run.folder, "curves.jsonl", "activation")
@@ -173,7 +173,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
 def draw_lines(
     part: SubFigure, rows: list[dict], lines: Sequence[str], activation_of: dict[str, str]
 ) -> None:
-    """A line of panels for each script and environment."""
+    """A row of panels for each script and environment."""
     looks = styles_of({label: activation_of[label] for label in distinct(rows, "variant")})
     titles = (SCORE, *QUANTITIES)
     logged = {}  # line: its titles
@@ -201,7 +201,7 @@ def draw_lines(
 def draw_panel(
     panel: Axes, rows: list[dict], line: str, title: str, looks: dict[str, dict]
 ) -> None:
-    """A quantity of a script and environment."""
+    """One quantity of a script and environment."""
     is_score = title == SCORE
     unit = rows[0]["unit"]
     style.title(panel, line if is_score else title, 8)
@@ -217,7 +217,7 @@ def draw_panel(
 
 
 def draw_seeds(panel: Axes, label: str, look: dict, rows: list[dict]) -> None:
-    """Thin lines of the seeds, and their mean, not past the seed furthest behind."""
+    """Thin lines for the seeds, and their mean up to the last step that all have reached."""
     if not rows:
         return
     points = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What panels show: of each run a number at every step, over runs and environments a statistic."""
+"""What panels show: a number at every step of a run, and a statistic over runs and environments."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,15 @@ RETURN = r"eval/episodic_return"
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic over runs and environments, and what captions tell of it."""
+    """A statistic over runs and environments, and its description in captions."""
 
-    # of strata: for each environment (..., runs)
+    # takes strata: for each environment (..., runs)
     function: Callable[[Sequence[np.ndarray]], np.ndarray]
     caption: str
-    is_bootstrapped: bool = True  # else the band is the deviation over seeds
+    is_bootstrapped: bool = True  # if not, the band is the deviation over seeds
 
     def told(self, has_seeds: bool) -> str:
-        """What the lines are, and the bands, if some environment has several seeds."""
+        """What the lines show and, if some environment has several seeds, the bands."""
         if not has_seeds:
             return f"{self.caption}, one seed: no interval"
         if self.is_bootstrapped:
@@ -46,19 +46,19 @@ STATISTICS = {
 
 
 def told_statistics(rows: Sequence[dict]) -> str:
-    """The statistics of rows of panel, statistic, environments and runs, for captions; of several
-    the first is that of the panels which the others do not name."""
+    """The statistics of rows of panel, statistic, environments and runs, for captions. If there are
+    several, the one with most panels comes first, without the panels' names."""
     by_name = defaultdict(list)  # statistic: its rows
     for row in rows:
         by_name[row["statistic"]].append(row)
-    told = {}  # statistic: its panels, text
+    described = {}  # statistic: its panels, text
     for name, own in by_name.items():
         has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in own)
         titles = list(dict.fromkeys(row.get("panel", "") for row in own))
-        told[name] = titles, STATISTICS[name].told(has_seeds)
-    most = max(told, key=lambda name: len(told[name][0]), default="")
-    lines = [text for name, (_, text) in told.items() if name == most]
-    for name, (titles, text) in told.items():
+        described[name] = titles, STATISTICS[name].told(has_seeds)
+    most = max(described, key=lambda name: len(described[name][0]), default="")
+    lines = [text for name, (_, text) in described.items() if name == most]
+    for name, (titles, text) in described.items():
         if name != most:
             lines.append(f"in {' and '.join(titles)}: {text}")
     return "; ".join(lines)
@@ -66,16 +66,16 @@ def told_statistics(rows: Sequence[dict]) -> str:
 
 @dataclass
 class Panel:
-    """What a panel shows of each run: a number at every step, then a statistic over runs and
+    """What a panel shows: a number at every step of a run, then a statistic over runs and
     environments."""
 
     title: str
     unit: str
     key: str  # pattern of keys, a full match
     reduce: str = "mean"  # over the keys that match: mean, max
-    score: str = ""  # "suite": as environments.suites says; "human", "baseline"
+    score: str = ""  # "suite": see environments.suites; "human", "baseline"
     statistic: str = "iqm"  # of STATISTICS
-    suite: str = ""  # only environments whose id begins so
+    suite: str = ""  # only environments whose id begins with it
     scale: str = "linear"  # of the y axis
 
     @property
@@ -88,15 +88,15 @@ class Panel:
 
     @property
     def measured(self) -> str:
-        """What is on the y axis, for axes.possible_range: the key, or which score."""
+        """What the y axis measures, for axes.possible_range: the key, or the kind of score."""
         return f"score/{self.score}" if self.score else self.key
 
     def shows(self, env: str) -> bool:
         return env.startswith(self.suite)
 
     def has_score(self, env: str) -> bool:
-        """Whether an environment has the panel's normalised score. Without: environments outside
-        the two suites, sequences of tasks, games without human scores."""
+        """Whether an environment has the panel's normalised score. Environments outside the two
+        suites, sequences of tasks, and games without human scores have none."""
         if self.score == "suite":
             is_sequence = "," in env
             return suites.suite_of(env) is not None and not is_sequence
@@ -111,7 +111,7 @@ class Panel:
 
 
 def keys_of(*panels: Panel) -> str:
-    """A pattern of all keys that panels need."""
+    """A pattern of all keys that these panels need."""
     patterns = []
     for panel in panels:
         patterns.append(f"(?:{panel.key})")
@@ -131,9 +131,9 @@ class Curve:
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    environments: int  # behind it
+    environments: int  # over how many
     runs: int
-    left_out: tuple[str, ...] = ()  # environments of the study that it is not over
+    left_out: tuple[str, ...] = ()  # environments of the study that it leaves out
 
     def points(self) -> list[dict[str, float]]:
         columns = (self.steps, self.value, self.low, self.high)
@@ -142,9 +142,9 @@ class Curve:
 
 
 def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
-    """The grid, and (label, environment) -> values (steps, runs) of a panel, normalised as it says,
-    of the runs that have it. Returns of training games are means over windows of a fortieth of the
-    longest run (HR's are smoothed)."""
+    """The grid, and (label, environment) -> values (steps, runs) of the runs that have the panel's
+    quantity, normalised to its score. Returns of training games are averaged over windows of a
+    fortieth of the longest run (HR's are smoothed)."""
     cells = {}
     unscored = set()
     for (label, env), runs in study.cells.items():
@@ -189,7 +189,7 @@ def values_on(grid: np.ndarray, panel: Panel, runs: Sequence[Loaded], env: str) 
 def normalised(
     study: Study, panel: Panel, env: str, values: np.ndarray, grid: np.ndarray
 ) -> np.ndarray:
-    """Values as the panel's score has them."""
+    """Values normalised to the panel's score."""
     if panel.score == "suite":
         return values / suites.suite_of(env).score_scale
     if panel.score == "human":
@@ -203,8 +203,8 @@ def normalised(
 
 
 def aggregate(study: Study, panel: Panel) -> dict[str, Curve]:
-    """label -> curve: statistic over the environments that every variant with this quantity has, at
-    the steps where all its runs have a value."""
+    """label -> curve: the statistic over the environments that every variant with this quantity
+    has, at the steps where all its runs have a value."""
     grid, found = curves(study, panel)
     having = {label for label, _ in found}
     shared = shared_environments(study, panel, found)
@@ -227,8 +227,8 @@ def aggregate(study: Study, panel: Panel) -> dict[str, Curve]:
 def shared_environments(
     study: Study, panel: Panel, found: dict[tuple[str, str], np.ndarray]
 ) -> list[str]:
-    """The environments that a statistic is over. Prints which are left out, since some variant
-    logged nothing there."""
+    """The environments over which a statistic is taken. Prints those that are left out because some
+    variant logged nothing there."""
     having = {label for label, _ in found}
     complete = study.complete(panel.suite)
     shared = []
@@ -238,7 +238,7 @@ def shared_environments(
             shared.append(env)
     for env in sorted({env for _, env in found} & {*complete} - {*shared}):
         without = sorted(label for label in having if (label, env) not in found)
-        print(f"left out: {env} of {panel.title}, since {', '.join(without)} logged nothing of it")
+        print(f"left out: {env} in {panel.title}, since {', '.join(without)} logged no value there")
     return shared
 
 
@@ -250,7 +250,7 @@ def interval(
     if statistic.is_bootstrapped:
         ends = statistics.stratified_bootstrap(strata, statistic.function, repetitions=1_000)
         return value, *ends
-    # over seeds, of the mean over environments; nothing if seeds differ in number
+    # over seeds, of the mean over environments; none if environments differ in number of seeds
     numbers = {values.shape[-1] for values in strata}
     if len(numbers) == 1 and numbers != {1}:
         half = np.mean(strata, axis=0).std(-1)
@@ -260,8 +260,8 @@ def interval(
 
 
 def told_left_out(found: dict[str, dict[str, Curve]]) -> list[str]:
-    """For captions: the environments that the statistics of panels are not over, since some variant
-    has no run or no value there. found: title -> label -> curve."""
+    """For captions: the environments that the panels' statistics leave out because some variant has
+    no run or no value there. found: title -> label -> curve."""
     panels = defaultdict(list)  # environments: titles
     for title, members in found.items():
         for left_out in {curve.left_out for curve in members.values()}:
@@ -285,7 +285,7 @@ def told_carried(study: Study, panel: Panel, steps_of: Mapping[str, np.ndarray])
         for run in runs:
             own = panel.points(run, env)[:, 0]
             steps = np.asarray(steps_of[label], dtype=float)
-            end = own[-1] if run.has_diverged and len(own) else np.inf  # behind it: told by counts
+            end = own[-1] if run.has_diverged and len(own) else np.inf  # for later steps see counts
             steps = steps[steps <= end]
             before = np.searchsorted(own, steps, side="right") - 1
             late = steps[before >= 0] - own[before[before >= 0]]
@@ -301,7 +301,8 @@ def told_carried(study: Study, panel: Panel, steps_of: Mapping[str, np.ndarray])
 
 @dataclass
 class EarlyCount:
-    """Of one variant: runs that diverged before they logged anything, runs with rows, all runs."""
+    """Of one variant the number of runs that diverged before they logged anything, of runs with
+    rows, and of all runs."""
 
     early: int = 0
     with_rows: int = 0
@@ -322,20 +323,20 @@ def early_counts(study: Study, panel: Panel) -> dict[str, EarlyCount]:
 
 
 def told_early(study: Study, panels: Sequence[Panel]) -> list[str]:
-    """For captions: which runs diverged before they logged what a panel shows, and what became of
-    them."""
+    """For captions: which runs diverged before they logged what a panel shows, and how they
+    count."""
     titles = defaultdict(list)  # (which runs, whether they count as 0): titles of panels
     for panel in panels:
         counts = early_counts(study, panel)
         has_any = any(count.with_rows for count in counts.values())
-        told = []
+        entries = []
         for label, count in counts.items():
-            # others never log it, such as gradients of relu's coefficients
+            # other variants never log it, such as gradients of relu's coefficients
             is_logged = count.with_rows or (panel.score and has_any)
             if count.early and is_logged:
-                told.append(f"{label} {count.early} of {count.number}")
-        if told:
-            titles[", ".join(told), bool(panel.score)].append(panel.title)
+                entries.append(f"{label} {count.early} of {count.number}")
+        if entries:
+            titles[", ".join(entries), bool(panel.score)].append(panel.title)
     lines = []
     for (runs, is_score), names in titles.items():
         shown = ", ".join(names)

@@ -1,6 +1,6 @@
 """A small picture of a few cells of a continual study: one row of panels, one curve for each cell.
 
-It is drawn from continual_curves.csv, as the large figure of plots.continual is.
+Like the large figure of plots.continual, it is drawn from continual_curves.csv.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def draw_plasticity(
 
 
 def mean_over_seeds(rows: Sequence[dict]) -> str:
-    """What the curves of these rows are a mean of, as the caption says it."""
+    """What the curves of these rows are a mean of, for the caption."""
     counts = [int(row["n"]) for row in rows if row["metric"] == ACCURACY]
     if max(counts) == 1:
         return "one seed"

@@ -1,4 +1,4 @@
-"""Pre-activations: of one run at its ends, and of many over training, as densities."""
+"""Densities of pre-activations: of one run, first and newest, and of many runs over training."""
 
 import re
 from collections import defaultdict
@@ -24,7 +24,7 @@ from plots.variants import BLACK, RED, SKY, in_order, load
 FILLED = {"fill": True, "color": SKY, "alpha": 0.8}
 LINE = {"color": BLACK, "linewidth": 1.1}
 BINS = 80  # of a heat map
-MEASURES_SHOWN = 40  # steps of a heat map at most
+MEASURES_SHOWN = 40  # most steps of a heat map
 QUANTILES = {"q01": 0.01, "median": 0.5, "q99": 0.99}
 DENSITIES = [f"d{index:02d}" for index in range(BINS)]  # columns of the CSV
 MOST_COLUMNS = 5  # activations side by side
@@ -72,7 +72,8 @@ def preactivations_figure(folder: Path) -> Figure | None:
 
 
 def density_of(row: dict) -> tuple[np.ndarray | None, np.ndarray]:
-    """A histogram's density and edges; None: it is empty, or its edges are not finite."""
+    """A histogram's density and edges; the density is None if it is empty or an edge is not
+    finite."""
     counts = np.asarray(row["counts"], dtype=float)
     edges = np.asarray(row["edges"], dtype=float)
     if not np.isfinite(edges).all() or not counts.sum():
@@ -85,15 +86,15 @@ def density_of(row: dict) -> tuple[np.ndarray | None, np.ndarray]:
 
 @dataclass
 class History:
-    """Histograms of one layer's pre-activations over training, of one run and network; distribution
-    functions."""
+    """The distribution of one layer's pre-activations over training, in one run and network, as
+    cumulative distribution functions from histograms."""
 
     steps: np.ndarray  # (steps,)
     edges: list[np.ndarray]  # for each step (bins + 1,)
-    shares: list[np.ndarray]  # for each step the share of values below each edge, (bins + 1,)
+    shares: list[np.ndarray]  # for each step the fraction of values below each edge, (bins + 1,)
 
     def below(self, x: np.ndarray) -> np.ndarray:
-        """Share of the values below x (n,), linear within a bin: (steps, n)."""
+        """Fraction of the values below x (n,), linear within a bin: (steps, n)."""
         pairs = zip(self.edges, self.shares)
         return np.array([np.interp(x, edges, shares) for edges, shares in pairs])
 
@@ -110,14 +111,14 @@ class History:
         return np.array([np.abs(edges).max() for edges in self.edges])
 
     def at(self, steps: set[int]) -> "History":
-        """Of these steps only."""
+        """The history at these steps only."""
         kept = [index for index, step in enumerate(self.steps.tolist()) if step in steps]
         edges = [self.edges[index] for index in kept]
         shares = [self.shares[index] for index in kept]
         return History(self.steps[kept], edges, shares)
 
     def until(self, step: float) -> "History":
-        """Up to a step."""
+        """The history up to a step."""
         return self.at({each for each in self.steps.tolist() if each <= step})
 
 
@@ -138,7 +139,7 @@ def histories(folder: Path) -> dict[tuple[str, str], History]:
 
 
 def pooled(runs: Sequence[Loaded]) -> dict[tuple[str, str], list[History]]:
-    """(network, layer) -> histories of the runs, at the steps that all have; twin critics are both
+    """(network, layer) -> histories of the runs, at the steps that all have; both twin critics are
     "critics"."""
     found = defaultdict(list)
     for run in runs:
@@ -152,7 +153,7 @@ def pooled(runs: Sequence[Loaded]) -> dict[tuple[str, str], list[History]]:
 
 
 def last_of_all(groups: dict[str, dict[tuple[str, str], list[History]]]) -> float:
-    """The last step at which every run has been measured; inf without any."""
+    """The last step at which every run has been measured; inf if none has."""
     ends = [np.inf]
     for layers in groups.values():
         for members in layers.values():
@@ -161,7 +162,7 @@ def last_of_all(groups: dict[str, dict[tuple[str, str], list[History]]]) -> floa
 
 
 def layer_order(key: tuple[str, str]) -> tuple:
-    """Sorts (network, layer)."""
+    """Sort key of (network, layer)."""
     network, layer = key
     return network, depth(layer)
 
@@ -184,35 +185,35 @@ def write_preactivations(
     name: str,
     endings: Sequence[str] = ("png", "pdf"),
 ) -> list[Path]:
-    """write_figure of the runs' pre-activations over training."""
+    """Write the figure of the runs' pre-activations over training."""
     rows = preactivation_rows(run_folders)
     configs = [read_config(Path(folder)) for folder in run_folders]
     names = in_order(config["activation"] for config in configs)
-    told = f"Pre-activations over training, {configs[0]['env_id']}"
+    title = f"Pre-activations over training, {configs[0]['env_id']}"
     return write_figure(
         out,
         name,
         PREACTIVATIONS,
         rows,
         endings,
-        caption=[told],
+        caption=[title],
         activations=names,
         unit=step_unit(configs[0]),
     )
 
 
 def preactivation_rows(run_folders: Sequence[str | Path]) -> list[dict]:
-    """Points of `draw`, a row per layer, activation and step: quantiles, smallest and largest value
-    that any run saw (since the row before), and the densities d00, d01, ... in bins between
+    """Points of `draw`, a row per layer, activation and step: quantiles, the smallest and largest
+    value of any run (since the row before), and the densities d00, d01, ... in bins between
     first_edge and last_edge whose edges are evenly spaced in arcsinh (fine near 0, coarse far out).
-    Seeds and twin critics weigh the same."""
+    Seeds and twin critics have equal weights."""
     groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
     keys = set()
     for group in groups.values():
         keys |= {*group}
     if not keys:
-        told = "the runs have no histograms yet; train with --metrics-frequency above 0"
-        raise runlog.UserError(told)
+        fault = "the runs have no histograms yet; train with --metrics-frequency above 0"
+        raise runlog.UserError(fault)
     rows = []
     for key in sorted(keys, key=layer_order):
         members = {}  # activation: histories
@@ -277,15 +278,15 @@ def layer_rows(
 
 def draw(rows: list[dict], spec: dict) -> Figure:
     """Density of the pre-activations over training as a heat map, a row per layer, a column per
-    activation; lines: quantiles (1, 50, 99 %), smallest and largest value. Many activations are in
-    several blocks of rows."""
+    activation; lines: quantiles (1, 50, 99 %), smallest and largest value. Many activations are
+    split into several blocks of rows."""
     layers = list(dict.fromkeys((row["network"], row["layer"]) for row in rows))
     blocks = style.rows_of(spec["activations"], MOST_COLUMNS)
     number = len(blocks[0])
     width = style.size_of_columns(number, 4.2, 1.0) * number + 1
     size = max(width, 5.5), 2.1 * len(layers) * len(blocks) + 1.2
     figure = Figure(size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12)  # else neighbours' last and first step would touch
+    figure.get_layout_engine().set(w_pad=0.12)  # else last and first steps of neighbours touch
     shape = len(layers) * len(blocks), number
     grid = figure.subplots(*shape, squeeze=False, sharex=True)
     mesh = None
@@ -312,14 +313,14 @@ def draw(rows: list[dict], spec: dict) -> Figure:
 
 
 def draw_line(line: Sequence[Axes], rows: list[dict], names: Sequence[str], layer: str):
-    """The heat maps of one layer, of some activations, on one y axis; one of the maps."""
+    """Draw the heat maps of one layer for some activations, on one y axis; returns one of them."""
     mesh = None
-    first = None  # with data: it has the axis of the others
+    first = None  # panel with data, whose y axis the others share
     for panel, name in zip(line, names):
         members = rows_where(rows, activation=name)
         number = members[0]["n"] if members else 0
         panel.grid(False)
-        beside = 1.0 / len(line)  # its part of the colour bar
+        beside = 1.0 / len(line)  # inches of the colour bar, divided among the panels
         style.title(panel, f"{name} (n = {number}), {layer}", beside=beside)
         if not members:
             style.absent(panel)
@@ -335,7 +336,7 @@ def draw_line(line: Sequence[Axes], rows: list[dict], names: Sequence[str], laye
 
 
 def draw_layer(panel: Axes, rows: list[dict]):
-    """A layer's heat map and lines; the map."""
+    """Draw a layer's heat map and lines; returns the map."""
     (steps,) = columns(rows, "step")
     ends = [float(rows[0][name]) for name in ("first_edge", "last_edge")]
     x = np.sinh(np.linspace(*np.arcsinh(ends), BINS + 1))
@@ -366,9 +367,10 @@ PREACTIVATIONS = Kind("preactivations", draw)
 def preactivation_table(
     run_folders: Sequence[str | Path], bound: float = FITTED
 ) -> list[list[str]]:
-    """Header and a row per activation and layer: runs' histories (seeds, twice for twin critics),
-    then means over them: largest |x| at the first and newest measure and of all, newest share of
-    |x| above a bound. Newest: the last step at which all runs have been measured."""
+    """Header and a row per activation and layer: number of histories (seeds, twice for twin
+    critics), then means over them: largest |x| at the first and newest measurement and over all,
+    and the newest fraction of |x| above a bound. Newest: the last step at which all runs have been
+    measured."""
     return rows_of({name: pooled(runs) for name, runs in load(run_folders).items()}, bound)
 
 
@@ -399,12 +401,12 @@ def rows_of(
 
 
 def print_preactivation_table(run_folders: Sequence[str | Path]) -> None:
-    """Print preactivation_table, aligned, and at which step it is cut, if it is."""
+    """Print preactivation_table, aligned, and the step at which it is cut, if any."""
     groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
     print_table(rows_of(groups, FITTED))
-    print("of the measured batches; means over n histories: seeds, and two critics of each")
+    print("over the measured batches; means over n histories: one per seed, two with twin critics")
     end = last_of_all(groups)
     further = [name for name, layers in groups.items() if last_of_all({name: layers}) > end]
     if further:
-        told = f"cut at step {end:,}, the last at which all runs have been measured"
-        print(f"{told}; later ones of {', '.join(further)} are left out")
+        text = f"cut at step {end:,}, the last at which all runs have been measured"
+        print(f"{text}; later measurements of {', '.join(further)} are left out")

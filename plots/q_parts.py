@@ -1,4 +1,4 @@
-"""What live neurons, dead neurons and the bias of the last hidden layer give to Q (HR Fig. 4)."""
+"""What live neurons, dead neurons and the bias of the last hidden layer add to Q (HR Fig. 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def q_split_figure(folder: Path) -> Figure | None:
 def hr4(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
-    """HR Fig. 4: what live neurons, dead neurons and the bias give to DQN's Q, over training (runs
+    """HR Fig. 4: what live neurons, dead neurons and the bias add to DQN's Q, over training (runs
     with --analyse)."""
     study = read_study(runs, DQN, KEYS, where)
     if variants:

@@ -1,7 +1,7 @@
-"""Run folders, read: their settings, their scalars, and whether they are whole.
+"""Reading run folders: their settings, their scalars, and whether they are complete.
 
-Every figure and table gets its runs through here. What is missing, cut short, copied or broken
-ends in one line of runlog.UserError: nothing is drawn from a part of a run, or from one twice.
+Every figure and table gets its runs through here. If anything is missing, cut short, copied or
+broken, runlog.UserError reports it in one line: no figure uses part of a run, or one run twice.
 """
 
 import dataclasses
@@ -22,25 +22,25 @@ from runlog import meta
 RESTORE = "restore it, or train the run again"
 NUMBER = (int, float)
 Places = str | Path | Sequence[str | Path]  # of run folders
-WHAT_WOULD_DO = "give run folders, folders that hold some, or a pattern such as 'runs/*relu*'"
+WHAT_WOULD_DO = "give run folders, folders that contain some, or a pattern such as 'runs/*relu*'"
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file that holds an object. Raises UserError: missing, not readable, or no object."""
+    """A JSON file that holds an object. Raises UserError: missing, unreadable, or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or error
         raise runlog.UserError(f"{path}: {reason}; give a run folder that has it") from None
     except (ValueError, RecursionError):
-        raise runlog.UserError(f"{path}: is no JSON; {RESTORE}") from None
+        raise runlog.UserError(f"{path}: is not JSON; {RESTORE}") from None
     if not isinstance(content, dict):
-        raise runlog.UserError(f"{path}: is no JSON object; {RESTORE}")
+        raise runlog.UserError(f"{path}: is not a JSON object; {RESTORE}")
     return content
 
 
 def read_text(path: Path) -> str:
-    """Content of a text file; "" if there is none. Raises UserError: not readable, no text."""
+    """Content of a text file; "" if there is none. Raises UserError: unreadable, or not text."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -48,30 +48,29 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise runlog.UserError(f"{path}: {error.strerror or error}; {RESTORE}") from None
     except UnicodeDecodeError:
-        raise runlog.UserError(f"{path}: is no text; {RESTORE}") from None
+        raise runlog.UserError(f"{path}: is not text; {RESTORE}") from None
 
 
 # ---- run folders and their settings --------------------------------------------------------------
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run. A failed start leaves only `.lock` (or config.json, at
-    most)."""
+    """Whether a folder holds a run. A failed start leaves only `.lock`, or at most config.json."""
     return (folder / "meta.json").exists() or (folder / "scalars.csv").exists()
 
 
 def find_runs(places: Places, flag: str = "--runs") -> list[Path]:
-    """The run folders at these places, each once: a run's folder itself, a folder with those below
-    it at any depth, or a pattern such as `runs/*relu*` (also `**`) with what it matches.
+    """The run folders at these places, each once. A place is the folder of a run, a folder with
+    runs at any depth below it, or a pattern such as `runs/*relu*` (also `**`).
 
-    Failed starts below a place are skipped; a place without a run is left out, with a line, if
-    others have some. Raises UserError: a place that is not there, or no run at all.
+    Failed starts below a place are skipped; a place without a run is left out, with a printed line,
+    if others have some. Raises UserError: a place does not exist, or there is no run at all.
     """
     named = as_places(places)
     if not named:
-        raise runlog.UserError("no run folders: give at least one, or a folder that holds some")
+        raise runlog.UserError("no run folders: give at least one, or a folder that contains some")
     start = f"{flag} " if flag else ""
-    found = {}  # where it really is: the path to it
+    found = {}  # resolved path: path as given
     without = []
     for place in named:
         members = []
@@ -83,8 +82,8 @@ def find_runs(places: Places, flag: str = "--runs") -> list[Path]:
             found.setdefault(path.resolve(), path)
     if not found:
         looked = "looked for folders with a meta.json or scalars.csv in it, and below at any depth"
-        told = f"no run folders there ({looked})"
-        raise runlog.UserError(f"{start}{told_places(places)}: {told}; {WHAT_WOULD_DO}")
+        fault = f"no run folders there ({looked})"
+        raise runlog.UserError(f"{start}{told_places(places)}: {fault}; {WHAT_WOULD_DO}")
     if without:
         print(f"left out: no run in {told_places(without)}")
     return list(found.values())
@@ -102,28 +101,28 @@ def told_places(places: Places) -> str:
 
 
 def matches(place: Path, start: str) -> list[Path]:
-    """The place itself, if it is there, else what it matches as a pattern. Raises UserError:
-    nothing. start: of the message."""
+    """The place itself if it exists, else what it matches as a pattern. Raises UserError: nothing.
+    start: the beginning of the message."""
     if place.exists():
         return [place]
     is_pattern = glob.has_magic(str(place))
     if found := sorted(glob.glob(str(place), recursive=True)) if is_pattern else []:
         return [Path(path) for path in found]
-    why = "the pattern matches nothing" if is_pattern else "there is nothing of that name"
-    raise runlog.UserError(f"{start}{place}: is no run folder, {why}; {WHAT_WOULD_DO}")
+    fault = "the pattern matches nothing" if is_pattern else "does not exist"
+    raise runlog.UserError(f"{start}{place}: {fault}; {WHAT_WOULD_DO}")
 
 
 def runs_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
-    """The folder if it is a run's, else the run folders below it, sorted. Hidden folders are not
-    looked into, nor a link back to one `above`."""
+    """The folder itself if it is a run's, else the run folders below it, sorted. Hidden folders and
+    links back to a folder in `above` are skipped."""
     if is_run(folder):
         return [folder]
     above |= {folder.resolve()}
     try:
         children = sorted(folder.iterdir())
     except OSError as error:
-        told = f"cannot be read ({error.strerror or error})"
-        raise runlog.UserError(f"{folder}: {told}; {WHAT_WOULD_DO}") from None
+        fault = f"cannot be read ({error.strerror or error})"
+        raise runlog.UserError(f"{folder}: {fault}; {WHAT_WOULD_DO}") from None
     found = []
     for child in children:
         if child.name.startswith(".") or not child.is_dir() or child.resolve() in above:
@@ -133,23 +132,23 @@ def runs_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]
 
 
 def script_of(folder: Path) -> str:
-    """The script that made a run, by its folder's name: sac_continuous; "" of another name."""
+    """The script that made a run, from its folder's name: sac_continuous; "" if it has none."""
     parts = folder.resolve().name.split("__")
     return parts[1] if len(parts) > 2 else ""
 
 
 def step_unit(config: dict) -> str:
-    """What a run's steps count: of the scripts without an environment a step is an update."""
+    """What a run's steps count: updates for scripts without an environment."""
     return "updates" if {"total_steps", "num_tasks"} & {*config} else "environment steps"
 
 
 def runs_of_script(places: Places, script: str) -> list[Path]:
-    """find_runs of one script. Raises UserError: none."""
+    """The run folders of one script. Raises UserError: none."""
     every = find_runs(places)
     found = [path for path in every if script_of(path) == script]
     if not found:
         others = sorted({script_of(path) or "unknown" for path in every})
-        there = f"the {len(every)} there are of {', '.join(others)}"
+        there = f"all {len(every)} are of {', '.join(others)}"
         remedy = "train some first, or give their folder"
         start = f"--runs {told_places(places)}: no run of {script}.py"
         raise runlog.UserError(f"{start} ({there}); {remedy}")
@@ -157,23 +156,23 @@ def runs_of_script(places: Places, script: str) -> list[Path]:
 
 
 def is_of_kind(value: object, kind: type | tuple[type, ...]) -> bool:
-    """isinstance, except that no bool is a number."""
+    """isinstance, except that a bool is not a number."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def read_config(folder: Path) -> dict:
     """config.json of a run folder, with its `status` and `not_identity`, the flags that change no
-    result. Raises UserError if it is none, or if a setting that every figure uses is of the wrong
-    kind."""
+    result. Raises UserError if there is none, or if a setting that every figure uses has the wrong
+    type."""
     needed = ("config.json", "meta.json")
     missing = [name for name in needed if not (folder / name).exists()]
     if missing and (folder / "scalars.csv").exists():  # found below what the user has named
-        told = f"has a scalars.csv but no {' and no '.join(missing)}"
+        fault = f"has a scalars.csv but no {' and no '.join(missing)}"
         remedy = f"move it out of {folder.parent}, or restore what is missing"
-        raise runlog.UserError(f"{folder}: {told}; {remedy}")
+        raise runlog.UserError(f"{folder}: {fault}; {remedy}")
     if missing:
-        remedy = "give one that holds config.json and meta.json"
-        raise runlog.UserError(f"{folder}: is no run folder; {remedy}")
+        remedy = "give one that contains config.json and meta.json"
+        raise runlog.UserError(f"{folder}: is not a run folder; {remedy}")
     meta = read_json(folder / "meta.json")
     config = {"activation": "?", "env_id": "?", "seed": 0}
     config |= read_json(folder / "config.json")
@@ -188,8 +187,8 @@ def read_config(folder: Path) -> dict:
     kinds |= {"learning_rate": NUMBER, "utd": NUMBER}
     for key, kind in kinds.items():
         if key in config and not is_of_kind(config[key], kind):
-            told = f"its {key} is {config[key]!r}"
-            raise runlog.UserError(f"{folder}: {told}; give a run folder as the scripts write it")
+            fault = f"its {key} is {config[key]!r}"
+            raise runlog.UserError(f"{folder}: {fault}; give a run folder as the scripts write it")
     return config
 
 
@@ -201,7 +200,7 @@ def identity(config: dict) -> dict:
 
 @dataclass
 class Loaded:
-    """A run folder, read."""
+    """A run folder that has been read."""
 
     folder: Path
     config: dict  # with "status"
@@ -230,12 +229,12 @@ class Loaded:
         return max((rows[-1, 0] for rows in self.scalars.values()), default=0.0)
 
     def setting(self, key: str, kind: type | tuple[type, ...] = NUMBER):
-        """A setting that a figure cannot do without. Raises UserError: missing, or another kind."""
+        """A setting that a figure requires. Raises UserError: missing, or of another type."""
         value = self.config.get(key)
         if not is_of_kind(value, kind):
-            told = f"its {key} is {value!r}" if key in self.config else f"has no {key}"
+            fault = f"its {key} is {value!r}" if key in self.config else f"has no {key}"
             remedy = "restore the file, or move the run away"
-            raise runlog.UserError(f"{self.folder / 'config.json'}: {told}; {remedy}")
+            raise runlog.UserError(f"{self.folder / 'config.json'}: {fault}; {remedy}")
         return value
 
     def provenance(self) -> dict[str, object]:
@@ -265,8 +264,8 @@ class Loaded:
         return [key for key in self.scalars if re.fullmatch(pattern, key)]
 
     def series(self, key: str) -> np.ndarray:
-        """(rows, 3) of step, value, wall time; rows with a finite value, and of a diverged run
-        those up to the step at which it diverged: later ones are of no network."""
+        """(rows, 3) of step, value, wall time: rows with a finite value, and of a diverged run only
+        those up to the step at which it diverged: later ones belong to no network."""
         rows = self.scalars.get(key, np.zeros((0, 3)))
         end = self.meta.get("step") if self.has_diverged else None
         if is_of_kind(end, int):
@@ -274,8 +273,8 @@ class Loaded:
         return rows[np.isfinite(rows[:, 1])]
 
     def last(self, pattern: str, column: int = 1, until: float = np.inf) -> float:
-        """Mean over the keys that match of a column of their last row with a finite value, of those
-        up to a step; NaN without any."""
+        """Mean over the matching keys of a column of their last row with a finite value, up to a
+        step; NaN if there is none."""
         values = []
         for key in self.keys(pattern):
             rows = self.series(key)
@@ -286,10 +285,10 @@ class Loaded:
 
 
 def read_run(folder: str | Path, keys: str = "[^,]+") -> Loaded:
-    """A run, of which scalars.csv is read for keys that match a pattern.
+    """Read a run, and the rows of scalars.csv whose keys match a pattern.
 
     Raises UserError: the folder is a copy under another name; a file is missing, cut short or
-    broken; an ended run's rows do not reach its end.
+    broken; the rows of an ended run do not reach its end.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -304,35 +303,36 @@ def read_run(folder: str | Path, keys: str = "[^,]+") -> Loaded:
 
 
 def check_once(runs: Sequence[Loaded]) -> None:
-    """Raises UserError if two of these are one run: a seed of one configuration counts once."""
+    """Raises UserError if two of these are the same run: a seed of a configuration counts once."""
     seen = {}
     for run in runs:
         key = json.dumps([script_of(run.folder), identity(run.config)], sort_keys=True)
         if key in seen:
-            told = f"{seen[key]} and {run.folder} are one run, seed {run.seed}"
-            raise runlog.UserError(f"{told}; move one away, or name it once")
+            fault = f"{seen[key]} and {run.folder} are the same run, seed {run.seed}"
+            raise runlog.UserError(f"{fault}; move one away, or name it once")
         seen[key] = run.folder
 
 
-# ---- whether a run is whole ----------------------------------------------------------------------
+# ---- whether a run is complete -------------------------------------------------------------------
 
 
 def check_name(folder: Path, meta: dict) -> None:
-    """Raises UserError if meta.json is of a run of another name or hash: the folder is a copy, or
-    was renamed. The hash is not computed again: older runs have been hashed over other keys."""
+    """Raises UserError if meta.json belongs to a run of another name or hash: the folder is a copy,
+    or was renamed. The hash is not computed again: older runs were hashed over other keys."""
     name = folder.resolve().name
     digest = re.search(r"__([0-9a-f]{10})$", name)
     is_same_hash = digest is None or meta.get("hash", digest[1]) == digest[1]
     if meta.get("name", name) == name and is_same_hash:
         return
     other = meta.get("name", meta.get("hash"))
-    told = f"holds the run {other} by its meta.json: a copy, or renamed"
-    raise runlog.UserError(f"{folder}: {told}; give it that name again, or move it away")
+    fault = f"holds the run {other} according to its meta.json: a copy, or renamed"
+    raise runlog.UserError(f"{folder}: {fault}; give it that name again, or move it away")
 
 
 def check_end(run: Loaded, text: str) -> None:
-    """Raises UserError unless the rows of scalars.csv reach the end of this ended run, as far as it
-    is known: by meta.json's last_step, the run's length and the last steps of its other files."""
+    """Raises UserError unless the rows of scalars.csv reach the end of this ended run, as far as
+    that is known from meta.json's last_step, the run's length and the last steps of its other
+    files."""
     path = run.folder / "scalars.csv"
     remedy = f"the run is {run.status}; restore the file, or train the run again with --fresh"
     if not text:
@@ -345,13 +345,13 @@ def check_end(run: Loaded, text: str) -> None:
     found = re.match("[0-9]+", last_line)
     last = int(found[0]) if found else -1
     due = due_step(run)
-    if found:  # curves and histograms come with rows of their step
+    if found:  # curves and histograms are logged at steps that have rows
         curves = last_step_of(run.folder / "curves.jsonl")
         histograms = last_step_of(run.folder / "histograms.jsonl")
         due = max(due, curves, histograms)
     if last < due:
-        told = f"ends at step {last:,}" if found else "has no rows"
-        raise runlog.UserError(f"{path}: {told}, but should reach step {due:,}; {remedy}")
+        fault = f"ends at step {last:,}" if found else "has no rows"
+        raise runlog.UserError(f"{path}: {fault}, but should reach step {due:,}; {remedy}")
 
     num_tasks = run.config.get("num_tasks")
     if run.status == "finished" and isinstance(num_tasks, int):
@@ -361,7 +361,7 @@ def check_end(run: Loaded, text: str) -> None:
 
 
 def due_step(run: Loaded) -> int:
-    """The step that the last row of an ended run must at least have; -1: nothing is known."""
+    """The step that the last row of an ended run must at least reach; -1: nothing is known."""
     due = -1
     if isinstance(run.meta.get("last_step"), int):
         due = run.meta["last_step"]
@@ -372,7 +372,7 @@ def due_step(run: Loaded) -> int:
 
 
 def length_of(config: dict) -> int | None:
-    """Steps that a run has when it has finished; None: not known."""
+    """Steps of a run that has finished; None: not known."""
     for key in ("total_timesteps", "total_steps"):
         if isinstance(config.get(key), int):
             return config[key]
@@ -380,7 +380,7 @@ def length_of(config: dict) -> int | None:
 
 
 def row_interval(config: dict) -> int:
-    """Steps between two rows of a run at most: the last row may be so many before its end."""
+    """Most steps between two rows of a run: its last row may be that far before its end."""
     numbers = {"log_frequency": 0, "num_envs": 1, "num_steps": 1}
     for key in numbers:
         if key in config:
@@ -390,7 +390,7 @@ def row_interval(config: dict) -> int:
 
 
 def last_step_of(path: Path) -> int:
-    """Step of the last whole line of a .jsonl file; -1 without any."""
+    """Step of the last complete line of a .jsonl file; -1 without any."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - 2**20))
@@ -404,9 +404,9 @@ def last_step_of(path: Path) -> int:
 
 
 def read_scalars(folder: Path, keys: str = "[^,]+") -> dict[str, np.ndarray]:
-    """key -> array (rows, 3) of step, value, wall time in seconds, of the keys that match; {}
-    before the first row. Half a last line of a run under way is left out. Raises UserError: broken
-    lines."""
+    """key -> array (rows, 3) of step, value, wall time in seconds, for the matching keys; {} before
+    the first row. A half-written last line of a run in progress is left out. Raises UserError:
+    broken lines."""
     path = folder / "scalars.csv"
     return parse_scalars(path, read_text(path), keys)
 
@@ -426,16 +426,16 @@ def parse_scalars(path: Path, text: str, keys: str) -> dict[str, np.ndarray]:
             raise runlog.UserError(f"{path}: {key}: {error}; {RESTORE}") from None
         steps = scalars[key][:, 0]
         if not np.isfinite(steps).all() or (np.diff(steps) < 0).any():
-            raise runlog.UserError(f"{path}: the steps of {key} go back; {RESTORE}")
+            raise runlog.UserError(f"{path}: the steps of {key} decrease; {RESTORE}")
     return scalars
 
 
 def check_lines(path: Path, text: str) -> None:
-    """Raises UserError unless every whole line of scalars.csv has a step and four columns."""
+    """Raises UserError unless every complete line of scalars.csv has a step and four columns."""
     end = text.rfind("\n") + 1
     if not end:
         return
-    # counting is fast; only where it finds a fault are the lines looked at one by one
+    # counting is fast; the lines are checked one by one only if it finds a fault
     num_lines = text.count("\n")
     num_steps = len(re.findall(r"^[0-9]+,", text[:end], re.M))
     has_four_columns = text.count(",", 0, end) == 3 * num_lines
@@ -444,5 +444,5 @@ def check_lines(path: Path, text: str) -> None:
     for number, line in enumerate(text[:end].splitlines(), start=1):
         pattern = "step,key,value,wall_time" if number == 1 else "[0-9]+,[^,]+,[^,]+,[^,]+"
         if not re.fullmatch(pattern, line):
-            told = f"line {number} is no row of step, key, value, wall_time"
-            raise runlog.UserError(f"{path}: {told}; {RESTORE}")
+            fault = f"line {number} is not a row of step, key, value, wall_time"
+            raise runlog.UserError(f"{path}: {fault}; {RESTORE}")

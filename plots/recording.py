@@ -1,7 +1,7 @@
-"""A folder of figures: CSV files of what is drawn, and figures.json, which says how.
+"""A folder of figures: CSV files of what is drawn, and figures.json, which records how.
 
-A module of drawings declares its kinds of figures as Kind, and writes one by write_figure; the
-picture is drawn from the CSV that was just written, so that `figures.py redraw` draws the same.
+A module of figures declares each kind as a Kind and writes a figure with write_figure. The picture
+is drawn from the CSV that was just written, so `figures.py redraw` draws the same.
 """
 
 import csv
@@ -19,7 +19,7 @@ import runlog
 from plots import style
 from runlog import disk
 
-BY_ITS_COMMAND = "write it anew by the figure's own command"
+BY_ITS_COMMAND = "write it again with the figure's own command"
 NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
 SPEC = {  # key of an entry of figures.json: its type, and that of its items or values
     "caption": (list, str),
@@ -52,10 +52,10 @@ class Kind:
 def write_csv(
     path: Path, rows: Sequence[dict], digits: int = 6, kinds: Sequence[Kind] = ()
 ) -> Path:
-    """Rows of one set of columns; numbers with so many significant digits.
+    """Rows with the same columns; numbers with so many significant digits.
 
-    kinds: of the figures that are drawn from the file. Raises UserError: it is the data of another
-    figure.
+    kinds: of the figures that are drawn from the file. Raises UserError: the file is the data of
+    another figure.
     """
     check_free(path.parent, [path.name], kinds)
     with disk.writing(path):
@@ -71,12 +71,12 @@ def write_csv(
 def check_free(
     folder: Path, files: Sequence[str], kinds: Sequence[Kind], figures: Sequence[str] = ()
 ) -> None:
-    """Raises UserError if these files are the data of a figure of another kind in the figures.json
-    of a folder, or `figures`, names of entries, are taken by one."""
+    """Raises UserError if, according to the figures.json of a folder, these files are the data of a
+    figure of another kind, or such a figure has one of the names in `figures`."""
     if not (folder / "figures.json").exists():
         return
     own = [kind.name for kind in kinds]
-    remedy = "give another place by --out"
+    remedy = "give another place with --out"
     for name, spec in read_index(folder).items():
         if spec["kind"] in own:
             continue
@@ -84,11 +84,11 @@ def check_free(
         for file in spec.get("csv", [f"{name}.csv"]):
             if file in files:
                 by = f"a {own[0]} figure" if own else "a table"
-                told = f"{other} is drawn from it (figures.json), and {by} would replace it"
-                raise runlog.UserError(f"{folder / file}: {told}; {remedy}")
+                fault = f"{other} is drawn from it (figures.json), and {by} would replace it"
+                raise runlog.UserError(f"{folder / file}: {fault}; {remedy}")
         if name in figures:
-            told = f"is {other} (figures.json), and a {own[0]} figure would replace it"
-            raise runlog.UserError(f"{folder / name}: {told}; {remedy}")
+            fault = f"is {other} (figures.json), and a {own[0]} figure would replace it"
+            raise runlog.UserError(f"{folder / name}: {fault}; {remedy}")
 
 
 def rounded(value: object, digits: int) -> object:
@@ -122,7 +122,7 @@ def rows_where(rows: Sequence[dict], **columns) -> list[dict]:
 
 
 def distinct(rows: Sequence[dict], column: str) -> list:
-    """The values of a column, each once, as they come."""
+    """The distinct values of a column, in order of appearance."""
     return list(dict.fromkeys(row[column] for row in rows))
 
 
@@ -135,9 +135,9 @@ def columns(rows: Sequence[dict], *names: str) -> list[np.ndarray]:
 
 
 def file_name(name: str, taken: set[str]) -> str:
-    """A figure's name, made of a run's settings, as a file of the folder: odd characters become -,
-    as in run folders' names; no second figure gets the name of one in `taken`, to which it is
-    added."""
+    """The file name of a figure that is named after a run's settings: odd characters become -, as
+    in the names of run folders. A name in `taken` is not given again, and the new name is added to
+    it."""
     plain = re.sub("[^A-Za-z0-9.,=_-]", "-", name)[:120]
     found = plain
     number = 1
@@ -149,11 +149,11 @@ def file_name(name: str, taken: set[str]) -> str:
 
 
 def figure_place(out: Path) -> tuple[Path, str, tuple[str]]:
-    """Folder, name and ending of the picture that --out names; png without an ending. Raises
-    UserError: another ending."""
+    """Folder, name and extension of the picture that --out names; the default extension is png.
+    Raises UserError: another extension."""
     ending = out.suffix[1:] or "png"
     if ending not in ("png", "pdf", "svg"):
-        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; give such an ending")
+        raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; use such an extension")
     return out.parent, out.stem, (ending,)
 
 
@@ -165,8 +165,8 @@ def write_figure(
     endings: Sequence[str] = ("png", "pdf"),
     **spec,
 ) -> list[Path]:
-    """name.csv in `out`, and name.png and name.pdf (`endings`) drawn from it; figures.json there
-    gets an entry. Without rows: nothing, and a line that says so."""
+    """Write name.csv in `out`, draw name.png and name.pdf (`endings`) from it, and record the
+    figure in figures.json there. Without rows, only print a line."""
     if not rows:
         print(f"{name}: no data for it in these runs, not drawn")
         return []
@@ -178,8 +178,8 @@ def write_figure(
 def record_figure(
     out: Path, name: str, kind: Kind, endings: Sequence[str] = ("png", "pdf"), **spec
 ) -> list[Path]:
-    """Enters into figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from
-    these files there; and draw it. Raises UserError: the name is that of a figure of another
+    """Record in figures.json in `out` how `name` is drawn, from name.csv or, with csv=[...], from
+    these files there, and draw it. Raises UserError: the name belongs to a figure of another
     kind."""
     folder = Path(out)
     check_free(folder, [], [kind], [name])
@@ -196,7 +196,7 @@ def record_figure(
 def save_figure(
     folder: Path, name: str, spec: dict, kind: Kind, endings: Sequence[str]
 ) -> list[Path]:
-    """Write drawn_figure as files with these endings beside its CSV."""
+    """Write a figure as files with these extensions beside its CSV."""
     figure = drawn_figure(folder, name, spec, kind)
     paths = [style.save(figure, folder / f"{name}.{ending}") for ending in endings]
     for path in paths:
@@ -205,9 +205,9 @@ def save_figure(
 
 
 def drawn_figure(folder: Path, name: str, spec: dict, kind: Kind) -> Figure:
-    """A figure of a folder from its CSV and its entry in figures.json. An entry with "csv": [...]
-    is drawn from these files, as a dict of their rows. Raises UserError: a file is missing or
-    broken, or lacks what is drawn."""
+    """Draw a figure of a folder from its CSV and its entry in figures.json. An entry with
+    "csv": [...] is drawn from these files, as a dict of their rows. Raises UserError: a file is
+    missing or broken, or lacks what is drawn."""
     files = spec.get("csv", [f"{name}.csv"])
     tables = {file: read_csv(folder / file) for file in files}
     data = tables if "csv" in spec else tables[files[0]]
@@ -230,7 +230,7 @@ def drawn_figure(folder: Path, name: str, spec: dict, kind: Kind) -> Figure:
 
 def read_index(folder: Path, kinds: Mapping[str, Kind] | None = None) -> dict[str, dict]:
     """figures.json of a folder: figure -> its kind and what it is drawn with. Raises UserError:
-    none, or broken, or (with `kinds`) of a kind that there is not."""
+    missing, broken, or (with `kinds`) of an unknown kind."""
     path = folder / "figures.json"
     fault = None
     try:
@@ -240,15 +240,15 @@ def read_index(folder: Path, kinds: Mapping[str, Kind] | None = None) -> dict[st
     except OSError as error:
         raise runlog.UserError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        fault = "is no index of figures"
+        fault = "is not an index of figures"
     if fault:
         raise runlog.UserError(f"{path}: {fault}; {BY_ITS_COMMAND}")
     return index
 
 
 def entry_fault(name: str, spec: dict, kinds: Mapping[str, Kind] | None) -> str | None:
-    """What is wrong with an entry of figures.json: its kind, the types of its values, a file
-    outside the folder. None: nothing."""
+    """What is wrong with an entry of figures.json: its kind, the types of its values, or a file
+    outside the folder. None if nothing is."""
     kind = spec["kind"]
     if not isinstance(kind, str) or (kinds is not None and kind not in kinds):
         return f"{name} is of an unknown kind"
@@ -256,15 +256,15 @@ def entry_fault(name: str, spec: dict, kinds: Mapping[str, Kind] | None) -> str 
         value = spec.get(key, outer())
         items = value.values() if isinstance(value, dict) else value
         if not isinstance(value, outer) or not all(isinstance(item, inner) for item in items):
-            what = "a text" if outer is str else f"a {outer.__name__} of texts"
+            what = "a string" if outer is str else f"a {outer.__name__} of strings"
             return f"{name}: its {key} is not {what}"
     if not all(is_plain(file) for file in (name, *spec.get("csv", ()))):
-        what = "no plain file name, but would lie in another folder"
+        what = "not a plain file name, and would lie in another folder"
         return f"{name} or a file of its csv is {what}"
     return None
 
 
 def is_plain(name: str) -> bool:
-    """Whether a file of this name lies in the folder to which it is joined."""
+    """Whether a file of this name lies directly in the folder to which it is joined."""
     has_separator = re.search(r"[/\\\x00]", name) is not None
     return bool(name) and not has_separator and name not in (".", "..")

@@ -1,4 +1,4 @@
-"""Figures drawn again from their CSV files, as the figures.json beside them says."""
+"""Redraw figures from their CSV files, as recorded in the figures.json beside them."""
 
 import importlib
 import pkgutil
@@ -13,7 +13,7 @@ from plots.recording import Kind, drawn_figure, read_index, save_figure
 
 
 def declared_kinds() -> dict[str, Kind]:
-    """Every kind of figure by its name, as the modules of plots/ declare them: a new one needs no
+    """Every kind of figure by its name, collected from the modules of plots/: a new kind needs no
     line here."""
     kinds = {}
     for module in pkgutil.iter_modules(plots.__path__, "plots."):
@@ -27,27 +27,27 @@ BY_NAME = declared_kinds()
 
 
 def figure_of(folder: Path, name: str) -> Figure:
-    """A figure of a folder, from its CSV. Raises UserError: a file is missing or broken, or lacks
-    what is drawn."""
+    """Draw a figure of a folder from its CSV. Raises UserError: a file is missing or broken, or
+    lacks what is drawn."""
     spec = read_index(folder, BY_NAME)[name]
     return drawn_figure(folder, name, spec, BY_NAME[spec["kind"]])
 
 
 def redraw(folder: Path, name: str, endings: Sequence[str] = ("png",)) -> list[Path]:
-    """Write a figure of a folder as files with these endings beside its CSV."""
+    """Write a figure of a folder as files with these extensions beside its CSV."""
     spec = read_index(folder, BY_NAME)[name]
     return save_figure(folder, name, spec, BY_NAME[spec["kind"]], endings)
 
 
 def redraw_all(folders: Sequence[Path]) -> list[Path]:
-    """Draw as PNG every figure that a figures.json in these folders, or below, knows; prints its
-    path. Raises UserError: none there, or, when all others are drawn, some that cannot be."""
+    """Draw as PNG every figure that is recorded in a figures.json in or below these folders, and
+    print its path. Raises UserError: there is none, or (after all others) some cannot be drawn."""
     indices = []
     for folder in folders:
         found = sorted(Path(folder).rglob("figures.json"))
         if not found:
-            told = "no figures.json in it or below; give folders of drawn figures"
-            raise runlog.UserError(f"{folder}: {told}")
+            missing = "no figures.json in it or below; give folders of drawn figures"
+            raise runlog.UserError(f"{folder}: {missing}")
         indices += found
     paths = []
     faults = []
@@ -58,15 +58,15 @@ def redraw_all(folders: Sequence[Path]) -> list[Path]:
     if len(faults) == 1:
         raise runlog.UserError(faults[0])
     if faults:
-        start = f"{len(faults)} faults, all other figures are drawn ({len(paths)}):"
-        told = [f"({number}) {fault}" for number, fault in enumerate(faults, start=1)]
-        raise runlog.UserError(" ".join([start, *told]))
+        start = f"{len(faults)} faults; all other figures are drawn ({len(paths)}):"
+        numbered = [f"({number}) {fault}" for number, fault in enumerate(faults, start=1)]
+        raise runlog.UserError(" ".join([start, *numbered]))
     return paths
 
 
 def redraw_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """Draw every figure that figures.json of a folder knows: paths, which are printed, and why
-    others could not be drawn."""
+    """Draw every figure recorded in a folder's figures.json. Prints and returns the paths; also
+    returns why others could not be drawn."""
     try:
         names = list(read_index(folder, BY_NAME))
     except runlog.UserError as error:

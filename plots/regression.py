@@ -34,20 +34,20 @@ def network_label(activation: str, widths: Sequence[int]) -> str:
 
 
 def fit_column(label: str, rate: float) -> str:
-    """The column of fits.csv of a network at its best learning rate."""
+    """The column of fits.csv for a network at its best learning rate."""
     return f"{label}, lr {rate:g}"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Lowest, median and highest value of the seeds."""
+    """Lowest, median and highest value over the seeds."""
 
     low: float | np.ndarray
     middle: float | np.ndarray
     high: float | np.ndarray
 
     def bars(self) -> np.ndarray:
-        """How far the ends are from the median, as error bars have it."""
+        """Distances of the ends from the median, for error bars."""
         return np.array([self.middle - self.low, self.high - self.middle])
 
 
@@ -82,9 +82,8 @@ class Fitted:
         return is_product(self.activation)
 
     def errors(self, rate: float) -> np.ndarray:
-        """Last error of each seed, mean squared, between the training points: median over the last
-        tenth of the steps, since with a constant learning rate it goes up and down. inf:
-        diverged."""
+        """Last error of each seed: mean squared error between the training points, median over the
+        last tenth of the steps, since it fluctuates at a constant learning rate. inf: diverged."""
         values = []
         for run in self.runs[rate]:
             if run.has_diverged:
@@ -93,9 +92,9 @@ class Fitted:
             steps, errors, _ = run.series(ERROR).T
             errors = errors[steps >= 0.9 * run.setting("total_steps")]
             if not len(errors):
-                told = f"has no {ERROR} in the last tenth of its steps"
+                fault = f"has no {ERROR} in the last tenth of its steps"
                 remedy = "restore it, or move the run away"
-                raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {told}; {remedy}")
+                raise runlog.UserError(f"{run.folder / 'scalars.csv'}: {fault}; {remedy}")
             values.append(np.median(errors))
         return np.array(values)
 
@@ -112,8 +111,8 @@ class Fitted:
 
 
 def fitted(run_folders: Sequence[str | Path]) -> list[Fitted]:
-    """The networks of these runs. Raises UserError if a run is of another script, not at its end,
-    or of other data."""
+    """The networks of these runs. Raises UserError if a run is of another script, has not reached
+    its end, or has other data."""
     cells = defaultdict(lambda: defaultdict(list))
     for group in load(run_folders, ("widths", "learning_rate", "env_id")).values():
         for run in group:
@@ -132,34 +131,34 @@ def fitted(run_folders: Sequence[str | Path]) -> list[Fitted]:
 
 
 def check_run(run: Loaded) -> None:
-    """Raises UserError unless a run is one of function_approximation.py, at its end, and has what
-    its figures need."""
+    """Raises UserError unless a run is one of function_approximation.py, has reached its end, and
+    has what its figures need."""
     if "learning_rate" not in run.config or "num_points" not in run.config:
-        told = "is no run of function_approximation.py; give only such runs"
-        raise runlog.UserError(f"{run.folder}: {told}")
+        fault = "is not a run of function_approximation.py; give only such runs"
+        raise runlog.UserError(f"{run.folder}: {fault}")
     for key in ("total_steps", "learning_rate", "num_points"):
         run.setting(key)
     for key, kind in (("widths", int), ("interval", NUMBER)):
         values = run.setting(key, list)
         if not values or not all(isinstance(value, kind) for value in values):
-            told = f"its {key} is {values}; restore the file"
-            raise runlog.UserError(f"{run.folder / 'config.json'}: {told}")
+            fault = f"its {key} is {values}; restore the file"
+            raise runlog.UserError(f"{run.folder / 'config.json'}: {fault}")
     if not isinstance(run.meta.get("num_parameters"), int):
-        told = "has no num_parameters, which the end of training writes"
+        fault = "has no num_parameters, which is written at the end of training"
         remedy = "restore the file, or move the run away"
-        raise runlog.UserError(f"{run.folder / 'meta.json'}: {told}; {remedy}")
+        raise runlog.UserError(f"{run.folder / 'meta.json'}: {fault}; {remedy}")
     if not run.has_ended:
-        told = f"is {run.status}; give the training command again"
-        raise runlog.UserError(f"{run.folder}: {told}")
+        fault = f"is {run.status}; run the training command again"
+        raise runlog.UserError(f"{run.folder}: {fault}")
 
 
 def fit_of(run: Loaded) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of a run's fit at its end."""
+    """x and y of a run's fit at the end of training."""
     path = run.folder / "curves.jsonl"
     row = last_row(path, "fit")
     if row is None:
-        told = "has no fit, which the end of training writes; train the run again"
-        raise runlog.UserError(f"{path}: {told}")
+        fault = "has no fit, which is written at the end of training; train the run again"
+        raise runlog.UserError(f"{path}: {fault}")
     return np.array(row["x"], dtype=float), np.array(row["y"], dtype=float)
 
 
@@ -178,7 +177,7 @@ def fitted_runs(
     runs: Places, out: Path, where: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Path]:
     """The figures of function_approximation.py (HR Figs. 2 and 12), from its runs in a folder, in
-    the files that the script itself writes."""
+    the same files as the script itself writes."""
     return draw_runs(runs, out, where, variants, "function_approximation")
 
 
@@ -204,14 +203,14 @@ def function_approximation(
     run_folders: Sequence[str | Path], out: str | Path, prefix: str = ""
 ) -> None:
     """HR Figs. 2 and 12 from the runs of function_approximation.py: shallow.png and deep.png, and
-    what they show as runs.csv, curves.csv, fits.csv and ratios.csv, each behind `prefix`;
+    their data in runs.csv, curves.csv, fits.csv and ratios.csv, all with `prefix` before the name;
     table1.png if `out` has a table1.csv. Prints the last errors."""
     out = Path(out)
     networks = fitted(run_folders)
     if not any(np.isfinite(network.errors(network.best)).any() for network in networks):
-        told = "every run has diverged, at every learning rate: there is no error to draw"
+        fault = "every run has diverged, at every learning rate: there is no error to draw"
         folder = Path(run_folders[0]).parent
-        raise runlog.UserError(f"--runs {folder}: {told}; train with lower --learning-rates")
+        raise runlog.UserError(f"--runs {folder}: {fault}; train with lower --learning-rates")
     with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     files = [f"{prefix}{name}.csv" for name in (*DRAWN, "ratios")]
@@ -281,8 +280,8 @@ def run_rows(network: Fitted, rate: float, cell: dict) -> list[dict]:
 
 
 def curve_rows(runs: Sequence[Loaded], cell: dict) -> list[dict]:
-    """Lowest, median and highest error of the seeds at every step; a diverged one carries its last
-    value forward."""
+    """Lowest, median and highest error of the seeds at every step; the last value of a diverged
+    seed is carried forward."""
     steps, values = aligned(runs, ERROR)
     known = np.isfinite(values).any(0)
     values = values[:, known]
@@ -291,7 +290,7 @@ def curve_rows(runs: Sequence[Loaded], cell: dict) -> list[dict]:
     high = np.nanmax(values, 0).tolist()
     rows = []
     for index, step in enumerate(steps[known].tolist()):
-        number = int(np.isfinite(values[:, index]).sum())  # without those diverged before it
+        number = int(np.isfinite(values[:, index]).sum())  # without seeds that diverged before
         row = {"step": int(step), "n": number, "median": middle[index]}
         rows.append({**cell, **row, "min": low[index], "max": high[index]})
     return rows
@@ -299,8 +298,8 @@ def curve_rows(runs: Sequence[Loaded], cell: dict) -> list[dict]:
 
 def ratio_rows(reference: Fitted, other: Fitted) -> list[dict]:
     """Last error of `other` over that of `reference`, paired by seed, at each learning rate that
-    both have and at the best of each: geometric mean with a 95 % interval, in how many seeds it is
-    above 1."""
+    both have and at the best of each: geometric mean with a 95 % interval, and the number of seeds
+    in which it is above 1."""
     pairs = {f"{rate:g}": (rate, rate) for rate in reference.runs if rate in other.runs}
     pairs["best of each"] = reference.best, other.best
     rows = []
@@ -318,7 +317,7 @@ def ratio_rows(reference: Fitted, other: Fitted) -> list[dict]:
 
 
 def errors_by_seed(network: Fitted, rate: float) -> dict[int, float]:
-    """seed -> last error."""
+    """seed -> last error of a network at a learning rate."""
     pairs = zip(network.runs[rate], network.errors(rate))
     return {run.seed: error for run, error in pairs}
 
@@ -349,7 +348,7 @@ def print_errors(networks: Sequence[Fitted]) -> None:
 
 
 def record(out: Path, prefix: str, name: str, networks: Sequence[Fitted], title: str) -> list[Path]:
-    """Draw these networks from the tables in `out`. prefix: of all files."""
+    """Draw these networks from the tables in `out`. prefix: of all file names."""
     return record_figure(
         out,
         f"{prefix}{name}",
@@ -375,7 +374,7 @@ def caption_of(networks: Sequence[Fitted], title: str) -> list[str]:
 
 @dataclass
 class Network:
-    """A network as the tables have it."""
+    """A network as read from the tables."""
 
     label: str
     look: dict
@@ -484,7 +483,7 @@ def draw_errors(part: SubFigure, networks: Sequence[Network], rates: Sequence[fl
 
 
 def draw_error(panel: Axes, network: Network, rate: float, offset: int) -> None:
-    """A network's median error and band. offset: of its markers, so that they lie apart."""
+    """A network's median error and band. offset: of its markers, so that they do not coincide."""
     steps, low, middle, high = network.curves[rate].T
     every = (offset, max(1, len(steps) // 5))
     kept = low > 0
@@ -544,7 +543,7 @@ def record_table1(out: Path) -> list[Path]:
 
 
 def draw_table1(rows: list[dict], spec: dict) -> Figure:
-    """Dead share of simulated layers, with intervals, and the closed forms as lines."""
+    """Fraction of dead neurons in simulated layers, with intervals; the closed forms as lines."""
     p = np.linspace(0, 1, 101)
     formulas = {"tanh": ("p^2", p**2), "sigmoid": ("p", p), "relu": ("2p - p^2", 2 * p - p**2)}
     figure = Figure((9.5, 3.2), layout="constrained")
@@ -565,7 +564,7 @@ def draw_table1(rows: list[dict], spec: dict) -> Figure:
 
 
 def draw_simulated(panel: Axes, activation: str, rows: list[dict]) -> None:
-    """The simulated shares of one activation."""
+    """The simulated fractions of one activation."""
     x = [float(row["p"]) for row in rows]
     middle = np.array([float(row["dead_share"]) for row in rows])
     low = np.array([float(row["low"]) for row in rows])

@@ -1,4 +1,4 @@
-"""The plots of one run, which are drawn into its folder, while it trains too."""
+"""The plots of one run, drawn into its folder, also while it trains."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ FIGURES = {  # name: function of the run's folder; None if there is no data for 
 
 
 def draw_run(folder: str | Path) -> list[Path]:
-    """Draw FIGURES into `<folder>/plots/`, as far as there is data; their paths."""
+    """Draw FIGURES into `<folder>/plots/`, as far as there is data; returns their paths."""
     folder = Path(folder)
     read_config(folder)
     figures = {name: draw(folder) for name, draw in FIGURES.items()}

@@ -1,4 +1,4 @@
-"""Two quantities of each variant against each other, with their intervals both ways."""
+"""Two quantities of each variant against each other, with intervals in both directions."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,8 +12,8 @@ ENDS = ("{}", "{}: low", "{}: high")  # columns of a quantity
 
 
 def draw(rows: list[dict], spec: dict) -> Figure:
-    """A mark for each variant, in each panel. spec: `panels` has the panels' labels of x, `unit`
-    the label of y, `scales` the scales of both."""
+    """A mark for each variant in each panel. spec: `panels` has the x labels of the panels, `unit`
+    the y label, `scales` the scales of both axes."""
     looks = styles_in(spec)
     number = len(spec["panels"])
     size = style.size_of_columns(number, 4.0, 2.8)
@@ -41,7 +41,7 @@ def draw_mark(panel: Axes, row: dict, look: dict) -> None:
 
 
 def numbers(row: dict, quantity: str) -> tuple[float, float, float]:
-    """Value and interval of a quantity; of one seed, which has no interval, the value only."""
+    """Value and interval of a quantity; for one seed, which has no interval, only the value."""
     value, low, high = (float(row[column.format(quantity)]) for column in ENDS)
     ends = np.where(np.isfinite([low, high]), [low, high], value)
     return value, *ends.tolist()

@@ -16,7 +16,7 @@ from plots.recording import Kind, columns, distinct, rows_where, write_figure
 from plots.study import Study
 from plots.variants import RED, styles_in
 
-MOST_COLUMNS = 9  # variants side by side
+MOST_COLUMNS = 9  # most variants side by side
 
 # ---- the rows ------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ MOST_COLUMNS = 9  # variants side by side
 def write_seeds(
     study: Study, panels: Sequence[Panel], out: Path, name: str, title: str
 ) -> list[Path]:
-    """write_figure of the seeds of a study of one environment."""
+    """Write a figure of the seeds of a study with one environment."""
     rows = seed_rows(study, panels)
     return write_figure(
         out,
@@ -42,7 +42,7 @@ def write_seeds(
 
 
 def seed_rows(study: Study, panels: Sequence[Panel]) -> list[dict]:
-    """Points of draw: of a diverged seed those before it diverged."""
+    """Points of draw; of a diverged seed only those before it diverged."""
     rows = []
     for panel in panels:
         for (label, env), runs in study.cells.items():
@@ -55,7 +55,7 @@ def seed_rows(study: Study, panels: Sequence[Panel]) -> list[dict]:
 
 
 def points_until_end(run: Loaded, panel: Panel, env: str) -> np.ndarray:
-    """(rows, 2) of step and value; a diverged run's evaluations after that are of no network."""
+    """(rows, 2) of step and value; without evaluations of a diverged run after it diverged."""
     points = panel.points(run, env)
     end = run.meta.get("step") if run.has_diverged else None
     return points if end is None else points[points[:, 0] <= end]
@@ -91,14 +91,14 @@ def draw(rows: list[dict], spec: dict) -> Figure:
 
 
 def told_lines(rows: list[dict]) -> str:
-    """What the lines are, for the caption."""
+    """What the lines show, for the caption."""
     seeds = {(row["variant"], row["seed"]) for row in rows}
-    told = "one seed"
+    text = "one seed"
     if len(seeds) > len({label for label, _ in seeds}):
-        told = "thin: seeds; thick: their median, band: 95 % bootstrap"
+        text = "thin: seeds; thick: their median, band: 95 % bootstrap"
     if any(row["status"] == "diverged" for row in rows):
-        told += "; cross: the last value of a seed that diverged"
-    return told
+        text += "; cross: the last value of a seed that diverged"
+    return text
 
 
 def draw_line(
@@ -144,7 +144,7 @@ def draw_variant(panel: Axes, rows: list[dict], look: dict, end: float) -> None:
 
 
 def scale(panel: Axes, kind: str, values: np.ndarray) -> None:
-    """style.scale; symlog is linear up to 100: a panel is small here."""
+    """style.scale, but symlog is linear up to 100, since panels are small here."""
     style.scale(panel, kind, values)
     if panel.get_yscale() == "symlog":
         axes.log_scale(panel, linear=100.0)

@@ -13,8 +13,8 @@ from scipy import stats
 @functools.cache
 def atari_scores() -> dict[str, tuple[float, float]]:
     """game -> (random, human) raw score of 57 games, from data/atari_scores.csv: the table of Wang
-    et al. 2016 (1511.06581), as in purejaxql, HR's code base. VideoPinball's human is 1,411 points
-    above random, so its normalised scores dominate a mean over few games."""
+    et al. 2016 (1511.06581), as in purejaxql, HR's code base. In VideoPinball a human scores 1,411
+    points above random, so its normalised scores dominate a mean over few games."""
     with open(Path(__file__).resolve().parent.parent / "data" / "atari_scores.csv") as file:
         return {
             row["game"]: (float(row["random"]), float(row["human"])) for row in csv.DictReader(file)
@@ -45,9 +45,8 @@ def baseline_normalised(score: np.ndarray | float, low: float, high: float) -> n
 
 
 def interquartile_mean(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """IQM (Agarwal et al. 2021, 2108.13264): mean of the middle half of all runs together;
-    floor(n / 4) are cut off at either end. strata: for each environment (..., runs); returns
-    (...)."""
+    """IQM (Agarwal et al. 2021, 2108.13264): mean of the middle half of all runs together, without
+    floor(n / 4) runs at either end. strata: for each environment (..., runs); returns (...)."""
     return stats.trim_mean(np.concatenate(strata, -1), 0.25, axis=-1)
 
 
@@ -74,19 +73,19 @@ def stratified_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the percentile interval of a statistic over runs, runs being drawn anew within each
-    environment (Agarwal et al. 2021, section 4.1). A curve is drawn as a whole.
+    """Ends of the percentile interval of a statistic over runs, which are resampled within each
+    environment (Agarwal et al. 2021, section 4.1). A curve is resampled as a whole.
 
-    strata: for each environment (..., runs), of equal leading axes (steps), finite. statistic: one
-    of those above. Returns low and high (...); NaN where no environment has a second run, since
-    nothing varies then. Own generator.
+    strata: for each environment (..., runs), with equal leading axes (steps), finite. statistic:
+    one of those above. Returns low and high (...); NaN where no environment has a second run, since
+    nothing varies then. Uses its own random generator.
     """
     shape = strata[0].shape[:-1]
     if all(runs.shape[-1] < 2 for runs in strata):
         return np.full(shape, np.nan), np.full(shape, np.nan)
     generator = np.random.default_rng(seed)
     values = []
-    size = max(1, 2**22 // sum(runs.size for runs in strata))  # repetitions at a time: 32 MB
+    size = max(1, 2**22 // sum(runs.size for runs in strata))  # repetitions per block: 32 MB
     for start in range(0, repetitions, size):
         count = min(size, repetitions - start)
         drawn = []
@@ -101,10 +100,11 @@ def stratified_bootstrap(
 
 
 def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the first axis and the ends of its 95 % interval by Student's t, of what is finite.
+    """Mean over the first axis and the ends of its 95 % interval by Student's t, over the finite
+    values.
 
-    Of paired differences it is the paired t interval. NaN where nothing is finite; NaN ends for one
-    value.
+    For paired differences this is the paired t interval. NaN where nothing is finite; NaN ends for
+    a single value.
     """
     finite = np.isfinite(values)
     count = finite.sum(0)
@@ -118,7 +118,7 @@ def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def ratio_interval(logarithms: np.ndarray) -> tuple[float, float, float]:
     """Geometric mean of ratios, from their logarithms, and the ends of its 95 % interval (Student's
-    t on the logarithms). NaN of fewer than two, or if one is not finite."""
+    t on the logarithms). NaN for fewer than two, or if one is not finite."""
     if len(logarithms) < 2 or not np.isfinite(logarithms).all():
         return np.nan, np.nan, np.nan
     mean = logarithms.mean()
@@ -133,13 +133,13 @@ def ratio_interval(logarithms: np.ndarray) -> tuple[float, float, float]:
 def probability_of_improvement(
     first: Sequence[np.ndarray], second: Sequence[np.ndarray], paired: bool = False
 ) -> float:
-    """P(X > Y), a tie counting half: the chance that a run of the first has the larger value
+    """P(X > Y), with a tie counting half: the chance that a run of the first has the larger value
     (Agarwal et al. 2021, section 4.3; their X is better if it is larger).
 
-    first, second: for each environment (runs,) values, without NaN; the mean over environments is
-    returned. Unpaired: of all pairs of runs of an environment (Mann and Whitney's U over n m).
-    paired: of the pairs of one index, a seed, say; then both have equally many runs, else
-    ValueError.
+    first, second: for each environment (runs,) values, without NaN; returns the mean over
+    environments. Unpaired: over all pairs of runs of an environment (Mann and Whitney's U over
+    n m). paired: over the pairs with the same index, such as a seed; ValueError unless both have
+    equally many runs.
 
     >>> probability_of_improvement([np.array([1.0, 3.0])], [np.array([2.0, 2.0])])
     0.5
@@ -152,7 +152,7 @@ def probability_of_improvement(
 
 def wins(ours: np.ndarray, theirs: np.ndarray, paired: bool) -> np.ndarray:
     """1 where the first is larger, 0.5 where both are equal, else 0: (runs, runs of the other), or
-    paired (runs,)."""
+    (runs,) if paired."""
     if paired and ours.shape != theirs.shape:
         raise ValueError(f"paired: {len(ours)} and {len(theirs)} runs; each needs its partner")
     if not paired:
@@ -169,11 +169,11 @@ def improvement_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """probability_of_improvement and the ends of its percentile bootstrap interval: runs are drawn
-    anew within each environment, of both variants apart, or paired, in pairs.
+    """probability_of_improvement and the ends of its percentile bootstrap interval. Runs are
+    resampled within each environment, separately for the two variants or, if paired, in pairs.
 
-    Where one wins all pairs the interval has no width, however few they are: an exact test belongs
-    beside it. NaN ends where no environment has a second run. Own generator.
+    If one wins all pairs, the interval has zero width, however few they are: report an exact test
+    beside it. NaN ends where no environment has a second run. Uses its own random generator.
     """
     value = probability_of_improvement(first, second, paired)
     if all(len(ours) < 2 and len(theirs) < 2 for ours, theirs in zip(first, second)):
@@ -194,14 +194,14 @@ def improvement_interval(
 
 
 def draw_weights(generator: np.random.Generator, repetitions: int, number: int) -> np.ndarray:
-    """(repetitions, number): the share that each run has in a bootstrap's draw of `number`."""
+    """(repetitions, number): the weight of each run in a bootstrap sample of `number` runs."""
     counts = generator.multinomial(number, np.full(number, 1 / number), size=repetitions)
     return counts / number
 
 
 def sign_test(differences: np.ndarray) -> tuple[int, int, float]:
     """How many paired differences (n,) are above and below 0, and the exact two-sided p of the sign
-    test, of those that are not 0; 1 if all are."""
+    test over those that are not 0; p is 1 if all are 0."""
     above = int((differences > 0).sum())
     below = int((differences < 0).sum())
     if above + below == 0:
@@ -211,11 +211,11 @@ def sign_test(differences: np.ndarray) -> tuple[int, int, float]:
 
 def sign_flip_test(differences: np.ndarray) -> float:
     """Exact two-sided p of the permutation test of a mean of paired differences (n,), finite: the
-    share of the 2^n ways to give them signs whose mean is as far from 0. Means that differ by no
-    more than the rounding of float32, as which values are logged, count as equally far. Raises
-    ValueError: more than 16 differences, whose ways are too many."""
+    fraction of the 2^n sign assignments whose mean is at least as far from 0. Means that differ by
+    no more than the rounding of float32, in which values are logged, count as equally far. Raises
+    ValueError: more than 16 differences, which have too many assignments."""
     if len(differences) > 16:
-        raise ValueError(f"{len(differences)} differences: exact up to 16")
+        raise ValueError(f"{len(differences)} differences: the exact test takes at most 16")
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(differences))))
     sums = np.abs(signs @ differences)
     own = abs(differences.sum())

@@ -1,5 +1,5 @@
-"""The runs behind a figure of the papers: the finished runs of one script, as variants in
-environments, and what the grid of these lacks."""
+"""The runs behind a figure of the papers: the finished runs of one script, by variant and
+environment, and the gaps in this grid."""
 
 import json
 from collections import defaultdict
@@ -28,7 +28,7 @@ from runlog import meta
 
 @dataclass(frozen=True)
 class Missing:
-    """What the grid of variants, environments and seeds lacks."""
+    """A gap in the grid of variants, environments and seeds."""
 
     variant: str
     environment: str = ""  # "": there is no run of the variant at all
@@ -44,50 +44,50 @@ class Missing:
         return " ".join(parts)
 
 
-MOST_NAMED = 8  # environments, or gaps, that a caption names
+MOST_NAMED = 8  # most environments, or gaps, that a caption names
 
 
 def told_names(names: Sequence[str]) -> str:
-    """Names for a caption: all of them, or the first MOST_NAMED and how many more; those with a
-    comma of their own in quotes."""
+    """Names for a caption: all of them, or the first MOST_NAMED and how many more; names that
+    contain a comma are in quotes."""
     shown = [f'"{name}"' if "," in name else name for name in names[:MOST_NAMED]]
     further = len(names) - MOST_NAMED
     return ", ".join(shown) + (f" and {further} more" if further > 0 else "")
 
 
 def told_missing(missing: Sequence[Missing]) -> str:
-    """Gaps for a caption. Those of variants that lack the same are one: "sigmoid, crelu on
+    """Gaps for a caption. Variants with the same gaps are named together: "sigmoid, crelu on
     SpaceInvaders"."""
-    by_variant = defaultdict(list)  # what variants lack where, seeds, status: environments
+    by_variant = defaultdict(list)  # variants, seeds, status: environments
     variants = defaultdict(list)  # environment, seeds, status: variants
     for gap in missing:
         variants[gap.environment, gap.seeds, gap.status].append(gap.variant)
     for (environment, seeds, status), labels in variants.items():
         by_variant[tuple(labels), seeds, status].append(environment)
-    told = []
+    entries = []
     for (labels, seeds, status), environments in by_variant.items():
         if environments == [""]:
-            told += [f"{told_names([label])} (no run)" for label in labels]
+            entries += [f"{told_names([label])} (no run)" for label in labels]
             continue
         parts = [f"{told_names(labels)} on {told_names(environments)}"]
         parts += [f"s{seed}" for seed in seeds]
         if status:
             parts.append(f"({status})")
-        told.append(" ".join(parts))
-    further = len(told) - MOST_NAMED
+        entries.append(" ".join(parts))
+    further = len(entries) - MOST_NAMED
     more = f" and {further} more" if further > 0 else ""
-    return "; ".join(told[:MOST_NAMED]) + more
+    return "; ".join(entries[:MOST_NAMED]) + more
 
 
 @dataclass
 class Study:
-    """Finished runs of one script."""
+    """The finished runs of one script."""
 
     script: str
     cells: dict[tuple[str, str], list[Loaded]]  # (label, environment): runs by their seeds
     missing: list[Missing]
     variants: dict[str, Variant]  # by label, in order
-    usual: dict[str, float]  # values of PAIRED that variants have unless told, if runs differ
+    usual: dict[str, float]  # values of the PAIRED settings that differ, unless a label has others
     reference: dict[str, list[Loaded]]  # environment: relu's runs, for HR eq. 8
 
     @property
@@ -103,8 +103,8 @@ class Study:
         return sorted({environment for _, environment in self.cells})
 
     def only(self, labels: Sequence[str]) -> "Study":
-        """These variants, in this order. Those of which there is nothing are missing; the gaps of
-        the others are not reported."""
+        """The study of these variants, in this order. Variants without any run are reported as
+        missing; gaps of the other variants are not."""
         variants = {label: self.variants[label] for label in labels if label in self.variants}
         cells = {cell: runs for cell, runs in self.cells.items() if cell[0] in variants}
         missing = [gap for gap in self.missing if gap.variant in labels]
@@ -113,7 +113,7 @@ class Study:
         return replace(self, cells=cells, missing=missing, variants=variants)
 
     def chosen(self, labels: Sequence[str]) -> "Study":
-        """The variants asked for, or all; prints which others there are."""
+        """The variants asked for, or all; prints the other variants."""
         if not labels:
             return self
         others = [label for label in self.labels if label not in labels]
@@ -122,7 +122,7 @@ class Study:
         return self.only(labels)
 
     def of_environment(self, environment: str) -> "Study":
-        """What there is of one environment."""
+        """The part of the study that is in one environment."""
         cells = {cell: runs for cell, runs in self.cells.items() if cell[1] == environment}
         missing = [gap for gap in self.missing if gap.environment in ("", environment)]
         having = {label for label, _ in cells}
@@ -130,7 +130,7 @@ class Study:
         return replace(self, cells=cells, missing=missing, variants=variants)
 
     def with_only_settings(self, *keys: str) -> list[str]:
-        """The variants that have no settings of their own but, perhaps, these."""
+        """The variants without settings of their own, except perhaps these."""
         labels = []
         for label, variant in self.variants.items():
             if not {*variant.settings} - {*keys}:
@@ -138,7 +138,7 @@ class Study:
         return labels
 
     def complete(self, prefix: str = "") -> list[str]:
-        """Environments whose id begins so and that every variant has."""
+        """Environments that every variant has and whose id begins with `prefix`."""
         found = []
         for env in self.environments:
             has_all = all((label, env) in self.cells for label in self.labels)
@@ -146,7 +146,7 @@ class Study:
                 found.append(env)
         return found
 
-    # ---- what captions tell ----
+    # ---- for captions ----
 
     @property
     def counts(self) -> str:
@@ -175,7 +175,7 @@ class Study:
         return told
 
     def told_shared(self) -> list[str]:
-        """For statistics over environments: which they are not over, if not over all."""
+        """For statistics over environments: which they leave out, if any."""
         complete = self.complete()
         others = [env for env in self.environments if env not in complete]
         if not others:
@@ -204,11 +204,11 @@ class Candidate:
 
 
 def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()) -> Study:
-    """The finished runs of a script in a folder, of which scalars.csv is read for keys that match a
-    pattern.
+    """The finished runs of a script in a folder; of scalars.csv only the keys that match a pattern
+    are read.
 
     where: settings like "utd=10" that a run must have. Raises UserError: no run, or runs that
-    differ in a setting which is no variant's own (SETTINGS, PAIRED), such as their length.
+    differ in a setting that defines no variant (SETTINGS and PAIRED do), such as their length.
     """
     candidates = find_candidates(folder, script, where)
     check_comparable(folder, script, candidates)
@@ -227,8 +227,8 @@ def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()
     for gap in missing:
         print(f"missing: {gap}")
     if not runs:
-        told = f"no run of {script}.py has finished; give the training command again"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+        fault = f"no run of {script}.py has finished; run the training command again"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
 
     having_runs = {label for label, _ in runs}
     variants = {label: variants[label] for label in variants if label in having_runs}
@@ -239,7 +239,7 @@ def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()
 def read_ended(
     cells: dict[tuple[str, str], list[Candidate]], keys: str
 ) -> dict[tuple[str, str], list[Loaded]]:
-    """The runs that have ended, by their seeds, of the cells that have some."""
+    """The runs that have ended, in order of their seeds, of the cells that have some."""
     runs = {}
     for (label, env), members in cells.items():
         ended = [read_run(member.folder, keys) for member in members if member.has_ended]
@@ -257,21 +257,21 @@ def find_candidates(folder: Places, script: str, where: Sequence[str]) -> list[C
     for item in where:
         key = item.partition("=")[0]
         if not any(key in candidate.settings for candidate in candidates):
-            told = f"no setting of the runs of {script}.py in {told_places(folder)}"
-            raise runlog.UserError(f"--where {key}: {told}")
+            fault = f"is not a setting of the runs of {script}.py in {told_places(folder)}"
+            raise runlog.UserError(f"--where {key}: {fault}")
     for item in where:
         key, _, text = item.partition("=")
         candidates = [
             candidate for candidate in candidates if is_value(candidate.settings.get(key), text)
         ]
     if not candidates:
-        told = f"no run of {script}.py with {', '.join(where)}"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+        fault = f"no run of {script}.py with {', '.join(where)}"
+        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
     return candidates
 
 
 def is_value(value: object, text: str) -> bool:
-    """Whether a setting is what the command line says."""
+    """Whether a setting has the value given on the command line."""
     try:
         return value == json.loads(text)
     except ValueError:
@@ -279,7 +279,7 @@ def is_value(value: object, text: str) -> bool:
 
 
 def check_comparable(folder: Places, script: str, candidates: Sequence[Candidate]) -> None:
-    """Raises UserError if runs differ in a setting which is no variant's own."""
+    """Raises UserError if runs differ in a setting that defines no variant."""
     settings = [candidate.settings for candidate in candidates]
     folders = [candidate.folder for candidate in candidates]
     found = differing(settings, folders, {*SETTINGS, *PAIRED, *MEASURING, "activation", "env_id"})
@@ -290,7 +290,7 @@ def check_comparable(folder: Places, script: str, candidates: Sequence[Candidate
 
 
 def usual_values(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """Of the PAIRED settings that runs differ in: the value that most runs have."""
+    """For each PAIRED setting in which runs differ: the value that most runs have."""
     usual = {}
     for key in PAIRED:
         values = [candidate.settings.get(key) for candidate in candidates]
@@ -300,7 +300,7 @@ def usual_values(candidates: Sequence[Candidate]) -> dict[str, float]:
 
 
 def variant_of(candidate: Candidate, usual: dict[str, float], script: str) -> Variant:
-    """A run's variant: its activation by its short name, and what is not as usual."""
+    """A run's variant: the short name of its activation, and the settings that are not as usual."""
     keys = [*SETTINGS]
     for key, value in usual.items():
         if candidate.settings.get(key) != value:
@@ -310,22 +310,22 @@ def variant_of(candidate: Candidate, usual: dict[str, float], script: str) -> Va
 
 
 def check_seeds(folder: Places, label: str, candidates: Sequence[Candidate]) -> None:
-    """Raises UserError if a seed of a variant is there twice in an environment, ended or not."""
+    """Raises UserError if a seed of a variant occurs twice in an environment, ended or not."""
     seen = {}  # seed: folder's name
     for candidate in candidates:
         seed = candidate.seed
         name = candidate.folder.name
         if seed in seen:
-            told = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
-            raise runlog.UserError(f"--runs {told_places(folder)}: {told}")
+            fault = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
+            raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
         seen[seed] = name
 
 
 def gaps(
     cells: dict[tuple[str, str], list[Candidate]], variants: dict[str, Variant]
 ) -> list[Missing]:
-    """What has not ended, then what is not there, against all variants, environments and seeds that
-    the folder has."""
+    """The runs that have not ended, then those that do not exist, among all variants, environments
+    and seeds that the folder has."""
     seeds = set()
     for members in cells.values():
         seeds |= {candidate.seed for candidate in members}
@@ -350,8 +350,8 @@ def gaps(
 
 
 def try_study(runs: Places, script: str, keys: str, where: Sequence[str]) -> Study | None:
-    """read_study for a figure of two algorithms: None, and a line, if there is nothing of this
-    one."""
+    """read_study for a figure of two algorithms: if there is nothing of this one, prints a line and
+    returns None."""
     try:
         return read_study(runs, script, keys, where)
     except runlog.UserError as error:

@@ -32,13 +32,13 @@ RC = {
 }
 FIRST = {"color": BLACK, "linestyle": "--", "linewidth": 1}  # of functions: before training
 FAINT = "0.4"
-MOST_LINES = 5  # of a caption
-MOST_WIDE = 13.4  # inches of a figure
-LONGEST_LABEL = 60  # characters of a line of a legend
+MOST_LINES = 5  # most lines of a caption
+MOST_WIDE = 13.4  # most inches of a figure's width
+LONGEST_LABEL = 60  # most characters in a line of a legend
 
 
 def with_style(draw: Callable) -> Callable:
-    """A drawing function that draws with RC."""
+    """Decorator: the function draws with RC."""
     return matplotlib.rc_context(RC)(draw)
 
 
@@ -49,7 +49,7 @@ def grid_of_panels(
     number: int, columns: int, size: tuple[float, float], margin: float
 ) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, row by row, and its axes. size: of a panel, in inches; margin:
-    for caption and legend."""
+    inches for caption and legend."""
     rows = -(-number // columns)
     width = max(size[0] * columns, 6.5)
     figure = Figure((width, size[1] * rows + margin), layout="constrained")
@@ -89,19 +89,19 @@ def left_title(panel: Axes, title: str) -> None:
 
 
 def title(panel: Axes, text: str, size: float = 9, beside: float = 0.0) -> None:
-    """A panel's title in the middle, broken where it is wider than the panel. beside: inches that
-    something else takes."""
+    """A panel's title in the middle, broken where it is wider than the panel. beside: inches taken
+    by something else."""
     axes.set_title(panel, text, size, beside=beside)
 
 
 def size_of_columns(number: int, widest: float, margin: float = 0.0) -> float:
-    """Width of so many panels side by side, in inches: less than `widest` where the figure would
-    be wider than MOST_WIDE. margin: beside them."""
+    """Width in inches of each of so many panels side by side: less than `widest` where the figure
+    would be wider than MOST_WIDE. margin: beside them."""
     return min(widest, (MOST_WIDE - margin) / number)
 
 
 def rows_of(items: Sequence, most: int) -> list[list]:
-    """Items in rows of so many at most, all of about one length."""
+    """Items in rows of at most `most`, all of about the same length."""
     number = -(-len(items) // most)
     length = -(-len(items) // max(number, 1))
     return [list(items[start : start + length]) for start in range(0, len(items), length)]
@@ -113,8 +113,8 @@ def note(panel: Axes, text: str, color: str = RED) -> None:
 
 
 def absent(panel: Axes, text: str = "not logged") -> None:
-    """A place of a grid without data: a note, no axes. Its labels stay, which may be of a whole row
-    or column."""
+    """A note, without axes, at a place of the grid that has no data. Its labels stay, since they
+    may belong to a whole row or column."""
     note(panel, text, color=FAINT)
     panel.spines[:].set_visible(False)
     panel.grid(False)
@@ -122,8 +122,8 @@ def absent(panel: Axes, text: str = "not logged") -> None:
 
 
 def limit(panel: Axes, values: np.ndarray) -> None:
-    """y from the 1 % to the 99 % quantile and a margin: the far ends of an unconstrained rational
-    hide the rest."""
+    """Limit y to the range from the 1 % to the 99 % quantile and a margin: the far ends of an
+    unconstrained rational would hide the rest."""
     values = values[np.isfinite(values)]
     if not values.size:
         note(panel, "not finite")
@@ -134,7 +134,7 @@ def limit(panel: Axes, values: np.ndarray) -> None:
 
 
 def scale(panel: Axes, kind: str, values: np.ndarray) -> None:
-    """A logarithmic axis where it is asked for and possible; symlog beyond 10."""
+    """A logarithmic axis where asked for and possible; symlog only if values exceed 10."""
     values = values[np.isfinite(values)]
     if not values.size:
         return
@@ -223,7 +223,7 @@ def handles_of(panels: Sequence[Axes]) -> list:
 
 
 def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
-    """Below the figure, in as many columns as its width allows; long labels are broken."""
+    """A legend below the figure, in as many columns as its width allows; long labels are broken."""
     if not handles:
         return
     size = options.setdefault("fontsize", 9)
@@ -241,10 +241,10 @@ def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
 
 
 def caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
-    """The figure's title: the first line, below it the others as one text, broken where it is wider
-    than the figure. In all MOST_LINES at most: figures.json has the whole."""
-    told = caption_text(figure.get_figwidth(), *lines, fontsize=fontsize)
-    figure.suptitle(told, fontsize=fontsize, **options)
+    """The figure's title: the first line, and below it the others as one text, broken to the width
+    of the figure. At most MOST_LINES in all: figures.json has the full text."""
+    text = caption_text(figure.get_figwidth(), *lines, fontsize=fontsize)
+    figure.suptitle(text, fontsize=fontsize, **options)
 
 
 def caption_text(inches: float, *lines: str, fontsize: float = 9) -> str:
@@ -259,7 +259,7 @@ def caption_text(inches: float, *lines: str, fontsize: float = 9) -> str:
 
 
 def told_seeds(counts: Sequence[int]) -> str:
-    """How many seeds stand behind curves or points: "one seed", "n = 3 seeds", "n = 1 to 3
+    """How many seeds curves or points are based on: "one seed", "n = 3 seeds", "n = 1 to 3
     seeds"."""
     fewest = min(counts)
     most = max(counts)
@@ -269,17 +269,17 @@ def told_seeds(counts: Sequence[int]) -> str:
 
 
 def told_band(counts: Sequence[int], what: str, band: str) -> str:
-    """What lines over seeds show, and their band, which one seed has not: "mean of n = 3 seeds,
-    band: worst to best"."""
+    """What lines over seeds show, and their band, which there is only with several seeds: "mean of
+    n = 3 seeds, band: worst to best"."""
     if max(counts) == 1:
         return "one seed, no band"
     return f"{what} of {told_seeds(counts)}, band: {band}"
 
 
 def run_title(figure: Figure, folder: Path, what: str, **options) -> None:
-    """The title of a figure of one run: what it shows, and which run it is."""
-    told = run_title_text(figure.get_figwidth(), folder, what)
-    figure.suptitle(told, fontsize=9, **options)
+    """The title of a figure of one run: what it shows, and of which run."""
+    text = run_title_text(figure.get_figwidth(), folder, what)
+    figure.suptitle(text, fontsize=9, **options)
 
 
 def run_title_text(inches: float, folder: Path, what: str) -> str:
@@ -299,8 +299,8 @@ def run_title_text(inches: float, folder: Path, what: str) -> str:
 
 
 def without_markup(figure: Figure) -> None:
-    """No text of a figure is TeX: titles, labels and legends hold names of runs, in which $ is only
-    a character. Ticks of a logarithmic axis are TeX of matplotlib's own."""
+    """Do not read a figure's texts as TeX: titles, labels and legends hold names of runs, in which
+    $ is an ordinary character. Tick labels of logarithmic axes stay matplotlib's own TeX."""
     ticks = set()
     for axis in figure.findobj(Axis):
         ticks |= {id(text) for text in axis.findobj(Text) if text is not axis.label}
@@ -310,7 +310,8 @@ def without_markup(figure: Figure) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as the path's ending says. Raises UserError: the file cannot be written."""
+    """Write a figure in the format of the path's extension. Raises UserError: it cannot be
+    written."""
     without_markup(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,11 +63,12 @@ def shown_pattern() -> str:
 
 
 def groups_of(places: Places, keys: str = "", flag: str = "--runs") -> Groups:
-    """(script, environment) -> label -> runs by seed, of all runs there, ended or under way. A
-    label names the activation and every setting in which runs of one script and environment differ;
-    how a run is watched (MEASURING) only where nothing else tells two runs of a seed apart.
+    """(script, environment) -> label -> runs by seed, of all runs there, ended or in progress. A
+    label names the activation and every setting in which runs of one script and environment differ.
+    Settings of what is measured (MEASURING) are named only where nothing else distinguishes two
+    runs of a seed.
 
-    keys: pattern of what is read of scalars.csv, by default what tables show; flag: of messages.
+    keys: pattern of what is read of scalars.csv, by default what tables show; flag: for messages.
     Raises UserError: no run; a seed of one setting twice.
     """
     pattern = f"{keys or shown_pattern()}|.*numerator_norm|.*coefficient_gradient_norm"
@@ -85,8 +86,8 @@ def groups_of(places: Places, keys: str = "", flag: str = "--runs") -> Groups:
 
 
 def labelled(script: str, runs_in: dict[str, list[Loaded]]) -> dict[str, dict[str, list[Loaded]]]:
-    """environment -> label -> runs by seed, of the runs of one script: what differs in one
-    environment is named in all."""
+    """environment -> label -> runs by seed, of the runs of one script: a setting that differs in
+    one environment is named in all."""
     settings = set()
     measuring = set()
     for runs in runs_in.values():
@@ -110,19 +111,19 @@ def labelled(script: str, runs_in: dict[str, list[Loaded]]) -> dict[str, dict[st
 
 
 def in_label_order(activation_of: Mapping[str, str]) -> list[str]:
-    """Labels by their activations, in the activations' natural order."""
+    """Labels in the natural order of their activations."""
     order = in_order(activation_of.values())
     return sorted(activation_of, key=lambda label: (order.index(activation_of[label]), label))
 
 
 def variant_label(script: str, run: Loaded, varied: Sequence[str]) -> str:
-    """The activation, and of the settings that vary those that are not as usual."""
+    """The activation and, of the settings that vary, those that are not as usual."""
     config = flat(run.config)
     return Variant(config["activation"], own_settings(config, varied, script)).label
 
 
 def at_step(groups: Groups, step: float | None) -> tuple[Groups, list[str]]:
-    """The runs that have reached a step, if one is given, and the lines that say which have not.
+    """The runs that have reached a step, if one is given, and lines that name those that have not.
     Raises UserError: none has."""
     if step is None:
         return groups, []
@@ -139,22 +140,22 @@ def at_step(groups: Groups, step: float | None) -> tuple[Groups, list[str]]:
                 members[label] = reached
             for run in runs:
                 if not has_reached(run, step):
-                    told = f"{label} seed {run.seed} (step {run.last_step:,.0f}, {run.status})"
-                    short.append(told)
+                    text = f"{label} seed {run.seed} (step {run.last_step:,.0f}, {run.status})"
+                    short.append(text)
         if members:
             kept[script, env] = members
         if short:
             where = f"{script}, {env}, left out, ending before step {step:,.0f}"
             lines.append(f"{where}: {'; '.join(short)}")
     if not kept:
-        told = f"no run has reached it; the longest ends at step {longest:,.0f}"
-        raise runlog.UserError(f"--at-step {step:.12g}: {told}")
+        text = f"no run has reached it; the longest ends at step {longest:,.0f}"
+        raise runlog.UserError(f"--at-step {step:.12g}: {text}")
     return kept, lines
 
 
 def shown_curve(run: Loaded, pattern: str, until: float = np.inf) -> np.ndarray:
-    """(rows, 2) as `combined`, up to a step; returns of training episodes are means over windows of
-    a fortieth of it (of the run)."""
+    """(rows, 2) as `combined`, up to a step; returns of training episodes are averaged over windows
+    of a fortieth of that step (or of the run)."""
     points = combined(run, pattern)
     points = points[points[:, 0] <= until]
     if pattern != SHOWN[TRAINING_RETURN][0] or not len(points):
@@ -171,8 +172,8 @@ def shown_curve(run: Loaded, pattern: str, until: float = np.inf) -> np.ndarray:
 def summary(groups: Groups, step: float | None = None) -> tuple[list[dict[str, str]], list[str]]:
     """A row per script, environment and setting: n seeds, how many have not ended, steps, then mean
     +- std (ddof 1) over seeds of the last values, "(2 of 3)" if not all have one. "-": not logged.
-    All settings of an environment are compared at one step: the one given, or the last that all
-    their runs have reached; the lines below say what was cut."""
+    All settings of an environment are compared at one step: the given one, or the last that all
+    their runs have reached. Also returns lines about what was cut."""
     groups, cut = at_step(groups, step)
     rows = []
     for (script, env), labels in groups.items():
@@ -193,7 +194,7 @@ def summary(groups: Groups, step: float | None = None) -> tuple[list[dict[str, s
 
 
 def summary_row(runs: Sequence[Loaded], until: dict[str, float]) -> dict[str, str]:
-    """One setting's cells. until: of each column, the step at which it is compared."""
+    """The cells of one setting. until: for each column, the step at which it is compared."""
     ended = sum(run.has_ended for run in runs)
     diverged = sum(run.has_diverged for run in runs)
     state = f"{ended} ended, {diverged} diverged"
@@ -203,7 +204,7 @@ def summary_row(runs: Sequence[Loaded], until: dict[str, float]) -> dict[str, st
     row = {"n": f"{len(runs)}", "state": state, "steps": f"{min(steps, until['steps']):,.0f}"}
     values = last_values(runs, until)
     if values["return"]:
-        values[TRAINING_RETURN] = []  # noisier, of an exploring policy: where there is nothing else
+        values[TRAINING_RETURN] = []  # noisier, since the policy explores: a fallback
     for title, (_, text) in SHOWN.items():
         row[title] = mean_and_deviation(values[title], len(runs), text)
     return row
@@ -225,7 +226,7 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "\n": " ", "\r": " "}
 LATEX |= {character: "\\" + character for character in "_%&#{}$"}
 MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}  # it may hold HTML, TeX
 MARKDOWN |= {character: "\\" + character for character in "\\`*[]|$"}
-NUM_NAMES = 3  # columns of a table that are no numbers
+NUM_NAMES = 3  # columns of a table that are not numbers
 LAST_VALUES = (
     "last values: mean +- standard deviation over n seeds; "
     "layers' values: mean over the critics' hidden layers"
@@ -233,18 +234,18 @@ LAST_VALUES = (
 
 
 def latex_text(text: str) -> str:
-    """A text that LaTeX prints as it is."""
+    """A text escaped so that LaTeX prints it unchanged."""
     return text.translate(str.maketrans(LATEX))
 
 
 def markdown_text(text: str) -> str:
-    """A text that a cell of a Markdown table shows as it is."""
+    """A text escaped so that a cell of a Markdown table shows it unchanged."""
     return text.translate(str.maketrans(MARKDOWN))
 
 
 def write_tables(runs: Places, out: Path, step: float | None = None) -> list[Path]:
     """table.md, table.csv and table.tex in `out`, and runs.csv, a row for each run; the Markdown is
-    printed too. step: where runs are compared; None: the last that all of an environment have."""
+    also printed. step: of the comparison; None: the last that all runs of an environment have."""
     check_free(Path(out), ["table.csv", "runs.csv"], [])
     groups = groups_of(runs)
     rows, cut = summary(groups, step)
@@ -271,7 +272,7 @@ def write_tables(runs: Places, out: Path, step: float | None = None) -> list[Pat
 
 
 def run_rows(groups: Groups) -> list[dict]:
-    """A row for each run: what it is, and where it comes from."""
+    """A row for each run: what it is, and its origin."""
     rows = []
     for (script, env), labels in groups.items():
         for label, members in labels.items():
@@ -305,7 +306,7 @@ def latex_table(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells, aligned: the first column to the left."""
+    """Print rows of cells in columns, the first column aligned to the left."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]

@@ -1,9 +1,10 @@
 """What a figure compares: variants of a run by their settings, their labels, order and looks.
 
 A variant is an activation with the settings in which its runs are not as usual. Its label is made
-of these, never the other way round. The colours of the known activations are Okabe and Ito's, those
-of others Tol's, safe for the colour-blind; one activation has one colour and line style everywhere,
-but for others that would share one in a figure. Its variants are shades of that colour.
+from these, never the other way round. The colours of the known activations are Okabe and Ito's,
+those of others Tol's, safe for the colour-blind. An activation has the same colour and line style
+everywhere, except where two of these others would share one in a figure; its variants are shades of
+the colour.
 """
 
 import itertools
@@ -48,7 +49,7 @@ STYLES = {  # activation: colour, line style, marker (lines must differ in grey 
 }
 
 
-# of activations without a style: none of them is like one of the above, or pale on white
+# for activations without a style: none looks like one of the above, or is pale on white
 OTHERS = ("#332288", "#882255", "#999933", "#44AA99", "#EE3377", "#661100", "#AA4499", "#6699CC")
 OTHER_LINES = ("--", "-.", ":")
 OTHER_MARKERS = "*>phd"
@@ -68,8 +69,8 @@ def style_of(activation: str) -> dict[str, str]:
 
 
 def distinct_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """activation -> style, of the activations of one figure: style_of, but no two have one colour
-    as long as there are other ones."""
+    """activation -> style, for the activations of one figure: style_of, but no two have the same
+    colour as long as there are others."""
     styles = {}
     taken = set()
     for name in names:
@@ -83,8 +84,8 @@ def distinct_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def shades(color: str, number: int) -> list[str]:
-    """A colour, then number - 1 shades of it, lighter and darker in turn: of a dark colour first a
-    lighter one, of black only these."""
+    """A colour, then number - 1 shades of it, lighter and darker in turn: for a dark colour the
+    first is lighter, for black all are."""
     rgb = np.array(to_rgb(color))
     brightness = float(rgb @ (0.3, 0.59, 0.11))
     num_others = number - 1
@@ -104,8 +105,8 @@ def shades(color: str, number: int) -> list[str]:
 
 
 def styles_of(activation_of: Mapping[str, str]) -> dict[str, dict]:
-    """label -> style, of labels and their activations: further variants of one activation have
-    shades of its colour, other lines and hollow markers."""
+    """label -> style, for labels and their activations: further variants of one activation have
+    shades of its colour, other line styles and hollow markers."""
     counts = defaultdict(int)
     for activation in activation_of.values():
         counts[activation] += 1
@@ -128,8 +129,8 @@ def styles_of(activation_of: Mapping[str, str]) -> dict[str, dict]:
 
 
 def styles_in(spec: dict) -> dict[str, dict]:
-    """styles_of the variants of an entry of figures.json. One without `activation_of` has variants
-    that are activations."""
+    """styles_of the variants of an entry of figures.json. In an entry without `activation_of` the
+    variants are activations."""
     activation_of = spec.get("activation_of", {})
     return styles_of({label: activation_of.get(label, label) for label in spec["variants"]})
 
@@ -152,13 +153,13 @@ def product_of(activation: str) -> str:
 
 
 def is_product(activation: str) -> bool:
-    """Whether an activation has a product of several in it: HR's, or one that an expression has."""
+    """Whether an activation contains a product of several: HR's, or one in an expression."""
     terms = [activations.ALIASES.get(term, term) for term in activation.split("+")]
     return any("*" in term or term.endswith("_hr") for term in terms)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Activations in their natural order: those that have a style as it lists them, then the others
+    """Activations in their natural order: those with a style as STYLES lists them, then the others
     by name."""
     found = {*names}
     known = [name for name in STYLES if name in found]
@@ -170,11 +171,11 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that variants of one figure may differ in."""
+    """A setting in which the variants of one figure may differ."""
 
     label: str  # of a value that is not usual; {} is the value
     usual: tuple = ()
-    usual_of: dict[str, tuple] = field(default_factory=dict)  # script: what is usual there
+    usual_of: dict[str, tuple] = field(default_factory=dict)  # script: its usual values
 
 
 SETTINGS = {
@@ -195,8 +196,9 @@ SETTINGS = {
     "init_temperature": Setting("alpha from {}", (1.0, None)),
     "encoder_activation": Setting("encoder {}", ("relu", None)),
 }
-PAIRED = ("learning_rate", "utd")  # these too; usual is what most runs have
-# How a run is watched: part of its identity, since its rows differ, but not of what it learns.
+PAIRED = ("learning_rate", "utd")  # settings as well; the usual value is the one most runs have
+# What is measured, and how often: part of a run's identity, since its rows differ, but without
+# effect on what it learns.
 MEASURING = {
     *("log_frequency", "eval_frequency", "num_eval_episodes"),
     *("metrics_frequency", "metrics_samples", "ntk_frequency", "ntk_samples"),
@@ -204,7 +206,7 @@ MEASURING = {
 
 
 def flat(config: dict) -> dict[str, object]:
-    """What a run's results depend on, its seed aside; `rational.*` at the top level."""
+    """The settings on which a run's results depend, except the seed; `rational.*` at top level."""
     settings = identity(config)
     settings.pop("seed", None)
     rational = settings.pop("rational", {})
@@ -217,8 +219,8 @@ def flat(config: dict) -> dict[str, object]:
 
 
 def own_settings(settings: dict, keys: Iterable[str], script: str) -> dict[str, object]:
-    """The settings among `keys` in which a run is not as usual; of those without a usual value,
-    all."""
+    """The settings among `keys` in which a run is not as usual; all of those that have no usual
+    value."""
     own = {}
     for key in keys:
         value = settings.get(key)
@@ -231,7 +233,7 @@ def own_settings(settings: dict, keys: Iterable[str], script: str) -> dict[str, 
 
 
 def setting_label(key: str, value: object) -> str:
-    """A setting as labels tell it: "init 0.25", "ReDo"."""
+    """A setting as labels show it: "init 0.25", "ReDo"."""
     if key == "layer_norm" and value not in (True, "channel"):
         return f"layer norm {value}"  # chw, or PQN's none
     shown = f"{value:g}" if isinstance(value, float) else value
@@ -255,8 +257,7 @@ class Variant:
 
 
 def sorted_variants(variants: Iterable[Variant]) -> dict[str, Variant]:
-    """label -> variant in their natural order: by activation, the ones with fewer settings
-    first."""
+    """label -> variant in their natural order: by activation, those with fewer settings first."""
     by_label = {variant.label: variant for variant in variants}
     order = in_order(variant.activation for variant in by_label.values())
 
@@ -272,7 +273,7 @@ def sorted_variants(variants: Iterable[Variant]) -> dict[str, Variant]:
 
 @dataclass
 class Difference:
-    """A setting in which runs differ that must not."""
+    """A setting in which runs differ although they must not."""
 
     key: str
     folders: dict[str, Path]  # value as JSON (null: not there): the first folder that has it
@@ -287,7 +288,7 @@ class Difference:
 
     @property
     def told(self) -> str:
-        """What to do about it, where there is --where."""
+        """What to do about it, for commands that have --where."""
         first = next(iter(self.folders))
         return (
             f"differ in {self.key} ({self.values}); "
@@ -312,7 +313,7 @@ def differing(
 
 
 def varied_settings(configs: Sequence[dict], keys: Iterable[str]) -> list[str]:
-    """The keys of which configurations have more than one value."""
+    """The keys for which configurations have more than one value."""
     varied = []
     for key in keys:
         values = {json.dumps(config.get(key)) for config in configs}
@@ -333,8 +334,8 @@ def by_seed(runs: Sequence[Loaded], label: str) -> list[Loaded]:
 
 def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[str, list[Loaded]]:
     """activation -> its runs in the order of their seeds. A folder in which a start failed is left
-    out, with a line. Raises UserError if runs differ in anything but `varied`, or one is there
-    twice."""
+    out, with a printed line. Raises UserError if runs differ in anything but `varied`, or one
+    occurs twice."""
     runs = []
     for folder in map(Path, run_folders):
         if folder.is_dir() and not is_run(folder):
@@ -348,8 +349,8 @@ def load(run_folders: Sequence[str | Path], varied: Sequence[str] = ()) -> dict[
     configs = [identity(run.config) for run in runs]
     folders = [run.folder for run in runs]
     if found := differing(configs, folders, {"activation", "seed", *MEASURING, *varied}):
-        told = f"the runs differ in {found.key} ({found.values}): {found.where}"
-        raise runlog.UserError(f"{told}; give runs of one setting")
+        fault = f"the runs differ in {found.key} ({found.values}): {found.where}"
+        raise runlog.UserError(f"{fault}; give runs of one setting")
 
     runs.sort(key=lambda run: run.seed)
     groups = {}

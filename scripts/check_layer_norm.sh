@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Is LayerNorm behind the instability of rationals in Meta-World? Trains SAC with rational and crational, each without and
+# Does LayerNorm cause the instability of rationals in Meta-World? Trains SAC with rational and crational, each without and
 # with LayerNorm before every activation, compares returns, overestimation, the largest |f(x)| and the gradient of the
-# coefficients in one figure, and prints a table. The same command again resumes, or says that the runs are finished.
-# Hardware: one CPU core; the default scale is a test of the path, not of the claim.
+# coefficients in one figure, and prints a table. The same command again resumes the runs, or reports that they are finished.
+# Hardware: one CPU core; the default scale tests the code path, not the claim.
 #
 #     scripts/check_layer_norm.sh
 #     DRY_RUN=1 scripts/check_layer_norm.sh                               # only print the commands

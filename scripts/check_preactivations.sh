@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Do the inputs of the activations stay bounded with the constrained rational, and with the unconstrained one? Trains SAC
 # with rational and crational on one DMC task, draws the pre-activations of every layer over training and prints a table.
-# The same command again resumes, or says that the runs are finished.
-# Hardware: one CPU core; the default scale is a test of the path, not of the claim.
+# The same command again resumes the runs, or reports that they are finished.
+# Hardware: one CPU core; the default scale tests the code path, not the claim.
 #
 #     scripts/check_preactivations.sh
 #     DRY_RUN=1 scripts/check_preactivations.sh                           # only print the commands

@@ -1,13 +1,13 @@
-# What the scripts of the figures share; sourced by them, not to be run. Variables that all of them know:
-#   SCALE     smoke: minutes on 2 cores, a test of the path; laptop (default): an hour or two on 2 cores; paper: the paper's own
-#   DRY_RUN   1: print the commands that are left and the figure's, run none (0 or empty: run)
-#   RUNS_DIR  the runs' folder, runs/$SCALE by default: a figure takes all runs that it finds, so scales stay apart; figures
-#             of one scale share their runs
+# What the scripts of the figures share; sourced by them, not to be run. All of them use these variables:
+#   SCALE     smoke: minutes on 2 cores, tests the code path; laptop (default): an hour or two on 2 cores; paper: the paper's own
+#   DRY_RUN   1: print the remaining commands and the figure's, run none (0 or empty: run)
+#   RUNS_DIR  folder of the runs, runs/$SCALE by default: a figure uses all runs that it finds, so each scale has its own
+#             folder; figures of one scale share their runs
 #   OUT       the figures' folder, figures/$SCALE
 #   PYTHON    the interpreter, .venv/bin/python where there is one
 #   SWEEP     further options of scripts/sweep.py, such as "--slots-per-gpu 4", "--ray" or "--slurm jobs.sh"; smoke and laptop:
 #             "--slots 2", two processes of one thread each
-#   ENVS      environments or games in place of the figure's list, with blanks between them
+#   ENVS      environments or games instead of the figure's list, separated by blanks
 # The same command again skips finished runs and resumes interrupted ones. A failed run ends the script before the figure.
 EXAMPLE=SCALE=smoke
 source "$(dirname "${BASH_SOURCE[0]}")/rules.sh"
@@ -23,8 +23,8 @@ RUNS_DIR=${RUNS_DIR:-runs/$SCALE} OUT=${OUT:-figures/$SCALE}
 no_control_characters RUNS_DIR OUT
 [[ -z $ENVS || $ENVS == *[![:space:]]* ]] || wrong "ENVS='$ENVS': has no name; leave it out for the figure's own list"
 
-# The flags of each algorithm at each scale: here, so that two figures which need the same run name the same run. --analyse
-# adds rows for HR Fig. 4 and changes nothing else; DQN_KDE is for the figures that need a longer run.
+# The flags of each algorithm at each scale, in one place, so that figures which need the same run name the same run.
+# --analyse adds rows for HR Fig. 4 and changes nothing else; DQN_KDE is for the figures that need a longer run.
 quick="--threads 1" games="--threads 1 --env-threads 1"
 case $SCALE in
   smoke)
@@ -60,9 +60,9 @@ if [[ $SCALE != laptop ]]; then
   PQN_VARIANTS+=("relu, ReDo")
 fi
 
-one_of() {  # one_of LIST...: {a,b,c} of names with blanks between them
+one_of() {  # one_of LIST...: {a,b,c} from names separated by blanks
   local names
-  read -ra names <<< "${*//[$'\n\t']/ }"  # no pattern among them becomes the names of files
+  read -ra names <<< "${*//[$'\n\t']/ }"  # a pattern among them is not expanded to file names
   (IFS=,; echo "{${names[*]}}")
 }
 

@@ -5,11 +5,11 @@
 #   SCALE=smoke scripts/cr_ablations.sh  minutes on 2 cores
 #   scripts/cr_ablations.sh              laptop: 5 variants, 3 tasks, 6,000 steps, 3 seeds
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/cr_ablations.sh  26 variants, 1M steps; other variables: scripts/common.sh
-#   ENVS=metaworld/sweep-v3 SCALE=paper scripts/cr_ablations.sh    one task in place of four
+#   ENVS=metaworld/sweep-v3 SCALE=paper scripts/cr_ablations.sh    one task instead of four
 #
 # Hours, extrapolated (docs/figures.md): laptop 1.6 and paper 14,400 (four tasks; 2,200 of them are cr_fig1.sh's), of 2
-# CPU cores; on a GPU: docs/reproduction.md. The values of decay and scale are ours: CR's text at hand has none. Decay 0.1 halves
-# a coefficient without gradient in 23,000 updates at the learning rate 3e-4.
+# CPU cores; on a GPU: docs/reproduction.md. The values of decay and scale are ours: the available text of CR has none. Decay 0.1
+# halves a coefficient without gradient in 23,000 updates at the learning rate 3e-4.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -6,8 +6,8 @@
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/cr_atari.sh      8 games, 10M steps, 5 seeds; variables: scripts/common.sh
 #
 # Hours, extrapolated (docs/figures.md): laptop 0.7 and paper 4,800, of 2 CPU cores; on a GPU: docs/reproduction.md. relu's runs are
-# shared with hr_fig7.sh and hr_fig1.sh. The rationals are in every hidden layer, as in CR's SAC (hr_fig7.sh: in the last
-# one only, as HR has it). CR's text at hand tells neither algorithm nor games.
+# shared with hr_fig7.sh and hr_fig1.sh. The rationals are in every hidden layer, as in CR's SAC (in hr_fig7.sh only in the
+# last one, as in HR). The available text of CR names neither the algorithm nor the games.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # CR, continual learning: random labels, one task after the other; accuracy per task and NTK rank (docs/continual_supervised.md):
-# relu, tanh, tanh_hr, crelu; rational and crational as they are, from low and high coefficients, each with and without decay.
+# relu, tanh, tanh_hr, crelu; rational and crational at their defaults, and from low and high coefficients with and without decay.
 #
 #   scripts/cr_continual.sh                              # digits and MNIST: 28 cells of 10 seeds
 #   DATASETS=digits SCALE=smoke scripts/cr_continual.sh  # two tasks of two epochs, 2 seeds
 #   DRY_RUN=1 scripts/cr_continual.sh                    # print the commands only
 #
 # SCALE=smoke: minutes. laptop (default): 1 to 2 hours on 2 CPU cores, measured. paper: 50 tasks of 30,000 updates as in Kumar
-# et al. 2023 (2308.11958); extrapolated, a day on the same machine. MNIST must be in $DATA_DIR. JOBS: processes side
-# by side, of one thread each; other variables: scripts/common.sh.
+# et al. 2023 (2308.11958); extrapolated, a day on the same machine. MNIST must be in $DATA_DIR. JOBS: number of parallel
+# processes, of one thread each; other variables: scripts/common.sh.
 set -euo pipefail
-RUNS_DIR=${RUNS_DIR:-runs} OUT=${OUT:-figures}  # where results/2026-continual came from; its figure keeps lengths apart
+RUNS_DIR=${RUNS_DIR:-runs} OUT=${OUT:-figures}  # as for results/2026-continual; its figure separates studies of different lengths
 [[ -z ${JOBS:-} ]] || SWEEP=${SWEEP---slots $JOBS}
 source "$(dirname "$0")/common.sh"
 no_environments

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CR's curves: IQM and success over steps, overestimation, gradient norms of the coefficients, numerator against denominator.
-# The runs are those of cr_fig1.sh: what that script has trained at this SCALE is not trained again.
+# The runs are those of cr_fig1.sh: runs that it has trained at this SCALE are not trained again.
 #
 #   SCALE=smoke scripts/cr_curves.sh     minutes on 2 cores
 #   scripts/cr_curves.sh                 laptop: 3 tasks, 6,000 steps, 3 seeds

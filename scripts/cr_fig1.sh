@@ -8,8 +8,8 @@
 #
 # Hours, extrapolated (docs/figures.md): laptop 0.9 (measured) and paper 16,700, of 2 CPU cores; on a GPU: docs/reproduction.md. Memory at
 # the paper's scale: the replays of a cell's 10 seeds are on its device, 2 GB (cheetah-run) to 19 GB (dog).
-# CR's text at hand does not tell Fig. 1's UTD nor its number of seeds. 10 updates per step is where it sees rationals
-# fail ("high update-to-data regimes", "10+"), and 10 is also BRO's default, as are 10 seeds.
+# The available text of CR states neither Fig. 1's UTD nor its number of seeds. It sees rationals fail at 10 updates per step
+# ("high update-to-data regimes", "10+"), and 10 is also BRO's default, as are 10 seeds.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

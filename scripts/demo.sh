@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains relu and crational for 2 seeds each on cartpole-swingup, prints a table, draws runs/demo.png.
-# Hardware: 2 CPU cores, one per activation. The same command again resumes, or says that the runs are finished.
+# Hardware: 2 CPU cores, one per activation. The same command again resumes the runs, or reports that they are finished.
 #
 #     make demo
 #     DRY_RUN=1 scripts/demo.sh                           # only print the commands
@@ -27,12 +27,12 @@ if [[ -n $DRY_RUN ]]; then
 fi
 
 echo "training relu and crational, 2 seeds each, $STEPS steps; the first minute goes to compilation"
-stop() {  # stop CODE: Ctrl-C does not reach what runs in the background, and a second one is for them all
+stop() {  # stop CODE: Ctrl-C does not reach processes in the background; a second one kills them all
   trap 'kill -9 $(jobs -p) 2> /dev/null; exit '"$1" INT TERM HUP
-  echo "stopping: both trainings save a checkpoint first (again: end at once)" >&2
+  echo "stopping: both trainings save a checkpoint first (a second signal ends them at once)" >&2
   kill -TERM $(jobs -p) 2> /dev/null || true
   wait
-  echo "stopped; the same command goes on from here" >&2
+  echo "stopped; the same command resumes from here" >&2
   exit "$1"
 }
 trap 'stop 130' INT

@@ -4,10 +4,10 @@
     # 5 kills each; about 10 minutes on one core of an AMD EPYC, 1 GB
     python scripts/drill_atari.py
 
-The games are real, and begin anew at each start, so returns differ from those of a run that nobody
-disturbed. All else must agree with it: which rows there are of losses, schedules and network
-metrics, at which steps and in which order, none lost and none twice; the values of the schedules;
-the number of updates. (tests/test_atari_runs.py compares every weight, on games that depend on time
+The games are real and start over with each session, so returns differ from those of an undisturbed
+run. Everything else must agree with it: which rows of losses, schedules and network metrics there
+are, at which steps and in which order, none lost and none twice; the values of the schedules; the
+number of updates. (tests/test_atari_runs.py compares every weight, on games that depend on time
 alone.) Exits with 1 on any difference.
 """
 
@@ -52,14 +52,14 @@ SCRIPTS = {
 @dataclasses.dataclass
 class Args:
     kills: int = 5
-    seed: int = 1  # of the moments at which it kills
+    seed: int = 1  # of the random moments of the kills
     scripts: tuple[str, ...] = tuple(SCRIPTS)
 
 
 def start(
     script: str, folder: Path, flags: str = COMMON, own: dict[str, str] = SCRIPTS
 ) -> subprocess.Popen:
-    """The script with the common flags and its own."""
+    """Start the script with the common flags and its own."""
     command = [
         sys.executable,
         f"{script}.py",
@@ -84,15 +84,15 @@ def finish(process: subprocess.Popen) -> None:
     errors = process.communicate()[1]
     if process.returncode:
         sys.exit(f"FAILED: exit code {process.returncode}: {errors[-800:]}")
-    if "replay.dat" in errors:  # a kill damages no replay
+    if "replay.dat" in errors:  # a kill must not damage a replay
         sys.exit(f"FAILED: {errors[-800:]}")
 
 
 def kill_often(
     script: str, folder: Path, seconds: float, args: Args, moments: random.Random
 ) -> int:
-    """Starts and kills; the number of kills that came before the run ended."""
-    # a session lives for a part of the start-up up to what lets the last come near the end
+    """Starts and kills; returns the number of kills that came before the run ended."""
+    # a session lasts from part of its start-up up to a time that brings the last one near the end
     for kill in range(args.kills):
         process = start(script, folder)
         try:
@@ -136,7 +136,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
     (meta,) = killed.glob("*/meta.json")
     starts = [session.get("from_step", 0) for session in json.loads(meta.read_text())["sessions"]]
     checks = {
-        "sessions that went on from a checkpoint": max(starts) > 0,
+        "sessions that resumed from a checkpoint": max(starts) > 0,
         "rows of losses, schedules and metrics": places(whole) == places(killed),
         "values of the schedules": schedules(whole) == schedules(killed),
         "steps of games are in order": steps == sorted(steps) and len(steps) > 0,

@@ -5,13 +5,13 @@ be the same.
     python scripts/drill_files.py --twice 200     # and 200 random pairs of kills
     python scripts/drill_files.py --disk          # and on full disks (root, Linux: mounts a tmpfs)
 
-The training is a stand-in that takes no time but goes through everything of `runlog` that touches
-the disk: two seeds in one batch, rows, curves, checkpoints with a replay, the deletion of the
-replay at the end. A process kills itself with SIGKILL at its k-th call of os.replace, fsync,
-unlink, rmdir, truncate, mkdir or open. What must hold for every k: the same command ends both
-seeds, together, with the rows of a training that nobody disturbed, and nothing is left over. It
-works in memory (/dev/shm) where there is such a folder: what counts is the order of the operations,
-not the disk. Exits with 1 on any difference.
+The training is a stand-in that takes no time but exercises everything in `runlog` that writes to
+disk: two seeds in one batch, rows, curves, checkpoints with a replay, the deletion of the replay at
+the end. A process kills itself with SIGKILL at its k-th call of os.replace, fsync, unlink, rmdir,
+truncate, mkdir or open. For every k the same command must then end both seeds, together, with the
+rows of an undisturbed training, and nothing may be left over. It works in memory (/dev/shm) where
+there is such a folder: the order of the operations matters, not the disk. Exits with 1 on any
+difference.
 """
 
 import dataclasses
@@ -41,14 +41,14 @@ SAVE_EVERY = 4
 @dataclasses.dataclass
 class Args:
     every: int = 1  # kill at every operation, at every second, ...
-    twice: int = 0  # random pairs of kills besides
-    disk: bool = False  # also begin on disks of 4, 8, 12, ... kB, and go on when there is space
-    seed: int = 1  # of these pairs
+    twice: int = 0  # also so many random pairs of kills
+    disk: bool = False  # also start on disks of 4, 8, 12, ... kB, and resume when there is space
+    seed: int = 1  # of the random pairs
 
 
 @dataclasses.dataclass
 class TrainingArgs:
-    """What `runlog.seed_runs` and `runlog.open_batches` need of a script's flags."""
+    """The flags of a script that `runlog.seed_runs` and `runlog.open_batches` need."""
 
     runs_dir: str = runlog.option("runs")
     seed: int = 1
@@ -99,7 +99,7 @@ def train_batch(batch: runlog.Batch) -> None:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Runs `work` in a forked process, its output thrown away; returns its exit code, -9 if it was
+    """Runs `work` in a forked process and discards its output; returns its exit code, -9 if it was
     killed."""
     child = os.fork()
     if child == 0:
@@ -135,7 +135,7 @@ def count_operations(before_each: Callable[[], None], after_each: Callable[[], N
 
 
 def killed_at(number: int, before: bool, folder: Path) -> int:
-    """The exit code of a training that kills itself at its operation of this number, counted from
+    """The exit code of a training that kills itself at the operation of this number, counted from
     1."""
 
     def work() -> None:
@@ -164,7 +164,7 @@ def number_of_operations(folder: Path) -> int:
 
     code = in_child(work)
     if code:
-        raise SystemExit(f"FAILED: the training ends with exit code {code} when nobody disturbs it")
+        raise SystemExit(f"FAILED: an undisturbed training ends with exit code {code}")
     number = int(os.read(reader, 100))
     os.close(reader)
     os.close(writer)
@@ -172,7 +172,7 @@ def number_of_operations(folder: Path) -> int:
 
 
 def outcome(folder: Path) -> dict[str, dict]:
-    """Of each run what a user would compare: status, rows without their time, files that are
+    """What a user would compare, for each run: status, rows without their time, files that are
     left."""
     found = {}
     for run in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -185,7 +185,7 @@ def outcome(folder: Path) -> dict[str, dict]:
 
 
 def scratch_folder() -> Path:
-    """A new empty folder, in memory where that can be had."""
+    """A new empty folder, in memory where possible."""
     memory = Path("/dev/shm")
     return Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
 
@@ -228,7 +228,7 @@ def check_full_disk(kilobytes: int, expected: dict) -> tuple[str | None, bool]:
     try:
         code = in_child(lambda: train(TrainingArgs(str(folder))))
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
-        if code not in (0, 2):  # 2: one line that says what to do
+        if code not in (0, 2):  # 2: a one-line error with a remedy
             return f"exit code {code} on the full disk", True
         problem = check_the_same_command(folder, expected)
         return problem, code == 2

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # What: kills a DMC run and a Meta-World run with SIGKILL at random moments, KILLS times each (10), and starts the same
-#   command again each time. The scalars.csv at the end, without its time column, must equal byte for byte that of a run
-#   that nobody disturbed. Exits with 1 on any difference.
+#   command again each time. The scalars.csv at the end, without its time column, must equal byte for byte that of an
+#   undisturbed run. Exits with 1 on any difference.
 # Hardware: any CPU, 2 cores, 4 GB.
 # Minutes, on one core of an AMD EPYC, the other busy: 13 eagerly; 12 with --compile, KILLS=3 and STEPS=1500.
 #
-#   scripts/drill_resume.sh [--compile] [--keep]      eager by default; --keep leaves the runs' folder where it is
-#   KILLS=3 SEED=7 STEPS=2000 PYTHON=python3 scripts/drill_resume.sh      SEED: of the moments at which it kills
+#   scripts/drill_resume.sh [--compile] [--keep]      eager by default; --keep does not delete the folder of the runs
+#   KILLS=3 SEED=7 STEPS=2000 PYTHON=python3 scripts/drill_resume.sh      SEED: of the random moments of the kills
 set -euo pipefail
 compile=--no-compile keep=no others=()
 for flag in "$@"; do
@@ -55,7 +55,7 @@ rows() { sed 's/,[^,]*$//' "$1"; }
 differences=0
 for env_id in dm_control/cartpole-swingup-v0 metaworld/reach-v3; do
   whole=$folder/${env_id%%/*}-undisturbed killed=$folder/${env_id%%/*}-killed
-  if [[ $compile == --compile ]]; then  # the first start fills the compiler's cache: its time says nothing of the next
+  if [[ $compile == --compile ]]; then  # the first start fills the compiler's cache, so its time says nothing about the next
     start "$env_id" "$whole-cold"
     finish "$whole-cold"
   fi
@@ -67,7 +67,7 @@ for env_id in dm_control/cartpole-swingup-v0 metaworld/reach-v3; do
   done_kills=0
   for ((kill = 1; kill <= kills; kill++)); do
     start "$env_id" "$killed"
-    # Each session lives for half its start-up or more, and on average for what lets the last kill come near the end.
+    # Each session lasts at least half its start-up, and on average long enough for the last kill to come near the end.
     pause=$(awk -v s="$seconds" -v k="$kills" -v r="$RANDOM" 'BEGIN { printf "%.2f", s * (0.15 + 1.6 / k * r / 32768) }')
     sleep "$pause"
     if ! kill -9 "$child" 2> /dev/null; then finish "$killed"; echo "  ended before kill $kill"; break; fi

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs the file of `sweep.py --slurm` on a real Slurm of one node, unpacked from Debian's packages: nothing is installed.
-# Cancels one task on its way, submits the same file again, and checks that every run ended once and none began anew. Then
-# cuts a training into slices of a minute and less by Slurm's own time limit: every slice must get further. All of it in a
-# folder whose name has blanks, quotes and a %.
+# Cancels one running task, submits the same file again, and checks that every run ended once and none started over. Then
+# cuts a training into slices of at most a minute with Slurm's own time limit: every slice must get further. All of it
+# happens in a folder whose name has blanks, quotes and a %.
 #
 #   scripts/drill_slurm.sh                 # Debian or Ubuntu, as root, with apt's lists (apt-get update); about 8 minutes
-#   TRAINING=toy scripts/drill_slurm.sh    # the slices by tests/toy_training.py in place of a small sac_continuous.py
+#   TRAINING=toy scripts/drill_slurm.sh    # the slices by tests/toy_training.py instead of a small sac_continuous.py
 #
-# Everything listens on loopback and accepts anybody (auth/none): only for a machine of your own.
+# Everything listens on loopback and accepts anybody (auth/none): use it only on a machine of your own.
 set -euo pipefail
 EXAMPLE=TRAINING=toy
 source "$(dirname "$0")/rules.sh"
@@ -77,7 +77,7 @@ none_left() { [ -z "$(squeue -h)" ]; }
 job=$(sbatch --parsable sweep.sbatch)
 wait_for bash -c "grep -q '^5 ' runs/*__s1__*/steps.txt"
 [ "$(running)" = 2 ] || fail "$(running) tasks run, not 2 as in --array=0-3%2"
-scancel --batch --signal=TERM "${job}_0" || true  # says "try again later", and has done it
+scancel --batch --signal=TERM "${job}_0" || true  # prints "try again later", although it has done it
 wait_for none_left
 [ "$(cat runs/*/finished.txt | wc -l)" = 3 ] || fail "not 3 of 4 runs are finished after one was cut off"
 sbatch --parsable sweep.sbatch > /dev/null
@@ -86,7 +86,7 @@ sweep --limit 0
 for run in runs/toy__*; do
   pids=$(cut -d' ' -f2 "$run/steps.txt" | uniq | wc -l) last=$(tail -n 1 "$run/steps.txt" | cut -d' ' -f1)
   [ "$(wc -l < "$run/finished.txt") $last" = "1 30" ] || fail "$run did not end once"
-  [ "$(grep -c '^1 ' "$run/steps.txt")" = 1 ] || fail "$run began anew"
+  [ "$(grep -c '^1 ' "$run/steps.txt")" = 1 ] || fail "$run started over"
   echo "$run: $pids process(es)"
 done
 [ "$(cut -d' ' -f2 runs/*__s1__*/steps.txt | uniq | wc -l)" = 2 ] || fail "the cancelled run was not resumed"
@@ -95,7 +95,7 @@ done
 echo "passed: 4 runs on a real Slurm, 2 at a time, one cut off and resumed; every run ended once"
 
 # The first slice is cancelled after 30 seconds; the others have a limit of one minute, which Slurm announces 5 to 35
-# seconds before: it looks twice a minute.
+# seconds ahead, since it checks twice a minute.
 if [[ $TRAINING == toy ]]; then
   grid="$ROOT/tests/toy_training.py --env-id slices --seed {1..2} --total 160 --pause 0.5 --save-every 100000"
   last_step() { tail -n 1 "$1/steps.txt" | cut -d' ' -f1; }
@@ -110,7 +110,7 @@ slices --slurm slices.sbatch
 declare -A before=() through=()
 for slice in 1 2 3 4 5 6 7 8 9 10; do
   job=$(sbatch --time=1 --signal=B:TERM@5 --parsable slices.sbatch)
-  if ((slice == 1)); then  # scancel signals the task, which passes it on, and the training itself: that is one request
+  if ((slice == 1)); then  # scancel signals the task, which passes it on, and the training itself: together one request
     sleep 30
     scancel "$job"
   fi
@@ -120,23 +120,23 @@ for slice in 1 2 3 4 5 6 7 8 9 10; do
     [[ -z ${through[$run]-} ]] || continue
     step=$(last_step "$run")
     echo "slice $slice: $run is at step $step"
-    ((step > ${before[$run]:-0})) || fail "it was there before"
+    ((step > ${before[$run]:-0})) || fail "it got no further"
     before[$run]=$step
     if grep -q '"status": "finished"' "$run/meta.json"; then
       through[$run]=yes
     else
       left=$((left + 1))
-      grep -q '"status": "interrupted"' "$run/meta.json" || fail "it did not end by itself"
+      grep -q '"status": "interrupted"' "$run/meta.json" || fail "it was not interrupted cleanly"
     fi
   done
   ((left > 0)) || break
 done
-((left == 0)) || fail "$left runs are not through after $slice slices"
-((slice > 1)) || fail "one slice was enough for all of it: nothing was cut off"
+((left == 0)) || fail "$left runs are not finished after $slice slices"
+((slice > 1)) || fail "one slice was enough for everything: nothing was cut off"
 if [[ $TRAINING == toy ]]; then
   for run in slices/*__*; do
     [ -z "$(cut -d' ' -f1 "$run/steps.txt" | uniq -d)" ] || fail "$run did a step twice: one slice saved too little"
   done
 fi
 slices --limit 0
-echo "passed: the training went through in $slice slices, each of which got further"
+echo "passed: the training finished in $slice slices, each of which got further"

@@ -3,8 +3,8 @@
 
     python scripts/drill_supervised.py            # 5 kills each; minutes on one core
 
-scalars.csv of every seed must be, byte for byte and wall times apart, that of a run which nobody
-disturbed. Each start lives a little longer than the last, so that slow machines come through too.
+scalars.csv of every seed must equal, byte for byte except for wall times, that of an undisturbed
+run. Each session lasts a little longer than the one before, so that slow machines get there too.
 Exits with 1 on any difference.
 """
 
@@ -36,7 +36,7 @@ SCRIPTS = {
 @dataclasses.dataclass
 class Args:
     kills: int = 5
-    seed: int = 1  # of the moments at which it kills
+    seed: int = 1  # of the random moments of the kills
     scripts: tuple[str, ...] = tuple(SCRIPTS)
 
 
@@ -86,12 +86,12 @@ def main(args: Args) -> None:
             for file in killed.glob("*/meta.json"):
                 sessions += json.loads(file.read_text())["sessions"]
             if not any(session.get("from_step", 0) > 0 for session in sessions):
-                problems.append(f"{script}: no session went on from a checkpoint")
+                problems.append(f"{script}: no session resumed from a checkpoint")
             if rows(whole) != rows(killed):
                 problems.append(f"{script}: the rows differ")
     if problems:
         sys.exit("FAILED: " + "; ".join(problems))
-    print("passed: scalars.csv of the killed runs are those of undisturbed ones")
+    print("passed: scalars.csv of the killed runs equal those of undisturbed ones")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # The environments of both papers and of the smaller scales, in one place; sourced by common.sh, not to be run.
-# Neither paper's list could be found in full: each list says where it comes from and how sure it is.
+# Neither paper's list could be found in full: each list states its source and how certain it is.
 
 # CR (arXiv 2507.14736), Fig. 1: "15 MetaWorld + 15 DMC" without names. These are the 15 + 15 of BRO (Nauman et al. 2024,
 # naumix/BiggerRegularizedOptimistic, scripts/base/{dmc,mw}), which shares an author and has the Sweep task that CR names.

@@ -4,9 +4,9 @@ runs.csv, curves.csv and learning curves as one PNG.
     python scripts/export_results.py runs/*cartpole* --out results/2026-sac-cartpole
 
 runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation,
-seed, metric, env_step, value). Curves of other programs, in files of that form given by
---reference, are drawn along; they are copied into the folder. `python figures.py redraw FOLDER`
-draws it again.
+seed, metric, env_step, value). Curves of other programs, in files of the same form given by
+--reference, are drawn too and copied into the folder. `python figures.py redraw FOLDER` draws
+the picture again.
 """
 
 import csv
@@ -25,7 +25,7 @@ from plots import aggregation, exported, reading, recording, variants
 from runlog import disk
 
 METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of the first critic
-    # made here: means over windows of a fortieth of the run
+    # computed here: means over windows of a fortieth of the run
     "charts/window_return": "return of training games",
     "eval/episodic_return": "evaluation return",
     "eval/success": "success rate (any step)",
@@ -61,10 +61,10 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
 
 @dataclasses.dataclass
 class Args:
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # runs of one setting, or above them
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # runs of one setting, or parents
     out: Path  # folder of the study
     by: tuple[str, ...] = ()  # settings of config.json that differ: a curve for each value
-    reference: tuple[Path, ...] = ()  # further curves.csv files: drawn along, copied to the folder
+    reference: tuple[Path, ...] = ()  # further curves.csv files, drawn too and copied to the folder
 
 
 def main(args: Args) -> None:
@@ -103,7 +103,7 @@ def main(args: Args) -> None:
             }
             final = run.series("eval/episodic_return")
             final = final if len(final) else windows(run)  # PPO on Atari has no evaluations
-            # before the first evaluation
+            # empty before the first evaluation
             row |= {"last_step": "", "last_return": "", "best_return": ""}
             if len(final):
                 row |= {
@@ -114,7 +114,7 @@ def main(args: Args) -> None:
             runs.append(row | own)  # empty: not ended
     if not curves:
         raise runlog.UserError(
-            f"{args.folders[0]}: no run has rows to export yet; give the training command again"
+            f"{args.folders[0]}: no run has rows to export yet; run the training command again"
         )
     with disk.writing(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
 
 def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
     """(windows, 2): end of each window of the run, and mean return of the games that ended in it;
-    Atari runs only. Of an unfinished run without the window that it is in."""
+    Atari runs only. For an unfinished run, without its current window."""
     rows = run.series("charts/episodic_return")
     if "repeat_action_probability" not in run.config or not len(rows):
         return np.zeros((0, 2))
@@ -193,7 +193,7 @@ def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
 
 
 def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
-    """At most `most` rows, evenly spread; the first and the last are kept."""
+    """At most `most` rows, evenly spaced, with the first and the last among them."""
     return series[
         np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))
     ]

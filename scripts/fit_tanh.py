@@ -2,9 +2,9 @@
 
     python scripts/fit_tanh.py
 
-tanh(x) = x P(x^2) / Q(x^2) for |x| <= 9, beyond which tanh is 1 in float32. The relative error is
-levelled by Lawson's method: least squares in float64, again and again, with weights that grow
-where the error is large (Lawson 1961).
+tanh(x) = x P(x^2) / Q(x^2) for |x| <= 9, beyond which tanh is 1 in float32. Lawson's method levels
+the relative error: least squares in float64, repeated with weights that grow where the error is
+large (Lawson 1961).
 """
 
 import numpy as np

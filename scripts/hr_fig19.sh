@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# HR Figs. 19 to 25: the curves of PQN game by game. The runs are those of hr_fig1.sh: what that script has trained at this
-# SCALE is not trained again.
+# HR Figs. 19 to 25: the curves of PQN game by game. The runs are those of hr_fig1.sh: runs that it has trained at this
+# SCALE are not trained again.
 #
 #   SCALE=smoke scripts/hr_fig19.sh      minutes on 2 cores
 #   scripts/hr_fig19.sh                  laptop: 6 activations, 2 games, 60,000 steps, 1 seed

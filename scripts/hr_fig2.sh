@@ -6,7 +6,7 @@
 #   scripts/hr_fig2.sh                   laptop: 5 networks, 3 learning rates, 2,000 steps
 #   SCALE=paper scripts/hr_fig2.sh       a deep tanh_hr too, 5 learning rates, 20,000 steps; other variables: scripts/common.sh
 #
-# Minutes on 2 CPU cores: laptop 2.3 (measured), paper 80 (extrapolated, docs/figures.md). HR tells neither steps nor
+# Minutes on 2 CPU cores: laptop 2.3 (measured), paper 80 (extrapolated, docs/figures.md). HR states neither steps nor
 # learning rates.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

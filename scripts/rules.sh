@@ -1,17 +1,17 @@
 # What every script of this folder does before anything else; sourced (by common.sh for the figures), not to be run:
-#   - it goes to the repository's root;
-#   - it takes no arguments but --help and -h, which print the head of the script: settings are variables, and whoever
-#     writes `--scale smoke` would otherwise train at another scale than meant;
-#   - PYTHON is checked: .venv/bin/python where there is one, else python;
-#   - DRY_RUN is 1 or empty afterwards.
-# EXAMPLE, which a script sets before it sources this file, is the variable that the message on arguments names.
+#   - it changes to the repository's root;
+#   - it accepts no arguments but --help and -h, which print the head of the script: settings are variables, and an
+#     argument such as `--scale smoke` would otherwise be ignored;
+#   - it checks PYTHON: by default .venv/bin/python if there is one, else python;
+#   - it sets DRY_RUN to 1 or nothing.
+# EXAMPLE, which a script sets before it sources this file, is the setting that the error on arguments suggests.
 
-wrong() {  # wrong TEXT: ends with a mistake of the user in one line
+wrong() {  # wrong TEXT: ends the script with a one-line error for the user
   echo "error: $*" >&2
   exit 2
 }
 
-print_head() {  # print_head FILE: the comment that it begins with
+print_head() {  # print_head FILE: the comment at its beginning
   awk '/^#!/ { next } !/^#/ { exit } { sub(/^# ?/, ""); print }' "$1"
 }
 
@@ -65,17 +65,17 @@ show() {  # show COMMAND...: so that it can be copied into a shell; FOLDER/*/ wi
   echo "${line# }"
 }
 
-attend() {  # attend COMMAND...: runs it, and passes it what stops this script; a shell that dies leaves its child at work
+attend() {  # attend COMMAND...: runs it, and passes on signals that stop this script; else a dying shell leaves it running
   local child code=0 stopped=0
   "$@" <&0 &
   child=$!
-  trap "stopped=130; kill -TERM $child 2> /dev/null" INT  # which what runs by & ignores
+  trap "stopped=130; kill -TERM $child 2> /dev/null" INT  # TERM, since a background process ignores INT
   trap "stopped=143; kill -TERM $child 2> /dev/null" TERM
   trap "stopped=129; kill -TERM $child 2> /dev/null" HUP
   while true; do
     code=0
     wait "$child" || code=$?
-    kill -0 "$child" 2> /dev/null || break  # it is still there if a signal ended the waiting
+    kill -0 "$child" 2> /dev/null || break  # it is still there if a signal interrupted the wait
   done
   trap - INT TERM HUP
   if ((stopped > 0)); then exit "$stopped"; fi
@@ -93,5 +93,5 @@ if [[ -z ${PYTHON:-} ]]; then
   [[ ! -x .venv/bin/python ]] || PYTHON=.venv/bin/python
 fi
 if [[ -d $PYTHON ]] || ! command -v "$PYTHON" > /dev/null; then
-  wrong "PYTHON=$PYTHON: is no program here; run make setup, or name a Python that has the requirements"
+  wrong "PYTHON=$PYTHON: is not a program here; run make setup, or name a Python that has the requirements"
 fi

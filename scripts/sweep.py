@@ -5,9 +5,9 @@ with Ray on several machines, or as a Slurm array (docs/sweeps.md).
     python scripts/sweep.py 'pqn_atari.py --env-id {Breakout,Pong} --seed {1..5}' --ray
     python scripts/sweep.py 'dqn_atari.py --activation {relu,tanh} --seed {1..5}' --slurm dqn.sbatch
 
-Braces expand as in bash. Seeds of one cell share a process where the script trains seeds together.
-Finished runs are skipped, interrupted ones resume: after a crash, Ctrl-C, SIGTERM or a lost machine
-give the same command again.
+Braces expand as in bash. Seeds of one cell share a process if the script trains seeds together.
+Finished runs are skipped, interrupted ones resume: run the same command again after a crash,
+Ctrl-C, SIGTERM or a lost machine.
 """
 
 import contextlib
@@ -45,10 +45,10 @@ from sweep_plan import (
 from runlog import disk
 from runlog.progress import compact
 
-MAX_ARRAY = 1_000  # tasks in one Slurm array: MaxArraySize is 1,001 unless a cluster says otherwise
-LOST_NODES = 10  # Ray starts a task anew so many times when its machine or worker is gone
-LABEL_SHARE = 0.45  # of the table's width, at most, for what sets a process apart
-MAX_SLOTS = 10_000  # on one machine: more is a slip of the finger
+MAX_ARRAY = 1_000  # tasks in one Slurm array: MaxArraySize is 1,001 unless a cluster sets another
+LOST_NODES = 10  # how often Ray restarts a task whose machine or worker is gone
+LABEL_SHARE = 0.45  # largest part of the table's width for the labels of the processes
+MAX_SLOTS = 10_000  # on one machine: more is a typing error
 
 
 Grids = tyro.conf.Positional[tuple[str, ...]]
@@ -59,7 +59,7 @@ class Args:
     # grid
     grids: Grids = ()  # quoted commands with {a,b} and {1..10}; - reads them from stdin, one a line
     name: str | None = None  # name of the sweep: its logs are in RUNS_DIR/sweeps/NAME; None: a hash
-    runs_dir: str | None = None  # --runs-dir of every command that has none of its own; None = runs
+    runs_dir: str | None = None  # --runs-dir of every command that does not name one; None = runs
     seeds_per_process: int = 0  # most seeds of a cell that train in one process; 0 = all
     # what to start
     dry_run: bool = False  # print the commands that are still to run, and stop
@@ -68,7 +68,7 @@ class Args:
     retries: int = 1  # further attempts after a crash (they resume); a user error gets none
     patience: float = sweep_task.PATIENCE  # seconds to save a checkpoint when the sweep is stopped
     # processes on this machine
-    slots: int | None = None  # processes at a time; None = one per GPU or, without any, per core
+    slots: int | None = None  # processes at once; None = one per GPU or, without any, per core
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
     gpus: str | None = None  # such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all
     threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
@@ -78,14 +78,14 @@ class Args:
 
 
 def say(*lines: str, end: str = "\n", file=None) -> None:
-    """Prints lines. A terminal that is gone, a closed pipe or a full disk behind `> FILE` do not
-    end the sweep: then nothing more is said there."""
+    """Prints lines. If the terminal is gone, a pipe is closed or the disk behind `> FILE` is full,
+    the sweep continues and prints nothing more there."""
     file = file or sys.stdout
     try:
         print(*lines, sep="\n", end=end, file=file, flush=True)
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())  # what waits in the buffer goes there too
+        os.dup2(nowhere, file.fileno())  # what is still in the buffer goes there too
         os.close(nowhere)
 
 
@@ -102,7 +102,7 @@ def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One launcher for a sweep, or UserError; the kernel frees the lock when its holder dies."""
+    """Allows one launcher per sweep, else UserError; the kernel frees a dead holder's lock."""
     with disk.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -111,9 +111,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.read(lock, 32).decode(errors="replace").strip()
-            told = f"{folder} is being run by process {pid}"
+            fault = f"{folder} is being run by process {pid}"
             raise runlog.UserError(
-                f"{told}; wait until it ends, stop it, or use another --name"
+                f"{fault}; wait until it ends, stop it, or use another --name"
             ) from None
         except OSError as error:
             remedy = "choose a --runs-dir on a disk that has file locks"
@@ -129,10 +129,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 # ---- engines -------------------------------------------------------------------------------------
-# Both have start(process); full(): no place for another; busy(): something is under way;
-# wait(seconds) -> [(process, exit code)] of what has ended; running() -> [(id, when it began)];
-# stop() -> how many processes had to be killed since they took longer than --patience, or since a
-# second signal came.
+# Both have start(process); full(): no room for another; busy(): something is running;
+# wait(seconds) -> [(process, exit code)] of what has ended; running() -> [(id, start time)];
+# stop() -> how many processes had to be killed because they took longer than --patience, or because
+# a second signal came.
 
 
 def find_gpus(gpus: str | None) -> list[str]:
@@ -151,7 +151,7 @@ def find_gpus(gpus: str | None) -> list[str]:
 
 
 def find_places(args: Args) -> tuple[list[dict[str, str]], int]:
-    """(for every local slot the variables that put a process there, threads of each)."""
+    """(for every local slot the variables that assign its GPU, threads of each process)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = find_gpus(args.gpus)
     if args.slots_per_gpu and not gpus:
@@ -167,7 +167,7 @@ def find_places(args: Args) -> tuple[list[dict[str, str]], int]:
 
 
 class LocalSlots:
-    """Child processes, one for each place; they die with this process (sweep_task.before_start)."""
+    """Child processes, one per slot; they die with this process (sweep_task.before_start)."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class LocalSlots:
 
 class RayTasks:
     """Ray tasks, all submitted at once; each runs its process as a child.
-    Ray starts those of a lost machine again."""
+    Ray restarts those of a lost machine."""
 
     def __init__(self, sweep: Path, args: Args, threads: int, request: sweep_task.StopRequest):
         address = "".join(args.ray)
@@ -231,15 +231,15 @@ class RayTasks:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         host, _, port = address.rpartition(":")
         own_machine = address == "local" or host in ("127.0.0.1", "localhost")
-        # read when Ray is imported; says "no cluster", upon which it listens on loopback only
+        # read when Ray is imported; 0 means "no cluster", so that it listens on loopback only
         if own_machine:
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to its makers
         try:
             import ray
         except ImportError:
-            told = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
-            raise runlog.UserError(told) from None
+            fault = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
+            raise runlog.UserError(fault) from None
         self.ray = ray
         self.sweep = sweep.resolve()
         self.tasks = {}
@@ -253,7 +253,7 @@ class RayTasks:
                 socket.create_connection((host, int(port)), timeout=10).close()
             local = {"include_dashboard": False} if address == "local" else {}
             ray.init(address, logging_level="error", log_to_driver=False, **local)
-        ray.cloudpickle.register_pickle_by_value(sweep_task)  # workers elsewhere need not find it
+        ray.cloudpickle.register_pickle_by_value(sweep_task)  # other machines need no copy of it
         resources = ray.cluster_resources()
         for flag, amount, kind in (
             ("--slots-per-gpu", slots_per_gpu, "GPU"),
@@ -264,12 +264,12 @@ class RayTasks:
             )
             if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait for ever
                 ray.shutdown()
-                told = (
+                fault = (
                     "the cluster has no GPU; leave it out"
                     if kind == "GPU"
                     else f"no machine has more than {most:g}"
                 )
-                raise runlog.UserError(f"{flag} {amount}: {told}")
+                raise runlog.UserError(f"{flag} {amount}: {fault}")
         per_gpu = slots_per_gpu or ("GPU" in resources and 1)
         options = {
             "num_cpus": threads,
@@ -316,8 +316,8 @@ class RayTasks:
         return codes
 
     def running(self) -> list[tuple[str, float]]:
-        """Of all tasks submitted those under way, by their state files;
-        looks every other second."""
+        """The submitted tasks that are running, by their state files;
+        looks at most every two seconds."""
         if time.monotonic() > self.looked + 2:
             self.looked = time.monotonic()
             states = [(p["id"], sweep_task.read_state(self.sweep, p)) for p in self.tasks.values()]
@@ -338,7 +338,7 @@ class RayTasks:
         with contextlib.suppress(self.ray.exceptions.RayError, ConnectionError):
             for task in pending:
                 self.ray.cancel(task, force=False)
-            end = time.monotonic() + self.patience + 5  # for the way there and back
+            end = time.monotonic() + self.patience + 5  # 5 s for messages there and back
             while pending and time.monotonic() < end and self.request.count < 2:
                 _, pending = self.ray.wait(pending, num_returns=len(pending), timeout=0.5)
         under_way = [task for task in pending if self.is_under_way(self.tasks[task])]
@@ -350,7 +350,7 @@ class RayTasks:
 
 
 def sbatch_quoted(text: str) -> str:
-    """As one word of a #SBATCH line: blanks and quotes are kept, and % begins no replacement."""
+    """A text as one word of a #SBATCH line, with its blanks and quotes and no % replacements."""
     return '"' + text.replace("%", "%%").replace('"', '\\"') + '"'
 
 
@@ -358,7 +358,7 @@ def write_slurm(
     file: Path, sweep: Path, todo: Sequence[dict], args: Args, threads: int
 ) -> list[Path]:
     """Writes sbatch files of at most MAX_ARRAY tasks each: FILE, FILE-2, ...; returns them. Raises
-    UserError: a folder whose name sbatch cannot have, or a FILE that is something else and would be
+    UserError: sbatch cannot use a folder's name, or a FILE is something else and would be
     lost."""
     folder = str(sweep.resolve())
     if "\\" in folder:  # with one anywhere in it sbatch replaces neither %A nor %a
@@ -386,9 +386,9 @@ def write_slurm(
         lines += [
             f"#SBATCH --output={output} --open-mode=append",
             f"#SBATCH --requeue --signal=B:TERM@{seconds}",
-            "# Time, memory and partition: further lines like these, or flags of sbatch. The same "
+            "# Time, memory and partition: add lines like these, or give flags to sbatch. The same "
             "file may be",
-            "# submitted again: what is finished is skipped, and what was cut off resumes.",
+            "# submitted again: finished runs are skipped, and interrupted ones resume.",
             "ids=(",
         ]
         lines += [f"  {shlex.quote(process['id'])}" for process in part]
@@ -396,7 +396,7 @@ def write_slurm(
         with disk.writing(path):
             if path.exists() and b"#SBATCH" not in path.read_bytes()[:1000]:
                 raise runlog.UserError(
-                    f"--slurm {path}: is there, and is no sbatch file; name another"
+                    f"--slurm {path}: exists and is not an sbatch file; name another"
                 )
             # paths byte for byte, whatever the locale
             path.write_bytes(os.fsencode("\n".join(lines) + "\n"))
@@ -404,7 +404,7 @@ def write_slurm(
     return written
 
 
-# ---- running and telling -------------------------------------------------------------------------
+# ---- running and reporting -----------------------------------------------------------------------
 
 
 def span(seconds: float) -> str:
@@ -416,7 +416,7 @@ def span(seconds: float) -> str:
 
 
 class Board:
-    """Counts, and a table of them that is drawn over itself on a terminal;
+    """Counts, and a table of them that is redrawn in place on a terminal;
     elsewhere a line per event."""
 
     def __init__(self, sweep: Path, processes: Sequence[dict], engine, slots: int | None):
@@ -437,9 +437,9 @@ class Board:
         self.drawn = 0.0
 
     def time_to_go(self) -> str:
-        """What the running processes still need at the pace of their steps, and for each in the
-        queue the median time of those that ended, or before one has, of those running; over the
-        slots. Nothing is said before there is either."""
+        """The time that remains: what the running processes still need at the pace of their steps,
+        plus for each in the queue the median time of those that have ended (until one has, of those
+        running), divided by the slots. Empty until one of these is known."""
         running = self.engine.running()
         elapsed = {name: time.time() - began for name, began in running}
         rests = {name: self.rest_of(name) for name, _ in running}
@@ -456,7 +456,7 @@ class Board:
 
     def rest_of(self, name: str) -> float | None:
         """Seconds that a running process still needs, at its pace since its step was first seen
-        (a resumed one begins in the middle); None before its step has moved."""
+        (a resumed one starts in the middle); None before its step has moved."""
         progress = sweep_task.read_progress(self.sweep, self.processes[name])
         if progress is None:
             return None
@@ -482,7 +482,7 @@ class Board:
         self.height = 0
 
     def draw(self) -> None:
-        """Not more often than once a second."""
+        """Draws the table, at most once a second."""
         if not self.live or time.monotonic() < self.drawn + 1:
             return
         self.drawn = time.monotonic()
@@ -503,8 +503,8 @@ class Board:
         self.height = len(lines)
 
     def row(self, name: str, began: float, room: int, columns: int) -> str:
-        """A process in one line: what sets it apart, in `room` characters, its step, its time, what
-        it said last, as far as that fits."""
+        """A process in one line: its label in `room` characters, its step, its time, and as much
+        of its last message as fits."""
         process = self.processes[name]
         label = middle_cut(self.labels[name], room)
         progress = sweep_task.read_progress(self.sweep, process)
@@ -519,7 +519,7 @@ class Board:
 
 
 def without_folders(line: str) -> str:
-    """What a training says without the folder of its runs, which the label stands for.
+    """A line that a training prints, without the folder of its runs, which the label stands for.
 
     >>> without_folders("resuming runs/Pendulum-v1__sac_continuous__relu__s1__0a from step 200")
     'resuming from step 200'
@@ -531,7 +531,7 @@ def without_folders(line: str) -> str:
 
 
 def fitting(text: str, room: int) -> str:
-    """As many of the values, which commas part, as there is room for.
+    """As many of the values, separated by commas, as there is room for.
 
     >>> fitting("eval/success 0.3, overestimation/mean -12.5, steps/s 80", 45)
     'eval/success 0.3, overestimation/mean -12.5'
@@ -543,7 +543,7 @@ def fitting(text: str, room: int) -> str:
 
 
 def middle_cut(text: str, room: int) -> str:
-    """Labels differ at either end.
+    """A label shortened in the middle, since labels differ at either end.
     >>> middle_cut("crational, walker-walk, utd 10", 20)
     'crational..k, utd 10'
     """
@@ -557,7 +557,7 @@ def middle_cut(text: str, room: int) -> str:
 def drive(
     todo: Sequence[dict], engine, board: Board, retries: int, request: sweep_task.StopRequest
 ) -> None:
-    """Starts the processes as places get free, until all have ended or failed,
+    """Starts the processes as slots become free, until all have ended or failed,
     or a signal asks to stop."""
     queue = list(todo)
     attempts = Counter()
@@ -566,15 +566,15 @@ def drive(
         for process in list(queue):
             if engine.full() or request.number:
                 break
-            # an orphan of another machine, or somebody's own run
-            if told := sweep_task.holder(process):
+            # an orphan from another machine, or a run started by somebody else
+            if reason := sweep_task.holder(process):
                 if process["id"] not in waiting:
-                    board.event(f"waiting: {told}")
+                    board.event(f"waiting: {reason}")
                 waiting.add(process["id"])
                 continue
             queue.remove(process)
             board.waiting = len(queue)
-            if sweep_task.has_ended(process):  # meanwhile, by that other process
+            if sweep_task.has_ended(process):  # meanwhile, in that other process
                 board.done += 1
             else:
                 engine.start(process)
@@ -587,16 +587,16 @@ def drive(
                 board.done += 1
                 board.seconds.append(seconds)
                 board.event(f"finished {name} in {span(seconds)}")
-            elif sweep_task.holder(process):  # no attempt: somebody else trains it
+            elif sweep_task.holder(process):  # does not count as an attempt: another trains it
                 queue.append(process)
                 board.waiting = len(queue)
-                board.event(f"ended with exit code {code}, goes on later: {name}")
-            elif code != 2 and attempts[name] < retries:  # 2: another try is no remedy
+                board.event(f"ended with exit code {code}, will resume later: {name}")
+            elif code != 2 and attempts[name] < retries:  # 2: another attempt would not help
                 attempts[name] += 1
                 queue.append(process)
                 board.waiting = len(queue)
-                board.event(f"ended with exit code {code}, goes on later: {name}")
-            elif code in sweep_task.STOP_CODES:  # by somebody else's signal, who may mean it
+                board.event(f"ended with exit code {code}, will resume later: {name}")
+            elif code in sweep_task.STOP_CODES:  # by a signal from outside, perhaps on purpose
                 board.stopped += 1
                 board.event(f"stopped with exit code {code}, left for the next time: {name}")
             else:
@@ -607,7 +607,7 @@ def drive(
 
 
 def report(sweep: Path, processes: Sequence[dict]) -> int:
-    """Prints what failed with the ends of the logs, and how the sweep stands.
+    """Prints what failed, with the ends of the logs, and the state of the sweep.
     Returns the number of failures."""
     left = [process for process in processes if not sweep_task.has_ended(process)]
     failed = {
@@ -617,10 +617,10 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
     }
     for name, process in failed.items():
         state = sweep_task.read_state(sweep, process)
-        told = [f"\nFAILED with exit code {state['code']}: {shlex.join(process['argv'])}"]
-        told.append(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}")
-        told += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
-        say(*told, file=sys.stderr)
+        lines = [f"\nFAILED with exit code {state['code']}: {shlex.join(process['argv'])}"]
+        lines.append(f"  {state.get('reason', sweep / 'logs' / f'{name}.log')}")
+        lines += [f"  | {line}" for line in sweep_task.log_tail(sweep, process, 10)]
+        say(*lines, file=sys.stderr)
     folders = []
     for process in processes:
         folders += [Path(process["cwd"], run) for run in process["runs"]]
@@ -628,26 +628,26 @@ def report(sweep: Path, processes: Sequence[dict]) -> int:
         sweep_task.read_json(folder / "meta.json").get("status") == "diverged" for folder in folders
     )
     done = len(processes) - len(left)
-    told = f"{done} of {len(processes)} processes done, {len(failed)} failed, "
-    told += f"{len(left) - len(failed)} waiting; {len(folders)} runs"
+    counts = f"{done} of {len(processes)} processes done, {len(failed)} failed, "
+    counts += f"{len(left) - len(failed)} waiting; {len(folders)} runs"
     if diverged:
-        told += f", {diverged} diverged"
-    say(f"{sweep}: {told}")
+        counts += f", {diverged} diverged"
+    say(f"{sweep}: {counts}")
     return len(failed)
 
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created.
-    A word behind --ray may be a grid."""
+    A word after --ray may be a grid."""
     runlog.check_range(args, "[0, inf)", "retries threads seeds_per_process patience")
     given = [flag for flag in ("slots", "slots_per_gpu") if getattr(args, flag) is not None]
     runlog.check_range(args, "[1, inf)", " ".join(given))
     runlog.check_range(args, "[0, inf)", "limit" if args.limit is not None else "")
     for flag in given:
         if getattr(args, flag) > MAX_SLOTS:
-            told = f"--{flag.replace('_', '-')} {getattr(args, flag)}"
+            start = f"--{flag.replace('_', '-')} {getattr(args, flag)}"
             raise runlog.UserError(
-                f"{told}: more than {MAX_SLOTS:,} processes at a time; give fewer"
+                f"{start}: more than {MAX_SLOTS:,} processes at once; give fewer"
             )
     if args.ray is not None:
         grids = tuple(word for word in args.ray if word == "-" or re.search(r"\.py(\s|$)", word))
@@ -692,13 +692,13 @@ def run_all(
     todo: Sequence[dict], processes: Sequence[dict], sweep: Path, places, threads: int, args: Args
 ) -> int:
     """Runs what is left, and returns the exit code.
-    A first SIGINT, SIGTERM or SIGHUP lets the processes save and end, a second one kills them."""
+    On a first SIGINT, SIGTERM or SIGHUP the processes save and end; a second one kills them."""
     request = sweep_task.StopRequest()
     if args.ray is not None:
         engine = RayTasks(sweep, args, threads, request)
     else:
         engine = LocalSlots(sweep, places, args.patience, request)
-    # Not before: Ray has handlers of its own, and while it starts Ctrl-C may just end us.
+    # Not earlier: Ray has handlers of its own, and while it starts Ctrl-C may simply end us.
     request.listen()
     board = Board(sweep, processes, engine, len(places) or None)
     board.done = sum(map(sweep_task.has_ended, processes))
@@ -710,7 +710,7 @@ def run_all(
         if request.number:
             hurry = f"at most {span(args.patience)}; a second signal ends them at once"
             say(
-                f"\nstopping: the processes under way save a checkpoint first ({hurry})",
+                f"\nstopping: the running processes save a checkpoint first ({hurry})",
                 file=sys.stderr,
             )
     finally:
@@ -718,17 +718,17 @@ def run_all(
     if request.number:
         if killed:
             say(
-                f"{killed} had to be killed, and will go on from the checkpoint before",
+                f"{killed} had to be killed, and will resume from the previous checkpoint",
                 file=sys.stderr,
             )
-        say("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command resumes from here", file=sys.stderr)
         return request.exit_code()
     failed = report(sweep, processes)
     return 1 if failed or board.stopped else 0
 
 
 def shown_python() -> str:
-    """This interpreter, as a command that is pasted into a shell of this folder has to name it."""
+    """This interpreter, as it has to be named in a command that is pasted into a shell here."""
     if shutil.which("python") == sys.executable:
         return "python"
     if Path(sys.executable).is_relative_to(Path.cwd()):

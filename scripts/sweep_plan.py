@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import interrupts  # noqa: E402, F401, I001
 import runlog  # noqa: E402
 
-MAX_COMMANDS = 100_000  # of one sweep; also seeds of a command: more is a slip of the finger
+MAX_COMMANDS = 100_000  # of one sweep, and most seeds of a command: more is a typing error
 MAX_DEPTH = 20  # of braces within braces
 THREAD_CAPS = (
     "OMP_NUM_THREADS",
@@ -32,22 +32,22 @@ THREAD_CAPS = (
 
 
 def refuse_control_characters(flag: str, text: str) -> None:
-    """Raises UserError: a newline, say, would put a line of its own into a generated script or a
-    table."""
+    """Raises UserError: control characters. A newline, for example, would add a line to a generated
+    script or a table."""
     if re.search(r"[\x00-\x1f\x7f]", text):
-        told = f"{flag} {text!r}: has a newline or another control character"
-        raise runlog.UserError(f"{told}; leave it out")
+        fault = f"{flag} {text!r}: has a newline or another control character"
+        raise runlog.UserError(f"{fault}; leave it out")
 
 
 def read_grids(words: Sequence[str], stdin) -> list[str]:
-    """The grids of the command line, those of - (a line each, # for comments) among them. Raises
-    UserError: there is none on standard input, or it is no text."""
+    """The grids of the command line, with - replaced by those on standard input (one per line, #
+    for comments). Raises UserError: standard input has none, or is not text."""
     read = []
     if "-" in words:
         try:
             lines = [line.strip() for line in stdin or ()]  # None: it is closed
         except UnicodeDecodeError:
-            raise runlog.UserError("-: standard input is no text; give grids, one a line") from None
+            raise runlog.UserError("-: standard input is not text; give one grid a line") from None
         read = [line for line in lines if line and not line.startswith("#")]
         if not read:
             raise runlog.UserError("-: standard input has no grid; give one a line")
@@ -58,8 +58,8 @@ def read_grids(words: Sequence[str], stdin) -> list[str]:
 
 
 def first_brace(text: str) -> tuple[str, range | list[str], str] | None:
-    """(what is before it, its integers or its alternatives, what is behind it) of the first brace;
-    None if there is none. Raises UserError: braces that do not pair up."""
+    """(text before it, its integers or its alternatives, text after it) of the first brace; None
+    if there is none. Raises UserError: braces that do not match."""
     start = text.find("{")
     before = text if start < 0 else text[:start]
     if "}" in before:
@@ -67,22 +67,22 @@ def first_brace(text: str) -> tuple[str, range | list[str], str] | None:
     if start < 0:
         return None
     cuts = _cuts(text, start)
-    behind = text[cuts[-1] + 1 :]
+    after = text[cuts[-1] + 1 :]
     alternatives = [text[a + 1 : b] for a, b in itertools.pairwise(cuts)]
     bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", ",".join(alternatives))
     if not bounds:
-        return before, alternatives, behind
+        return before, alternatives, after
     if max(map(len, bounds.groups())) > 18:  # int() takes no more than 4,300 digits
-        told = f"{text}: a bound has more than 18 digits"
-        raise runlog.UserError(f"{told}; a sweep has at most {MAX_COMMANDS:,} commands")
+        fault = f"{text}: a bound has more than 18 digits"
+        raise runlog.UserError(f"{fault}; a sweep has at most {MAX_COMMANDS:,} commands")
     first = int(bounds[1])
     last = int(bounds[2])
     integers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-    return before, integers, behind
+    return before, integers, after
 
 
 def _cuts(text: str, start: int) -> list[int]:
-    """Where the brace that opens at `start` begins, its commas, and where it ends."""
+    """Positions of the brace that opens at `start`, of its commas, and of its closing brace."""
     cuts = [start]
     depth = 1
     for i in range(start + 1, len(text)):
@@ -98,10 +98,10 @@ def _cuts(text: str, start: int) -> list[int]:
 
 
 def count_commands(text: str, depth: int = 0) -> int:
-    """How many `expand` would make, without making them. Raises UserError as `expand` does."""
+    """How many commands `expand` would make, without making them. Raises UserError as it does."""
     if depth > MAX_DEPTH:
-        told = f"a grid has more than {MAX_DEPTH} braces within braces"
-        raise runlog.UserError(f"{told}; write several grids")
+        fault = f"a grid has more than {MAX_DEPTH} braces within braces"
+        raise runlog.UserError(f"{fault}; write several grids")
     number = 1
     while found := first_brace(text):
         _, alternatives, text = found
@@ -113,9 +113,9 @@ def count_commands(text: str, depth: int = 0) -> int:
 
 
 def expand(text: str) -> list[str]:
-    """Every combination of the braces in `text`, the first brace varying slowest, as bash does it:
-    {a,b} alternatives, empty or nested ones too; {1..10} integers. Other than in bash an
-    alternative may hold spaces, and {a} is a. Raises UserError: braces that do not pair up.
+    """Every combination of the braces in `text`, the first brace varying slowest, as in bash:
+    {a,b} alternatives, empty or nested ones too; {1..10} integers. Unlike in bash an alternative
+    may hold spaces, and {a} is a. Raises UserError: braces that do not match.
     """
     made = [""]
     while found := first_brace(text):
@@ -130,16 +130,16 @@ def expand(text: str) -> list[str]:
 
 def expand_all(grids: Sequence[str]) -> list[str]:
     """The commands of all grids. Raises UserError: a wrong grid, an empty command, or far too many
-    of them."""
+    commands."""
     total = 0
     for grid in grids:
         number = count_commands(grid)
         total += number
         if total > MAX_COMMANDS:
-            told = f"more than {MAX_COMMANDS:,} commands in all"
+            what = f"more than {MAX_COMMANDS:,} commands in all"
             if number > MAX_COMMANDS:
-                told = f"{number:,} commands"
-            raise runlog.UserError(f"{grid}: makes {told}; a sweep has at most {MAX_COMMANDS:,}")
+                what = f"{number:,} commands"
+            raise runlog.UserError(f"{grid}: makes {what}; a sweep has at most {MAX_COMMANDS:,}")
     commands = []
     for grid in grids:
         made = expand(grid)
@@ -156,7 +156,7 @@ def defines(tree: ast.Module, name: str) -> bool:
 
 
 def own_scripts() -> list[str]:
-    """The names of the project's training scripts: what lies beside figures.py and has Args and
+    """The names of the project's training scripts: the files beside figures.py that have Args and
     runs_of."""
     names = []
     for path in sorted(ROOT.glob("*.py")):
@@ -169,17 +169,17 @@ def own_scripts() -> list[str]:
 
 
 def load_script(name: str) -> ModuleType:
-    """The module whose Args are the script's flags, imported once: its own, or that of the
+    """The module whose Args are the script's flags, imported once: the script's own, or that of the
     project's script which it imports (a file that adds an activation, README). Raises UserError: no
-    such file, or no Args, or no runs_of, which gives the runs of flags."""
+    such file, no Args, or no runs_of, which gives the runs of a set of flags."""
     path = _path_of_args(name)
     module = path.stem
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, path)
         sys.modules[module] = importlib.util.module_from_spec(spec)
-        told = f"{name}: cannot be imported"
+        fault = f"{name}: cannot be imported"
         try:
-            with runlog.errors_are_user_errors(told, "run it by itself to see why"):
+            with runlog.errors_are_user_errors(fault, "run it directly to see why"):
                 spec.loader.exec_module(sys.modules[module])
         except BaseException:
             del sys.modules[module]
@@ -188,28 +188,28 @@ def load_script(name: str) -> ModuleType:
 
 
 def _path_of_args(name: str) -> Path:
-    """The file that has the Args of the script `name`. Reads it without importing it."""
+    """The file that defines the Args of the script `name`, found without importing it."""
     path = next((path for path in (Path(name), ROOT / name) if path.is_file()), None)
     if path is None or path.suffix != ".py":
         remedy = f"a command begins with one, such as {own_scripts()[-1]}.py"
-        raise runlog.UserError(f"{name}: is no script here; {remedy}")
+        raise runlog.UserError(f"{name}: is not a script here; {remedy}")
     try:
         source = path.read_bytes()
         tree = ast.parse(source)
     except (OSError, ValueError, SyntaxError) as error:
-        told = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
-        raise runlog.UserError(f"{told}; fix it first") from None
+        fault = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
+        raise runlog.UserError(f"{fault}; fix it first") from None
     if not defines(tree, "Args"):
         known = own_scripts()
         imported = _imported(tree)
         used = [script for script in known if script in imported]
         if not used:
-            told = f"{name}: has no class Args, and imports none of {', '.join(known)}"
-            raise runlog.UserError(told)
+            fault = f"{name}: has no class Args, and imports none of {', '.join(known)}"
+            raise runlog.UserError(fault)
         return ROOT / f"{used[0]}.py"
     if not defines(tree, "runs_of"):
-        told = f"{name}: has no function runs_of(args), which gives the runs of its flags"
-        raise runlog.UserError(f"{told}; add one, as the project's scripts have")
+        fault = f"{name}: has no function runs_of(args), which gives the runs of its flags"
+        raise runlog.UserError(f"{fault}; add one, as the project's scripts have")
     if b"__main__" not in source:
         remedy = 'begin its last part with if __name__ == "__main__":'
         raise runlog.UserError(f"{name}: would run when imported; {remedy}")
@@ -236,18 +236,18 @@ def naming(command: str) -> Iterator[None]:
 
 def parse(module: ModuleType, words: Sequence[str], command: str):
     """The command's flags. Raises UserError, naming the command."""
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
             args = runlog.parse_args(module.Args, words)
     except SystemExit:
-        told = said.getvalue().strip().removeprefix("error: ")
-        told = told or "tells its flags and trains nothing"
-        raise runlog.UserError(f"{command}: {told}") from None
+        fault = output.getvalue().strip().removeprefix("error: ")
+        fault = fault or "prints its flags and trains nothing"
+        raise runlog.UserError(f"{command}: {fault}") from None
     for field in ("fresh", "evaluate", "print_network"):
         if getattr(args, field, False):
-            told = f"{command}: --{field.replace('_', '-')} has no place in a sweep"
-            raise runlog.UserError(f"{told}, which resumes runs")
+            fault = f"{command}: --{field.replace('_', '-')} cannot be used in a sweep"
+            raise runlog.UserError(f"{fault}, which resumes runs")
     with naming(command):
         if hasattr(args, "seed"):
             runlog.check_range(args, "[0, inf)", "seed")
@@ -259,7 +259,7 @@ def parse(module: ModuleType, words: Sequence[str], command: str):
 
 
 def check_settings(module: ModuleType, args, command: str) -> None:
-    """What the script itself says of its flags, if it has a function for that: unknown activations
+    """Runs the script's own check of its flags, if it has a function for that: unknown activations
     and environments, numbers out of range. Not for a file that only imports the script, and may add
     activations and environments when it runs. Raises UserError, naming the command."""
     check = getattr(module, "check_settings", None)
@@ -269,21 +269,21 @@ def check_settings(module: ModuleType, args, command: str) -> None:
 
 
 def split_seed(words: Sequence[str]) -> tuple[list[str], int | None]:
-    """The words without `--seed N`, and N; None if there is none or if --num-seeds tells how
-    many."""
+    """The words without `--seed N`, and N; None if there is none or if --num-seeds gives the number
+    of seeds."""
     names = [word.partition("=")[0].replace("_", "-") for word in words]
     if "--num-seeds" in names or "--seed" not in names:
         return list(words), None
     place = names.index("--seed")
     following = words[place + 1 : place + 2]
-    behind = place + 2
+    after = place + 2
     value = "".join(following)
     if "=" in words[place]:
         value = words[place].partition("=")[2]
-        behind = place + 1
+        after = place + 1
     if not value.isdigit():
         return list(words), None
-    return [*words[:place], *words[behind:]], int(value)
+    return [*words[:place], *words[after:]], int(value)
 
 
 def make_cells(commands: Sequence[str], runs_dir: str | None) -> dict[tuple[str, ...], list[int]]:
@@ -309,7 +309,7 @@ def make_cells(commands: Sequence[str], runs_dir: str | None) -> dict[tuple[str,
 
 
 def group_seeds(seeds: Sequence[int], most: int) -> list[list[int]]:
-    """Runs of consecutive seeds, of at most `most`: [1, 2, 3, 7], 2 gives [[1, 2], [3], [7]]."""
+    """Groups of consecutive seeds, of at most `most`: [1, 2, 3, 7], 2 gives [[1, 2], [3], [7]]."""
     groups = []
     for seed in sorted(set(seeds)):
         if groups and groups[-1][-1] == seed - 1 and len(groups[-1]) < most:
@@ -322,10 +322,10 @@ def group_seeds(seeds: Sequence[int], most: int) -> list[list[int]]:
 def plan(
     commands: Sequence[str], runs_dir: str | None, seeds_per_process: int, threads: int
 ) -> list[dict]:
-    """The processes of a sweep as the manifest has them (sweep_task). Raises UserError: a wrong
-    command, or a run that two processes would train.
+    """The processes of a sweep, as in the manifest (sweep_task). Raises UserError: a wrong command,
+    or a run that two processes would train.
 
-    runs_dir: for commands that name none. seeds_per_process: at most; 0 = all. threads: of a
+    runs_dir: for commands that name none. seeds_per_process: at most; 0 = all. threads: per
     process.
     """
     env = dict.fromkeys(THREAD_CAPS, str(threads)) | {"PYTHONUNBUFFERED": "1"}
@@ -349,10 +349,10 @@ def plan_cell(
     script: str, words: Sequence[str], seeds: Sequence[int], seeds_per_process: int, threads: int
 ) -> Iterator[tuple[list[str], list[int], list[runlog.Run]]]:
     """(command, its seeds, its runs) of each process of a cell; a command without a seed of its own
-    is one, whose seeds are []."""
+    is one process, whose seeds are []."""
     module = load_script(script)
-    # A script that trains one seed unless told otherwise, and can train several, does so; others
-    # get a process for each seed.
+    # A script that can train several seeds, but by default trains one, trains the seeds of a cell
+    # together; for others each seed gets a process.
     is_batch = getattr(module.Args, "num_seeds", None) == 1
     most = seeds_per_process or len(seeds)
     parsed = None
@@ -375,17 +375,17 @@ def plan_cell(
         with naming(shlex.join(argv)):
             runs = list(module.runs_of(dataclasses.replace(parsed, **changes)))
         if not runs:
-            told = f"{shlex.join(argv)}: trains nothing"
-            raise runlog.UserError(f"{told}; give every list at least one value")
+            fault = f"{shlex.join(argv)}: trains nothing"
+            raise runlog.UserError(f"{fault}; give every list at least one value")
         yield argv, group, runs
 
 
 def _are_planned(folders: Sequence[str], argv: Sequence[str], owners: dict) -> bool:
-    """Whether another process trains all of these runs. Raises UserError: some of them only."""
+    """Whether another process trains all of these runs. Raises UserError: only some of them."""
     shared = [folder for folder in folders if folder in owners]
     if shared and len(shared) < len(folders):
         both = f"{shlex.join(argv)} and {shlex.join(owners[shared[0]])}"
-        remedy = "give every seed once (--num-seeds tells how many a command has)"
+        remedy = "give every seed once (--num-seeds sets how many a command has)"
         raise runlog.UserError(f"{both} share runs, such as {shared[0]}; {remedy}")
     return bool(shared)
 
@@ -401,8 +401,8 @@ def _process_name(run: runlog.Run, group: Sequence[int]) -> str:
 
 
 def labels(processes: Sequence[dict]) -> dict[str, str]:
-    """id -> what sets a process apart from the others: the values of the flags that differ, such as
-    "crational, seeds 1-10"; of a single one the script's name."""
+    """id -> what distinguishes a process from the others: the values of the flags that differ, such
+    as "crational, seeds 1-10"; for a single process, the script's name."""
     settings = [_settings(process["argv"]) for process in processes]
     differing = []
     for key in dict.fromkeys(itertools.chain.from_iterable(settings)):
@@ -435,7 +435,7 @@ def _settings(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _said(key: str, value: str) -> str:
-    """Words speak for themselves, numbers do not."""
+    """A setting in a label: words stand alone, numbers get the name of their flag."""
     if not value:
         return key
     if key == "seeds":

@@ -4,9 +4,9 @@ a Ray task and a task of a Slurm array do (docs/sweeps.md).
     # as the file that `sweep.py --slurm` writes:
     python scripts/sweep_task.py runs/sweeps/NAME ID [PATIENCE]
 
-The standard library only: an array task waits beside its training process, and torch would cost it
-300 MB. A process is a line of manifest.jsonl: {"id", "argv", "runs": its run folders, "cwd",
-"python", "env": the caps on threads}.
+Imports the standard library only: an array task waits beside its training process, and torch would
+cost it 300 MB. A process is a line of manifest.jsonl: {"id", "argv", "runs": its run folders,
+"cwd", "python", "env": the caps on threads}.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ENDED = ("finished", "diverged")  # as runlog has it
-PROGRESS_FILE = "RUNLOG_PROGRESS_FILE"  # as runlog.progress has it: where a training says its step
+ENDED = ("finished", "diverged")  # as in runlog
+PROGRESS_FILE = "RUNLOG_PROGRESS_FILE"  # as in runlog.progress: where a training reports its step
 PATIENCE = 60.0  # seconds for a training to finish its step or evaluation and to save a checkpoint
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Exit codes of a training that was asked to stop:
-# 128 + signal behind a checkpoint, -signal before it could listen.
+# 128 + signal after a checkpoint, -signal before it handled signals.
 STOP_CODES = (*(128 + number for number in STOP_SIGNALS), *(-number for number in STOP_SIGNALS))
 
 
 class SweepError(Exception):
     """A state of the machine that only the user can change;
-    the text is one line that says what would do."""
+    the text is one line with a remedy."""
 
 
 @contextlib.contextmanager
@@ -58,11 +58,11 @@ class StopRequest:
         self._last = 0.0
 
     def note(self, number: int, frame) -> None:
-        """A signal handler: the loops look at `number` themselves,
-        so that a signal breaks nothing in the middle."""
+        """A signal handler: the loops check `number` themselves,
+        so that a signal interrupts nothing halfway."""
         now = time.monotonic()
         # Slurm, `timeout` and a closed terminal signal us and our parent,
-        # who passes it on: that is one request.
+        # which passes it on: together that is one request.
         if self.count and now < self._last + 1:
             return
         self._last = now
@@ -91,7 +91,7 @@ def read_json(path: Path) -> dict:
 
 
 def is_process(line) -> bool:
-    """Whether a manifest's line is a process as `sweep_plan.plan` makes it."""
+    """Whether a line of the manifest is a process as `sweep_plan.plan` makes it."""
     if not isinstance(line, dict):
         return False
     for key in ("id", "cwd", "python"):
@@ -110,7 +110,7 @@ def is_process(line) -> bool:
 
 
 def read_manifest(sweep: Path) -> dict[str, dict]:
-    """id -> process, in the order of the grid; lines that are no process are left out.
+    """id -> process, in the order of the grid; lines that are not a process are left out.
     Raises SweepError: no file."""
     path = sweep / "manifest.jsonl"
     try:
@@ -131,15 +131,15 @@ def read_manifest(sweep: Path) -> dict[str, dict]:
 
 
 def has_ended(process: dict) -> bool:
-    """Whether every run of the process is finished or diverged;
-    its run folders know, nobody else."""
+    """Whether every run of the process is finished or diverged,
+    which only its run folders record."""
     folders = (Path(process["cwd"], run) for run in process["runs"])
     return all(read_json(folder / "meta.json").get("status") in ENDED for folder in folders)
 
 
 def holder(process: dict) -> str | None:
-    """Who else trains one of its runs now, as "FOLDER is in use by process 123";
-    None if nobody does."""
+    """The process that trains one of its runs now, as "FOLDER is in use by process 123";
+    None if there is none."""
     for run in process["runs"]:
         try:
             with open(Path(process["cwd"], run, ".lock"), errors="replace") as lock:
@@ -153,13 +153,13 @@ def holder(process: dict) -> str | None:
 
 
 def read_state(sweep: Path, process: dict) -> dict:
-    """What became of the last attempt: {"status": running | ended | stopped | failed, "code",
+    """The outcome of the last attempt: {"status": running | ended | stopped | failed, "code",
     "seconds", "host", "start"}; {} if there is none, or none that `write_state` wrote."""
     state = read_json(sweep / "state" / f"{process['id']}.json")
     needed = ["start"] if state.get("status") == "running" else ["code", "seconds", "start"]
     for key in needed:
         value = state.get(key)
-        # not finite, or no time of this world
+        # not finite, or not a possible time
         if not isinstance(value, int | float) or not abs(value) < 1e12:
             return {}
     return state if state.get("status") in ("running", "ended", "stopped", "failed") else {}
@@ -184,7 +184,7 @@ def progress_path(sweep: Path, process: dict) -> Path:
 
 
 def read_progress(sweep: Path, process: dict) -> tuple[int, int] | None:
-    """(step, total) of the training under way, as it last said; None before it has, or if it does
+    """(step, total) of the running training, as it last reported; None if it has not yet, or does
     not."""
     try:
         step, total = progress_path(sweep, process).read_text().split()
@@ -206,10 +206,10 @@ def log_tail(sweep: Path, process: dict, lines: int) -> list[str]:
 
 
 def before_start():
-    """A function for the child to call before it becomes the training. The kernel kills the child
-    when we die, however we die, so that a restarted sweep meets no orphans (elsewhere than on Linux
-    only the runs' locks keep the two apart). And it hears the signals that stop it, also where we
-    do not: `&` in a script ignores SIGINT, Ray blocks it.
+    """A function for the child to call before it becomes the training. The kernel then kills the
+    child when we die, however we die, so that a restarted sweep meets no orphans (on systems other
+    than Linux only the runs' locks keep the two apart). The child also receives the signals that
+    stop it where we do not: `&` in a script ignores SIGINT, Ray blocks it.
     """
     linux = sys.platform == "linux"
     libc = ctypes.CDLL(None)
@@ -222,16 +222,16 @@ def before_start():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if linux:
             libc.prctl(set_death_signal, signal.SIGKILL)
-            if os.getppid() != us:  # we died before the child could say so
+            if os.getppid() != us:  # we died before prctl
                 os._exit(1)
 
     return prepare
 
 
 def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
-    """Starts the training process, its output behind that of earlier attempts in logs/ID.log. env:
-    more variables. Raises SweepError: the sweep's folder cannot be written, or the process does not
-    start."""
+    """Starts the training process and appends its output to that of earlier attempts in
+    logs/ID.log. env: more variables. Raises SweepError: the sweep's folder cannot be written, or
+    the process does not start."""
     path = sweep / "logs" / f"{process['id']}.log"
     write_state(sweep, process, status="running", start=time.time(), host=socket.gethostname())
     head = f"$ {shlex.join(process['argv'])}  # {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
@@ -257,18 +257,18 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
                 preexec_fn=before_start(),
             )
         except OSError as error:
-            told = (
+            fault = (
                 f"cannot start {process['python']} in {process['cwd']}: {error.strerror or error}"
             )
-            raise SweepError(f"{told}; start the same command again where both are") from error
+            raise SweepError(f"{fault}; start the same command again where both are") from error
     child.began = time.time()
     return child
 
 
 def close(sweep: Path, process: dict, child: subprocess.Popen, killed: bool = False) -> int:
-    """Notes how a process ended that has exited. Returns 0 if all its runs have ended, else its
-    exit code; that of a process which says 0 with a run left over is 1. killed: by `stop`. Raises
-    SweepError as `write_state` does."""
+    """Records how a process that has exited ended. Returns 0 if all its runs have ended, else its
+    exit code, or 1 if that is 0 although a run is left over. killed: by `stop`. Raises SweepError
+    as `write_state` does."""
     code = 0 if has_ended(process) else child.returncode or 1
     status = "failed"
     if code == 0:
@@ -291,8 +291,8 @@ def close(sweep: Path, process: dict, child: subprocess.Popen, killed: bool = Fa
 def stop(
     children: Sequence[subprocess.Popen], patience: float, request: StopRequest
 ) -> list[subprocess.Popen]:
-    """Ends children: SIGTERM lets a training save a checkpoint and end by itself. Those that have
-    not after `patience` seconds, or when a second signal asks us to hurry, are killed, and
+    """Ends children: on SIGTERM a training saves a checkpoint and exits. Those that are still
+    running after `patience` seconds, or when a second signal asks us to hurry, are killed and
     returned."""
     under_way = [child for child in children if child.poll() is None]
     for child in under_way:
@@ -311,9 +311,9 @@ def stop(
 def run(
     sweep: Path, process: dict, env: dict[str, str], patience: float, request: StopRequest
 ) -> int:
-    """Runs the process to its end, unless its runs have ended, and returns `close`'s code. While
-    another process has one of its runs (one that was cut off with its machine, say), waits. Asked
-    to stop, gives the training `patience` seconds to save."""
+    """Runs the process to its end, unless its runs have ended, and returns `close`'s code. Waits
+    while another process has one of its runs (one that was cut off with its machine, say). When
+    asked to stop, gives the training `patience` seconds to save."""
     while True:
         while holder(process) and not has_ended(process):
             if request.number:
@@ -336,8 +336,8 @@ def run(
 
 
 def run_on_ray(sweep: Path, process: dict, env: dict[str, str], patience: float) -> int:
-    """`run` as a Ray task. ray.cancel makes as if the worker got a SIGINT:
-    if Python handles that, which it does not in a worker of a launcher that was started by `&`."""
+    """`run` as a Ray task. ray.cancel acts like a SIGINT to the worker, if Python handles that:
+    it does not in a worker of a launcher that was started by `&`."""
     request = StopRequest()
     handles_signals = threading.current_thread() is threading.main_thread()
     if handles_signals:
@@ -372,7 +372,7 @@ def main(argv: list[str]) -> int:
         return 2
     if request.number and code:
         print(
-            f"stopped: {name}; it goes on when it is requeued or submitted again", file=sys.stderr
+            f"stopped: {name}; it resumes when it is requeued or submitted again", file=sys.stderr
         )
         return request.exit_code()
     if code:

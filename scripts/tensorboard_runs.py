@@ -5,7 +5,7 @@
 
 `tensorboard --logdir runs` shows the same runs under the names of their folders, which begin with
 the environment. Here TensorBoard reads a temporary folder of links to them, such as
-"crational cartpole-swingup sac s1 3f1c52"; runs that begin later are added. docs/dashboards.md.
+"crational cartpole-swingup sac s1 3f1c52"; runs that start later are added. docs/dashboards.md.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ SECONDS = 10.0  # between looks for new runs
 class Args:
     runs: tuple[Path, ...] = (Path("runs"),)  # folders that hold runs, at any depth
     port: int = 6006  # of the page
-    bind_all: bool = False  # show the page to other machines too
+    bind_all: bool = False  # also show the page to other machines
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -42,7 +42,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def link_name(run: Path, top: Path) -> str:
-    """The short name of a run; if it is not right in the folder `top`, that of its own folder too.
+    """The short name of a run, with that of its own folder if it is not directly in `top`.
     A folder whose name or configuration is not that of a run keeps its name."""
     parts = run.name.split("__")
     where = run.parent.relative_to(top) if run != top else Path()
@@ -60,7 +60,8 @@ def link_name(run: Path, top: Path) -> str:
 
 
 def link_runs(tops: Sequence[Path], links: Path) -> int:
-    """Makes a link in the folder `links` to each run that has none yet; returns their number."""
+    """Makes a link in the folder `links` to each run that has none yet; returns the number of all
+    runs."""
     number = 0
     for top in tops:
         for run in find_runs(top):
@@ -113,9 +114,9 @@ def main(args: Args) -> int:
         try:
             number = link_runs(args.runs, links)
         except OSError as error:
-            told = f"no links in {links} ({reason(error)})"
+            fault = f"cannot make links in {links} ({reason(error)})"
             remedy = f"use tensorboard --logdir {args.runs[0]}"
-            raise runlog.UserError(f"{told}; {remedy}") from None
+            raise runlog.UserError(f"{fault}; {remedy}") from None
         print(f"{number} runs; TensorBoard prints the address of the page", flush=True)
         return serve(args, links)
 

@@ -1,10 +1,10 @@
-"""A W&B workspace as code: the panels that a script states, seeds drawn as mean and spread.
+"""A W&B workspace as code: the panels that a script defines, seeds drawn as mean and spread.
 
     python scripts/wandb_workspace.py --entity my-team --project activations-rl
     python scripts/wandb_workspace.py --script dqn_atari.py --json workspace.json
 
-Runs are grouped by environment, activation and setting (the W&B group, whose hash tells settings of
-one activation apart). Needs `pip install -r requirements-dashboard.txt`; --json needs neither
+Runs are grouped by environment, activation and setting (the W&B group, whose hash distinguishes
+settings of one activation). Needs `pip install -r requirements-dashboard.txt`; --json needs neither
 account nor network. docs/dashboards.md.
 """
 
@@ -27,18 +27,18 @@ from runlog import disk, mirrors
 class Args:
     entity: str = ""  # W&B account or team that owns the project
     project: str = "activations-rl"  # W&B project, --wandb-project of the runs
-    script: str = "sac_continuous.py"  # the script whose panels the workspace has
+    script: str = "sac_continuous.py"  # script whose panels the workspace shows
     name: str = "Activations"  # name of the workspace
     json: Path | None = None  # write the workspace to this file instead of saving it in W&B
 
 
 def sections_of(script: str) -> dict:
-    """The panels that a script states, at its default flags. Raises UserError: no such script, or
-    it states none."""
+    """The panels that a script defines, at its default flags. Raises UserError: no such script, or
+    it defines none."""
     module = sweep_plan.load_script(script)
     if not hasattr(module, "dashboard"):
-        told = f"--script {script}: has no function dashboard(args), which gives its panels"
-        raise runlog.UserError(f"{told} (docs/dashboards.md)")
+        fault = f"--script {script}: has no function dashboard(args), which gives its panels"
+        raise runlog.UserError(f"{fault} (docs/dashboards.md)")
     return module.dashboard(module.Args())
 
 

@@ -204,7 +204,7 @@ def test_preactivations_are_compared_at_one_step(tmp_path, capsys):
     figures.main(["preactivations", str(tmp_path), "--out", str(tmp_path / "x.png")])
     told = capsys.readouterr().out
     assert "cut at step 100, the last at which all runs have been measured" in told
-    assert "later ones of relu are left out" in told
+    assert "later measurements of relu are left out" in told
     (line,) = (
         line for line in told.splitlines() if line.startswith("relu") and "actor fc1" in line
     )
@@ -242,7 +242,7 @@ def test_the_baseline_is_named_or_relu_or_the_first(tmp_path, capsys):
     told = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "tanh", "--out", out)
     assert "--baseline tanh: it could be tanh, utd 1; tanh, utd 10" in told
     told = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "rationl", "--out", out)
-    assert "--baseline rationl: no run of it; there are rational, utd 1" in told
+    assert "--baseline rationl: no such variant; there are rational, utd 1" in told
 
 
 # ---- the picture ---------------------------------------------------------------------------------
@@ -356,17 +356,16 @@ def test_runs_are_found_at_any_depth_by_pattern_and_by_name(tmp_path, capsys, mo
     assert len(plots.reading.find_runs(["runs/demo", "runs/sweeps", "runs/curves.png"])) == 4
     assert capsys.readouterr().out == "left out: no run in runs/sweeps runs/curves.png\n"
     for place, told in (
-        ("nowhere", "nowhere: is no run folder, there is nothing of that name"),
-        ("runs/x*", "runs/x*: is no run folder, the pattern matches nothing"),
+        ("nowhere", "nowhere: does not exist"),
+        ("runs/x*", "runs/x*: the pattern matches nothing"),
         ("runs/sweeps", "runs/sweeps: no run folders there (looked for folders with a meta.json"),
     ):
         for command in ("curves", "table", "overview", "cr1", "continual", "run"):
             err = error_of(capsys, command, place)
-            assert (
-                told in err and "folders that hold some, or a pattern such as 'runs/*relu*'" in err
-            )
+            assert told in err
+            assert "folders that contain some, or a pattern such as 'runs/*relu*'" in err
     err = error_of(capsys, "hr1", "runs")
-    assert "no run of pqn_atari.py (the 4 there are of sac_continuous)" in err
+    assert "no run of pqn_atari.py (all 4 are of sac_continuous)" in err
 
 
 def test_every_command_takes_folders_of_folders(tmp_path, capsys, monkeypatch):

@@ -79,7 +79,7 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
     assert [cell.label for cell in cells] == ["tanh"]
     (cells,) = plots.continual.continual_cells(tmp_path, [f"num_tasks={TASKS}"]).values()
     assert [cell.label for cell in cells] == labels
-    with pytest.raises(runlog.UserError, match="nothing: is no run folder"):
+    with pytest.raises(runlog.UserError, match="nothing: does not exist"):
         plots.continual.continual_cells(tmp_path / "nothing")
     make_cell(tmp_path / "other", [1], "relu")
     (folder,) = (tmp_path / "other").iterdir()

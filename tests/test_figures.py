@@ -305,7 +305,7 @@ def test_command_line(tmp_path, capsys):
     figures.main(["demo", *map(str, folders), "--out", str(tmp_path / "demo.png")])
     assert "crational" in capsys.readouterr().out and is_drawn(tmp_path / "demo.png")
     for args, told in (
-        (("run", tmp_path / "none"), "is no run folder"),
+        (("run", tmp_path / "none"), "none: does not exist"),
         (("preactivations", *folders, other), "the runs differ in utd (10, null)"),
         (("demo", "--out", "x.png"), "no run folders"),
         (("run", folders[0], "--colour"), "colour"),

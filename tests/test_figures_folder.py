@@ -67,7 +67,7 @@ def test_redraw_goes_on_behind_a_broken_figure(tmp_path, capsys):
     assert told.out.splitlines() == [str(path) for path in drawn]
     assert all(path.exists() for path in drawn)
     (line,) = told.err.splitlines()
-    assert line.startswith("error: 3 faults, all other figures are drawn (2): ")
+    assert line.startswith("error: 3 faults; all other figures are drawn (2): ")
     places = ("one/a.png: ", "one/b.png: ", "three/figures.json: ")
     for number, place in enumerate(places, start=1):
         assert f" ({number}) {tmp_path / place}" in line

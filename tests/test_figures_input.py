@@ -111,16 +111,16 @@ def half(path: Path) -> None:
         (lambda path: path.write_text(""), "is empty"),
         (lambda path: path.write_text("step,key,value,wall_time\n"), "has no rows"),
         (Path.unlink, "is missing"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00\x80" * 99 + b"\n"), "is no text"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00\x80" * 99 + b"\n"), "is not text"),
         (
             lambda path: path.write_text(path.read_text().replace(",1.5\n", ",1.5,8\n", 1)),
-            "line 2 is no row",
+            "line 2 is not a row",
         ),
         (
             lambda path: path.write_text(path.read_text().replace("return,", "return,x", 1)),
             "could not convert",
         ),
-        (lambda path: path.write_text(path.read_text().replace("20,", "5,", 1)), "go back"),
+        (lambda path: path.write_text(path.read_text().replace("20,", "5,", 1)), "decrease"),
     ],
 )
 def test_rows_that_do_not_reach_the_end_are_refused_by_every_reader(tmp_path, capsys, damage, told):
@@ -178,16 +178,16 @@ def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
     shutil.copytree(folder, copy)
     for command in ("continual", "table", "overview"):
         err = error_of(capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
-        assert f"{copy}: holds the run {folder.name} by its meta.json" in err
+        assert f"{copy}: holds the run {folder.name} according to its meta.json" in err
     edit(copy / "meta.json", name=None, hash=None)  # older runs say neither
     for command in ("continual", "table"):
-        assert "are one run, seed 1" in error_of(
+        assert "are the same run, seed 1" in error_of(
             capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path
         )
     shutil.move(copy, tmp_path / folder.name)  # of the same name in another folder
-    with pytest.raises(runlog.UserError, match="are one run, seed 1"):
+    with pytest.raises(runlog.UserError, match="are the same run, seed 1"):
         plots.variants.load([folder, tmp_path / folder.name])
-    with pytest.raises(runlog.UserError, match="are one run"):
+    with pytest.raises(runlog.UserError, match="are the same run"):
         plots.variants.load([folder, folder])
 
 
@@ -270,7 +270,7 @@ def test_settings_of_a_wrong_kind_are_one_line(tmp_path, capsys, file, changes, 
     edit(folder / file, **changes)
     assert told in error_of(capsys, "table", "--runs", tmp_path, "--out", tmp_path / "out")
     (folder / file).write_text("[1, 2]")
-    assert f"{file}: is no JSON object" in error_of(
+    assert f"{file}: is not a JSON object" in error_of(
         capsys, "cr1", "--runs", tmp_path, "--out", tmp_path / "out"
     )
 
@@ -383,15 +383,15 @@ ENTRY = {"kind": "intervals", "caption": ["c"], "variants": ["relu"], "unit": "u
 @pytest.mark.parametrize(
     "index, told",
     [
-        ({"a": ENTRY | {"caption": [3]}}, "a: its caption is not a list of texts"),
-        ({"a": ENTRY | {"caption": "text"}}, "a: its caption is not a list of texts"),
-        ({"a": ENTRY | {"unit": 3}}, "a: its unit is not a text"),
+        ({"a": ENTRY | {"caption": [3]}}, "a: its caption is not a list of strings"),
+        ({"a": ENTRY | {"caption": "text"}}, "a: its caption is not a list of strings"),
+        ({"a": ENTRY | {"unit": 3}}, "a: its unit is not a string"),
         ({"a": ENTRY | {"variants": None}}, "a: its variants is not a list"),
         ({"a": ENTRY | {"scales": ["log"]}}, "a: its scales is not a dict"),
-        ({"../a": ENTRY}, "no plain file name"),
-        ({"a": ENTRY | {"csv": ["../../secret.csv"]}}, "no plain file name"),
-        ({"a": 3}, "is no index of figures"),
-        ([1], "is no index of figures"),
+        ({"../a": ENTRY}, "not a plain file name"),
+        ({"a": ENTRY | {"csv": ["../../secret.csv"]}}, "not a plain file name"),
+        ({"a": 3}, "is not an index of figures"),
+        ([1], "is not an index of figures"),
         ({"a": {key: ENTRY[key] for key in ("kind", "variants", "unit")}}, "a lacks 'caption'"),
     ],
 )

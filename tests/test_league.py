@@ -39,7 +39,7 @@ def test_ranks_differences_and_fronts(tmp_path, capsys):
     out = tmp_path / "out"
     figures.main(["league", *map(str, folders), "--out", str(out)])
     printed = capsys.readouterr().out
-    assert f"{STUDY}, relu: that of {folders[0]}, not that of {folders[1]}" in printed
+    assert f"{STUDY}, relu: taken from {folders[0]}, not from {folders[1]}" in printed
     rows = table(out)
     assert [*rows] == ["fourier", "tanh_hr", "relu, LayerNorm", "relu", "rational, init 4.0"]
     assert [row["rank"] for row in rows.values()] == ["1", "2", "3", "4", "5"]
@@ -80,7 +80,7 @@ def test_network_of_a_label(cell, network):
 @pytest.mark.parametrize(
     "cells, study, fault",
     [
-        ({"relu": [0], "tanh, network cnn": [0]}, STUDY, "does not know what 'network cnn' costs"),
+        ({"relu": [0], "tanh, network cnn": [0]}, STUDY, "does not know the cost of 'network cnn'"),
         ({"tanh": [0.5]}, STUDY, "has no cell relu, the baseline"),
         ({"relu": [0.5]}, "cifar100 split_classes", "knows the costs on digits or mnist"),
     ],

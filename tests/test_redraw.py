@@ -320,7 +320,7 @@ def damaged(folder, file, change) -> None:
         (lambda folder: (folder / "figures.json").unlink(), "no figures.json in it or below"),
         (
             lambda folder: damaged(folder, "figures.json", lambda text: text[:-20]),
-            "is no index of figures",
+            "is not an index of figures",
         ),
         (
             lambda folder: damaged(folder, "figures.json", lambda t: t.replace("table1", "tab", 2)),

@@ -408,9 +408,9 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
     )
     assert shell(script, "-h", **python).stdout == help_text.stdout
     check_refused(
-        shell(script, PYTHON="/no/such"), "PYTHON=/no/such: is no program here; run make setup"
+        shell(script, PYTHON="/no/such"), "PYTHON=/no/such: is not a program here; run make setup"
     )
-    check_refused(shell(script, PYTHON="scripts"), "PYTHON=scripts: is no program here")
+    check_refused(shell(script, PYTHON="scripts"), "PYTHON=scripts: is not a program here")
     check_refused(shell(script, DRY_RUN="perhaps", **python), "DRY_RUN=perhaps: must be 1 or 0")
 
 

@@ -246,10 +246,10 @@ def test_names_that_a_file_may_add_are_left_to_its_training(tmp_path, monkeypatc
         ("sac_continuous.py --utd {1,2", "balance the braces"),
         ("sac_continuous.py --activation 'x", "balance the quotes"),
         ("python sac_continuous.py", "leave the interpreter out"),
-        ("sac_continous.py", "sac_continous.py: is no script here"),
+        ("sac_continous.py", "sac_continous.py: is not a script here"),
         ("metrics.py", "has no class Args"),
         ("sac_continuous.py --utd {1,x}", "sac_continuous.py --utd x: "),
-        ("sac_continuous.py --fresh", "--fresh has no place in a sweep"),
+        ("sac_continuous.py --fresh", "--fresh cannot be used in a sweep"),
         ("sac_continuous.py --help", "trains nothing"),
         ("function_approximation.py --seed {1,2}", "share runs, such as "),
         ("sac_continuous.py --env-id a b", "--steps-per-task"),
@@ -290,7 +290,7 @@ def test_names_that_a_file_may_add_are_left_to_its_training(tmp_path, monkeypatc
             "--learning-rates: give at least one value",
         ),
         ("sac_continuous.py --tags 'a\nb'", "has a newline or another control character"),
-        ("sac_continuous.py --slots 10001", "--slots 10001: more than 10,000 processes at a time"),
+        ("sac_continuous.py --slots 10001", "--slots 10001: more than 10,000 processes at once"),
         ("sac_continuous.py --patience -1", "--patience -1.0: must lie in [0, inf)"),
         ("sac_continuous.py --slots 0", "--slots 0: must lie in [1, inf)"),
         ("sac_continuous.py --limit -1", "--limit -1: must lie in [0, inf)"),
@@ -448,7 +448,7 @@ def test_slurm_files_that_cannot_be(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("print('precious')\n")
     for flags, told in (
-        (["--slurm", "mine.py"], "--slurm mine.py: is there, and is no sbatch file; name another"),
+        (["--slurm", "mine.py"], "--slurm mine.py: exists and is not an sbatch file; name another"),
         (
             ["--slurm", "s", "--runs-dir", "a\\b"],
             "has a backslash, which sbatch cannot use; use another folder",

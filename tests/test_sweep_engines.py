@@ -120,7 +120,7 @@ def test_kill_a_worker(tmp_path):
     assert end(launcher) == 0
     sessions = check_exactly_once(tmp_path, 2, 40)
     assert sessions == {min(under_way): 2, max(under_way): 1} and not alive(victim)
-    assert "ended with exit code -9, goes on later" in (tmp_path / "launcher.log").read_text()
+    assert "ended with exit code -9, will resume later" in (tmp_path / "launcher.log").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -137,7 +137,7 @@ def test_ctrl_c_ends_the_children(tmp_path, number):
         alive(rows[-1][1]) for rows in under_way.values()
     )
     told = (tmp_path / "launcher.log").read_text()
-    assert "the same command goes on from here" in told and "Traceback" not in told
+    assert "the same command resumes from here" in told and "Traceback" not in told
     if number == signal.SIGINT:
         assert sweep(tmp_path, command, "--slots", "2")[0] == 0
         assert set(check_exactly_once(tmp_path, 2, 60).values()) == {2}

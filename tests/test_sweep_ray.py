@@ -78,7 +78,8 @@ def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
     kill(worker := int(os.popen(f"ps -o ppid= -p {steps(tmp_path)[other][-1][1]}").read()))  # Ray's
     assert again.wait(240) == 1 and not alive(pid) and not alive(worker)
     told = (tmp_path / "launcher.log").read_text()
-    assert "ended with exit code -9, goes on later: toy__" in told and "| this is the end" in told
+    assert "ended with exit code -9, will resume later: toy__" in told
+    assert "| this is the end" in told
     assert "2 of 3 processes done, 1 failed, 0 waiting" in told
     for file in tmp_path.glob("runs/bad__*/steps.txt"):
         file.unlink()
@@ -129,7 +130,7 @@ def check_it_saves(tmp_path, launcher, number, words) -> None:
     os.kill(launcher.pid, number)
     assert launcher.wait(40) == 128 + number
     told = (tmp_path / "launcher.log").read_text()
-    assert "stopped; the same command goes on from here" in told and "had to be killed" not in told
+    assert "stopped; the same command resumes from here" in told and "had to be killed" not in told
     assert "Traceback" not in told and "FAILED" not in told
     assert not any(alive(rows[-1][1]) for rows in under_way.values())
     codes = [

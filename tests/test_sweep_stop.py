@@ -63,13 +63,13 @@ def test_a_signal_lets_every_process_save(tmp_path, number):
     assert not any(alive(rows[-1][1]) for rows in under_way.values())
     told = (tmp_path / "launcher.log").read_text()
     assert (
-        "stopping: the processes under way save a checkpoint first (at most 60 s; a second signal"
+        "stopping: the running processes save a checkpoint first (at most 60 s; a second signal"
         in told
     )
-    assert "stopped; the same command goes on from here" in told
+    assert "stopped; the same command resumes from here" in told
     assert (
         "FAILED" not in told
-        and "goes on later" not in told
+        and "will resume later" not in told
         and "killed" not in told
         and "Traceback" not in told
     )
@@ -97,7 +97,7 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
     os.kill(first.pid, signal.SIGTERM)
     assert end(first, 30) == 129  # the training would have taken 300 s, the patience is 60 s
     assert (
-        "1 had to be killed, and will go on from the checkpoint before"
+        "1 had to be killed, and will resume from the previous checkpoint"
         in (tmp_path / "launcher.log").read_text()
     )
     assert [(state["status"], state["code"]) for state in states(tmp_path)] == [("stopped", -9)]
@@ -172,7 +172,7 @@ def test_a_training_that_its_user_stops(tmp_path):
         os.kill(rows[-1][1], signal.SIGTERM)
     assert end(first, 60) == 1
     told = (tmp_path / "launcher.log").read_text()
-    assert "ended with exit code 143, goes on later: toy__" in told
+    assert "ended with exit code 143, will resume later: toy__" in told
     assert "stopped with exit code 143, left for the next time: toy__" in told
     assert "0 of 1 processes done, 0 failed, 1 waiting" in told and "FAILED" not in told
     (meta,) = tmp_path.glob("runs/toy__*/meta.json")
@@ -192,7 +192,7 @@ def test_an_array_task_saves_and_goes_on(tmp_path):
     task.send_signal(signal.SIGTERM)
     error = task.communicate(timeout=20)[1]
     assert task.returncode == 143
-    assert error == f"stopped: {name}; it goes on when it is requeued or submitted again\n"
+    assert error == f"stopped: {name}; it resumes when it is requeued or submitted again\n"
     assert [(state["status"], state["code"]) for state in states(tmp_path)] == [("stopped", 143)]
     assert subprocess.run(words, env=environment()).returncode == 0
     check_no_step_was_lost(tmp_path, 1, 40)
