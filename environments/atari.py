@@ -39,8 +39,8 @@ def _refuse_other_names(env_id: str) -> None:
     """Raises UserError: another name of a game, or that of another environment."""
     game = game_of(env_id)
     if game is not None:
-        told = f"is called {game} here, and has 4 frames per step"
-        raise UserError(f"--env-id {env_id}: {told}; use --env-id {game}")
+        problem = f"is called {game} here, and has 4 frames per step"
+        raise UserError(f"--env-id {env_id}: {problem}; use --env-id {game}")
     if env_id in gym.registry or "/" in env_id.removeprefix("ALE/"):
         remedy = "for continuous control use sac_continuous.py or td3_continuous.py"
         raise UserError(f"--env-id {env_id}: is no Atari game; {remedy}")

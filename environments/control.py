@@ -159,9 +159,9 @@ def _check_plays(env: "EpisodeSeeds") -> None:
             if "environment_error" not in info:
                 break
     if not env.has_own_limit:
-        told = f"has no time limit; its episodes end after {TIME_LIMIT:,} steps"
+        note = f"has no time limit; its episodes end after {TIME_LIMIT:,} steps"
         remedy = "gymnasium.register(..., max_episode_steps=...) sets another"
-        print(f"{env.env_id}: {told} ({remedy})", flush=True)
+        print(f"{env.env_id}: {note} ({remedy})", flush=True)
 
 
 def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
@@ -175,9 +175,9 @@ def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
         here = env.observation_space.shape, env.action_space.shape
         for what, shape_there, shape_here in zip(("observations", "actions"), there, here):
             if shape_here != shape_there:
-                told = f"have {what} of shape {shape_there} and {shape_here}"
+                problem = f"have {what} of shape {shape_there} and {shape_here}"
                 remedy = "sequential tasks need equal ones, as those of one dm_control domain have"
-                raise runlog.UserError(f"--env-id {first_id} and {env_id} {told}; {remedy}")
+                raise runlog.UserError(f"--env-id {first_id} and {env_id} {problem}; {remedy}")
 
 
 class EpisodeSeeds(gymnasium.Wrapper):
@@ -246,8 +246,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
             obs = self._checked(obs)
             self.steps += 1
             if terminated or truncated:
-                told = "the same actions give another episode than before: it cannot be resumed"
-                raise RuntimeError(told)
+                problem = "the same actions give another episode than before: it cannot be resumed"
+                raise RuntimeError(problem)
         return obs
 
     def step(self, action):
@@ -287,15 +287,15 @@ class EpisodeSeeds(gymnasium.Wrapper):
         if self.steps == 0:
             self.failures_in_a_row += 1
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
-            told = f"--env-id {self.env_id}: {FAILURES_IN_A_ROW} episodes in a row failed at once"
+            problem = f"--env-id {self.env_id}: {FAILURES_IN_A_ROW} episodes in a row failed at once"
             last = f"the last ({self.stream}, {place}) by {reason}"
-            raise runlog.UserError(f"{told}, {last}; fix the environment")
+            raise runlog.UserError(f"{problem}, {last}; fix the environment")
         if not self.told:
             self.told = True
-            told = f"{self.env_id}, {place} ({self.stream}): the environment failed"
-            told = f"{told} at step {self.steps + 1} ({reason}), not the agent"
+            problem = f"{self.env_id}, {place} ({self.stream}): the environment failed"
+            problem = f"{problem} at step {self.steps + 1} ({reason}), not the agent"
             end = "the episode ends there, as by a time limit"
-            runlog.warn(f"{told}; {end}; later failures of this seed are only counted")
+            runlog.warn(f"{problem}; {end}; later failures of this seed are only counted")
 
 
 def _checked_reward(reward) -> float:

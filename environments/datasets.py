@@ -86,8 +86,8 @@ def load(name: str, folder: Path) -> DataSet:
 
 def _load_digits(folder: Path) -> DataSet:
     """1,797 images of 8 x 8, from scikit-learn's package."""
-    told = "--dataset digits: cannot import scikit-learn"
-    with runlog.errors_are_user_errors(told, "pip install scikit-learn, or use --dataset mnist"):
+    problem = "--dataset digits: cannot import scikit-learn"
+    with runlog.errors_are_user_errors(problem, "pip install scikit-learn, or use --dataset mnist"):
         from sklearn.datasets import load_digits
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.astype(np.uint8).reshape(-1, *IMAGE_SHAPES["digits"])
@@ -119,8 +119,8 @@ def read_mnist(name: str, folder: Path) -> np.ndarray:
         compressed = fetch(f"{MNIST_URL}{name}.gz", md5_compressed, folder)
         content = gzip.decompress(compressed.read_bytes())
     if hashlib.md5(content).hexdigest() != md5:
-        told = f"{name} is damaged (its MD5 is not {md5})"
-        raise runlog.UserError(f"--data-dir {folder}: {told}; delete it")
+        problem = f"{name} is damaged (its MD5 is not {md5})"
+        raise runlog.UserError(f"--data-dir {folder}: {problem}; delete it")
     num_axes = content[3]
     shape = np.frombuffer(content, ">i4", num_axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
@@ -217,19 +217,19 @@ class Tasks:
         if self.kind == "split_classes":
             each = self.classes_per_task
             if each > num_classes:
-                told = (
+                problem = (
                     f"--tasks split_classes takes them from the {num_classes} of {self.data.name}"
                 )
                 remedy = f"must lie in 1..{num_classes}"
-                raise runlog.UserError(f"--classes-per-task {each}: {told}; {remedy}")
+                raise runlog.UserError(f"--classes-per-task {each}: {problem}; {remedy}")
             most_tasks = num_classes // each
             if self.num_tasks > most_tasks:
-                told = f"{num_classes} classes make {most_tasks} of --classes-per-task {each}"
-                raise runlog.UserError(f"--num-tasks {self.num_tasks}: {told}")
+                problem = f"{num_classes} classes make {most_tasks} of --classes-per-task {each}"
+                raise runlog.UserError(f"--num-tasks {self.num_tasks}: {problem}")
         most = replace(self, num_train=0).num_images("train")
         if not 2 <= self.num_images("train") <= most:
-            told = f"must be 0 (all) or lie in 2..{most}"
-            raise runlog.UserError(f"--num-train {self.num_train}: {told}")
+            problem = f"must be 0 (all) or lie in 2..{most}"
+            raise runlog.UserError(f"--num-train {self.num_train}: {problem}")
 
     def make(self, seed: int, number: int) -> Task:
         """The task of a seed, which depends on nothing but (seed, number)."""

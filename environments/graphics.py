@@ -100,16 +100,16 @@ def reason_against(backend: str) -> str | None:
 def _choose(wanted: str) -> tuple[str | None, str]:
     """(back end that works or None, what was found out about the others). wanted: MUJOCO_GL in
     lower case, or ""."""
-    told = []
+    failures = []
     names = candidates()
     if wanted:
         names = [wanted, *(name for name in names if name != wanted)]
     for name in names:
         reason = reason_against(name)
         if reason is None:
-            return name, "; ".join(told)
-        told.append(f"{name}: {reason}")
-    return None, "; ".join(told)
+            return name, "; ".join(failures)
+        failures.append(f"{name}: {reason}")
+    return None, "; ".join(failures)
 
 
 def enable_graphics() -> str:
@@ -120,12 +120,12 @@ def enable_graphics() -> str:
     wanted = SYNONYMS.get(wanted, wanted)
     if wanted in OFF:
         raise NoGraphics(f"MUJOCO_GL={wanted} turns graphics off; unset it")
-    backend, told = _choose(wanted)
+    backend, failures = _choose(wanted)
     if backend is None:
         remedy = "install Mesa's EGL (libegl1) or OSMesa (libosmesa6)"
-        raise NoGraphics(f"no graphics here: {told}; {remedy}")
+        raise NoGraphics(f"no graphics here: {failures}; {remedy}")
     if wanted and backend != wanted:
-        used = f"so videos are drawn with {backend} ({told})"
+        used = f"so videos are drawn with {backend} ({failures})"
         runlog.warn(f"MUJOCO_GL={wanted} does not work here, {used}")
     for variable, value in settings(backend).items():
         _set(variable, value)

@@ -170,12 +170,12 @@ def sequence_length(args):
     if number == 1:
         return _check_single_task(args)
     if each is None:
-        told = f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task"
-        raise runlog.UserError(f"{told}, for example 100000")
+        problem = f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task"
+        raise runlog.UserError(f"{problem}, for example 100000")
     runlog.check_range(args, f"({args.learning_starts}, inf)", "steps_per_task")
     if total not in (type(args).total_timesteps, number * each):  # the default, or right
-        told = f"{number} tasks of --steps-per-task {each} make {number * each}"
-        raise runlog.UserError(f"--total-timesteps {total}: {told}; leave it out")
+        problem = f"{number} tasks of --steps-per-task {each} make {number * each}"
+        raise runlog.UserError(f"--total-timesteps {total}: {problem}; leave it out")
     if each % args.eval_frequency:  # two evaluations would share their episodes
         remedy = f"must be a multiple of --eval-frequency {args.eval_frequency}"
         raise runlog.UserError(f"--steps-per-task {each}: {remedy}")
@@ -190,6 +190,6 @@ def _check_single_task(args):
     runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
     for flag in ("reset_replay", "reset_optimizer"):
         if not getattr(args, flag):
-            told = "needs several --env-id; leave it out"
-            raise runlog.UserError(f"--no-{flag.replace('_', '-')}: {told}")
+            problem = "needs several --env-id; leave it out"
+            raise runlog.UserError(f"--no-{flag.replace('_', '-')}: {problem}")
     return args

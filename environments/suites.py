@@ -211,8 +211,8 @@ def _refuse_atari(env_id: str) -> None:
     game = atari.game_of(env_id)
     if game is not None:
         remedy = "use dqn_atari.py, ppo_atari.py or pqn_atari.py"
-        told = "is an Atari game, with discrete actions"
-        raise runlog.UserError(f"--env-id {env_id}: {told}; {remedy}, with --env-id {game}")
+        problem = "is an Atari game, with discrete actions"
+        raise runlog.UserError(f"--env-id {env_id}: {problem}; {remedy}, with --env-id {game}")
 
 
 def _may_be_continuous(env_id: str) -> bool:

@@ -159,10 +159,10 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
                 code = process.exitcode
                 if code is not None:
                     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-                    told = f"its process has ended ({how}); start the same command again"
-                    raise runlog.UserError(f"{name}: {told}") from None
-            told = f"its process has ended; {remedy}"
-            raise runlog.UserError(f"{self.names[0]}: {told}") from None
+                    problem = f"its process has ended ({how}); start the same command again"
+                    raise runlog.UserError(f"{name}: {problem}") from None
+            problem = f"its process has ended; {remedy}"
+            raise runlog.UserError(f"{self.names[0]}: {problem}") from None
 
     def _raise_if_errors(self, successes: Sequence[bool]) -> None:
         failed = [self._next_error() for success in successes if not success]

@@ -51,20 +51,20 @@ def parse_args(cls, argv: Sequence[str] | None = None, description: str | None =
     except SystemExit as stop:
         if not stop.code:
             raise
-    told = []
+    problems = []
     for section in _sections_of_boxes(boxes.getvalue()):
         if section and not section.startswith("For full help"):
             # a nested configuration that raised: what it said names the flag
             section = re.sub("^Error parsing [^ :]+: (?=--)", "", section)
             section = section.replace("Argument helptext:", "expected").replace("{None}|", "")
-            told.append(section.rstrip("."))
-    told += _switches_with_a_value(argv, told[0])
-    raise _mistake(_in_plain_words("; ".join(told)))
+            problems.append(section.rstrip("."))
+    problems += _switches_with_a_value(argv, problems[0])
+    raise _mistake(_in_plain_words("; ".join(problems)))
 
 
-def _mistake(told: str) -> SystemExit:
+def _mistake(message: str) -> SystemExit:
     """Prints a mistake; what is to be raised."""
-    print(f"error: {told} (--help lists every flag)", file=sys.stderr)
+    print(f"error: {message} (--help lists every flag)", file=sys.stderr)
     return SystemExit(2)
 
 
@@ -78,24 +78,24 @@ def _refuse_flags_of_others(cls, argv: Sequence[str]) -> None:
     given = {word.partition("=")[0].replace("_", "-") for word in argv}
     if "--num-seeds" in given and "num_seeds" not in fields:
         several = f"scripts/sweep.py '{script} ... --seed {{1,2}}'"
-        told = f"{script} trains one seed per process; use --seed N, or for several {several}"
-        raise _mistake(f"--num-seeds: {told}")
+        problem = f"{script} trains one seed per process; use --seed N, or for several {several}"
+        raise _mistake(f"--num-seeds: {problem}")
     if "--evaluate" in given and "evaluate" not in fields:
-        told = f"{script} has no episodes to play; its run folders hold the results"
-        raise _mistake(f"--evaluate: {told}")
+        problem = f"{script} has no episodes to play; its run folders hold the results"
+        raise _mistake(f"--evaluate: {problem}")
 
 
-def _in_plain_words(told: str) -> str:
+def _in_plain_words(message: str) -> str:
     """What tyro says of a value that is no number, without Python's words for it: `--utd '0.5':
     must be a whole number; expected --utd INT ...`."""
-    found = WRONG_NUMBER.match(told)
+    found = WRONG_NUMBER.match(message)
     if not found:
-        return told
+        return message
     flag, values, expected = found.groups()
     number = "whole number" if "INT" in expected else "number"
     must = f"must be {number}s" if "', '" in values else f"must be a {number}"
     values = values.replace("', '", "' '")
-    return f"{flag} {values}: {must}; expected {expected}{told[found.end() :]}"
+    return f"{flag} {values}: {must}; expected {expected}{message[found.end() :]}"
 
 
 def _sections_of_boxes(text: str) -> list[str]:
@@ -111,12 +111,12 @@ def _sections_of_boxes(text: str) -> list[str]:
     return sections if has_sides else sections[1:]
 
 
-def _switches_with_a_value(argv: Sequence[str], told: str) -> list[str]:
+def _switches_with_a_value(argv: Sequence[str], message: str) -> list[str]:
     """What to write instead of `--compile False`, of which tyro only says that False is unknown."""
     remedies = []
     for value in {"True", "False", "true", "false"} & {*argv[1:]}:
         flag = argv[argv.index(value) - 1]
-        if flag.startswith("--") and value in told:
+        if flag.startswith("--") and value in message:
             instead = f"write {flag}, or --no-{flag[2:]} to turn it off"
             remedies.append(f"{flag} is a switch without a value: {instead}")
     return remedies
@@ -168,18 +168,18 @@ def check_range(args, interval: str, flags: str) -> None:
         value = getattr(args, field)
         if value == ():
             raise UserError(f"{flag_name(field)}: give at least one value")
-        told = f"{flag_name(field)} {as_typed(value)}: must lie in"
+        rule = f"{flag_name(field)} {as_typed(value)}: must lie in"
         numbers = value if isinstance(value, tuple) else (value,)
         largest = _largest(args, field)
         for x in numbers:
             is_whole = isinstance(x, int)
             if is_whole and x > largest and high > largest:
-                raise UserError(f"{told} {interval.split(',')[0]}, {largest}]")
+                raise UserError(f"{rule} {interval.split(',')[0]}, {largest}]")
             above = x > low if interval[0] == "(" else x >= low
             below = x < high if interval[-1] == ")" else x <= high
             finite = is_whole or math.isfinite(x)
             if not (finite and above and below):
-                raise UserError(f"{told} {interval}")
+                raise UserError(f"{rule} {interval}")
 
 
 @contextlib.contextmanager
@@ -240,8 +240,8 @@ def _check_value(args, name: str, value, x, default) -> None:
     elif isinstance(x, int) and not isinstance(x, bool):
         largest = _largest(args, name)
         if not -LARGEST_COUNT <= x <= largest:
-            told = f"{flag} {as_typed(value)}: must lie in"
-            raise UserError(f"{told} [{-LARGEST_COUNT}, {largest}]")
+            rule = f"{flag} {as_typed(value)}: must lie in"
+            raise UserError(f"{rule} [{-LARGEST_COUNT}, {largest}]")
     elif isinstance(x, float) and not math.isfinite(x):
         raise UserError(f"{flag} {as_typed(value)}: must be a finite number")
 
@@ -250,8 +250,8 @@ def _check_threads(name: str, number: int) -> None:
     cores = os.cpu_count()
     most = max(64, 8 * (cores or 1))
     if number > most:
-        told = f"must lie in [0, {most}] on a machine of {cores} cores"
-        raise UserError(f"{flag_name(name)} {number}: {told}; 0 takes as many as are useful")
+        rule = f"must lie in [0, {most}] on a machine of {cores} cores"
+        raise UserError(f"{flag_name(name)} {number}: {rule}; 0 takes as many as are useful")
 
 
 def _check_text(flag: str, text: str, default) -> None:
@@ -296,8 +296,8 @@ def _check_open_files(args, num_runs: int, files_per_run: int) -> None:
     if hard != resource.RLIM_INFINITY and needed > hard:
         most = max((hard - FILES_OF_LIBRARIES) // files_per_run, 1)
         needs = f"{num_runs} runs at a time need {needed} open files"
-        told = f"{needs}, and the system allows {hard} (ulimit -Hn)"
+        problem = f"{needs}, and the system allows {hard} (ulimit -Hn)"
         flag = f"--num-seeds {getattr(args, 'num_seeds', 1)}"
-        raise UserError(f"{flag}: {told}; train at most {most} runs at a time")
+        raise UserError(f"{flag}: {problem}; train at most {most} runs at a time")
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

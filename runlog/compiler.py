@@ -114,8 +114,8 @@ def check_compiler(device: torch.device) -> None:
         complaint = str(error)
     if complaint:
         errors = [line for line in complaint.splitlines() if "error" in line.lower()]
-        told = (errors or [complaint])[0].strip()[:200]
-        problem = f"{compiler} cannot compile a file with Python.h ({told})"
+        complaint_line = (errors or [complaint])[0].strip()[:200]
+        problem = f"{compiler} cannot compile a file with Python.h ({complaint_line})"
         raise UserError(_told(problem, variable))
 
 

@@ -68,9 +68,9 @@ def graphed(block: Callable) -> Callable:
             try:
                 kept["out"] = recording.capture(block, arguments)
             except Exception as error:  # ending the capture raises as well: the first one tells why
-                told = reason(error.__context__ or error)
+                cause = reason(error.__context__ or error)
                 raise UserError(
-                    f"--cudagraphs: the CUDA graph cannot be captured ({told}); "
+                    f"--cudagraphs: the CUDA graph cannot be captured ({cause}); "
                     "use --no-cudagraphs, which trains the same, more slowly"
                 ) from error
         recording.replay()

@@ -94,8 +94,8 @@ def reserve(path: Path, size: int, remedy: str) -> None:
             path.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
-        told = f"cannot write {path}, which takes {_megabytes(size)} ({error.strerror or error})"
-        raise UserError(f"{told}; {remedy}") from error
+        problem = f"cannot write {path}, which takes {_megabytes(size)} ({error.strerror or error})"
+        raise UserError(f"{problem}; {remedy}") from error
 
 
 def row_checksums(path: Path, row_size: int, first: int, end: int) -> np.ndarray:

@@ -64,10 +64,10 @@ def record_evaluation(
     again.flush()
     again.draw(step, draw_plots)
     again.finish()
-    told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f}"
-    told += f" (standard deviation, {len(returns)} games)"
+    summary = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f}"
+    summary += f" (standard deviation, {len(returns)} games)"
     video = run.folder / "videos" / f"{name}.mp4"
     if write_video(video, screens, fps=15):
-        told += f"; {video} shows a game of {returns[0]:.0f}"
+        summary += f"; {video} shows a game of {returns[0]:.0f}"
         mirror_video(run, step, video)
-    print(f"{told}; measures: {again.folder}", flush=True)
+    print(f"{summary}; measures: {again.folder}", flush=True)

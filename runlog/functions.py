@@ -34,8 +34,8 @@ def check_functions(folder: Path, meta: Mapping, here: Mapping, remedy: str) -> 
         return
     for name, values in here.items():
         if name in recorded and not _are_equal(recorded[name], values):
-            told = f"{folder} was trained with another function of the name {name}"
-            raise UserError(f"{told}; {remedy}")
+            problem = f"{folder} was trained with another function of the name {name}"
+            raise UserError(f"{problem}; {remedy}")
 
 
 def _are_equal(recorded: list[float], values: list[float]) -> bool:

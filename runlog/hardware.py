@@ -43,8 +43,8 @@ def find_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         first_sentence = str(error).splitlines()[0].split(". ")[0]
-        told = f"--device {name}: not on this machine ({first_sentence})"
-        raise UserError(f"{told}; use cpu or auto") from None
+        problem = f"--device {name}: not on this machine ({first_sentence})"
+        raise UserError(f"{problem}; use cpu or auto") from None
     return device
 
 

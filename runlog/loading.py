@@ -79,8 +79,8 @@ def load(folder: str | Path, cls: type | None = None) -> LoadedRun:
     name = meta.get("name", folder.resolve().name)
     if cls is None:
         cls = _args_of(folder, name)
-    told = f"{folder / IS_RUN}: its settings do not fit {cls.__module__}.{cls.__name__}"
-    with errors_are_user_errors(told, "use the version of the code that wrote it (meta.json)"):
+    problem = f"{folder / IS_RUN}: its settings do not fit {cls.__module__}.{cls.__name__}"
+    with errors_are_user_errors(problem, "use the version of the code that wrote it (meta.json)"):
         config = from_dict(cls, settings)
     functions = functions_of(settings, getattr(config, "rational", None))
     remedy = "load it where ACTIVATIONS has the one that it was trained with"
@@ -109,19 +109,19 @@ def weights_of(run: LoadedRun, key: str) -> dict[str, torch.Tensor]:
     """What the checkpoint holds under `key`: the state_dict of a module. Raises UserError: there is
     no checkpoint yet, or nothing of that name in it."""
     if run.state is None:
-        told = f"{run.folder} is {run.status} and has no checkpoint"
-        raise UserError(f"{told}; wait for the first (--checkpoint-frequency), or train it further")
+        problem = f"{run.folder} is {run.status} and has no checkpoint"
+        raise UserError(f"{problem}; wait for the first (--checkpoint-frequency), or train it further")
     if key not in run.state:
-        told = f"{run.folder}: its checkpoint has no {key!r}, only {', '.join(run.state)}"
-        raise UserError(f"{told}; use load_agent of the script that trained it")
+        problem = f"{run.folder}: its checkpoint has no {key!r}, only {', '.join(run.state)}"
+        raise UserError(f"{problem}; use load_agent of the script that trained it")
     return run.state[key]
 
 
 def restore(module: torch.nn.Module, run: LoadedRun, key: str) -> None:
     """Puts what the checkpoint holds under `key` into a module without a seed axis. Raises
     UserError: as `weights_of`, or the module is another than the one that was saved."""
-    told = f"{run.folder}: its checkpoint does not fit {type(module).__name__}"
-    with errors_are_user_errors(told, "use the version of the code that wrote it (meta.json)"):
+    problem = f"{run.folder}: its checkpoint does not fit {type(module).__name__}"
+    with errors_are_user_errors(problem, "use the version of the code that wrote it (meta.json)"):
         module.load_state_dict(weights_of(run, key))
 
 
@@ -140,8 +140,8 @@ def _read_settings(folder: Path) -> dict:
         raise UserError(f"{folder}: there is no such folder; give the folder of a run")
     inside = sorted(path.parent for path in folder.glob(f"*/{IS_RUN}"))
     if inside:
-        told = f"{folder}: holds {len(inside)} run folders, such as {inside[0]}"
-        raise UserError(f"{told}; give one of them")
+        problem = f"{folder}: holds {len(inside)} run folders, such as {inside[0]}"
+        raise UserError(f"{problem}; give one of them")
     raise UserError(f"{folder}: is no run folder; give one that holds {IS_RUN}")
 
 
@@ -150,8 +150,8 @@ def _args_of(folder: Path, name: str) -> type:
     parts = name.split("__")
     remedy = "give the Args of its script: runlog.load(folder, Args)"
     if len(parts) != 5:
-        told = f"its name, {name}, does not tell which script trained it"
-        raise UserError(f"{folder}: {told}; {remedy}")
+        problem = f"its name, {name}, does not tell which script trained it"
+        raise UserError(f"{folder}: {problem}; {remedy}")
     script = parts[1]
     remedy = f"work in its folder, or `pip install -e .` there, or {remedy}"
     with errors_are_user_errors(f"{folder}: cannot import {script}, which trained it", remedy):
@@ -214,8 +214,8 @@ def read_scalars(path: Path) -> dict[str, Series]:
             steps[key].append(int(step))
             values[key].append(float(value))
         except ValueError:
-            told = f"{path}: line {number} is no row of step, key, value, wall_time"
-            raise UserError(f"{told}: {line[:40]!r}; restore the file") from None
+            problem = f"{path}: line {number} is no row of step, key, value, wall_time"
+            raise UserError(f"{problem}: {line[:40]!r}; restore the file") from None
     scalars = {}
     for key, rows in values.items():
         scalars[key] = Series(np.array(steps[key], np.int64), np.array(rows, np.float64))

@@ -67,14 +67,14 @@ class FolderLock:
         except BlockingIOError:
             pid = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
-            told = f"{self.folder} is in use by process {pid}"
-            raise UserError(f"{told}; wait until it ends or stop it") from None
+            problem = f"{self.folder} is in use by process {pid}"
+            raise UserError(f"{problem}; wait until it ends or stop it") from None
         except OSError as error:
             os.close(descriptor)
             with contextlib.suppress(OSError):  # nobody can hold a lock here
                 self.remove_folder()
-            told = f"cannot lock {self.folder} ({error})"
-            raise UserError(f"{told}; choose a folder on another disk") from None
+            problem = f"cannot lock {self.folder} ({error})"
+            raise UserError(f"{problem}; choose a folder on another disk") from None
         return descriptor
 
     def _open(self) -> int:

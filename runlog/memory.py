@@ -163,12 +163,12 @@ def _too_large(args, place: torch.device, parts: dict[str, int], available: int)
     others = [flag_name(other) for other in fields if other != field and above[other] > 1]
     where = f"memory of {place}" if place.type == "cuda" else "memory"
     needed = f"the run would need about {bytes_text(sum(parts.values()))} of {where}"
-    told = f"{needed}, {bytes_text(available)} are available"
+    problem = f"{needed}, {bytes_text(available)} are available"
     value = as_typed(getattr(args, field))
     remedy = f"lower {flag_name(field)}"
     if others:
         remedy += f" (or {', '.join(others)})"
-    return f"{flag_name(field)} {value}: {told}; {remedy}"
+    return f"{flag_name(field)} {value}: {problem}; {remedy}"
 
 
 def _over_default(args, field: str) -> float:

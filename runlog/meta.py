@@ -67,12 +67,12 @@ class Meta:
         self._content["not_identity"] = list(not_identity)
         self._content["functions"] = dict(functions)
         if old.get("git", here["git"]) != here["git"]:
-            told = f"{self._path.parent} was begun with the code of {_named_commit(old['git'])}"
-            warn(f"{told}, and continues with {_named_commit(here['git'])}")
+            change = f"{self._path.parent} was begun with the code of {_named_commit(old['git'])}"
+            warn(f"{change}, and continues with {_named_commit(here['git'])}")
         changed = _changed_files(old.get("untracked_code", {}), here["untracked_code"])
         if changed:
-            told = f"{self._path.parent} was begun with another {' and '.join(changed)}"
-            warn(f"{told}, which git does not track, and continues with that of now")
+            change = f"{self._path.parent} was begun with another {' and '.join(changed)}"
+            warn(f"{change}, which git does not track, and continues with that of now")
         self._write()
 
     def note_start(self, step: int) -> None:

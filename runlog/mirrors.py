@@ -102,8 +102,8 @@ class TensorBoard:
         try:
             encoded = as_gif(path)
         except Exception as error:
-            told = f"no video {path} in TensorBoard ({reason(error)})"
-            warn_once("TensorBoard's video", told)
+            problem = f"no video {path} in TensorBoard ({reason(error)})"
+            warn_once("TensorBoard's video", problem)
             return
         self._add(step, functools.partial(_image_summary, key, encoded))
 
@@ -267,8 +267,8 @@ def settings_table(config: dict) -> str:
     """All settings as a table in Markdown."""
     lines = ["| setting | value |", "|---|---|"]
     for key, value in flattened(config).items():
-        told = str(value).replace("|", "\\|")
-        lines.append(f"| {key} | `{told}` |")
+        text = str(value).replace("|", "\\|")
+        lines.append(f"| {key} | `{text}` |")
     return "\n".join(lines)
 
 
@@ -396,8 +396,8 @@ class Wandb:
 
     def _stop(self, error: Exception) -> None:
         self._run = None
-        told = f"W&B has failed ({reason(error)})"
-        warn_once("W&B", f"{told}; going on without it, scalars.csv has every value")
+        problem = f"W&B has failed ({reason(error)})"
+        warn_once("W&B", f"{problem}; going on without it, scalars.csv has every value")
         import wandb
 
         try:  # else its own hook fails at the exit of Python, with a traceback
@@ -438,8 +438,8 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
     try:
         filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
     except Exception as error:
-        told = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
-        raise UserError(f"{told}; correct or unset it") from None
+        problem = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
+        raise UserError(f"{problem}; correct or unset it") from None
     try:
         wandb.Settings(project=project)
     except Exception as error:
@@ -467,8 +467,8 @@ def _log_in() -> None:
     try:
         logged_in = wandb.login(prompt=False)
     except Exception as error:
-        told = f"--track: W&B refuses the login ({str(error).strip()[:200]!r})"
-        raise UserError(f"{told}; {remedy}") from None
+        problem = f"--track: W&B refuses the login ({str(error).strip()[:200]!r})"
+        raise UserError(f"{problem}; {remedy}") from None
     if not logged_in:
         raise UserError(f"--track: W&B is not logged in; {remedy}")
 
@@ -514,6 +514,6 @@ def start_wandb(
         run.define_metric("*", step_metric="global_step")
     except Exception as error:
         remedy = "set WANDB_MODE=offline and use `wandb sync` later, or leave --track out"
-        told = f"--track: W&B does not start ({str(error).strip()[:200]!r})"
-        raise UserError(f"{told}; {remedy}") from error
+        problem = f"--track: W&B does not start ({str(error).strip()[:200]!r})"
+        raise UserError(f"{problem}; {remedy}") from error
     return Wandb(run)

@@ -203,8 +203,8 @@ def _tell_start(step: int, runs: Sequence[Run]) -> None:
     if empty:
         say(f"{_named(empty)}: stopped before the first checkpoint; starting again from step 0")
     if dropped:
-        told = "stopped before the first checkpoint; the old rows are dropped"
-        say(f"{_named(dropped)}: {told}, starting again from step 0")
+        reason = "stopped before the first checkpoint; the old rows are dropped"
+        say(f"{_named(dropped)}: {reason}, starting again from step 0")
 
 
 def _tell_end(runs: Sequence[Run]) -> None:

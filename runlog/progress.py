@@ -101,10 +101,10 @@ class Progress:
     def note_postfix(self, step: int, place: str = "") -> None:
         """Print one line with what there is to say at this step. place: what stands behind the
         step, such as "task 2 (push-v3)"."""
-        told = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
+        parts = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
         where = f"step {step}, {place}" if place else f"step {step}"
         self._noted_at = step
-        self.note(f"{where}: {', '.join(told)}")
+        self.note(f"{where}: {', '.join(parts)}")
 
     def note_means(
         self,
@@ -128,11 +128,11 @@ class Progress:
         has a line: a run that is shorter than its periods says what it came to, too."""
         if self._noted_at == step:
             return
-        told = "no training game has ended"
+        result = "no training game has ended"
         if len(returns):
             games = "game" if len(returns) == 1 else f"{len(returns)} games"
-            told = f"charts/episodic_return {np.mean(returns):.4g} (training, last {games})"
-        self.note(f"step {step}: {told}")
+            result = f"charts/episodic_return {np.mean(returns):.4g} (training, last {games})"
+        self.note(f"step {step}: {result}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

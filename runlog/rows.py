@@ -61,8 +61,8 @@ class MappedRows:
         try:
             self.checksums[first:end] = row_checksums(self.path, self.row_size, first, end)
         except OSError as error:
-            told = f"{self.path} cannot be read ({error.strerror})"
-            raise DamagedRows(told, self.damaged) from error
+            problem = f"{self.path} cannot be read ({error.strerror})"
+            raise DamagedRows(problem, self.damaged) from error
 
     def flush(self) -> None:
         """Waits until all rows are on the disk. Raises UserError: it cannot write."""

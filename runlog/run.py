@@ -164,8 +164,8 @@ class Run:
             raise UserError(f"{self.folder} is {self.status()} already; {remedy}")
         meta = self._meta.read()
         if not meta.get("name") and self._rows.are_on_disk() and not self._usable():
-            told = f"{self.folder} has rows, but neither a good meta.json, which tells its status"
-            raise UserError(f"{told}, nor a checkpoint; {remedy}")
+            problem = f"{self.folder} has rows, but neither a good meta.json, which tells its status"
+            raise UserError(f"{problem}, nor a checkpoint; {remedy}")
         if meta.get("hash") == self.digest:  # whatever further flags an older version has written
             return
         difference = self._difference()
@@ -271,8 +271,8 @@ class Run:
         counts = np.asarray(counts, dtype=np.float64)
         edges = np.asarray(edges, dtype=np.float64)
         if len(edges) != len(counts) + 1:
-            told = f"{len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}"
-            raise ValueError(f"{key}: {told}")
+            problem = f"{len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}"
+            raise ValueError(f"{key}: {problem}")
         row = {"step": int(step), "key": key, "counts": counts.tolist(), "edges": edges.tolist()}
         self._rows.add_json("histograms.jsonl", row)
         for mirror in self._mirrors:
@@ -289,8 +289,8 @@ class Run:
         x = np.asarray(x, dtype=np.float64)
         y = np.asarray(y, dtype=np.float64)
         if x.ndim != 1 or x.shape != y.shape:
-            told = f"x and y must be two lists of one length, not {x.shape} and {y.shape}"
-            raise ValueError(f"{key}: {told}")
+            problem = f"x and y must be two lists of one length, not {x.shape} and {y.shape}"
+            raise ValueError(f"{key}: {problem}")
         if _is_even(x):
             x = x[[0, -1]]
         row = {"step": int(step), "key": key, "x": _rounded(x), "y": _rounded(y), **extra}

@@ -85,5 +85,5 @@ def _set_state(generator: torch.Generator, state: torch.Tensor) -> None:
         generator.set_state(state)
     except RuntimeError:
         kind = "cpu" if generator.device.type == "cuda" else "cuda"
-        told = f"--device {generator.device}: the run was begun on another"
-        raise UserError(f"{told}; use --device {kind}") from None
+        problem = f"--device {generator.device}: the run was begun on another"
+        raise UserError(f"{problem}; use --device {kind}") from None

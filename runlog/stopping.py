@@ -41,12 +41,12 @@ def _request_stop(number: int, frame) -> None:
         os.kill(os.getpid(), number)
 
 
-def _stopped(told: str) -> Stopped:
+def _stopped(consequence: str) -> Stopped:
     """What to raise for the signal that has come; prints the one line about it."""
     name = signal.Signals(_requested[0]).name
     with contextlib.suppress(OSError):  # the terminal may be gone
         end_bars()
-        print(f"stopped by {name}{told}", file=sys.stderr)
+        print(f"stopped by {name}{consequence}", file=sys.stderr)
     return Stopped(128 + _requested[0])
 
 

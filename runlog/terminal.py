@@ -104,14 +104,14 @@ class _Guarded:
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            told = getattr(error, "strerror", None) or str(error)
+            cause = getattr(error, "strerror", None) or str(error)
             nobody_reads = getattr(error, "errno", None) == errno.EPIPE
             if self._matters and not nobody_reads:
                 raise UserError(
-                    f"cannot write to {self._name}: {told}; send it elsewhere or free some space"
+                    f"cannot write to {self._name}: {cause}; send it elsewhere or free some space"
                 ) from None
             if self._name == "stdout" and self._stream is not sys.stderr:
-                warn_once("stdout", f"cannot write to stdout ({told}); going on without")
+                warn_once("stdout", f"cannot write to stdout ({cause}); going on without")
 
     def settle(self) -> None:
         """Send what is still buffered to nowhere if it cannot be written: at its exit Python would
