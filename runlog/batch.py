@@ -238,10 +238,10 @@ def restore_module(module: torch.nn.Module, states: Sequence[dict[str, torch.Ten
 
 
 def finish(runs: Sequence[Run], diverged: Sequence[int], keep_replay: bool, **extra) -> None:
-    """Ends runs; diverged: for each the step at which it did, or 0. extra: keys of meta.json.
+    """Ends runs; diverged: the step at which each diverged, or 0. extra: keys of meta.json.
 
-    meta.json says first that the replay is to go: whoever opens the run after a kill in between
-    deletes it.
+    meta.json records first that the replay is to be deleted: if the process is killed in between,
+    the next one to open the run deletes it.
     """
     extra = extra | {"replay": "kept" if keep_replay else "deleted"}
     for run, step in zip(runs, diverged, strict=True):

@@ -204,7 +204,7 @@ class Checkpoints:
         if content["keep"] is not None:
             first = max(first, stop - content["keep"])
         transitions = {}
-        for file, start, end in files:  # one at a time, since two copies of a large replay may not fit into memory
+        for file, start, end in files:  # one by one: two copies of the replay may not fit in memory
             chunk = torch.load(file, map_location="cpu", weights_only=True)["transitions"]
             begin = max(start, first)
             for key, rows in chunk.items():
