@@ -470,11 +470,9 @@ def _least_squares_fit(
 class Rational(nn.Module):
     """f(x) = P(x) / Q(x), trainable; one coefficient set per module and per leading batch index.
 
-    rational (OR): P = sum_{i=0..n} a_i x^i, over Q = 1 + sum_{j=1..m} |b_j x^j| (form A) or Q = 1 +
-    |sum_{j=1..m} b_j x^j| (form B).
-
+    rational (OR): P = sum_{i=0..n} a_i x^i, over Q = 1 + sum_{j=1..m} |b_j x^j| (form A) or
+    Q = 1 + |sum_{j=1..m} b_j x^j| (form B).
     crational (CR): P without a_0, so f(0) = 0; Q gains |x/c|^d with d > n, so f -> 0 as |x| -> inf.
-
     Sources: Molina et al. 2020 (safe Pade units), CR (the constraint). x: (*batch, ..., features).
     Parameters: numerator (*batch, n + 1, or n if constrained), denominator (*batch, m) and
     log_scale (*batch,), which is log c, so that c stays positive. The constraint schedule `trained`

@@ -398,7 +398,7 @@ def validate(args: Args) -> datasets.Tasks:
     smallest = (KERNEL - 1) * (2**depth - 1) + 2**depth  # side in pixels: convolved, halved
     if uses_cnn(args) and side < smallest:
         channels = " ".join(map(str, args.channels))
-        problem = f"{args.dataset} has {side} pixels a side, {depth} convolutions need {smallest}"
+        problem = f"{args.dataset} has {side} pixels per side, {depth} convolutions need {smallest}"
         raise runlog.UserError(f"--channels {channels}: {problem}; use --network mlp")
     num_train = tasks.num_images("train")
     if args.batch_size > num_train:

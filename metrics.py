@@ -185,17 +185,18 @@ def dead_neurons_kde(
     """Neurons whose activations have collapsed to a spike (HR Appendix B.1): dead iff max_j f(x_j)
     >= omega.
 
-    x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1), f(y) = 1/(n h) sum_i phi((y - x_i) /
-    h), phi the standard normal density: `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated
-    at its own samples. z: (*batch, samples >= 2, neurons), after the non-linearity. generator draws
-    the jitter, (neurons, samples), shared by the batch entries; None: a new generator with seed 0,
-    the same numbers for every device. Returns dead (bool) and the peak density (1 / unit of z),
+    x = z + N(0, noise_variance), h = n^(-1/5) std(x) (ddof 1),
+    f(y) = 1/(n h) sum_i phi((y - x_i) / h), phi the standard normal density:
+    `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated at its own samples. z:
+    (*batch, samples >= 2, neurons), after the non-linearity. generator draws the jitter,
+    (neurons, samples), shared by the batch entries; None: a new generator with seed 0, the same
+    numbers for every device. Returns dead (bool) and the peak density (1 / unit of z),
     (*batch, neurons). NaN or inf: peak NaN, not dead; no spread at all (only with noise_variance
     0): peak inf, dead. omega is chosen for tanh, where 20 corresponds to std < about 0.02; for
     unbounded activations the result depends on scale. Wrong shapes: ValueError.
 
-    Takes O(n + g log g) per neuron for a grid of g nodes, not O(n^2): a neuron spans at most g/16
-    <= sqrt(2n) n^(1/5) bandwidths, whatever its outliers, so a grid of step s = h/16 is small.
+    Takes O(n + g log g) per neuron for a grid of g nodes, not O(n^2): a neuron spans at most
+    g/16 <= sqrt(2n) n^(1/5) bandwidths, whatever its outliers, so a grid of step s = h/16 is small.
     Cubic weights spread each sample over 4 nodes, an FFT smooths them, and the same weights read
     the grid at the samples; the density is then summed exactly at the best sample, so it never
     exceeds the maximum. How far below it may be: cubic interpolation errs by 0.0235 s^4 |phi''''|,
@@ -449,7 +450,7 @@ def _scaled_ntk_gram(
     scale = _power_of_two(largest)
     gram = 0.0
     for x in rows:
-        for part in x.split(NTK_COLUMNS, -1):  # float64 for a part at a time
+        for part in x.split(NTK_COLUMNS, -1):  # converts one part at a time to float64
             part = _divide(part.double(), scale)
             gram = gram + part @ part.mT
     return gram, scale
@@ -498,8 +499,9 @@ def ntk_rank(
     """Ranks of the empirical NTK, with the arguments of ntk_gram. Values are (*batch), float64,
     computed from its eigenvalues l:
 
-    srank, the smallest k for which the k largest l make up >= 99 % of the sum; entropy_rank =
-    exp(-sum p log p), p = l / sum l (as C-CHAIN reports them, Tang et al. 2025); trace = sum l;
+    srank, the smallest k for which the k largest l make up >= 99 % of the sum;
+    entropy_rank = exp(-sum p log p), p = l / sum l (as C-CHAIN reports them, Tang et al. 2025);
+    trace = sum l;
     condition = max l / min l (inf if K is singular in float64, for example with more samples than
     parameters). Non-finite gradients: NaN; all zero: the ranks are 0. srank and entropy_rank do not
     depend on the scale of y.
@@ -800,7 +802,7 @@ def overestimation_of_first(
 
 
 def sequence_scores(history: Sequence[Sequence[float]], task_steps: int) -> dict[str, float]:
-    """Plasticity and forgetting over tasks learnt one after the other, as of the newest evaluation.
+    """Plasticity and forgetting over tasks learnt one after the other, at the newest evaluation.
 
     history: a row (step, score of task 1, ..., score of task n) for each evaluation so far, where a
     higher score is better. Task k is trained in the steps ((k - 1) T, k T], T = task_steps, and

@@ -7,18 +7,21 @@ checkpoint and ends with the same rows.
 
 This package exports the names that every script uses; the others are in these modules:
 
-cli, identity, memory     flags: parsing, checks, which of them define a run, memory needs opening
-the runs that flags denote, and opening them batch, report             the runs that train together:
-rows, checkpoints, divergence, the end run                       one run's folder, in parts: lock,
-append_only, checkpoints, meta functions                 whether an activation is still the function
-that a run was trained with seeding                   generators and noise with a seed axis
-seed_by_seed              compiled updates on the CPU, one core per seed cudagraphs, transfer
-replaying an update on a GPU; uploading arrays to the device progress, terminal        what a
-program prints; errors in one line loading                   reading a run from its folder, for
-notebooks and load_agent evaluation, video         measuring and filming a finished run mirrors
-TensorBoard and Weights & Biases stopping, divergence      when to save, signals; seeds that have
-become non-finite storage, disk             files that stay whole after a kill; space and checksums
-hardware, compiler        devices, versions; what torch.compile needs
+    cli, identity, memory     flags: parsing, checks, which of them define a run, memory needs
+    opening                   the runs that flags denote, and opening them
+    batch, report             the runs that train together: rows, checkpoints, divergence, the end
+    run                       one run's folder, in parts: lock, append_only, checkpoints, meta
+    functions                 whether an activation is still the function that a run trained with
+    seeding                   generators and noise with a seed axis
+    seed_by_seed              compiled updates on the CPU, one core per seed
+    cudagraphs, transfer      replaying an update on a GPU; uploading arrays to the device
+    progress, terminal        what a program prints; errors in one line
+    loading                   reading a run from its folder, for notebooks and load_agent
+    evaluation, video         measuring and filming a finished run
+    mirrors                   TensorBoard and Weights & Biases
+    stopping, divergence      when to save, signals; seeds that have become non-finite
+    storage, disk             files that stay whole after a kill; space and checksums
+    hardware, compiler        devices, versions; what torch.compile needs
 """
 
 from runlog.batch import Batch, restore_module

@@ -3,9 +3,9 @@ folder.
 
 A field of a script's `Args` belongs to the identity of the run unless it is declared otherwise:
 
-gamma: float = 0.99  # changes results: other values are other runs device: str =
-runlog.option("auto")  # does not change results warmup: int = runlog.added(0)  # added later: with
-its default, the runs are those from before it
+    gamma: float = 0.99  # changes results: other values are other runs
+    device: str = runlog.option("auto")  # does not change results
+    warmup: int = runlog.added(0)  # added later: at its default, the runs are those from before it
 """
 
 import dataclasses
