@@ -513,7 +513,8 @@ class Rational(nn.Module):
             updates = torch.zeros(batch_shape, dtype=torch.float64)  # exact for any count
             self.updates = nn.Parameter(updates, requires_grad=False)
         if self.schedule == "adaptive":
-            start = config.constraint_scale / config.constraint_margin  # c starts at its scale
+            # so that c starts at constraint_scale
+            start = config.constraint_scale / config.constraint_margin
             self.quantile = nn.Parameter(torch.full(batch_shape, start), requires_grad=False)
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
 """Continual supervised learning on a sequence of tasks, to study plasticity (CR, 2507.14736).
 
-The images stay the same (or their pixels are permuted) and the labels change with every task: what
-a network learns on the tenth task, and how fast, shows how much plasticity it has left. All seeds
-train in one process with one compiled update; each seed has its own run folder. The same command
-again resumes the runs, or reports that they are finished.
+Every task brings new labels, another order of the pixels or other classes (--tasks): what a network
+learns on the tenth task, and how fast, shows how much plasticity it has left. All seeds train in
+one process with one compiled update; each seed has its own run folder. The same command again
+resumes the runs, or reports that they are finished.
 
     python continual_supervised.py --activation crational --num-seeds 10 --num-tasks 10 --epochs 134
 

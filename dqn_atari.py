@@ -83,7 +83,7 @@ class Args:
     exploration_steps: int = 1_000_000  # environment steps over which epsilon falls linearly
     clip_rewards: bool = True  # learn from the sign of the rewards; logged returns are raw
     # network
-    bias_init: Literal["uniform", "zero"] = "uniform"  # +-1/sqrt(fan_in) as in torch, or 0
+    bias_init: Literal["uniform", "zero"] = "uniform"  # within +-1/sqrt(fan_in) as in torch, or 0
     redo: bool = False  # recycle dormant neurons (ReDo)
     redo_tau: float = 0.025  # a neuron with at most this score is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
@@ -99,7 +99,7 @@ class Args:
     metrics_samples: int = 2_048  # observations for the network metrics
     ntk_frequency: int = 250_000  # environment steps between NTK ranks; 0 = off
     ntk_samples: int = 64  # observations for the NTK; each takes the network's memory
-    analyse: bool = runlog.option(False)  # log Q split into live and dead neurons (HR, Fig. 4)
+    analyse: bool = runlog.option(False)  # contributions of live and dead neurons to Q (HR, Fig. 4)
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:

@@ -52,8 +52,8 @@ RationalConfig = activations.RationalConfig  # inside Args, `activations` is a f
 class Args:
     # the flags that matter most
     activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # of shallow networks
-    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep ones; or none
-    shallow_units: int = runlog.option(200)  # hidden units over number of branches (tanh_hr: 100)
+    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks; or none
+    shallow_units: int = runlog.option(200)  # hidden units, split over branches (tanh_hr: 100 each)
     learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # Adam's, constant
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(10)  # seeds: seed, seed + 1, ...

@@ -401,7 +401,7 @@ def train(args: Args, run: runlog.Batch) -> None:
     batch_size = num_envs * args.num_steps
     games = make_games(args, num_envs + args.num_test_envs)  # the training games come first
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
-    torch.optim.RAdam.step.hooked = True  # skips a profiler wrapper that the compiler warns of
+    torch.optim.RAdam.step.hooked = True  # skips a profiler wrapper that the compiler warns about
     optimizer = torch.optim.RAdam(
         optimizers.parameter_groups(q_network, args.learning_rate, args.rational),
         decoupled_weight_decay=True,

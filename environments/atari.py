@@ -12,7 +12,7 @@ from runlog import cli, memory, seeding
 from runlog.terminal import UserError
 
 OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
-MOST_ACTIONS = 18  # largest number of a game
+MOST_ACTIONS = 18  # of the game with the most
 GAME_BYTES = 1_200_000  # per game in ale_py's vector environment
 MOST_SCREENS = 2_000  # in a video
 # Breakout, ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v0, ...

@@ -17,7 +17,7 @@ from runlog import seeding, terminal
 TIME_LIMIT = 1_000  # steps per episode for environments without a limit
 LARGEST_BOUND = 1e6  # actions that may be larger count as unbounded
 LARGEST = float(np.finfo(np.float32).max)  # networks and replay are float32
-FAILURES_IN_A_ROW = 10  # episodes failing before their first step that end the run
+FAILURES_IN_A_ROW = 10  # consecutive episodes without a good step that end the run
 
 
 def _has_time_limit(env: gymnasium.Env) -> bool:
@@ -186,7 +186,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     index: place of the environment in its batch. reset(options={"number": [n, ...], "actions":
     [[...], ...]}), both indexed by it, goes to episode n and replays its first actions: a resumed
-    run thus continues in mid-episode.
+    run thus continues mid-episode.
 
     An environment that fails (any exception; an observation that is not finite in float32 or does
     not have the declared shape; a reward that is None or not finite) does not end the run. In

@@ -28,7 +28,7 @@ class Transition:
     truncations: np.ndarray  # bool: a time limit, or a failure, has cut the episode off
     # the true successor: where an episode has ended, its last observation
     real_next_obs: np.ndarray
-    next_obs: np.ndarray  # for the next step: where one has ended, the first of the next episode
+    next_obs: np.ndarray  # of the next step: after an end, the first of the next episode
     success: np.ndarray  # 0 or 1 at this step; nan if the environment does not report it
     failed: np.ndarray  # bool: the environment has failed, and the values are not real
     infos: dict

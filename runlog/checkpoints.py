@@ -19,7 +19,7 @@ from runlog.terminal import UserError, WarnOnce, warn_once
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.prev.pt"
 STAGED = "checkpoint.next.pt"
-FORMAT = 1  # of what `stage` writes; older files without a number can be loaded too
+FORMAT = 1  # format number that `stage` writes; older files without one can be loaded too
 
 
 class Checkpoints:

@@ -204,7 +204,7 @@ def test_which_folder_and_which_script_is_said_in_one_line(tmp_path):
     run = begun(tmp_path, ARGS)
     run.close()
     cases = {
-        tmp_path: "holds 1 run folders, such as",
+        tmp_path: "contains 1 run folders, such as",
         tmp_path / "nothing": "there is no such folder",
         run.folder: "cannot import mine, which trained it",
     }
