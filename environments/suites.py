@@ -136,7 +136,7 @@ DM_CONTROL = Suite(
 SUITES = (METAWORLD, DM_CONTROL)
 
 
-# ---- what the others ask -------------------------------------------------------------------------
+# ---- lookups -------------------------------------------------------------------------------------
 
 
 def suite_of(env_id: str) -> Suite | None:
