@@ -231,7 +231,7 @@ def test_what_a_failed_step_and_reset_give(capfd):
                 env.reset()
                 env.step(np.zeros(1, np.float32))
     with pytest.raises(
-        runlog.UserError, match=r"Toy-reset-v0: 10 episodes.*episode 9\) with OSError: no such world"
+        runlog.UserError, match=r"Toy-reset-v0: 10 .*episode 9\) with OSError: no such world"
     ):
         make_env("Toy-reset-v0", 0, 7, "train").reset()
 
