@@ -1,23 +1,23 @@
-"""Activation functions, the rational family and the Hadamard combinators, for layers with batch
-axes.
+"""Activation functions, including the rational family and Hadamard combinations, and layers with
+batch axes.
 
-An expression such as `tanh*tanh` or `identity*silu` names a hidden layer: its branches (each with
+An expression such as `tanh*tanh` or `identity*silu` defines a hidden layer: its branches (each with
 its own weights, bias, norm and coefficients) are multiplied (`*`, the Hadamard representation) or
-added (`+`, which binds weaker).
+added (`+`, which has lower precedence).
 
     dense(17, 256, "crational", seeds=1)          # one network: (batch, 17) -> (batch, 256)
     dense(17, 256, "tanh_hr", seeds=[1, 2, 3])    # three seeds: (3, batch, 17) -> (3, batch, 256)
     conv(4, 32, 8, "crelu", stride=4, seeds=1)    # (batch, 4, 84, 84) -> (batch, 64, 20, 20)
 
-`layer.width` is the number of outputs (crelu and fourier double it). `seeds` fixes the initial
-weights and, by its shape, the leading batch axes: parameters of shape `np.shape(seeds) + (...)`.
+`layer.width` is the number of outputs (crelu and fourier double it). `seeds` determines the initial
+weights, and its shape gives the leading batch axes: `np.shape(seeds) + (...)` for parameters.
 Nothing here draws from the global generators, and branch k of a layer starts from the same weights
-whatever the activation is. The layers of a network need different seeds: two layers of one shape
-and one seed start equal.
+whatever the activation. Give each layer of a network a different seed: two layers with the same
+shape and seed start out equal.
 
-To add an activation, add one entry to ACTIVATIONS (docs/activations.md), the table of all; it comes
-after the modules that it names, and before the layers. How its parameters are trained is in
-optimizers.py. Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv
+To add an activation, add one entry to the table ACTIVATIONS (docs/activations.md), which comes
+after the modules it uses and before the layers. optimizers.py defines how the parameters of
+activations are trained. Papers: CR = arXiv 2507.14736 (constrained rationals); HR = arXiv
 2406.09079 (Hadamard representations).
 """
 
@@ -39,28 +39,28 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 
-OBSERVED = 4_096  # pre-activations of a batch that an adaptive constraint looks at, about
-PROBES = (-3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0)  # inputs that tell functions apart
-MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; another power of a large coefficient is not safe
+OBSERVED = 4_096  # approximate number of pre-activations per batch for an adaptive constraint
+PROBES = (-3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0)  # inputs that distinguish functions
+MAX_POWER = 8  # float32 holds (1e4)^8 = 1e32; a higher power times a coefficient may overflow
 
 
 @dataclass(frozen=True)
 class CoefficientGroup:
-    """How parameters of an activation are trained, where that differs from --rational.*.
+    """How parameters of an activation are trained, where this differs from --rational.*.
 
-    The module of an activation declares it by the parameter's name (optimizers.py follows it):
+    The module of an activation declares it by parameter name (applied by optimizers.py):
 
         self.coefficient_groups = {"log_scale": CoefficientGroup(weight_decay=0.0)}
     """
 
     learning_rate: float | None = None
-    """None: --rational.learning-rate, which is the network's by default"""
+    """None: --rational.learning-rate, by default that of the network"""
     weight_decay: float | None = None
     """decoupled, per unit of learning rate; None: --rational.coefficient-weight-decay"""
 
 
 def _added(default):
-    """An option that came after runs without it: part of a run's identity unless at its default."""
+    """An option newer than some runs: part of a run's identity unless it has its default."""
     return field(default=default, metadata={"identity": "unless default"})
 
 
@@ -77,13 +77,13 @@ class RationalConfig:
     constraint_power: int = 4
     """d of crational's |x/c|^d; must exceed n so that f decays"""
     constraint_scale: float = 5.0
-    """c of crational's |x/c|^d at the start; a fit would drive it to infinity"""
+    """initial c of crational's |x/c|^d; not fitted, since a fit would drive it to infinity"""
     train_constraint_scale: bool = True
-    """c is trained (as its logarithm, so that it stays positive)"""
+    """train c (as its logarithm, so that it stays positive)"""
     remove_constraint: bool = False
     """ablation: crational without |x/c|^d (a_0 stays removed)"""
     fit_target: str = "leaky_relu"
-    """base activation that the initial coefficients are fitted to by least squares"""
+    """base activation to which the initial coefficients are fitted by least squares"""
     fit_range: tuple[float, float] = (-5.0, 5.0)
     """interval of that fit"""
     init_scale: float = 1.0
@@ -95,18 +95,18 @@ class RationalConfig:
     share_across_layers: bool = False
     """one coefficient set for all layers of a network (recurrent rational, Delfosse et al. 2021)"""
     constraint_schedule: Literal["trained", "fixed", "anneal", "adaptive"] = _added("trained")
-    """of c: trained by the gradient (CR), fixed, annealed to constraint_scale_end, or following the
-    pre-activations (CR leaves a changing constraint as an open question)"""
+    """how c changes: trained by gradient descent (CR), fixed, annealed to constraint_scale_end, or
+    adapted to the pre-activations (CR leaves a changing constraint as an open question)"""
     constraint_scale_end: float = _added(20.0)
-    """anneal: c at the end; larger than constraint_scale widens, smaller tightens"""
+    """anneal: final c; above constraint_scale the constraint loosens, below it tightens"""
     constraint_fraction: float = _added(1.0)
-    """anneal: fraction of the updates in which log c moves, linearly; c stays from then on"""
+    """anneal: fraction of the updates over which log c changes linearly; then c is constant"""
     constraint_margin: float = _added(2.0)
     """adaptive: c = margin * running quantile of |pre-activation|"""
     constraint_quantile: float = _added(0.99)
-    """adaptive: that quantile, of the pre-activations of each training batch"""
+    """adaptive: level of that quantile, computed on the pre-activations of each training batch"""
     constraint_momentum: float = _added(0.999)
-    """adaptive: fraction of the running quantile that an update keeps"""
+    """adaptive: momentum of the running quantile, the fraction that an update keeps"""
 
     def __post_init__(self):
         n = self.numerator_degree
@@ -150,7 +150,7 @@ class RationalConfig:
         self._check_schedule()
 
     def scale_bounds(self) -> tuple[float, float]:
-        """Between which c may lie: |x/c|^d stays in float32 for |x| <= 1e4."""
+        """Bounds on c within which |x/c|^d stays in float32 for |x| <= 1e4."""
         power = min(max(self.constraint_power, 1), MAX_POWER)
         return 10 ** (4 - 36 / power), 10 ** (18 / power)
 
@@ -195,7 +195,7 @@ class RationalConfig:
                 )
 
 
-# schedule of c -> the options that are its own
+# schedule of c -> the options that only it uses
 SCHEDULE_OPTIONS = {
     "anneal": ("constraint_scale_end", "constraint_fraction"),
     "adaptive": ("constraint_margin", "constraint_quantile", "constraint_momentum"),
@@ -216,13 +216,14 @@ def _horner(x: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _is_forward_mode() -> bool:
-    """Whether forward-mode derivatives are under way, as in torch.func.hessian, jacfwd and jvp."""
+    """Whether forward-mode differentiation is active, as in torch.func.hessian, jacfwd and jvp."""
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def _absolute(x: torch.Tensor) -> torch.Tensor:
-    """|x|. Where its derivative is recorded, the one at 0 is that from the right, 1 (torch's abs:
-    0), so that second derivatives agree with the closed form of the first ones below."""
+    """|x|. Where its derivative is recorded, the derivative at 0 is the right-hand one, 1 (that of
+    torch's abs is 0), so that second derivatives agree with the closed form of the first ones
+    below."""
     is_recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if is_recorded or _is_forward_mode():
         return torch.where(x >= 0, x, -x)
@@ -236,16 +237,16 @@ def _absolute_power(x: torch.Tensor, power: int) -> torch.Tensor:
 
 
 def _sign(x: torch.Tensor) -> torch.Tensor:
-    """The derivative of |x|, at 0 the one from the right: 1 where x >= 0, else -1."""
+    """The derivative of |x|, with the right-hand derivative at 0: 1 where x >= 0, else -1."""
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
 class _Parts(NamedTuple):
-    """P/Q at x, and the coefficients, shaped to broadcast with x."""
+    """P and Q at x, and the coefficients, shaped to broadcast with x."""
 
     p: torch.Tensor
     q: torch.Tensor
-    s: torch.Tensor | None  # what form B takes the absolute value of; form A: None
+    s: torch.Tensor | None  # form B: Q = 1 + |s|; form A: None
     a: list[torch.Tensor]
     b: list[torch.Tensor]  # form A: |b|
     weight: torch.Tensor | None  # c^-d; None without a constraint
@@ -253,7 +254,7 @@ class _Parts(NamedTuple):
 
 def _rational_parts(x, numerator, denominator, weight, form: str, first: int, power: int) -> _Parts:
     """x: (*batch, ...). numerator, denominator: (*batch, coefficients). weight: c^-d, (*batch,), or
-    None. first: power of x that a[0] belongs to. power: d."""
+    None. first: the power of x that a[0] multiplies. power: d."""
     ones = (1,) * (x.dim() - numerator.dim() + 1)
     a = [coefficient.reshape(coefficient.shape + ones) for coefficient in numerator.unbind(-1)]
     b = [coefficient.reshape(coefficient.shape + ones) for coefficient in denominator.unbind(-1)]
@@ -277,27 +278,28 @@ def _rational_parts(x, numerator, denominator, weight, form: str, first: int, po
 
 
 def _sum_to_batch(t: torch.Tensor, batch_dims: int) -> torch.Tensor:
-    """The sum over all axes but the leading ones, (*batch,): over the last axis first, which
-    compiled code keeps in registers."""
+    """Sums over all axes but the leading ones, (*batch,): over the last axis first, so that
+    compiled code keeps the sum in registers."""
     if t.dim() > batch_dims:
         t = t.sum(-1)
     return t.flatten(batch_dims).sum(-1) if t.dim() > batch_dims else t
 
 
-# Compiled code with this function may come from the cache (a warm start is seconds faster): its
-# derivatives are traced into the graph whose hash is the key, so code edited since is compiled
-# anew.
+# Lets torch.compile cache code that contains this function: a warm start is seconds faster. This is
+# safe, since the derivatives are traced into the graph whose hash is the key: edited code is
+# compiled again.
 torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
 
 
 class _RationalFunction(torch.autograd.Function):
-    """P/Q with the derivatives in closed form: one pass over x, nothing saved but x. Where |.| has
-    a kink, at 0, it takes the derivative from the right.
+    """P/Q with derivatives in closed form: one pass over x, with only the inputs saved. At the kink
+    of |.|, 0, it takes the right-hand derivative.
 
-    The derivatives are ordinary operations on what is saved, so they have derivatives too (double
-    backward). In forward mode Rational computes P / Q by ordinary operations instead: torch.compile
-    takes no function that defines `jvp`, and torch records no tangents inside one, which would make
-    a nested forward mode silently wrong."""
+    The derivatives are ordinary operations on the saved tensors, so they can be differentiated too
+    (double backward). In forward mode Rational computes P / Q with ordinary operations instead:
+    torch.compile rejects a function that defines `jvp`, and torch records no tangents inside one,
+    which would make nested forward mode silently wrong.
+    """
 
     generate_vmap_rule = True
 
@@ -359,13 +361,14 @@ def fit_rational(
     """Least-squares coefficients (a, b) of the rational that approximates config.fit_target on
     config.fit_range.
 
-    Levenberg-Marquardt on 2,001 even points, in float64; c stays at config.constraint_scale.
-    Started from ones and from ones in units of the range, since either may get stuck; a ridge too
-    weak to be seen in the fit stops P and Q from growing together without bound. With degrees above
-    5/4 it can be seen: there the fit goes on with a tenth and a hundredth of it where that is
-    clearly better. a holds a_0..a_n (a_1..a_n if constrained). Cached per setting. Raises
-    ValueError, led by a flag, where the target is not finite on the range, where the range is too
-    small or too large for float64, or where P or Q would overflow float32 within |x| <= 1e4.
+    Levenberg-Marquardt on 2,001 evenly spaced points, in float64; c stays at
+    config.constraint_scale. The fit starts from ones and from ones in units of the range, since
+    either may get stuck. A ridge too weak to affect the fit visibly stops P and Q from growing
+    together without bound. With degrees above 5/4 the ridge does affect the fit, which then
+    continues with a tenth and a hundredth of it where that is clearly better. a holds a_0..a_n
+    (a_1..a_n if constrained). Cached per configuration. Raises ValueError, which names the flag,
+    where the target is not finite on the range, where the range is too small or too large for
+    float64, or where P or Q would overflow float32 within |x| <= 1e4.
     """
     low, high = config.fit_range
     range_flag = f"--rational.fit-range {low} {high}"
@@ -382,23 +385,23 @@ def fit_rational(
             warnings.simplefilter("ignore")
             best = _least_squares_fit(config, constrained, x, target)
     except (ArithmeticError, ValueError, np.linalg.LinAlgError):
-        best = None  # scipy's words for residuals that are not finite
+        best = None  # how scipy reports residuals that are not finite
     if best is None or not np.isfinite(best).all():
         degree = max(config.numerator_degree, config.denominator_degree)
-        problem = f"too small or too large a range for powers up to {degree}; -5 5 is the default"
+        problem = f"too small or too large for powers up to {degree}; the default is -5 5"
         raise ValueError(f"{range_flag}: {problem}")
     if not _lasts_far_out(config, constrained, best):
         range_flag = f"--rational.fit-range {config.fit_range}"
         raise ValueError(f"{range_flag}: the fit overflows float32 within |x| <= 1e4")
     if not _lasts_far_out(config, constrained, best, config.init_scale):
-        problem = "P or Q would overflow float32 within |x| <= 1e4; 1 is the default"
+        problem = "P or Q would overflow float32 within |x| <= 1e4; the default is 1"
         raise ValueError(f"--rational.init-scale {config.init_scale}: {problem}")
     num_a = config.numerator_degree + 1 - int(constrained)
     return tuple(best[:num_a].tolist()), tuple(best[num_a:].tolist())
 
 
 def _powers(config: RationalConfig, constrained: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The powers of x that a and b belong to."""
+    """The powers of x that a and b multiply."""
     of_a = np.arange(int(constrained), config.numerator_degree + 1)
     of_b = np.arange(1, config.denominator_degree + 1)
     return of_a, of_b
@@ -417,8 +420,8 @@ def _lasts_far_out(
 def _least_squares_fit(
     config: RationalConfig, constrained: bool, x: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """The coefficients a, b of fit_rational for target(x), before anything is checked."""
-    from scipy.optimize import least_squares  # half a second that relu need not wait for
+    """The coefficients a, b of fit_rational for target(x), before any checks."""
+    from scipy.optimize import least_squares  # takes half a second, which relu does not need
 
     i, j = _powers(config, constrained)
     p_basis = x[:, None] ** i
@@ -453,7 +456,7 @@ def _least_squares_fit(
         return best
     for _ in range(2):
         if rmse(best) < 1e-4 * np.abs(target).max():
-            break  # nothing is left to gain, and the coefficients would only grow
+            break  # no more to gain: the coefficients would only grow
         ridge = ridge / 10
         weaker = fit(best, ridge, 50).x
         is_better = rmse(weaker) < 0.98 * rmse(best)
@@ -472,10 +475,10 @@ class Rational(nn.Module):
     crational (CR): P without a_0, so f(0) = 0; Q gains |x/c|^d with d > n, so f -> 0 as |x| -> inf.
     Sources: Molina et al. 2020 (safe Pade units), CR (the constraint). x: (*batch, ..., features).
     Parameters: numerator (*batch, n + 1, or n if constrained), denominator (*batch, m) and
-    log_scale (*batch,), log c, so that c stays positive. It is trained with the constraint schedule
-    `trained`; `anneal` and `adaptive` move it in step_constraints, by what they hold in two more
-    parameters without a gradient (shared and copied as the others are): updates (*batch,), how many
-    there have been, and quantile (*batch,), the running quantile of |x|.
+    log_scale (*batch,), which is log c, so that c stays positive. The constraint schedule `trained`
+    trains log_scale; `anneal` and `adaptive` change it in step_constraints. They keep their state
+    in two more parameters without a gradient (shared and copied like the others): updates
+    (*batch,), the number of updates so far, and quantile (*batch,), the running quantile of |x|.
 
     >>> f = Rational(RationalConfig(), constrained=True)
     >>> f(torch.tensor([0.0, 1e4])).abs().max().item() < 0.01
@@ -500,22 +503,23 @@ class Rational(nn.Module):
             log_scale = torch.full(batch_shape, math.log(config.constraint_scale))
             is_trained = config.constraint_schedule == "trained" and config.train_constraint_scale
             self.log_scale = nn.Parameter(log_scale, requires_grad=is_trained)
-            # decay would draw log c to 0, which is c to 1: no less of a function than another c
+            # decay would pull log c to 0 and so c to 1, which is no simpler than any other c
             self.coefficient_groups["log_scale"] = CoefficientGroup(weight_decay=0.0)
         self.schedule = config.constraint_schedule if self.has_constraint else "trained"
-        self.is_observing = [False]  # a list, as a compiled update may write to it
-        # Parameters, though nothing trains them: a target network follows the parameters of its
-        # source, and would leave buffers where they started.
+        self.is_observing = [False]  # a list, since a compiled update may write to it
+        # Parameters, although nothing trains them: a target network copies the parameters of its
+        # source, but not the buffers.
         if self.schedule == "anneal":
-            updates = torch.zeros(batch_shape, dtype=torch.float64)  # exact, however many
+            updates = torch.zeros(batch_shape, dtype=torch.float64)  # exact for any count
             self.updates = nn.Parameter(updates, requires_grad=False)
         if self.schedule == "adaptive":
-            start = config.constraint_scale / config.constraint_margin  # c starts where it is
+            # so that c starts at constraint_scale
+            start = config.constraint_scale / config.constraint_margin
             self.quantile = nn.Parameter(torch.full(batch_shape, start), requires_grad=False)
 
     @torch.no_grad()
     def observe(self, x: torch.Tensor) -> None:
-        """Moves the running quantile towards that of |x|, a batch of pre-activations."""
+        """Moves the running quantile towards that of |x| for a batch x of pre-activations."""
         config = self.config
         batch_dims = self.log_scale.dim()
         rows = x.shape[batch_dims]
@@ -527,7 +531,7 @@ class Rational(nn.Module):
 
     @torch.no_grad()
     def step_constraint(self, num_updates: int | None) -> None:
-        """Moves c by the schedule; once after each update."""
+        """Moves c according to the schedule; call it once after each update."""
         config = self.config
         if self.schedule == "anneal":
             self.updates.add_(1)
@@ -546,13 +550,13 @@ class Rational(nn.Module):
         return self.log_scale.exp() if self.has_constraint else None
 
     def _constraint_weight(self) -> torch.Tensor | None:
-        """c^-d, shape (*batch,); None without a constraint. All that P/Q knows of c."""
+        """c^-d, shape (*batch,), the form in which P/Q uses c; None without a constraint."""
         if not self.has_constraint:
             return None
         return torch.exp(-self.config.constraint_power * self.log_scale)
 
     def _arguments(self) -> tuple:
-        """What _rational_parts wants besides x."""
+        """The arguments of _rational_parts after x."""
         return (
             self.numerator,
             self.denominator,
@@ -563,7 +567,7 @@ class Rational(nn.Module):
         )
 
     def numerator_and_denominator(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(P(x), Q(x)), each of the shape of x."""
+        """(P(x), Q(x)), each with the shape of x."""
         parts = _rational_parts(x, *self._arguments())
         return parts.p, parts.q
 
@@ -581,7 +585,7 @@ class Rational(nn.Module):
 
 
 def upper_quantile(x: torch.Tensor, q: float) -> torch.Tensor:
-    """torch.quantile(x, q, dim=-1), by the largest values alone: (*batch, n) -> (*batch,)."""
+    """torch.quantile(x, q, dim=-1) from the largest values alone: (*batch, n) -> (*batch,)."""
     place = q * (x.shape[-1] - 1)
     below = math.floor(place)
     largest = x.topk(x.shape[-1] - below, dim=-1).values
@@ -591,7 +595,7 @@ def upper_quantile(x: torch.Tensor, q: float) -> torch.Tensor:
 
 
 def _scheduled(network: nn.Module) -> list[Rational]:
-    """The rationals whose c follows a schedule; of those that share their coefficients, one."""
+    """The rationals whose c follows a schedule; one of those that share coefficients."""
     found = []
     for name, _ in network.named_parameters():
         owner, _, leaf = name.rpartition(".")
@@ -604,9 +608,9 @@ def _scheduled(network: nn.Module) -> list[Rational]:
 
 @contextlib.contextmanager
 def observing(network: nn.Module):
-    """Around the forward pass that an update of this network differentiates: there, adaptive
-    constraints see the pre-activations. Any other pass (of targets, acting, evaluation, metrics)
-    leaves them alone, and so does a pass within that records no gradient."""
+    """Context for the forward pass that an update of this network differentiates: inside it,
+    adaptive constraints observe the pre-activations. They ignore every other pass (targets, acting,
+    evaluation, metrics), and any pass inside it that records no gradient."""
     modules = [module for module in network.modules() if isinstance(module, Rational)]
     adaptive = [module for module in modules if module.schedule == "adaptive"]
     for module in adaptive:
@@ -617,17 +621,19 @@ def observing(network: nn.Module):
 
 
 def step_constraints(network: nn.Module, num_updates: int | None) -> None:
-    """After each update of a network: moves c of its crationals by --rational.constraint-schedule,
-    in place and without a look at the device. Nothing to do for `trained` and `fixed`.
+    """To be called after each update of a network: moves c of its crationals by
+    --rational.constraint-schedule, in place and without synchronising with the device. Does nothing
+    for `trained` and `fixed`.
 
-    num_updates: how many updates the whole training has, over which `anneal` spreads its change.
+    num_updates: the number of updates of the whole training, over which `anneal` spreads its
+    change.
     """
     for module in _scheduled(network):
         module.step_constraint(num_updates)
 
 
 class Snake(nn.Module):
-    """x + sin^2(a x) / a, a trained (Ziyin et al. 2020), one for each module and leading batch
+    """x + sin^2(a x) / a, with a trained (Ziyin et al. 2020), one per module and leading batch
     index. a starts at 1 and may cross 0, where the function is x."""
 
     def __init__(self, batch_shape: tuple[int, ...] = ()):
@@ -641,7 +647,7 @@ class Snake(nn.Module):
 
 
 def _sin_over(x: torch.Tensor) -> torch.Tensor:
-    """sin(x) / x, and 1 at 0, with all its derivatives there: torch.sinc's second one is nan."""
+    """sin(x) / x, 1 at 0, with correct derivatives there: the second one of torch.sinc is nan."""
     is_near = x.abs() < 0.01
     near = torch.where(is_near, x, 0.0)
     far = torch.where(is_near, 1.0, x)
@@ -656,9 +662,9 @@ def _smooth_leaky(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Activation:
-    """One base activation: an element-wise `function`, or `build(batch_shape, rational_config)` ->
-    nn.Module where it has parameters of its own, of shape (*batch_shape, ...). Where `width` > 1
-    the function returns that many tensors, to be joined as features."""
+    """One base activation: an element-wise `function`, or, where it has parameters,
+    `build(batch_shape, rational_config)` -> nn.Module with parameters of shape (*batch_shape, ...).
+    If `width` > 1 the function returns that many tensors, which are concatenated as features."""
 
     formula: str
     source: str
@@ -722,13 +728,14 @@ def _base_name(name: str) -> str:
 
 
 def fit_targets() -> list[str]:
-    """Names that --rational.fit-target takes: the element-wise activations, added ones too."""
+    """Names that --rational.fit-target accepts: the element-wise activations, added ones
+    included."""
     entries = ACTIVATIONS.items()
     return [name for name, entry in entries if entry.function is not None and entry.width == 1]
 
 
 def _nearest(name: str, names, more=()) -> str:
-    """The end of an error message: the nearest of `names` and `more`, then the list of `names`."""
+    """The end of an error message: the closest of `names` and `more`, then the list of `names`."""
     candidates = list(dict.fromkeys([*names, *more]))
     close = difflib.get_close_matches(name.lower(), candidates, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -739,8 +746,8 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
     """A sum of products of base names: "tanh_hr" -> [["tanh", "tanh"]], "tanh+relu_hr" ->
     [["tanh"], ["relu", "relu"]].
 
-    Raises ValueError, led by the flag, with the nearest names and the whole list where a name is
-    unknown, and for an entry of ACTIVATIONS whose name could not be written in an expression.
+    Raises ValueError, which names the flag, for an unknown name (with the closest names and the
+    whole list), and for an entry of ACTIVATIONS whose name cannot be written in an expression.
     """
     started = f"{flag} {expression!r}"
     for name in ACTIVATIONS:
@@ -761,7 +768,7 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
                 hint = _nearest(name, [*ACTIVATIONS, *ALIASES, "NAME_hr"], expansions)
                 raise ValueError(f"{started}: unknown name {name!r}; {hint}")
             if len(names) > 1 and "+" in expansions[name]:
-                problem = f"{name} is a sum ({expansions[name]}), which is no factor"
+                problem = f"{name} is a sum ({expansions[name]}) and cannot be a factor"
                 raise ValueError(f"{started}: {problem}")
         expanded = "*".join(expansions[name] for name in names)
         terms += [product.split("*") for product in expanded.split("+")]
@@ -776,16 +783,16 @@ def _factors(terms: list[list[str]]) -> list[str]:
 
 
 def check(expression: str, rational: RationalConfig, flag: str = "--activation") -> None:
-    """Raises ValueError, led by a flag, unless the expression parses, its rationals can be fitted,
-    and each of its functions does what a layer needs (`_try_out`)."""
+    """Raises ValueError, which names the flag, unless the expression parses, its rationals can be
+    fitted, and each of its functions works in a layer (`_try_out`)."""
     for name in dict.fromkeys(_factors(parse(expression, flag))):
         _try_out(name, rational, flag)
 
 
 def _try_out(name: str, rational: RationalConfig, flag: str) -> None:
-    """Calls a base activation once, for two seeds. Raises ValueError, led by the flag, if that
-    fails, changes the input, or gives another shape or type; and if parameters lack the axis of
-    seeds."""
+    """Calls a base activation once, for two seeds. Raises ValueError, which names the flag, if the
+    call fails, changes its input or returns another shape or type, or if a parameter lacks the seed
+    axis."""
     started = f"{flag} {name}"
     entry = ACTIVATIONS[name]
     if (entry.function is None) == (entry.build is None):
@@ -793,21 +800,21 @@ def _try_out(name: str, rational: RationalConfig, flag: str) -> None:
     seeds = 2
     try:
         module = make_activation(name, rational, (seeds,))
-    except ValueError:  # of an option of --rational, which it names
+    except ValueError:  # about an option of --rational, which it names
         raise
-    except Exception as error:  # whatever the build of a user does
+    except Exception as error:  # from a user's build: may be any
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(f"{started}: its build(({seeds},), rational) fails: {problem}") from error
     for parameter_name, parameter in module.named_parameters():
         if parameter.shape[:1] != (seeds,):
-            told = f"its parameter {parameter_name} has the shape {tuple(parameter.shape)}"
-            rule = "begin it with build's first argument, the axes of seeds"
-            raise ValueError(f"{started}: {told} for {seeds} seeds; {rule}")
+            found = f"its parameter {parameter_name} has the shape {tuple(parameter.shape)}"
+            rule = "start the shape with build's first argument, the seed axes"
+            raise ValueError(f"{started}: {found} for {seeds} seeds; {rule}")
     given = torch.linspace(-3, 3, 30).reshape(seeds, 3, 5)
     x = given.clone()
     try:
         output = _call_once(module, x)
-    except Exception as error:  # whatever the function of a user does
+    except Exception as error:  # from a user's function: may be any
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(f"{started}: fails on a tensor {tuple(x.shape)}: {problem}") from error
     if not torch.equal(x, given):
@@ -818,40 +825,40 @@ def _try_out(name: str, rational: RationalConfig, flag: str) -> None:
         raise ValueError(f"{started}: returns a {found}, not a tensor; {rule}")
     expected = (*x.shape[:-1], x.shape[-1] * entry.width)
     if output.shape != expected or output.dtype != x.dtype:
-        found = f"{output.dtype} {tuple(output.shape)}"
-        told = f"makes {found} of {x.dtype} {tuple(x.shape)}"
-        rule = f"{x.dtype} {expected} is due with width={entry.width}"
-        raise ValueError(f"{started}: {told}; {rule}")
+        found = f"maps {x.dtype} {tuple(x.shape)} to {output.dtype} {tuple(output.shape)}"
+        rule = f"with width={entry.width} the output must be {x.dtype} {expected}"
+        raise ValueError(f"{started}: {found}; {rule}")
 
 
 def _call_once(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """module(x) as in an evaluation; what it draws at random, it draws from the same seed."""
+    """module(x) in evaluation mode; random draws always use the same seed."""
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         return module.eval()(x)
 
 
 def values_at_probes(name: str, rational: RationalConfig | None = None) -> list[float]:
-    """What a new base activation makes of PROBES, the outputs of one probe after another. Equal
-    names with other values are other functions. Raises ValueError: unknown name."""
+    """The outputs of a new base activation at PROBES, one probe after another. If one name gives
+    two different lists, it denotes two different functions. Raises ValueError for an unknown
+    name."""
     probes = torch.tensor(PROBES).unsqueeze(-1)
     return _call_once(make_activation(name, rational), probes).flatten().tolist()
 
 
 def check_schedule(expressions: Sequence[str], rational: RationalConfig) -> None:
-    """Raises ValueError, led by a flag, where --rational.constraint-schedule is given and none of
-    these activations has a constraint."""
+    """Raises ValueError, which names the flag, if --rational.constraint-schedule is given and none
+    of these activations has a constraint."""
     schedule = rational.constraint_schedule
     names = _factors([_factors(parse(expression)) for expression in expressions])
     modules = [make_activation(name, rational) for name in names]
     is_constrained = [getattr(module, "has_constraint", False) for module in modules]
     if schedule != "trained" and not any(is_constrained):
-        told = f"{' '.join(expressions)} has no |x/c|^d; use crational"
-        raise ValueError(f"--rational.constraint-schedule {schedule}: {told}")
+        problem = f"{' '.join(expressions)} has no |x/c|^d; use crational"
+        raise ValueError(f"--rational.constraint-schedule {schedule}: {problem}")
 
 
 def check_encoder(names: tuple[str, ...], rational: RationalConfig) -> None:
-    """`check` for the activations of three convolutions: one for all, or three. Raises
+    """`check` for the activations of three convolutions: one name for all, or three. Raises
     ValueError."""
     flag = "--encoder-activation"
     if len(names) not in (1, 3):
@@ -861,7 +868,7 @@ def check_encoder(names: tuple[str, ...], rational: RationalConfig) -> None:
 
 
 class Elementwise(nn.Module):
-    """A parameter-free activation as a module, so that hooks see its input and its output."""
+    """A parameter-free activation as a module, so that hooks see its input and output."""
 
     def __init__(self, name: str, feature_axis: int):
         super().__init__()
@@ -895,8 +902,8 @@ def make_activation(
 
 
 def orthogonal(gain: float = math.sqrt(2)) -> Callable:
-    """Initialiser of one weight matrix or kernel from a generator; the gain is the same for every
-    activation."""
+    """Initialiser that fills a weight matrix or kernel from a generator; the gain is the same for
+    every activation."""
     return lambda weight, generator: nn.init.orthogonal_(weight, gain, generator=generator)
 
 
@@ -907,15 +914,15 @@ def fan_in_uniform(weight: torch.Tensor, generator: torch.Generator) -> None:
 
 
 def he_normal(weight: torch.Tensor, generator: torch.Generator, variance: float = 2.0) -> None:
-    """Normal with variance 2 / fan_in, cut off at 2 standard deviations of what is cut (jax's
-    he_normal)."""
-    std_of_cut = 0.87962566103423978  # of a standard normal cut off at -2 and 2
-    std = math.sqrt(variance / weight[0].numel()) / std_of_cut
+    """Normal with variance 2 / fan_in after truncation at 2 standard deviations of the untruncated
+    normal (jax's he_normal)."""
+    truncated_std = 0.87962566103423978  # of a standard normal truncated to [-2, 2]
+    std = math.sqrt(variance / weight[0].numel()) / truncated_std
     nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
 def lecun_normal(weight: torch.Tensor, generator: torch.Generator) -> None:
-    """Normal with variance 1 / fan_in, cut off likewise (jax's lecun_normal)."""
+    """Normal with variance 1 / fan_in, truncated in the same way (jax's lecun_normal)."""
     he_normal(weight, generator, variance=1.0)
 
 
@@ -925,8 +932,8 @@ BiasInit = Literal["zero", "uniform"]
 def _initialise(
     shape: tuple[int, ...], seeds, branch: int, init: Callable, *purpose: int
 ) -> torch.Tensor:
-    """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator of its own seed,
-    branch and purpose."""
+    """Parameters (*np.shape(seeds), *shape), each entry drawn from a generator for its seed, branch
+    and purpose."""
     seeds = np.asarray(seeds)
     drawn = []
     for seed in seeds.ravel():
@@ -941,9 +948,9 @@ def _initialise(
 def _initial_biases(
     shape: tuple[int, ...], seeds, branch: int, bias_init: BiasInit
 ) -> nn.Parameter:
-    """Biases of a layer whose weights have `shape`, (out, in, ...): zero, or uniform in
-    +-1 / sqrt(fan_in), which is torch's default. They come from a generator of their own: the
-    weights do not depend on the choice."""
+    """Biases of a layer whose weights have `shape`, (out, in, ...): zero, or uniform in +-1 /
+    sqrt(fan_in), which is torch's default. They have their own generator, so the weights do not
+    depend on the choice."""
     if bias_init not in ("zero", "uniform"):
         raise ValueError(f"bias_init {bias_init!r}: choose from zero uniform")
     out_features = shape[0]
@@ -982,7 +989,7 @@ class Linear(nn.Module):
         return f"weight {tuple(self.weight.shape)}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # matmul and a separate sum: the sum fuses into the activation, which baddbmm prevents
+        # matmul and a separate sum: the sum fuses with the activation, which baddbmm would prevent
         return torch.matmul(x, self.weight) + self.bias.unsqueeze(-2)
 
 
@@ -1057,8 +1064,8 @@ class Branch(nn.Module):
 
 
 class HiddenLayer(nn.Module):
-    """Sum of products of branches that see the same input (HR, eq. 3 and 4 for one product of two).
-    terms: the names of each product. width: number of outputs."""
+    """Sum of products of branches that see the same input (for one product of two: HR, eq. 3 and
+    4). terms: the names in each product. width: number of outputs."""
 
     def __init__(self, branches: list[Branch], terms: list[list[str]], width: int):
         super().__init__()
@@ -1077,8 +1084,8 @@ class HiddenLayer(nn.Module):
 
 
 def _share_coefficients(module: nn.Module, source: nn.Module) -> None:
-    """Gives `module` the parameters and buffers of `source`; the modules stay two, so that each
-    layer has hooks of its own."""
+    """Gives `module` the parameters and buffers of `source`; both modules remain, so that each
+    layer has its own hooks."""
     for mine, theirs in zip(module.modules(), source.modules(), strict=True):
         tensors = [*theirs.named_parameters(recurse=False), *theirs.named_buffers(recurse=False)]
         for name, tensor in tensors:
@@ -1096,15 +1103,16 @@ def _hidden_layer(
     shared: dict | None,
     feature_axis: int,
 ) -> HiddenLayer:
-    """A layer of branches; see `dense`. make_linear(branch=k), make_norm(): new modules of a
-    branch. out_width: outputs of each linear. feature_axis: the axis that crelu doubles."""
+    """A layer of branches; see `dense`. make_linear(branch=k) and make_norm() return new modules
+    for a branch. out_width: outputs of each linear module. feature_axis: the axis that crelu
+    doubles."""
     terms = parse(expression)
     names = _factors(terms)
     branches = []
     for k, name in enumerate(names):
         activation = make_activation(name, rational, np.shape(seeds), feature_axis)
         if shared is not None:
-            place = (name, names[:k].count(name))  # the i-th `rational` of every layer is one
+            place = (name, names[:k].count(name))  # the i-th `rational` of each layer is shared
             _share_coefficients(activation, shared.setdefault(place, activation))
         branches.append(Branch(make_linear(branch=k), make_norm(), activation))
     return HiddenLayer(branches, terms, out_width * ACTIVATIONS[names[0]].width)
@@ -1122,11 +1130,11 @@ def dense(
     init: Callable | None = None,
     bias_init: BiasInit = "zero",
 ) -> HiddenLayer:
-    """A hidden layer (*batch, n, in_features) -> (*batch, n, layer.width) with any expression.
+    """A hidden layer (*batch, n, in_features) -> (*batch, n, layer.width) for any expression.
 
     seeds: int or nested sequence of ints; its shape is the batch shape. layer_norm: normalise each
-    branch before its activation. shared: a dict that the layers of one network pass on, {} at
-    first, to have one coefficient set (--rational.share-across-layers). init: see `orthogonal`.
+    branch before its activation. shared: a dict, initially {}, that is passed to every layer of one
+    network to share one coefficient set (--rational.share-across-layers). init: see `orthogonal`.
     bias_init: "zero", or "uniform" in +-1 / sqrt(fan_in). Raises ValueError for an unknown name.
 
     >>> dense(3, 8, "crelu", seeds=[1, 2]).width
@@ -1165,12 +1173,12 @@ def conv(
     init: Callable | None = None,
     bias_init: BiasInit = "zero",
 ) -> HiddenLayer:
-    """A convolution layer (*batch, n, in_channels, h, w) -> (*batch, n, layer.width, h', w'); see
+    """A convolutional layer (*batch, n, in_channels, h, w) -> (*batch, n, layer.width, h', w'); see
     `dense`.
 
-    layer_norm: "channel" normalises over the channels of each pixel (flax), "chw" over channels,
-    height and width with one scale per element (CleanRL's PQN), which needs out_size = (h', w').
-    Raises ValueError without it.
+    layer_norm: "channel" normalises over the channels of each pixel (flax); "chw" normalises over
+    channels, height and width with one scale per element (CleanRL's PQN) and needs out_size = (h',
+    w'). Raises ValueError without it.
     """
     if layer_norm == "chw" and out_size is None:
         problem = "has a scale per element, so it needs out_size=(height, width)"
@@ -1207,7 +1215,7 @@ def mlp(
     init: Callable | None = None,
 ) -> nn.Sequential:
     """Hidden layers of the given widths, one independent network per entry of `seeds`; see `dense`.
-    One coefficient set for all layers if rational.share_across_layers. Layer i draws from (seed,
+    All layers share one coefficient set if rational.share_across_layers. Layer i draws from (seed,
     i)."""
     shared = {} if rational is not None and rational.share_across_layers else None
     layers = []
@@ -1228,7 +1236,7 @@ def mlp(
 
 
 def _layer_seeds(seeds, layer: int) -> np.ndarray:
-    """A seed of its own for this layer of each network, in the shape of `seeds`."""
+    """A separate seed for this layer of each network, in the shape of `seeds`."""
     mixed = []
     for seed in np.ravel(seeds):
         sequence = np.random.SeedSequence([int(seed), layer])
@@ -1237,10 +1245,10 @@ def _layer_seeds(seeds, layer: int) -> np.ndarray:
 
 
 def coefficient_groups(network: nn.Module) -> dict[str, CoefficientGroup]:
-    """Name, as in network.named_parameters() -> its group, of every parameter that belongs to an
-    activation: to that of a Branch, or to a module that declares groups. Raises ValueError where a
-    module declares a parameter that it has not."""
-    groups = {}  # by the parameter's id, as layers may share it
+    """The group of each parameter that belongs to an activation, by its name in
+    network.named_parameters(): parameters of a Branch's activation, or of a module that declares
+    groups. Raises ValueError if a module declares a parameter that it does not have."""
+    groups = {}  # by the parameter's id, since layers may share it
     for module in network.modules():
         if isinstance(module, Branch):
             for parameter in module.activation.parameters():
@@ -1259,6 +1267,6 @@ def coefficient_groups(network: nn.Module) -> dict[str, CoefficientGroup]:
 
 
 def coefficient_names(network: nn.Module) -> set[str]:
-    """Names, as in network.named_parameters(), of the parameters that belong to activations (not to
-    weights)."""
+    """Names, as in network.named_parameters(), of the parameters that belong to activations, as
+    opposed to weights."""
     return set(coefficient_groups(network))

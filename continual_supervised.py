@@ -1,9 +1,9 @@
-"""Continual supervised learning, to study plasticity: one task after the other (CR, 2507.14736).
+"""Continual supervised learning on a sequence of tasks, to study plasticity (CR, 2507.14736).
 
-The images stay (or their pixels move), the labels change with every task: what a network learns on
-the tenth task, and how fast, shows how much of its plasticity is left. All seeds train in one
-process, in one compiled update; each is one run folder; the same command again resumes it or says
-"finished".
+Every task brings new labels, another order of the pixels or other classes (--tasks): what a network
+learns on the tenth task, and how fast, shows how much plasticity it has left. All seeds train in
+one process with one compiled update; each seed has its own run folder. The same command again
+resumes the runs, or reports that they are finished.
 
     python continual_supervised.py --activation crational --num-seeds 10 --num-tasks 10 --epochs 134
 
@@ -31,40 +31,40 @@ import runlog
 from environments import datasets
 from runlog import loading, memory, seeding
 
-KERNEL = 5  # pixels a side of a convolution, which 2x2 max pooling follows
-REDO_IMAGES = 1_200  # of the task, on which ReDo looks for dormant neurons
+KERNEL = 5  # kernel size of the convolutions, each followed by 2x2 max pooling
+REDO_IMAGES = 1_200  # images of the task on which ReDo looks for dormant neurons
 
 
 @dataclasses.dataclass
 class Args:
     # the flags that matter most
-    dataset: datasets.Name = "digits"  # digits comes with scikit-learn, the others are fetched
-    tasks: datasets.TaskKind = "random_labels"  # what changes from one to the next (see docs/)
+    dataset: datasets.Name = "digits"  # digits is part of scikit-learn, others are downloaded
+    tasks: datasets.TaskKind = "random_labels"  # what changes from task to task (see docs/)
     activation: str = "relu"  # name or expression: tanh_hr, identity*silu (docs/activations.md)
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
-    num_tasks: int = 50  # tasks, one after the other
-    epochs: int = 400  # passes through the images in each task
+    num_tasks: int = 50  # number of tasks in the sequence
+    epochs: int = 400  # passes over the images of each task
     layer_norm: bool = False  # layer normalisation before each activation
-    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    device: str = runlog.option("auto")  # auto (cuda if available), cpu, cuda, cuda:1, ...
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     # experiment
-    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's default
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    runs_dir: str = runlog.option("runs")  # where the run folders are
+    runs_dir: str = runlog.option("runs")  # folder that contains the run folders
     fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # updates between checkpoints (at epoch ends)
-    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
-    plots: bool = runlog.option(False)  # draw the activations and densities at the end (3 s a run)
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after this many minutes; 0 = never
+    plots: bool = runlog.option(False)  # draw activations and densities at the end (3 s per run)
     # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # data and tasks; the defaults are those of Kumar et al. 2023 (2308.11958), random-label MNIST
-    data_dir: str = runlog.option("data")  # where mnist and cifar100 are, or are downloaded to
-    num_train: int = 1_200  # images of a task; 0 = all there are
-    classes_per_task: int = 5  # of split_classes: 5 gives 20 tasks of CIFAR-100, 10 gives 10
-    reset_head: bool = False  # draw the output layer anew for each task
+    data_dir: str = runlog.option("data")  # folder of mnist and cifar100, also for downloads
+    num_train: int = 1_200  # images per task; 0 = all
+    classes_per_task: int = 5  # for split_classes: 5 gives 20 tasks of CIFAR-100, 10 gives 10
+    reset_head: bool = False  # reinitialise the output layer for each task
     # algorithm
     batch_size: int = 16  # images per update
     learning_rate: float = 1e-3  # Adam's learning rate
@@ -80,10 +80,10 @@ class Args:
         default_factory=activations.RationalConfig
     )
     # evaluation and metrics
-    threshold: float = 0.95  # accuracy in an epoch from which a task counts as fitted
-    log_frequency: int = 1_000  # updates between rows of loss and accuracy (at the end of an epoch)
-    metrics_samples: int = 512  # images of the network metrics, at the end of each task; 0 = off
-    ntk_samples: int = 128  # images of the NTK rank, at both ends of each task; 0 = off
+    threshold: float = 0.95  # accuracy in an epoch at which a task counts as fitted
+    log_frequency: int = 1_000  # updates between logged losses and accuracies (at epoch ends)
+    metrics_samples: int = 512  # images for the network metrics at the end of each task; 0 = off
+    ntk_samples: int = 128  # images for the NTK rank, at start and end of each task; 0 = off
 
 
 # ---- network: tensors are (seeds, batch, ...) ----------------------------------------------------
@@ -94,7 +94,7 @@ def uses_cnn(args: Args) -> bool:
 
 
 def conv_sizes(args: Args, image_shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(height, width) of what each convolution makes, before it is pooled."""
+    """(height, width) of the output of each convolution, before pooling."""
     _, height, width = image_shape
     sizes = []
     for _ in args.channels if uses_cnn(args) else ():
@@ -107,8 +107,8 @@ def conv_sizes(args: Args, image_shape: tuple[int, ...]) -> list[tuple[int, int]
 
 
 class Classifier(nn.Module):
-    """Pixels (seeds, batch, channels * height * width) -> logits (seeds, batch, outputs); with a
-    number instead of a list of seeds there is no such axis."""
+    """Pixels (seeds, batch, channels * height * width) -> logits (seeds, batch, outputs); if seeds
+    is a number instead of a list, there is no seed axis."""
 
     def __init__(self, args: Args, image_shape: tuple[int, ...], outputs: int, seeds):
         super().__init__()
@@ -172,23 +172,23 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def share_of_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Share of images whose largest logit is that of their label."""
+    """Fraction of images whose largest logit is that of their label."""
     return (logits.argmax(-1) == labels).float().mean(-1)
 
 
 class Learner(nn.Module):
-    """All that an update changes: the network and its optimiser."""
+    """Everything that an update changes: the network and its optimiser."""
 
     def __init__(
         self,
         args: Args,
         image_shape: tuple[int, ...],
         outputs: int,
-        scale: float,  # largest value of a pixel
+        scale: float,  # largest pixel value
         seeds: list[int],
         device: torch.device,
         *,
-        num_updates: int | None = None,  # of the whole training: what an annealed constraint needs
+        num_updates: int | None = None,  # of the whole training, for an annealed constraint
     ):
         super().__init__()
         self.args = args
@@ -208,8 +208,8 @@ class Learner(nn.Module):
     def pixels(
         self, images: torch.Tensor, rows: torch.Tensor, order: torch.Tensor | None
     ) -> torch.Tensor:
-        """Rows (seeds, batch) of images (n, pixels) -> (seeds, batch, pixels) in [0, 1], in each
-        seed's order."""
+        """Rows (seeds, batch) of images (n, pixels) -> (seeds, batch, pixels) in [0, 1], each
+        seed's pixels in its order."""
         x = images[rows].float() / self.scale
         if order is None:
             return x
@@ -222,8 +222,9 @@ class Learner(nn.Module):
         labels: torch.Tensor,
         order: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of Adam; returns the loss and the fraction of right answers before it, (seeds,)
-        each. The sum of the losses has the gradients of the single seeds: these are independent."""
+        """One step of Adam; returns the loss and the fraction of correct answers before it,
+        (seeds,) each. The seeds are independent, so the sum of their losses has the gradients of
+        each."""
         with activations.observing(self.network):
             logits = self.network(self.pixels(images, rows, order))
         loss = cross_entropy(logits, labels)
@@ -238,7 +239,7 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def reset_head(self, seeds: list[int], task: int) -> None:
-        """Draws each seed's output layer anew for this task, and clears Adam's moments of it."""
+        """Draws each seed's output layer again for this task, and clears its Adam moments."""
         head = self.network.head
         head_seeds = seeding.derive_seeds(seeds, "head", task)
         fresh = activations.Linear(*head.weight.shape[-2:], seeds=head_seeds)
@@ -249,7 +250,7 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def recycle(self, x: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        """ReDo on inputs x; returns the share of recycled neurons, (seeds,)."""
+        """ReDo on inputs x; returns the fraction of recycled neurons, (seeds,)."""
         layers = [*self.network.convolutions, *self.network.hidden]
         with reports.record_layers(self.network) as records:
             self.network(x)
@@ -268,7 +269,7 @@ class Learner(nn.Module):
 
 @torch.no_grad()
 def accuracy(learner: Learner, images, rows, labels, order) -> torch.Tensor:
-    """Share of right answers, (seeds,); rows, labels (seeds, n)."""
+    """Fraction of correct answers, (seeds,); rows, labels (seeds, n)."""
     right = []
     for part, wanted in zip(rows.split(1_000, 1), labels.split(1_000, 1)):
         logits = learner.network(learner.pixels(images, part, order))
@@ -285,7 +286,7 @@ def ntk(learner: Learner, x: torch.Tensor, prefix: str) -> dict[str, torch.Tenso
 
 
 def health(learner: Learner, x: torch.Tensor, labels: torch.Tensor) -> reports.NetworkReport:
-    """Of every layer on images of the task, with the gradients of the loss there."""
+    """Metrics of every layer on images of the task, with the gradients of the loss there."""
     loss = cross_entropy(learner.network(x), labels)
     grads = torch.autograd.grad(loss.sum(), learner.optimizer.parameters_)
     named_grads = dict(zip(learner.optimizer.names, grads))
@@ -294,7 +295,7 @@ def health(learner: Learner, x: torch.Tensor, labels: torch.Tensor) -> reports.N
 
 def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
     """Every coefficient of the activations, (seeds,): coefficients/fc1/numerator1 is a_1 of a
-    rational, log_scale is log c; the places of other activations' parameters count from 0."""
+    rational, log_scale is log c; entries of other activations' parameters are numbered from 0."""
     layers = {}
     for i, layer in enumerate(network.convolutions, start=1):
         layers[f"conv{i}"] = layer
@@ -318,7 +319,7 @@ def coefficients(network: Classifier) -> dict[str, torch.Tensor]:
 
 
 def first_power(activation: nn.Module, name: str) -> int:
-    """The power of x that the first entry of a parameter belongs to."""
+    """The power of x that the first entry of a parameter multiplies."""
     if name == "denominator":
         return 1
     if name == "numerator":
@@ -330,7 +331,7 @@ def first_power(activation: nn.Module, name: str) -> int:
 
 
 def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> memory.NetworkSize:
-    """How many numbers `Classifier` holds."""
+    """The size of `Classifier`."""
     size = memory.NetworkSize()
     features, height, width = image_shape
     for channels, (height, width) in zip(args.channels, conv_sizes(args, image_shape)):
@@ -350,7 +351,7 @@ def network_size(args: Args, image_shape: tuple[int, ...], outputs: int) -> memo
 
 
 def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[str, int]:
-    """Bytes of what takes the memory, of all seeds, by the flags that set it."""
+    """Bytes of the largest memory users, all seeds together, by the flags that set them."""
     size = network_size(args, image_shape, outputs)
     size.activations += math.prod(image_shape)
     network_flags = "widths channels num_seeds" if uses_cnn(args) else "widths num_seeds"
@@ -367,8 +368,8 @@ def big_tensors(args: Args, image_shape: tuple[int, ...], outputs: int) -> dict[
 
 
 def check_settings(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
-    asks before it starts anything."""
+    """Raises UserError (flag, value, remedy) for values that cannot work on any machine. A sweep
+    calls this before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads num_train redo_tau l2 checkpoint_minutes")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency num_tasks epochs")
     runlog.check_range(args, "[1, inf)", "classes_per_task batch_size redo_period widths channels")
@@ -394,11 +395,11 @@ def validate(args: Args) -> datasets.Tasks:
     tasks.check()
     side = data.image_shape[-1]
     depth = len(args.channels)
-    smallest = (KERNEL - 1) * (2**depth - 1) + 2**depth  # pixels a side: convolved, then halved
+    smallest = (KERNEL - 1) * (2**depth - 1) + 2**depth  # side in pixels: convolved, halved
     if uses_cnn(args) and side < smallest:
         channels = " ".join(map(str, args.channels))
-        told = f"{args.dataset} has {side} pixels a side, {depth} convolutions need {smallest}"
-        raise runlog.UserError(f"--channels {channels}: {told}; use --network mlp")
+        problem = f"{args.dataset} has {side} pixels per side, {depth} convolutions need {smallest}"
+        raise runlog.UserError(f"--channels {channels}: {problem}; use --network mlp")
     num_train = tasks.num_images("train")
     if args.batch_size > num_train:
         raise runlog.UserError(f"--batch-size {args.batch_size}: must lie in 1..{num_train}")
@@ -416,14 +417,14 @@ class Training:
     learner: Learner
     images: torch.Tensor  # (n, pixels) uint8, of the training split
     test_images: torch.Tensor
-    order: list[torch.Generator]  # draw the order of a task's images in each epoch
-    redo: list[torch.Generator]  # draw the weights of recycled neurons
+    order: list[torch.Generator]  # for the order of a task's images in each epoch
+    redo: list[torch.Generator]  # for the weights of recycled neurons
     online: torch.Tensor  # (seeds,) sum over the task's epochs of the accuracy
     fitted: torch.Tensor  # (seeds,) updates until the task was fitted; nan: not yet
-    last: list[dict[str, float]]  # each seed's measures of its last task
+    last: list[dict[str, float]]  # each seed's measures on its last task
 
     def state(self) -> dict:
-        """What a checkpoint holds, with an entry for each seed."""
+        """The content of a checkpoint, with an entry for each seed."""
         return {
             "learner": self.learner.state_dict(),
             "last": self.last,
@@ -493,8 +494,8 @@ def begin_task(
 def learn_epoch(
     args: Args, training: Training, batch: runlog.Batch, step: int, task: datasets.Task
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Passes through the task's images once, in an order that each seed draws; leaves out what does
-    not fill a batch. Returns losses (updates, seeds), and shares of right answers (seeds,)."""
+    """Passes over the task's images once, in an order drawn by each seed, dropping the last
+    incomplete batch. Returns losses (updates, seeds), and fractions of correct answers (seeds,)."""
     num_train = task.rows.shape[1]
     num_updates = num_train // args.batch_size
     orders = [torch.randperm(num_train, generator=generator) for generator in training.order]
@@ -516,17 +517,17 @@ def learn_epoch(
 
 
 def note_divergence(batch: runlog.Batch, before: int, losses: torch.Tensor) -> None:
-    """Notes for each seed the first update after `before` whose loss is not finite."""
+    """Records, for each seed, the first update after `before` whose loss is not finite."""
     is_bad = ~losses.isfinite()
     first_bad = before + 1 + is_bad.int().argmax(0)
     batch.note_losses(first_bad, {"loss": torch.where(is_bad.any(0), torch.nan, 0.0)})
-    batch.diverged()  # prints a line for each that is new
+    batch.diverged()  # prints a line for each newly diverged seed
 
 
 def measure_task(
     args: Args, training: Training, number: int, task: datasets.Task
 ) -> dict[str, torch.Tensor]:
-    """What is known of each seed at the end of a task, (seeds,)."""
+    """The measures of each seed at the end of a task, (seeds,)."""
     learner = training.learner
     images = training.images
     values = {
@@ -546,8 +547,8 @@ def measure_task(
 def end_task(
     args: Args, training: Training, batch: runlog.Batch, step: int, number: int, task: datasets.Task
 ) -> str:
-    """Logs the measures of a task, and returns a line on them. A diverged seed carries those of its
-    last task forward."""
+    """Logs the measures of a task, and returns a line that summarises them. For a diverged seed,
+    the values of its last task are carried forward."""
     values = measure_task(args, training, number, task)
     columns = [value.tolist() for value in values.values()]
     rows = [dict(zip(values, column)) for column in zip(*columns)]
@@ -559,16 +560,16 @@ def end_task(
         x = training.task_pixels(task, args.metrics_samples)
         report = health(training.learner, x, task.labels[:, : args.metrics_samples])
         batch.log_report(step, "network/classifier", report, skip_diverged=True)
-    told = []
+    parts = []
     for key in values:
         if "accuracy" in key:
             mean = np.mean([row.get(key, np.nan) for row in training.last])
-            told.append(f"{key.removeprefix('charts/')} {mean:.3f}")
-    return f"task {number + 1}: {', '.join(told)}"
+            parts.append(f"{key.removeprefix('charts/')} {mean:.3f}")
+    return f"task {number + 1}: {', '.join(parts)}"
 
 
 def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
-    """Trains the seeds of a batch together, from where it stands to the end."""
+    """Trains the seeds of a batch together, from its current step to the end."""
     epoch_updates = updates_per_epoch(args, tasks)
     updates_per_task = epoch_updates * args.epochs
     end = updates_per_task * args.num_tasks
@@ -588,7 +589,7 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
                 batch.log_rows(later, training.last)
             break
 
-        # begin a task
+        # start a task
         if is_new or task is None:
             each = [tasks.make(seed, number) for seed in batch.seeds]
             task = datasets.stack(each, training.images.device)
@@ -631,8 +632,8 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
 def load_agent(folder: str | Path, device: str = "cpu") -> Classifier:
     """The network of a run's newest checkpoint, finished or not.
 
-    It has no seed axis: pixels (batch, channels * height * width) in [0, 1], which are those of the
-    data set divided by its largest value, to logits (batch, outputs). Raises UserError as
+    It has no seed axis and maps pixels (batch, channels * height * width) in [0, 1] (those of the
+    data set divided by their largest value) to logits (batch, outputs). Raises UserError like
     `runlog.load`, and if there is no checkpoint yet.
     """
     run = runlog.load(folder, Args)
@@ -653,7 +654,7 @@ def runs_of(args: Args) -> list:
 
 
 def dashboard(args: Args) -> dict:
-    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    """The TensorBoard and W&B panels for these runs (docs/dashboards.md)."""
     panels = [
         "accuracy on a task",
         "weight norm of each network",
@@ -668,7 +669,7 @@ def dashboard(args: Args) -> dict:
 
 def main(args: Args) -> None:
     tasks = validate(args)
-    torch.set_flush_denormal(True)  # the moments of dead units end as denormals, and these are slow
+    torch.set_flush_denormal(True)  # moments of dead units decay to denormals, which are slow
     torch.set_num_threads(args.threads or torch.get_num_threads())
     with runlog.open_batches(runs_of(args), args, sections=dashboard(args)) as batches:
         for batch in batches:

@@ -1,8 +1,8 @@
 """Deep Q-Network on Atari (DQN, Mnih et al. 2015), for the Hadamard representations of HR.
 
-HR = arXiv 2406.09079, Table 4. One game, a replay of single frames, a Double-DQN target (HR, eq.
-5). The last hidden layer carries --activation, the convolutions --encoder-activation. The same
-command again resumes or says "finished".
+HR = arXiv 2406.09079, Table 4. One game, a replay buffer of single frames, a Double-DQN target (HR,
+eq. 5). The last hidden layer uses --activation, the convolutions --encoder-activation. The same
+command again resumes the run, or reports that it is finished.
 
     python dqn_atari.py --env-id Breakout --activation tanh_hr --analyse
 
@@ -40,50 +40,50 @@ from runlog.rows import DamagedRows, MappedRows
 class Args:
     # the flags that matter most
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
-    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
-    seed: int = 1  # of weights, exploration, replay and games
-    total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
-    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations: over C or CHW
+    activation: str = "relu"  # last hidden layer: relu, crational, tanh_hr, identity*silu
+    encoder_activation: tuple[str, ...] = ("relu",)  # convolutions: one name for all, or three
+    seed: int = 1  # seed of weights, exploration, replay and games
+    total_timesteps: int = 10_000_000  # environment steps of all games (4 frames each)
+    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations, over C or CHW
     width: int = 512  # units of the last hidden layer
     learning_rate: float = 1e-4  # Adam's learning rate
-    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    device: str = runlog.option("auto")  # auto (cuda if available), cpu, cuda, cuda:1, ...
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     # experiment
-    threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
-    env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
+    threads: int = runlog.option(0)  # CPU threads for torch; 0 = torch's default
+    env_threads: int = runlog.option(0)  # threads that step the games; 0 = one per core
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(True)  # on a GPU: acting and updates as CUDA graphs
-    runs_dir: str = runlog.option("runs")  # where the run folders are
+    cudagraphs: bool = runlog.option(True)  # on a GPU, run acting and updates as CUDA graphs
+    runs_dir: str = runlog.option("runs")  # folder that contains the run folders
     fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
-    keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
-    evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
-    print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after this many minutes; 0 = never
+    keep_replay: bool = runlog.option(False)  # keep the replay buffer on disk when the run ends
+    evaluate: bool = runlog.option(False)  # play with the finished agent: video, returns, metrics
+    print_network: bool = runlog.option(False)  # print layers and parameter counts, then exit
     # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # environment
     repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
-    fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
-    # algorithm; HR's Table 4 but for Adam's epsilon and the biases (docs/dqn_atari.md)
-    num_envs: int = 1  # games side by side; must divide --train-frequency or be its multiple
-    buffer_size: int = 1_000_000  # replay capacity in transitions of all games; 7.4 GB of disk
+    fire_on_life_loss: bool = True  # press fire after a lost life, overriding the action
+    # algorithm; HR's Table 4 except for Adam's epsilon and the biases (docs/dqn_atari.md)
+    num_envs: int = 1  # parallel games; must divide or be a multiple of --train-frequency
+    buffer_size: int = 1_000_000  # replay capacity in transitions, all games; 7.4 GB of disk
     learning_starts: int = 80_000  # environment steps before the first update
     train_frequency: int = 4  # environment steps between gradient steps
     batch_size: int = 32  # transitions per gradient step
-    target_frequency: int = 1_000  # environment steps between copies to the target network
-    double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: as CleanRL's
+    target_frequency: int = 1_000  # environment steps between target-network updates
+    double_q: bool = True  # Double-DQN target (HR, eq. 5); --no-double-q: as in CleanRL
     gamma: float = 0.99  # discount factor
     adam_eps: float = 1e-8  # epsilon of Adam (CleanRL); HR's 1e-5 makes tanh_hr's rank collapse
     start_epsilon: float = 1.0  # fraction of random actions at the start
     final_epsilon: float = 0.1  # fraction of random actions at the end (CleanRL: 0.01)
-    exploration_steps: int = 1_000_000  # environment steps in which epsilon falls linearly
+    exploration_steps: int = 1_000_000  # environment steps over which epsilon falls linearly
     clip_rewards: bool = True  # learn from the sign of the rewards; logged returns are raw
     # network
-    bias_init: Literal["uniform", "zero"] = "uniform"  # in +-1/sqrt(fan_in) as torch's, or 0
+    bias_init: Literal["uniform", "zero"] = "uniform"  # within +-1/sqrt(fan_in) as in torch, or 0
     redo: bool = False  # recycle dormant neurons (ReDo)
     redo_tau: float = 0.025  # a neuron with at most this score is dormant
     redo_period: int = 1_000  # gradient steps between recyclings
@@ -92,18 +92,18 @@ class Args:
     )
     # evaluation and metrics
     eval_frequency: int = 250_000  # environment steps between evaluations
-    num_eval_episodes: int = 8  # whole games of an evaluation, side by side
+    num_eval_episodes: int = 8  # whole games per evaluation, in parallel
     eval_epsilon: float = 0.01  # fraction of random actions in evaluations
-    log_frequency: int = 10_000  # environment steps between rows of losses
+    log_frequency: int = 10_000  # environment steps between logged losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations for the network metrics
-    ntk_frequency: int = 250_000  # environment steps between ranks of the NTK; 0 = off
-    ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
+    ntk_frequency: int = 250_000  # environment steps between NTK ranks; 0 = off
+    ntk_samples: int = 64  # observations for the NTK; each takes the network's memory
     analyse: bool = runlog.option(False)  # contributions of live and dead neurons to Q (HR, Fig. 4)
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
-    """Games side by side; options: further ones of AtariGames."""
+    """Parallel games; options: further options of AtariGames."""
     return atari.AtariGames(
         args.env_id,
         num_envs,
@@ -152,7 +152,7 @@ class QNetwork(nn.Module):
 
 
 class Batch(NamedTuple):
-    """Transitions of the replay."""
+    """Transitions from the replay buffer."""
 
     obs: torch.Tensor  # (n, 4, 84, 84) uint8
     next_obs: torch.Tensor  # (n, 4, 84, 84) uint8
@@ -169,7 +169,7 @@ def dqn_target(
     gamma: float,
     double_q: bool,
 ) -> torch.Tensor:
-    """r + gamma (1 - termination) Q'(s', a*), all (n,) but the Q-values (n, num_actions).
+    """r + gamma (1 - termination) Q'(s', a*), all (n,) except the Q-values (n, num_actions).
 
     a* is the greedy action of the online network (Double DQN, van Hasselt et al. 2016; HR eq. 5)
     or, without double_q, of the target network Q' itself (Mnih et al. 2015).
@@ -182,7 +182,7 @@ def dqn_target(
 def td_loss(
     q_network: QNetwork, target_network: QNetwork, batch: Batch, args: Args
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean squared error of Q(s, a) to the target, which has no gradient; mean of Q(s, a))."""
+    """(mean squared error between Q(s, a) and the target, without gradient; mean of Q(s, a))."""
     with torch.no_grad():
         next_q_target = target_network(batch.next_obs)
         next_q_online = q_network(batch.next_obs) if args.double_q else next_q_target
@@ -200,7 +200,7 @@ def td_loss(
 
 @dataclasses.dataclass
 class Learner:
-    """What a gradient step takes: the networks, the optimiser, and the loss as compiled."""
+    """What a gradient step uses: the networks, the optimiser, and the (compiled) loss."""
 
     q_network: QNetwork
     target_network: QNetwork
@@ -231,8 +231,8 @@ def act(
     obs: np.ndarray,
     q_values: Callable | None = None,
 ) -> np.ndarray:
-    """Epsilon-greedy actions (n,) for observations (n, 4, 84, 84). q_values: the network as it is
-    called, if not itself (compiled, or as a CUDA graph)."""
+    """Epsilon-greedy actions (n,) for observations (n, 4, 84, 84). q_values: the callable to use in
+    place of q_network (compiled, or a CUDA graph)."""
     num_actions = len(q_network.q.bias)
     device = q_network.q.bias.device
     draws = torch.rand(2, len(obs), generator=generator)
@@ -251,7 +251,7 @@ def act(
 
 
 def linear_schedule(start: float, end: float, fraction: float) -> float:
-    """From start to end as fraction goes from 0 to 1, and end from then on."""
+    """From start to end as fraction goes from 0 to 1, then constant."""
     return start + (end - start) * min(fraction, 1.0)
 
 
@@ -267,8 +267,8 @@ def epsilon_at(args: Args, step: int) -> float:
 
 
 def updates_due(args: Args, before: int, step: int) -> int:
-    """Gradient steps that follow the environment steps before + 1 ... step: one for each multiple
-    of --train-frequency among them, beyond --learning-starts."""
+    """Number of gradient steps after the environment steps before + 1 ... step: one for each
+    multiple of --train-frequency among them, beyond --learning-starts."""
     first = max(before, args.learning_starts)
     return max(step // args.train_frequency - first // args.train_frequency, 0)
 
@@ -280,7 +280,7 @@ def target_is_due(args: Args, before: int, step: int) -> bool:
 
 # ---- replay ------------------------------------------------------------------------------------
 
-ROW = np.dtype(  # of one game at one time
+ROW = np.dtype(  # one game at one time step
     [
         ("frame", np.uint8, (84, 84)),
         ("action", np.uint8),
@@ -292,27 +292,28 @@ ROW = np.dtype(  # of one game at one time
 )
 NO_SPACE = "free some space, or give a --runs-dir on a larger disk or a smaller --buffer-size"
 DAMAGED = (
-    "put the right one back, or move the folder away, which keeps its rows and networks "
+    "restore the right file, or move the folder away, which keeps its rows and networks "
     "(--fresh would delete them), then start the same command again"
 )
 
 
 class ReplayBuffer:
-    """Single frames on disk, mapped into memory; stacks of 4 are made when sampled.
+    """Single frames on disk, mapped into memory; stacks of 4 are assembled when sampled.
 
     Row t of a game: the newest frame of the observation at t, the action taken there, its reward
-    (sign or raw), whether it terminated for the learner, whether the game ended with it ("over"),
-    and whether its successor is not stored ("cut"): at a time limit or a resumption. Such a
-    transition is never sampled. A stack has zeros before a game's first frame, as ale_py's has.
+    (sign or raw), whether it terminated the learner's episode, whether the game ended with it
+    ("over"), and whether its successor is not stored ("cut"), which happens at a time limit or when
+    a run resumes. Cut transitions are never sampled. A stack has zeros before a game's first frame,
+    as in ale_py.
 
-    The newest checkpoint and the one before must find the rows that they counted, whenever the
-    process dies: `spare` transitions stay beyond the capacity, so at most that many may be added
-    from one checkpoint to the next but one. `checksum` makes one number of the checksums of all
-    rows that may be sampled, which a checkpoint keeps.
+    The two newest checkpoints must find their rows whenever the process dies: `spare` transitions
+    are kept beyond the capacity, so at most that many may be added between one checkpoint and the
+    next but one. `checksum` combines the checksums of all rows that may be sampled into one number,
+    which a checkpoint stores.
 
-    num_added, checksum: of a checkpoint to go on from; 0 begins the file anew. Without a checksum
-    (None) the rows are not verified. Raises UserError: the disk is too small; DamagedRows: these
-    are not the rows of the checkpoint.
+    num_added, checksum: of the checkpoint to resume from; num_added 0 starts a new file. Without a
+    checksum (None) the rows are not verified. Raises UserError if the disk is too small,
+    DamagedRows if these are not the rows of the checkpoint.
     """
 
     def __init__(
@@ -330,7 +331,7 @@ class ReplayBuffer:
         self.capacity = divide_up(capacity, num_envs)
         self.num_rows = self.count_rows(capacity, spare, num_envs)
         shape = (self.num_rows, num_envs)
-        keep = num_added > 0  # else: of a run that died before its first checkpoint
+        keep = num_added > 0  # otherwise from a run that died before its first checkpoint
         self.file = MappedRows(path, ROW, shape, keep=keep, no_space=NO_SPACE, damaged=DAMAGED)
         self.rows = self.file.array
         if keep:
@@ -339,7 +340,7 @@ class ReplayBuffer:
 
     @staticmethod
     def count_rows(capacity: int, spare: int, num_envs: int) -> int:
-        """Rows of the file; a stack reaches back by 3 rows, and 5 are for rounding."""
+        """Number of rows in the file; a stack reaches back 3 rows, and 5 are for rounding."""
         return divide_up(capacity, num_envs) + divide_up(spare, num_envs) + 8
 
     # -- adding and sampling --
@@ -353,7 +354,7 @@ class ReplayBuffer:
         truncations: np.ndarray,
         overs: np.ndarray,
     ) -> None:
-        """One step of every game; obs: what the actions answered."""
+        """One step of every game; obs: the observations in which the actions were taken."""
         number = self.num_added % self.num_rows
         row = self.rows[number]
         row["frame"] = obs[:, -1]
@@ -366,7 +367,7 @@ class ReplayBuffer:
         self.num_added += 1
 
     def sample(self, size: int, generator: torch.Generator, device: torch.device) -> Batch:
-        """Uniform transitions, without those whose successor is not stored."""
+        """Uniformly sampled transitions, except those whose successor is not stored."""
         oldest = max(self.num_added - self.capacity, 0)
         low = oldest * self.num_envs
         high = (self.num_added - 1) * self.num_envs  # the newest row has no successor yet
@@ -387,7 +388,7 @@ class ReplayBuffer:
         return Batch(*(torch.from_numpy(column).to(device) for column in columns))
 
     def stacks(self, times: np.ndarray, envs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The observations at these times and one later, (n, 4, 84, 84) uint8 each."""
+        """The observations at these times and one step later, (n, 4, 84, 84) uint8 each."""
         times = times[:, None] + np.arange(-3, 2)  # three frames back to one ahead
         envs = envs[:, None]
         rows = times % self.num_rows
@@ -397,16 +398,16 @@ class ReplayBuffer:
         next_obs = stack_of_one_game(frames[:, 1:], ends[:, 1:])
         return obs, next_obs
 
-    # -- what a checkpoint counts on --
+    # -- what a checkpoint relies on --
 
     def counted(self) -> np.ndarray:
-        """Where the rows are that may still be sampled, and the 3 before them, oldest first."""
+        """Indices of the rows that may still be sampled and of the 3 before them, oldest first."""
         oldest = max(self.num_added - self.capacity - 3, 0)
         return np.arange(oldest, self.num_added) % self.num_rows
 
     def checksum(self) -> int:
-        """CRC-32 of the rows that a checkpoint counts now. The newest is taken as a resumption
-        marks it: it may or may not have been marked by the time this is compared."""
+        """CRC-32 of the rows of a checkpoint saved now. The newest row is counted as marked by
+        `lose_games_under_way`, whether or not it has been marked by the time of a comparison."""
         counted = self.counted()
         newest = self.rows[counted[-1]].copy()
         newest["over"] = True
@@ -416,35 +417,35 @@ class ReplayBuffer:
         return zlib.crc32(checksums)
 
     def verify(self, expected: int | None) -> None:
-        """Reads the rows that the checkpoint counted and compares. Raises DamagedRows."""
+        """Reads the checkpoint's rows and compares their checksum. Raises DamagedRows."""
         counted = self.counted()
         first = counted[0]
         end = counted[-1] + 1
         megabytes = len(counted) * self.file.row_size / 1e6
-        if megabytes > 1_000:  # seconds, on a slow disk a minute
+        if megabytes > 1_000:  # takes seconds, or a minute on a slow disk
             print(f"verifying {megabytes:,.0f} MB of {self.path}", flush=True)
         if first < end:
             self.file.read_checksums(first, end)
-        else:  # they lie across the end of the file
+        else:  # they wrap around the end of the file
             self.file.read_checksums(first, self.num_rows)
             self.file.read_checksums(0, end)
 
         if expected is None:
-            told = "was saved by an older version, without a checksum, and is not verified"
-            runlog.warn(f"{self.path} {told}")
+            problem = "was saved by an older version, without a checksum, and is not verified"
+            runlog.warn(f"{self.path} {problem}")
         elif self.checksum() != expected:
-            told = "does not hold what the checkpoint counted: it is damaged, or of another run"
-            raise DamagedRows(f"{self.path} {told}", DAMAGED)
+            problem = "does not hold the rows of the checkpoint: it is damaged, or of another run"
+            raise DamagedRows(f"{self.path} {problem}", DAMAGED)
 
     def lose_games_under_way(self) -> None:
-        """Marks the newest row: its successor will be of a new game."""
+        """Marks the newest row, since its successor will belong to a new game."""
         newest = (self.num_added - 1) % self.num_rows
         self.rows["over"][newest] = True
         self.rows["cut"][newest] = True
         self.file.update_checksum(newest)
 
     def flush(self) -> None:
-        """Waits until the rows are on the disk: a checkpoint may count them then."""
+        """Waits until the rows are on disk; after that a checkpoint may refer to them."""
         self.file.flush()
 
 
@@ -464,7 +465,7 @@ def stack_of_one_game(frames: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def replay_sizes(args: Args, checkpoint_frequency: int) -> tuple[int, int, int]:
-    """(capacity, spare, num_envs) of the ReplayBuffer, for checkpoints this often."""
+    """(capacity, spare, num_envs) of the ReplayBuffer for this checkpoint frequency."""
     capacity = min(args.buffer_size, args.total_timesteps)
     return capacity, 2 * checkpoint_frequency, args.num_envs
 
@@ -480,17 +481,17 @@ def check_disk(args: Args, run: runlog.Run) -> None:
 
 
 def open_replay(args: Args, run: runlog.Batch) -> ReplayBuffer:
-    """The replay of the newest checkpoint that finds its rows, from which the run then starts; an
-    empty one before the first checkpoint.
+    """The replay buffer of the newest checkpoint whose rows are intact, from which the run then
+    starts; an empty one before the first checkpoint.
 
-    Raises UserError: neither the newest checkpoint nor the one before finds its replay. Both are
-    still there then.
+    Raises UserError if neither the newest checkpoint nor the one before has an intact replay. Both
+    checkpoints are kept in that case.
     """
     (only,) = run.runs
     path = only.folder / "replay.dat"
     problems = []
     for step in only.checkpoint_steps():
-        if step == 0:  # killed in its first save, which a damaged replay makes useless
+        if step == 0:  # killed during its first save, which a damaged replay makes useless
             break
         state = only.read_state(step)
         sizes = replay_sizes(args, state["ring"])
@@ -523,7 +524,7 @@ def recycle_dormant(
     generator: torch.Generator,
 ) -> float:
     """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their
-    share of all neurons."""
+    fraction of all neurons."""
     names = ("conv1", "conv2", "conv3", "fc")
     with reports.record_layers(network) as records:
         network(obs)
@@ -544,9 +545,9 @@ def recycle_dormant(
 
 @torch.no_grad()
 def q_split(network: QNetwork, obs: torch.Tensor) -> dict[str, float]:
-    """What dead neurons, live neurons and the bias of the last layer give to Q (HR, Theorem 4.1 and
-    Fig. 4), as means over observations and actions. Dead neurons are constant, so their part is a
-    hidden bias."""
+    """Contributions of dead neurons, live neurons and the bias of the last layer to Q (HR, Theorem
+    4.1 and Fig. 4), averaged over observations and actions. Dead neurons are constant, so they act
+    as a hidden bias."""
     with reports.record_layers(network) as records:
         network(obs)
     hidden = records["fc"].output
@@ -589,7 +590,7 @@ def measure_ntk(run: runlog.Batch, step: int, q_network: QNetwork, obs: torch.Te
 
 
 def evaluate(args: Args, q_network: QNetwork, index: int) -> dict[str, float]:
-    """Mean return of whole games of the evaluation policy; the same games for the same index."""
+    """Mean return of whole games of the evaluation policy; the same index plays the same games."""
     seed = seeding.derive_seed(args.seed, "eval", index)
     generator = seeding.make_generator(seed, "act")
     policy = functools.partial(act, q_network, args.eval_epsilon, generator)
@@ -602,8 +603,8 @@ def evaluate(args: Args, q_network: QNetwork, index: int) -> dict[str, float]:
 
 
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host). The
-    replay is on disk."""
+    """Bytes of the largest memory users, by the flags that set them: (on the device, on the host).
+    The replay buffer is on disk."""
     network = atari.learner_bytes(
         args.encoder_activation, args.activation, args.width, args.layer_norm, atari.MOST_ACTIONS
     )
@@ -613,7 +614,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
         transient["metrics_samples"] = args.metrics_samples * of_transition
     if args.ntk_frequency:
         transient["ntk_samples width"] = args.ntk_samples * network.ntk_sample
-    largest = max(transient, key=transient.get)  # one after the other
+    largest = max(transient, key=transient.get)  # allocated one at a time
     of_networks = network.training + network.parameters  # the target network is not trained
     on_device = {"width": of_networks, largest: transient[largest]}
     on_host = {
@@ -633,14 +634,14 @@ def check_updates(args: Args) -> None:
     first = divide_up(first, args.num_envs) * args.num_envs
     raise runlog.UserError(
         f"--total-timesteps {args.total_timesteps}: the first update is at step {first} "
-        f"(--learning-starts {args.learning_starts}, one each {period} steps); "
-        "give more, or lower --learning-starts"
+        f"(--learning-starts {args.learning_starts}, one every {period} steps); "
+        "raise it, or lower --learning-starts"
     )
 
 
 def check_settings(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
-    asks before it starts anything."""
+    """Raises UserError (flag, value, remedy) for values that cannot work on any machine. A sweep
+    calls this before it starts anything."""
     check = functools.partial(runlog.check_range, args)
     check("[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
     check("[0, inf)", "checkpoint_minutes redo_tau")
@@ -653,8 +654,8 @@ def check_settings(args: Args) -> None:
     check("[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
     period = args.train_frequency
     if period % args.num_envs and args.num_envs % period:
-        told = f"must divide --train-frequency {period} or be its multiple"
-        raise runlog.UserError(f"--num-envs {args.num_envs}: {told}")
+        problem = f"must divide --train-frequency {period} or be a multiple of it"
+        raise runlog.UserError(f"--num-envs {args.num_envs}: {problem}")
     check_updates(args)
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
@@ -664,7 +665,7 @@ def check_settings(args: Args) -> None:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the
-    game's plain name."""
+    plain name of the game."""
     check_settings(args)
     runlog.check_flags(args)
     device = runlog.find_device(args.device)
@@ -678,8 +679,8 @@ def validate(args: Args) -> Args:
 
 
 def train(args: Args, run: runlog.Batch) -> None:
-    """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way
-    start anew."""
+    """Trains one seed from its newest checkpoint, or from the beginning. A resumed run starts new
+    games in place of those under way."""
     device = runlog.find_device(args.device)
     games = make_games(args, args.num_envs)
     q_network = QNetwork(games.num_actions, args)
@@ -695,16 +696,16 @@ def train(args: Args, run: runlog.Batch) -> None:
         "redo": seeding.make_generator(args.seed, "redo"),
     }
     num_updates = 0
-    logged_updates = 0  # of these, as many as when losses were last logged
-    totals = torch.zeros(2, device=device)  # of the loss and of Q, since then
+    logged_updates = 0  # num_updates when losses were last logged
+    totals = torch.zeros(2, device=device)  # sums of the loss and of Q since then
     last_eval = {}
-    recent_returns = []  # of training, since the last note on the terminal
+    recent_returns = []  # of training, since the last line on the terminal
 
     # resume
     buffer = open_replay(args, run)
     state = run.load()
     start = run.start
-    ring = args.checkpoint_frequency  # the replay is made for checkpoints this often
+    ring = args.checkpoint_frequency  # checkpoint frequency that the replay file is sized for
     if state is not None:
         q_network.load_state_dict(state["q_network"])
         target_network.load_state_dict(state["target_network"])
@@ -843,7 +844,7 @@ def load_agent(folder: str | Path, device: str = "cpu") -> QNetwork:
     """The Q-network of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
 
     It takes observations (n, 4, 84, 84) uint8 to Q-values (n, num_actions). The target network is
-    in `runlog.load(folder).state["target_network"]`. Raises UserError as `runlog.load`, and if
+    in `runlog.load(folder).state["target_network"]`. Raises UserError like `runlog.load`, and if
     there is no checkpoint yet.
     """
     run = runlog.load(folder, Args)
@@ -855,8 +856,8 @@ def load_agent(folder: str | Path, device: str = "cpu") -> QNetwork:
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
-    """--evaluate: plays whole games with the last checkpoint, films the first, measures the network
-    on what it saw."""
+    """--evaluate: plays whole games with the last checkpoint, films the first one, and measures the
+    network on the observations."""
     step = evaluation.finished_step(run)
     make = functools.partial(make_games, args)
     q_network = load_agent(run.folder)
@@ -878,13 +879,13 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
-    """The run of these flags. Raises UserError: an unknown game."""
+    """The run of these flags. Raises UserError for an unknown game."""
     name, _ = atari.atari_game(args.env_id)
     return runlog.seed_runs(args, "dqn_atari", env_id=name)
 
 
 def dashboard(args: Args) -> dict:
-    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    """The TensorBoard and W&B panels for these runs (docs/dashboards.md)."""
     panels = [
         "evaluation return",
         "training return",

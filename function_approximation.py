@@ -1,9 +1,10 @@
 """Regression of y = 10 sin(7x) + 15 sin(10x) + 5 cos(5x): which activation fits best?
 
 HR (2406.09079, Figs. 2 and 12) compares shallow networks of about 600 parameters with each other
-and with deep ones of 81,001. All seeds and learning rates of a network train in one process, as one
-leading axis; each pair is one run folder, and the same command again resumes them or says
-"finished". At the end it draws both figures. Also Table 1, the probability that a neuron is dead.
+and with deep ones of 81,001. All seeds and learning rates of an architecture train in one process,
+along one leading axis. Each pair of seed and learning rate has its own run folder; the same command
+again resumes the runs, or reports that they are finished. At the end it draws both figures, and
+computes Table 1, the probability that a neuron is dead.
 
     python function_approximation.py
     python function_approximation.py --activations relu tanh_hr "identity*silu"
@@ -41,45 +42,45 @@ PAPER_COUNTS = {  # trained parameters, from the paper (captions of Figs. 2 and 
     ("relu", (200, 200, 200)): 81_001,
     ("tanh", (200, 200, 200)): 81_001,
 }
-DENSE_POINTS = 256  # even ones, at which the fit is stored, and which the network metrics look at
+DENSE_POINTS = 256  # evenly spaced, for storing the fit and for the network metrics
 TABLE1_SAMPLES = 256
 TABLE1_FEATURES = 16
-RationalConfig = activations.RationalConfig  # within Args `activations` is a flag
+RationalConfig = activations.RationalConfig  # inside Args, `activations` is a flag
 
 
 @dataclasses.dataclass
 class Args:
     # the flags that matter most
-    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # in shallow networks
-    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # in deep networks; or none
-    shallow_units: int = runlog.option(200)  # hidden units, divided by the branches (tanh_hr: 100)
+    activations: tuple[str, ...] = runlog.option(("relu", "tanh", "tanh_hr"))  # of shallow networks
+    deep_activations: tuple[str, ...] = runlog.option(("relu", "tanh"))  # of deep networks; or none
+    shallow_units: int = runlog.option(200)  # hidden units, split over branches (tanh_hr: 100 each)
     learning_rates: tuple[float, ...] = runlog.option((1e-4, 1e-3, 1e-2))  # Adam's, constant
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(10)  # seeds: seed, seed + 1, ...
-    total_steps: int = 2_000  # updates of each network, each on all points
-    num_points: int = 64  # even training points; the error is also measured half-way between them
-    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    total_steps: int = 2_000  # updates per network, each on all points
+    num_points: int = 64  # evenly spaced training points; errors also at their midpoints
+    device: str = runlog.option("auto")  # auto (cuda if available), cpu, cuda, cuda:1, ...
     out: str | None = runlog.option(None)  # folder of figures and tables; None = in --runs-dir
     # experiment
-    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's default
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    runs_dir: str = runlog.option("runs")  # where the run folders are
+    runs_dir: str = runlog.option("runs")  # folder that contains the run folders
     fresh: bool = runlog.option(False)  # delete existing runs with these flags and start over
     checkpoint_frequency: int = runlog.option(1_000)  # updates between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after this many minutes; 0 = never
     # logging
     tensorboard: bool = runlog.option(False)  # TensorBoard event files (off: there are many runs)
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
-    # network; every one is trained with every learning rate and seed
+    # network; each is trained with every learning rate and seed
     deep_widths: tuple[int, ...] = runlog.option((200, 200, 200))  # hidden units of deep networks
     rational: RationalConfig = dataclasses.field(default_factory=RationalConfig)
     # data
     interval: tuple[float, float] = (-1.0, 1.0)  # lowest and highest x
     # evaluation and metrics
     log_frequency: int = 20  # updates between rows of losses
-    table1_neurons: int = runlog.option(1_024)  # neurons simulated for Table 1; 0 = leave it out
+    table1_neurons: int = runlog.option(1_024)  # neurons simulated for Table 1; 0 = skip it
 
 
 def target(x: torch.Tensor) -> torch.Tensor:
@@ -96,12 +97,12 @@ class Architecture(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`200x200` of two hidden layers of 200 units."""
+        """`200x200` for two hidden layers of 200 units."""
         return "x".join(map(str, self.widths))
 
 
 def architectures(args: Args) -> list[Architecture]:
-    """Those that are compared: the shallow ones, then the deep ones; each once."""
+    """The architectures to compare: the shallow ones, then the deep ones, without duplicates."""
     found = {}
     for activation in args.activations:
         terms = activations.parse(activation, "--activations")
@@ -113,17 +114,17 @@ def architectures(args: Args) -> list[Architecture]:
 
 
 def mean_squared_error(fit: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Over the points: (networks, points), (points,) -> (networks,)."""
+    """Mean over the points: (networks, points), (points,) -> (networks,)."""
     return (fit - y).square().mean(-1)
 
 
 class Networks(nn.Module):
-    """One network for each entry of `seeds`, with its own learning rate, and their optimiser; with
-    a number instead of each of the two lists there is no leading axis.
+    """One network for each entry of `seeds`, each with its own learning rate, and their optimiser;
+    if both are numbers instead of lists, there is no leading axis.
 
-    Weights and biases start uniform in +-1/sqrt(fan_in), torch's default: with biases 0 every kink
-    of a relu would lie at x = 0. They depend on the seed alone: learning rates, and activations of
-    the same width, start equal.
+    Weights and biases are initialised uniformly in +-1/sqrt(fan_in), torch's default: with zero
+    biases every kink of a relu would lie at x = 0. They depend on the seed alone, so networks of
+    the same width start equal for every learning rate and activation.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Networks(nn.Module):
         rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
         self.optimizer = optimizers.Adam(self, rates, args.rational)
         torch._dynamo.config.trace_autograd_ops = True  # autograd.grad inside a compiled function
-        torch.compiler.reset()  # one code object may be compiled for a few networks only
+        torch.compiler.reset()  # the number of compilations per code object is limited
         self.update = torch.compile(
             self.one_update, fullgraph=True, dynamic=False, disable=not args.compile
         )
@@ -166,8 +167,8 @@ class Networks(nn.Module):
         return mean_squared_error(self(x), target(x))
 
     def one_update(self, x: torch.Tensor) -> torch.Tensor:
-        """One step of Adam on all points; returns the losses before it. The sum of the
-        losses has the gradients of the single networks: these are independent."""
+        """One step of Adam on all points; returns the losses before it. The networks are
+        independent, so the sum of their losses has the gradients of each."""
         with activations.observing(self):
             loss = self.errors(x)
         grads = torch.autograd.grad(loss.sum(), self.optimizer.parameters_)
@@ -183,7 +184,7 @@ class Networks(nn.Module):
 
 
 def draw_biases(layer: activations.Linear, seeds: np.ndarray) -> None:
-    """Uniform in +-1/sqrt(fan_in), each network's from its seed."""
+    """Draws the biases uniformly in +-1/sqrt(fan_in), with the seed of each network."""
     fan_in = layer.weight.shape[-2]
     bound = fan_in**-0.5
     biases = layer.bias.view(-1, layer.bias.shape[-1])
@@ -193,7 +194,8 @@ def draw_biases(layer: activations.Linear, seeds: np.ndarray) -> None:
 
 
 def parameter_count(args: Args, architecture: Architecture) -> int:
-    """Of one network; where the paper gives a number, it must be the same."""
+    """Trained parameters of one network; checked against the number in the paper where it gives
+    one."""
     networks = Networks(*architecture, [args.seed], [1.0], args, torch.device("cpu"))
     count = networks.count()
     assert count == PAPER_COUNTS.get(architecture, count), (architecture, count)
@@ -204,8 +206,8 @@ def parameter_count(args: Args, architecture: Architecture) -> int:
 
 
 def log_networks(networks: Networks, batch: runlog.Batch, points: torch.Tensor, step: int) -> None:
-    """At the end: the fit, and the health of every hidden layer with the gradients of the loss, on
-    dense points."""
+    """At the end: the fit and the metrics of every hidden layer on dense points, with the gradients
+    of the training loss."""
     low, high = points[[0, -1]].tolist()
     x = torch.linspace(low, high, DENSE_POINTS, device=points.device)
     grads = torch.autograd.grad(networks.errors(points).sum(), networks.optimizer.parameters_)
@@ -214,7 +216,7 @@ def log_networks(networks: Networks, batch: runlog.Batch, points: torch.Tensor, 
         networks, (x,), named_grads, batch_dims=1, max_samples=DENSE_POINTS
     )
     for key in list(report.curves):
-        if "kde" in key:  # 16 per layer are many
+        if "kde" in key:  # 16 per layer are too many
             del report.curves[key]
     batch.log_report(step, "network/mlp", report)
     batch.log_curve(step, "fit", x.tolist(), networks(x).tolist())
@@ -224,8 +226,8 @@ def log_networks(networks: Networks, batch: runlog.Batch, points: torch.Tensor, 
 def measure(
     networks: Networks, batch: runlog.Batch, points: torch.Tensor, step: int, last: list[dict]
 ) -> None:
-    """Logs the errors on the points and half-way between them, and puts them into `last`; a
-    diverged network carries its last ones forward."""
+    """Logs the errors on the points and half-way between them, and stores them in `last`; for a
+    diverged network the last errors are carried forward."""
     between = (points[1:] + points[:-1]) / 2
     on_points = networks.errors(points).tolist()
     off_points = networks.errors(between).tolist()
@@ -237,7 +239,7 @@ def measure(
 
 
 def train(args: Args, architecture: Architecture, batch: runlog.Batch) -> None:
-    """Trains one network for each run of the batch, from the step at which it stands to the end."""
+    """Trains one network per run of the batch, from its current step to the end."""
     device = runlog.find_device(args.device)
     rates = batch.settings("learning_rate")
     networks = Networks(*architecture, batch.seeds, rates, args, device)
@@ -277,7 +279,7 @@ def train(args: Args, architecture: Architecture, batch: runlog.Batch) -> None:
 
 
 def median_error(last: list[dict], rates: list[float], rate: float) -> str:
-    """Over the networks of this learning rate that have an error."""
+    """Over the networks with this learning rate that have an error."""
     errors = []
     for row, own_rate in zip(last, rates):
         if own_rate == rate and row:
@@ -288,10 +290,10 @@ def median_error(last: list[dict], rates: list[float], rate: float) -> str:
 
 # ---- Table 1 -------------------------------------------------------------------------------------
 
-CLOSED_FORMS = {  # expression: probability that a neuron is dead, where each of its branches is
+CLOSED_FORMS = {  # expression: probability that a neuron is dead if each of its branches is
     # saturated with probability p
     "tanh": lambda p: p,
-    "tanh_hr": lambda p: p**2,  # a saturated tanh is -1 or 1 and lets the other factor through
+    "tanh_hr": lambda p: p**2,  # a saturated tanh is -1 or 1 and passes the other factor on
     "sigmoid": lambda p: p,
     "sigmoid_hr": lambda p: p,  # one is 0, or both are 1: 1 - (1 - p / 2)^2 + (p / 2)^2
     "relu": lambda p: p,
@@ -301,10 +303,10 @@ CLOSED_FORMS = {  # expression: probability that a neuron is dead, where each of
 
 @torch.no_grad()
 def dead_share(expression: str, p: float, neurons: int, seed: int) -> int:
-    """Simulates HR's Table 1: how many of `neurons` are dead (KDE), where each branch of each is
-    saturated with probability p, by a bias of 30 in size: negative for relu, of either sign for the
-    others. The layer is `activations.dense`, on 256 normal samples of 16 features; weights are
-    normal with variance 1/16."""
+    """Simulates HR's Table 1: how many of `neurons` are dead (KDE) if each branch of each neuron is
+    saturated with probability p, by a bias of magnitude 30: negative for relu, of random sign for
+    the others. The layer is `activations.dense` with weights that are normal with variance 1/16, on
+    256 normal samples of 16 features."""
     own_seed = int(seeding.derive_seeds(seed, "table1", expression, str(p)))
     generator = torch.Generator().manual_seed(own_seed)
     init = activations.lecun_normal
@@ -322,8 +324,8 @@ def dead_share(expression: str, p: float, neurons: int, seed: int) -> int:
 
 
 def table1(neurons: int, seed: int) -> list[dict]:
-    """Rows of Table 1: simulated share with a 95 % binomial interval (Clopper-Pearson) and closed
-    form."""
+    """Rows of Table 1: simulated fraction with a 95 % binomial interval (Clopper-Pearson), and
+    closed form."""
     rows = []
     for expression, formula in CLOSED_FORMS.items():
         for p in (0.1, 0.3, 0.5, 0.7, 0.9):
@@ -343,7 +345,7 @@ def table1(neurons: int, seed: int) -> list[dict]:
 
 
 def save_table1(args: Args, folder: Path) -> None:
-    """Writes table1.csv and prints how the simulation and the closed forms agree."""
+    """Writes table1.csv and prints how well the simulation and the closed forms agree."""
     rows = table1(args.table1_neurons, args.seed)
     path = folder / "table1.csv"
     with writing(path), open(path, "w", newline="") as file:
@@ -352,13 +354,13 @@ def save_table1(args: Args, folder: Path) -> None:
         for row in rows:
             writer.writerow({key: rounded(value) for key, value in row.items()})
     inside = 0
-    told = {expression: [] for expression in CLOSED_FORMS}
+    findings = {expression: [] for expression in CLOSED_FORMS}
     for row in rows:
         found = f"{row['p']} -> {row['dead_share']:.3f} ({row['closed_form']:.3f})"
-        told[row["activation"]].append(found)
+        findings[row["activation"]].append(found)
         if row["low"] <= row["closed_form"] <= row["high"]:
             inside += 1
-    for expression, found in told.items():
+    for expression, found in findings.items():
         joined = ", ".join(found)
         print(
             f"Table 1, {expression}: p -> dead-neuron fraction (closed form): {joined}", flush=True
@@ -374,8 +376,8 @@ def rounded(value):
 
 
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host). The
-    networks of one architecture are trained together, one architecture after the other."""
+    """Bytes of the largest memory users, by the flags that set them: (on the device, on the host).
+    The networks of one architecture train together, one architecture after the other."""
     num_networks = args.num_seeds * len(args.learning_rates)
     on_device = {}
     for activation, widths in architectures(args):
@@ -394,7 +396,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def parse_all(args: Args, flag: str, names: tuple[str, ...]) -> list:
-    """The terms of each expression (activations.parse). Raises UserError: one is unknown."""
+    """The terms of each expression (activations.parse). Raises UserError if one is unknown."""
     parsed = []
     for name in names:
         try:
@@ -406,21 +408,22 @@ def parse_all(args: Args, flag: str, names: tuple[str, ...]) -> list:
 
 
 def check_expressions(args: Args, flag: str, names: tuple[str, ...]) -> None:
-    """Raises UserError unless each is an activation and names another network than the others."""
+    """Raises UserError unless each is an activation and denotes a different network from the
+    others."""
     parsed = parse_all(args, flag, names)
     for name, terms in zip(names, parsed):
         if parsed.count(terms) > 1:
-            told = "is given twice; name every network once"
-            raise runlog.UserError(f"{flag} {name}: {told}")
+            problem = "is given twice; list each network once"
+            raise runlog.UserError(f"{flag} {name}: {problem}")
         is_shallow = flag == "--activations"
         if is_shallow and sum(map(len, terms)) > args.shallow_units:
-            told = f"less than the branches of {name}"
-            raise runlog.UserError(f"--shallow-units {args.shallow_units}: {told}")
+            problem = f"fewer than the branches of {name}"
+            raise runlog.UserError(f"--shallow-units {args.shallow_units}: {problem}")
 
 
 def check_settings(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
-    asks before it starts anything."""
+    """Raises UserError (flag, value, remedy) for values that cannot work on any machine. A sweep
+    calls this before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads table1_neurons checkpoint_minutes")
     runlog.check_range(args, "[1, inf)", "num_seeds total_steps checkpoint_frequency")
     runlog.check_range(args, "[1, inf)", "shallow_units deep_widths log_frequency")
@@ -440,7 +443,7 @@ def check_settings(args: Args) -> None:
         activations.check_schedule(names, args.rational)
     if len(set(args.learning_rates)) < len(args.learning_rates):
         rates = " ".join(map(str, args.learning_rates))
-        raise runlog.UserError(f"--learning-rates {rates}: name every learning rate once")
+        raise runlog.UserError(f"--learning-rates {rates}: list each learning rate once")
 
 
 def validate(args: Args) -> None:
@@ -459,9 +462,9 @@ def validate(args: Args) -> None:
 def load_agent(folder: str | Path, device: str = "cpu") -> Networks:
     """The network of a run's newest checkpoint, finished or not.
 
-    It has no leading axis: x (points,) to the fit (points,). What it is, of all that `Args`
-    compares, is in `runlog.load(folder).settings`: activation, widths, learning_rate. Raises
-    UserError as `runlog.load`, and if there is no checkpoint yet.
+    It has no leading axis: x (points,) -> the fit (points,). `runlog.load(folder).settings` says
+    which of the networks compared by `Args` it is: activation, widths, learning_rate. Raises
+    UserError like `runlog.load`, and if there is no checkpoint yet.
     """
     run = runlog.load(folder, Args)
     loading.weights_of(run, "networks")
@@ -517,7 +520,7 @@ def make_out_folder(args: Args) -> Path:
 
 
 def dashboard(args: Args) -> dict:
-    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    """The TensorBoard and W&B panels for these runs (docs/dashboards.md)."""
     panels = [
         "mean squared error",
         "weight norm of each network",
@@ -555,7 +558,7 @@ def main(args: Args) -> None:
 
 
 def draw(folders: list[Path], out: Path) -> None:
-    """Draws and prints the comparison. The runs are there whether or not it can be drawn."""
+    """Draws and prints the comparison. The runs are kept whether or not it can be drawn."""
     try:
         plots.function_approximation(folders, out)
     except Exception as error:

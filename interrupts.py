@@ -1,5 +1,5 @@
-"""The scripts import this first: Ctrl-C while torch and the environments are being imported,
-which takes seconds, ends in one line instead of a traceback."""
+"""The scripts import this first, so that Ctrl-C during the imports of torch and the environments,
+which take seconds, prints one line instead of a traceback."""
 
 import sys
 

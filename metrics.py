@@ -1,9 +1,9 @@
 """Representation and value metrics for studying activation functions in deep RL.
 
 Pure functions on tensors: no side effects, nothing drawn from the global RNG, any number of leading
-batch axes (seeds, critics), written `*batch`. Input is float32 or float64, results keep its dtype.
-docs/metrics.md has the keys, units, sources and traps; reports.py measures whole networks with
-them. CR = arXiv 2507.14736, HR = arXiv 2406.09079, ReDo = arXiv 2302.12902, REDQ = arXiv
+batch axes (seeds, critics), written `*batch`. Input is float32 or float64; results keep its dtype.
+docs/metrics.md has the keys, units, sources and pitfalls; reports.py applies these functions to
+whole networks. CR = arXiv 2507.14736, HR = arXiv 2406.09079, ReDo = arXiv 2302.12902, REDQ = arXiv
 2101.05982.
 """
 
@@ -19,13 +19,13 @@ Limits = tuple[float, float] | None
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 KDE_CELLS = 16  # grid cells per bandwidth; the error bound in dead_neurons_kde needs 16
 NTK_OUTPUTS = ("sum", "true_class", "loss")
-NTK_COLUMNS = 2**14  # parameters whose gradients are float64 at a time
+NTK_COLUMNS = 2**14  # parameters whose gradients are converted to float64 at once
 KDE_CHUNK = 2**17  # elements per working array: fits the L2 cache, bounds the memory
 
 
 def _samples(x: Tensor, minimum: int = 1) -> Tensor:
-    """x, detached; ValueError unless it is a float tensor (*batch, samples >= minimum, neurons >=
-    1)."""
+    """x, detached. Raises ValueError unless it is a float tensor (*batch, samples >= minimum,
+    neurons >= 1)."""
     is_shaped = x.ndim >= 2 and x.shape[-2] >= minimum and x.shape[-1] >= 1
     if not (x.is_floating_point() and is_shaped):
         needed = f"float (*batch, samples >= {minimum}, neurons >= 1)"
@@ -33,63 +33,64 @@ def _samples(x: Tensor, minimum: int = 1) -> Tensor:
     return x.detach()
 
 
-# ---- numbers whose squares overflow or vanish --------------------------------------------------
+# ---- numbers whose squares overflow or underflow -----------------------------------------------
 
 
 def _largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """The largest |x| over `dim`, which stay as axes of length 1; NaN where x has NaN. (A tenth of
-    the time of vector_norm(x, inf), and no array of the size of x.)"""
+    """The largest |x| over `dim`, kept as axes of length 1; NaN where x has NaN. (A tenth of the
+    time of vector_norm(x, inf), and no array of the size of x.)"""
     return torch.maximum(x.amax(dim, keepdim=True), -x.amin(dim, keepdim=True))
 
 
 def _power_of_two(largest: Tensor) -> Tensor:
-    """A power of two near the largest |x|; 1 where squares of x neither overflow nor vanish, and
-    where x is 0 or not finite. Dividing by it changes no digit of x."""
+    """A power of two near the largest |x|; 1 where squares of x neither overflow nor underflow, and
+    where x is 0 or not finite. Dividing by it is exact."""
     lowest_exponent = round(math.log2(torch.finfo(largest.dtype).tiny))
-    # 2^50 for float32, 2^409 for float64: the square times any number of terms is a number
+    # 2^50 for float32, 2^409 for float64: the sum of any number of such squares is finite
     limit = 2.0 ** (-0.4 * lowest_exponent)
     is_usual = (largest.clamp(1 / limit, limit) == largest) | (largest == 0)
     ones = torch.ones_like(largest)
     if is_usual.all():
         return ones
     exponent = torch.frexp(largest).exponent - 1
-    exponent = exponent.clamp_min(lowest_exponent)  # denormals may be flushed
+    exponent = exponent.clamp_min(lowest_exponent)  # denormals may be flushed to 0
     return torch.where(is_usual | ~largest.isfinite(), ones, torch.ldexp(ones, exponent))
 
 
 def _divide(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale; x itself where every scale is 1, as it is for all usual numbers."""
+    """x / scale, or x itself where every scale is 1, as for all ordinary numbers."""
     return x if (scale == 1).all() else x / scale
 
 
 def _scaled(x: Tensor, dim: int | tuple[int, ...]) -> Pair:
-    """x divided by a power of two for each index of the other axes, so that squares of x are safe
-    to add up over `dim`, and that power (`dim` stay as axes of length 1)."""
+    """(x / power, power), with a power of two for each index of the other axes, so that squares of
+    the quotient can safely be summed over `dim` (kept as axes of length 1)."""
     scale = _power_of_two(_largest(x, dim))
     return _divide(x, scale), scale
 
 
 def _scaled_row(x: Tensor, origin: torch.dtype) -> Pair:
-    """_scaled over the last axis, of float64 numbers that come from numbers of dtype `origin`: the
-    squares of what was float32 are safe, unseen."""
+    """_scaled over the last axis, for float64 numbers that come from numbers of dtype `origin`: if
+    that is float32 their squares are safe without a check."""
     if origin != torch.float64:
         return x, torch.ones_like(x[..., :1])
     return _scaled(x, -1)
 
 
 def _norm(x: Tensor, dim: int) -> Tensor:
-    """L2 norm over one axis; it overflows or vanishes only where the norm itself does."""
+    """L2 norm over one axis; it overflows or underflows only where the norm itself does."""
     scaled, scale = _scaled(x, dim)
     norm = x.norm(dim=dim)
     if scaled is x:
         return norm
     scale = scale.squeeze(dim)
-    # a quotient lies differently in memory, so its sum may end in other bits: not for usual norms
+    # A quotient has another memory layout, which may change the last bits of its sum: ordinary
+    # norms are computed on x itself.
     return torch.where(scale == 1, norm, scaled.norm(dim=dim) * scale)
 
 
 def _lerp(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """torch.lerp, where high - low may overflow."""
+    """torch.lerp for values where high - low may overflow."""
     apart = low * (1 - weight) + high * weight
     return torch.where((high - low).isfinite(), torch.lerp(low, high, weight), apart)
 
@@ -99,7 +100,7 @@ def _lerp(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
 
 def channel_samples(h: Tensor, batch_dims: int = 0) -> Tensor:
     """Feature maps with positions as samples, as ReDo scores them: (*batch, n, C, H, W) -> (*batch,
-    n * H * W, C). (*batch, samples, neurons) passes unchanged; any other number of axes raises
+    n * H * W, C). (*batch, samples, neurons) is returned unchanged; any other number of axes raises
     ValueError.
     >>> channel_samples(torch.zeros(8, 32, 5, 4)).shape
     torch.Size([160, 32])
@@ -114,13 +115,13 @@ def channel_samples(h: Tensor, batch_dims: int = 0) -> Tensor:
 def _jittered(z: Tensor, noise_variance: float, generator: Generator) -> Iterator[Pair]:
     """Yields (mean, jittered values minus mean), float64, (rows, samples); a row is one neuron of
     one batch entry."""
-    # Batch entries share the noise: a seed measures the same alone as in a batch. The mean goes
-    # first, so that the jitter of a neuron stuck at a large constant is not rounded away.
+    # Batch entries share the noise: a seed gives the same result alone and in a batch. Subtracting
+    # the mean first keeps the jitter of a neuron stuck at a large constant from being rounded away.
     num_samples, num_neurons = z.shape[-2:]
     if noise_variance < 0:
         raise ValueError(f"noise_variance must be >= 0, got {noise_variance}")
     if generator is None:
-        generator = torch.Generator().manual_seed(0)  # the same draws on every device
+        generator = torch.Generator().manual_seed(0)  # the same draws for every device
     noise = torch.randn(num_neurons, num_samples, generator=generator, device=generator.device)
     noise = noise.to(z.device)
     rows = z.transpose(-1, -2).reshape(-1, num_samples)
@@ -152,11 +153,11 @@ def _peak_density(x: Tensor, origin: torch.dtype) -> Tensor:
 
 
 def _smoothed_grid(u: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """The density of samples u (rows, samples), in bandwidths from 0, times a constant, on a grid;
-    and how to read it at the samples: the first of the four nodes around each, and these nodes'
-    weights."""
+    """The density of samples u (rows, samples), given in bandwidths from 0, times a constant, on a
+    grid; and how to interpolate it at the samples: the first of the four nodes around each sample,
+    and the weights of these nodes."""
     cell = (u * KDE_CELLS).floor()
-    # float32 will do to pick the candidate; its density is computed in float64
+    # float32 suffices to pick the candidate, whose density is computed in float64
     t = (u * KDE_CELLS - cell).float()
     a = t + 1
     b = t - 1
@@ -164,7 +165,7 @@ def _smoothed_grid(u: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     # cubic Lagrange, nodes cell-1 .. cell+2
     weights = (t * b * c / -6, a * b * c / 2, a * t * c / -2, a * t * b / 6)
     cell = cell.long()
-    # 8 bandwidths of padding stop the wrap-around
+    # 8 bandwidths of padding prevent wrap-around
     length = 1 << (int(cell.max()) + 3 + 8 * KDE_CELLS).bit_length()
     grid = torch.zeros(u.shape[0], length, device=u.device)
     for k, weight in enumerate(weights):
@@ -188,20 +189,20 @@ def dead_neurons_kde(
     f(y) = 1/(n h) sum_i phi((y - x_i) / h), phi the standard normal density:
     `scipy.stats.gaussian_kde(x, bw_method=n**-0.2)` evaluated at its own samples. z:
     (*batch, samples >= 2, neurons), after the non-linearity. generator draws the jitter,
-    (neurons, samples), shared by the batch entries; None: a fresh one, seed 0, the same numbers on
-    every device. Returns dead (bool) and the peak density (1 / unit of z), (*batch, neurons).
-    NaN or inf: peak NaN, not dead; no spread at all (needs noise_variance 0): peak inf, dead. omega
-    is meant for tanh, where 20 says std < about 0.02; unbounded units depend on scale. Wrong
-    shapes: ValueError.
+    (neurons, samples), shared by the batch entries; None: a new generator with seed 0, the same
+    numbers for every device. Returns dead (bool) and the peak density (1 / unit of z),
+    (*batch, neurons). NaN or inf: peak NaN, not dead; no spread at all (only with noise_variance
+    0): peak inf, dead. omega is chosen for tanh, where 20 corresponds to std < about 0.02; for
+    unbounded activations the result depends on scale. Wrong shapes: ValueError.
 
-    O(n + g log g) per neuron, not O(n^2): a neuron spans at most g/16 <= sqrt(2n) n^(1/5)
-    bandwidths, whatever its outliers, so a grid of step s = h/16 is small. Cubic weights spread
-    each sample over 4 nodes, an FFT smooths them, the same weights read the grid at the samples;
-    the density is then summed exactly at the best one: never above the maximum. How far below:
-    cubic interpolation errs by 0.0235 s^4 |phi''''|, twice, with sum |w| <= 1.25. A stretch of one
-    h with m samples has f >= m phi(1) / (n h) at each, so m <= n h f_max / phi(1); sup |phi''''|
-    summed over the stretches bounds the error by 1.7e-5 f_max; the wrong sample can win by twice
-    that: peak >= (1 - 4e-5) max f(x_j).
+    Takes O(n + g log g) per neuron for a grid of g nodes, not O(n^2): a neuron spans at most
+    g/16 <= sqrt(2n) n^(1/5) bandwidths, whatever its outliers, so a grid of step s = h/16 is small.
+    Cubic weights spread each sample over 4 nodes, an FFT smooths them, and the same weights read
+    the grid at the samples; the density is then summed exactly at the best sample, so it never
+    exceeds the maximum. How far below it may be: cubic interpolation errs by 0.0235 s^4 |phi''''|,
+    twice, with sum |w| <= 1.25. A stretch of one h with m samples has f >= m phi(1) / (n h) at
+    each, so m <= n h f_max / phi(1); sup |phi''''| summed over the stretches bounds the error by
+    1.7e-5 f_max; a wrong sample can win by twice that: peak >= (1 - 4e-5) max f(x_j).
 
     >>> used = torch.linspace(-1, 1, 64)
     >>> dead_neurons_kde(torch.stack([torch.ones(64), used], dim=-1))[0]  # the first: saturated
@@ -215,10 +216,10 @@ def dead_neurons_kde(
 
 
 def dead_neurons_std(z: Tensor, threshold: float = 0.02) -> Pair:
-    """Neurons that hardly vary: dead iff std(z) < threshold (ddof 1). For a Gaussian neuron 0.02 is
-    what omega = 20 of dead_neurons_kde says, since its density peaks at 1 / (sqrt(2 pi) std); but
-    outliers count here. z: (*batch, samples >= 2, neurons). Returns dead (bool) and std (unit of
-    z), (*batch, neurons). NaN: not dead. Wrong shape: ValueError.
+    """Neurons that hardly vary: dead iff std(z) < threshold (ddof 1). For a Gaussian neuron 0.02
+    corresponds to omega = 20 in dead_neurons_kde, since its density peaks at 1 / (sqrt(2 pi) std),
+    but std is sensitive to outliers. z: (*batch, samples >= 2, neurons). Returns dead (bool) and
+    std (unit of z), (*batch, neurons). NaN: not dead. Wrong shape: ValueError.
     >>> dead_neurons_std(torch.tensor([[1.0, 0.0], [1.01, 1.0]]))[0]
     tensor([ True, False])
     """
@@ -236,8 +237,8 @@ def kde_curves(
 ) -> Pair:
     """Curves of the density in dead_neurons_kde, for plots (HR Figs. 3, 6, 10, 11): (grid,
     density). z: (*batch, samples >= 2, neurons) -> (*batch, neurons, num_points) each. The grid
-    spans `limits`, or each neuron's jittered samples and 3 bandwidths either way.
-    O(samples * num_points) per neuron: choose neurons first.
+    spans `limits`, or each neuron's jittered samples extended by 3 bandwidths on both sides.
+    O(samples * num_points) per neuron: select neurons first.
     >>> grid, density = kde_curves(torch.linspace(-1, 1, 100).unsqueeze(-1))
     >>> round(torch.trapezoid(density, grid).item(), 2)
     1.0
@@ -269,8 +270,8 @@ def dormant_neurons(h: Tensor, tau: float = 0.025, subtract_mean: bool = False) 
 
     h: (*batch, samples, neurons) after the activation (convolutions: channel_samples first).
     Returns dormant (bool) and the scores (no unit), (*batch, neurons). A saturated tanh has the
-    largest plain score there is; subtract_mean=True takes a neuron's mean off first (dopamine's
-    `sub_mean_score`) and sees it. NaN: not dormant. Wrong shape: ValueError.
+    highest possible plain score; subtract_mean=True subtracts each neuron's mean first (dopamine's
+    `sub_mean_score`) and detects it. NaN: not dormant. Wrong shape: ValueError.
     >>> h = torch.tensor([[1.0, 0.5, 0.0], [1.0, -0.5, 0.0]])  # saturated, in use, zero
     >>> dormant_neurons(h)[0], dormant_neurons(h, subtract_mean=True)[0]
     (tensor([False, False,  True]), tensor([ True, False,  True]))
@@ -284,13 +285,13 @@ def dormant_neurons(h: Tensor, tau: float = 0.025, subtract_mean: bool = False) 
 
 
 def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> Pair:
-    """What the dead and what the live neurons give to the next layer, its bias aside (HR Theorem
+    """The contributions of dead and of live neurons to the next layer, without its bias (HR Theorem
     4.1, Fig. 4).
 
     (h * dead) W^T and (h * ~dead) W^T. Dead neurons are constant, so their part is the constant
     mean(h_dead) W_dead^T, a hidden bias; it is 0 for ReLU neurons dead at 0. h: (*batch, samples,
     neurons); dead: (*batch, neurons) bool; weight: (*batch, outputs, neurons). Returns two (*batch,
-    samples, outputs), unit of the outputs. Misfit: ValueError.
+    samples, outputs), unit of the outputs. Inconsistent shapes: ValueError.
     >>> dead, weight = torch.tensor([True, False]), torch.tensor([[0.5, 10.0]])
     >>> hidden_bias(torch.tensor([[1.0, 2.0]]), dead, weight)
     (tensor([[0.5000]]), tensor([[20.]]))
@@ -304,7 +305,7 @@ def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> Pair:
         raise ValueError(f"need {needed}, got {got}")
     dead = dead.unsqueeze(-2)
     transposed = weight.detach().mT
-    # masked_fill, not a product: a NaN of one part stays out of the other
+    # masked_fill, not a product, keeps a NaN in one part out of the other
     from_dead = h.masked_fill(~dead, 0.0) @ transposed
     from_live = h.masked_fill(dead, 0.0) @ transposed
     return from_dead, from_live
@@ -314,8 +315,8 @@ def hidden_bias(h: Tensor, dead: Tensor, weight: Tensor) -> Pair:
 
 
 def _scaled_singular_values(features: Tensor) -> Pair:
-    """singular_values divided by a power of two, and that power (*batch, 1): their squares are
-    safe."""
+    """singular_values divided by a power of two, so that their squares are safe, and that power
+    (*batch, 1)."""
     x = _samples(features)
     largest = _largest(x, (-2, -1)).double()
     usable = largest.isfinite()
@@ -334,9 +335,9 @@ def singular_values(features: Tensor) -> Tensor:
     features)).
 
     Roots of the eigenvalues of the smaller Gram matrix, formed in float64: half the time of an SVD
-    on CPU. The price: a value that is really 0 comes out as up to sqrt(eps) = 1.5e-8 of the
-    largest, 4e-6 of the sum for 256 of them, which moves srank only if a cumulative share lies that
-    close to 1 - delta. Entries with NaN or inf give NaN.
+    on CPU. In exchange, a value that is exactly 0 may come out as up to sqrt(eps) = 1.5e-8 of the
+    largest (4e-6 of the sum for 256 of them), which changes srank only if a cumulative fraction
+    lies that close to 1 - delta. Entries with NaN or inf give NaN.
     >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
     tensor([4., 3.], dtype=torch.float64)
     """
@@ -348,10 +349,10 @@ def effective_rank(features: Tensor, delta: float = 0.01) -> Tensor:
     """srank, the smallest k with sum_{i<=k} sigma_i >= (1 - delta) sum_i sigma_i (HR B.2; arXiv
     2010.14498).
 
-    On singular values, not squared. features: (*batch, samples, features), samples >= features or
-    they cap the rank. Returns (*batch), whole numbers in features' dtype: 1 for all-zero features
-    (the paper's formula), NaN for non-finite. delta outside (0, 1) raises ValueError; below 1e-4 it
-    comes near the accuracy of singular_values.
+    Computed on singular values, not their squares. features: (*batch, samples, features), with
+    samples >= features, otherwise their number caps the rank. Returns (*batch), whole numbers in
+    features' dtype: 1 for all-zero features (the paper's formula), NaN for non-finite. delta
+    outside (0, 1) raises ValueError; below 1e-4 it approaches the accuracy of singular_values.
     >>> effective_rank(torch.diag(torch.tensor([100.0, 1.0, 0.5])))
     tensor(2.)
     """
@@ -363,8 +364,8 @@ def effective_rank(features: Tensor, delta: float = 0.01) -> Tensor:
 
 
 def stable_rank(features: Tensor) -> Tensor:
-    """||Phi||_F^2 / ||Phi||_2^2, the textbook one: (*batch, samples, features) -> (*batch); 0 if
-    all zero.
+    """||Phi||_F^2 / ||Phi||_2^2, the textbook stable rank: (*batch, samples, features) -> (*batch);
+    0 if all zero.
     >>> stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0])))
     tensor(1.5000)
     """
@@ -397,13 +398,14 @@ def ntk_gram(
     """Empirical neural tangent kernel K_ij = sum_theta dy_i/dtheta dy_j/dtheta of a scalar output y
     (arXiv 1806.07572).
 
-    network(*inputs) is (*batch, n) or (*batch, n, outputs); each input has its n samples at axis
-    sample_dim (None: batch_dims), parameters have batch_dims leading axes. output names y: "sum" of
-    the outputs, "true_class" (the logit of targets (*batch, n), int64), "loss" (cross-entropy of
-    targets: K is then the gradients' second moment), or any function of the outputs. theta: the
-    trainable parameters, with the activations' own only if coefficients. Returns (*batch, n, n),
-    float64. Samples must not interact (no batch norm). n times the parameters' memory, at once.
-    Raises ValueError for another name, missing targets, or without parameters.
+    network(*inputs) is (*batch, n) or (*batch, n, outputs); each input has its n samples along axis
+    sample_dim (None: batch_dims), and parameters have batch_dims leading axes. output defines y:
+    "sum" of the outputs, "true_class" (the logit of targets (*batch, n), int64), "loss"
+    (cross-entropy of targets: K is then the gradients' second moment), or any function of the
+    outputs. theta: the trainable parameters, including those of activations only if coefficients
+    is set. Returns (*batch, n, n), float64. Samples must not interact (no batch norm). Needs n
+    times the memory of the parameters at once. Raises ValueError for an unknown output, missing
+    targets, or no parameters.
     >>> ntk_gram(nn.Linear(2, 1, bias=False), (torch.tensor([[1.0, 2.0], [3.0, 4.0]]),))
     tensor([[ 5., 11.],
             [11., 25.]], dtype=torch.float64)
@@ -427,7 +429,7 @@ def _scaled_ntk_gram(
     if isinstance(output, str) and (
         output not in NTK_OUTPUTS or (output != "sum" and targets is None)
     ):
-        rule = f"must be one of {', '.join(NTK_OUTPUTS)}, and all but sum need targets"
+        rule = f"must be one of {', '.join(NTK_OUTPUTS)}; all but sum need targets"
         raise ValueError(f"output {output!r}: {rule}")
     dim = batch_dims if sample_dim is None else sample_dim
     left_out = set() if coefficients else _ids_of_coefficients(network)
@@ -448,7 +450,7 @@ def _scaled_ntk_gram(
     scale = _power_of_two(largest)
     gram = 0.0
     for x in rows:
-        for part in x.split(NTK_COLUMNS, -1):  # float64 for a part at a time
+        for part in x.split(NTK_COLUMNS, -1):  # converts one part at a time to float64
             part = _divide(part.double(), scale)
             gram = gram + part @ part.mT
     return gram, scale
@@ -475,7 +477,7 @@ def _sample_gradients(network, theta, inputs, dim, output, targets) -> dict[str,
 
 
 def _ids_of_coefficients(network: nn.Module) -> set[int]:
-    """The activations' own parameters: those of `branch.activation` of every submodule that has
+    """The ids of activations' parameters: those of `branch.activation` in every submodule with
     `branches`."""
     found = set()
     for module in network.modules():
@@ -494,14 +496,15 @@ def ntk_rank(
     targets: Tensor | None = None,
     coefficients: bool = True,
 ) -> dict[str, Tensor]:
-    """Ranks of the empirical NTK; arguments of ntk_gram. Values are (*batch), float64, of its
-    eigenvalues l:
+    """Ranks of the empirical NTK, with the arguments of ntk_gram. Values are (*batch), float64,
+    computed from its eigenvalues l:
 
-    srank, smallest k whose k largest l are >= 99 % of their sum; entropy_rank = exp(-sum p log p),
-    p = l / sum l (as C-CHAIN reports them, Tang et al. 2025); trace = sum l;
-    condition = max l / min l (inf if K is singular in float64, as where samples outnumber
+    srank, the smallest k for which the k largest l make up >= 99 % of the sum;
+    entropy_rank = exp(-sum p log p), p = l / sum l (as C-CHAIN reports them, Tang et al. 2025);
+    trace = sum l;
+    condition = max l / min l (inf if K is singular in float64, for example with more samples than
     parameters). Non-finite gradients: NaN; all zero: the ranks are 0. srank and entropy_rank do not
-    change with the scale of y.
+    depend on the scale of y.
     >>> ntk_rank(nn.Linear(2, 1, bias=False), (torch.eye(2),))["entropy_rank"]
     tensor(2., dtype=torch.float64)
     """
@@ -567,9 +570,9 @@ def mean_gradients(
     size: int,
     dim: int = 0,
 ) -> list[Tensor]:
-    """Gradients of a loss that is a mean over samples, added up from pieces of at most `size`
-    samples, which bounds the memory. loss: dict like `batch` -> scalar; samples are axis `dim` of
-    every tensor in batch.
+    """Gradients of a loss that is a mean over samples, accumulated over pieces of at most `size`
+    samples to bound the memory. loss: dict like `batch` -> scalar; samples are axis `dim` of every
+    tensor in batch.
     >>> w = nn.Parameter(torch.tensor(2.0))
     >>> batch = {"x": torch.arange(3.0)}
     >>> mean_gradients(lambda part: (w * part["x"]).square().mean(), batch, [w], size=2)
@@ -588,7 +591,7 @@ def mean_gradients(
 def named_gradients(
     network: nn.Module, loss: Callable[..., Tensor], batch: Sequence[Tensor], size: int
 ) -> dict[str, Tensor]:
-    """mean_gradients of loss(*batch) for the trained parameters of a network, by their names."""
+    """mean_gradients of loss(*batch) for the trained parameters of a network, by name."""
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     columns = dict(enumerate(batch))
     grads = mean_gradients(lambda part: loss(*part.values()), columns, [*trained.values()], size)
@@ -617,9 +620,9 @@ def gradient_norm(tensors: Iterable[Tensor], batch_dims: int = 0) -> Tensor:
 def first_episodes(
     values: Tensor, dones: Tensor, number: int, reduce: Callable = torch.sum
 ) -> tuple[Tensor, list[int]]:
-    """`reduce` (torch.sum: returns) of `values` over each of the first `number` episodes: values,
-    dones (batch, time), with at least `number` ends in every row -> ((batch, number), [steps up to
-    the last of these ends]).
+    """Applies `reduce` (torch.sum: returns) to `values` over each of the first `number` episodes:
+    values, dones (batch, time), with at least `number` episode ends in every row -> ((batch,
+    number), [steps up to the last of these ends]).
     >>> first_episodes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[0, 1, 1, 0]]), number=2)
     (tensor([[3., 3.]]), [3])
     """
@@ -644,15 +647,16 @@ def discounted_returns(
     alpha: float | Tensor | None = None,
     bootstrap_values: Tensor | None = None,
 ) -> Pair:
-    """Discounted (soft) Monte-Carlo returns of episodes laid end to end, and the weight of what a
-    cut leaves out.
+    """Discounted (soft) Monte-Carlo returns of concatenated episodes, and the weight of what a cut
+    leaves out.
 
-    G_t = r_t + gamma (1 - termination_t) (G_{t+1} - alpha log pi(a_{t+1} | s_{t+1})): later
-    actions' entropy counts, that of a_t does not, as in SAC's Q and REDQ's bias_utils.py. At a cut
-    (a truncation, or the last step; terminations win) the last bracket is bootstrap_values_t, the
-    soft value of the true next state, or 0 without them. All tensors (*batch, time), alpha a number
-    or (*batch). Returns (returns, tail_weight), (*batch, time); tail_weight = gamma^(steps to the
-    cut), 0 if nothing is missing. Unequal shapes, log_probs without alpha: ValueError.
+    G_t = r_t + gamma (1 - termination_t) (G_{t+1} - alpha log pi(a_{t+1} | s_{t+1})): the entropy
+    of later actions counts, that of a_t does not, as in SAC's Q and REDQ's bias_utils.py. At a cut
+    (a truncation, or the last step, unless it is a termination) the last bracket is
+    bootstrap_values_t, the soft value of the true next state, or 0 without them. All tensors
+    (*batch, time), alpha a number or (*batch). Returns (returns, tail_weight), (*batch, time);
+    tail_weight = gamma^(steps to the cut), 0 if nothing is missing. Unequal shapes, log_probs
+    without alpha: ValueError.
     >>> discounted_returns(torch.ones(3), torch.tensor([0, 1, 0]), torch.zeros(3), gamma=0.5)
     (tensor([1.5000, 1.0000, 1.0000]), tensor([0.0000, 0.0000, 0.5000]))
     """
@@ -693,7 +697,7 @@ def discounted_returns(
 
 
 def _mean_of_kept(x: Tensor, kept: Tensor, num_kept: Tensor) -> Tensor:
-    """(*batch, time) -> (*batch), over the states that are kept."""
+    """(*batch, time) -> (*batch), the mean over the kept states."""
     x, scale = _scaled(torch.where(kept, x, 0.0), -1)
     return x.sum(-1) / num_kept * scale.squeeze(-1)
 
@@ -715,14 +719,14 @@ def q_overestimation(
     """Overestimation Q(s_t, a_t) - G_t on fresh episodes of the stochastic policy (REDQ,
     bias_utils.py).
 
-    q: (*batch, time), the estimate under study for the actions taken; the rest is for
-    discounted_returns. A state is kept if its tail_weight <= tail_tolerance: at gamma 0.99 the last
-    298 steps before a cut go, 702 of 1,000 stay, and of 200 none (0.99^200 = 0.13): pass
-    bootstrap_values there, with which all are kept. fallback_values are the same, but used only in
-    batch entries of which no state would stay. Returns a dict: errors, returns, kept, (*batch,
-    time); over kept states (NaN if none), (*batch): mean and std (ddof 0) of errors,
-    normalised = mean of error / max(|G|, floor) state by state as in REDQ, num_kept; bootstrapped,
-    (*batch) bool (False: cut states left out).
+    q: (*batch, time), the estimate under study for the actions taken; the other arguments are those
+    of discounted_returns. A state is kept if its tail_weight <= tail_tolerance: at gamma 0.99 the
+    last 298 steps before a cut are dropped, so 702 of 1,000 are kept, and none of 200
+    (0.99^200 = 0.13). In that case pass bootstrap_values, with which all are kept. fallback_values
+    are the same, but used only in batch entries where no state would be kept. Returns a dict:
+    errors, returns, kept, (*batch, time); over kept states (NaN if none), (*batch): mean and std
+    (ddof 0) of errors, normalised = mean of error / max(|G|, floor) state by state as in REDQ,
+    num_kept; bootstrapped, (*batch) bool (False: states before a cut are dropped).
     >>> end = torch.tensor([False, True])
     >>> q = torch.tensor([2.5, 2.0])
     >>> q_overestimation(q, torch.ones(2), end, torch.zeros(2), gamma=0.5)["mean"]
@@ -775,9 +779,9 @@ def overestimation_of_first(
     log_probs: Tensor | None = None,
     alpha: Tensor | None = None,
 ) -> list[dict[str, float]]:
-    """q_overestimation of batch entries of unequal length: tensors (batch, time), entry i of which
-    has lengths[i] steps; log_probs and alpha (batch, 1) for soft returns. Returns for each entry
-    overestimation/mean, std and normalised."""
+    """q_overestimation of batch entries of different length: tensors (batch, time), of which entry
+    i has lengths[i] steps; log_probs and alpha (batch, 1) for soft returns. Returns
+    overestimation/mean, std and normalised for each entry."""
     found = []
     for i, length in enumerate(lengths):
         soft = {}
@@ -798,20 +802,20 @@ def overestimation_of_first(
 
 
 def sequence_scores(history: Sequence[Sequence[float]], task_steps: int) -> dict[str, float]:
-    """Plasticity and forgetting over tasks learnt one after the other, as of the newest evaluation.
+    """Plasticity and forgetting over tasks learnt one after the other, at the newest evaluation.
 
-    history: a row (step, score of task 1, ..., score of task n) for each evaluation so far, of a
-    score where more is better. Task k is trained in the steps ((k - 1) T, k T], T = task_steps, and
-    evaluated at its end k T too. Returns
+    history: a row (step, score of task 1, ..., score of task n) for each evaluation so far, where a
+    higher score is better. Task k is trained in the steps ((k - 1) T, k T], T = task_steps, and
+    also evaluated at its end k T. Returns
 
-    - sequence/average, the mean score over all n tasks now;
-    - where task k ends at this step, sequence/task<k>/end_score, its score now,
+    - sequence/average, the current mean score over all n tasks;
+    - if task k ends at this step: sequence/task<k>/end_score, its current score;
       sequence/task<k>/mean_score, the mean over the evaluations in its steps (the area under its
-      learning curve over T, as in Continual World, 2105.10919; learnt alone: the mean over the
-      run), and sequence/plasticity, the mean of the mean scores of the tasks that have ended;
-    - of each task that ended before, sequence/task<k>/forgetting = end score - score now;
+      learning curve over T, as in Continual World, 2105.10919; for a single task the mean over the
+      run); and sequence/plasticity, the mean of the mean scores of the tasks that have ended;
+    - for each task that ended earlier: sequence/task<k>/forgetting = end score - current score;
       sequence/forgetting, their mean, is the negative of the backward transfer of Lopez-Paz and
-      Ranzato 2017 (1706.08840): below 0 if old tasks have become better.
+      Ranzato 2017 (1706.08840): below 0 if old tasks have improved.
 
     >>> history = [(10, 0.2, 0.0), (20, 0.6, 0.1), (30, 0.5, 0.3)]
     >>> sequence_scores(history, task_steps=20)["sequence/forgetting"]
@@ -847,8 +851,8 @@ def sequence_scores(history: Sequence[Sequence[float]], task_steps: int) -> dict
 
 def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tensor:
     """Quantiles over samples and neurons, interpolated linearly: (*batch, samples, neurons) ->
-    (*batch, len(q)). By sorting, so without torch.quantile's limit of 2^24 elements. NaN gives NaN;
-    q outside [0, 1] raises ValueError.
+    (*batch, len(q)). Uses sorting, which avoids torch.quantile's limit of 2^24 elements. NaN gives
+    NaN; q outside [0, 1] raises ValueError.
     >>> preactivation_quantiles(torch.arange(5.0).unsqueeze(-1), (0.5, 0.625))
     tensor([2.0000, 2.5000])
     """
@@ -863,9 +867,9 @@ def preactivation_quantiles(z: Tensor, q: tuple[float, ...] = QUANTILES) -> Tens
 
 
 def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> Pair:
-    """Histogram over samples and neurons, as numpy's: (*batch, samples, neurons) -> counts (*batch,
-    bins), edges. Edges (*batch, bins + 1) span `limits`, or the finite values. Values outside and
-    NaN are not counted.
+    """Histogram over samples and neurons, like numpy's: (*batch, samples, neurons) -> counts
+    (*batch, bins), edges. Edges (*batch, bins + 1) span `limits`, or the finite values. NaN and
+    values outside are not counted.
     >>> histogram(torch.tensor([[0.0, 1.0], [1.0, 4.0]]), bins=2)
     (tensor([3, 1]), tensor([0., 2., 4.]))
     """
@@ -882,12 +886,12 @@ def histogram(z: Tensor, bins: int = 64, limits: Limits = None) -> Pair:
 
 
 def _ends(x: Tensor, bins: int) -> Pair:
-    """Smallest and largest finite value of each row (*batch, n) -> (*batch, 1) each; around a
-    single value, apart as far as `bins` edges need."""
+    """Smallest and largest finite value of each row (*batch, n) -> (*batch, 1) each; for a single
+    value they are moved apart as far as `bins` edges need."""
     low = torch.where(x.isfinite(), x, math.inf).amin(-1, keepdim=True)
     high = torch.where(x.isfinite(), x, -math.inf).amax(-1, keepdim=True)
     info = torch.finfo(x.dtype)
-    spacing = low.abs() * info.eps * bins  # below it the bins of one value would fall together
+    spacing = low.abs() * info.eps * bins  # with less, the bins around one value would coincide
     half = torch.where(spacing > 1, spacing, 0.5)
     is_constant = low == high
     lower = torch.where(is_constant, (low - half).clamp_min(info.min), low)
@@ -929,8 +933,8 @@ def rational_health(
 
 
 class Reservoir:
-    """A uniform sample without repetition of at most `size` rows of a stream, however long (Vitter
-    1985, R)."""
+    """A uniform sample without replacement of at most `size` rows of a stream of any length (Vitter
+    1985, algorithm R)."""
 
     def __init__(self, size: int, seed: int):
         self._size = size

@@ -1,4 +1,4 @@
-"""How networks of activations.py are trained: which parameter gets which learning rate and decay
+"""How networks of activations.py are trained: which parameter has which learning rate and decay
 (`parameter_groups`), Adam for networks with leading seed axes, and ReDo's recycling of neurons.
 
 Everything works on parameters in place, and nothing draws from the global generators.
@@ -29,7 +29,7 @@ NEW_SQUARE = 0.001  # 1 - beta2
 
 @dataclass
 class ParameterGroup:
-    """Parameters that are trained alike, by name, in the network's order."""
+    """Parameters that are trained alike: their names, in the network's order."""
 
     learning_rate: float | torch.Tensor
     weight_decay: float  # decoupled, per unit of learning rate (Loshchilov & Hutter 2019)
@@ -39,15 +39,15 @@ class ParameterGroup:
 def group_parameters(
     network: nn.Module, learning_rate: float | torch.Tensor, rational: RationalConfig
 ) -> list[ParameterGroup]:
-    """The trained parameters of a network (those that require a gradient) in their groups:
+    """The trained parameters of a network (those that require a gradient) in groups:
 
     - weights, biases and norms: learning_rate, no decay;
     - coefficients of activations: rational.learning_rate (None: learning_rate) and
       rational.coefficient_weight_decay;
-    - for each other group that an activation declares (activations.CoefficientGroup): what it
-      declares, the rest as for coefficients. So log c of a rational is not decayed.
+    - each further group that an activation declares (activations.CoefficientGroup): the declared
+      values, otherwise those of coefficients. For example, log c of a rational is not decayed.
 
-    In this order; a group without parameters is left out.
+    In this order; a group without parameters is omitted.
     """
     coefficients = CoefficientGroup()
     declared = coefficient_groups(network)
@@ -68,7 +68,7 @@ def group_parameters(
 def _coefficient_group(
     declared: CoefficientGroup, learning_rate: float | torch.Tensor, rational: RationalConfig
 ) -> ParameterGroup:
-    """The group, still empty, of coefficients that are declared like this."""
+    """The group, still empty, for coefficients with this declaration."""
     for own_rate in (declared.learning_rate, rational.learning_rate):
         if own_rate is not None:
             learning_rate = own_rate
@@ -100,11 +100,11 @@ def parameter_groups(
 
 class Adam(nn.Module):
     """torch.optim.Adam's rule (Kingma & Ba 2015) for a network with leading seed axes, in place, so
-    that it compiles into an update. Learning rates and decay are those of `group_parameters`. Its
-    state is in state_dict().
+    that it can be compiled as part of an update. Learning rates and decay are those of
+    `group_parameters`. Its state is in state_dict().
 
     names, parameters_: what is trained, in the network's order. learning_rate: a number, or a
-    tensor on the network's device that has (the first of) its leading axes: one for each.
+    tensor on the network's device with (the first of) its leading axes: one value for each entry.
     """
 
     def __init__(
@@ -130,12 +130,13 @@ class Adam(nn.Module):
                 self.register_buffer(buffer, torch.zeros_like(parameter))
 
     def reset(self) -> None:
-        """Moments and step count as before the first step."""
+        """Resets moments and step count to their state before the first step."""
         for buffer in self.buffers():
             buffer.zero_()
 
     def moments(self, parameter: nn.Parameter) -> list[torch.Tensor]:
-        """The running means of its gradient and of its square; [] if it is not trained."""
+        """The running means of its gradient and of its squared gradient; [] if it is not
+        trained."""
         for name, trained in zip(self.names, self.parameters_):
             if trained is parameter:
                 return [self.get_buffer(buffer) for buffer in _moment_names(name)]
@@ -157,7 +158,7 @@ class Adam(nn.Module):
 
 
 def _broadcast(learning_rate: float | torch.Tensor, parameter: nn.Parameter):
-    """learning_rate, in a shape that multiplies the leading axes of the parameter."""
+    """learning_rate, in a shape that broadcasts over the leading axes of the parameter."""
     if not torch.is_tensor(learning_rate):
         return learning_rate
     ones = [1] * (parameter.dim() - learning_rate.dim())
@@ -165,7 +166,7 @@ def _broadcast(learning_rate: float | torch.Tensor, parameter: nn.Parameter):
 
 
 def _moment_names(name: str) -> tuple[str, str]:
-    """Adam's buffers for the parameter of this name; checkpoints hold them."""
+    """Names of Adam's buffers for this parameter, as checkpoints store them."""
     name = name.replace(".", "_")
     return f"exp_avg_{name}", f"exp_avg_sq_{name}"
 
@@ -176,10 +177,10 @@ def _moment_names(name: str) -> tuple[str, str]:
 def set_capturable(
     optimizer: torch.optim.Optimizer, capturable: bool, device: torch.device
 ) -> None:
-    """Whether steps of a torch optimiser may be compiled or captured as a CUDA graph: their counts
-    are on the device then. Also after load_state_dict, which brings the setting and the counts of
-    the run that saved them."""
-    # the steps before a capture are not captured, which torch would warn of
+    """Sets whether steps of a torch optimiser may be compiled or captured as a CUDA graph, in which
+    case its step counts are on the device. Call it after load_state_dict too, which restores the
+    setting and the counts of the run that saved them."""
+    # torch would warn that the steps before the capture are not captured
     optimizer._warned_capturable_if_run_uncaptured = True
     for group in optimizer.param_groups:
         group["capturable"] = capturable
@@ -191,8 +192,9 @@ def set_capturable(
 
 
 def set_learning_rate(group: dict, rate: float, device: torch.device | None) -> None:
-    """The learning rate of a group of a torch optimiser. device: keep it in one tensor there, which
-    a compiled or captured step reads (a number would be part of its code); None: as a number."""
+    """Sets the learning rate of a group of a torch optimiser. device: keep it in one tensor there,
+    which a compiled or captured step reads (a number would be fixed in its code); None: keep a
+    number."""
     if device is None:
         group["lr"] = rate
     elif torch.is_tensor(group["lr"]) and group["lr"].device.type == device.type:
@@ -223,19 +225,19 @@ def recycle_neurons(
     """Recycles the dormant neurons of a layer (ReDo, Sokar et al. 2023), in place; returns how
     many, (*batch).
 
-    In every branch: incoming weights drawn again by `init`, bias 0, norm scale 1 and bias 0.
-    Weights that read these neurons become 0: what reads them loses what they gave, and sees nothing
-    of their new weights. (A LayerNorm between divides by another spread then, so that everything it
-    normalises changes.) Of a chain of layers, recycle the first one first, as recycle_layers does:
-    a reading neuron that is recycled as well has its incoming weights drawn again afterwards, those
-    from recycled neurons too, and its own readers' weights are the ones that become 0. The
-    optimiser's moments of all these entries become 0; its step counts and the coefficients of
-    activations stay.
+    In every branch the incoming weights are drawn again by `init`, the bias is set to 0, and norm
+    scale and bias to 1 and 0. Outgoing weights are set to 0: the layers that read these neurons
+    lose their contribution, and their new incoming weights have no effect yet. (A LayerNorm in
+    between then divides by another standard deviation, which changes everything it normalises.) In
+    a chain of layers, recycle the first one first, as recycle_layers does: if a reading neuron is
+    recycled too, its incoming weights are drawn again afterwards, including those from recycled
+    neurons, and its own outgoing weights are set to 0. The optimiser's moments of all these entries
+    become 0; its step counts and the coefficients of activations stay.
 
-    readers: the Linear and Conv2d that read the layer; a Linear may read it flattened (channel by
-    channel). dormant: (*batch, layer.width) bool, on feature maps for convolutions; a neuron with
-    several outputs (crelu) needs all of them. generators: one, or a list with one for each batch
-    entry, in order.
+    readers: the Linear and Conv2d modules that read the layer; a Linear may read it flattened
+    (channel by channel). dormant: (*batch, layer.width) bool, per feature map for convolutions; a
+    neuron with several outputs (crelu) is recycled only if all of them are dormant. generators:
+    one, or a list with one for each batch entry, in order.
     """
     units = layer.branches[0].linear.bias.shape[-1]
     neurons = dormant.unflatten(-1, (-1, units)).all(-2)
@@ -265,9 +267,9 @@ def recycle_neurons(
 def _draw_again(
     linear: Linear | Conv2d, num_batch: int, init: Callable, generators: list[torch.Generator]
 ) -> torch.Tensor:
-    """New weights in the shape of linear.weight, those of each batch entry by its own generator."""
+    """New weights in the shape of linear.weight, with one generator per batch entry."""
     weight = linear.weight
-    is_dense = isinstance(linear, Linear)  # holds (in, out), while init wants (out, in)
+    is_dense = isinstance(linear, Linear)  # stored as (in, out), while init expects (out, in)
     entries = weight.flatten(0, num_batch - 1) if num_batch else [weight]
     fresh = []
     for entry, generator in zip(entries, generators, strict=True):
@@ -284,8 +286,8 @@ def _overwrite(
     values: torch.Tensor | float,
     optimizer: torch.optim.Optimizer | Adam,
 ) -> None:
-    """Puts values where the mask (*batch, n) is set along an axis counted behind those of the
-    batch, and 0 into the optimiser's moments there."""
+    """Writes values where the mask (*batch, n) is set, along an axis counted after the batch axes,
+    and sets the optimiser's moments there to 0."""
     num_batch = mask.dim() - 1
     before = (1,) * axis
     behind = (1,) * (parameter.dim() - num_batch - axis - 1)
@@ -304,7 +306,7 @@ def recycle_layers(
     generators: torch.Generator | list[torch.Generator],
 ) -> torch.Tensor:
     """recycle_neurons for a chain of hidden layers, each read by the next and the last by `heads`;
-    returns the share of neurons that were recycled, (*batch). dormant: a mask for each layer."""
+    returns the fraction of neurons that were recycled, (*batch). dormant: a mask for each layer."""
     recycled = 0
     units = 0
     for i, (layer, mask) in enumerate(zip(layers, dormant)):

@@ -1,8 +1,8 @@
 """Proximal Policy Optimisation on Atari (PPO, 1707.06347), for the Hadamard representations of HR.
 
-HR = arXiv 2406.09079, Table 5. 8 games play 128 steps; actor and critic share the Nature CNN and
-learn from them. The last hidden layer carries --activation, the convolutions --encoder-activation.
-The same command again resumes or says "finished".
+HR = arXiv 2406.09079, Table 5. 8 games play 128 steps, from which actor and critic learn; both
+share the Nature CNN. The last hidden layer uses --activation, the convolutions
+--encoder-activation. The same command again resumes the run, or reports that it is finished.
 
     python ppo_atari.py --env-id Breakout --activation tanh_hr
 
@@ -37,49 +37,49 @@ from runlog.transfer import Uploader
 class Args:
     # the flags that matter most
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
-    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[str, ...] = ("relu",)  # of the convolutions: one for all, or three
-    seed: int = 1  # of weights, actions and games
-    total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
-    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations: over C or CHW
+    activation: str = "relu"  # last hidden layer: relu, crational, tanh_hr, identity*silu
+    encoder_activation: tuple[str, ...] = ("relu",)  # convolutions: one name for all, or three
+    seed: int = 1  # seed of weights, actions and games
+    total_timesteps: int = 10_000_000  # environment steps of all games (4 frames each)
+    layer_norm: Literal["channel", "chw", "none"] = "none"  # before activations, over C or CHW
     width: int = 512  # units of the last hidden layer
-    learning_rate: float = 2.5e-4  # Adam's learning rate at the start
-    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    learning_rate: float = 2.5e-4  # Adam's initial learning rate
+    device: str = runlog.option("auto")  # auto (cuda if available), cpu, cuda, cuda:1, ...
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     # experiment
-    threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
-    env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
+    threads: int = runlog.option(0)  # CPU threads for torch; 0 = torch's default
+    env_threads: int = runlog.option(0)  # threads that step the games; 0 = one per core
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(True)  # on a GPU: acting and updates as CUDA graphs
-    runs_dir: str = runlog.option("runs")  # where the run folders are
+    cudagraphs: bool = runlog.option(True)  # on a GPU, run acting and updates as CUDA graphs
+    runs_dir: str = runlog.option("runs")  # folder that contains the run folders
     fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
-    evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
-    print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after this many minutes; 0 = never
+    evaluate: bool = runlog.option(False)  # play with the finished agent: video, returns, metrics
+    print_network: bool = runlog.option(False)  # print layers and parameter counts, then exit
     # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # environment
     repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
-    fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
+    fire_on_life_loss: bool = True  # press fire after a lost life, overriding the action
     # algorithm; the defaults are HR's Table 5
-    num_envs: int = 8  # training games (CleanRL's value)
-    num_steps: int = 128  # steps of each training game between updates
+    num_envs: int = 8  # parallel training games (CleanRL's value)
+    num_steps: int = 128  # steps per training game between updates
     update_epochs: int = 4  # passes over these steps
-    num_minibatches: int = 4  # parts of a pass, one gradient step each
+    num_minibatches: int = 4  # minibatches per pass, one gradient step each
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation
-    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    anneal_lr: bool = True  # decay the learning rate linearly to 0
     adam_eps: float = 1e-5  # epsilon of Adam
-    normalize_advantages: bool = True  # to mean 0 and standard deviation 1 in each minibatch
-    clip_coefficient: float = 0.1  # bound on how far the probability ratio may move from 1
-    clip_value_loss: bool = True  # bound the critic's move in the same way
+    normalize_advantages: bool = True  # per minibatch, to mean 0 and standard deviation 1
+    clip_coefficient: float = 0.1  # clip the probability ratio to 1 +- this value
+    clip_value_loss: bool = True  # clip the change of the value in the same way
     entropy_coefficient: float = 0.01  # weight of the entropy bonus
     value_coefficient: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # longer gradients are scaled down to this L2 norm
-    target_kl: float | None = None  # end an update beyond this approximate KL; None = never
+    max_grad_norm: float = 0.5  # clip the gradient to this L2 norm
+    target_kl: float | None = None  # stop an update beyond this approximate KL; None = never
     clip_rewards: bool = True  # learn from the sign of the rewards; logged returns are raw
     # network
     redo: bool = False  # recycle dormant neurons (ReDo)
@@ -89,16 +89,16 @@ class Args:
         default_factory=activations.RationalConfig
     )
     # evaluation and metrics
-    num_eval_episodes: int = 8  # games that --evaluate plays
-    log_frequency: int = 10_000  # environment steps between rows of losses
+    num_eval_episodes: int = 8  # games played by --evaluate
+    log_frequency: int = 10_000  # environment steps between logged losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations for the network metrics
-    ntk_frequency: int = 250_000  # environment steps between ranks of the NTK; 0 = off
-    ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
+    ntk_frequency: int = 250_000  # environment steps between NTK ranks; 0 = off
+    ntk_samples: int = 64  # observations for the NTK; each takes the network's memory
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
-    """Games side by side; options: further ones of AtariGames."""
+    """Parallel games; options: further options of AtariGames."""
     return atari.AtariGames(
         args.env_id,
         num_envs,
@@ -212,7 +212,7 @@ def ppo_loss(agent: Agent, batch: Batch, args: Args) -> tuple[torch.Tensor, torc
     """(loss, LOSSES): Schulman et al. 2017, eq. 7 and 9, with a clipped value loss.
 
     LOSSES (6,), without a gradient: policy loss, value loss, entropy, approximate KL divergence,
-    share of clipped ratios, mean value.
+    fraction of clipped ratios, mean value.
     """
     logits, values = agent(batch.obs)
     log_probs = logits.log_softmax(-1)
@@ -244,7 +244,7 @@ def ppo_loss(agent: Agent, batch: Batch, args: Args) -> tuple[torch.Tensor, torc
 
 @dataclasses.dataclass
 class Learner:
-    """What a gradient step takes: the agent, its optimiser, and the loss as compiled."""
+    """What a gradient step uses: the agent, its optimiser, and the (compiled) loss."""
 
     agent: Agent
     optimizer: torch.optim.Optimizer
@@ -269,13 +269,13 @@ def gradient_step(
 
 
 def total_updates(args: Args) -> int:
-    """Gradient steps of the whole training, if --target-kl cuts none short."""
+    """Gradient steps of the whole training, if --target-kl stops none of them early."""
     iterations = args.total_timesteps // (args.num_envs * args.num_steps)
     return iterations * args.update_epochs * args.num_minibatches
 
 
 def linear_schedule(start: float, end: float, fraction: float) -> float:
-    """From start to end as fraction goes from 0 to 1, and end from then on."""
+    """From start to end as fraction goes from 0 to 1, then constant."""
     return start + (end - start) * min(fraction, 1.0)
 
 
@@ -296,7 +296,7 @@ def recycle_dormant(
     generator: torch.Generator,
 ) -> float:
     """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their
-    share of all neurons."""
+    fraction of all neurons."""
     names = ("conv1", "conv2", "conv3", "fc")
     with reports.record_layers(agent) as records:
         agent(obs)
@@ -330,7 +330,7 @@ def measure_network(
 
 
 def value_of(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Of what the agent returns; the neural tangent kernel is that of the values."""
+    """The values among the outputs of the agent; the neural tangent kernel is taken of these."""
     _, values = outputs
     return values
 
@@ -345,7 +345,8 @@ def measure_ntk(run: runlog.Batch, step: int, agent: Agent, obs: torch.Tensor) -
 
 
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host)."""
+    """Bytes of the largest memory users, by the flags that set them: (on the device, on the
+    host)."""
     outputs = atari.MOST_ACTIONS + 1
     network = atari.learner_bytes(
         args.encoder_activation, args.activation, args.width, args.layer_norm, outputs
@@ -364,25 +365,25 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     }
     if args.metrics_samples > batch_size:  # observations of earlier iterations
         on_device["metrics_samples"] = args.metrics_samples * atari.OBSERVATION_BYTES
-    largest = max(transient, key=transient.get)  # one after the other
+    largest = max(transient, key=transient.get)  # allocated one at a time
     on_device[largest] = on_device.get(largest, 0) + transient[largest]
     return on_device, {"num_envs": args.num_envs * atari.GAME_BYTES}
 
 
 def check_minibatches(args: Args) -> None:
-    """Raises UserError unless the steps of an iteration can be parted into the minibatches."""
+    """Raises UserError unless the steps of an iteration can be split into the minibatches."""
     batch_size = args.num_envs * args.num_steps
     flag = f"--num-minibatches {args.num_minibatches}"
     if batch_size % args.num_minibatches:
         steps = f"--num-envs {args.num_envs} times --num-steps {args.num_steps} = {batch_size}"
         raise runlog.UserError(f"{flag}: must divide {steps}")
     if batch_size == args.num_minibatches and args.normalize_advantages:
-        raise runlog.UserError(f"{flag}: one step each; use --no-normalize-advantages")
+        raise runlog.UserError(f"{flag}: minibatches of one step; use --no-normalize-advantages")
 
 
 def check_settings(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
-    asks before it starts anything."""
+    """Raises UserError (flag, value, remedy) for values that cannot work on any machine. A sweep
+    calls this before it starts anything."""
     check = functools.partial(runlog.check_range, args)
     check("[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
     check("[0, inf)", "checkpoint_minutes redo_tau")
@@ -404,7 +405,7 @@ def check_settings(args: Args) -> None:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the
-    game's plain name."""
+    plain name of the game."""
     check_settings(args)
     runlog.check_flags(args)
     device = runlog.find_device(args.device)
@@ -418,8 +419,8 @@ def validate(args: Args) -> Args:
 
 
 def train(args: Args, run: runlog.Batch) -> None:
-    """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way
-    start anew."""
+    """Trains one seed from its newest checkpoint, or from the beginning. A resumed run starts new
+    games in place of those under way."""
     device = runlog.find_device(args.device)
     batch_size = args.num_envs * args.num_steps
     games = make_games(args, args.num_envs)
@@ -434,8 +435,8 @@ def train(args: Args, run: runlog.Batch) -> None:
     }
     num_updates = 0
     last_return = {}
-    recent_returns = []  # since the last note on the terminal
-    # an iteration has too few observations for the metrics: the last ones before it
+    recent_returns = []  # since the last line on the terminal
+    # recent earlier observations, for metrics that need more than an iteration has
     earlier_obs = torch.empty(0, 4, 84, 84, dtype=torch.uint8, device=device)
 
     # resume
@@ -467,7 +468,7 @@ def train(args: Args, run: runlog.Batch) -> None:
     returns = torch.empty(shape, device=device)
     columns = (obs, actions, log_probs, advantages, returns, values)
     batch = Batch(*(column.flatten(0, 1) for column in columns))  # the same memory
-    totals = torch.empty(len(LOSSES) + 1, device=device)  # of what an iteration logs
+    totals = torch.empty(len(LOSSES) + 1, device=device)  # sums that an iteration logs
     act_of_agent = functools.partial(compiled(act), agent)
     update = functools.partial(gradient_step, learner, batch, totals, args)
     if is_graphed:
@@ -485,7 +486,7 @@ def train(args: Args, run: runlog.Batch) -> None:
         is_due = functools.partial(has_crossed, before, reached)
 
         # act and store
-        cut_values = {}  # t -> where a time limit cut games off, and values of their successors
+        cut_values = {}  # t -> (games cut off by a time limit, values of their successors)
         for t in range(args.num_steps):
             obs[t] = upload(next_obs)
             noise_shape = (args.num_envs, games.num_actions)
@@ -496,7 +497,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             terminations[t] = played.terminations
             truncations[t] = played.truncations
             next_obs = played.obs
-            if played.truncations.any():  # the successor is not the next observation
+            if played.truncations.any():  # the true successor is not the next observation
                 cut = played.truncations
                 successors = torch.from_numpy(played.real_next_obs[cut]).to(device)
                 with torch.no_grad():
@@ -614,7 +615,7 @@ def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
     """The agent of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
 
     It takes observations (n, 4, 84, 84) uint8 to logits (n, num_actions) and values (n,). Raises
-    UserError as `runlog.load`, and if there is no checkpoint yet.
+    UserError like `runlog.load`, and if there is no checkpoint yet.
     """
     run = runlog.load(folder, Args)
     num_actions = len(loading.weights_of(run, "agent")["actor.bias"])
@@ -625,8 +626,8 @@ def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
-    """--evaluate: plays num_eval_episodes whole games with the last policy, sampled, films the
-    first, and measures the network on what it saw."""
+    """--evaluate: plays num_eval_episodes whole games with the last policy (sampled actions), films
+    the first one, and measures the network on the observations."""
     step = evaluation.finished_step(run)
     make = functools.partial(make_games, args)
     agent = load_agent(run.folder)
@@ -651,13 +652,13 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
-    """The run of these flags. Raises UserError: an unknown game."""
+    """The run of these flags. Raises UserError for an unknown game."""
     name, _ = atari.atari_game(args.env_id)
     return runlog.seed_runs(args, "ppo_atari", env_id=name)
 
 
 def dashboard(args: Args) -> dict:
-    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    """The TensorBoard and W&B panels for these runs (docs/dashboards.md)."""
     panels = [
         "training return",
         "mean value on the batch",

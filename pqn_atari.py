@@ -1,8 +1,9 @@
 """Parallelised Q-Network on Atari (PQN, 2407.04811), for the Hadamard representations of HR.
 
-HR = arXiv 2406.09079, Table 6. One Q-network, no target network and no replay: 128 games play 32
-steps, the network learns Q(lambda) returns of them. Every hidden layer is layer-normalised and
-carries --activation. The same command again resumes or says "finished".
+HR = arXiv 2406.09079, Table 6. One Q-network, no target network and no replay buffer: 128 games
+play 32 steps, and the network learns their Q(lambda) returns. Every hidden layer is
+layer-normalised and uses --activation. The same command again resumes the run, or reports that it
+is finished.
 
     python pqn_atari.py --env-id Breakout --activation tanh_hr
 
@@ -37,45 +38,45 @@ from runlog.transfer import Uploader
 class Args:
     # the flags that matter most
     env_id: str = "Breakout"  # a game of ale_py: Breakout or ALE/Breakout-v5
-    activation: str = "relu"  # of the last hidden layer: relu, crational, tanh_hr, identity*silu
-    encoder_activation: tuple[str, ...] = ()  # convolutions: one or three; none = --activation
-    seed: int = 1  # of weights, exploration and games
-    total_timesteps: int = 10_000_000  # environment steps of all games; frames: 4 times as many
-    layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations: over C or CHW
+    activation: str = "relu"  # last hidden layer: relu, crational, tanh_hr, identity*silu
+    encoder_activation: tuple[str, ...] = ()  # convolutions: one or three; empty: --activation
+    seed: int = 1  # seed of weights, exploration and games
+    total_timesteps: int = 10_000_000  # environment steps of all games (4 frames each)
+    layer_norm: Literal["channel", "chw", "none"] = "channel"  # before activations, over C or CHW
     width: int = 512  # units of the last hidden layer
-    learning_rate: float = 2.5e-4  # RAdam's learning rate at the start
-    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    learning_rate: float = 2.5e-4  # RAdam's initial learning rate
+    device: str = runlog.option("auto")  # auto (cuda if available), cpu, cuda, cuda:1, ...
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     # experiment
-    threads: int = runlog.option(0)  # CPU threads of torch; 0 = torch's choice
-    env_threads: int = runlog.option(0)  # threads that step the games; 0 = as many as cores
+    threads: int = runlog.option(0)  # CPU threads for torch; 0 = torch's default
+    env_threads: int = runlog.option(0)  # threads that step the games; 0 = one per core
     compile: bool = runlog.option(True)  # torch.compile the network; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(True)  # on a GPU: acting and updates as CUDA graphs
-    runs_dir: str = runlog.option("runs")  # where the run folders are
+    cudagraphs: bool = runlog.option(True)  # on a GPU, run acting and updates as CUDA graphs
+    runs_dir: str = runlog.option("runs")  # folder that contains the run folders
     fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(250_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
-    evaluate: bool = runlog.option(False)  # play with the finished run, film and measure it
-    print_network: bool = runlog.option(False)  # print the layers and their parameters, and stop
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after this many minutes; 0 = never
+    evaluate: bool = runlog.option(False)  # play with the finished agent: video, returns, metrics
+    print_network: bool = runlog.option(False)  # print layers and parameter counts, then exit
     # logging
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # environment
     repeat_action_probability: float = 0.0  # sticky actions; HR: 0, Machado et al.: 0.25
-    fire_on_life_loss: bool = True  # the step after a lost life presses fire, whatever was chosen
+    fire_on_life_loss: bool = True  # press fire after a lost life, overriding the action
     # algorithm; the defaults are HR's Table 6
-    num_envs: int = 128  # training games
-    num_steps: int = 32  # steps of each training game between updates
+    num_envs: int = 128  # parallel training games
+    num_steps: int = 32  # steps per training game between updates
     update_epochs: int = 2  # passes over these steps
-    num_minibatches: int = 32  # parts of a pass, one gradient step each
+    num_minibatches: int = 32  # minibatches per pass, one gradient step each
     gamma: float = 0.99  # discount factor
-    q_lambda: float = 0.65  # lambda of the returns Q(lambda)
-    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    q_lambda: float = 0.65  # lambda of the Q(lambda) returns
+    anneal_lr: bool = True  # decay the learning rate linearly to 0
     start_epsilon: float = 1.0  # fraction of random actions at the start
     final_epsilon: float = 0.001  # fraction of random actions at the end
     exploration_fraction: float = 0.1  # fraction of the run over which epsilon falls linearly
-    max_grad_norm: float = 10.0  # longer gradients are scaled down to this L2 norm
+    max_grad_norm: float = 10.0  # clip the gradient to this L2 norm
     loss_coefficient: float = 0.5  # factor of the squared error (purejaxql: 0.5, CleanRL: 1)
     clip_rewards: bool = True  # learn from the sign of the rewards; logged returns are raw
     # network
@@ -86,18 +87,18 @@ class Args:
         default_factory=activations.RationalConfig
     )
     # evaluation and metrics
-    num_test_envs: int = 8  # greedy games beside the training games, not learned from
-    eval_frequency: int = 50_000  # environment steps between means of the test games' returns
-    num_eval_episodes: int = 8  # games that --evaluate plays
-    log_frequency: int = 10_000  # environment steps between rows of losses
+    num_test_envs: int = 8  # greedy games alongside the training games, not learned from
+    eval_frequency: int = 50_000  # environment steps between mean returns of the test games
+    num_eval_episodes: int = 8  # games played by --evaluate
+    log_frequency: int = 10_000  # environment steps between logged losses
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations for the network metrics
-    ntk_frequency: int = 500_000  # environment steps between ranks of the NTK; 0 = off
-    ntk_samples: int = 64  # observations of the NTK; each needs the memory of the network
+    ntk_frequency: int = 500_000  # environment steps between NTK ranks; 0 = off
+    ntk_samples: int = 64  # observations for the NTK; each takes the network's memory
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:
-    """Games side by side; options: further ones of AtariGames."""
+    """Parallel games; options: further options of AtariGames."""
     return atari.AtariGames(
         args.env_id,
         num_envs,
@@ -151,7 +152,7 @@ def encoder_activations(args: Args) -> tuple[str, ...]:
 
 
 class Batch(NamedTuple):
-    """Transitions of an iteration, and what the network learns from them."""
+    """Transitions of an iteration, and the returns that the network learns."""
 
     obs: torch.Tensor  # (n, 4, 84, 84) uint8
     actions: torch.Tensor  # (n,) int64
@@ -160,14 +161,14 @@ class Batch(NamedTuple):
 
 @torch.no_grad()
 def greedy(q_network: QNetwork, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(max_a Q(s, a), the action that has it), (n,) each."""
+    """(max_a Q(s, a), the maximising action), (n,) each."""
     return q_network(obs).max(-1)
 
 
 def explore(
     actions: torch.Tensor, epsilon: float, num_actions: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """The actions (n,), each with probability epsilon replaced by a uniform one."""
+    """The actions (n,), each replaced with probability epsilon by a uniformly random one."""
     draws = torch.rand(2, len(actions), generator=generator, device=actions.device)
     random_actions = (draws[1] * num_actions).long()
     return torch.where(draws[0] < epsilon, random_actions, actions)
@@ -186,7 +187,7 @@ def q_lambda_returns(
     G_t = r_t + gamma (1 - termination_t) ((1 - lambda) v_t + lambda G_{t+1})
 
     with v_t = next_values[t] = max_a Q(s', a) of the true successor s'. At a truncation and at the
-    last step G_{t+1} is not of this episode or not known: v_t alone.
+    last step G_{t+1} belongs to another episode or is not known, and v_t is used alone.
     """
     returns = torch.empty_like(rewards)
     next_return = next_values[-1]
@@ -199,7 +200,7 @@ def q_lambda_returns(
 
 
 def td_loss(q_network: QNetwork, batch: Batch, args: Args) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss_coefficient times the mean squared error of Q(s, a) to the returns, mean Q(s, a))."""
+    """(loss_coefficient times the mean squared error of Q(s, a) against returns, mean Q(s, a))."""
     q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
     loss = args.loss_coefficient * (q_values - batch.returns).square().mean()
     return loss, q_values.detach().mean()
@@ -207,7 +208,7 @@ def td_loss(q_network: QNetwork, batch: Batch, args: Args) -> tuple[torch.Tensor
 
 @dataclasses.dataclass
 class Learner:
-    """What a gradient step takes: the network, its optimiser, and the functions as compiled."""
+    """What a gradient step uses: the network, its optimiser, and the (compiled) functions."""
 
     q_network: QNetwork
     optimizer: torch.optim.Optimizer
@@ -218,7 +219,7 @@ class Learner:
 def clip_and_step(
     q_network: QNetwork, optimizer: torch.optim.Optimizer, max_grad_norm: float
 ) -> torch.Tensor:
-    """One gradient step; returns the norm of the gradients before they are scaled down."""
+    """One gradient step; returns the norm of the gradients before clipping."""
     norm = nn.utils.clip_grad_norm_(q_network.parameters(), max_grad_norm)
     optimizer.step()
     return norm
@@ -246,7 +247,7 @@ def total_updates(args: Args) -> int:
 
 
 def linear_schedule(start: float, end: float, fraction: float) -> float:
-    """From start to end as fraction goes from 0 to 1, and end from then on."""
+    """From start to end as fraction goes from 0 to 1, then constant."""
     return start + (end - start) * min(fraction, 1.0)
 
 
@@ -256,7 +257,7 @@ def has_crossed(before: int, step: int, period: int) -> bool:
 
 
 def epsilon_at(args: Args, step: int) -> float:
-    """The fraction of random actions in the iteration that begins at this step."""
+    """The fraction of random actions in the iteration that starts at this step."""
     fraction = step / args.total_timesteps / args.exploration_fraction
     return linear_schedule(args.start_epsilon, args.final_epsilon, fraction)
 
@@ -273,7 +274,7 @@ def recycle_dormant(
     generator: torch.Generator,
 ) -> float:
     """ReDo (Sokar et al. 2023): recycles the dormant neurons of every hidden layer; returns their
-    share of all neurons."""
+    fraction of all neurons."""
     names = ("conv1", "conv2", "conv3", "fc")
     with reports.record_layers(network) as records:
         network(obs)
@@ -318,7 +319,8 @@ def measure_ntk(run: runlog.Batch, step: int, q_network: QNetwork, obs: torch.Te
 
 
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, by the flags that set it: (on the device, on the host)."""
+    """Bytes of the largest memory users, by the flags that set them: (on the device, on the
+    host)."""
     network = atari.learner_bytes(
         encoder_activations(args), args.activation, args.width, args.layer_norm, atari.MOST_ACTIONS
     )
@@ -335,7 +337,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
         "width": network.training,
         "num_steps num_envs": batch_size * atari.OBSERVATION_BYTES,
     }
-    largest = max(transient, key=transient.get)  # one after the other
+    largest = max(transient, key=transient.get)  # allocated one at a time
     on_device[largest] = on_device.get(largest, 0) + transient[largest]
     on_host = {
         "num_envs": args.num_envs * atari.GAME_BYTES,
@@ -345,7 +347,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def check_minibatches(args: Args) -> None:
-    """Raises UserError unless the steps of an iteration can be parted into the minibatches."""
+    """Raises UserError unless the steps of an iteration can be split into the minibatches."""
     batch_size = args.num_envs * args.num_steps
     if batch_size % args.num_minibatches:
         flag = f"--num-minibatches {args.num_minibatches}"
@@ -354,8 +356,8 @@ def check_minibatches(args: Args) -> None:
 
 
 def check_settings(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
-    asks before it starts anything."""
+    """Raises UserError (flag, value, remedy) for values that cannot work on any machine. A sweep
+    calls this before it starts anything."""
     check = functools.partial(runlog.check_range, args)
     check("[0, inf)", "seed threads env_threads metrics_frequency ntk_frequency")
     check("[0, inf)", "checkpoint_minutes num_test_envs redo_tau")
@@ -378,7 +380,7 @@ def check_settings(args: Args) -> None:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the
-    game's plain name."""
+    plain name of the game."""
     check_settings(args)
     runlog.check_flags(args)
     device = runlog.find_device(args.device)
@@ -392,14 +394,14 @@ def validate(args: Args) -> Args:
 
 
 def train(args: Args, run: runlog.Batch) -> None:
-    """Trains one seed from its newest checkpoint, or from the beginning. Games that were under way
-    start anew."""
+    """Trains one seed from its newest checkpoint, or from the beginning. A resumed run starts new
+    games in place of those under way."""
     device = runlog.find_device(args.device)
     num_envs = args.num_envs
     batch_size = num_envs * args.num_steps
     games = make_games(args, num_envs + args.num_test_envs)  # the training games come first
     q_network = QNetwork(games.num_actions, args).to(device, memory_format=torch.channels_last)
-    torch.optim.RAdam.step.hooked = True  # not wrapped for the profiler: the compiler would warn
+    torch.optim.RAdam.step.hooked = True  # skips a profiler wrapper that the compiler warns about
     optimizer = torch.optim.RAdam(
         optimizers.parameter_groups(q_network, args.learning_rate, args.rational),
         decoupled_weight_decay=True,
@@ -412,7 +414,7 @@ def train(args: Args, run: runlog.Batch) -> None:
     }
     num_updates = 0
     test_returns = []  # since the last evaluation
-    recent_returns = []  # of training, since the last note on the terminal
+    recent_returns = []  # of training, since the last line on the terminal
     last_eval = {}
 
     # resume
@@ -428,7 +430,7 @@ def train(args: Args, run: runlog.Batch) -> None:
 
     is_graphed = args.cudagraphs and cudagraphs.can_run_on(device)
     rate_device = device if args.compile or is_graphed else None
-    # capturable: one rule on a GPU, whether compiled, captured or neither
+    # capturable: the same update rule on a GPU, whether compiled, captured or neither
     optimizers.set_capturable(optimizer, device.type == "cuda", device)
 
     compiled = functools.partial(torch.compile, dynamic=False, disable=not args.compile)
@@ -442,7 +444,7 @@ def train(args: Args, run: runlog.Batch) -> None:
     truncations = np.empty(shape, np.float32)
     returns = torch.empty(shape, device=device)
     batch = Batch(obs.flatten(0, 1), actions.flatten(), returns.flatten())  # the same memory
-    totals = torch.empty(3, device=device)  # of what an iteration logs
+    totals = torch.empty(3, device=device)  # sums that an iteration logs
     greedy_of_network = functools.partial(compiled(greedy), q_network)
     update = functools.partial(gradient_step, learner, batch, totals, args)
     if is_graphed:
@@ -460,7 +462,7 @@ def train(args: Args, run: runlog.Batch) -> None:
 
         # act and store
         epsilon = epsilon_at(args, before)
-        cut_values = {}  # t -> where a time limit cut games off, and values of their successors
+        cut_values = {}  # t -> (games cut off by a time limit, values of their successors)
         for t in range(args.num_steps):
             obs_of_all = upload(next_obs)
             values_of_all, actions_of_all = greedy_of_network(obs_of_all)
@@ -476,7 +478,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             terminations[t] = played.terminations[:num_envs]
             truncations[t] = played.truncations[:num_envs]
             cut = played.truncations[:num_envs]
-            if cut.any():  # the successor is not the next observation
+            if cut.any():  # the true successor is not the next observation
                 successors = torch.from_numpy(played.real_next_obs[:num_envs][cut]).to(device)
                 value, _ = greedy(q_network, successors)
                 cut_values[t] = (torch.from_numpy(cut).to(device), value)
@@ -593,7 +595,7 @@ def train(args: Args, run: runlog.Batch) -> None:
 def load_agent(folder: str | Path, device: str = "cpu") -> QNetwork:
     """The Q-network of a run's newest checkpoint, finished or not, as `--evaluate` plays it.
 
-    It takes observations (n, 4, 84, 84) uint8 to Q-values (n, num_actions). Raises UserError as
+    It takes observations (n, 4, 84, 84) uint8 to Q-values (n, num_actions). Raises UserError like
     `runlog.load`, and if there is no checkpoint yet.
     """
     run = runlog.load(folder, Args)
@@ -606,7 +608,7 @@ def load_agent(folder: str | Path, device: str = "cpu") -> QNetwork:
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
     """--evaluate: plays num_eval_episodes whole games greedily with the last checkpoint, films the
-    first, and measures the network on what it saw."""
+    first one, and measures the network on the observations."""
     step = evaluation.finished_step(run)
     make = functools.partial(make_games, args)
     q_network = load_agent(run.folder)
@@ -626,13 +628,13 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
-    """The run of these flags. Raises UserError: an unknown game."""
+    """The run of these flags. Raises UserError for an unknown game."""
     name, _ = atari.atari_game(args.env_id)
     return runlog.seed_runs(args, "pqn_atari", env_id=name)
 
 
 def dashboard(args: Args) -> dict:
-    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    """The TensorBoard and W&B panels for these runs (docs/dashboards.md)."""
     panels = [
         "evaluation return",
         "training return",

@@ -1,13 +1,13 @@
-"""What a run logs about a network: one forward pass, recorded layer by layer, and its metrics,
-norms, histograms and curves.
+"""What a run logs about a network: one forward pass, recorded layer by layer, and the metrics,
+norms, histograms and curves computed from it.
 
     with record_layers(network) as records:
         network(obs)
     layer_metrics(records["fc"])                  # {"dead_share": ..., "srank": ..., ...}
     network_report(network, (obs,), grads, 0)     # everything, named for the logs
 
-No side effects: hooks go with the `with`, and nothing is drawn from the global RNG. Numbers come
-from metrics.py, `*batch` as there. docs/metrics.md has the keys.
+No side effects: leaving the `with` removes the hooks, and nothing is drawn from the global RNG. The
+metrics are those of metrics.py, with `*batch` as there. docs/metrics.md lists the keys.
 """
 
 import functools
@@ -22,7 +22,7 @@ import metrics
 from activations import HiddenLayer, Rational
 
 Generator = torch.Generator | None
-KDE_NEURONS = 16  # of each layer, whose densities become curves
+KDE_NEURONS = 16  # neurons per layer whose densities are stored as curves
 KDE_POINTS = 64
 MAX_SAMPLES = 2_048
 
@@ -33,7 +33,7 @@ MAX_SAMPLES = 2_048
 @dataclass
 class LayerRecord:
     """A hidden layer's last forward pass, detached: input and output of each branch's activation,
-    and its output."""
+    and the output of the layer."""
 
     pre_activations: list[Tensor] = field(default_factory=list)
     branch_outputs: list[Tensor] = field(default_factory=list)
@@ -42,13 +42,14 @@ class LayerRecord:
 
 @contextmanager
 def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
-    """Yields name -> LayerRecord of every submodule with `branches`, filled by each forward pass
+    """Yields name -> LayerRecord for every submodule with `branches`, filled by each forward pass
     inside the `with`.
 
-    Hooks sit on the activation modules and are removed on exit, on exceptions too; mode, parameters
-    and RNG stay as they are. A module shared by layers or branches is recorded where it is called.
-    Call the eager module, not a compiled one. ValueError without any such layer, RuntimeError if a
-    layer bypasses the activation of a branch, or if an activation changes its input in place.
+    The hooks are on the activation modules and are removed on exit, also after an exception; mode,
+    parameters and RNG do not change. A module shared by layers or branches is recorded at each
+    call. Call the eager module, not a compiled one. Raises ValueError if there is no such layer,
+    RuntimeError if a layer bypasses the activation of a branch, or if an activation changes its
+    input in place.
     """
     layers = {
         name: module for name, module in network.named_modules() if hasattr(module, "branches")
@@ -56,8 +57,8 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
     if not layers:
         raise ValueError(f"{type(network).__name__} has no submodule with `branches`")
     records = {}
-    running = LayerRecord()  # of the layer under way
-    version = 0  # of the input of the activation under way
+    running = LayerRecord()  # of the current layer
+    version = 0  # of the input of the current activation
 
     def start(module, args):
         nonlocal running
@@ -65,11 +66,11 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
 
     def before_activation(module, args):
         nonlocal version
-        version = args[0]._version  # torch counts the changes of a tensor in place
+        version = args[0]._version  # torch counts in-place changes of a tensor
 
     def activation(module, args, output):
         if args[0]._version != version:
-            rule = "changes its input in place, so that its pre-activations are lost"
+            rule = "changes its input in place, which destroys its pre-activations"
             raise RuntimeError(f"{module} {rule}; let it return a new tensor")
         running.pre_activations.append(args[0].detach())
         running.branch_outputs.append(output.detach())
@@ -80,7 +81,7 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
             raise RuntimeError(f"layer {name!r} {rule}")
         running.output = output.detach()
         records[name] = running
-        start(module, ())  # whatever runs between layers is no part of this one
+        start(module, ())  # what runs between layers does not belong to this one
 
     with ExitStack() as hooks:
         activations = set()
@@ -96,7 +97,7 @@ def record_layers(network: nn.Module) -> Iterator[dict[str, LayerRecord]]:
 
 
 def _subset(x: Tensor, batch_dims: int, generator: torch.Generator, max_samples: int) -> Tensor:
-    """channel_samples of x; beyond max_samples a random subset of them, the same for all batch
+    """channel_samples of x; above max_samples a random subset of them, the same for all batch
     entries."""
     x = metrics.channel_samples(x, batch_dims)
     num_samples = x.shape[-2]
@@ -118,15 +119,15 @@ def layer_metrics(
 ) -> dict[str, Tensor]:
     """Metrics of one recorded layer, name -> (*batch), with the default omega, tau and delta.
     dead_share (KDE), dead_share_std, dormant_share, dormant_share_centred, srank, feature_norm,
-    preact_q01 .. preact_q99 (branches pooled) and, of several branches, branch0_dead_share ...
-    Tensors (*batch, samples, neurons) or (*batch, samples, C, H, W), where neurons are channels
-    (channel_samples). Beyond max_samples: a random subset, shared by the batch.
+    preact_q01 .. preact_q99 (branches pooled) and, with several branches, branch0_dead_share ...
+    Tensors are (*batch, samples, neurons) or (*batch, samples, C, H, W), where neurons are channels
+    (channel_samples). Above max_samples: a random subset, shared by the batch.
     >>> z = torch.linspace(-3, 3, 100).unsqueeze(-1)
     >>> layer_metrics(LayerRecord([z], [z.tanh()], z.tanh()))["dead_share"]
     tensor(0.)
     """
     if generator is None:
-        generator = torch.Generator().manual_seed(0)  # the same draws on every device
+        generator = torch.Generator().manual_seed(0)  # the same draws for every device
     subset = functools.partial(
         _subset, batch_dims=batch_dims, generator=generator, max_samples=max_samples
     )
@@ -156,15 +157,15 @@ def layer_metrics(
 
 @dataclass
 class NetworkReport:
-    """What network_report found. Keys are `conv1/<name>`, ..., `fc1/<name>`, ... for the hidden
+    """The result of network_report. Keys are `conv1/<name>`, ..., `fc1/<name>`, ... for the hidden
     layers in order, or a bare name."""
 
     # name -> (*batch)
     scalars: dict[str, Tensor] = field(default_factory=dict)
     # name -> counts (*batch, bins), edges (*batch, bins + 1)
     histograms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    # name -> x (points) or (*batch, points), y (*batch, points), and what else belongs to the
-    # curve, each (*batch)
+    # name -> x (points) or (*batch, points), y (*batch, points), and further values of the curve,
+    # each (*batch)
     curves: dict[str, tuple[Tensor, Tensor, dict[str, Tensor]]] = field(default_factory=dict)
 
 
@@ -178,30 +179,30 @@ def network_report(
     generator: Generator = None,
     max_samples: int = MAX_SAMPLES,
 ) -> NetworkReport:
-    """Everything that is worth plotting about a network, from one forward pass `network(*inputs)`;
-    no side effects.
+    """All metrics and curves of a network, from one forward pass `network(*inputs)`; no side
+    effects.
 
-    grads: name, as in network.named_parameters() -> gradient; a parameter without one is not
-    trained and left out, and a norm of nothing has no key. batch_dims: leading axes of the
-    parameters (1: seeds; 2: seeds, twin critics). Hidden layers (any submodule with `branches`)
-    whose output is feature maps are conv1, ..., the others fc1, ... Of each layer:
+    grads: name, as in network.named_parameters() -> gradient; parameters without one count as not
+    trained and are left out, and a norm over no parameters has no key. batch_dims: number of
+    leading axes of the parameters (1: seeds; 2: seeds, twin critics). Hidden layers (any submodule
+    with `branches`) that output feature maps are conv1, ..., the others fc1, ... For each layer:
 
     - layer_metrics;
-    - weight_norm and gradient_norm of weights and biases, norms included, and
-      coefficient_gradient_norm of the activations' own parameters;
-    - of a rational numerator_norm = ||a||, denominator_norm = ||b|| and rational_health, of another
-      activation <name>_norm of each of its own parameters (of several branches: branch0_a_max,
-      ...);
+    - weight_norm and gradient_norm of weights and biases, including norm layers, and
+      coefficient_gradient_norm of the activations' parameters;
+    - for a rational numerator_norm = ||a||, denominator_norm = ||b|| and rational_health, for other
+      activations <name>_norm of each parameter (with several branches: branch0_a_max, ...);
     - histogram preactivations, branches pooled;
-    - curve activation, f on [-10, 10] (activation0, ... of several branches or outputs, as crelu);
-    - curves kde00 .. kde15, density of the first neurons' outputs, with `dead`; of several branches
-      also branch0_kde00, ...
+    - curve activation, f on [-10, 10] (activation0, ... with several branches or outputs, as for
+      crelu);
+    - curves kde00 .. kde15, the density of the first neurons' outputs, with `dead`; with several
+      branches also branch0_kde00, ...
 
-    Of the whole network: weight_norm, gradient_norm, coefficient_gradient_norm. A coefficient set
-    that layers share counts in each, once in the whole.
+    For the whole network: weight_norm, gradient_norm, coefficient_gradient_norm. A coefficient set
+    shared by layers counts in each of them, and once for the network.
     """
     if generator is None:
-        generator = torch.Generator().manual_seed(0)  # the same draws on every device
+        generator = torch.Generator().manual_seed(0)  # the same draws for every device
     with record_layers(network) as records:
         network(*inputs)
     layers = {name: network.get_submodule(name) for name in records}
@@ -230,7 +231,8 @@ def network_report(
 
 
 class _Norms:
-    """Norms of parameters and of their gradients, the activations' own apart."""
+    """Norms of parameters and of their gradients, with the activations' parameters kept
+    separate."""
 
     def __init__(
         self,
@@ -240,18 +242,18 @@ class _Norms:
         batch_dims: int,
     ):
         self.batch_dims = batch_dims
-        self.gradients = {}  # by the parameter's id, as layers may share it
+        self.gradients = {}  # by the parameter's id, since layers may share it
         for name, parameter in network.named_parameters(remove_duplicate=False):
             if name in grads:
                 self.gradients[id(parameter)] = grads[name]
-        self.coefficients = set()  # ids of the activations' own parameters
+        self.coefficients = set()  # ids of the activations' parameters
         for layer in layers:
             for branch in layer.branches:
                 self.coefficients |= {id(parameter) for parameter in branch.activation.parameters()}
 
     def of(self, parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-        """weight_norm, gradient_norm and coefficient_gradient_norm, (*batch); a norm of nothing has
-        no key, and what is there twice counts once."""
+        """weight_norm, gradient_norm and coefficient_gradient_norm, (*batch); a norm over no
+        parameters has no key, and a parameter that occurs twice counts once."""
         parameters = {id(parameter): parameter for parameter in parameters}
         coefficients = parameters.keys() & self.coefficients
         weights = [p for key, p in parameters.items() if key not in coefficients]
@@ -277,7 +279,7 @@ def _branch_prefix(layer: HiddenLayer, i: int) -> str:
 def _activation_scalars(
     layer: HiddenLayer, record: LayerRecord, batch_dims: int
 ) -> dict[str, Tensor]:
-    """Norms of the activations' own parameters, and the health of rationals on the batch."""
+    """Norms of the activations' parameters, and the health of rationals on the batch."""
     values = {}
     for i, branch in enumerate(layer.branches):
         f = branch.activation
@@ -319,7 +321,7 @@ def _activation_curves(layer: HiddenLayer, record: LayerRecord, batch_dims: int)
 
 
 def _density_curves(record: LayerRecord, subset) -> dict:
-    """Densities of the first neurons of the output and, of several branches, of theirs."""
+    """Densities of the first neurons of the output and, with several branches, of each branch."""
     outputs = {"": record.output}
     if len(record.branch_outputs) > 1:
         for i, output in enumerate(record.branch_outputs):
@@ -336,7 +338,7 @@ def _density_curves(record: LayerRecord, subset) -> dict:
 
 
 def print_network(network: nn.Module) -> None:
-    """Prints the modules of a network and how many trainable parameters each of its layers has."""
+    """Prints the modules of a network and the number of trainable parameters of each layer."""
     print(network)
     for name, layer in [*network.named_children(), ("total", network)]:
         trained = sum(p.numel() for p in layer.parameters() if p.requires_grad)

@@ -1,10 +1,10 @@
 """Soft Actor-Critic on DeepMind Control, Meta-World and Gymnasium, for studying activation
 functions (CR, 2507.14736).
 
-All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading
-seed axis, and the losses below read as for one seed. One seed is one run folder; the same command
-again resumes it or says "finished". Several --env-id are tasks that the same networks learn one
-after the other.
+All seeds of a configuration train in one process: parameters, optimisers, replay buffer and noise
+have a leading seed axis, and the losses below read as for one seed. Each seed has its own run
+folder; the same command again resumes the runs, or reports that they are finished. With several
+--env-id the same networks learn these tasks one after the other.
 
     python sac_continuous.py --activation crational --utd 2 --num-seeds 3
 
@@ -43,22 +43,22 @@ class Args:
     activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
-    total_timesteps: int = 1_000_000  # environment steps of each seed, of all its tasks together
+    total_timesteps: int = 1_000_000  # environment steps per seed, all its tasks together
     utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     layer_norm: bool = False  # layer normalisation before each activation
     learning_rate: float = 3e-4  # Adam's learning rate for actor, critics and temperature
-    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    device: str = runlog.option("auto")  # auto (cuda if available), cpu, cuda, cuda:1, ...
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     # experiment
-    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's default
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(True)  # on a GPU replay each UTD block as one CUDA graph
-    runs_dir: str = runlog.option("runs")  # where the run folders are
+    cudagraphs: bool = runlog.option(True)  # on a GPU, replay each UTD block as one CUDA graph
+    runs_dir: str = runlog.option("runs")  # folder that contains the run folders
     fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
-    keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
-    evaluate: bool = runlog.option(False)  # play with the finished run, and save a video
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after this many minutes; 0 = never
+    keep_replay: bool = runlog.option(False)  # keep the replay buffer on disk when the run ends
+    evaluate: bool = runlog.option(False)  # play with the finished agent and save a video
     # logging
     capture_video: bool = runlog.option(False)  # save a video of one episode with every checkpoint
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
@@ -66,9 +66,9 @@ class Args:
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # environment
     steps_per_task: int | None = None  # environment steps of each task, if --env-id names several
-    reset_replay: bool = True  # begin each further task with an empty replay and random steps
-    reset_optimizer: bool = True  # begin each further task with Adam's moments and step counts at 0
-    async_envs: bool = runlog.option(False)  # worker processes step them (faster for Meta-World)
+    reset_replay: bool = True  # start each further task with an empty replay and random steps
+    reset_optimizer: bool = True  # start each further task with Adam's moments and step counts at 0
+    async_envs: bool = runlog.option(False)  # step in worker processes (faster for Meta-World)
     # algorithm; the defaults are those of CR's group
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
@@ -77,19 +77,19 @@ class Args:
     tau: float = 0.005  # Polyak coefficient of the target networks, applied at every update
     policy_frequency: int = 1  # critic updates per actor update; must divide --utd or be a multiple
     target_entropy_scale: float = 0.5  # target entropy = -scale * action dimensions
-    init_temperature: float = 1.0  # alpha at the start
+    init_temperature: float = 1.0  # initial alpha
     autotune: bool = runlog.added(True)  # learn alpha; --no-autotune keeps --init-temperature
     # network
-    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
+    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers of actor and critics
     rational: activations.RationalConfig = dataclasses.field(default=activations.RationalConfig())
     # evaluation and metrics
     eval_frequency: int = 10_000  # environment steps between evaluations
     num_eval_episodes: int = 5  # deterministic episodes per evaluation, and as many stochastic ones
-    log_frequency: int = 1_000  # environment steps between rows of losses
+    log_frequency: int = 1_000  # environment steps between logged losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions for the network metrics
-    ntk_frequency: int = 50_000  # environment steps between ranks of the tangent kernel; 0 = off
-    ntk_samples: int = 64  # replay transitions for the tangent kernel
+    ntk_frequency: int = 50_000  # environment steps between NTK ranks; 0 = off
+    ntk_samples: int = 64  # replay transitions for the NTK
 
 
 # ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) -
@@ -116,11 +116,11 @@ class Actor(nn.Module):
 
     def sample(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Squashed Gaussian: actions (seeds, batch, action_dim), log-probs (seeds, batch). Zero
-        noise: the mode."""
+        noise gives the mode."""
         mean, log_std = self(obs)
         x = mean + log_std.exp() * noise
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(x)^2), right for large |x| too
+        # log(1 - tanh(x)^2), accurate for large |x| too
         log_prob = log_prob - 2 * (math.log(2) - x - F.softplus(-2 * x))
         return torch.tanh(x), log_prob.sum(-1)
 
@@ -141,22 +141,22 @@ class SoftQNetworks(nn.Module):
         self.q = activations.Linear(self.hidden[-1].width, 1, seeds=of_head)
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)  # (seeds, 1, batch, ...), for both
+        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)  # (seeds, 1, batch, ...) for both
         return self.q(self.hidden(inputs)).squeeze(-1)
 
 
 def total_updates(args: Args) -> int:
-    """Updates of the critics in the whole training."""
-    num_phases = len(args.env_id) if args.reset_replay else 1  # each begins with random steps
+    """Critic updates in the whole training."""
+    num_phases = len(args.env_id) if args.reset_replay else 1  # each starts with random steps
     num_steps = args.total_timesteps // num_phases
     learning_steps = num_steps - max(args.learning_starts, 1) + 1
     return args.utd * num_phases * max(learning_steps, 1)
 
 
 class Agent(nn.Module):
-    """All that an update changes: networks, targets, temperature, optimisers. Losses are (seeds,)
-    tensors. Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...). With a
-    number instead of a list of seeds there is no such axis."""
+    """Everything that an update changes: networks, targets, temperature, optimisers. Losses are
+    (seeds,) tensors. Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...).
+    If seeds is a number instead of a list, there is no seed axis."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
         super().__init__()
@@ -182,13 +182,14 @@ class Agent(nn.Module):
         self.update = self.one_update
         has_seeds = np.ndim(seeds) == 1
         if args.compile and has_seeds and seed_by_seed.can_run_on(device):
-            # An agent without a seed axis, to compile its functions: called for a seed, they get
-            # that seed's slices of this agent's tensors in place of their own, so any seed will do.
+            # An agent without a seed axis, whose functions are compiled. For each seed they are
+            # called with slices of this agent's tensors in place of its own, so its seed is
+            # arbitrary.
             eager = dataclasses.replace(args, compile=False)
             single = Agent(obs_dim, action_dim, eager, seeds=0, device=device)
             by_seed = seed_by_seed.SeedBySeed(self, single)
             self.sample = by_seed.compiled(single.actor.sample, seed_axes=(0, 0))
-            # of one_update's batch, noise and update_policy
+            # the seed axes of one_update's batch, noise and update_policy
             self.update = by_seed.compiled(single.one_update, seed_axes=(0, 1, None))
         elif args.compile:
             compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
@@ -200,7 +201,7 @@ class Agent(nn.Module):
         self, obs: np.ndarray, generators: list | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Actions (seeds, action_dim), log-probs (seeds,) for one observation per seed; without
-        generators the mode."""
+        generators, the mode of the policy."""
         device = self.log_alpha.device
         obs = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(-2)
         shape = (*obs.shape[:-1], self.action_dim)
@@ -209,7 +210,7 @@ class Agent(nn.Module):
         else:
             noise = seeding.normals(generators, 1, self.action_dim).view(shape)
         actions, log_probs = self.sample(obs, noise)
-        actions = np.nan_to_num(actions.squeeze(-2).cpu().numpy())  # a diverged seed stands still
+        actions = np.nan_to_num(actions.squeeze(-2).cpu().numpy())  # a diverged seed takes action 0
         return actions, log_probs.squeeze(-1).cpu().numpy()
 
     def act(self, obs: np.ndarray, generators: list | None = None) -> np.ndarray:
@@ -217,11 +218,11 @@ class Agent(nn.Module):
         return actions
 
     def qf_loss(self, batch: dict, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, Q-values): squared error of both critics to the soft target with the smaller next
-        value."""
+        """(loss, Q-values): squared error of both critics against the soft target, which uses the
+        smaller next value."""
         with torch.no_grad():
             next_actions, next_log_probs = self.actor.sample(batch["next_obs"], noise)
-            # (seeds, 2, batch) -> (seeds, batch): the smaller of the twins
+            # (seeds, 2, batch) -> (seeds, batch): minimum over the twin critics
             next_q = self.qf_target(batch["next_obs"], next_actions).amin(-2)
             next_q = next_q - self.log_alpha.exp() * next_log_probs
             td_target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * next_q
@@ -231,15 +232,15 @@ class Agent(nn.Module):
     def actor_loss(self, batch: dict, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, log-probs): alpha log pi - min Q, with reparameterised actions."""
         actions, log_probs = self.actor.sample(batch["obs"], noise)
-        min_q = self.qf(batch["obs"], actions).amin(-2)  # of the twins: (seeds, batch)
+        min_q = self.qf(batch["obs"], actions).amin(-2)  # over the twin critics: (seeds, batch)
         return (self.log_alpha.exp().detach() * log_probs - min_q).mean(-1), log_probs
 
     def one_update(
         self, batch: dict, noise: torch.Tensor, update_policy: bool = True
     ) -> dict[str, torch.Tensor]:
-        """One step of the critics and targets and, if asked for, of actor and temperature. noise:
-        (2, seeds, batch, action_dim). The sum of the losses has the gradients of the
-        single seeds: these are independent."""
+        """One step of the critics and targets and, if update_policy, of actor and temperature.
+        noise: (2, seeds, batch, action_dim). The seeds are independent, so the sum of their losses
+        has the gradients of each."""
         with activations.observing(self.qf):
             loss, q_values = self.qf_loss(batch, noise[0])
         grads = torch.autograd.grad(loss.sum(), self.qf_optimizer.parameters_)
@@ -269,9 +270,9 @@ class Agent(nn.Module):
         self, batches: dict, noise: torch.Tensor, updates_before: int = 0
     ) -> dict[str, torch.Tensor]:
         """The --utd updates of an environment step. batches: name -> (utd, seeds, batch, ...);
-        noise: (utd, 2, seeds, batch, action_dim); updates_before: how many there have been; with
-        --policy-frequency it decides which update is also the policy's. Returns the newest
-        value of each loss."""
+        noise: (utd, 2, seeds, batch, action_dim); updates_before: the number of earlier updates,
+        which with --policy-frequency determines the updates that include the policy. Returns the
+        newest value of each loss."""
         calls = []
         for u in range(self.args.utd):
             batch = {name: columns[u] for name, columns in batches.items()}
@@ -288,7 +289,7 @@ class Agent(nn.Module):
         self.alpha_optimizer.reset()
 
 
-# ---- evaluation and metrics have their own generators and environments: training does not notice -
+# ---- evaluation and metrics: own generators and environments, so no effect on the training -------
 
 
 @torch.no_grad()
@@ -304,7 +305,7 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
 
     q_values = []
     next_values = []
-    for start in range(0, episodes.obs.shape[1], 1_000):  # piece by piece, to bound the memory
+    for start in range(0, episodes.obs.shape[1], 1_000):  # in pieces, to bound the memory
         piece = slice(start, start + 1_000)
         obs = episodes.obs[:, piece].to(device)
         actions = episodes.actions[:, piece].to(device)
@@ -325,7 +326,7 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
         gamma=agent.args.gamma,
         log_probs=episodes.log_probs,
         alpha=agent.log_alpha.exp().cpu(),
-        fallback_values=torch.cat(next_values, 1).cpu(),  # where time limits leave no other state
+        fallback_values=torch.cat(next_values, 1).cpu(),  # where time limits leave no state
     )
     for row, mean_return in zip(biases, returns.mean(-1).tolist()):
         row["eval/stochastic_return"] = mean_return
@@ -333,7 +334,7 @@ def q_bias(agent: Agent, envs, seeds: list[int], index: int) -> list[dict[str, f
 
 
 def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
-    """Health of every layer on replay transitions, with the gradients of the losses there."""
+    """Metrics of every layer on replay transitions, with the gradients of the losses there."""
     num_samples = agent.args.metrics_samples
     generators = seeding.make_generators(batch.seeds, "metrics", step, device=buffer.rows.device)
     samples = buffer.sample(num_samples, generators=generators)
@@ -363,8 +364,8 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch,
 
 
 def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
-    """Ranks of the neural tangent kernel, of either critic and of the sum of mean actions, on
-    replay transitions."""
+    """Ranks of the neural tangent kernels of each critic and of the sum of mean actions, on replay
+    transitions."""
     generators = seeding.make_generators(batch.seeds, "ntk", step, device=buffer.rows.device)
     samples = buffer.sample(agent.args.ntk_samples, generators=generators)
 
@@ -385,7 +386,7 @@ def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step:
 
 
 def replay_capacity(args: Args) -> int:
-    """Transitions that the replay of each seed holds: no more than there are before it is
+    """Transitions that the replay buffer of each seed holds: no more than are added before it is
     cleared."""
     longest = args.total_timesteps
     if args.reset_replay:
@@ -394,17 +395,17 @@ def replay_capacity(args: Args) -> int:
 
 
 def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, of all seeds, by the flags that set it: (on the device, on
-    the host)."""
+    """Bytes of the largest memory users, all seeds together, by the flags that set them: (on the
+    device, on the host)."""
     actor = memory.mlp_size(obs_dim, args.widths, args.activation, 2 * action_dim, args.layer_norm)
     critic = memory.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
     trained = actor.parameters + 2 * critic.parameters
     learner = 4 * trained + 2 * critic.parameters  # gradients, Adam's two moments; the targets
     transition = 2 * obs_dim + action_dim + 2
     noise = 2 * action_dim
-    bytes_of_seeds = 4 * args.num_seeds  # of a float32 number of each
+    bytes_of_seeds = 4 * args.num_seeds  # of one float32 number per seed
 
-    # of what is there for a moment only the largest counts
+    # of temporary tensors only the largest counts
     block = args.utd * args.batch_size * (transition + noise + 2)  # 2: the rows' int64 numbers
     backward = args.batch_size * (actor.activations + 2 * critic.activations)
     moments = {"batch_size utd widths num_seeds": block + backward}
@@ -413,7 +414,7 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
         moments["metrics_samples widths num_seeds"] = args.metrics_samples * of_sample
     if args.ntk_frequency:
         gradients = args.ntk_samples * max(actor.parameters, 2 * critic.parameters)
-        moments["ntk_samples widths num_seeds"] = 2 * gradients  # twice while they are multiplied
+        moments["ntk_samples widths num_seeds"] = 2 * gradients  # two copies during the product
     largest = max(moments, key=moments.get)
 
     on_device = {
@@ -427,31 +428,31 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
 
 
 def check_actor_updates(args: Args) -> None:
-    """Raises UserError if --policy-frequency is so large that a task ends without an update of its
-    actor, or if it neither divides --utd nor is a multiple of it.
+    """Raises UserError if --policy-frequency is so large that a task ends without an actor update,
+    or if it neither divides --utd nor is a multiple of it.
 
-    With --utd 2, step s makes the critics' updates 2 s + 1 and 2 s + 2. A task of 60 steps with
-    --learning-starts 20 learns in the steps 20 to 60, which are the updates 41 to 122. Each
-    multiple of --policy-frequency is also one of the actor: 100 gives one, 124 none.
+    With --utd 2, step s performs the critic updates 2 s + 1 and 2 s + 2. A task of 60 steps with
+    --learning-starts 20 learns in steps 20 to 60, which are the updates 41 to 122. The actor is
+    updated at each multiple of --policy-frequency: 100 gives one actor update, 124 none.
     """
     if args.utd % args.policy_frequency and args.policy_frequency % args.utd:
-        told = f"must divide --utd {args.utd} or be a multiple of it"
-        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {told}")
+        problem = f"must divide --utd {args.utd} or be a multiple of it"
+        raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {problem}")
     task_steps = args.total_timesteps // len(args.env_id)
     for start in range(0, args.total_timesteps, task_steps):
         first_step = start + args.learning_starts
         last_step = start + task_steps
-        # critic updates, counted as if there were some at every step
+        # critic updates, counted as if every step had some
         before = first_step * args.utd
         last = (last_step + 1) * args.utd
         if last // args.policy_frequency == before // args.policy_frequency:
-            told = f"the actor would not be updated in the steps {first_step} to {last_step}"
-            raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {told}; lower it")
+            problem = f"no actor update in steps {first_step} to {last_step}; lower it"
+            raise runlog.UserError(f"--policy-frequency {args.policy_frequency}: {problem}")
 
 
 def check_settings(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
-    asks before it starts anything."""
+    """Raises UserError (flag, value, remedy) for values that cannot work on any machine. A sweep
+    calls this before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads learning_starts checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "metrics_frequency ntk_frequency")
     runlog.check_range(args, "[1, inf)", "num_seeds checkpoint_frequency utd batch_size")
@@ -472,7 +473,7 @@ def check_settings(args: Args) -> None:
 
 def validate(args: Args) -> Args:
     """Raises UserError (flag, value, remedy) before anything is created; returns args with the
-    length of a sequence of tasks."""
+    total length of a task sequence."""
     check_settings(args)
     args = environments.sequence_length(args)
     pipes_of_a_worker = 4
@@ -480,8 +481,8 @@ def validate(args: Args) -> Args:
     runlog.check_flags(args, args.num_seeds, files_per_run)
     device = runlog.find_device(args.device)
     if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
-        told = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
-        runlog.warn(f"{told}: no CUDA graph, updates are slower")
+        misfit = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
+        runlog.warn(f"{misfit}: no CUDA graph, so updates are slower")
     obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)
@@ -493,14 +494,14 @@ def validate(args: Args) -> Args:
 
 
 def uses_graph(args: Args, device: torch.device) -> bool:
-    """Whether a CUDA graph replays the block of updates. It is the same block at every step, so the
-    period of the actor's updates has to fit into it."""
+    """Whether a CUDA graph replays the block of updates. The block must be the same at every step,
+    so the period of actor updates has to fit into it."""
     fits = args.utd % args.policy_frequency == 0
     return args.cudagraphs and cudagraphs.can_run_on(device) and fits
 
 
 def train(args: Args, batch: runlog.Batch) -> None:
-    """Trains the seeds of the batch together, from the step at which each has a checkpoint."""
+    """Trains the seeds of the batch together, from the step of their checkpoint."""
     device = runlog.find_device(args.device)
     start = batch.start
     tasks = environments.TaskSequence(
@@ -515,7 +516,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
         "update": seeding.make_generators(batch.seeds, "update", device=device),
     }
     episodes = [environments.Episode() for _ in batch.seeds]
-    info = {}  # of the newest updates; with --policy-frequency not each of them is the actor's
+    info = {}  # newest losses; with --policy-frequency not every update has those of the actor
 
     state = batch.load()
     if state:
@@ -539,12 +540,12 @@ def train(args: Args, batch: runlog.Batch) -> None:
     progress = runlog.Progress(start, args.total_timesteps, label, args.learning_starts)
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
-        # asked here, so that a resumed run ends at once as well
+        # checked first, so that a resumed run ends at once as well
         if (step - 1) % args.log_frequency == 0 and all(batch.diverged()):
             tasks.carry_forward(batch, step - 1, args.total_timesteps, args.eval_frequency)
             break
         at_end = step == args.total_timesteps
-        num_stored = step - buffer.first  # transitions in each replay, with this step's
+        num_stored = step - buffer.first  # transitions in each replay buffer, including this step
 
         # act
         if num_stored <= args.learning_starts:
@@ -565,7 +566,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             transition.failed,
         )
 
-        # measure the networks, before the updates: at learning_starts they are new
+        # measure the networks before the updates: at learning_starts they are untrained
         always = num_stored == args.learning_starts or at_end
         if args.metrics_frequency and (always or step % args.metrics_frequency == 0):
             log_network_metrics(agent, buffer, batch, step)
@@ -573,11 +574,11 @@ def train(args: Args, batch: runlog.Batch) -> None:
             log_ntk_ranks(agent, buffer, batch, step)
 
         # learn
-        if num_stored >= args.learning_starts:  # first at the last random step, which is stored
+        if num_stored >= args.learning_starts:  # from the last random step on, which is stored
             samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             shape = (args.utd, 2, args.batch_size, action_dim)
             noise = seeding.normals(generators["update"], *shape, axis=2)
-            if is_graphed:  # the same block at every step, whatever came before: uses_graph
+            if is_graphed:  # the same block at every step: see uses_graph
                 info |= update_block(samples, noise)
             else:
                 info |= agent.update_block(samples, noise, step * args.utd)
@@ -602,7 +603,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             shown = ("eval/success", "eval/episodic_return", "overestimation/mean")
             progress.note_means(step, rows, shown, tasks.label)
 
-        # begin the next task
+        # start the next task
         if tasks.ends_at(step) and not at_end:
             tasks.begin_next()
             episodes = [environments.Episode(errors=each.errors) for each in episodes]
@@ -648,7 +649,7 @@ def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
     [-1, 1], the mode of the policy; `agent.actor` takes (batch, obs_dim) to mean and log-std,
     (batch, action_dim) each, before the tanh; `agent.qf` and `agent.qf_target` take (batch,
     obs_dim) and (batch, action_dim) to (2, batch), the values of the twin critics. Raises UserError
-    as `runlog.load`, and if there is no checkpoint yet.
+    like `runlog.load`, and if there is no checkpoint yet.
     """
     run = runlog.load(folder, Args)
     weights = loading.weights_of(run, "agent")
@@ -663,7 +664,7 @@ def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
 
 def evaluate_finished(args: Args, run) -> None:
     """--evaluate: plays num_eval_episodes of each task with the last checkpoint, prints the
-    returns, films one more."""
+    returns, and films one more episode."""
     step = evaluation.finished_step(run)
     agent = load_agent(run.folder)
     seed = run.config["seed"]
@@ -677,18 +678,18 @@ def evaluate_finished(args: Args, run) -> None:
         (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
         values["return of the video"] = environments.film(path, env_id, [seed], 0, agent.act)
         evaluation.mirror_video(run, step, path)
-        told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
-        print(f"{played}: {told}; {path}", flush=True)
+        summary = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
+        print(f"{played}: {summary}; {path}", flush=True)
         envs.close()
 
 
 def runs_of(args: Args) -> list:
-    """The runs of these flags, one for each seed. Creates nothing."""
+    """The runs of these flags, one per seed. Creates nothing."""
     return runlog.seed_runs(environments.sequence_length(args), "sac_continuous")
 
 
 def dashboard(args: Args) -> dict:
-    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    """The TensorBoard and W&B panels for these runs (docs/dashboards.md)."""
     panels = [
         "evaluation return",
         "evaluation success rate",

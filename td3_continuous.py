@@ -1,9 +1,9 @@
 """Twin Delayed DDPG (TD3; Fujimoto, van Hoof & Meger 2018, 1802.09477) on DeepMind Control,
 Meta-World and Gymnasium, for studying activation functions.
 
-All seeds of a cell train in one process: parameters, optimisers, replay and noise carry a leading
-seed axis, and the losses below read as for one seed. One seed is one run folder; the same command
-again resumes it or says "finished".
+All seeds of a configuration train in one process: parameters, optimisers, replay buffer and noise
+have a leading seed axis, and the losses below read as for one seed. Each seed has its own run
+folder; the same command again resumes the runs, or reports that they are finished.
 
     python td3_continuous.py --activation crational --num-seeds 3
 
@@ -40,29 +40,29 @@ class Args:
     activation: str = "relu"  # name or expression: relu, crational, tanh_hr, identity*silu, ...
     seed: int = 1  # first seed
     num_seeds: int = runlog.option(1)  # seeds trained together in this process: seed, seed + 1, ...
-    total_timesteps: int = 1_000_000  # environment steps of each seed
+    total_timesteps: int = 1_000_000  # environment steps per seed
     utd: int = 1  # gradient updates per environment step (update-to-data ratio)
     layer_norm: bool = False  # layer normalisation before each activation
     learning_rate: float = 3e-4  # Adam's learning rate for actor and critics
-    device: str = runlog.option("auto")  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    device: str = runlog.option("auto")  # auto (cuda if available), cpu, cuda, cuda:1, ...
     track: bool = runlog.option(False)  # mirror to Weights & Biases (offline: WANDB_MODE=offline)
     # experiment
-    threads: int = runlog.option(0)  # CPU threads; 0 = torch's choice
+    threads: int = runlog.option(0)  # CPU threads; 0 = torch's default
     compile: bool = runlog.option(True)  # torch.compile the update; --no-compile runs it eagerly
-    cudagraphs: bool = runlog.option(False)  # on a GPU replay UTD blocks as CUDA graphs (not timed)
-    runs_dir: str = runlog.option("runs")  # where the run folders are
+    cudagraphs: bool = runlog.option(False)  # on a GPU, UTD blocks as CUDA graphs (not timed)
+    runs_dir: str = runlog.option("runs")  # folder that contains the run folders
     fresh: bool = runlog.option(False)  # delete an existing run with these flags and start over
     checkpoint_frequency: int = runlog.option(25_000)  # environment steps between checkpoints
-    checkpoint_minutes: float = runlog.option(10.0)  # also save after so many minutes; 0 = never
-    keep_replay: bool = runlog.option(False)  # keep the replay on disk once the run has finished
-    evaluate: bool = runlog.option(False)  # play with the finished run, and save a video
+    checkpoint_minutes: float = runlog.option(10.0)  # also save after this many minutes; 0 = never
+    keep_replay: bool = runlog.option(False)  # keep the replay buffer on disk when the run ends
+    evaluate: bool = runlog.option(False)  # play with the finished agent and save a video
     # logging
     capture_video: bool = runlog.option(False)  # save a video of one episode with every checkpoint
     tensorboard: bool = runlog.option(True)  # mirror the scalars to TensorBoard event files
     wandb_project: str = runlog.option("activations-rl")  # W&B project
     wandb_entity: str | None = runlog.option(None)  # W&B team; None = the account's default
     # environment
-    async_envs: bool = runlog.option(False)  # worker processes step them (faster for Meta-World)
+    async_envs: bool = runlog.option(False)  # step in worker processes (faster for Meta-World)
     # algorithm; the defaults are the paper's, the protocol is that of sac_continuous.py
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # replay capacity of each seed, in transitions
@@ -72,18 +72,18 @@ class Args:
     policy_frequency: int = 2  # critic updates per update of actor and targets
     exploration_noise: float = 0.1  # std of the Gaussian noise on actions, which lie in [-1, 1]
     policy_noise: float = 0.2  # std of the noise on the target actor's actions
-    noise_clip: float = 0.5  # largest such noise, in absolute value
+    noise_clip: float = 0.5  # bound on the absolute value of this noise
     # network
-    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics
+    widths: tuple[int, ...] = (256, 256)  # units of the hidden layers of actor and critics
     rational: activations.RationalConfig = dataclasses.field(default=activations.RationalConfig())
     # evaluation and metrics
     eval_frequency: int = 10_000  # environment steps between evaluations
     num_eval_episodes: int = 5  # episodes without noise per evaluation, and as many for Q - G
-    log_frequency: int = 1_000  # environment steps between rows of losses
+    log_frequency: int = 1_000  # environment steps between logged losses
     metrics_frequency: int = 10_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # replay transitions for the network metrics
-    ntk_frequency: int = 50_000  # environment steps between ranks of the tangent kernel; 0 = off
-    ntk_samples: int = 64  # replay transitions for the tangent kernel
+    ntk_frequency: int = 50_000  # environment steps between NTK ranks; 0 = off
+    ntk_samples: int = 64  # replay transitions for the NTK
 
 
 # ---- networks: tensors are (seeds, batch, ...), those of the twin critics (seeds, 2, batch, ...) -
@@ -121,19 +121,19 @@ class QNetworks(nn.Module):
         self.q = activations.Linear(self.hidden[-1].width, 1, seeds=of_head)
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)  # (seeds, 1, batch, ...), for both
+        inputs = torch.cat([obs, actions], -1).unsqueeze(-3)  # (seeds, 1, batch, ...) for both
         return self.q(self.hidden(inputs)).squeeze(-1)
 
 
 def total_updates(args: Args) -> int:
-    """Updates of the critics in the whole training."""
+    """Critic updates in the whole training."""
     return args.utd * (args.total_timesteps - max(args.learning_starts, 1) + 1)
 
 
 class Agent(nn.Module):
-    """All that an update changes: networks, targets, optimisers. Losses are (seeds,) tensors.
-    Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...). With a number
-    instead of a list of seeds there is no such axis."""
+    """Everything that an update changes: networks, targets, optimisers. Losses are (seeds,)
+    tensors. Batches: obs, actions, rewards, terminations, next_obs -> (seeds, batch, ...). If seeds
+    is a number instead of a list, there is no seed axis."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args, seeds, device: torch.device):
         super().__init__()
@@ -155,13 +155,14 @@ class Agent(nn.Module):
         self.update = self.one_update
         has_seeds = np.ndim(seeds) == 1
         if args.compile and has_seeds and seed_by_seed.can_run_on(device):
-            # An agent without a seed axis, to compile its functions: called for a seed, they get
-            # that seed's slices of this agent's tensors in place of their own, so any seed will do.
+            # An agent without a seed axis, whose functions are compiled. For each seed they are
+            # called with slices of this agent's tensors in place of its own, so its seed is
+            # arbitrary.
             eager = dataclasses.replace(args, compile=False)
             single = Agent(obs_dim, action_dim, eager, seeds=0, device=device)
             by_seed = seed_by_seed.SeedBySeed(self, single)
             self.policy = by_seed.compiled(single.actor.forward, seed_axes=(0,))
-            # of one_update's batch, noise and update_policy
+            # the seed axes of one_update's batch, noise and update_policy
             self.update = by_seed.compiled(single.one_update, seed_axes=(0, 0, None))
         elif args.compile:
             compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
@@ -177,7 +178,7 @@ class Agent(nn.Module):
         if generators is not None:
             noise = seeding.normals(generators, 1, self.action_dim).view_as(actions)
             actions = (actions + self.args.exploration_noise * noise).clamp(-1, 1)
-        return np.nan_to_num(actions.squeeze(-2).cpu().numpy())  # a diverged seed stands still
+        return np.nan_to_num(actions.squeeze(-2).cpu().numpy())  # a diverged seed takes action 0
 
     def target_actions(self, next_obs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Target policy smoothing. noise: standard normal, (seeds, batch, action_dim)."""
@@ -186,11 +187,11 @@ class Agent(nn.Module):
         return (self.actor_target(next_obs) + smoothing).clamp(-1, 1)
 
     def qf_loss(self, batch: dict, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, Q-values): squared error of both critics to the target with the smaller next
-        value."""
+        """(loss, Q-values): squared error of both critics against the target, which uses the
+        smaller next value."""
         with torch.no_grad():
             next_actions = self.target_actions(batch["next_obs"], noise)
-            # (seeds, 2, batch) -> (seeds, batch): the smaller of the twins
+            # (seeds, 2, batch) -> (seeds, batch): minimum over the twin critics
             next_q = self.qf_target(batch["next_obs"], next_actions).amin(-2)
             td_target = batch["rewards"] + self.args.gamma * (1 - batch["terminations"]) * next_q
         q_values = self.qf(batch["obs"], batch["actions"])
@@ -204,9 +205,9 @@ class Agent(nn.Module):
     def one_update(
         self, batch: dict, noise: torch.Tensor, update_policy: bool = True
     ) -> dict[str, torch.Tensor]:
-        """One step of the critics and, if asked for, of the actor and then of all targets. noise:
-        (seeds, batch, action_dim). The sum of the losses has the gradients of the single
-        seeds: these are independent."""
+        """One step of the critics and, if update_policy, of the actor and then of all targets.
+        noise: (seeds, batch, action_dim). The seeds are independent, so the sum of their losses has
+        the gradients of each."""
         with activations.observing(self.qf):
             loss, q_values = self.qf_loss(batch, noise)
         grads = torch.autograd.grad(loss.sum(), self.qf_optimizer.parameters_)
@@ -237,8 +238,8 @@ class Agent(nn.Module):
         self, batches: dict, noise: torch.Tensor, updates_before: int = 0
     ) -> dict[str, torch.Tensor]:
         """The --utd updates of an environment step. batches: name -> (utd, seeds, batch, ...);
-        noise: (utd, seeds, batch, action_dim); updates_before: how many there have been; with
-        --policy-frequency it decides which update is also the policy's. Returns the newest
+        noise: (utd, seeds, batch, action_dim); updates_before: the number of earlier updates, which
+        with --policy-frequency determines the updates that include the policy. Returns the newest
         value of each loss."""
         calls = []
         for u in range(self.args.utd):
@@ -251,11 +252,11 @@ class Agent(nn.Module):
         return info
 
     def update_block_after(self, updates_before: int) -> Callable:
-        """update_block after so many updates, as a function of batches and noise."""
+        """update_block after this many updates, as a function of batches and noise."""
         return functools.partial(self.update_block, updates_before=updates_before)
 
 
-# ---- evaluation and metrics have their own generators and environments: training does not notice -
+# ---- evaluation and metrics: own generators and environments, so no effect on the training -------
 
 
 @torch.no_grad()
@@ -273,7 +274,7 @@ def q_bias(agent: Agent, envs, index: int) -> list[dict[str, float]]:
 
     q_values = []
     next_values = []
-    for start in range(0, episodes.obs.shape[1], 1_000):  # piece by piece, to bound the memory
+    for start in range(0, episodes.obs.shape[1], 1_000):  # in pieces, to bound the memory
         piece = slice(start, start + 1_000)
         obs = episodes.obs[:, piece].to(agent.device)
         actions = episodes.actions[:, piece].to(agent.device)
@@ -289,14 +290,14 @@ def q_bias(agent: Agent, envs, index: int) -> list[dict[str, float]]:
         terminations=episodes.terminations,
         truncations=episodes.truncations,
         gamma=agent.args.gamma,
-        fallback_values=torch.cat(next_values, 1).cpu(),  # where time limits leave no other state
+        fallback_values=torch.cat(next_values, 1).cpu(),  # where time limits leave no state
     )
 
 
 def log_network_metrics(
     agent: Agent, buffer: environments.ReplayBuffer, batch: runlog.Batch, step: int
 ) -> None:
-    """Health of every layer on replay transitions, with the gradients of the losses there."""
+    """Metrics of every layer on replay transitions, with the gradients of the losses there."""
     num_samples = agent.args.metrics_samples
     generators = seeding.make_generators(batch.seeds, "metrics", step, device=agent.device)
     samples = buffer.sample(num_samples, generators=generators)
@@ -327,7 +328,7 @@ def log_network_metrics(
 def log_ntk_ranks(
     agent: Agent, buffer: environments.ReplayBuffer, batch: runlog.Batch, step: int
 ) -> None:
-    """Ranks of the neural tangent kernel, of either critic and of the sum of actions, on replay
+    """Ranks of the neural tangent kernels of each critic and of the sum of actions, on replay
     transitions."""
     generators = seeding.make_generators(batch.seeds, "ntk", step, device=agent.device)
     samples = buffer.sample(agent.args.ntk_samples, generators=generators)
@@ -342,15 +343,15 @@ def log_ntk_ranks(
 
 
 def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of what takes the memory, of all seeds, by the flags that set it: (on the device, on
-    the host)."""
+    """Bytes of the largest memory users, all seeds together, by the flags that set them: (on the
+    device, on the host)."""
     actor = memory.mlp_size(obs_dim, args.widths, args.activation, action_dim, args.layer_norm)
     critic = memory.mlp_size(obs_dim + action_dim, args.widths, args.activation, 1, args.layer_norm)
     learner = 5 * (actor.parameters + 2 * critic.parameters)  # gradients, two moments, targets
     transition = 2 * obs_dim + action_dim + 2
-    bytes_of_seeds = 4 * args.num_seeds  # of a float32 number of each
+    bytes_of_seeds = 4 * args.num_seeds  # of one float32 number per seed
 
-    # of what is there for a moment only the largest counts
+    # of temporary tensors only the largest counts
     block = args.utd * args.batch_size * (transition + action_dim + 2)  # 2: the rows' numbers
     backward = args.batch_size * (actor.activations + 2 * critic.activations)
     moments = {"batch_size utd widths num_seeds": block + backward}
@@ -359,7 +360,7 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
         moments["metrics_samples widths num_seeds"] = args.metrics_samples * of_sample
     if args.ntk_frequency:
         gradients = args.ntk_samples * max(actor.parameters, 2 * critic.parameters)
-        moments["ntk_samples widths num_seeds"] = 2 * gradients  # twice while they are multiplied
+        moments["ntk_samples widths num_seeds"] = 2 * gradients  # two copies during the product
     largest = max(moments, key=moments.get)
 
     capacity = min(args.buffer_size, args.total_timesteps)
@@ -374,8 +375,8 @@ def big_tensors(args: Args, obs_dim: int, action_dim: int) -> tuple[dict[str, in
 
 
 def check_settings(args: Args) -> None:
-    """Raises UserError (flag, value, remedy) for values that no machine could train with. A sweep
-    asks before it starts anything."""
+    """Raises UserError (flag, value, remedy) for values that cannot work on any machine. A sweep
+    calls this before it starts anything."""
     runlog.check_range(args, "[0, inf)", "seed threads learning_starts checkpoint_minutes")
     runlog.check_range(args, "[0, inf)", "metrics_frequency ntk_frequency")
     runlog.check_range(args, "[0, inf)", "exploration_noise policy_noise noise_clip")
@@ -388,7 +389,7 @@ def check_settings(args: Args) -> None:
     runlog.check_range(args, "[0, 1)", "gamma")
     runlog.check_range(args, "(0, 1]", "tau")
     num_updates = total_updates(args)
-    runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # else no policy update
+    runlog.check_range(args, f"[1, {num_updates}]", "policy_frequency")  # or no policy update
     with runlog.value_errors_are_user_errors():
         activations.check(args.activation, args.rational)
         activations.check_schedule([args.activation], args.rational)
@@ -403,10 +404,10 @@ def validate(args: Args) -> Args:
     runlog.check_flags(args, args.num_seeds, files_per_run)
     device = runlog.find_device(args.device)
     if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
-        told = f"--policy-frequency {args.policy_frequency} with --utd {args.utd}"
+        misfit = f"--policy-frequency {args.policy_frequency} with --utd {args.utd}"
         runlog.warn(
-            f"{told}: {num_blocks(args)} different blocks of updates, more than {MOST_GRAPHS}: "
-            "no CUDA graphs, updates are slower"
+            f"{misfit}: {num_blocks(args)} different blocks of updates, more than {MOST_GRAPHS}: "
+            "no CUDA graphs, so updates are slower"
         )
     obs_dim, action_dim = environments.check_environments([args.env_id], args.seed)
     if not args.evaluate:
@@ -418,11 +419,12 @@ def validate(args: Args) -> Args:
 # ---- training ------------------------------------------------------------------------------------
 
 
-MOST_GRAPHS = 4  # each keeps memory for a block of updates
+MOST_GRAPHS = 4  # each reserves memory for a block of updates
 
 
 def num_blocks(args: Args) -> int:
-    """In how many ways policy updates lie in the block of updates of an environment step."""
+    """Number of ways in which policy updates can lie in the block of updates of an environment
+    step."""
     return args.policy_frequency // math.gcd(args.policy_frequency, args.utd)
 
 
@@ -432,7 +434,7 @@ def uses_graph(args: Args, device: torch.device) -> bool:
 
 
 def train(args: Args, batch: runlog.Batch) -> None:
-    """Trains the seeds of the batch together, from the step at which each has a checkpoint."""
+    """Trains the seeds of the batch together, from the step of their checkpoint."""
     device = runlog.find_device(args.device)
     start = batch.start
     tasks = environments.TaskSequence(
@@ -447,7 +449,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
         "update": seeding.make_generators(batch.seeds, "update", device=device),
     }
     episodes = [environments.Episode() for _ in batch.seeds]
-    info = {}  # of the newest updates, not each of which is the actor's
+    info = {}  # newest losses; not every update has one of the actor
 
     state = batch.load()
     if state:
@@ -468,7 +470,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
     progress = runlog.Progress(start, args.total_timesteps, label, args.learning_starts)
     saved_step = start
     for step in range(start + 1, args.total_timesteps + 1):
-        # asked here, so that a resumed run ends at once as well
+        # checked first, so that a resumed run ends at once as well
         if (step - 1) % args.log_frequency == 0 and all(batch.diverged()):
             tasks.carry_forward(batch, step - 1, args.total_timesteps, args.eval_frequency)
             break
@@ -493,7 +495,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
             transition.failed,
         )
 
-        # measure the networks, before the updates: at learning_starts they are new
+        # measure the networks before the updates: at learning_starts they are untrained
         always = step == args.learning_starts or at_end
         if args.metrics_frequency and (always or step % args.metrics_frequency == 0):
             log_network_metrics(agent, buffer, batch, step)
@@ -501,11 +503,11 @@ def train(args: Args, batch: runlog.Batch) -> None:
             log_ntk_ranks(agent, buffer, batch, step)
 
         # learn
-        if step >= args.learning_starts:  # first at the last random step, which is stored
+        if step >= args.learning_starts:  # starting with the last random step, which is stored
             samples = buffer.sample(args.utd, args.batch_size, generators=generators["update"])
             shape = (args.utd, args.batch_size, action_dim)
             noise = seeding.normals(generators["update"], *shape, axis=1)
-            if is_graphed:  # a graph for each place of policy updates in a block: num_blocks
+            if is_graphed:  # one graph per position of policy updates in a block: num_blocks
                 info |= update_block(step * args.utd % args.policy_frequency, samples, noise)
             else:
                 info |= agent.update_block(samples, noise, step * args.utd)
@@ -564,7 +566,7 @@ def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
     It has no seed axis: `agent.act` takes an observation (obs_dim,) to an action (action_dim,) in
     [-1, 1]; `agent.actor` takes (batch, obs_dim) to actions (batch, action_dim); `agent.qf` takes
     (batch, obs_dim) and (batch, action_dim) to (2, batch), the values of the twin critics;
-    `agent.actor_target` and `agent.qf_target` likewise. Raises UserError as `runlog.load`, and if
+    `agent.actor_target` and `agent.qf_target` likewise. Raises UserError like `runlog.load`, and if
     there is no checkpoint yet.
     """
     run = runlog.load(folder, Args)
@@ -579,8 +581,8 @@ def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
 
 
 def evaluate_finished(args: Args, run: runlog.Run) -> None:
-    """--evaluate: plays num_eval_episodes with the last checkpoint, prints the return, films one
-    more."""
+    """--evaluate: plays num_eval_episodes with the last checkpoint, prints the return, and films
+    one more episode."""
     step = evaluation.finished_step(run)
     agent = load_agent(run.folder)
     seed = run.config["seed"]
@@ -589,18 +591,18 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
     (values,) = environments.evaluate(envs, agent.act, 0, args.num_eval_episodes)
     values["return of the video"] = environments.film(path, args.env_id, [seed], 0, agent.act)
     evaluation.mirror_video(run, step, path)
-    told = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
-    print(f"seed {seed}: {told}; {path}", flush=True)
+    summary = ", ".join(f"{key} {value:.1f}" for key, value in values.items())
+    print(f"seed {seed}: {summary}; {path}", flush=True)
     envs.close()
 
 
 def runs_of(args: Args) -> list[runlog.Run]:
-    """The runs of these flags, one for each seed. Creates nothing."""
+    """The runs of these flags, one per seed. Creates nothing."""
     return runlog.seed_runs(args, "td3_continuous")
 
 
 def dashboard(args: Args) -> dict:
-    """The panels of TensorBoard and W&B that these runs fill (docs/dashboards.md)."""
+    """The TensorBoard and W&B panels for these runs (docs/dashboards.md)."""
     panels = [
         "evaluation return",
         "evaluation success rate",

@@ -1,5 +1,5 @@
-"""Environments: which there are, how they are made, what happens when one fails, and the episodes
-that are trained in, played and evaluated (docs/environments.md)."""
+"""Environments: the available suites, how environments are created, what happens when one fails,
+and the episodes that are trained on, played and evaluated (docs/environments.md)."""
 
 from environments.control import (
     EpisodeSeeds,

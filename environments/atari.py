@@ -1,5 +1,5 @@
-"""Atari: games in ale_py's vector environment, whole games played by a policy, and what games and
-networks take of memory (docs/dqn_atari.md)."""
+"""Atari: games in ale_py's vector environment, whole games played by a policy, and the memory that
+games and networks take (docs/dqn_atari.md)."""
 
 import dataclasses
 import re
@@ -12,9 +12,9 @@ from runlog import cli, memory, seeding
 from runlog.terminal import UserError
 
 OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
-MOST_ACTIONS = 18  # of a game
-GAME_BYTES = 1_200_000  # of one game in ale_py's vector environment
-MOST_SCREENS = 2_000  # of a film
+MOST_ACTIONS = 18  # of the game with the most
+GAME_BYTES = 1_200_000  # per game in ale_py's vector environment
+MOST_SCREENS = 2_000  # in a video
 # Breakout, ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v0, ...
 ANY_ID = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?")
 
@@ -25,7 +25,7 @@ ANY_ID = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-
 def atari_game(env_id: str) -> tuple[str, str]:
     """(name, rom) of a game: ("Breakout", "breakout") for Breakout and ALE/Breakout-v5.
 
-    Raises UserError: unknown.
+    Raises UserError for an unknown game.
     """
     roms = _roms()
     name = _plain_name(env_id)
@@ -36,19 +36,19 @@ def atari_game(env_id: str) -> tuple[str, str]:
 
 
 def _refuse_other_names(env_id: str) -> None:
-    """Raises UserError: another name of a game, or that of another environment."""
+    """Raises UserError for another name of a game, or for an id of another environment."""
     game = game_of(env_id)
     if game is not None:
-        told = f"is called {game} here, and has 4 frames per step"
-        raise UserError(f"--env-id {env_id}: {told}; use --env-id {game}")
+        problem = f"is called {game} here, and has 4 frames per step"
+        raise UserError(f"--env-id {env_id}: {problem}; use --env-id {game}")
     if env_id in gym.registry or "/" in env_id.removeprefix("ALE/"):
         remedy = "for continuous control use sac_continuous.py or td3_continuous.py"
-        raise UserError(f"--env-id {env_id}: is no Atari game; {remedy}")
+        raise UserError(f"--env-id {env_id}: is not an Atari game; {remedy}")
 
 
 def game_of(env_id: str) -> str | None:
-    """The game that an id means by anybody's habit: Breakout for BreakoutNoFrameskip-v4 and for
-    breakout. None: no game of that name, or no ale_py."""
+    """The game denoted by an id in any common form: Breakout for BreakoutNoFrameskip-v4 and for
+    breakout. None if there is no such game, or no ale_py."""
     try:
         roms = _roms()
     except ImportError:
@@ -77,22 +77,22 @@ def _plain_name(env_id: str) -> str:
 class FinishedGame:
     """A whole game, from its start until it was over or cut off by the time limit."""
 
-    env: int  # which of the games that are played side by side
+    env: int  # index among the parallel games
     total: float  # its return: the sum of its raw rewards
     length: int  # steps
 
 
 @dataclasses.dataclass
 class GameStep:
-    """What one step of all games brought; every array has one entry per game.
+    """The result of one step of all games; every array has one entry per game.
 
     Where a game has ended, `obs` is the first observation of the next one, and `real_next_obs` the
-    last one of the game that ended; elsewhere both are the same.
+    last one of the ended game; elsewhere both are the same.
     """
 
     obs: np.ndarray  # (num_envs, 4, 84, 84) uint8
     rewards: np.ndarray  # raw
-    # bool: a lost life or the end of the game, which end the learner's episode
+    # bool: a lost life or the end of the game, either of which ends the learner's episode
     terminations: np.ndarray
     truncations: np.ndarray  # bool: the time limit
     real_next_obs: np.ndarray
@@ -100,7 +100,7 @@ class GameStep:
 
     @property
     def overs(self) -> np.ndarray:
-        """(num_envs,) bool: whose game has ended with this step."""
+        """(num_envs,) bool: the games that have ended with this step."""
         overs = np.zeros(len(self.obs), bool)
         for game in self.games:
             overs[game.env] = True
@@ -108,14 +108,14 @@ class GameStep:
 
 
 class AtariGames:
-    """Games in ale_py's vector environment: 4 frames per step, the greatest of the last two, grey,
+    """Games in ale_py's vector environment: 4 frames per step, the maximum of the last two, grey,
     84x84, 4 stacked.
 
-    A lost life is a termination for the learner, and the game goes on: with `fire_on_life_loss` its
-    next step presses fire, whatever was chosen, in games that have that button. Rewards are raw;
-    `step` returns the games that have ended.
+    A lost life is a termination for the learner, and the game continues: with `fire_on_life_loss`
+    its next step presses fire, overriding the action, in games that have that button. Rewards are
+    raw; `step` returns the games that have ended.
 
-    num_threads: that step the games, 0 = as many as cores. options: further ones of ale_py's
+    num_threads: threads that step the games, 0 = one per core. options: further options of ale_py's
     AtariVectorEnv.
     """
 
@@ -149,28 +149,29 @@ class AtariGames:
         self.num_actions = len(buttons)
 
     def reset(self, seed: int, *keys: str | int) -> np.ndarray:
-        """New games, seeded by (seed, keys); observations (num_envs, 4, 84, 84) uint8."""
+        """Starts new games, seeded by (seed, keys); returns observations (num_envs, 4, 84, 84)
+        uint8."""
         seeds = [seeding.derive_seed(seed, *keys, i) % 2**31 for i in range(self.num_envs)]
         obs, info = self.envs.reset(seed=np.array(seeds))
         self.frames = info["episode_frame_number"]
-        self.lives = info["lives"]  # (num_envs,) that are left
+        self.lives = info["lives"]  # (num_envs,) lives left
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs)
         self.lost_life = np.zeros(self.num_envs, bool)
         return obs
 
     def step(self, actions: np.ndarray) -> GameStep:
-        """One action (num_envs,) for each game."""
+        """Takes one action (num_envs,) in each game."""
         if self.fire is not None:
             actions = np.where(self.lost_life, self.fire, actions)
         obs, rewards, terminations, truncations, info = self.envs.step(actions)
 
-        over = info["episode_frame_number"] < self.frames  # the frame counter has gone back
+        over = info["episode_frame_number"] < self.frames  # the frame counter has been reset
         self.frames = info["episode_frame_number"]
         self.lives = info["lives"]
         self.lost_life = terminations & ~over
         real_next_obs = obs
-        if over.any():  # ale_py's final_obs is right only where a game ended
+        if over.any():  # ale_py's final_obs is correct only where a game has ended
             real_next_obs = np.where(over[:, None, None, None], info["final_obs"], obs)
 
         self.returns = self.returns + rewards
@@ -190,11 +191,12 @@ def play_games(
     seed: int,
     screens: list | None = None,
 ) -> list[float]:
-    """The raw returns of `number` whole games side by side.
+    """The raw returns of `number` whole games in parallel.
 
-    Of each environment the first game counts, so that short ones count no more than long ones.
-    make_games: number of games and further options of AtariGames -> games. policy: observations ->
-    actions, both numpy. screens: gets every fourth screen of game 0 (RGB, the first MOST_SCREENS).
+    Only the first game of each environment counts, so that short games count no more than long
+    ones. make_games: number of games and further options of AtariGames -> games. policy:
+    observations -> actions, both numpy. screens: receives every fourth screen of game 0 (RGB, the
+    first MOST_SCREENS).
     """
     games = make_games(number)
     obs = games.reset(seed, "play")
@@ -224,14 +226,12 @@ def play_games(
 
 @dataclasses.dataclass
 class LearnerBytes:
-    """Bytes that a Nature CNN and its training take."""
+    """Bytes taken by a Nature CNN and its training."""
 
-    parameters: int  # of the network alone
-    training: int  # of the network, its gradients and Adam's moments
-    observation: (
-        int  # of each observation of a batch: as stored, as floats, and what the layers keep
-    )
-    ntk_sample: int  # of each observation that the neural tangent kernel is taken on
+    parameters: int  # the network alone
+    training: int  # the network, its gradients and Adam's moments
+    observation: int  # per observation of a batch: as stored, as floats, and what the layers keep
+    ntk_sample: int  # per observation of the neural tangent kernel
 
 
 def learner_bytes(
@@ -252,7 +252,7 @@ def learner_bytes(
 def nature_cnn_size(
     encoder: tuple[str, ...], activation: str, width: int, layer_norm: str, outputs: int
 ) -> memory.NetworkSize:
-    """NetworkSize of the Nature CNN (Mnih et al. 2015) with a linear layer of outputs.
+    """NetworkSize of the Nature CNN (Mnih et al. 2015) with a linear output layer.
 
     encoder: activation of the convolutions, one for all or three. activation, width: of the last
     hidden layer. layer_norm: channel, chw or none.

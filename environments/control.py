@@ -1,5 +1,5 @@
-"""Continuous control: dm_control, Meta-World, Gymnasium and environments of one's own, made ready
-to train on: flat observations, actions in [-1, 1], episodes that can be played again."""
+"""Continuous control: wraps dm_control, Meta-World, Gymnasium and custom environments for training:
+flat observations, actions in [-1, 1], episodes that can be replayed."""
 
 import functools
 import math
@@ -14,10 +14,10 @@ from environments.graphics import enable_graphics
 from environments.workers import WorkerEnvs
 from runlog import seeding, terminal
 
-TIME_LIMIT = 1_000  # steps of an episode where an environment has no limit of its own
-LARGEST_BOUND = 1e6  # an action that may be larger has no bounds
+TIME_LIMIT = 1_000  # steps per episode for environments without a limit
+LARGEST_BOUND = 1e6  # actions that may be larger count as unbounded
 LARGEST = float(np.finfo(np.float32).max)  # networks and replay are float32
-FAILURES_IN_A_ROW = 10  # episodes that fail before they have made a step, after which the run ends
+FAILURES_IN_A_ROW = 10  # consecutive episodes without a good step that end the run
 
 
 def _has_time_limit(env: gymnasium.Env) -> bool:
@@ -32,7 +32,7 @@ def _has_time_limit(env: gymnasium.Env) -> bool:
 
 
 def _flat_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """Observations as one vector. Raises UserError where there is none."""
+    """Flattens observations to one vector. Raises UserError if that is not possible."""
     space = env.observation_space
     refused = f"--env-id {env_id}: observations {space}"
     if not isinstance(space, gymnasium.Space) or not space.is_np_flattenable:
@@ -45,7 +45,7 @@ def _flat_observations(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
 
 
 def _flat_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """Actions as one vector in [-1, 1]. Raises UserError where they are not bounded and
+    """Flattens actions to one vector in [-1, 1]. Raises UserError if they are not bounded and
     continuous."""
     box = env.action_space
     _check_action_space(box, env_id)
@@ -74,9 +74,9 @@ def _check_action_space(box: gymnasium.Space, env_id: str) -> None:
     if (low >= high).any():
         first = int(np.argmax(low >= high))
         bounds = f"action {first} lies between {low[first]} and {high[first]}"
-        raise runlog.UserError(f"{refused}: {bounds}; leave out what cannot vary")
+        raise runlog.UserError(f"{refused}: {bounds}; remove what cannot vary")
     if np.abs([low, high]).max() > LARGEST_BOUND:
-        remedy = f"bounds above {LARGEST_BOUND:g} are none; give the actions' true ones"
+        remedy = f"bounds above {LARGEST_BOUND:g} do not count; give the true ones"
         raise runlog.UserError(f"{refused}; {remedy}")
 
 
@@ -87,9 +87,9 @@ def make_env(
     EpisodeSeeds.
 
     env_id: of a suite (suites.py), a Gymnasium id, or module:Id. index: its place in the batch.
-    Episodes follow from seed and stream. render_mode "rgb_array": MuJoCo's graphics are looked for.
-    Raises UserError: unknown id, cannot be made, spaces that cannot be used; NoGraphics: it cannot
-    be drawn.
+    Episodes are determined by seed and stream. render_mode "rgb_array": looks for a graphics
+    backend for MuJoCo. Raises UserError for an unknown id, an environment that cannot be created,
+    or unusable spaces; NoGraphics if it cannot be drawn.
     """
     suites.check_id(env_id)
     failed = f"--env-id {env_id}: cannot be made here"
@@ -97,14 +97,14 @@ def make_env(
         env = suites.make_raw(env_id, seed, render_mode)
     if render_mode is not None:
         inner = env.unwrapped
-        if hasattr(inner, "mujoco_renderer") or hasattr(inner, "physics"):  # draws with MuJoCo
+        if hasattr(inner, "mujoco_renderer") or hasattr(inner, "physics"):  # rendered by MuJoCo
             enable_graphics()
     env = _flat_actions(env, env_id)
     limited = _has_time_limit(env)
     if not limited:
         env = gymnasium.wrappers.TimeLimit(env, TIME_LIMIT)
     env = EpisodeSeeds(_flat_observations(env, env_id), index, seed, stream, env_id)
-    # of the suites only lqr has none, which is documented
+    # in the suites only lqr has no limit, which is documented
     env.has_own_limit = limited or suites.suite_of(env_id) is not None
     return env
 
@@ -112,8 +112,8 @@ def make_env(
 def make_envs(
     env_id: str, seeds: Sequence[int], stream: str, workers: bool = False
 ) -> gymnasium.vector.VectorEnv:
-    """One environment per seed, in this process or in one worker process each. SAME_STEP: the
-    observation after an end is the first of the next episode."""
+    """One environment per seed, in this process or in one worker process each. Autoreset is
+    SAME_STEP: the observation after the end of an episode is the first of the next episode."""
     thunks = [functools.partial(make_env, env_id, i, seed, stream) for i, seed in enumerate(seeds)]
     if workers:
         return WorkerEnvs(thunks, [f"--env-id {env_id}, seed {seed}" for seed in seeds])
@@ -122,11 +122,11 @@ def make_envs(
 
 
 def check_environments(env_ids: Sequence[str], seed: int) -> tuple[int, int]:
-    """Makes each environment and plays a step; returns the sizes of their observations and actions,
-    which they share.
+    """Creates each environment and plays a step; returns the sizes of their observations and
+    actions, which must be the same for all.
 
-    Raises UserError as make_env does, if none of the first episodes can be played, or if the spaces
-    differ. Says in one line which gets a time limit.
+    Raises UserError like make_env, if none of the first episodes can be played, or if the spaces
+    differ. Prints one line for each environment that is given a time limit.
     """
     envs = {}
     for env_id in env_ids:
@@ -143,14 +143,14 @@ def check_environments(env_ids: Sequence[str], seed: int) -> tuple[int, int]:
 
 
 def sizes(envs: gymnasium.vector.VectorEnv) -> tuple[int, int]:
-    """(obs_dim, action_dim) of environments that make_envs has made."""
+    """(obs_dim, action_dim) of environments created by make_envs."""
     (obs_dim,) = envs.single_observation_space.shape
     (action_dim,) = envs.single_action_space.shape
     return obs_dim, action_dim
 
 
 def _check_plays(env: "EpisodeSeeds") -> None:
-    env.told = True  # failures are reported in the run, not in this trial
+    env.told = True  # failures are reported by the run, not by this check
     action = np.zeros(env.action_space.shape, env.action_space.dtype)
     with suites.seeded_globals(0):
         for _ in range(FAILURES_IN_A_ROW):
@@ -159,14 +159,14 @@ def _check_plays(env: "EpisodeSeeds") -> None:
             if "environment_error" not in info:
                 break
     if not env.has_own_limit:
-        told = f"has no time limit; its episodes end after {TIME_LIMIT:,} steps"
+        note = f"has no time limit; its episodes end after {TIME_LIMIT:,} steps"
         remedy = "gymnasium.register(..., max_episode_steps=...) sets another"
-        print(f"{env.env_id}: {told} ({remedy})", flush=True)
+        print(f"{env.env_id}: {note} ({remedy})", flush=True)
 
 
 def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
-    """Closes the environments. Raises UserError, naming the first that differs, unless all have
-    spaces of one shape."""
+    """Closes the environments. Raises UserError, naming the first that differs, unless their spaces
+    have equal shapes."""
     for env in envs.values():
         env.close()
     first_id, first = next(iter(envs.items()))
@@ -175,26 +175,26 @@ def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
         here = env.observation_space.shape, env.action_space.shape
         for what, shape_there, shape_here in zip(("observations", "actions"), there, here):
             if shape_here != shape_there:
-                told = f"have {what} of shape {shape_there} and {shape_here}"
-                remedy = "sequential tasks need equal ones, as those of one dm_control domain have"
-                raise runlog.UserError(f"--env-id {first_id} and {env_id} {told}; {remedy}")
+                problem = f"have {what} of shape {shape_there} and {shape_here}"
+                remedy = "sequential tasks need equal ones, as within one dm_control domain"
+                raise runlog.UserError(f"--env-id {first_id} and {env_id} {problem}; {remedy}")
 
 
 class EpisodeSeeds(gymnasium.Wrapper):
-    """Resets episode n with a seed derived from (seed, stream, n): every episode can be played
-    again, bit for bit.
+    """Resets episode n with a seed derived from (seed, stream, n), so that every episode can be
+    replayed bit for bit.
 
     index: place of the environment in its batch. reset(options={"number": [n, ...], "actions":
-    [[...], ...]}), both indexed by it, goes to episode n and replays its first actions: so a
-    resumed run is back in mid-episode.
+    [[...], ...]}), both indexed by it, goes to episode n and replays its first actions: a resumed
+    run thus continues mid-episode.
 
-    An environment that fails (any exception; an observation that is not finite in float32 or has
-    another shape than promised; a reward that is None or not finite) does not end the run. In
+    An environment that fails (any exception; an observation that is not finite in float32 or does
+    not have the declared shape; a reward that is None or not finite) does not end the run. In
     `step`: the episode ends as truncated, with the last good observation, reward 0 and
     info["environment_error"] = 1. In `reset`: the next episode takes its place. The info of `reset`
-    has the "episode_number" that has begun and "reset_errors", how many failed before it. The first
-    failure is one line on stderr. Raises UserError after FAILURES_IN_A_ROW episodes that failed
-    without a good step.
+    has "episode_number", the episode that has started, and "reset_errors", the number of failures
+    before it. The first failure prints one line on stderr. Raises UserError after FAILURES_IN_A_ROW
+    episodes that failed without a good step.
 
     Of the infos only "success" is kept, as a float.
     """
@@ -208,10 +208,10 @@ class EpisodeSeeds(gymnasium.Wrapper):
         self.stream = stream
         self.episode = -1
         self.env_id = env_id or str(env.spec and env.spec.id)
-        self.steps = 0  # good ones of this episode
+        self.steps = 0  # successful steps of this episode
         self.last_obs = None
         self.failures_in_a_row = 0
-        self.told = False  # of a failure
+        self.told = False  # whether a failure has been reported
         self.tells_success = False
 
     def reset(self, *, seed=None, options=None):
@@ -237,7 +237,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
 
     def _begin(self, actions: Sequence) -> np.ndarray:
         episode_seed = seeding.derive_seed(self.seed, self.stream, self.episode) % 2**32
-        # Meta-World ignores `seed` and draws goals here
+        # Meta-World ignores `seed` and draws goals from np_random
         self.unwrapped.np_random = np.random.default_rng(episode_seed)
         obs, _ = self.env.reset(seed=episode_seed)
         obs = self._checked(obs)
@@ -246,8 +246,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
             obs = self._checked(obs)
             self.steps += 1
             if terminated or truncated:
-                told = "the same actions give another episode than before: it cannot be resumed"
-                raise RuntimeError(told)
+                problem = "the same actions give a different episode now, so it cannot be resumed"
+                raise RuntimeError(problem)
         return obs
 
     def step(self, action):
@@ -281,21 +281,23 @@ class EpisodeSeeds(gymnasium.Wrapper):
         return obs
 
     def _failed(self, error: Exception) -> None:
-        """Tells the first failure. Raises UserError if there were too many at once."""
+        """Reports the first failure. Raises UserError if too many episodes in a row failed."""
         reason = terminal.reason(error)
         place = f"seed {self.seed}, episode {self.episode}"
         if self.steps == 0:
             self.failures_in_a_row += 1
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
-            told = f"--env-id {self.env_id}: {FAILURES_IN_A_ROW} episodes in a row failed at once"
-            last = f"the last ({self.stream}, {place}) by {reason}"
-            raise runlog.UserError(f"{told}, {last}; fix the environment")
+            problem = f"{FAILURES_IN_A_ROW} episodes in a row failed before completing a step"
+            last = f"the last ({self.stream}, {place}) with {reason}"
+            raise runlog.UserError(
+                f"--env-id {self.env_id}: {problem}, {last}; fix the environment"
+            )
         if not self.told:
             self.told = True
-            told = f"{self.env_id}, {place} ({self.stream}): the environment failed"
-            told = f"{told} at step {self.steps + 1} ({reason}), not the agent"
-            end = "the episode ends there, as by a time limit"
-            runlog.warn(f"{told}; {end}; later failures of this seed are only counted")
+            problem = f"{self.env_id}, {place} ({self.stream}): the environment failed"
+            problem = f"{problem} at step {self.steps + 1} ({reason}), not the agent"
+            end = "the episode is truncated there"
+            runlog.warn(f"{problem}; {end}; later failures of this seed are only counted")
 
 
 def _checked_reward(reward) -> float:

@@ -1,4 +1,4 @@
-"""Data sets of images, and the sequences of classification tasks that are made of them.
+"""Image data sets, and sequences of classification tasks based on them.
 
     data = load("digits", Path("data"))
     tasks = Tasks(data, "permuted_labels", num_tasks=10, num_train=0, classes_per_task=5)
@@ -23,7 +23,7 @@ import runlog
 from runlog import cli, seeding
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MNIST_MD5 = {  # of the file, and of the compressed file that the URL gives
+MNIST_MD5 = {  # of the file, and of the compressed file at the URL
     "train-images-idx3-ubyte": (
         "6bbc9ace898e44ae57da46a324031adb",
         "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -61,7 +61,7 @@ class DataSet:
     train: Split
     test: Split
     num_classes: int
-    largest: float  # value of a pixel
+    largest: float  # largest pixel value
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -73,9 +73,10 @@ class DataSet:
 
 
 def load(name: str, folder: Path) -> DataSet:
-    """Reads a data set from `folder`, into which it is downloaded if it is not there.
+    """Reads a data set from `folder`, downloading it first if necessary.
 
-    Raises UserError (flag, value, remedy): unknown name, no folder, damaged, not to be downloaded.
+    Raises UserError (flag, value, remedy) for an unknown name, a missing folder, a damaged file or
+    a failed download.
     """
     cli.check_choice("--dataset", name, LOADERS)
     runlog.check_folder("--data-dir", str(folder), written=False)
@@ -85,9 +86,9 @@ def load(name: str, folder: Path) -> DataSet:
 
 
 def _load_digits(folder: Path) -> DataSet:
-    """1,797 images of 8 x 8, from scikit-learn's package."""
-    told = "--dataset digits: cannot import scikit-learn"
-    with runlog.errors_are_user_errors(told, "pip install scikit-learn, or use --dataset mnist"):
+    """1,797 images of 8 x 8 pixels, from the scikit-learn package."""
+    problem = "--dataset digits: cannot import scikit-learn"
+    with runlog.errors_are_user_errors(problem, "pip install scikit-learn, or use --dataset mnist"):
         from sklearn.datasets import load_digits
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.astype(np.uint8).reshape(-1, *IMAGE_SHAPES["digits"])
@@ -119,15 +120,15 @@ def read_mnist(name: str, folder: Path) -> np.ndarray:
         compressed = fetch(f"{MNIST_URL}{name}.gz", md5_compressed, folder)
         content = gzip.decompress(compressed.read_bytes())
     if hashlib.md5(content).hexdigest() != md5:
-        told = f"{name} is damaged (its MD5 is not {md5})"
-        raise runlog.UserError(f"--data-dir {folder}: {told}; delete it")
+        problem = f"{name} is damaged (its MD5 is not {md5})"
+        raise runlog.UserError(f"--data-dir {folder}: {problem}; delete it")
     num_axes = content[3]
     shape = np.frombuffer(content, ">i4", num_axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
 
 
 def _load_cifar100(folder: Path) -> DataSet:
-    """The binary version, of which no pickle is read."""
+    """The binary version, which avoids reading a pickle."""
     with tarfile.open(fetch(CIFAR100_URL, CIFAR100_MD5, folder)) as archive:
         train = _cifar_split(archive, "train")
         test = _cifar_split(archive, "test")
@@ -143,8 +144,8 @@ def _cifar_split(archive: tarfile.TarFile, split: str) -> Split:
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:
-    """Downloads a file once; one that is there must have this MD5 too. Raises UserError, with the
-    URL, if it cannot."""
+    """Downloads a file unless it exists; an existing file must have this MD5 too. Raises UserError,
+    with the URL, if that fails."""
     name = url.rpartition("/")[2]
     if not (folder / name).exists():
         print(f"downloading {url}", flush=True)
@@ -164,14 +165,14 @@ LOADERS = {"digits": _load_digits, "mnist": _load_mnist, "cifar100": _load_cifar
 
 @dataclass(frozen=True)
 class Task:
-    """What one seed learns in one task. `stack` puts those of several seeds, as tensors with a
-    leading axis, into another Task."""
+    """What one seed learns in one task. `stack` combines those of several seeds into another Task,
+    as tensors with a leading axis."""
 
-    rows: np.ndarray | torch.Tensor  # (n,) of the training images
+    rows: np.ndarray | torch.Tensor  # (n,) indices of training images
     labels: np.ndarray | torch.Tensor  # (n,)
     test_rows: np.ndarray | torch.Tensor | None = None  # random labels have no test split
     test_labels: np.ndarray | torch.Tensor | None = None
-    pixels: np.ndarray | torch.Tensor | None = None  # their order, where it changes
+    pixels: np.ndarray | torch.Tensor | None = None  # order of the pixels, where it changes
 
 
 def stack(tasks: Sequence[Task], device: torch.device) -> Task:
@@ -186,23 +187,23 @@ def stack(tasks: Sequence[Task], device: torch.device) -> Task:
 
 @dataclass(frozen=True)
 class Tasks:
-    """A sequence of tasks. Each is drawn from (seed, its number) alone, and is of the same size for
-    every number and seed."""
+    """A sequence of tasks. Each depends only on (seed, its number), and has the same size for every
+    number and seed."""
 
     data: DataSet
     kind: TaskKind
     num_tasks: int
-    num_train: int  # training images of a task; 0 = all there are
-    classes_per_task: int  # of split_classes
+    num_train: int  # training images per task; 0 = all
+    classes_per_task: int  # for split_classes
 
     @property
     def num_outputs(self) -> int:
-        """Classes that a network tells apart."""
+        """Number of classes that a network distinguishes."""
         return self.classes_per_task if self.kind == "split_classes" else self.data.num_classes
 
     def num_images(self, split: str) -> int:
-        """Images of a task, of "train" or "test"; of split classes as often the rarest as there are
-        classes."""
+        """Images per task in "train" or "test"; for split classes the size of the rarest class
+        times classes_per_task."""
         if split == "train" and self.num_train:
             return self.num_train
         labels = getattr(self.data, split).labels
@@ -212,27 +213,28 @@ class Tasks:
         return self.classes_per_task * int(rarest)
 
     def check(self) -> None:
-        """Raises UserError (flag, value, remedy) unless the data set has what the tasks take."""
+        """Raises UserError (flag, value, remedy) unless the data set is sufficient for the
+        tasks."""
         num_classes = self.data.num_classes
         if self.kind == "split_classes":
             each = self.classes_per_task
             if each > num_classes:
-                told = (
+                problem = (
                     f"--tasks split_classes takes them from the {num_classes} of {self.data.name}"
                 )
                 remedy = f"must lie in 1..{num_classes}"
-                raise runlog.UserError(f"--classes-per-task {each}: {told}; {remedy}")
+                raise runlog.UserError(f"--classes-per-task {each}: {problem}; {remedy}")
             most_tasks = num_classes // each
             if self.num_tasks > most_tasks:
-                told = f"{num_classes} classes make {most_tasks} of --classes-per-task {each}"
-                raise runlog.UserError(f"--num-tasks {self.num_tasks}: {told}")
+                problem = f"{num_classes} classes make {most_tasks} of --classes-per-task {each}"
+                raise runlog.UserError(f"--num-tasks {self.num_tasks}: {problem}")
         most = replace(self, num_train=0).num_images("train")
         if not 2 <= self.num_images("train") <= most:
-            told = f"must be 0 (all) or lie in 2..{most}"
-            raise runlog.UserError(f"--num-train {self.num_train}: {told}")
+            problem = f"must be 0 (all) or lie in 2..{most}"
+            raise runlog.UserError(f"--num-train {self.num_train}: {problem}")
 
     def make(self, seed: int, number: int) -> Task:
-        """The task of a seed, which depends on nothing but (seed, number)."""
+        """The task of a seed, which depends only on (seed, number)."""
         rows, labels = self._images(seed, number, "train")
         if self.kind == "random_labels":
             generator = _generator(seed, "labels", number)
@@ -244,7 +246,7 @@ class Tasks:
         return Task(rows, labels, *self._images(seed, number, "test"), pixels)
 
     def _images(self, seed: int, number: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of a split and their labels in this task, in an order that the seed draws."""
+        """Rows of a split and their labels in this task, in an order drawn from the seed."""
         labels = getattr(self.data, split).labels
         keys = ("images", split)
         if self.kind == "permuted_labels":
@@ -258,7 +260,7 @@ class Tasks:
         return rows, labels[rows]
 
     def _places(self, seed: int, number: int) -> np.ndarray:
-        """For each class its label in this task of split classes; -1: it has none."""
+        """For each class its label in this task of split classes; -1 if it is not in the task."""
         first = number * self.classes_per_task
         order = _generator(seed, "classes").permutation(self.data.num_classes)
         places = np.full(self.data.num_classes, -1)

@@ -1,4 +1,4 @@
-"""Steps and episodes of a batch of environments: trained in and logged, or played and evaluated."""
+"""Steps and episodes of a batch of environments: training and logging, playing and evaluation."""
 
 import dataclasses
 import functools
@@ -19,8 +19,7 @@ from runlog import video
 
 @dataclasses.dataclass
 class Transition:
-    """What one step of a batch of environments gave. The first axis of every array is the
-    environments."""
+    """One step of a batch of environments. The first axis of every array is the environments."""
 
     obs: np.ndarray  # (envs, obs_dim)
     actions: np.ndarray  # (envs, action_dim)
@@ -29,9 +28,9 @@ class Transition:
     truncations: np.ndarray  # bool: a time limit, or a failure, has cut the episode off
     # the true successor: where an episode has ended, its last observation
     real_next_obs: np.ndarray
-    next_obs: np.ndarray  # what the next step begins with: there, the first of the next episode
-    success: np.ndarray  # 0 or 1 at this step; nan where the environment does not say
-    failed: np.ndarray  # bool: the environment has failed, and the step has no true values
+    next_obs: np.ndarray  # of the next step: after an end, the first of the next episode
+    success: np.ndarray  # 0 or 1 at this step; nan if the environment does not report it
+    failed: np.ndarray  # bool: the environment has failed, and the values are not real
     infos: dict
 
     @property
@@ -40,7 +39,7 @@ class Transition:
 
 
 def random_actions(generators: Sequence[torch.Generator], action_dim: int) -> np.ndarray:
-    """Uniform actions (envs, action_dim) in [-1, 1], each environment's by its own generator."""
+    """Uniform actions (envs, action_dim) in [-1, 1], one generator per environment."""
     numbers = []
     for generator in generators:
         numbers.append(torch.rand(action_dim, generator=generator, device=generator.device))
@@ -69,8 +68,8 @@ def take_step(envs, obs: np.ndarray, actions: np.ndarray) -> Transition:
 def true_successors(
     next_obs: np.ndarray, infos: dict, dones: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(real_next_obs, success of this step; nan without such a signal): where dones, of the episode
-    that has ended."""
+    """(real_next_obs, success of this step; nan without such a signal); where dones, they belong to
+    the episode that has ended."""
     nothing = np.full(len(dones), np.nan)
     real_next_obs = next_obs.copy()
     success = np.array(infos.get("success", nothing), dtype=np.float64)
@@ -81,8 +80,8 @@ def true_successors(
 
 
 def count_errors(infos: dict, num_envs: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `step` or `reset` of a vector of EpisodeSeeds says of failures, each (num_envs,) int:
-    1 where this step failed; and how many episodes could not begin after it."""
+    """The failures reported by `step` or `reset` of a vector of EpisodeSeeds, each (num_envs,) int:
+    1 where this step failed; and the number of episodes that could not start after it."""
     none = np.zeros(num_envs, dtype=np.int64)
     in_step = infos.get("final_info", {}).get("environment_error", none)
     in_reset = infos.get("reset_errors", none)
@@ -94,24 +93,24 @@ def count_errors(infos: dict, num_envs: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass
 class Episode:
-    """The training episode of one seed that is under way. A checkpoint holds it, and
-    EpisodeSeeds goes back to where it was by number and actions."""
+    """The current training episode of one seed. It is stored in checkpoints, from which
+    EpisodeSeeds restores the episode by number and actions."""
 
     number: int = 0
     total_reward: float = 0.0
     success: float = 0.0  # 1 if at any step so far
     actions: list[list[float]] = dataclasses.field(default_factory=list)
-    errors: int = 0  # how often the environment has failed so far, in this and all earlier episodes
+    errors: int = 0  # failures of the environment so far, in this and all earlier episodes
 
     def add(self, actions: np.ndarray, reward: float, success: float) -> None:
-        """One step; success: nan without such a signal."""
+        """Adds one step; success: nan without such a signal."""
         self.actions.append(actions.tolist())
         self.total_reward += float(reward)
         if success > self.success:
             self.success = float(success)
 
     def state(self) -> dict:
-        """For a checkpoint."""
+        """The content for a checkpoint."""
         return {
             "number": self.number,
             "return": self.total_reward,
@@ -132,7 +131,7 @@ class Episode:
 
 
 def begin_episodes(envs, batch: runlog.Batch, step: int, episodes: list[Episode]) -> np.ndarray:
-    """Resets every environment to its episode, new or under way; returns the observations."""
+    """Resets every environment to its episode, new or in progress; returns the observations."""
     numbers = [episode.number for episode in episodes]
     actions = [episode.actions for episode in episodes]
     obs, infos = envs.reset(options={"number": numbers, "actions": actions})
@@ -143,8 +142,8 @@ def begin_episodes(envs, batch: runlog.Batch, step: int, episodes: list[Episode]
 def log_episodes(
     batch: runlog.Batch, step: int, episodes: list[Episode], transition: Transition
 ) -> None:
-    """Adds a step to the episodes, in place. One that ends is logged into its seed's run, unless
-    the seed has diverged, and the next takes its place. Logs failures too."""
+    """Adds a step to the episodes, in place. An episode that ends is logged to its seed's run,
+    unless the seed has diverged, and replaced by the next. Also logs failures."""
     for i, episode in enumerate(episodes):
         episode.add(transition.actions[i], transition.rewards[i], transition.success[i])
     if transition.dones.any():
@@ -170,9 +169,9 @@ def _log_ends(
 
 
 def log_errors(batch: runlog.Batch, step: int, episodes: list[Episode], infos: dict) -> None:
-    """After a step or a reset: logs how often each seed's environment has failed so far as
-    `charts/environment_errors`, when it does; an episode that could not begin gives way to the one
-    that has."""
+    """After a step or a reset: logs the number of failures of each seed's environment so far as
+    `charts/environment_errors`, whenever it increases; an episode that could not start is replaced
+    by the one that did."""
     in_step, in_reset = count_errors(infos, len(episodes))
     if not (in_step + in_reset).any():
         return
@@ -191,17 +190,17 @@ def log_errors(batch: runlog.Batch, step: int, episodes: list[Episode], infos: d
 
 @dataclasses.dataclass
 class Episodes:
-    """Episodes that a policy has played in each environment, laid end to end: float32 tensors
-    (envs, time, ...) on the CPU."""
+    """Episodes that a policy has played in each environment, concatenated: float32 tensors (envs,
+    time, ...) on the CPU."""
 
     obs: torch.Tensor  # (envs, time, obs_dim)
     actions: torch.Tensor  # (envs, time, action_dim)
-    rewards: torch.Tensor  # (envs, time), as are all that follow but the next one
+    rewards: torch.Tensor  # (envs, time), like all below except real_next_obs
     terminations: torch.Tensor
     truncations: torch.Tensor
     real_next_obs: torch.Tensor  # (envs, time, obs_dim), the true successors
-    success: torch.Tensor  # of each step, nan without such a signal
-    log_probs: torch.Tensor  # of the actions; nan from a policy without them
+    success: torch.Tensor  # per step, nan without such a signal
+    log_probs: torch.Tensor  # of the actions; nan if the policy has none
 
     @property
     def dones(self) -> torch.Tensor:
@@ -210,7 +209,7 @@ class Episodes:
 
 def play_episodes(envs, policy: Callable, first: int, number: int) -> Episodes:
     """Plays the episodes first, first + 1, ... of each environment (a vector of EpisodeSeeds) until
-    each has ended `number`; those that are quick play on meanwhile.
+    each has finished `number`; faster ones continue playing meanwhile.
 
     policy: observations (envs, obs_dim) -> (actions (envs, action_dim), log-probs (envs,)).
     """
@@ -239,8 +238,8 @@ def _stack(steps: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def evaluation_episodes(index: int, number: int) -> tuple[int, int]:
-    """The numbers of the first episodes of the index-th evaluation, which plays `number` for the
-    returns and then `number` for Q - G. Every evaluation has episodes of its own:
+    """The numbers of the first episodes of the index-th evaluation, which plays `number` episodes
+    for the returns and then `number` for Q - G. No two evaluations share an episode:
 
     >>> [evaluation_episodes(index, 5) for index in (1, 2, 3)]
     [(10, 15), (20, 25), (30, 35)]
@@ -250,8 +249,8 @@ def evaluation_episodes(index: int, number: int) -> tuple[int, int]:
 
 
 def evaluate(envs, act: Callable, first: int, number: int) -> list[dict[str, float]]:
-    """Plays `number` episodes of each environment from its episode `first` on. Returns for each
-    eval/episodic_return and, where it gives it, eval/success: means over the episodes.
+    """Plays `number` episodes of each environment, starting with episode `first`. Returns for each
+    eval/episodic_return and, if available, eval/success: means over the episodes.
 
     act: observations (envs, obs_dim) -> actions (envs, action_dim).
     """

@@ -1,5 +1,5 @@
-"""What MuJoCo draws with (docs/environments.md). Only videos need it: nothing is loaded or tried
-before one is made."""
+"""The graphics backend that MuJoCo renders with (docs/environments.md). Only videos need it:
+nothing is loaded or tried before one is made."""
 
 import contextlib
 import functools
@@ -17,8 +17,8 @@ SYNONYMS = {"enable": "", "enabled": "", "on": "", "true": "", "1": ""}
 SYNONYMS |= {"glx": "glfw", "wgl": "glfw", "cgl": "glfw"}
 VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 PROBE_SECONDS = 60
-# Opens a context and hands it to MuJoCo; os._exit, since some drivers crash or complain when a
-# process tidies up.
+# Opens a context and passes it to MuJoCo; ends with os._exit, since some drivers crash or complain
+# during a normal exit.
 PROBE = """
 import os
 import mujoco
@@ -31,14 +31,14 @@ os._exit(0)
 
 
 class NoGraphics(RuntimeError):
-    """Nothing here can draw; the text says what was tried."""
+    """No backend can render here; the text says what was tried."""
 
 
 @contextlib.contextmanager
 def no_graphics() -> Iterator[None]:
-    """While dm_control and mujoco are imported: neither loads a graphics library, whatever
-    MUJOCO_GL says. A missing or broken driver, or a wrong value of MUJOCO_GL, would end the
-    import."""
+    """Used while dm_control and mujoco are imported: neither loads a graphics library, whatever
+    MUJOCO_GL says. A missing or broken driver, or a wrong value of MUJOCO_GL, would otherwise make
+    the import fail."""
     before = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = "disable"
     try:
@@ -55,15 +55,15 @@ def _set(variable: str, value: str | None) -> None:
 
 
 def settings(backend: str) -> dict[str, str | None]:
-    """The environment variables with which mujoco, dm_control and gymnasium draw with `backend`;
-    None: not set."""
+    """The environment variables with which mujoco, dm_control and gymnasium render with `backend`;
+    None: unset."""
     platform = backend if backend in ("egl", "osmesa") else None
     return {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": platform}
 
 
 def candidates() -> list[str]:
-    """Back ends in the order in which they are tried: the window system's where there is a display,
-    then EGL (a GPU, or Mesa in software), then OSMesa. Only Linux has more than one."""
+    """Backends in the order in which they are tried: that of the window system where there is a
+    display, then EGL (a GPU, or Mesa in software), then OSMesa. Only Linux has more than one."""
     if not sys.platform.startswith("linux"):
         return ["glfw"]
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
@@ -71,8 +71,8 @@ def candidates() -> list[str]:
 
 
 def reason_against(backend: str) -> str | None:
-    """None if a process of its own can draw with `backend`, else why not. A driver may crash or
-    hang: not here."""
+    """None if a separate process can render with `backend`, otherwise the reason. A driver may
+    crash or hang, so it is not tried in this process."""
     environment = dict(os.environ)
     for variable, value in settings(backend).items():
         environment.pop(variable, None)
@@ -98,38 +98,38 @@ def reason_against(backend: str) -> str | None:
 
 @functools.cache
 def _choose(wanted: str) -> tuple[str | None, str]:
-    """(back end that works or None, what was found out about the others). wanted: MUJOCO_GL in
-    lower case, or ""."""
-    told = []
+    """(backend that works or None, why the others do not). wanted: MUJOCO_GL in lower case, or
+    ""."""
+    failures = []
     names = candidates()
     if wanted:
         names = [wanted, *(name for name in names if name != wanted)]
     for name in names:
         reason = reason_against(name)
         if reason is None:
-            return name, "; ".join(told)
-        told.append(f"{name}: {reason}")
-    return None, "; ".join(told)
+            return name, "; ".join(failures)
+        failures.append(f"{name}: {reason}")
+    return None, "; ".join(failures)
 
 
 def enable_graphics() -> str:
-    """Lets MuJoCo draw in this process from now on; returns the back end. MUJOCO_GL is used if it
-    works, else another with a warning. The first call tries them in processes of their own (about a
-    second each). Raises NoGraphics."""
+    """Enables rendering by MuJoCo in this process; returns the backend. MUJOCO_GL is used if it
+    works, otherwise another backend with a warning. The first call tries them in separate processes
+    (about a second each). Raises NoGraphics."""
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     wanted = SYNONYMS.get(wanted, wanted)
     if wanted in OFF:
         raise NoGraphics(f"MUJOCO_GL={wanted} turns graphics off; unset it")
-    backend, told = _choose(wanted)
+    backend, failures = _choose(wanted)
     if backend is None:
         remedy = "install Mesa's EGL (libegl1) or OSMesa (libosmesa6)"
-        raise NoGraphics(f"no graphics here: {told}; {remedy}")
+        raise NoGraphics(f"no graphics here: {failures}; {remedy}")
     if wanted and backend != wanted:
-        used = f"so videos are drawn with {backend} ({told})"
+        used = f"so videos are drawn with {backend} ({failures})"
         runlog.warn(f"MUJOCO_GL={wanted} does not work here, {used}")
     for variable, value in settings(backend).items():
         _set(variable, value)
-    # What was imported by no_graphics looks at MUJOCO_GL again.
+    # What was imported under no_graphics reads MUJOCO_GL again.
     renderers = sys.modules.get("dm_control._render")
     if renderers is not None and renderers.BACKEND in OFF:
         importlib.reload(renderers)

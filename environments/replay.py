@@ -1,4 +1,5 @@
-"""Replay on the device, with a seed axis, for off-policy algorithms on continuous control."""
+"""Replay buffer on the device, with a seed axis, for off-policy algorithms on continuous
+control."""
 
 from collections.abc import Sequence
 
@@ -7,8 +8,8 @@ import torch
 
 
 class ReplayBuffer:
-    """A ring of transitions for each seed; a row is obs, actions, reward, termination, next_obs.
-    What was added before number `first` counts as cleared."""
+    """A ring buffer of transitions for each seed; a row is obs, actions, reward, termination,
+    next_obs. Rows added before number `first` count as cleared."""
 
     def __init__(
         self, num_seeds: int, capacity: int, obs_dim: int, action_dim: int, device: torch.device
@@ -21,8 +22,8 @@ class ReplayBuffer:
         self.first = 0
 
     def add(self, obs, actions, rewards, terminations, next_obs, failed) -> None:
-        """One transition of each seed. Where `failed`, the environment gave none: the one before it
-        is stored again."""
+        """Adds one transition of each seed. Where `failed`, the environment gave none, and the
+        previous one is stored again."""
         parts = [obs, actions, rewards[:, None], terminations[:, None], next_obs]
         row = torch.from_numpy(np.concatenate(parts, -1, dtype=np.float32)).to(self.rows.device)
         if failed.any() and self.num_added > self.first:
@@ -33,15 +34,15 @@ class ReplayBuffer:
         self.num_added += 1
 
     def sample(self, *shape: int, generators: Sequence[torch.Generator]) -> dict[str, torch.Tensor]:
-        """Uniform transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]), contiguous; each
-        seed's by its own generator."""
+        """Uniformly sampled transitions, name -> (*shape[:-1], seeds, shape[-1][, columns]),
+        contiguous; each seed uses its own generator."""
         size = min(self.num_added - self.first, self.capacity)
         numbers = []
         for generator in generators:
             numbers.append(torch.randint(size, shape, generator=generator, device=generator.device))
         index = (self.first + torch.stack(numbers, -2)) % self.capacity
         rows = self.rows[self.seed_index, index]
-        # contiguous, as a CUDA graph keeps its inputs: the update is compiled for one layout
+        # contiguous, like the inputs of a CUDA graph: the update is compiled for one layout
         columns = [column.contiguous() for column in rows.split(self.columns, -1)]
         obs, actions, rewards, terminations, next_obs = columns
         return {
@@ -56,14 +57,14 @@ class ReplayBuffer:
         self.first = self.num_added
 
     def newest(self, count: int) -> torch.Tensor:
-        """The newest rows of each seed in order, (seeds, count, row), as many as the ring still
-        has."""
+        """The newest rows of each seed in order, (seeds, count, row), as many as the buffer still
+        holds."""
         first = self.num_added - min(count, self.capacity)
         index = torch.arange(first, self.num_added) % self.capacity
         return self.rows[:, index].cpu()
 
     def restore(self, i: int, rows: torch.Tensor, num_added: int) -> None:
-        """Puts the newest rows of seed i back where they were."""
+        """Restores the newest rows of seed i to their places."""
         index = torch.arange(num_added - len(rows), num_added) % self.capacity
         self.rows[i, index] = rows.to(self.rows.device)
         self.num_added = num_added

@@ -1,4 +1,4 @@
-"""Tasks that the same networks learn one after the other, and their evaluation
+"""Sequences of tasks that the same networks learn one after the other, and their evaluation
 (docs/task_sequences.md). A plain run is a sequence of one task."""
 
 import dataclasses
@@ -13,20 +13,20 @@ from runlog import identity, progress
 
 @dataclasses.dataclass
 class Evaluation:
-    """What the newest evaluation of a seed has found. A checkpoint holds it."""
+    """The result of the newest evaluation of a seed. It is stored in checkpoints."""
 
-    # of every task the values of `evaluate`; of the current one more values
+    # the values of `evaluate` for every task, with additional ones for the current task
     tasks: list[dict[str, float]] = dataclasses.field(default_factory=list)
     bias: dict[str, float] = dataclasses.field(default_factory=dict)
-    # of several tasks [step, score of each task] for every evaluation so far
+    # with several tasks: [step, score of each task] for every evaluation so far
     history: list[list[float]] = dataclasses.field(default_factory=list)
 
 
 class TaskSequence:
-    """The tasks of a run, their environments, and what was found when they were last evaluated.
+    """The tasks of a run, their environments, and the results of their latest evaluation.
 
     Task k (0, 1, ...) is trained in the steps (k T, (k + 1) T], T = task_steps. envs: one training
-    environment per seed, of the task `current`. eval_envs: env_id -> environments of every task.
+    environment per seed, for the task `current`. eval_envs: env_id -> environments, for every task.
     newest: an Evaluation per seed.
     """
 
@@ -38,8 +38,8 @@ class TaskSequence:
         start: int = 0,
         workers: bool = False,
     ):
-        """total_steps: of all tasks. start: step that training goes on from. workers: as of
-        make_envs."""
+        """total_steps: for all tasks together. start: step from which training continues. workers:
+        see make_envs."""
         self.env_ids = list(env_ids)
         self.name = identity.env_name(env_ids)
         self.seeds = seeds
@@ -54,12 +54,12 @@ class TaskSequence:
         self.newest = [Evaluation() for _ in seeds]
 
     def _make_training_envs(self):
-        # training episodes differ from task to task, even if a task comes twice
+        # training episodes differ from task to task, even if a task is repeated
         stream = "train" if self.current == 0 else f"train{self.current + 1}"
         return make_envs(self.env_ids[self.current], self.seeds, stream, self.workers)
 
     def task_at(self, step: int) -> int:
-        """The task that `step` trains."""
+        """The task that is trained at `step`."""
         return (step - 1) // self.task_steps
 
     def ends_at(self, step: int) -> bool:
@@ -67,19 +67,19 @@ class TaskSequence:
         return step % self.task_steps == 0
 
     def begin_next(self) -> None:
-        """Training environments of the next task take the place of the current ones."""
+        """Replaces the training environments by those of the next task."""
         self.envs.close()
         self.current += 1
         self.envs = self._make_training_envs()
 
     @property
     def env_id(self) -> str:
-        """Of the current task."""
+        """Id of the current task."""
         return self.env_ids[self.current]
 
     @property
     def label(self) -> str:
-        """The current task as printed lines name it, "task 2 (push-v3)"; "" if it is the only
+        """The current task as named in printed lines, "task 2 (push-v3)"; "" if it is the only
         one."""
         if len(self.env_ids) == 1:
             return ""
@@ -89,7 +89,7 @@ class TaskSequence:
         return self.eval_envs[self.env_id]
 
     def evaluate(self, act: Callable, first: int, number: int) -> list[list[dict[str, float]]]:
-        """environments.evaluate of every task, in order; a task that comes twice is played once."""
+        """environments.evaluate for every task, in order; a repeated task is played once."""
         results = {}
         for env_id, envs in self.eval_envs.items():
             results[env_id] = evaluate(envs, act, first, number)
@@ -102,9 +102,9 @@ class TaskSequence:
         returns: list[list[dict]],
         biases: list[dict] | None = None,
     ) -> list[dict[str, float]]:
-        """Logs a new evaluation: returns as of `evaluate`; biases, further values of the current
-        task for each seed. A seed that has diverged carries its last one forward. Returns the
-        rows."""
+        """Logs a new evaluation: returns in the form of `evaluate`; biases, further values of the
+        current task for each seed. For a diverged seed the last values are carried forward. Returns
+        the rows."""
         diverged = batch.diverged()
         for i, newest in enumerate(self.newest):
             if not diverged[i]:
@@ -113,15 +113,15 @@ class TaskSequence:
         return self._log_newest(batch, step)
 
     def carry_forward(self, batch: runlog.Batch, step: int, end: int, frequency: int) -> None:
-        """When all seeds have diverged at `step`: logs the newest evaluations again wherever one
-        would have come, every `frequency` steps and at the end of each task."""
+        """If all seeds have diverged at `step`: logs the newest evaluations again at every
+        remaining evaluation, every `frequency` steps and at the end of each task."""
         for later in progress.multiples(step, end, frequency, self.task_steps):
             self._log_newest(batch, later)
 
     def _log_newest(self, batch: runlog.Batch, step: int) -> list[dict[str, float]]:
-        """The values of the current task and, if there are several, of each, with plasticity and
-        forgetting of the success rate or, without one, of the return (metrics.sequence_scores); {}
-        before the first evaluation."""
+        """Logs the values of the current task and, with several tasks, those of each task, with
+        plasticity and forgetting (metrics.sequence_scores) of the success rate or, without one, of
+        the return. Returns {} before the first evaluation."""
         rows = []
         for newest in self.newest:
             row = {}
@@ -157,10 +157,10 @@ class TaskSequence:
 
 
 def sequence_length(args):
-    """args with the total_timesteps of its sequential tasks env_id: their number times
-    steps_per_task; with one task args as it is. Raises UserError: several tasks without
-    steps_per_task, or one with it; another total_timesteps; a steps_per_task that is no multiple of
-    eval_frequency; a task without a step after learning_starts."""
+    """args with total_timesteps set for its sequential tasks env_id: their number times
+    steps_per_task; with one task args are unchanged. Raises UserError for several tasks without
+    steps_per_task, one task with it, a contradictory total_timesteps, a steps_per_task that is not
+    a multiple of eval_frequency, or a task without a step after learning_starts."""
     number = len(args.env_id)
     each = args.steps_per_task
     total = args.total_timesteps
@@ -170,13 +170,13 @@ def sequence_length(args):
     if number == 1:
         return _check_single_task(args)
     if each is None:
-        told = f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task"
-        raise runlog.UserError(f"{told}, for example 100000")
+        problem = f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task"
+        raise runlog.UserError(f"{problem}, for example 100000")
     runlog.check_range(args, f"({args.learning_starts}, inf)", "steps_per_task")
     if total not in (type(args).total_timesteps, number * each):  # the default, or right
-        told = f"{number} tasks of --steps-per-task {each} make {number * each}"
-        raise runlog.UserError(f"--total-timesteps {total}: {told}; leave it out")
-    if each % args.eval_frequency:  # two evaluations would share their episodes
+        problem = f"{number} tasks of --steps-per-task {each} make {number * each}"
+        raise runlog.UserError(f"--total-timesteps {total}: {problem}; leave it out")
+    if each % args.eval_frequency:  # otherwise two evaluations would share their episodes
         remedy = f"must be a multiple of --eval-frequency {args.eval_frequency}"
         raise runlog.UserError(f"--steps-per-task {each}: {remedy}")
     return dataclasses.replace(args, total_timesteps=number * each)
@@ -190,6 +190,6 @@ def _check_single_task(args):
     runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
     for flag in ("reset_replay", "reset_optimizer"):
         if not getattr(args, flag):
-            told = "needs several --env-id; leave it out"
-            raise runlog.UserError(f"--no-{flag.replace('_', '-')}: {told}")
+            problem = "needs several --env-id; leave it out"
+            raise runlog.UserError(f"--no-{flag.replace('_', '-')}: {problem}")
     return args

@@ -1,8 +1,9 @@
-"""Suites of environments: how ids begin, how one is made, which score figures show.
+"""Suites of environments: prefixes of their ids, how environments are created, and which score
+figures show.
 
-To add a suite, add one entry to SUITES. Ids of no suite are Gymnasium's own and those of
-`module:Id`. A suite's package is imported when one of its environments is made, or when its ids
-are listed for a message: importing this file is cheap. See docs/environments.md.
+To add a suite, add one entry to SUITES. Ids outside the suites are Gymnasium's, or `module:Id`. A
+suite's package is imported when one of its environments is created, or when its ids are listed for
+a message, so importing this file is cheap. See docs/environments.md.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ from environments import atari
 from environments.graphics import enable_graphics, no_graphics
 from runlog import cli, seeding
 
-METAWORLD_STEPS = 200  # of an episode (CR's protocol)
-# of Gymnasium: discrete actions, unless they are registered with continuous=True
+METAWORLD_STEPS = 200  # per episode (CR's protocol)
+# in Gymnasium: discrete actions, unless registered with continuous=True
 DISCRETE = (
     "gymnasium.envs.box2d.lunar_lander",
     "gymnasium.envs.classic_control.acrobot",
@@ -38,14 +39,14 @@ DISCRETE = (
 
 @dataclass(frozen=True)
 class Suite:
-    """Environments of one maker, with one kind of score."""
+    """Environments from one provider, with one kind of score."""
 
     prefix: str  # of its ids
     title: str  # in figures
-    package: str  # whose import registers its environments
+    package: str  # its import registers the environments
     list_ids: Callable[[ModuleType], list[str]]  # all of them, given the package
     make: Callable[[str, int, dict], gymnasium.Env]  # (id, seed, settings of gymnasium.make)
-    score_key: str  # what an evaluation logs as its score
+    score_key: str  # key of the score that an evaluation logs
     score_scale: float  # score / score_scale lies in [0, 1]
 
 
@@ -54,7 +55,7 @@ class Suite:
 
 @contextlib.contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Python's and numpy's global generators begin at `seed`, and are put back afterwards."""
+    """Seeds Python's and numpy's global generators with `seed`, and restores them afterwards."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
     random.seed(seed)
@@ -71,14 +72,14 @@ def _construction_seed(seed: int) -> int:
 
 
 def _construct(env_id: str, seed: int, settings: dict) -> gymnasium.Env:
-    """What is drawn while it is built follows from `seed` alone, so that training, evaluation and a
+    """Random draws during construction depend on `seed` alone, so that training, evaluation and a
     resumed run have the same environment: the stiffness of lqr's joints, for example."""
     with seeded_globals(_construction_seed(seed)):
         return gymnasium.make(env_id, disable_env_checker=True, **settings)
 
 
 def _make_metaworld(env_id: str, seed: int, settings: dict) -> gymnasium.Env:
-    """Of its seeds only the constructor's counts."""
+    """Only the seed given to the constructor matters."""
     task = env_id.removeprefix("metaworld/")
     own = {"env_name": task, "seed": seed % 2**31, "max_episode_steps": METAWORLD_STEPS}
     return _construct("Meta-World/MT1", seed, settings | own)
@@ -90,16 +91,16 @@ def _make_dm_control(env_id: str, seed: int, settings: dict) -> gymnasium.Env:
         own = {"task_kwargs": {"random": _construction_seed(seed)}}
         env = _construct(env_id, seed, settings | own)
         if "render_mode" not in settings:
-            # quadruped-escape hands its terrain to a drawing context, and would make one for that.
+            # quadruped-escape would create a rendering context to upload its terrain.
             env.unwrapped.physics._make_rendering_contexts = lambda: None
-    else:  # locomotion and manipulation; some of them observe pictures
+    else:  # locomotion and manipulation; some have image observations
         own = {}
         if "env_fn" in how_made:
             own["random_state"] = np.random.RandomState(_construction_seed(seed))
         with contextlib.suppress(RuntimeError):
             enable_graphics()
         env = _construct(env_id, seed, settings | own)
-    if env_id.startswith("dm_control/lqr"):  # it says that its actions reach 1e10
+    if env_id.startswith("dm_control/lqr"):  # it declares action bounds of 1e10
         space = env.action_space
         unit = gymnasium.spaces.Box(-1, 1, space.shape, space.dtype)
         env = gymnasium.wrappers.TransformAction(env, np.asarray, unit)
@@ -135,17 +136,17 @@ DM_CONTROL = Suite(
 SUITES = (METAWORLD, DM_CONTROL)
 
 
-# ---- what the others ask -------------------------------------------------------------------------
+# ---- lookups -------------------------------------------------------------------------------------
 
 
 def suite_of(env_id: str) -> Suite | None:
-    """The suite that an environment is of; None for others.
+    """The suite of an environment; None for others.
 
     >>> suite_of("metaworld/reach-v3").score_key
     'eval/success'
     """
     for suite in SUITES:
-        if f"{env_id}/".startswith(suite.prefix):  # its bare name too: a message then lists its ids
+        if f"{env_id}/".startswith(suite.prefix):  # also a bare suite name, to list its ids
             return suite
     return None
 
@@ -164,7 +165,7 @@ def import_suite(suite: Suite) -> ModuleType:
     if not hasattr(np, "in1d"):  # numpy 2.4 removed it; dm_control's quadruped calls it when made
         np.in1d = _in1d  # noqa: NPY201
     warnings.filterwarnings("ignore", ".*DISPLAY.*", module="glfw")
-    with no_graphics(), warnings.catch_warnings():  # shimmy would switch all DeprecationWarnings on
+    with no_graphics(), warnings.catch_warnings():  # shimmy would enable all DeprecationWarnings
         return importlib.import_module(suite.package)
 
 
@@ -175,13 +176,13 @@ def import_suites() -> None:
 
 
 def check_id(env_id: str) -> None:
-    """Raises UserError, with the nearest ids, unless there is such an environment. `module:Id`
-    imports the module, from the current folder too."""
+    """Raises UserError, with the nearest ids, unless the environment exists. `module:Id` imports
+    the module, also from the current folder."""
     module, colon, _ = env_id.rpartition(":")
     suite = suite_of(env_id)
     suggested = []
     if colon:
-        import_suites()  # it may build on their environments, and imports MuJoCo then
+        import_suites()  # it may use their environments, which import MuJoCo
         _import_own(env_id, module)
         choices = [f"{module}:{name}" for name in gymnasium.registry]
     elif suite is not None:
@@ -196,30 +197,30 @@ def check_id(env_id: str) -> None:
 
 
 def check_ids(env_ids: Sequence[str]) -> None:
-    """`check_id` of each, but for `module:Id`, whose module is the user's own: it is imported by
-    the process that trains, and by no other. Raises UserError."""
+    """`check_id` for each, except `module:Id`, whose module is the user's: only the process that
+    trains imports it. Raises UserError."""
     for env_id in env_ids:
         if ":" not in env_id:
             check_id(env_id)
 
 
 def _refuse_atari(env_id: str) -> None:
-    """Raises UserError if the id means an Atari game and is nobody else's."""
+    """Raises UserError if the id denotes an Atari game and no other environment."""
     spec = gymnasium.registry.get(env_id)
     if spec is not None and not str(spec.entry_point).startswith("ale_py"):
         return
     game = atari.game_of(env_id)
     if game is not None:
         remedy = "use dqn_atari.py, ppo_atari.py or pqn_atari.py"
-        told = "is an Atari game, with discrete actions"
-        raise runlog.UserError(f"--env-id {env_id}: {told}; {remedy}, with --env-id {game}")
+        problem = "is an Atari game, with discrete actions"
+        raise runlog.UserError(f"--env-id {env_id}: {problem}; {remedy}, with --env-id {game}")
 
 
 def _may_be_continuous(env_id: str) -> bool:
-    """Whether training on it may work, as far as that is known without making it."""
+    """Whether training on it may work, as far as that is known without creating it."""
     spec = gymnasium.registry[env_id]
     entry_point = spec.entry_point
-    if not isinstance(entry_point, str):  # a suite's, or a function that only raises an error
+    if not isinstance(entry_point, str):  # from a suite, or a function that only raises an error
         return not getattr(entry_point, "__name__", "").startswith("_raise_")
     is_discrete = entry_point.startswith((*DISCRETE, "ale_py"))
     return spec.kwargs.get("continuous", not is_discrete)
@@ -234,9 +235,9 @@ def _import_own(env_id: str, module: str) -> None:
 
 
 def make_raw(env_id: str, seed: int, render_mode: str | None = None) -> gymnasium.Env:
-    """The environment as its makers meant it; its id must be a known one (`check_id`)."""
+    """The original environment; its id must be known (`check_id`)."""
     settings = {}
-    if render_mode is not None:  # a class need not know the argument
+    if render_mode is not None:  # a class may not have this argument
         settings["render_mode"] = render_mode
     suite = suite_of(env_id)
     make = _construct if suite is None else suite.make

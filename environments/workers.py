@@ -1,5 +1,5 @@
-"""Environments in worker processes (`--async-envs`) that leave signals, errors and their end to the
-parent."""
+"""Environments in worker processes (`--async-envs`) that leave signals, errors and their
+termination to the parent."""
 
 import contextlib
 import multiprocessing
@@ -17,13 +17,13 @@ from gymnasium.vector.utils import write_to_shared_memory
 import runlog
 from runlog.stopping import SIGNALS
 
-END_SECONDS = 5  # that a worker has to finish a step and close its environment, before it is killed
+END_SECONDS = 5  # for a worker to finish a step and close its environment before it is killed
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """What is started meanwhile inherits the mask, so that no signal hits a worker that does not
-    ignore it yet."""
+    """Processes started inside inherit the signal mask, so that no signal reaches a worker before
+    it ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -42,10 +42,10 @@ def _die_with_parent() -> None:
 def _worker(
     index, env_fn, pipe, parent_pipe, shared_memory, errors, autoreset_mode, semaphore
 ) -> None:
-    """What a worker process does: gymnasium's protocol with SAME_STEP. An error is one line for the
-    parent, after which the worker waits for the next command. It ends when the pipe closes, or when
-    the parent is no more."""
-    # signals reach the whole group, and the parent decides when its workers end
+    """The main function of a worker process: gymnasium's protocol with SAME_STEP. An error is sent
+    to the parent as one line, after which the worker waits for the next command. It ends when the
+    pipe closes, or when the parent has died."""
+    # signals reach the whole process group, but the parent decides when its workers end
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -117,10 +117,9 @@ def _end(pipes: list, processes: list) -> None:
 
 
 class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
-    """AsyncVectorEnv whose workers ignore the signals of the group and die with their parent, and
-    whose errors are one line. names: what each environment is called in that line. `reset` and
-    `step` raise UserError: the environment failed for good (EpisodeSeeds), or its process has
-    died."""
+    """AsyncVectorEnv whose workers ignore signals to the process group and die with their parent,
+    and whose errors are one line. names: of the environments in that line. `reset` and `step` raise
+    UserError if an environment has failed for good (EpisodeSeeds), or its process has died."""
 
     def __init__(self, env_fns: Sequence[Callable], names: Sequence[str]):
         self.names = names
@@ -133,7 +132,7 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
         except BaseException:
             _end(self.parent_pipes, self.processes)
             raise
-        # before multiprocessing ends: it would send SIGTERM and wait for ever
+        # before multiprocessing ends, which would send SIGTERM and wait forever
         ends = (self.parent_pipes, self.processes)
         multiprocessing.util.Finalize(self, _end, ends, exitpriority=10)
 
@@ -159,10 +158,10 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
                 code = process.exitcode
                 if code is not None:
                     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-                    told = f"its process has ended ({how}); start the same command again"
-                    raise runlog.UserError(f"{name}: {told}") from None
-            told = f"its process has ended; {remedy}"
-            raise runlog.UserError(f"{self.names[0]}: {told}") from None
+                    problem = f"its process has ended ({how}); start the same command again"
+                    raise runlog.UserError(f"{name}: {problem}") from None
+            problem = f"its process has ended; {remedy}"
+            raise runlog.UserError(f"{self.names[0]}: {problem}") from None
 
     def _raise_if_errors(self, successes: Sequence[bool]) -> None:
         failed = [self._next_error() for success in successes if not success]

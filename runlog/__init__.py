@@ -5,22 +5,22 @@ One run = one seed = one folder `<root>/<env>__<script>__<activation>__s<seed>__
 `scalars.csv` is the source of every figure. A run killed at any moment resumes from its newest good
 checkpoint and ends with the same rows.
 
-Here are the names that every script uses; the others are in the modules of their subjects:
+This package exports the names that every script uses; the others are in these modules:
 
-    cli, identity, memory     flags: parsing, checks, which of them make another run, what fits
-    opening                   the runs that flags mean, and opening them
+    cli, identity, memory     flags: parsing, checks, which of them define a run, memory needs
+    opening                   the runs that flags denote, and opening them
     batch, report             the runs that train together: rows, checkpoints, divergence, the end
     run                       one run's folder, in parts: lock, append_only, checkpoints, meta
-    functions                 whether an activation is still the function that a run knows
+    functions                 whether an activation is still the function that a run trained with
     seeding                   generators and noise with a seed axis
-    seed_by_seed              compiled updates on the CPU, each seed on a core of its own
-    cudagraphs, transfer      replaying an update on a GPU; arrays on their way to the device
-    progress, terminal        what a program says; errors in one line
-    loading                   a run read from its folder, for notebooks and load_agent
-    evaluation, video         what a finished run is measured to be, and shows
+    seed_by_seed              compiled updates on the CPU, one core per seed
+    cudagraphs, transfer      replaying an update on a GPU; uploading arrays to the device
+    progress, terminal        what a program prints; errors in one line
+    loading                   reading a run from its folder, for notebooks and load_agent
+    evaluation, video         measuring and filming a finished run
     mirrors                   TensorBoard and Weights & Biases
     stopping, divergence      when to save, signals; seeds that have become non-finite
-    storage, disk             files that a kill leaves whole; space and checksums
+    storage, disk             files that stay whole after a kill; space and checksums
     hardware, compiler        devices, versions; what torch.compile needs
 """
 

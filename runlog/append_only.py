@@ -18,11 +18,11 @@ HEADERS = {  # file: its first line
 }
 FLUSH_SECONDS = 10.0
 FLUSH_ROWS = 5_000
-LONGEST_ROW = 1_000  # bytes, of scalars.csv
+LONGEST_ROW = 1_000  # bytes, in scalars.csv
 
 
 class Rows:
-    """Rows are collected, and added to their files by `flush`, in one piece each."""
+    """Collects rows and appends them to their files in `flush`, one write per file."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -36,10 +36,10 @@ class Rows:
         self._pending = {name: [header] for name, header in HEADERS.items()}
 
     def add_scalars(self, step: int, values: Mapping[str, float], wall_time: float) -> None:
-        """Raises ValueError: a key cannot stand in a CSV file."""
+        """Raises ValueError if a key cannot be stored in a CSV file."""
         for key in values:
             if re.search(r'[,"\s]', key):
-                raise ValueError(f"the key {key!r} holds a comma, a quote or white space")
+                raise ValueError(f"the key {key!r} contains a comma, a quote or white space")
         for key, value in values.items():
             name = "perf.csv" if key.startswith("perf/") else "scalars.csv"
             row = f"{step},{key},{value!r},{wall_time:.3f}\n"  # repr: equal bits, equal bytes
@@ -50,12 +50,12 @@ class Rows:
         self._pending[name].append(json.dumps(row) + "\n")
 
     def flush_is_due(self) -> bool:
-        """Whether there are many rows, or old ones, to write."""
+        """Whether many rows, or old ones, are waiting to be written."""
         number = sum(len(rows) for rows in self._pending.values())
         return number > FLUSH_ROWS or time.monotonic() - self._flushed_at > FLUSH_SECONDS
 
     def flush(self) -> None:
-        """Raises UserError if a file cannot be written; no half rows are left then."""
+        """Raises UserError if a file cannot be written; no partial rows are left in that case."""
         for name, rows in self._pending.items():
             with writing(self._folder / name):
                 append(self._folder / name, "".join(rows).encode(), sync=True)
@@ -67,8 +67,8 @@ class Rows:
         return {name: (self._folder / name).stat().st_size for name in HEADERS}
 
     def cut(self, sizes: Mapping[str, int], step: int = 0) -> None:
-        """Cuts off the rows after `step`, at which the files had these sizes. Of a file that has
-        lost earlier rows it keeps the whole lines, and warns."""
+        """Removes the rows after `step`, when the files had these sizes. If a file has lost earlier
+        rows, keeps its complete lines and warns."""
         for name, size in sizes.items():
             path = self._folder / name
             with writing(path), open(path, "a+b") as file:
@@ -81,11 +81,11 @@ class Rows:
                 if end_of_lines == 0:
                     file.write(HEADERS[name].encode())
             lost = "some" if end_of_lines > len(HEADERS[name]) else "all"
-            told = f"{path} has lost {lost} of its rows up to step {step}"
-            self._warn_once(f"{told}; it goes on without them")
+            problem = f"{path} has lost {lost} of its rows up to step {step}"
+            self._warn_once(f"{problem}; the run continues without them")
 
     def are_there(self) -> bool:
-        """Whether there are any, on the disk or to be written."""
+        """Whether there are any rows, on disk or still to be written."""
         is_logged = any(len(rows) > 1 for rows in self._pending.values())  # more than the header
         return is_logged or self.are_on_disk()
 
@@ -94,8 +94,8 @@ class Rows:
         return path.exists() and path.stat().st_size > len(HEADERS["scalars.csv"])
 
     def last_step(self) -> int | None:
-        """The step of the last row of scalars.csv, after a flush, so that a reader can tell whether
-        rows are missing; None without any."""
+        """The step of the last row of scalars.csv after a flush, from which a reader can tell
+        whether rows are missing; None without rows."""
         with open(self._folder / "scalars.csv", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_ROW))
             last_line = file.read().splitlines()[-1]

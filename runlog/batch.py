@@ -1,11 +1,12 @@
-"""The runs that train together: what a training loop logs, saves, loads and ends (docs/runs.md).
+"""The runs that train together: what a training loop logs, saves, loads and finishes
+(docs/runs.md).
 
     with runlog.open_batches(runs_of(args), args) as batches:
         for batch in batches:
             train(args, batch)
 
-A batch's values have one entry for each seed, in the order of `batch.seeds`; every seed keeps its
-own folder, and may come from or go on in another batch, or alone.
+A batch's values have one entry for each seed, in the order of `batch.seeds`. Every seed has its own
+folder and may previously have been trained, or later continue, in another batch or alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,10 @@ from runlog.stopping import SaveTimes
 
 
 class Batch:
-    """Runs that train together from step `start`. `open_batches` makes it.
+    """Runs that train together from step `start`. Created by `open_batches`.
 
-    seeds: of the runs, in the order of all axes and lists of seeds. folders: of the runs. With
-    `seed_axis` False there is one run, and its values have no seed axis.
+    seeds: the seeds of the runs, in the order of all seed axes and lists. folders: of the runs.
+    With `seed_axis` False there is one run, and its values have no seed axis.
     """
 
     def __init__(
@@ -41,14 +42,14 @@ class Batch:
         self._divergence = Divergence(self.seeds, torch.device("cpu"))
 
     def settings(self, key: str) -> list:
-        """This setting of each run, as config.json has it."""
+        """This setting of each run, as stored in config.json."""
         return [run.config[key] for run in self.runs]
 
     # ---- rows
 
     def log(self, step: int, values: dict, skip_diverged: bool = False) -> None:
-        """Appends to the rows of each run (`Run.log`). values: key -> number or, one for each seed,
-        a tensor, array or list. skip_diverged: not to those of seeds that have diverged."""
+        """Appends to the rows of each run (`Run.log`). values: key -> number, or a tensor, array or
+        list with one entry for each seed. skip_diverged: leave out seeds that have diverged."""
         columns = {key: self._column(key, value) for key, value in values.items()}
         rows = []
         for i in range(len(self.runs)):
@@ -58,7 +59,7 @@ class Batch:
     def log_rows(
         self, step: int, rows: Sequence[dict[str, float]], skip_diverged: bool = False
     ) -> None:
-        """As `log`, of a dict key -> number for each seed; they need not have the same keys."""
+        """Like `log`, with a dict key -> number for each seed; their keys may differ."""
         left_out = self.diverged() if skip_diverged else [0] * len(self.runs)
         for run, row, is_left_out in zip(self.runs, rows, left_out, strict=True):
             if row and not is_left_out:
@@ -66,7 +67,7 @@ class Batch:
 
     def log_report(self, step: int, prefix: str, report, skip_diverged: bool = False) -> None:
         """Logs a NetworkReport, or a dict key -> (seeds,) or (seeds, networks) tensor, as
-        `<prefix>/<key>`; the networks of a seed (twin critics) as `<prefix>1/<key>`,
+        `<prefix>/<key>`; several networks of a seed (twin critics) as `<prefix>1/<key>`,
         `<prefix>2/<key>`."""
         runs = self.runs if self._seed_axis else self.runs[0]
         log_report(runs, step, prefix, report, self.diverged() if skip_diverged else ())
@@ -95,12 +96,11 @@ class Batch:
     # ---- checkpoints
 
     def load(self) -> dict | None:
-        """What `save` was given at the step `start`: key -> list with the value of each seed; None
-        at the beginning.
+        """What `save` was given at step `start`: key -> list with the value of each seed; None at
+        the beginning.
 
-        Tensors are on the CPU. `stack` and `restore_module` put dicts of tensors together again.
-        Without a seed axis key -> value. To be called before anything is logged, at the beginning
-        too.
+        Tensors are on the CPU. `stack` and `restore_module` reassemble dicts of tensors. Without a
+        seed axis: key -> value. Must be called before anything is logged, at the beginning too.
         """
         states = []
         for run in self.runs:
@@ -114,32 +114,32 @@ class Batch:
             return states[0]
         loaded = {}
         for key in states[0]:
-            if all(key in state for state in states):  # an older version may have saved fewer
+            if all(key in state for state in states):  # an older version may have saved fewer keys
                 loaded[key] = [state[key] for state in states]
         return loaded
 
     def start_from(self, step: int) -> None:
-        """Goes on from another of the steps that the runs have checkpoints of, or from 0."""
+        """Starts from another step for which the runs have checkpoints, or from 0."""
         self.start = step
         self.save_times.start_from(step)
 
     def load_transitions(self) -> Iterator[dict[str, torch.Tensor]]:
-        """The transitions of each seed, after `load`, as far back as `keep_transitions` of `save`
-        says. One seed after the other, since all replays at a time may not fit into the memory
-        twice."""
+        """The transitions of each seed, after `load`, as many as `keep_transitions` of `save`
+        specified. Yielded one seed at a time, since the memory may not hold two copies of all
+        replay buffers."""
         for run in self.runs:
             yield run.read_transitions(self.start)
 
     def save_is_due(self, step: int, at_end: bool) -> bool:
         """Whether to save after `step`: by --checkpoint-frequency or --checkpoint-minutes, at the
-        end, or since a signal has asked to stop. To be asked after every step, or every group of
-        steps done at once."""
+        end, or because a signal has asked to stop. Call it after every step, or after every group
+        of steps performed at once."""
         return self.save_times.is_due(step, at_end)
 
     @property
     def save_is_regular(self) -> bool:
-        """Whether the last save was due by its step, not by the clock: what else is done then is
-        repeatable."""
+        """Whether the last save was due by its step rather than by the clock, so that other work
+        done then is reproducible."""
         return self.save_times.regular
 
     def save(
@@ -149,14 +149,14 @@ class Batch:
         transitions: dict | None = None,
         keep_transitions: int | None = None,
     ) -> None:
-        """Saves all runs, so that a kill at any moment leaves a step from which all of them can go
-        on.
+        """Saves all runs, so that a kill at any moment leaves a step from which all of them can
+        resume.
 
         state: key -> a list with one entry for each seed; a tensor or array whose first axis is the
-        seeds; a dict of such; or what the seeds share: numbers, strings, None, tensors without an
-        axis. transitions: key -> (seeds, rows, ...), the replay rows added since the last save.
-        keep_transitions: how many of the newest rows a resumed run needs; None keeps all. Errors as
-        of `Run.save_checkpoint`. Raises Stopped if a signal has asked to stop.
+        seeds; a dict of these; or values that the seeds share: numbers, strings, None, tensors
+        without an axis. transitions: key -> (seeds, rows, ...), the replay rows added since the
+        last save. keep_transitions: how many of the newest rows a resumed run needs; None keeps
+        all. Errors as in `Run.save_checkpoint`. Raises Stopped if a signal has asked to stop.
         """
         diverged = self._divergence.step.tolist()
         for i, run in enumerate(self.runs):
@@ -169,7 +169,7 @@ class Batch:
         self.save_times.done(self.runs, self.save_times.at_end)
 
     def _of_seed(self, value, i: int, where: str = ""):
-        """Seed i's part of a value. where: the keys that lead to it, for a message."""
+        """Seed i's part of a value. where: the keys that lead to it, for messages."""
         if isinstance(value, dict):
             parts = {}
             for key, item in value.items():
@@ -185,7 +185,7 @@ class Batch:
     # ---- divergence, pictures, the end
 
     def note_losses(self, step: int | torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
-        """A seed has diverged at the first step at which one of these (seeds,) values is not
+        """Marks a seed as diverged at the first step at which one of these (seeds,) values is not
         finite. Does not wait for the GPU. The step may be a tensor (seeds,)."""
         by_seed = {}
         for key, value in losses.items():
@@ -194,30 +194,30 @@ class Batch:
         self._divergence.update(step, by_seed)
 
     def diverged(self) -> list[int]:
-        """For each seed the step at which it has diverged, 0 if it has not. Waits for the GPU, and
-        prints one line on stderr for each seed that it finds for the first time."""
+        """The step at which each seed has diverged, 0 if it has not. Waits for the GPU, and prints
+        one line on stderr for each newly diverged seed."""
         return self._divergence.report()
 
     def draw(self, step: int, draw_plots: Callable) -> None:
-        """Draws each run's plots (`Run.draw`), if it has new curves. To be called when all are
-        saved: it takes seconds for each."""
+        """Draws each run's plots (`Run.draw`) if it has new curves. Call it after saving all runs,
+        since it takes seconds for each."""
         for run in self.runs:
             run.draw(step, draw_plots)
 
     def finish(self, keep_replay: bool = False, **extra) -> None:
-        """Ends the runs, finished or diverged. keep_replay: whether transitions stay on the disk.
-        extra: keys of meta.json."""
+        """Ends the runs, finished or diverged. keep_replay: keep the transitions on disk. extra:
+        keys of meta.json."""
         finish(self.runs, self.diverged(), keep_replay, **extra)
 
 
 def _has_axis(value) -> bool:
-    """Whether a value has entries: for the seeds, or of one seed."""
+    """Whether a value has entries, either for the seeds or within one seed."""
     return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
 
 
 def stack(states: Sequence[dict]) -> dict:
-    """Dicts of tensors, nested ones too, one for each seed, as one dict of tensors with a seed axis
-    in front."""
+    """Combines dicts of tensors (also nested), one for each seed, into one dict of tensors with a
+    leading seed axis."""
     stacked = {}
     for key, first in states[0].items():
         values = [state[key] for state in states]
@@ -227,8 +227,8 @@ def stack(states: Sequence[dict]) -> dict:
 
 @torch.no_grad()
 def restore_module(module: torch.nn.Module, states: Sequence[dict[str, torch.Tensor]]) -> None:
-    """Puts each seed's part of a module's state_dict back, and what its seeds share: tensors
-    without an axis, such as the step count of an optimiser."""
+    """Restores each seed's part of a module's state_dict, and what its seeds share: tensors without
+    an axis, such as the step count of an optimiser."""
     for name, tensor in module.state_dict().items():
         if tensor.dim() == 0:
             tensor.copy_(states[0][name])
@@ -238,10 +238,10 @@ def restore_module(module: torch.nn.Module, states: Sequence[dict[str, torch.Ten
 
 
 def finish(runs: Sequence[Run], diverged: Sequence[int], keep_replay: bool, **extra) -> None:
-    """Ends runs; diverged: for each the step at which it did, or 0. extra: keys of meta.json.
+    """Ends runs; diverged: the step at which each diverged, or 0. extra: keys of meta.json.
 
-    meta.json says first that the replay is to go: whoever opens the run after a kill in between
-    deletes it.
+    meta.json records first that the replay is to be deleted: if the process is killed in between,
+    the next one to open the run deletes it.
     """
     extra = extra | {"replay": "kept" if keep_replay else "deleted"}
     for run, step in zip(runs, diverged, strict=True):

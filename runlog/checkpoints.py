@@ -1,8 +1,8 @@
 """The checkpoints of a run, and its replay.
 
-checkpoint.pt is the newest, checkpoint.prev.pt the one before, checkpoint.next.pt one that is whole
-while those of the other runs of its batch may not be. A checkpoint's replay lies in files of its
-own in replay/, each with the rows that were new at a save.
+checkpoint.pt is the newest, checkpoint.prev.pt the one before, and checkpoint.next.pt one that is
+complete although those of the other runs in its batch may not be. The replay of a checkpoint is
+stored in separate files in replay/, one for the new rows of each save.
 """
 
 import os
@@ -19,11 +19,11 @@ from runlog.terminal import UserError, WarnOnce, warn_once
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.prev.pt"
 STAGED = "checkpoint.next.pt"
-FORMAT = 1  # of what `stage` writes; files of before it was counted have none, and load as well
+FORMAT = 1  # format number that `stage` writes; older files without one can be loaded too
 
 
 class Checkpoints:
-    """digest: the run's hash, which the files carry."""
+    """digest: the run's hash, which is stored in the files."""
 
     def __init__(self, folder: Path, digest: str):
         self._folder = folder
@@ -31,12 +31,12 @@ class Checkpoints:
         self._digest = digest
         self._chunks = []  # replay files of the newest checkpoint: [name, first row, last row + 1]
         self._num_rows = 0
-        self._staged = None  # (chunks, num_rows) of a checkpoint that is staged and not committed
-        self._verified = set()  # replay files whose checksums are right
+        self._staged = None  # (chunks, num_rows) of a staged checkpoint that is not committed yet
+        self._verified = set()  # replay files with verified checksums
         self._warn_once = WarnOnce()
 
     def is_any_there(self) -> bool:
-        """Whether there is a file, good or not."""
+        """Whether there is any checkpoint file, good or not."""
         return any((self._folder / name).exists() for name in (STAGED, CHECKPOINT, PREVIOUS))
 
     def is_any_committed(self) -> bool:
@@ -53,7 +53,7 @@ class Checkpoints:
         elapsed: float,
         row_sizes: dict[str, int],
     ) -> None:
-        """Writes checkpoint.next.pt and the replay that is new. elapsed: seconds of training.
+        """Writes checkpoint.next.pt and the new part of the replay. elapsed: seconds of training.
         row_sizes: of `Rows`."""
         chunks = list(self._chunks)
         stop = self._num_rows
@@ -82,13 +82,13 @@ class Checkpoints:
         self._staged = chunks, stop
 
     def commit(self) -> None:
-        """Makes the staged checkpoint the newest, and deletes the replay that no checkpoint needs
+        """Makes the staged checkpoint the newest, and deletes replay files that no checkpoint needs
         any more."""
         if self._staged is None:
             raise RuntimeError(f"{self._folder}: there is no staged checkpoint")
         self._shift()
         chunks, num_rows = self._staged
-        needed = {chunk[0] for chunk in [*chunks, *self._chunks]}  # and by the one before
+        needed = {chunk[0] for chunk in [*chunks, *self._chunks]}  # also by the checkpoint before
         for path in self._replay.glob("*"):
             if path.name not in needed:
                 path.unlink(missing_ok=True)
@@ -97,8 +97,8 @@ class Checkpoints:
         self._staged = None
 
     def _shift(self) -> None:
-        """checkpoint.next.pt becomes checkpoint.pt, that checkpoint.prev.pt; after a kill at any
-        point all is there."""
+        """Renames checkpoint.next.pt to checkpoint.pt, and that to checkpoint.prev.pt; after a kill
+        at any point nothing is lost."""
         with writing(self._folder / CHECKPOINT):
             if (self._folder / CHECKPOINT).exists():
                 os.replace(self._folder / CHECKPOINT, self._folder / PREVIOUS)
@@ -108,11 +108,11 @@ class Checkpoints:
     # ---- reading
 
     def usable(self, is_ended: bool) -> list[tuple[Path, dict]]:
-        """(path, content) of the good checkpoints, newest first. is_ended: the run is, and may have
-        dropped its replay.
+        """(path, content) of the good checkpoints, newest first. is_ended: the run has ended and
+        may have deleted its replay.
 
-        Warns of a damaged one. Raises UserError: none is good, one is of another configuration or
-        of a later version.
+        Warns about a damaged one. Raises UserError if none is good, or if one belongs to another
+        configuration or a later version.
         """
         good = []
         problems = []
@@ -135,10 +135,10 @@ class Checkpoints:
         return good
 
     def newest(self) -> dict | None:
-        """The content of the newest good checkpoint, to be looked at: its replay and rows are not,
-        and the run may go on meanwhile. None before the first.
+        """The content of the newest good checkpoint, for inspection only: its replay and rows are
+        not checked, and the run may be in progress. None before the first.
 
-        Warns of a damaged one. Raises UserError as `usable` does.
+        Warns about a damaged one. Raises UserError like `usable`.
         """
         problems = []
         for name in (STAGED, CHECKPOINT, PREVIOUS):
@@ -146,7 +146,7 @@ class Checkpoints:
             try:
                 content = self._read(path)
             except Damaged as problem:
-                # one that is not there any more has been renamed to the next of the three
+                # a missing one has been renamed to the next of the three
                 if path.exists():
                     problems.append(str(problem))
                 continue
@@ -165,34 +165,34 @@ class Checkpoints:
             self._check_format(path, content)
         if not isinstance(content, dict) or content.get("digest") != self._digest:
             remedy = keep_or_fresh(self._folder)
-            raise UserError(f"{path} is of another configuration; {remedy}")
+            raise UserError(f"{path} belongs to another configuration; {remedy}")
         return content
 
     def _verify(self, path: Path, is_ended: bool) -> dict:
-        """The content of a checkpoint, of which every part is there. Raises Damaged or
+        """The content of a checkpoint, after checking that it is complete. Raises Damaged or
         UserError."""
         content = self._read(path)
-        # the others go on without their earlier rows (Rows.cut)
+        # the other files may lose earlier rows (Rows.cut)
         rows = self._folder / "scalars.csv"
         if not rows.exists() or rows.stat().st_size < content["offsets"][rows.name]:
-            raise Damaged(f"{path} does not fit: {rows} is shorter than it was then")
+            raise Damaged(f"{path} does not match: {rows} is shorter than when it was saved")
         for file, start, stop in self._chunk_files(content, is_ended):
             if file in self._verified:
                 continue
             chunk = load_pt(file)
             if (chunk.get("digest"), chunk.get("rows")) != (self._digest, [start, stop]):
-                raise Damaged(f"{path} does not fit: {file} is of another run")
+                raise Damaged(f"{path} does not match: {file} belongs to another run")
             self._verified.add(file)
         return content
 
     def _check_format(self, path: Path, content: dict) -> None:
         found = content.get("format", 0)
         if found not in range(FORMAT + 1):
-            told = (
+            problem = (
                 f"{path} has the checkpoint format {found}, and this version reads up to {FORMAT}"
             )
             remedy = f"use the version that wrote it (meta.json), or, {keep_or_fresh(self._folder)}"
-            raise UserError(f"{told}; {remedy}")
+            raise UserError(f"{problem}; {remedy}")
 
     def read_transitions(self, content: dict, is_ended: bool) -> dict[str, torch.Tensor] | None:
         """The newest rows of a checkpoint's replay, as many as it keeps; None without any."""
@@ -204,7 +204,7 @@ class Checkpoints:
         if content["keep"] is not None:
             first = max(first, stop - content["keep"])
         transitions = {}
-        for file, start, end in files:  # one by one: a replay of many GB must not be held twice
+        for file, start, end in files:  # one by one: two copies of the replay may not fit in memory
             chunk = torch.load(file, map_location="cpu", weights_only=True)["transitions"]
             begin = max(start, first)
             for key, rows in chunk.items():
@@ -222,7 +222,7 @@ class Checkpoints:
     # ---- going back
 
     def go_back_to(self, path: Path, content: dict) -> None:
-        """Makes this checkpoint the newest: a newer one describes a future that will be run
+        """Makes this checkpoint the newest, and drops newer ones, whose steps will be trained
         again."""
         with writing(path):
             if path.name == STAGED:
@@ -234,8 +234,8 @@ class Checkpoints:
         self._num_rows = content["num_rows"]
 
     def begin_anew(self) -> None:
-        """Deletes a checkpoint that was staged and that the others of the batch do not have, and
-        its replay."""
+        """Deletes a staged checkpoint that the other runs of the batch do not have, and its
+        replay."""
         with writing(self._folder):
             (self._folder / STAGED).unlink(missing_ok=True)
             self.drop_replay()
@@ -245,7 +245,7 @@ class Checkpoints:
 
 
 def _plain_transitions(transitions: Mapping | None) -> dict[str, torch.Tensor]:
-    """The rows that are new, {} without any. Raises ValueError: their lengths differ."""
+    """The new rows, {} without any. Raises ValueError if their lengths differ."""
     if not transitions:
         return {}
     rows = {key: plain(torch.as_tensor(value), key) for key, value in transitions.items()}

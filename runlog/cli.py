@@ -1,5 +1,5 @@
-"""The command line: parsing it, and checks of its values. A mistake is one line `error: ...`,
-before anything is created (docs/runs.md)."""
+"""The command line: parsing and checks of values. A mistake prints one line `error: ...` before
+anything is created (docs/runs.md)."""
 
 import contextlib
 import dataclasses
@@ -19,22 +19,22 @@ import tyro
 from runlog import usage
 from runlog.terminal import UserError, reason
 
-# float64, which rows and schedules are in, holds every whole number up to here
+# float64, used for rows and schedules, represents every whole number up to here
 LARGEST_COUNT = 2**53
-LARGEST_SEED = 2**63 - 1  # of torch's generators
-FILES_OF_LIBRARIES = 256  # that a process has open without any run
-WRONG_NUMBER = re.compile(  # as tyro tells it
+LARGEST_SEED = 2**63 - 1  # for torch's generators
+FILES_OF_LIBRARIES = 256  # open in a process without any run
+WRONG_NUMBER = re.compile(  # as tyro reports it
     r"Error parsing (--\S+): .*?(?:base 10: |to float: |arguments:? |from )\[?('[^\]]*')\]?.*?"
     r"; expected (--\S+ \S+)"
 )
-LONGEST_RUN_NAME = 240  # characters, of a run's folder (identity.run_name) and its files
+LONGEST_RUN_NAME = 240  # characters, for a run's folder (identity.run_name) and its files
 
 
 def parse_args(cls, argv: Sequence[str] | None = None, description: str | None = None):
-    """Parse the command line into the dataclass `cls` with `tyro.cli`; a mistake is one line.
+    """Parses the command line into the dataclass `cls` with `tyro.cli`; a mistake prints one line.
 
-    argv: arguments without the program's name; None takes `sys.argv[1:]`. description: what
-    `--help` begins with; None takes the docstring of the module of `cls`. Raises SystemExit: 0
+    argv: arguments without the program's name; None means `sys.argv[1:]`. description: the
+    beginning of `--help`; None means the docstring of the module of `cls`. Raises SystemExit: 0
     after `--help` (see usage.py), 2 after a mistake, which is printed on stderr as `error: ...`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -51,25 +51,25 @@ def parse_args(cls, argv: Sequence[str] | None = None, description: str | None =
     except SystemExit as stop:
         if not stop.code:
             raise
-    told = []
+    problems = []
     for section in _sections_of_boxes(boxes.getvalue()):
         if section and not section.startswith("For full help"):
-            # a nested configuration that raised: what it said names the flag
+            # raised by a nested configuration, whose message names the flag
             section = re.sub("^Error parsing [^ :]+: (?=--)", "", section)
             section = section.replace("Argument helptext:", "expected").replace("{None}|", "")
-            told.append(section.rstrip("."))
-    told += _switches_with_a_value(argv, told[0])
-    raise _mistake(_in_plain_words("; ".join(told)))
+            problems.append(section.rstrip("."))
+    problems += _switches_with_a_value(argv, problems[0])
+    raise _mistake(_in_plain_words("; ".join(problems)))
 
 
-def _mistake(told: str) -> SystemExit:
-    """Prints a mistake; what is to be raised."""
-    print(f"error: {told} (--help lists every flag)", file=sys.stderr)
+def _mistake(message: str) -> SystemExit:
+    """Prints a mistake; returns the exception to raise."""
+    print(f"error: {message} (--help lists every flag)", file=sys.stderr)
     return SystemExit(2)
 
 
 def _refuse_flags_of_others(cls, argv: Sequence[str]) -> None:
-    """Says what to do instead of a flag that only other training scripts have."""
+    """Explains what to do instead of a flag that only other training scripts have."""
     fields = getattr(cls, "__dataclass_fields__", {})
     if "seed" not in fields:  # no training
         return
@@ -78,29 +78,29 @@ def _refuse_flags_of_others(cls, argv: Sequence[str]) -> None:
     given = {word.partition("=")[0].replace("_", "-") for word in argv}
     if "--num-seeds" in given and "num_seeds" not in fields:
         several = f"scripts/sweep.py '{script} ... --seed {{1,2}}'"
-        told = f"{script} trains one seed per process; use --seed N, or for several {several}"
-        raise _mistake(f"--num-seeds: {told}")
+        problem = f"{script} trains one seed per process; use --seed N, or for several {several}"
+        raise _mistake(f"--num-seeds: {problem}")
     if "--evaluate" in given and "evaluate" not in fields:
-        told = f"{script} has no episodes to play; its run folders hold the results"
-        raise _mistake(f"--evaluate: {told}")
+        problem = f"{script} has no episodes to play; its run folders hold the results"
+        raise _mistake(f"--evaluate: {problem}")
 
 
-def _in_plain_words(told: str) -> str:
-    """What tyro says of a value that is no number, without Python's words for it: `--utd '0.5':
-    must be a whole number; expected --utd INT ...`."""
-    found = WRONG_NUMBER.match(told)
+def _in_plain_words(message: str) -> str:
+    """Rewrites tyro's message about a value that is not a number, without Python's terms: `--utd
+    '0.5': must be a whole number; expected --utd INT ...`."""
+    found = WRONG_NUMBER.match(message)
     if not found:
-        return told
+        return message
     flag, values, expected = found.groups()
     number = "whole number" if "INT" in expected else "number"
     must = f"must be {number}s" if "', '" in values else f"must be a {number}"
     values = values.replace("', '", "' '")
-    return f"{flag} {values}: {must}; expected {expected}{told[found.end() :]}"
+    return f"{flag} {values}: {must}; expected {expected}{message[found.end() :]}"
 
 
 def _sections_of_boxes(text: str) -> list[str]:
-    """What tyro says of a mistake: boxes with a title, and sections that are parted by rules."""
-    has_sides = "╭" in text  # without Unicode a box has none, and a rule below its title
+    """The sections of tyro's message about a mistake: boxes with a title, separated by rules."""
+    has_sides = "╭" in text  # without Unicode a box has no sides, and a rule below its title
     sections = [""]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
         line = line.strip("│ \t")
@@ -111,12 +111,13 @@ def _sections_of_boxes(text: str) -> list[str]:
     return sections if has_sides else sections[1:]
 
 
-def _switches_with_a_value(argv: Sequence[str], told: str) -> list[str]:
-    """What to write instead of `--compile False`, of which tyro only says that False is unknown."""
+def _switches_with_a_value(argv: Sequence[str], message: str) -> list[str]:
+    """What to write instead of `--compile False`, for which tyro only reports that False is
+    unknown."""
     remedies = []
     for value in {"True", "False", "true", "false"} & {*argv[1:]}:
         flag = argv[argv.index(value) - 1]
-        if flag.startswith("--") and value in told:
+        if flag.startswith("--") and value in message:
             instead = f"write {flag}, or --no-{flag[2:]} to turn it off"
             remedies.append(f"{flag} is a switch without a value: {instead}")
     return remedies
@@ -131,7 +132,7 @@ def flag_name(field: str) -> str:
 
 
 def as_typed(value) -> str:
-    """A flag's value as the command line has it.
+    """A flag's value as it is typed on the command line.
 
     >>> as_typed((256, 0))
     '256 0'
@@ -142,8 +143,8 @@ def as_typed(value) -> str:
 def check_choice(
     flag: str, value: str, choices: Collection[str], suggested: Collection[str] = ()
 ) -> None:
-    """Raises UserError, with the nearest names, unless `value` is one of `choices`. suggested: the
-    names that the message may take, if not all of them would do."""
+    """Raises UserError with the nearest names unless `value` is one of `choices`. suggested: the
+    names that the message may suggest, if not all choices are suitable."""
     if value not in choices:
         names = suggested or choices
         near = difflib.get_close_matches(value, names, n=3, cutoff=0.3)
@@ -152,7 +153,8 @@ def check_choice(
 
 
 def _largest(args, field: str) -> int:
-    """The greatest whole number that a flag takes; the last seed of a batch counts too."""
+    """The largest whole number that a flag accepts; for --seed the last seed of the batch
+    counts."""
     if field != "seed":
         return LARGEST_COUNT
     num_seeds = min(getattr(args, "num_seeds", 1), LARGEST_COUNT)
@@ -160,31 +162,31 @@ def _largest(args, field: str) -> int:
 
 
 def check_range(args, interval: str, flags: str) -> None:
-    """Raises UserError unless each of these fields (parted by spaces; a number or a tuple of at
-    least one) is finite, in `interval`, written as "[1, inf)" or "(0, 1]", and, a whole number, not
-    too large to count with."""
+    """Raises UserError unless each of these fields (separated by spaces; each a number or a
+    non-empty tuple) is finite, lies in `interval`, written as "[1, inf)" or "(0, 1]", and, if a
+    whole number, is not too large to count with."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     for field in flags.split():
         value = getattr(args, field)
         if value == ():
             raise UserError(f"{flag_name(field)}: give at least one value")
-        told = f"{flag_name(field)} {as_typed(value)}: must lie in"
+        rule = f"{flag_name(field)} {as_typed(value)}: must lie in"
         numbers = value if isinstance(value, tuple) else (value,)
         largest = _largest(args, field)
         for x in numbers:
             is_whole = isinstance(x, int)
             if is_whole and x > largest and high > largest:
-                raise UserError(f"{told} {interval.split(',')[0]}, {largest}]")
+                raise UserError(f"{rule} {interval.split(',')[0]}, {largest}]")
             above = x > low if interval[0] == "(" else x >= low
             below = x < high if interval[-1] == ")" else x <= high
             finite = is_whole or math.isfinite(x)
             if not (finite and above and below):
-                raise UserError(f"{told} {interval}")
+                raise UserError(f"{rule} {interval}")
 
 
 @contextlib.contextmanager
 def value_errors_are_user_errors() -> Iterator[None]:
-    """For calls whose ValueError names a flag already."""
+    """For calls whose ValueError already names a flag."""
     try:
         yield
     except ValueError as error:
@@ -193,10 +195,10 @@ def value_errors_are_user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
-    """For libraries that raise whatever they like: one line `what (reason); remedy`."""
+    """For libraries that raise arbitrary errors: one line `what (reason); remedy`."""
     try:
         yield
-    except UserError:  # says what to do already
+    except UserError:  # already says what to do
         raise
     except Exception as error:
         raise UserError(f"{what} ({reason(error)}); {remedy}") from error
@@ -216,12 +218,12 @@ def _all_fields(args, prefix: str = "") -> Iterator[tuple[str, object, object]]:
 
 
 def check_flags(args, num_runs: int = 1, files_per_run: int = 0) -> None:
-    """What holds for every flag of every script, and so for one that is new: whole numbers that can
-    be counted with, finite numbers, no empty or unprintable text, threads and open files that the
-    machine can have, folders that can be written.
+    """Checks that apply to every flag of every script: whole numbers not too large to count with,
+    finite numbers, no empty or unprintable text, numbers of threads and open files that the machine
+    supports, writable folders.
 
-    num_runs: folders that are open at a time. files_per_run: that the script itself holds open for
-    each. Raises UserError (flag, value, remedy); creates nothing.
+    num_runs: folders that are open at the same time. files_per_run: files that the script itself
+    holds open for each. Raises UserError (flag, value, remedy); creates nothing.
     """
     for name, value, default in _all_fields(args):
         for x in value if isinstance(value, tuple) else (value,):
@@ -233,15 +235,15 @@ def check_flags(args, num_runs: int = 1, files_per_run: int = 0) -> None:
 
 
 def _check_value(args, name: str, value, x, default) -> None:
-    """x: the value, or one of several."""
+    """x: the value, or one of several values."""
     flag = flag_name(name)
     if isinstance(x, str):
         _check_text(flag, x, default)
     elif isinstance(x, int) and not isinstance(x, bool):
         largest = _largest(args, name)
         if not -LARGEST_COUNT <= x <= largest:
-            told = f"{flag} {as_typed(value)}: must lie in"
-            raise UserError(f"{told} [{-LARGEST_COUNT}, {largest}]")
+            rule = f"{flag} {as_typed(value)}: must lie in"
+            raise UserError(f"{rule} [{-LARGEST_COUNT}, {largest}]")
     elif isinstance(x, float) and not math.isfinite(x):
         raise UserError(f"{flag} {as_typed(value)}: must be a finite number")
 
@@ -250,8 +252,8 @@ def _check_threads(name: str, number: int) -> None:
     cores = os.cpu_count()
     most = max(64, 8 * (cores or 1))
     if number > most:
-        told = f"must lie in [0, {most}] on a machine of {cores} cores"
-        raise UserError(f"{flag_name(name)} {number}: {told}; 0 takes as many as are useful")
+        rule = f"must lie in [0, {most}] on a machine of {cores} cores"
+        raise UserError(f"{flag_name(name)} {number}: {rule}; 0 chooses a suitable number")
 
 
 def _check_text(flag: str, text: str, default) -> None:
@@ -259,17 +261,17 @@ def _check_text(flag: str, text: str, default) -> None:
         without = "for no name" if default is None else "for its default"
         raise UserError(f"{flag} {text!r}: is empty; leave the flag out {without}")
     if any(ord(character) < 32 for character in text):
-        raise UserError(f"{flag} {text!r}: holds a character that cannot be printed; leave it out")
+        raise UserError(f"{flag} {text!r}: has a character that cannot be printed; leave it out")
 
 
 def check_folder(flag: str, folder: str, written: bool = True) -> None:
-    """Raises UserError unless `folder` is one, or can be made (and be written to, if `written`).
-    Creates nothing."""
+    """Raises UserError unless `folder` is a folder or can be created (and is writable, if
+    `written`). Creates nothing."""
     remedy = "choose a writable folder" if written else "choose a folder"
     problem = None
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.stat(Path(folder, "x" * LONGEST_RUN_NAME))  # a run's folder must fit in as well
+            os.stat(Path(folder, "x" * LONGEST_RUN_NAME))  # a run's folder must fit inside
         existing = Path(folder).absolute()
         while not existing.exists():
             existing = existing.parent
@@ -286,8 +288,8 @@ def check_folder(flag: str, folder: str, written: bool = True) -> None:
 
 
 def _check_open_files(args, num_runs: int, files_per_run: int) -> None:
-    """A run holds its lock and, with TensorBoard, its event file. Raises the number of files that
-    this process may open as far as the system allows it."""
+    """A run holds its lock and, with TensorBoard, its event file open. Raises the limit of open
+    files for this process as far as the system allows."""
     files_per_run += 1 + getattr(args, "tensorboard", False)
     needed = FILES_OF_LIBRARIES + num_runs * files_per_run
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -296,8 +298,8 @@ def _check_open_files(args, num_runs: int, files_per_run: int) -> None:
     if hard != resource.RLIM_INFINITY and needed > hard:
         most = max((hard - FILES_OF_LIBRARIES) // files_per_run, 1)
         needs = f"{num_runs} runs at a time need {needed} open files"
-        told = f"{needs}, and the system allows {hard} (ulimit -Hn)"
+        problem = f"{needs}, and the system allows {hard} (ulimit -Hn)"
         flag = f"--num-seeds {getattr(args, 'num_seeds', 1)}"
-        raise UserError(f"{flag}: {told}; train at most {most} runs at a time")
+        raise UserError(f"{flag}: {problem}; train at most {most} runs at a time")
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

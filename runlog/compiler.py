@@ -1,5 +1,5 @@
-"""What torch.compile needs of the machine: a compiler, Python's headers, a folder for what it
-compiles."""
+"""What torch.compile needs on a machine: a compiler, Python's headers, a folder for compiled
+code."""
 
 import atexit
 import contextlib
@@ -29,10 +29,10 @@ _probes: list[threading.Thread] = []  # at most one: it tries vector instruction
 
 
 def when_compiling(say: Callable[[], None] | None) -> None:
-    """Calls `say` when torch.compile begins for the first time from now on, before its wait. None:
-    calls nobody."""
+    """Calls `say` when torch.compile next starts compiling, before the wait. None: calls
+    nothing."""
     _say_compiling[:] = [] if say is None else [say]
-    if "torch._dynamo" not in sys.modules:  # nothing is to be compiled, and it takes a second
+    if "torch._dynamo" not in sys.modules:  # nothing to compile, and the import takes a second
         return
     callbacks = torch._dynamo.callback.callback_handler
     if _compilation_begins not in callbacks.start_callbacks:
@@ -44,30 +44,30 @@ def _compilation_begins(_) -> None:
 
 
 def say_compiling() -> None:
-    """A compilation begins: calls whoever waits for the first one (`when_compiling`)."""
+    """A compilation starts: calls the function registered with `when_compiling`."""
     while _say_compiling:
         _say_compiling.pop()()
-    wait_for_probe()  # what it finds, the compilation need not find again
+    wait_for_probe()  # so that the compilation reuses its result
 
 
 def probe_early(device: torch.device) -> None:
-    """Begins to find out which vector instructions work here, in a thread of its own; only once in
-    a process.
+    """Starts to find out, in a separate thread, which vector instructions work here; only once per
+    process.
 
-    torch.compile tries each kind in a new process before it compiles for the CPU, or looks up what
-    it has compiled: two seconds of waiting, in which environments can be made and take random
-    steps. Nothing may be forked meanwhile: a forked process would keep a pipe open on whose end the
-    thread waits.
+    torch.compile tries each kind in a new process before it compiles for the CPU or looks up
+    compiled code: two seconds of waiting, during which environments can be created and take random
+    steps. No process may be forked meanwhile: it would keep a pipe open whose end the thread waits
+    for.
     """
     if device.type != "cpu" or os.environ.get("TORCHDYNAMO_DISABLE") == "1" or _probes:
         return
-    # A compilation imports both in any case. Imported in the thread, they could clash with what the
-    # main thread imports meanwhile.
+    # A compilation imports both in any case. Importing them in the thread could clash with imports
+    # of the main thread.
     from torch._inductor import codecache, cpu_vec_isa  # noqa: F401
 
     def probe() -> None:
-        with contextlib.suppress(Exception):  # the compilation meets it again, and tells
-            cpu_vec_isa.pick_vec_isa()  # torch keeps the answer
+        with contextlib.suppress(Exception):  # the compilation meets the same error and reports it
+            cpu_vec_isa.pick_vec_isa()  # torch caches the answer
 
     thread = threading.Thread(target=probe, name="vector instructions", daemon=True)
     _probes.append(thread)
@@ -75,7 +75,7 @@ def probe_early(device: torch.device) -> None:
 
 
 def wait_for_probe() -> None:
-    """Returns once the thread of `probe_early`, if there is one, has ended."""
+    """Returns once the thread of `probe_early`, if any, has ended."""
     for thread in _probes:
         thread.join()
 
@@ -84,11 +84,11 @@ def check_compiler(device: torch.device) -> None:
     """For a run with --compile: raises UserError, with what to install, unless this machine can
     compile.
 
-    On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++), on CUDA Triton builds
-    a C module ($CC, else gcc or clang). Either takes 0.3 s. Also finds a
-    folder for compiled code.
+    On the CPU torch.compile writes C++ (compiler: $CXX, else g++ or clang++); on CUDA Triton builds
+    a C module ($CC, else gcc or clang). Either check takes 0.3 s. Also finds a folder for compiled
+    code.
     """
-    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # torch's own switch: nothing is compiled
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # torch's switch: nothing is compiled
         return
     _find_cache()
     if device.type == "cuda":
@@ -114,8 +114,8 @@ def check_compiler(device: torch.device) -> None:
         complaint = str(error)
     if complaint:
         errors = [line for line in complaint.splitlines() if "error" in line.lower()]
-        told = (errors or [complaint])[0].strip()[:200]
-        problem = f"{compiler} cannot compile a file with Python.h ({told})"
+        complaint_line = (errors or [complaint])[0].strip()[:200]
+        problem = f"{compiler} cannot compile a file with Python.h ({complaint_line})"
         raise UserError(_told(problem, variable))
 
 
@@ -135,8 +135,8 @@ def _inductors_compiler() -> str | None:
 
 
 def _find_cache() -> None:
-    """Point torch.compile to a temporary folder, deleted at the end, unless its own can be written.
-    Its modules make theirs when they are imported, so this comes before."""
+    """Points torch.compile to a temporary folder, deleted at exit, unless its own folder is
+    writable. torch's modules create theirs on import, so this must come first."""
     try:
         cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _default_cache()
         os.makedirs(cache, exist_ok=True)
@@ -160,10 +160,10 @@ def _find_cache() -> None:
 
 
 def _default_cache() -> str:
-    """Where torch.compile keeps what it has compiled, unless told otherwise."""
+    """Where torch.compile stores compiled code by default."""
     try:
         user = getpass.getuser()
-    except (KeyError, ModuleNotFoundError, OSError):  # a container whose user has no name
+    except (KeyError, ModuleNotFoundError, OSError):  # a container user without a name
         user = f"uid_{os.getuid()}"
     return os.path.join(
         tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user)

@@ -23,7 +23,7 @@ class Recording:
         self.stream = torch.cuda.Stream()
 
     def warm_up(self, block: Callable, arguments: list):
-        """Calls the block as it is."""
+        """Calls the block without capturing it."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             out = block(*arguments)
@@ -31,7 +31,7 @@ class Recording:
         return out
 
     def capture(self, block: Callable, arguments: list):
-        """Records the block without running it; returns what each replay will fill."""
+        """Records the block without running it; returns the outputs that each replay fills."""
         with torch.cuda.graph(self.graph):
             return block(*arguments)
 
@@ -40,13 +40,13 @@ class Recording:
 
 
 def graphed(block: Callable) -> Callable:
-    """`block` as one CUDA graph. It always works on one copy of its inputs: three calls warm up on
-    a side stream, the fourth is captured, and from then on the graph is replayed.
+    """`block` as one CUDA graph, which always works on one copy of its inputs: three calls warm up
+    on a side stream, the fourth is captured, and from then on the graph is replayed.
 
     block: tensors, or dicts of tensors, of the same shapes at every call -> tensors. It must do the
-    same work at every call, in place, on the tensors that it keeps: no number of the host that
-    changes, no random numbers, nothing that waits for the device. What a call returns is
-    overwritten by the next one. Raises UserError: it cannot be captured.
+    same work at every call, in place, on the tensors that it keeps: no changing numbers from the
+    host, no random numbers, nothing that waits for the device. The outputs of a call are
+    overwritten by the next one. Raises UserError if it cannot be captured.
     """
     recording = Recording()
     calls = itertools.count()
@@ -67,11 +67,11 @@ def graphed(block: Callable) -> Callable:
         if number == WARM_UP_CALLS:
             try:
                 kept["out"] = recording.capture(block, arguments)
-            except Exception as error:  # ending the capture raises as well: the first one tells why
-                told = reason(error.__context__ or error)
+            except Exception as error:  # ending the capture raises too: the first is the cause
+                cause = reason(error.__context__ or error)
                 raise UserError(
-                    f"--cudagraphs: the CUDA graph cannot be captured ({told}); "
-                    "use --no-cudagraphs, which trains the same, more slowly"
+                    f"--cudagraphs: the CUDA graph cannot be captured ({cause}); "
+                    "use --no-cudagraphs, which gives the same training, more slowly"
                 ) from error
         recording.replay()
         return kept["out"]
@@ -80,8 +80,9 @@ def graphed(block: Callable) -> Callable:
 
 
 def graphed_in_turn(make_block: Callable[[int], Callable]) -> Callable:
-    """Like `graphed`, for work that depends on a number of the host: one graph for each of its
-    values. The call takes it first: call(number, *inputs) runs make_block(number)(*inputs)."""
+    """Like `graphed`, for work that depends on a number on the host: one graph for each of its
+    values. That number is the first argument: call(number, *inputs) runs
+    make_block(number)(*inputs)."""
     graphs = {}
 
     def call(number: int, *inputs):

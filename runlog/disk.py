@@ -1,9 +1,8 @@
-"""Files: what fails in writing them; of large ones that are mapped into memory, the space and the
-checksums of rows.
+"""Files: write errors; for large memory-mapped files, the disk space and the checksums of rows.
 
-Of the disk itself: a mapped file whose blocks are not its own, or that becomes shorter, ends the
-process with a bus error (SIGBUS) where a page is touched, without a message. So the space is taken,
-and the size looked at, beforehand.
+If a mapped file has unallocated blocks on a full disk, or is truncated, touching such a page ends
+the process with a bus error (SIGBUS) and no message. Space is therefore reserved, and the size
+checked, in advance.
 """
 
 import contextlib
@@ -18,14 +17,14 @@ import numpy as np
 
 from runlog.terminal import UserError
 
-PIECE = 2**24  # bytes that are read or written at once
-# Not an error of the disk:
+PIECE = 2**24  # bytes read or written at once
+# Not disk errors:
 CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Failure to write (full disk, quota, file-size limit, permission) is the user's to mend."""
+    """Turns a failure to write (full disk, quota, file-size limit, permission) into a UserError."""
     try:
         yield
     except OSError as error:
@@ -34,7 +33,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def append(path: Path, data: bytes, sync: bool = False) -> None:
-    """Adds `data` to a file, all of it or nothing. sync: wait until it is on the disk. Raises
+    """Appends `data` to a file, all of it or nothing. sync: wait until it is on disk. Raises
     OSError."""
     rest = memoryview(data)
     with open(path, "ab", buffering=0) as file:
@@ -45,17 +44,17 @@ def append(path: Path, data: bytes, sync: bool = False) -> None:
             if sync:
                 os.fsync(file.fileno())
         except OSError:
-            file.truncate(size)  # half a record would spoil what follows
+            file.truncate(size)  # a partial record would spoil what follows
             raise
 
 
 def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
-    """Raises UserError unless a file of `size` bytes fits at `path`, with a twentieth more for what
-    else a run writes.
+    """Raises UserError unless a file of `size` bytes fits at `path`, plus a twentieth for the other
+    files of a run.
 
-    Blocks that the file has already count as free. Quotas are not seen here; `reserve` notices
-    them. remedy: the end of the message. flag: its beginning, such as "--buffer-size 100". Nothing
-    is created; folders of `path` need not exist.
+    Blocks that the file already has count as free. Quotas are not detected here, but by `reserve`.
+    remedy: the end of the message. flag: its beginning, such as "--buffer-size 100". Nothing is
+    created; folders of `path` need not exist.
     """
     missing = size
     with writing(path):
@@ -74,16 +73,16 @@ def check_space(path: Path, size: int, remedy: str, flag: str = "") -> None:
 
 
 def reserve(path: Path, size: int, remedy: str) -> None:
-    """Makes the file at `path` at least `size` bytes long, with blocks of its own. What it holds
-    stays.
+    """Makes the file at `path` at least `size` bytes long, with allocated blocks. Its content is
+    kept.
 
-    By `posix_fallocate`; where a system (macOS) or a file system has none, zeros are written behind
-    what is there, which takes as long as the disk needs for them. Raises UserError: no space (also:
-    over a quota or a file-size limit) or not writable; a file that was not there before is gone
-    then.
+    Uses `posix_fallocate`; where the system (macOS) or the file system lacks it, zeros are
+    appended, which takes as long as writing them. Raises UserError if there is no space (also: over
+    a quota or a file-size limit) or the file is not writable; a file that did not exist before is
+    then removed.
     """
     is_new = not path.exists()
-    if is_new:  # else most or all of it is there, which a compressing file system would deny
+    if is_new:  # an old file has its blocks, even if a compressing file system reports fewer
         check_space(path, size, remedy)
     try:
         with open(path, "ab", buffering=0) as file:
@@ -94,16 +93,16 @@ def reserve(path: Path, size: int, remedy: str) -> None:
             path.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
-        told = f"cannot write {path}, which takes {_megabytes(size)} ({error.strerror or error})"
-        raise UserError(f"{told}; {remedy}") from error
+        problem = f"cannot write {path}, which takes {_megabytes(size)} ({error.strerror or error})"
+        raise UserError(f"{problem}; {remedy}") from error
 
 
 def row_checksums(path: Path, row_size: int, first: int, end: int) -> np.ndarray:
-    """CRC-32 of each of the rows first ... end - 1, `row_size` bytes each, of a file: (end -
-    first,) uint32.
+    """CRC-32 of each of the rows first ... end - 1 of a file, `row_size` bytes each: (end - first,)
+    uint32.
 
     Reads in pieces, so that memory does not depend on the size of the file. A row beyond the end
-    counts as empty. Raises OSError: the disk cannot read it.
+    counts as empty. Raises OSError if the disk cannot read it.
     """
     checksums = np.zeros(end - first, np.uint32)
     rows_per_piece = max(PIECE // row_size, 1)
@@ -119,8 +118,8 @@ def row_checksums(path: Path, row_size: int, first: int, end: int) -> np.ndarray
 
 
 def _fallocate(descriptor: int, size: int) -> bool:
-    """Whether the system has reserved the space; False: it, or its file system, cannot. Raises
-    OSError: no space."""
+    """Whether the system has reserved the space; False if it, or its file system, does not support
+    this. Raises OSError if there is no space."""
     if not hasattr(os, "posix_fallocate"):
         return False
     try:
@@ -137,7 +136,7 @@ def _append_zeros(file, size: int) -> None:
     zeros = memoryview(bytes(PIECE))
     while missing > 0:
         missing -= file.write(zeros[:missing])
-    os.fsync(file.fileno())  # some file systems notice only now that they are full
+    os.fsync(file.fileno())  # some file systems detect only here that they are full
 
 
 def _megabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Seeds whose training has become non-finite: from which step on, and which quantity it was first
+"""Seeds whose training has become non-finite: at which step, and which quantity was first
 (docs/runs.md)."""
 
 from collections.abc import Sequence
@@ -9,30 +9,30 @@ from runlog.terminal import warn
 
 
 class Divergence:
-    """For each seed of a batch the step of its first non-finite value, 0 before any, and which
-    value it was.
+    """For each seed of a batch the step of its first non-finite value, 0 if there is none yet, and
+    which value it was.
 
-    Everything stays on the device until it is asked for: `update` does not wait for the GPU.
+    Everything stays on the device until it is requested: `update` does not wait for the GPU.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self.seeds = list(seeds)
         self.step = torch.zeros(len(seeds), dtype=torch.int64, device=device)
-        # a place in `names`, from 1
+        # index into `names`, from 1
         self.cause = torch.zeros(len(seeds), dtype=torch.int64, device=device)
         self.names: list[str] = []
         self._reported = set()
 
     def move_to(self, device: torch.device) -> None:
-        """From now on the values are on this device."""
+        """Moves the values to this device."""
         if self.step.device == device:
             return
         self.step = self.step.to(device)
         self.cause = self.cause.to(device)
 
     def update(self, step: int | torch.Tensor, values: dict[str, torch.Tensor]) -> None:
-        """values: name -> (seeds,). Where one is not finite, and none was before, this step and the
-        first such name.
+        """values: name -> (seeds,). Where one is not finite and none was before, records this step
+        and the first such name.
 
         The step may be a tensor (seeds,).
         """

@@ -1,4 +1,4 @@
-"""--evaluate: what a finished run is measured to be."""
+"""--evaluate: measuring a finished run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from runlog.video import write_video
 
 
 def finished_step(run: Run) -> int:
-    """The step of the last checkpoint, for --evaluate. Raises UserError: the run is not at its end,
-    or none was saved."""
+    """The step of the last checkpoint, for --evaluate. Raises UserError if the run has not reached
+    its end, or has no checkpoint."""
     newest = None
     if run.status() in ENDED:
         newest = Checkpoints(run.folder, run.digest).newest()  # None: diverged before the first
@@ -26,7 +26,7 @@ def finished_step(run: Run) -> int:
 
 
 def mirror_video(run: Run, step: int, path: Path) -> None:
-    """Adds the video of a finished run to its event files, if it has any; once, since the same
+    """Adds the video of a finished run to its event files, if it has any; only once, since the same
     checkpoint plays the same episodes."""
     has_events = any(run.folder.glob("events.out.tfevents.*"))
     is_there = any(run.folder.glob(f"events.out.tfevents.*.{path.stem}"))
@@ -34,7 +34,7 @@ def mirror_video(run: Run, step: int, path: Path) -> None:
         return
     board = mirrors.TensorBoard(run.folder, {}, suffix=f".{path.stem}")
     board.video(step, f"videos/{path.stem.replace(f'-{step}', '')}", path)
-    board.flush(step + 1)  # nothing earlier is void
+    board.flush(step + 1)  # invalidates no earlier events
 
 
 def record_evaluation(
@@ -47,11 +47,11 @@ def record_evaluation(
     draw_plots: Callable,
     **scalars,
 ) -> None:
-    """What --evaluate found: a video of the first game (RGB screens, 15 per second) in the run's
-    `videos/`; mean and standard deviation of the returns, further scalars and a
-    NetworkReport in its `evaluation-<step>/`, which is made anew and has the files and
-    plots of a run's folder. Prints one line. Raises UserError: not writable. Without ffmpeg there
-    is no video, and a warning."""
+    """Stores the results of --evaluate: a video of the first game (RGB screens, 15 per second) in
+    the run's `videos/`; mean and standard deviation of the returns, further scalars and a
+    NetworkReport in its `evaluation-<step>/`, which is created again and has the files and plots of
+    a run's folder. Prints one line. Raises UserError if it is not writable. Without ffmpeg there is
+    a warning and no video."""
     name = f"evaluation-{step}"
     again = Run(run.folder, name, run.config, exclude=run.exclude, fresh=True)
     again.open(tensorboard=False)
@@ -64,10 +64,10 @@ def record_evaluation(
     again.flush()
     again.draw(step, draw_plots)
     again.finish()
-    told = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f}"
-    told += f" (standard deviation, {len(returns)} games)"
+    summary = f"seed {run.config['seed']}: return {mean:.1f} +- {std:.1f}"
+    summary += f" (standard deviation, {len(returns)} games)"
     video = run.folder / "videos" / f"{name}.mp4"
     if write_video(video, screens, fps=15):
-        told += f"; {video} shows a game of {returns[0]:.0f}"
+        summary += f"; {video} shows a game with return {returns[0]:.0f}"
         mirror_video(run, step, video)
-    print(f"{told}; measures: {again.folder}", flush=True)
+    print(f"{summary}; metrics: {again.folder}", flush=True)

@@ -1,12 +1,12 @@
-"""How many floating-point operations a network's training takes for one sample.
+"""Floating-point operations that a network's training takes per sample.
 
-Counted on the graph of elementary operations that torch records of a forward and a backward pass,
-so that any activation, norm and product of branches is counted as it is computed:
+They are counted on the graph of elementary operations that torch records of a forward and a
+backward pass, so that any activation, norm and product of branches is counted as it is computed:
 
 - a product of matrices (m, k) and (k, n) counts 2 m k n;
-- every other operation counts one for each number that it makes, a sum or product as much as a
-  division, a comparison, a choice, an exponential or a sine;
-- a sum, mean or variance counts one for each number that goes in;
+- every other operation counts one per output number, whether it is a sum, product, division,
+  comparison, selection, exponential or sine;
+- a sum, mean or variance counts one per input number;
 - moving, joining and creating numbers counts nothing.
 
 The loss and the optimiser are not counted.
@@ -35,7 +35,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one sample."""
+    """Floating-point operations per sample."""
 
     forward: float
     backward: float  # the gradients of all trained parameters, not that of the input
@@ -46,10 +46,10 @@ class Flops:
 
 
 def count(network: nn.Module, inputs: torch.Tensor) -> Flops:
-    """Flops of a network with inputs (batch, ...), one output tensor. What is done once for a
-    batch, as the power of a constraint is, counts in equal parts for its samples.
+    """Flops of a network with inputs (batch, ...) and one output tensor. Work done once per batch,
+    such as the power of a constraint, is divided equally among its samples.
 
-    Raises ValueError: a convolution, or another operation that is counted wrongly here.
+    Raises ValueError for a convolution, or another operation that would be counted wrongly here.
     """
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     names = list(trained)
@@ -69,7 +69,7 @@ def count(network: nn.Module, inputs: torch.Tensor) -> Flops:
 
 
 def _total(function: Callable, *tensors: torch.Tensor) -> int:
-    """Of all operations of a function of tensors."""
+    """All operations of a function of tensors."""
     trace = make_fx(function, core_aten_decompositions(), tracing_mode="fake")
     graph = trace(*tensors).graph
     return sum(_of_operation(node) for node in graph.nodes if node.op == "call_function")
@@ -85,5 +85,5 @@ def _of_operation(node: Node) -> int:
     if name in PRODUCTS:
         return 2 * made.numel() * node.args[0].meta["val"].shape[-1]
     if not isinstance(made, torch.Tensor) or "conv" in name or "pool" in name:
-        raise ValueError(f"{name}: is not counted; runlog/flops.py knows dense layers")
+        raise ValueError(f"{name}: is not counted; runlog/flops.py supports dense layers")
     return math.prod(made.shape)

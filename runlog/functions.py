@@ -1,4 +1,5 @@
-"""Which functions a run's activations are: the name, which is in its identity, does not tell."""
+"""Which functions the activations of a run are: the name, which is part of its identity, is not
+enough."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ from runlog.terminal import UserError
 def functions_of(
     config: Mapping, rational: activations.RationalConfig | None
 ) -> dict[str, list[float]]:
-    """Base name -> activations.values_at_probes, of every activation that these settings name.
-    Names that this process does not know are left out."""
+    """Base name -> activations.values_at_probes, for every activation in these settings. Names
+    unknown to this process are left out."""
     expressions = [config.get("activation"), *(config.get("encoder_activation") or ())]
     names = []
     for expression in expressions:
@@ -27,20 +28,21 @@ def functions_of(
 
 
 def check_functions(folder: Path, meta: Mapping, here: Mapping, remedy: str) -> None:
-    """Raises UserError, ended by the remedy, if an activation has other values here than those that
-    meta.json of the run has recorded (of a run that has not, nothing is known)."""
+    """Raises UserError, ending with the remedy, if an activation has other values here than those
+    recorded in the run's meta.json (nothing is checked for runs without such a record)."""
     recorded = meta.get("functions")
     if not isinstance(recorded, dict):  # an older run, or a damaged file
         return
     for name, values in here.items():
         if name in recorded and not _are_equal(recorded[name], values):
-            told = f"{folder} was trained with another function of the name {name}"
-            raise UserError(f"{told}; {remedy}")
+            problem = f"{folder} was trained with another function called {name}"
+            raise UserError(f"{problem}; {remedy}")
 
 
 def _are_equal(recorded: list[float], values: list[float]) -> bool:
-    """Whether values are the recorded ones within a thousandth of the largest: another machine
-    rounds otherwise, and the fit of a rational may end elsewhere with another scipy."""
+    """Whether values agree with the recorded ones within a thousandth of the largest: other
+    machines round differently, and the fit of a rational may end elsewhere with another version of
+    scipy."""
     known = np.array(recorded, float)
     if known.shape != np.shape(values):
         return False

@@ -1,4 +1,4 @@
-"""The machine: what it is, for meta.json; its devices; how glibc allocates."""
+"""The machine: its description for meta.json, its devices, and how glibc allocates memory."""
 
 import contextlib
 import ctypes
@@ -18,42 +18,42 @@ import torch
 from runlog.terminal import UserError
 
 PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "dm_control", "metaworld")
-PACKAGES += ("shimmy", "ale-py", "wandb")  # of which meta.json tells the versions
+PACKAGES += ("shimmy", "ale-py", "wandb")  # whose versions are in meta.json
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_device(name: str) -> torch.device:
-    """The device of `--device name`; "auto" is cuda where there is one. Raises UserError without
-    such a device.
+    """The device of `--device name`; "auto" is cuda if available. Raises UserError if there is no
+    such device.
 
-    A GPU with a number (cuda:1) becomes the current one, which streams, CUDA graphs and meta.json's
-    peak memory are of.
+    A numbered GPU (cuda:1) becomes the current one, to which streams, CUDA graphs and the peak
+    memory in meta.json refer.
     """
     chosen = name
     if name == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(chosen)
-    except RuntimeError:  # lists the twenty kinds of devices that torch knows
+    except RuntimeError:  # its message lists the twenty kinds of devices that torch knows
         remedy = "use cpu or auto, or with a GPU cuda or cuda:1"
-        raise UserError(f"--device {name}: is no device; {remedy}") from None
+        raise UserError(f"--device {name}: is not a device; {remedy}") from None
     try:
         torch.empty(1, device=device).cpu()
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         first_sentence = str(error).splitlines()[0].split(". ")[0]
-        told = f"--device {name}: not on this machine ({first_sentence})"
-        raise UserError(f"{told}; use cpu or auto") from None
+        problem = f"--device {name}: not on this machine ({first_sentence})"
+        raise UserError(f"{problem}; use cpu or auto") from None
     return device
 
 
 def machine() -> dict:
-    """Command line, git commit, versions and hardware, as meta.json has them."""
+    """Command line, git commit, versions and hardware, in the form of meta.json."""
     return {"argv": sys.argv, **_code_and_hardware()}
 
 
-@functools.cache  # a process runs the code that it has loaded; git takes 30 ms
+@functools.cache  # the code of a process does not change; git takes 30 ms
 def _code_and_hardware() -> dict:
     hardware = {
         "cpu": _cpu(),
@@ -78,7 +78,7 @@ def _output_of_git(*words: str) -> str:
 
 
 def _git() -> dict:
-    """The commit, None outside a repository, and whether files that git tracks differ from it."""
+    """The commit, None outside a repository, and whether tracked files differ from it."""
     words = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     described = _output_of_git(*words).strip()
     if not described:
@@ -88,14 +88,14 @@ def _git() -> dict:
 
 def _untracked_code() -> dict[str, str]:
     """path -> SHA-256 of the code of this process that git does not track: the script that was
-    started, if it is one, and modules from its folder, from the current one and from this
-    project's, such as an activation or an environment of one's own. Without git only the script."""
+    started, if any, and imported modules from its folder, the current folder and this project's,
+    such as a custom activation or environment. Without git only the script."""
     listed = _output_of_git("ls-files", "-z").split("\0")
     tracked = {str(ROOT / name) for name in listed}
     files = []
     folders = [os.getcwd(), str(ROOT)]
     script = os.path.abspath(sys.argv[0])
-    if os.path.isfile(script) and not _is_installed(script):  # there is none of python -c
+    if os.path.isfile(script) and not _is_installed(script):  # python -c has none
         files.append(script)
         folders.append(os.path.dirname(script))
     if len(listed) > 1:
@@ -108,7 +108,7 @@ def _untracked_code() -> dict[str, str]:
 
 
 def _modules_in(folders: Sequence[str]) -> list[str]:
-    """The files of imported modules below these folders."""
+    """The files of imported modules in these folders."""
     below = tuple(os.path.join(folder, "") for folder in folders)
     files = []
     for module in list(sys.modules.values()):
@@ -119,7 +119,7 @@ def _modules_in(folders: Sequence[str]) -> list[str]:
 
 
 def _is_installed(file: str) -> bool:
-    """Whether a file is Python's own, or of an installed package."""
+    """Whether a file belongs to Python itself or to an installed package."""
     places = (os.path.join(sys.prefix, ""), os.path.join(sys.base_prefix, ""))
     return file.startswith(places) or "site-packages" in file
 
@@ -140,12 +140,12 @@ def _cpu() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed buffers of up to 32 MB for the next ones. By default many go back
-    to the kernel, and page faults of the next take a tenth to a fifth of an Atari update on the CPU
-    (docs/log.md). Elsewhere: no-op."""
+    """Tells glibc to keep freed buffers of up to 32 MB for reuse. By default many are returned to
+    the kernel, and the page faults of the next ones take a tenth to a fifth of an Atari update on
+    the CPU (docs/log.md). Elsewhere: no-op."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
         mmap_threshold = -3  # M_MMAP_THRESHOLD
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the greatest that there is
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest possible value
         libc.mallopt(trim_threshold, 2**31 - 1)

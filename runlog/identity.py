@@ -1,10 +1,11 @@
-"""What a run is: the settings that change its results, their hash, the name of its folder.
+"""The identity of a run: the settings that change its results, their hash, and the name of its
+folder.
 
-A field of a script's `Args` belongs to the identity of the run unless it says otherwise:
+A field of a script's `Args` belongs to the identity of the run unless it is declared otherwise:
 
     gamma: float = 0.99  # changes results: other values are other runs
-    device: str = runlog.option("auto")  # changes none
-    warmup: int = runlog.added(0)  # came later: at its default, the runs are those from before it
+    device: str = runlog.option("auto")  # does not change results
+    warmup: int = runlog.added(0)  # added later: at its default, the runs are those from before it
 """
 
 import dataclasses
@@ -15,10 +16,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 NEVER = "never"
 UNLESS_DEFAULT = "unless default"
-SHORT_NAME_ENV = 40  # characters of a short name that tell the environments
+SHORT_NAME_ENV = 40  # characters of a short name for the environments
 SHORT_NAME_ACTIVATION = 60
-# What the runs did not count that were begun before meta.json said so ("not_identity"). Such runs
-# are all there are: nothing is ever added here.
+# Fields outside the identity for runs that started before meta.json recorded them
+# ("not_identity"). No new runs of this kind appear, so nothing is ever added here.
 BEFORE_META_SAID_SO = (
     *("num_seeds", "device", "threads", "env_threads", "compile", "cudagraphs", "async_envs"),
     *("runs_dir", "fresh", "analyse", "keep_replay", "checkpoint_frequency", "checkpoint_minutes"),
@@ -29,23 +30,23 @@ BEFORE_META_SAID_SO = (
 
 
 def option(default):
-    """A field of `Args` that does not change the results of a run, and so is no part of its
+    """A field of `Args` that does not change the results of a run, and is therefore not part of its
     identity."""
     return dataclasses.field(default=default, metadata={"identity": NEVER})
 
 
 def added(default):
-    """A field of `Args` that came after runs without it: it belongs to a run's identity unless it
-    has its default, which must be what those runs did.
+    """A field of `Args` that is newer than some runs: it belongs to a run's identity unless it has
+    its default, which must reproduce what those runs did.
 
-    A nested configuration says the same with
-    `dataclasses.field(default=..., metadata={"identity": "unless default"})`.
+    A nested configuration declares the same with `dataclasses.field(default=...,
+    metadata={"identity": "unless default"})`.
     """
     return dataclasses.field(default=default, metadata={"identity": UNLESS_DEFAULT})
 
 
 def not_identity(args, prefix: str = "") -> list[str]:
-    """The fields of a dataclass that do not count for these values, those of nested ones as
+    """The fields of a dataclass that do not count for these values, fields of nested dataclasses as
     `rational.form`."""
     left_out = []
     for field in dataclasses.fields(args):
@@ -64,7 +65,7 @@ def not_identity(args, prefix: str = "") -> list[str]:
 
 
 def _is_default(value, field: dataclasses.Field) -> bool:
-    """Whether a field has its default, in what counts of it."""
+    """Whether a field has its default, in the parts that count."""
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
@@ -97,7 +98,7 @@ def canonical(config: dict, exclude: Collection[str] = ()) -> str:
 
 
 def config_hash(config: dict, exclude: Collection[str]) -> str:
-    """Ten hex digits over the identity of `config`, nested dicts included; `exclude` as for
+    """Ten hex digits of a hash of the identity of `config`, nested dicts included; `exclude` as in
     `identity`."""
     return hashlib.sha256(canonical(config, exclude).encode()).hexdigest()[:10]
 
@@ -106,8 +107,8 @@ def run_name(env_id: str, script: str, activation: str, seed: int, digest: str) 
     """Folder name `<env>__<script>__<activation>__s<seed>__<digest>`, safe on every file system.
 
     `*` becomes `x`, `+` becomes `p`, any other character outside `A-Za-z0-9.=_-` becomes `-`,
-    several `_` become one, a part ends after 60 characters. The digest keeps names distinct;
-    config.json keeps the truth.
+    repeated `_` become one, and each part is cut to 60 characters. The digest keeps names distinct;
+    config.json has the exact values.
 
     >>> run_name("dm_control/cheetah-run-v0", "mine", "tanh*tanh", 3, "0123456789")
     'dm_control-cheetah-run-v0__mine__tanhxtanh__s3__0123456789'
@@ -117,8 +118,9 @@ def run_name(env_id: str, script: str, activation: str, seed: int, digest: str) 
 
 
 def short_name(env_id: str, script: str, activation: str, seed: int, digest: str) -> str:
-    """What the dashboards call a run: shorter than its folder's name, the activation first. The
-    first word of the script's name tells algorithms apart, six digits of the digest settings.
+    """The name of a run in the dashboards: shorter than its folder's name, with the activation
+    first. The first word of the script's name distinguishes algorithms, six digits of the digest
+    settings.
 
     >>> short_name("dm_control/cheetah-run-v0", "mine_continuous", "tanh*tanh", 3, "0123456789")
     'tanh*tanh cheetah-run mine s3 012345'
@@ -139,7 +141,7 @@ def _safe(text: str) -> str:
 
 
 def env_name(env_id: str | Sequence[str]) -> str:
-    """One environment id as it is; several in a row, a suite named once where it repeats.
+    """One environment id unchanged, or several joined, naming a suite once where it repeats.
 
     >>> env_name(["metaworld/reach-v3", "metaworld/push-v3"])
     'metaworld/reach-v3,push-v3'

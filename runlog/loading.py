@@ -1,10 +1,11 @@
-"""A run, read from its folder: for a notebook, and for `load_agent` of each script (docs/runs.md).
+"""Reading a run from its folder: for a notebook, and for `load_agent` of each script
+(docs/runs.md).
 
     run = runlog.load("runs/Pendulum-v1__...__relu__s1__0123456789")
     run.config.learning_rate, run.config.rational.form    # the script's Args
     steps, values = run.scalars["eval/episodic_return"]
 
-Nothing is locked and nothing is written, so a run under way is not disturbed.
+Nothing is locked or written, so a run in progress is not disturbed.
 """
 
 import dataclasses
@@ -27,24 +28,24 @@ from runlog.storage import Damaged, read_json
 from runlog.terminal import UserError
 
 SCALARS = ("scalars.csv", "perf.csv")
-IS_RUN = "config.json"  # a folder that has it is a run's
+IS_RUN = "config.json"  # a folder with this file is a run folder
 
 
 class Series(NamedTuple):
     """The rows of one key, in the order of training: `plt.plot(*series)` draws them."""
 
     steps: np.ndarray  # (rows,) int64, environment steps or updates, as the script counts
-    values: np.ndarray  # (rows,) float64; nan and infinities are there as they were logged
+    values: np.ndarray  # (rows,) float64; nan and infinities as they were logged
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """A run as its folder held it when it was read.
+    """A run as its folder was when it was read.
 
-    status: finished, diverged, interrupted, failed or running (a killed run says so too).
-    config: the script's Args, nested configurations included; its seed is this run's.
-    defaulted: the fields of config that are newer than the run: they have their defaults here.
-    settings: config.json as it is, with what the run has beyond Args.
+    status: finished, diverged, interrupted, failed or running (also for a killed run).
+    config: the script's Args, nested configurations included, with the seed of this run.
+    defaulted: the fields of config that are newer than the run; they have their defaults.
+    settings: config.json as stored, including settings that Args does not have.
     meta: meta.json, with versions, hardware and times.
     step: of the newest checkpoint; 0 before the first.
     state: content of that checkpoint, tensors on the CPU without a seed axis; None before the
@@ -64,14 +65,15 @@ class LoadedRun:
 
 
 def load(folder: str | Path, cls: type | None = None) -> LoadedRun:
-    """A run, finished or not: interrupted, under way, diverged, before its first checkpoint, or of
-    an older version of the code.
+    """A run, finished or not: interrupted, in progress, diverged, before its first checkpoint, or
+    from an older version of the code.
 
-    cls: the dataclass that `config` is made of. None imports the script that the run's name tells
-    (its folder must be on sys.path, as it is in the project's folder and after `pip install -e .`)
-    and takes its Args. Rows may go beyond `step`: what was logged since the checkpoint. Raises
-    UserError: no run folder; a damaged file; checkpoints of which none is good, or that a later
-    version wrote; a script that cannot be imported; an activation that is another function now.
+    cls: the dataclass for `config`. None imports the script named in the run's name (its folder
+    must be on sys.path, as it is in the project's folder and after `pip install -e .`) and uses its
+    Args. Rows may go beyond `step`: they were logged after the checkpoint. Raises UserError for a
+    folder that is not a run folder, a damaged file, checkpoints of which none is good or which a
+    later version wrote, a script that cannot be imported, or an activation that is now another
+    function.
     """
     folder = Path(folder)
     settings = _read_settings(folder)
@@ -79,14 +81,14 @@ def load(folder: str | Path, cls: type | None = None) -> LoadedRun:
     name = meta.get("name", folder.resolve().name)
     if cls is None:
         cls = _args_of(folder, name)
-    told = f"{folder / IS_RUN}: its settings do not fit {cls.__module__}.{cls.__name__}"
-    with errors_are_user_errors(told, "use the version of the code that wrote it (meta.json)"):
+    problem = f"{folder / IS_RUN}: its settings do not match {cls.__module__}.{cls.__name__}"
+    with errors_are_user_errors(problem, "use the version of the code that wrote it (meta.json)"):
         config = from_dict(cls, settings)
     functions = functions_of(settings, getattr(config, "rational", None))
-    remedy = "load it where ACTIVATIONS has the one that it was trained with"
+    remedy = "load it where ACTIVATIONS has the original one"
     check_functions(folder, meta, functions, remedy)
 
-    # the rows after the checkpoint: so they reach its step
+    # read the rows after the checkpoint, so that they reach its step
     digest = meta.get("hash", name.rpartition("__")[2])
     checkpoint = Checkpoints(folder, digest).newest()
     scalars = {}
@@ -106,22 +108,24 @@ def load(folder: str | Path, cls: type | None = None) -> LoadedRun:
 
 
 def weights_of(run: LoadedRun, key: str) -> dict[str, torch.Tensor]:
-    """What the checkpoint holds under `key`: the state_dict of a module. Raises UserError: there is
-    no checkpoint yet, or nothing of that name in it."""
+    """What the checkpoint stores under `key`: the state_dict of a module. Raises UserError if there
+    is no checkpoint yet, or no such key in it."""
     if run.state is None:
-        told = f"{run.folder} is {run.status} and has no checkpoint"
-        raise UserError(f"{told}; wait for the first (--checkpoint-frequency), or train it further")
+        problem = f"{run.folder} is {run.status} and has no checkpoint"
+        raise UserError(
+            f"{problem}; wait for the first (--checkpoint-frequency), or train it further"
+        )
     if key not in run.state:
-        told = f"{run.folder}: its checkpoint has no {key!r}, only {', '.join(run.state)}"
-        raise UserError(f"{told}; use load_agent of the script that trained it")
+        problem = f"{run.folder}: its checkpoint has no {key!r}, only {', '.join(run.state)}"
+        raise UserError(f"{problem}; use load_agent of the script that trained it")
     return run.state[key]
 
 
 def restore(module: torch.nn.Module, run: LoadedRun, key: str) -> None:
-    """Puts what the checkpoint holds under `key` into a module without a seed axis. Raises
-    UserError: as `weights_of`, or the module is another than the one that was saved."""
-    told = f"{run.folder}: its checkpoint does not fit {type(module).__name__}"
-    with errors_are_user_errors(told, "use the version of the code that wrote it (meta.json)"):
+    """Loads what the checkpoint stores under `key` into a module without a seed axis. Raises
+    UserError like `weights_of`, and if the module differs from the saved one."""
+    problem = f"{run.folder}: its checkpoint does not match {type(module).__name__}"
+    with errors_are_user_errors(problem, "use the version of the code that wrote it (meta.json)"):
         module.load_state_dict(weights_of(run, key))
 
 
@@ -140,18 +144,18 @@ def _read_settings(folder: Path) -> dict:
         raise UserError(f"{folder}: there is no such folder; give the folder of a run")
     inside = sorted(path.parent for path in folder.glob(f"*/{IS_RUN}"))
     if inside:
-        told = f"{folder}: holds {len(inside)} run folders, such as {inside[0]}"
-        raise UserError(f"{told}; give one of them")
-    raise UserError(f"{folder}: is no run folder; give one that holds {IS_RUN}")
+        problem = f"{folder}: contains {len(inside)} run folders, such as {inside[0]}"
+        raise UserError(f"{problem}; give one of them")
+    raise UserError(f"{folder}: is not a run folder; give one that contains {IS_RUN}")
 
 
 def _args_of(folder: Path, name: str) -> type:
     """The Args of the script that trained a run of this name."""
     parts = name.split("__")
-    remedy = "give the Args of its script: runlog.load(folder, Args)"
+    remedy = "pass the Args of its script: runlog.load(folder, Args)"
     if len(parts) != 5:
-        told = f"its name, {name}, does not tell which script trained it"
-        raise UserError(f"{folder}: {told}; {remedy}")
+        problem = f"its name, {name}, does not show which script trained it"
+        raise UserError(f"{folder}: {problem}; {remedy}")
     script = parts[1]
     remedy = f"work in its folder, or `pip install -e .` there, or {remedy}"
     with errors_are_user_errors(f"{folder}: cannot import {script}, which trained it", remedy):
@@ -159,8 +163,8 @@ def _args_of(folder: Path, name: str) -> type:
 
 
 def from_dict(cls: type, settings: dict):
-    """A dataclass, nested ones included, from the dict that config.json holds. Fields that it lacks
-    have their defaults; what the class has no field for is left out."""
+    """A dataclass, nested ones included, from the dict stored in config.json. Missing fields get
+    their defaults; keys that the class does not have are ignored."""
     hints = typing.get_type_hints(cls)
     values = {}
     for field in dataclasses.fields(cls):
@@ -170,7 +174,7 @@ def from_dict(cls: type, settings: dict):
 
 
 def _of_type(hint, value):
-    """A value of JSON as the field's type wants it."""
+    """A JSON value converted to the field's type."""
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
@@ -178,7 +182,7 @@ def _of_type(hint, value):
     takes_tuple = any(typing.get_origin(kind) is tuple for kind in kinds)
     if not takes_tuple or value is None:
         return value
-    # a sequence of one task is that task (runlog.seed_runs)
+    # a sequence of one task is stored as that task (runlog.seed_runs)
     return tuple(value) if isinstance(value, list) else (value,)
 
 
@@ -197,8 +201,8 @@ def _missing(config, settings: dict, prefix: str = "") -> Iterator[str]:
 
 
 def read_scalars(path: Path) -> dict[str, Series]:
-    """key -> rows, of scalars.csv or perf.csv; {} without a file. Half a last line of a run under
-    way is left out. Raises UserError: not readable, or a broken line."""
+    """key -> rows, of scalars.csv or perf.csv; {} without a file. An incomplete last line of a run
+    in progress is ignored. Raises UserError if the file is not readable or a line is malformed."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -214,8 +218,8 @@ def read_scalars(path: Path) -> dict[str, Series]:
             steps[key].append(int(step))
             values[key].append(float(value))
         except ValueError:
-            told = f"{path}: line {number} is no row of step, key, value, wall_time"
-            raise UserError(f"{told}: {line[:40]!r}; restore the file") from None
+            problem = f"{path}: line {number} is not a row of step, key, value, wall_time"
+            raise UserError(f"{problem}: {line[:40]!r}; restore the file") from None
     scalars = {}
     for key, rows in values.items():
         scalars[key] = Series(np.array(steps[key], np.int64), np.array(rows, np.float64))

@@ -10,27 +10,28 @@ from runlog.disk import writing
 from runlog.terminal import UserError
 
 LOCK = ".lock"
-ATTEMPTS = 100  # at a folder that other processes, which cannot start, create and remove
+ATTEMPTS = 100  # at a folder that other processes, which fail to start, create and remove
 
 
 class FolderLock:
-    """A lock on a folder, which it creates. The kernel frees it however the process dies.
+    """A lock on a folder, which it creates. The kernel releases it however the process dies.
 
-    is_new: whether the folder held nothing when it was locked, or has been emptied since.
+    is_new: whether the folder was empty when it was locked, or has been emptied since.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.descriptor: int | None = None
         self.is_new = False
-        self._made_parents = []  # folders around it that are new, the innermost first
+        self._made_parents = []  # parent folders that it has created, the innermost first
 
     @property
     def is_held(self) -> bool:
         return self.descriptor is not None
 
     def acquire(self) -> None:
-        """Raises UserError: in use by another process, not writable, or on a disk without locks."""
+        """Raises UserError if the folder is in use by another process, not writable, or on a disk
+        without locks."""
         self._made_parents = []
         descriptor = self._open_and_lock()
         while not is_file(descriptor, self.folder / LOCK):
@@ -39,7 +40,7 @@ class FolderLock:
         self.descriptor = descriptor
         _HELD.add(self)
         self.is_new = os.listdir(self.folder) == [LOCK]
-        with contextlib.suppress(OSError):  # only for the message of the next process
+        with contextlib.suppress(OSError):  # only used in the message of another process
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}".encode(), 0)
 
@@ -50,9 +51,9 @@ class FolderLock:
         _HELD.discard(self)
 
     def remove_folder(self) -> None:
-        """Removes the folder if it holds nothing but the lock, which this process has, and those
-        that `acquire` has made around it. Raises OSError: another process has put something into
-        one meanwhile; that stays."""
+        """Removes the folder if it contains only the lock, held by this process, and the parent
+        folders that `acquire` has created. Raises OSError if another process has put something into
+        one of them in the meantime; that is kept."""
         if os.listdir(self.folder) != [LOCK]:
             return
         (self.folder / LOCK).unlink()
@@ -67,14 +68,14 @@ class FolderLock:
         except BlockingIOError:
             pid = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
-            told = f"{self.folder} is in use by process {pid}"
-            raise UserError(f"{told}; wait until it ends or stop it") from None
+            problem = f"{self.folder} is in use by process {pid}"
+            raise UserError(f"{problem}; wait until it ends or stop it") from None
         except OSError as error:
             os.close(descriptor)
-            with contextlib.suppress(OSError):  # nobody can hold a lock here
+            with contextlib.suppress(OSError):  # no process can hold a lock here
                 self.remove_folder()
-            told = f"cannot lock {self.folder} ({error})"
-            raise UserError(f"{told}; choose a folder on another disk") from None
+            problem = f"cannot lock {self.folder} ({error})"
+            raise UserError(f"{problem}; choose a folder on another disk") from None
         return descriptor
 
     def _open(self) -> int:
@@ -89,7 +90,7 @@ class FolderLock:
         raise AssertionError("the last attempt returns or raises")
 
     def _make_folder(self) -> None:
-        """Creates the folder, and notes what of its path is new."""
+        """Creates the folder, and records which parts of its path are new."""
         missing = []
         parent = self.folder.parent
         while not parent.exists() and parent != parent.parent:
@@ -107,8 +108,8 @@ def is_file(descriptor: int, path: Path) -> bool:
     return False
 
 
-# A forked child (a worker of AsyncVectorEnv, say) shares the locks of its parent, and would keep
-# them after its death.
+# A forked child (for example a worker of AsyncVectorEnv) shares the locks of its parent, and would
+# keep them after the parent's death.
 _HELD: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
 
 

@@ -1,4 +1,4 @@
-"""Whether the big tensors of a run fit into the memory that is there."""
+"""Whether the largest tensors of a run fit into the available memory."""
 
 import contextlib
 import dataclasses
@@ -22,8 +22,8 @@ NTK_COPIES = 2  # of each sample's gradient: itself, and one while the products 
 @dataclasses.dataclass
 class NetworkSize:
     """How many numbers a network holds: its trained parameters, and what one input leaves in its
-    hidden layers (the pre-activation and the output of each branch and what joins them, which the
-    backward pass needs)."""
+    hidden layers for the backward pass (the pre-activation and output of each branch, and what
+    joins them)."""
 
     parameters: int = 0
     activations: int = 0
@@ -37,9 +37,9 @@ class NetworkSize:
         kernel: int = 1,
         pixels: int = 1,
     ) -> int:
-        """Counts a hidden layer and returns how many features it has (crelu doubles them). inputs:
-        features, each with `kernel` weights for each of the units; norm: normalised elements, each
-        with scale and bias; pixels: of an image that a convolution makes."""
+        """Counts a hidden layer and returns its number of features (doubled by crelu). inputs:
+        features, each with `kernel` weights for each unit; norm: normalised elements, each with
+        scale and bias; pixels: of the output image of a convolution."""
         terms = activations.parse(expression)
         width = activations.ACTIVATIONS[terms[0][0]].width
         branches = sum(len(product) for product in terms)
@@ -52,27 +52,27 @@ class NetworkSize:
         return width * units
 
     def add_head(self, inputs: int, outputs: int) -> None:
-        """Counts a linear layer of outputs."""
+        """Counts a linear output layer."""
         self.parameters += inputs * outputs + outputs
         self.activations += outputs
 
     def training_bytes(self) -> int:
-        """Of the parameters, their gradients and Adam's moments."""
+        """Bytes of the parameters, their gradients and Adam's moments."""
         return FLOAT_BYTES * ADAM_COPIES * self.parameters
 
     def sample_bytes(self, number: int) -> int:
-        """Of what a forward pass of this many inputs leaves for the backward pass."""
+        """Bytes that a forward pass of this many inputs keeps for the backward pass."""
         return FLOAT_BYTES * self.activations * number
 
     def ntk_bytes(self, number: int) -> int:
-        """Of the gradients of this many inputs, as the NTK takes them."""
+        """Bytes of the gradients of this many inputs, for the NTK."""
         return FLOAT_BYTES * NTK_COPIES * self.parameters * number
 
 
 def mlp_size(
     inputs: int, widths: Sequence[int], expression: str, outputs: int, layer_norm: bool = False
 ) -> NetworkSize:
-    """NetworkSize of `activations.mlp` and a linear layer of outputs."""
+    """NetworkSize of `activations.mlp` followed by a linear output layer."""
     size = NetworkSize()
     for width in widths:
         inputs = size.add_layer(inputs, width, expression, norm=width if layer_norm else 0)
@@ -81,9 +81,9 @@ def mlp_size(
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still have: of the GPU, or of the machine within the limits of
-    its control groups (containers, Slurm); without these the whole memory. None where no system
-    call says."""
+    """Bytes still available to this process: of the GPU, or of the machine within the limits of its
+    control groups (containers, Slurm), or else the total memory. None where no system call reports
+    it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = []
@@ -100,8 +100,8 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def _left_in_control_groups(groups: str, root: Path) -> list[int]:
-    """What each memory limit leaves: of the groups in /proc/self/cgroup (version 2 and 1) and those
-    around them. Cached files that nobody uses count as free."""
+    """What each memory limit leaves: those of the groups in /proc/self/cgroup (versions 2 and 1)
+    and of their parents. Unused cached files count as free."""
     left = []
     for line in groups.splitlines():
         _, controllers, group = line.split(":", 2)
@@ -138,11 +138,11 @@ def bytes_text(number: float) -> str:
 def check_memory(
     args, device: torch.device, needs: dict[str, int], on_host: dict[str, int] | None = None
 ) -> None:
-    """Raises UserError, which names the flag to lower, if the big tensors of a run do not fit into
-    the memory that is available.
+    """Raises UserError, naming the flag to lower, if the largest tensors of a run do not fit into
+    the available memory.
 
-    needs: fields that a part's size depends on, parted by spaces -> bytes on `device`, of all
-    seeds. on_host: the same of what is in the machine's memory wherever the network is.
+    needs: fields that determine the size of a part, separated by spaces -> bytes on `device`, for
+    all seeds. on_host: the same for parts that are always in the machine's memory.
     """
     places = {device: dict(needs)}
     host = device if device.type == "cpu" else torch.device("cpu")
@@ -156,23 +156,23 @@ def check_memory(
 
 
 def _too_large(args, place: torch.device, parts: dict[str, int], available: int) -> str:
-    """The message: of the largest part it names the flag that is furthest above its default."""
+    """The message; for the largest part it names the flag that exceeds its default the most."""
     fields = max(parts, key=parts.get).split()
     above = {field: _over_default(args, field) for field in fields}
     field = max(fields, key=above.get)
     others = [flag_name(other) for other in fields if other != field and above[other] > 1]
     where = f"memory of {place}" if place.type == "cuda" else "memory"
     needed = f"the run would need about {bytes_text(sum(parts.values()))} of {where}"
-    told = f"{needed}, {bytes_text(available)} are available"
+    problem = f"{needed}, {bytes_text(available)} are available"
     value = as_typed(getattr(args, field))
     remedy = f"lower {flag_name(field)}"
     if others:
         remedy += f" (or {', '.join(others)})"
-    return f"{flag_name(field)} {value}: {told}; {remedy}"
+    return f"{flag_name(field)} {value}: {problem}; {remedy}"
 
 
 def _over_default(args, field: str) -> float:
-    """How many times its default a flag is."""
+    """The ratio of a flag to its default."""
     value = getattr(args, field)
     default = getattr(type(args)(), field)
     if isinstance(value, tuple):

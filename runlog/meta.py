@@ -1,4 +1,4 @@
-"""meta.json of a run: its status, and for each session the command, the code and the machine."""
+"""meta.json of a run: its status and, for each session, the command, the code and the machine."""
 
 import resource
 import sys
@@ -27,8 +27,8 @@ class Meta:
         self._warn_once = WarnOnce()
 
     def read(self) -> dict:
-        """What is on the disk; of a damaged file no more than that the run is interrupted: `begin`
-        writes it anew."""
+        """The content on disk; if the file is damaged, only that the run is interrupted: `begin`
+        rewrites it."""
         consequence = "the run counts as interrupted"
         try:
             found = read_json(self._path)
@@ -42,8 +42,8 @@ class Meta:
         return found
 
     def status(self) -> str:
-        """new, finished, diverged or interrupted (the latter also: failed, or under way in another
-        process)."""
+        """new, finished, diverged or interrupted (also for a run that failed or is in progress in
+        another process)."""
         status = self.read().get("status")
         if status in ENDED:
             return status
@@ -52,8 +52,8 @@ class Meta:
     def begin(
         self, name: str, digest: str, not_identity: Sequence[str], functions: Mapping
     ) -> None:
-        """Writes that a session has begun. not_identity: settings that do not count, for readers
-        such as figures. functions: of its activations (functions.py)."""
+        """Records that a session has started. not_identity: settings outside the identity, for
+        readers such as figures. functions: those of its activations (functions.py)."""
         old = self.read()
         sessions = old.get("sessions")
         if not isinstance(sessions, list):
@@ -67,21 +67,22 @@ class Meta:
         self._content["not_identity"] = list(not_identity)
         self._content["functions"] = dict(functions)
         if old.get("git", here["git"]) != here["git"]:
-            told = f"{self._path.parent} was begun with the code of {_named_commit(old['git'])}"
-            warn(f"{told}, and continues with {_named_commit(here['git'])}")
+            change = f"{self._path.parent} was started with the code of {_named_commit(old['git'])}"
+            warn(f"{change}, and continues with {_named_commit(here['git'])}")
         changed = _changed_files(old.get("untracked_code", {}), here["untracked_code"])
         if changed:
-            told = f"{self._path.parent} was begun with another {' and '.join(changed)}"
-            warn(f"{told}, which git does not track, and continues with that of now")
+            files = " and ".join(changed)
+            change = f"{self._path.parent} was started with another version of {files}"
+            warn(f"{change}, which git does not track, and continues with the current one")
         self._write()
 
     def note_start(self, step: int) -> None:
-        """Writes which step the session goes on from."""
+        """Records the step from which the session continues."""
         self._content["sessions"][-1]["from_step"] = step
         self._write()
 
     def end(self, status: str, elapsed: float, extra: dict) -> None:
-        """Writes how the session has ended, and what memory it took."""
+        """Records how the session has ended, and its peak memory."""
         unit = 1024 if sys.platform == "linux" else 1024**2  # ru_maxrss is in kB, on macOS in bytes
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._content["peak_memory_mb"] = round(peak / unit, 1)
@@ -97,7 +98,7 @@ class Meta:
 
 
 def _named_commit(git: dict) -> str:
-    """What hardware.machine says of the code, in words."""
+    """The commit reported by hardware.machine, in words."""
     if not git.get("commit"):
         return "no known commit"
     changed = " with changes" if git.get("dirty") else ""
@@ -105,7 +106,7 @@ def _named_commit(git: dict) -> str:
 
 
 def _changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """The files of `untracked_code` that both sessions have, with other content."""
+    """The files of `untracked_code` that both sessions have, with different content."""
     if not isinstance(before, dict):  # a damaged file
         return []
     return [file for file in sorted(before) if now.get(file, before[file]) != before[file]]

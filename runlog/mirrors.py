@@ -1,9 +1,9 @@
-"""What a run shows elsewhere: TensorBoard's event files and Weights & Biases (docs/dashboards.md,
+"""The mirrors of a run: TensorBoard's event files and Weights & Biases (docs/dashboards.md,
 docs/runs.md).
 
-Both mirror a run's scalars.csv, histograms.jsonl and plots. They are optional: whatever fails in
-one of them is one warning on stderr, that mirror stops, and the training goes on. Only at the start
-is a mistake an error.
+Both mirror a run's scalars.csv, histograms.jsonl and plots. They are optional: if one of them
+fails, it prints one warning on stderr and stops, and the training continues. Only at the start is a
+mistake an error.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from runlog.video import as_gif
 # section -> panel -> regular expressions of whole keys
 Sections = dict[str, dict[str, str | tuple[str, ...]]]
 HPARAMS_STATUS = {"finished": 1, "diverged": 2}  # TensorBoard's success and failure
-HPARAMS_FIRST = ("activation", "env_id", "seed")  # settings that runs differ in above all
+HPARAMS_FIRST = ("activation", "env_id", "seed")  # settings in which runs differ most often
 
 WANDB_VERSION = "wandb>=0.31,<0.32"  # as in requirements.txt
 WANDB_MODES = {
@@ -39,18 +39,18 @@ WANDB_MODES = {
     "dryrun": "offline",
     "disabled": "disabled",
 }
-# Characters that its server takes at most. Offline nothing tells before `wandb sync`.
+# Maximum lengths on its server. Offline, they are not checked before `wandb sync`.
 WANDB_LENGTHS = {"name": 128, "group": 128, "job_type": 64}
 WANDB_TAG_LENGTH = 64
-WANDB_FLUSH_SECONDS = 1.0  # what a kill may lose of an offline run
-WANDB_FINISH_SECONDS = 600.0  # what a lost connection may cost at the end of each run
+WANDB_FLUSH_SECONDS = 1.0  # how much of an offline run a kill may lose
+WANDB_FINISH_SECONDS = 600.0  # how long a lost connection may delay the end of each run
 
 
 class TensorBoard:
-    """The event files of one run. Events are collected, and written by `flush` in one piece.
+    """The event files of one run. Events are collected and written by `flush` in one piece.
 
-    Beside what is logged they hold the settings, as text and for the HParams, and the layout of the
-    custom scalars: the panels that have at least one key so far.
+    In addition to what is logged they contain the settings, as text and for HParams, and the layout
+    of the custom scalars: the panels that have at least one key so far.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class TensorBoard:
         config: dict | None = None,
         suffix: str = "",
     ):
-        """sections: of the custom scalars; None makes one for each prefix of the keys. title: of
-        the run in HParams. settings, config: what HParams and the text show; nested dicts
-        allowed, None: nothing is shown. suffix: of the event file's name."""
+        """sections: of the custom scalars; None makes one for each prefix of the keys. title: name
+        of the run in HParams. settings, config: shown by HParams and as text; nested dicts are
+        allowed, None shows nothing. suffix: of the event file's name."""
         self._folder = folder
         self._sections = sections
         self._title = title or folder.name
         self._settings = settings
         self._config = config
         self._suffix = suffix
-        self._path = None  # of this session's event file; the first flush with events makes it
+        self._path = None  # of this session's event file, created by the first flush with events
         self._works = True
-        self._keys = {}  # of the scalars so far, in their order
+        self._keys = {}  # keys of the scalars so far, in order
         self._newest_step = 0
         self._laid_out = {}  # the sections that TensorBoard has been given
         self._pending = []  # (step, wall time, function from torch's summary module to a summary)
@@ -85,7 +85,7 @@ class TensorBoard:
             self._add(step, functools.partial(_scalar_summary, key, value))
 
     def image(self, step: int, key: str, path: Path) -> None:
-        """The file is read now: it may be overwritten."""
+        """The file is read immediately, since it may be overwritten."""
         if not self._works:
             return
         try:
@@ -96,14 +96,14 @@ class TensorBoard:
         self._add(step, functools.partial(_image_summary, key, encoded))
 
     def video(self, step: int, key: str, path: Path) -> None:
-        """TensorBoard plays no mp4: a smaller GIF, among the images."""
+        """TensorBoard does not play mp4 files: shows a smaller GIF among the images."""
         if not self._works:
             return
         try:
             encoded = as_gif(path)
         except Exception as error:
-            told = f"no video {path} in TensorBoard ({reason(error)})"
-            warn_once("TensorBoard's video", told)
+            problem = f"no video {path} in TensorBoard ({reason(error)})"
+            warn_once("TensorBoard's video", problem)
             return
         self._add(step, functools.partial(_image_summary, key, encoded))
 
@@ -111,10 +111,10 @@ class TensorBoard:
         self._add(step, functools.partial(_histogram_summary, key, counts, edges))
 
     def flush(self, purge_step: int) -> None:
-        """Write what has come since the last flush.
+        """Writes what was added since the last flush.
 
-        purge_step: events of earlier sessions from this step on are hidden; it counts at the first
-        flush only.
+        purge_step: hides events of earlier sessions from this step on; used at the first flush
+        only.
         """
         if not self._pending:
             return
@@ -125,7 +125,7 @@ class TensorBoard:
         self._pending.clear()
 
     def close(self, status: str) -> None:
-        """Tells HParams how the run has ended; nothing is open between two flushes."""
+        """Tells HParams how the run has ended; no file is open between two flushes."""
         if self._settings is None or self._path is None or status not in HPARAMS_STATUS:
             return
         end = functools.partial(_end_summary, HPARAMS_STATUS[status])
@@ -137,7 +137,8 @@ class TensorBoard:
             self._pending.append((step, time.time(), summarise))
 
     def _filled_sections(self) -> Sections:
-        """The panels that have a key; without sections a panel for each key, by prefix."""
+        """The panels that have a key; without sections one panel for each key, grouped by
+        prefix."""
         filled = {}
         if self._sections is None:
             for key in self._keys:
@@ -159,7 +160,8 @@ class TensorBoard:
         self._pending.clear()
         warn_once(
             "TensorBoard",
-            f"no more TensorBoard events of {self._folder} ({reason(error)}); scalars.csv goes on",
+            f"no more TensorBoard events of {self._folder} ({reason(error)}); "
+            "scalars.csv is still written",
         )
 
     def _write(self, purge_step: int) -> None:
@@ -196,7 +198,7 @@ class TensorBoard:
         self._laid_out = filled
 
     def _settings_summaries(self, summary) -> list:
-        """The settings: all as text, and those that make the run for HParams."""
+        """The settings: all of them as text, those in the identity for HParams."""
         from tensorboard.plugins.hparams import summary_v2 as hparams
 
         made = []
@@ -211,7 +213,7 @@ class TensorBoard:
         return made
 
     def _final_metrics(self) -> list[str]:
-        """The keys of the first section that are no expressions: what HParams shows of a run."""
+        """The plain keys of the first section, which HParams shows for a run."""
         for panels in (self._sections or {}).values():
             keys = []
             for patterns in panels.values():
@@ -229,7 +231,7 @@ def _event_path(folder: Path, suffix: str) -> Path:
 
 
 def _logged_keys(folder: Path) -> list[str]:
-    """The keys that a run has logged in earlier sessions, in their order."""
+    """The keys that a run has logged in earlier sessions, in order."""
     keys = {}
     for name in ("scalars.csv", "perf.csv"):
         with contextlib.suppress(OSError), open(folder / name, "rb") as file:
@@ -242,12 +244,13 @@ def _logged_keys(folder: Path) -> list[str]:
 
 
 def as_one_pattern(patterns: str | tuple[str, ...]) -> str:
-    """Several regular expressions of keys as one."""
+    """Combines several regular expressions of keys into one."""
     return patterns if isinstance(patterns, str) else "|".join(patterns)
 
 
 def flattened(settings: dict, prefix: str = "") -> dict[str, bool | float | str]:
-    """Nested settings as one level, `rational.form`; what is no number, bool or text as JSON.
+    """Nested settings as one level, such as `rational.form`; values other than numbers, bools and
+    text become JSON.
 
     >>> flattened({"a": 1, "rational": {"degrees": [3, 2]}})
     {'a': 1, 'rational.degrees': '[3, 2]'}
@@ -267,14 +270,15 @@ def settings_table(config: dict) -> str:
     """All settings as a table in Markdown."""
     lines = ["| setting | value |", "|---|---|"]
     for key, value in flattened(config).items():
-        told = str(value).replace("|", "\\|")
-        lines.append(f"| {key} | `{told}` |")
+        text = str(value).replace("|", "\\|")
+        lines.append(f"| {key} | `{text}` |")
     return "\n".join(lines)
 
 
 def _hparams_layout(settings: dict, metrics: Sequence[str]):
-    """The columns of HParams, as the data of the plugin: all settings, and these keys. TensorBoard
-    takes those of the first run that it finds, so HPARAMS_FIRST come first in each."""
+    """The columns of HParams, in the format of the plugin: all settings, and these keys.
+    TensorBoard takes the columns of the first run that it finds, so HPARAMS_FIRST come first in
+    every run."""
     from tensorboard.plugins.hparams import api_pb2
 
     infos = []
@@ -310,7 +314,7 @@ def _end_summary(status: int, summary):
 
 
 def _layout(sections: dict) -> dict:
-    """Sections as TensorBoard's custom scalars take them."""
+    """Sections in the format of the custom scalars."""
     layout = {}
     for section, panels in sections.items():
         charts = {}
@@ -349,7 +353,7 @@ def _histogram_summary(key: str, counts: np.ndarray, edges: np.ndarray, summary)
 
 
 class Wandb:
-    """One run's mirror in Weights & Biases; `start_wandb` makes it."""
+    """One run's mirror in Weights & Biases; created by `start_wandb`."""
 
     def __init__(self, run):
         self._run = run  # None once it has failed
@@ -367,10 +371,10 @@ class Wandb:
         self._log(step, lambda wandb: {key: wandb.Histogram(np_histogram=(counts, edges))})
 
     def flush(self, purge_step: int) -> None:
-        """W&B writes by itself, every WANDB_FLUSH_SECONDS."""
+        """W&B writes on its own, every WANDB_FLUSH_SECONDS."""
 
     def close(self, status: str) -> None:
-        """Send the rest; a run that is interrupted or failed ends with another exit code."""
+        """Sends the rest; an interrupted or failed run ends with another exit code."""
         if self._run is None:
             return
         try:
@@ -387,7 +391,7 @@ class Wandb:
         try:
             values = make(wandb)
         except Exception as error:
-            warn_once("W&B's value", f"W&B does not get a value of step {step} ({reason(error)})")
+            warn_once("W&B's value", f"W&B rejects a value of step {step} ({reason(error)})")
             return
         try:
             self._run.log({**values, "global_step": step}, step=step)
@@ -396,19 +400,19 @@ class Wandb:
 
     def _stop(self, error: Exception) -> None:
         self._run = None
-        told = f"W&B has failed ({reason(error)})"
-        warn_once("W&B", f"{told}; going on without it, scalars.csv has every value")
+        problem = f"W&B has failed ({reason(error)})"
+        warn_once("W&B", f"{problem}; continuing without it, scalars.csv has every value")
         import wandb
 
-        try:  # else its own hook fails at the exit of Python, with a traceback
+        try:  # otherwise its exit hook fails with a traceback
             wandb.teardown()
         except (Exception, SystemExit):
             return
 
 
 def shortened(text: str, limit: int) -> str:
-    """`text` of at most `limit` characters; a longer one keeps its beginning and ends with a digest
-    of the whole."""
+    """`text` with at most `limit` characters; a longer text keeps its beginning and ends with a
+    digest of the whole."""
     if len(text) <= limit:
         return text
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:10]
@@ -419,8 +423,8 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
     """W&B's mode here: "online", "offline" or "disabled", from `mode`, WANDB_MODE or the file that
     `wandb offline` and `wandb disabled` write, in this order.
 
-    Raises UserError: wandb is missing or of another version; its settings, or the project's name,
-    are wrong; it is online, and not logged in or not to be reached.
+    Raises UserError if wandb is missing or has another version, if its settings or the project's
+    name are wrong, or if it is online and not logged in or not reachable.
     """
     install = f"`pip install '{WANDB_VERSION}'`"
     try:
@@ -438,13 +442,13 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
     try:
         filed = wandb_setup.singleton().settings.read_system_settings().all().get("mode")
     except Exception as error:
-        told = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
-        raise UserError(f"{told}; correct or unset it") from None
+        problem = f"--track: a WANDB_ variable is wrong ({_wandb_reason(error)})"
+        raise UserError(f"{problem}; correct or unset it") from None
     try:
         wandb.Settings(project=project)
     except Exception as error:
         raise UserError(f"--wandb-project {project}: {_wandb_reason(error)}") from None
-    # wandb warns of a wrong mode in the file
+    # wandb warns about a wrong mode in the file
     mode = WANDB_MODES.get(mode or asked or filed, "online")
     if mode == "online":
         _log_in()
@@ -452,23 +456,23 @@ def check_wandb(project: str | None = None, mode: str | None = None) -> str:
 
 
 def _wandb_reason(error: Exception) -> str:
-    """A validation error has a line for the setting and one for the reason, then the input, which
-    may be long."""
+    """The reason of a validation error, which has a line for the setting, one for the reason, and
+    then the input, which may be long."""
     lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
     return ": ".join(lines[-2:]).partition(" [type=")[0][:300]
 
 
-@functools.cache  # once logged in, a process stays so; a failure is an exception, which is not kept
+@functools.cache  # a login lasts for the process; a failure raises, which is not cached
 def _log_in() -> None:
-    """Raises UserError unless W&B's server accepts a stored key. Never asks on the terminal."""
+    """Raises UserError unless the W&B server accepts a stored key. Never asks on the terminal."""
     import wandb
 
     remedy = "log in with `wandb login`, or set WANDB_MODE=offline and use `wandb sync` later"
     try:
         logged_in = wandb.login(prompt=False)
     except Exception as error:
-        told = f"--track: W&B refuses the login ({str(error).strip()[:200]!r})"
-        raise UserError(f"{told}; {remedy}") from None
+        problem = f"--track: W&B refuses the login ({str(error).strip()[:200]!r})"
+        raise UserError(f"{problem}; {remedy}") from None
     if not logged_in:
         raise UserError(f"--track: W&B is not logged in; {remedy}")
 
@@ -476,11 +480,11 @@ def _log_in() -> None:
 def start_wandb(
     kwargs: dict, digest: str, name: str, folder: Path, config: dict, fresh: bool
 ) -> Wandb | None:
-    """A run of W&B with the id `digest`, which goes on if that exists (unless fresh); None where
+    """A W&B run with the id `digest`, which is continued if it exists (unless fresh); None where
     W&B is disabled.
 
-    kwargs: project, entity, group, tags, mode, ... of `wandb.init`. Raises UserError as check_wandb
-    does, and if W&B does not start.
+    kwargs: project, entity, group, tags, mode, ... of `wandb.init`. Raises UserError like
+    check_wandb, and if W&B does not start.
     """
     mode = check_wandb(kwargs.get("project"), kwargs.get("mode"))
     if mode == "disabled":
@@ -498,7 +502,7 @@ def start_wandb(
     if not wandb_setup.singleton().settings.finish_timeout:  # the user has set none
         options["finish_timeout"] = WANDB_FINISH_SECONDS
     ours = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
-    # A fresh run replaces the one of this id; a resumed one would drop its early steps.
+    # A fresh run replaces the one with this id; resuming that one would drop its early steps.
     ours["resume"] = None if fresh else "allow"
     given = {**kwargs, **ours}
     for key, limit in WANDB_LENGTHS.items():
@@ -509,11 +513,11 @@ def start_wandb(
     known = {key: value for key, value in options.items() if key in wandb.Settings.model_fields}
     try:
         settings = wandb.Settings(**known)
-        # create_new: a process has several runs
+        # create_new: a process may have several runs
         run = wandb.init(**given, reinit="create_new", settings=settings)
         run.define_metric("*", step_metric="global_step")
     except Exception as error:
         remedy = "set WANDB_MODE=offline and use `wandb sync` later, or leave --track out"
-        told = f"--track: W&B does not start ({str(error).strip()[:200]!r})"
-        raise UserError(f"{told}; {remedy}") from error
+        problem = f"--track: W&B does not start ({str(error).strip()[:200]!r})"
+        raise UserError(f"{problem}; {remedy}") from error
     return Wandb(run)

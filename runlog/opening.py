@@ -1,4 +1,4 @@
-"""Which runs the flags of a script mean, and how a training opens them."""
+"""The runs that the flags of a script denote, and how a training opens them."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ from runlog.terminal import say
 
 
 def seed_runs(args, script: str, **own) -> list[Run]:
-    """The runs of these flags, one for each seed of `args.seed`, `args.seed + 1`, ...
-    (`args.num_seeds`, if it has that). own: settings that `args` does not have, such as an env_id,
-    or that differ from it. Creates nothing."""
+    """The runs of these flags, one for each seed `args.seed`, `args.seed + 1`, ...
+    (`args.num_seeds`, if it exists). own: settings that `args` does not have, such as an env_id, or
+    that differ from it. Creates nothing."""
     runs = []
     names = {field.name for field in dataclasses.fields(args)}
     changed = {key: value for key, value in own.items() if key in names}
@@ -30,7 +30,7 @@ def seed_runs(args, script: str, **own) -> list[Run]:
         config = dataclasses.asdict(dataclasses.replace(args, seed=seed))
         config |= own
         if not isinstance(config["env_id"], str) and len(config["env_id"]) == 1:
-            (config["env_id"],) = config["env_id"]  # a sequence of one task is that task
+            (config["env_id"],) = config["env_id"]  # a sequence of one task is stored as that task
         digest = config_hash(config, exclude)
         parts = (env_name(config["env_id"]), script, config["activation"], seed, digest)
         run = Run(
@@ -48,12 +48,12 @@ def seed_runs(args, script: str, **own) -> list[Run]:
 
 
 def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
-    """Which unfinished runs of a batch can go on together, and from which step: [(step, runs)]; 0 =
-    the beginning.
+    """Which unfinished runs of a batch can continue together, and from which step: [(step, runs)];
+    0 means the beginning.
 
-    The step that most runs share makes a group, the newest of those, then the same for the rest.
-    Runs that save together always share one (`Run.stage_checkpoint`), wherever in a save they are
-    killed.
+    The step shared by most runs (the newest of several) forms a group, then the same for the
+    remaining runs. Runs that save together always share a step (`Run.stage_checkpoint`), wherever
+    in a save they are killed.
     """
     steps = {run: run.checkpoint_steps() or [0] for run in runs}
     groups = []
@@ -70,8 +70,9 @@ def group_by_step(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
 
 
 def check_machine(args) -> None:
-    """Raises UserError, before anything is created, unless what --compile and --track need is here
-    (see compiler.py and mirrors.py). `open_batches` calls it if there is something to train."""
+    """Raises UserError, before anything is created, unless the machine has what --compile and
+    --track need (see compiler.py and mirrors.py). `open_batches` calls it if there is something to
+    train."""
     if getattr(args, "compile", False):
         compiler.check_compiler(hardware.find_device(args.device))
     if args.track:
@@ -79,8 +80,8 @@ def check_machine(args) -> None:
 
 
 def probe_machine(args) -> None:
-    """Begins what a compilation will wait for (compiler.probe_early), unless processes will be
-    forked meanwhile, as workers of --async-envs are."""
+    """Starts what a compilation will wait for (compiler.probe_early), unless processes will be
+    forked in the meantime, such as the workers of --async-envs."""
     if getattr(args, "compile", False) and not getattr(args, "async_envs", False):
         compiler.probe_early(hardware.find_device(args.device))
 
@@ -94,17 +95,17 @@ def open_batches(
     keep_freed_memory: bool = False,
     sections: mirrors.Sections | None = None,
 ) -> Iterator[Iterator[Batch]]:
-    """Opens the unfinished runs, says so of the others, and yields the batches to train, one after
-    the other.
+    """Opens the unfinished runs, reports the others, and yields the batches to train, one after the
+    other.
 
     args: has track, wandb_project, wandb_entity, tensorboard, device, checkpoint_frequency,
-    checkpoint_minutes and, if the script has it, compile. seed_axis: False for a training of one
-    seed at a time, whose values have no such axis. keep_freed_memory: see
+    checkpoint_minutes and, if the script has it, compile. seed_axis: False for a script that trains
+    one seed at a time, whose values have no such axis. keep_freed_memory: see
     hardware.keep_freed_memory. sections: of the dashboards (mirrors.TensorBoard).
 
-    While it is open a signal lets the loop save and stop (`Batch.save`). Leaving by an exception
-    marks what is open "failed" (by a signal: "interrupted"); both resume. Raises UserError as
-    `check_machine` and `Run.open` do, or if an activation of a run is another function now; and
+    While it is open, a signal lets the loop save and stop (`Batch.save`). Leaving by an exception
+    marks the open runs "failed" (by a signal: "interrupted"); both can resume. Raises UserError
+    like `check_machine` and `Run.open`, or if an activation of a run is now another function; and
     Stopped.
     """
     if keep_freed_memory:
@@ -135,19 +136,19 @@ def open_batches(
 
 
 def _tell_ended(ended: Sequence[Run]) -> None:
-    """Says which runs need no training, and deletes what a kill between their end and its deletion
-    has left."""
+    """Reports which runs need no training, and deletes replay files left by a kill at the end of a
+    run."""
     for run in ended:
         run.drop_leftovers()
     if len(ended) > 10:
-        print(f"{_named(ended)}: finished or diverged already (--fresh starts them anew)")
+        print(f"{_named(ended)}: finished or diverged already (--fresh starts them over)")
         return
     for run in ended:
-        print(f"{run.folder}: {run.status()} already (--fresh starts it anew)", flush=True)
+        print(f"{run.folder}: {run.status()} already (--fresh starts it over)", flush=True)
 
 
 def _open_all(runs: Sequence[Run], args, sections: dict | None) -> list[tuple[int, list[Run]]]:
-    """Opens all of these runs or none; returns what `group_by_step` does."""
+    """Opens all of these runs or none; returns the result of `group_by_step`."""
     try:
         for run in runs:  # all, before --fresh deletes the first one's files
             run.lock()
@@ -165,7 +166,7 @@ def _open_all(runs: Sequence[Run], args, sections: dict | None) -> list[tuple[in
 
 
 def _wandb_kwargs(run: Run, args) -> dict | None:
-    """What wandb.init takes; None without --track. The seeds of one setting make a group."""
+    """The arguments of wandb.init; None without --track. The seeds of one setting form a group."""
     if not args.track:
         return None
     setting = config_hash(run.config, (*run.exclude, "seed"))
@@ -179,8 +180,8 @@ def _wandb_kwargs(run: Run, args) -> dict | None:
 
 
 def _batches(groups: Sequence[tuple[int, list[Run]]], args, seed_axis: bool) -> Iterator[Batch]:
-    """The groups or, without a seed axis, each run by itself. A batch is made when its training
-    begins, with which the clock of its saves begins too."""
+    """The groups or, without a seed axis, each run separately. A batch is created when its training
+    starts, since this also starts the clock of its saves."""
     for step, together in groups:
         for runs in [together] if seed_axis else [[run] for run in together]:
             _tell_start(step, runs)
@@ -190,7 +191,7 @@ def _batches(groups: Sequence[tuple[int, list[Run]]], args, seed_axis: bool) -> 
 
 
 def _tell_start(step: int, runs: Sequence[Run]) -> None:
-    """Says which runs are new, and from where the others go on."""
+    """Reports which runs are new, and from where the others continue."""
     if step:
         say(f"resuming {_named(runs)} from step {step}")
         return
@@ -198,17 +199,17 @@ def _tell_start(step: int, runs: Sequence[Run]) -> None:
     empty = [run for run in runs if run not in new and not run.had_rows]
     dropped = [run for run in runs if run not in new and run.had_rows]
     if new:
-        begun = "new run in" if len(new) == 1 else f"{len(new)} new runs, such as"
-        say(f"{begun} {new[0].folder}")
+        start = "new run in" if len(new) == 1 else f"{len(new)} new runs, such as"
+        say(f"{start} {new[0].folder}")
     if empty:
         say(f"{_named(empty)}: stopped before the first checkpoint; starting again from step 0")
     if dropped:
-        told = "stopped before the first checkpoint; the old rows are dropped"
-        say(f"{_named(dropped)}: {told}, starting again from step 0")
+        reason = "stopped before the first checkpoint; the old rows are dropped"
+        say(f"{_named(dropped)}: {reason}, starting again from step 0")
 
 
 def _tell_end(runs: Sequence[Run]) -> None:
-    """Says which runs a training has ended."""
+    """Reports which runs a training has ended."""
     for status in ENDED:
         ended = [run for run in runs if run.status() == status]
         if ended:

@@ -32,16 +32,17 @@ def multiples(step: int, end: int, *periods: int) -> list[int]:
 
 
 class Progress:
-    """A tqdm bar on a terminal, as wide as it is; elsewhere no bar, one flushed line per `note`.
+    """A tqdm bar on a terminal, as wide as the terminal; elsewhere no bar, but one flushed line per
+    `note`.
 
     initial, total: environment steps. desc: what is trained, such as "cheetah-run-v0 relu".
     first_update: the step that ends with the first update of this process, where the script knows
-    it. Time left is counted from there: random steps are faster, and the first update compiles.
-    value: the one measure that the bar shows, such as "return 123.4".
+    it. The time left is estimated from there: random steps are faster, and the first update
+    compiles. value: the one measure that the bar shows, such as "return 123.4".
     """
 
     def __init__(self, initial: int, total: int, desc: str = "", first_update: int = 0):
-        self.postfix = {}  # what the printed line says, in the order of its keys
+        self.postfix = {}  # content of the printed lines, in the order of its keys
         self.value = ""
         self._desc = desc
         self._speed_from = (initial, time.monotonic())  # of `speed`
@@ -54,7 +55,7 @@ class Progress:
         self._file.write(initial)
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
         columns = _columns()
-        self._bar = tqdm(  # ascii: not every terminal has blocks
+        self._bar = tqdm(  # ascii: not every terminal has block characters
             initial=initial,
             total=total,
             disable=not on_terminal,
@@ -66,7 +67,7 @@ class Progress:
         compiler.when_compiling(self._note_compiling)
 
     def update(self, step: int, **postfix) -> None:
-        """Move the bar to `step`; `postfix` is said by the printed lines from now on."""
+        """Moves the bar to `step`; `postfix` is included in the printed lines from now on."""
         self.postfix |= postfix
         if not self._is_learning and step > self._first_update:
             self._is_learning = True
@@ -79,13 +80,13 @@ class Progress:
             self._draw()
 
     def note(self, text: str) -> None:
-        """Print one line, above the bar if there is one."""
-        self._draw()  # the bar comes back as it was drawn last
+        """Prints one line, above the bar if there is one."""
+        self._draw()  # update the bar, which is shown again below the line
         terminal.say(text)
 
     def speed(self, step: int) -> float:
-        """Environment steps per second since the last call (or the start); the next printed line
-        says it."""
+        """Environment steps per second since the last call (or the start); included in the next
+        printed line."""
         now = time.monotonic()
         last_step, last_time = self._speed_from
         speed = (step - last_step) / (now - last_time)
@@ -94,17 +95,17 @@ class Progress:
         return speed
 
     def skip(self, seconds: float) -> None:
-        """Leave this time out of the next speed: evaluations, metrics."""
+        """Excludes this time from the next speed: evaluations, metrics."""
         last_step, last_time = self._speed_from
         self._speed_from = (last_step, last_time + seconds)
 
     def note_postfix(self, step: int, place: str = "") -> None:
-        """Print one line with what there is to say at this step. place: what stands behind the
-        step, such as "task 2 (push-v3)"."""
-        told = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
+        """Prints one line with the values at this step. place: text after the step, such as "task 2
+        (push-v3)"."""
+        parts = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
         where = f"step {step}, {place}" if place else f"step {step}"
         self._noted_at = step
-        self.note(f"{where}: {', '.join(told)}")
+        self.note(f"{where}: {', '.join(parts)}")
 
     def note_means(
         self,
@@ -113,8 +114,8 @@ class Progress:
         keys: Sequence[str],
         place: str = "",
     ) -> None:
-        """Print the means over the runs' rows of those keys that the first row has. The first of
-        them is the bar's value. place: as of note_postfix."""
+        """Prints the means, over the runs' rows, of those keys that the first row has. The first of
+        them is the value of the bar. place: as in note_postfix."""
         there = [key for key in keys if key in rows[0]]
         for key in there:
             mean = np.mean([row.get(key, np.nan) for row in rows])
@@ -124,18 +125,18 @@ class Progress:
         self.note_postfix(step, place)
 
     def note_end(self, step: int, returns: Sequence[float]) -> None:
-        """Print the mean return of the training games since the last line, unless this last step
-        has a line: a run that is shorter than its periods says what it came to, too."""
+        """Prints the mean return of the training games since the last line, unless this last step
+        already has a line. Thus a run shorter than its periods prints a result too."""
         if self._noted_at == step:
             return
-        told = "no training game has ended"
+        result = "no training game has ended"
         if len(returns):
             games = "game" if len(returns) == 1 else f"{len(returns)} games"
-            told = f"charts/episodic_return {np.mean(returns):.4g} (training, last {games})"
-        self.note(f"step {step}: {told}")
+            result = f"charts/episodic_return {np.mean(returns):.4g} (training, last {games})"
+        self.note(f"step {step}: {result}")
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leaves the bar as it is."""
         self._draw()
         self._bar.close()
         compiler.when_compiling(None)
@@ -149,7 +150,7 @@ class Progress:
         seconds = max(self._drawn_at - began, 1e-9)
         speed = (step - first_step) / seconds
         seconds_left = None
-        if self._is_learning and speed > 0 and seconds > 2:  # of fewer it would jump
+        if self._is_learning and speed > 0 and seconds > 2:  # earlier the estimate would jump
             seconds_left = (self._bar.total - step) / speed
         numbers = Numbers(step, self._bar.total, speed, seconds_left, self.value)
         self._bar.ncols = _columns()
@@ -164,7 +165,7 @@ class Progress:
 
 
 class Numbers(NamedTuple):
-    """seconds_left: None while it cannot be told. value: "" before there is one."""
+    """seconds_left: None until it can be estimated. value: "" before there is one."""
 
     step: int
     total: int
@@ -174,13 +175,13 @@ class Numbers(NamedTuple):
 
 
 def _columns() -> int:
-    """What may be drawn on: some terminals wrap behind their last column."""
+    """Usable width: some terminals wrap after their last column."""
     return max(terminal.columns(sys.stderr) - 1, 1)
 
 
 def bar_format(numbers: Numbers, desc: str, columns: int) -> str:
     """tqdm's format of a line that fits into `columns` with a bar of at least MIN_BAR characters.
-    Where there is no place for all of it, parts go: first the label, last the percentage."""
+    Where there is not enough room parts are dropped: first the label, last the percentage."""
     for label, parts, least_bar in _layouts(numbers, desc):
         left = f"{label} " if label else ""
         right = f" {' '.join(parts)}" if parts else ""
@@ -192,7 +193,7 @@ def bar_format(numbers: Numbers, desc: str, columns: int) -> str:
 
 
 def _layouts(numbers: Numbers, desc: str) -> Iterator[tuple[str, list[str], int]]:
-    """(label, what stands behind the bar, least length of the bar), from the most to the least."""
+    """(label, parts after the bar, minimum length of the bar), from the longest to the shortest."""
     full, short, last_word = _labels(desc)
     step = f"{compact(numbers.step)}/{compact(numbers.total)}"
     speed = f"{_rounded(numbers.speed)}/s" if numbers.speed > 0 else ""
@@ -216,7 +217,7 @@ def _layouts(numbers: Numbers, desc: str) -> Iterator[tuple[str, list[str], int]
 
 
 def _labels(desc: str) -> tuple[str, str, str]:
-    """The whole, one without suites and versions, its last word.
+    """The whole label, the label without suites and versions, and its last word.
     >>> _labels("dm_control/cheetah-run-v0 relu")
     ('dm_control/cheetah-run-v0 relu', 'cheetah-run relu', 'relu')
     """
@@ -240,7 +241,7 @@ def _rounded(speed: float) -> str:
 
 
 def compact(number: int) -> str:
-    """A count with three significant digits.
+    """A number with three significant digits.
     >>> [compact(n) for n in (999, 12_345, 999_999, 10_000_000)]
     ['999', '12.3k', '1M', '10M']
     """
@@ -257,8 +258,8 @@ def _escaped(text: str) -> str:
 
 
 class _ProgressFile:
-    """Tells whoever has started this process how far it is: "STEP TOTAL" in the file that the
-    variable PROGRESS_FILE names (scripts/sweep.py). Optional: what cannot be written is left."""
+    """Reports progress to the process that started this one (scripts/sweep.py): "STEP TOTAL" in the
+    file named by the variable PROGRESS_FILE. Optional: if it cannot be written, it is skipped."""
 
     def __init__(self, total: int):
         self._path = os.environ.get(PROGRESS_FILE)

@@ -1,5 +1,4 @@
-"""A report on the networks of a batch, taken apart into the rows, histograms and curves of each
-run."""
+"""Splits a report on the networks of a batch into the rows, histograms and curves of each run."""
 
 from collections.abc import Sequence
 
@@ -12,13 +11,13 @@ from runlog.run import Run
 def log_report(
     runs: Run | Sequence[Run], step: int, prefix: str, report, muted: Sequence = ()
 ) -> None:
-    """Logs a NetworkReport, or a plain dict of scalars, into the runs of its batch as
+    """Logs a NetworkReport, or a plain dict of scalars, to the runs of its batch as
     `<prefix>/<key>`.
 
-    The first batch axis is the runs, in their order; a Run alone takes a report without that axis.
-    A second axis (twin critics) is spelled out: with the prefix "network/qf" the keys are
+    The first batch axis is the runs, in order; a single Run takes a report without that axis. A
+    second axis (twin critics) is numbered in the keys: with the prefix "network/qf" they are
     network/qf1/..., network/qf2/... Histograms of non-finite values are left out. muted: for each
-    run, whether it is left out (diverged). Raises ValueError: the report is on another number of
+    run, whether to leave it out (diverged). Raises ValueError if the report has another number of
     runs.
     """
     on_host = _OnHost(report)
@@ -33,7 +32,7 @@ def log_report(
 
 
 class _OnHost:
-    """The report as arrays, fetched from the device once for all runs."""
+    """The report as arrays, copied from the device once for all runs."""
 
     def __init__(self, report):
         is_plain = isinstance(report, dict)
@@ -54,8 +53,8 @@ class _OnHost:
             )
 
     def log(self, run: Run, step: int, prefix: str, place: tuple[int, ...]) -> None:
-        """Logs what is at this place of the batch axes; further ones are numbered in the keys, from
-        1."""
+        """Logs the values at this index of the batch axes; further axes are numbered in the keys,
+        from 1."""
         further = list(np.ndindex(self.shape[len(place) :]))
         names = {}
         for indices in further:

@@ -1,4 +1,4 @@
-"""A file of rows that is mapped into memory, with a checksum of every row."""
+"""A memory-mapped file of rows, with a checksum for every row."""
 
 import zlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from runlog.terminal import UserError
 
 
 class DamagedRows(UserError):
-    """A file does not hold the rows that it should. reason: why, without the remedy."""
+    """A file does not hold the expected rows. reason: why, without the remedy."""
 
     def __init__(self, reason: str, remedy: str):
         super().__init__(f"{reason}; {remedy}")
@@ -18,16 +18,15 @@ class DamagedRows(UserError):
 
 
 class MappedRows:
-    """Rows of a numpy dtype in a file, mapped into memory: `array` (num_rows, ...), and a CRC-32 of
-    each row.
+    """Rows of a numpy dtype in a memory-mapped file: `array` (num_rows, ...), and a CRC-32 of each
+    row.
 
-    The space is reserved beforehand, since a mapped file on a full disk ends the process without a
-    message. Whoever writes into a row calls `update_checksum` then; the checksums are in memory
-    only.
+    Space is reserved in advance, since a mapped file on a full disk ends the process without a
+    message. Call `update_checksum` after writing into a row; the checksums are kept in memory only.
 
-    keep: go on with the file that is there; otherwise it begins anew. no_space, damaged: how
-    messages end when there is no space, and when the rows are not what they should be. Raises
-    UserError: the disk is too small, or not writable; DamagedRows: the file is missing or too
+    keep: continue with the existing file; otherwise a new one is started. no_space, damaged: how
+    messages end when there is no space, and when the rows are not the expected ones. Raises
+    UserError if the disk is too small or not writable, DamagedRows if the file is missing or too
     short.
     """
 
@@ -56,15 +55,15 @@ class MappedRows:
         self.checksums[row] = zlib.crc32(self.array[row])
 
     def read_checksums(self, first: int, end: int) -> None:
-        """Computes those of the rows first ... end - 1 from the file. Raises DamagedRows: the disk
-        cannot read it."""
+        """Computes the checksums of the rows first ... end - 1 from the file. Raises DamagedRows if
+        the disk cannot read it."""
         try:
             self.checksums[first:end] = row_checksums(self.path, self.row_size, first, end)
         except OSError as error:
-            told = f"{self.path} cannot be read ({error.strerror})"
-            raise DamagedRows(told, self.damaged) from error
+            problem = f"{self.path} cannot be read ({error.strerror})"
+            raise DamagedRows(problem, self.damaged) from error
 
     def flush(self) -> None:
-        """Waits until all rows are on the disk. Raises UserError: it cannot write."""
+        """Waits until all rows are on disk. Raises UserError if they cannot be written."""
         with writing(self.path):
             self.array.flush()

@@ -21,17 +21,17 @@ from runlog.meta import ENDED, Meta, read_meta
 from runlog.storage import Damaged, keep_or_fresh, plain, read_json, write_atomic
 from runlog.terminal import UserError, WarnOnce, reason, warn_once
 
-REPLAY_FILE = "replay.dat"  # one that a script keeps in the run's folder by itself
+REPLAY_FILE = "replay.dat"  # kept in the run's folder by a script itself
 
 
 class Run:
     """One seed's folder, `root/name`. Nothing is created before `open`. A process may have several
-    open.
+    runs open.
 
     config: every setting, JSON-like, nested dicts allowed. exclude: its keys that do not belong to
     the run's identity, as for `config_hash`; these may change when a run resumes. fresh: `open`
-    deletes the run's old content. script: who trains it, for W&B. title: its name in the
-    dashboards, by default that of the folder. functions: of its activations (functions.py).
+    deletes the run's old content. script: the training script, for W&B. title: its name in the
+    dashboards, by default that of the folder. functions: those of its activations (functions.py).
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Run:
         self.exclude = tuple(exclude)
         self.digest = config_hash(config, exclude)
         self._fresh = fresh
-        self._ready = False  # for rows: open and, if there are checkpoints, gone back to one
+        self._ready = False  # for rows: open and, if there are checkpoints, back at one of them
         self._lock = FolderLock(self.folder)
         self._meta = Meta(self.folder)
         self._rows = Rows(self.folder)
         self._checkpoints = Checkpoints(self.folder, self.digest)
         self._mirrors = []  # TensorBoard, W&B
-        self._purge_step = 0  # from which on the mirrors' rows of earlier sessions are void
-        self._drawn_size = 0  # of curves.jsonl
+        self._purge_step = 0  # from here on the mirrors' rows of earlier sessions are invalid
+        self._drawn_size = 0  # size of curves.jsonl when last drawn
         self._files_before_open = {}  # config.json and meta.json: file -> bytes, or None
         self.status_before = "new"  # its status when it was opened
         self.had_rows = False  # whether it had rows when it was opened
@@ -74,22 +74,22 @@ class Run:
         return f"Run({str(self.folder)!r})"
 
     def status(self) -> str:
-        """new, finished, diverged or interrupted (the latter also: failed, or under way in another
-        process)."""
+        """new, finished, diverged or interrupted (also for a run that failed or is in progress in
+        another process)."""
         return "new" if self._fresh else self._meta.status()
 
     def check_functions(self) -> None:
-        """Raises UserError if an activation is another function than the one that the run has been
+        """Raises UserError if an activation is a different function from the one that the run was
         trained with, finished or not."""
         if not self._fresh:
-            remedy = f"give the new one a name of its own, or {keep_or_fresh(self.folder)}"
+            remedy = f"give the new one a different name, or {keep_or_fresh(self.folder)}"
             check_functions(self.folder, self._meta.read(), self._functions, remedy)
 
     # ---- beginning
 
     def lock(self) -> None:
-        """Creates the folder and locks it; `open` does so unless it is done. Raises UserError: in
-        use by another process, or not writable."""
+        """Creates the folder and locks it; `open` does this if necessary. Raises UserError if the
+        folder is in use by another process, or not writable."""
         self._files_before_open = {}
         self._lock.acquire()
 
@@ -100,15 +100,15 @@ class Run:
         wandb_kwargs: dict | None = None,
         sections: dict | None = None,
     ) -> "Run":
-        """Create or reopen the folder, lock it, write config.json and meta.json, start the mirrors.
-        Returns self.
+        """Creates or reopens the folder, locks it, writes config.json and meta.json, and starts the
+        mirrors. Returns self.
 
-        A run that has checkpoints then needs `load_checkpoint` before `log`; one without begins at
-        step 0 without the old rows. tensorboard: write event files. wandb_kwargs: project, entity,
-        group, tags, mode, ... of `wandb.init`; None does not import wandb. sections: of the
-        dashboards (mirrors.TensorBoard). Raises UserError: folder not writable, in use by another
-        process, of another configuration, or finished (unless `fresh`); W&B does not start. A
-        folder that it made is removed then.
+        A run that has checkpoints then needs `load_checkpoint` before `log`; one without starts at
+        step 0 and drops the old rows. tensorboard: write event files. wandb_kwargs: project,
+        entity, group, tags, mode, ... of `wandb.init`; None does not import wandb. sections: of the
+        dashboards (mirrors.TensorBoard). Raises UserError if the folder is not writable, in use by
+        another process, of another configuration, or finished (unless `fresh`), or if W&B does not
+        start; a folder that it has created is then removed.
         """
         if not self._lock.is_held:
             self.lock()
@@ -139,7 +139,7 @@ class Run:
     def _start_mirrors(
         self, tensorboard: bool, wandb_kwargs: dict | None, sections: dict | None, fresh: bool
     ) -> None:
-        self._purge_step = 0  # for TensorBoard's slow loader a first purge is no restart
+        self._purge_step = 0  # TensorBoard's slow loader does not treat a first purge as a restart
         self._mirrors = []
         if tensorboard:
             board = mirrors.TensorBoard(
@@ -157,28 +157,29 @@ class Run:
             self._mirrors += [tracked] if tracked else []
 
     def _check_identity(self) -> None:
-        """Raises UserError unless the folder is new, or of an unfinished run of this configuration.
-        Without a good meta.json and config.json the checkpoints tell that, which carry the hash."""
+        """Raises UserError unless the folder is new or belongs to an unfinished run of this
+        configuration. Without a good meta.json and config.json this is decided by the checkpoints,
+        which contain the hash."""
         remedy = keep_or_fresh(self.folder)
         if self.status() in ENDED:
             raise UserError(f"{self.folder} is {self.status()} already; {remedy}")
         meta = self._meta.read()
         if not meta.get("name") and self._rows.are_on_disk() and not self._usable():
-            told = f"{self.folder} has rows, but neither a good meta.json, which tells its status"
-            raise UserError(f"{told}, nor a checkpoint; {remedy}")
-        if meta.get("hash") == self.digest:  # whatever further flags an older version has written
+            problem = f"{self.folder} has rows, but neither a good meta.json with its status"
+            raise UserError(f"{problem} nor a checkpoint; {remedy}")
+        if meta.get("hash") == self.digest:  # even if an older version has written further flags
             return
         difference = self._difference()
         if difference and not self._has_usable():
             raise UserError(f"{self.folder} holds another configuration ({difference}); {remedy}")
 
     def _difference(self) -> str:
-        """Settings of this run that differ from those in config.json; "" if none do, or if there is
-        no good file."""
+        """Settings of this run that differ from those in config.json; "" if there are none, or no
+        good file."""
         try:
             there = read_json(self.folder / "config.json")
         except Damaged as damage:
-            self._warn_once(f"{damage}; it is written anew")
+            self._warn_once(f"{damage}; it is written again")
             return ""
         if not there:
             return ""
@@ -191,10 +192,10 @@ class Run:
         return ", ".join(differing)
 
     def abandon(self) -> None:
-        """Leave an open run as it was before `open`, e.g. because another one of its batch cannot
-        be opened: a folder that `open` made, or emptied for `fresh`, is removed, another keeps its
-        status. To be called before anything is trained; a run that has rows or a checkpoint by now
-        is closed. Does nothing if the run is not open."""
+        """Restores an open run to its state before `open`, for example because another run of its
+        batch cannot be opened: a folder that `open` has created, or emptied for `fresh`, is
+        removed, any other keeps its status. To be called before anything is trained; a run that has
+        rows or a checkpoint by now is closed. Does nothing if the run is not open."""
         if not self._lock.is_held:
             return
         is_new = self._lock.is_new
@@ -203,7 +204,7 @@ class Run:
             return
         for mirror in self._mirrors:
             mirror.close("new")
-        # what made it fail may make this fail as well
+        # the original cause may make this fail as well
         with contextlib.suppress(UserError, OSError):
             if is_new:
                 self._delete_content()
@@ -216,7 +217,7 @@ class Run:
         self._release()
 
     def _delete_content(self) -> None:
-        """Everything in the folder but the lock, checkpoints first."""
+        """Deletes everything in the folder but the lock, checkpoints first."""
         with writing(self.folder):
             for path in sorted(self.folder.iterdir()):
                 if path.name == LOCK:
@@ -233,8 +234,8 @@ class Run:
     # ---- rows, curves, pictures
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
-        """Append a row per scalar to scalars.csv, or to perf.csv (keys `perf/...`, which depend on
-        the machine).
+        """Appends one row per scalar to scalars.csv, or to perf.csv (keys `perf/...`, which depend
+        on the machine).
 
         step: environment steps. scalars: key -> number or 0-d tensor; NaN and infinities are
         allowed. Buffered.
@@ -249,15 +250,15 @@ class Run:
             self.flush()
 
     def log_image(self, step: int, key: str, path: str | Path) -> None:
-        """Mirror the PNG or JPEG at `path` to TensorBoard and W&B; the file itself is the
+        """Mirrors the PNG or JPEG at `path` to TensorBoard and W&B; the file itself is the
         record."""
         self._require_ready()
         for mirror in self._mirrors:
             mirror.image(int(step), key, path)
 
     def log_video(self, step: int, key: str, path: str | Path) -> None:
-        """Mirror the mp4 at `path` to TensorBoard (as a GIF) and W&B; the file itself is the
-        record. Nothing if there is none: a video is optional."""
+        """Mirrors the mp4 at `path` to TensorBoard (as a GIF) and W&B; the file itself is the
+        record. Does nothing if there is no file: a video is optional."""
         self._require_ready()
         if not Path(path).exists():
             return
@@ -265,42 +266,43 @@ class Run:
             mirror.video(int(step), key, Path(path))
 
     def log_histogram(self, step: int, key: str, counts, edges) -> None:
-        """Append a histogram to histograms.jsonl and mirror it. counts: n numbers. edges: n + 1,
-        else ValueError."""
+        """Appends a histogram to histograms.jsonl and mirrors it. counts: n numbers. edges: n + 1,
+        otherwise ValueError."""
         self._require_ready()
         counts = np.asarray(counts, dtype=np.float64)
         edges = np.asarray(edges, dtype=np.float64)
         if len(edges) != len(counts) + 1:
-            told = f"{len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}"
-            raise ValueError(f"{key}: {told}")
+            problem = f"{len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}"
+            raise ValueError(f"{key}: {problem}")
         row = {"step": int(step), "key": key, "counts": counts.tolist(), "edges": edges.tolist()}
         self._rows.add_json("histograms.jsonl", row)
         for mirror in self._mirrors:
             mirror.histogram(int(step), key, counts, edges)
 
     def log_curve(self, step: int, key: str, x, y, **extra) -> None:
-        """Append a curve to curves.jsonl, six significant digits. x, y: n numbers each, else
-        ValueError.
+        """Appends a curve to curves.jsonl, with six significant digits. x, y: n numbers each,
+        otherwise ValueError.
 
-        An even x is stored as its two ends, [first, last]. extra: JSON-like values that belong to
-        the curve.
+        An evenly spaced x is stored as its two ends, [first, last]. extra: JSON-like values that
+        belong to the curve.
         """
         self._require_ready()
         x = np.asarray(x, dtype=np.float64)
         y = np.asarray(y, dtype=np.float64)
         if x.ndim != 1 or x.shape != y.shape:
-            told = f"x and y must be two lists of one length, not {x.shape} and {y.shape}"
-            raise ValueError(f"{key}: {told}")
+            problem = f"x and y must be two lists of equal length, not {x.shape} and {y.shape}"
+            raise ValueError(f"{key}: {problem}")
         if _is_even(x):
             x = x[[0, -1]]
         row = {"step": int(step), "key": key, "x": _rounded(x), "y": _rounded(y), **extra}
         self._rows.add_json("curves.jsonl", row)
 
     def draw(self, step: int, draw_plots: Callable) -> None:
-        """Draw the run's plots and mirror them, if there are new curves since the last drawing.
+        """Draws the run's plots and mirrors them, if there are new curves since they were last
+        drawn.
 
-        draw_plots: folder -> paths of the pictures that it has drawn there. A failure is one line
-        on stderr: the run goes on.
+        draw_plots: folder -> paths of the pictures that it has drawn there. A failure prints one
+        line on stderr, and the run continues.
         """
         self.flush()
         size = self._rows.sizes()["curves.jsonl"]
@@ -314,14 +316,14 @@ class Run:
             warn_once("plots", f"no plots of {self.folder} at step {step} ({reason(error)})")
 
     def flush(self) -> None:
-        """Write all buffered rows to the disk. Raises UserError if they cannot be written (no half
+        """Writes all buffered rows to disk. Raises UserError if they cannot be written (no partial
         rows are left)."""
         self._rows.flush()
         for mirror in self._mirrors:
             mirror.flush(self._purge_step)
 
     def _elapsed(self) -> float:
-        """Seconds of training, of all sessions."""
+        """Seconds of training, over all sessions."""
         return self._seconds_before + time.monotonic() - self._opened_at
 
     def _require_ready(self) -> None:
@@ -340,15 +342,15 @@ class Run:
         transitions: dict | None = None,
         keep_transitions: int | None = None,
     ) -> None:
-        """Write checkpoint.pt in one step; the one before becomes checkpoint.prev.pt.
+        """Writes checkpoint.pt in one step; the previous one becomes checkpoint.prev.pt.
 
         step: environment steps done. state: nested dicts and lists of tensors, numbers, strings,
-        None; else TypeError. transitions: tensors, first axis time, of the replay rows added since
-        the previous checkpoint; they get a file of their own, so that a checkpoint costs what is
-        new. keep_transitions: rows that a resumed run needs; None keeps all. Raises UserError if
-        the disk is full; the previous checkpoint and all rows are still good then. Runs that train
-        together save together: `stage_checkpoint` of every one, then `commit_checkpoint` of every
-        one.
+        None; otherwise TypeError. transitions: tensors, first axis time, of the replay rows added
+        since the previous checkpoint; they are stored in a separate file, so that the cost of a
+        checkpoint depends only on what is new. keep_transitions: rows that a resumed run needs;
+        None keeps all. Raises UserError if the disk is full; the previous checkpoint and all rows
+        are then still good. Runs that train together save together: `stage_checkpoint` of every
+        run, then `commit_checkpoint` of every run.
         """
         self.stage_checkpoint(step, state, transitions, keep_transitions)
         self.commit_checkpoint()
@@ -360,12 +362,12 @@ class Run:
         transitions: dict | None = None,
         keep_transitions: int | None = None,
     ) -> None:
-        """The first phase of a save: the rows, the new transitions and a complete
-        checkpoint.next.pt are on the disk.
+        """The first phase of a save: writes the rows, the new transitions and a complete
+        checkpoint.next.pt to disk.
 
-        A run that is killed now can go on from there or from checkpoint.pt: so a batch that is
-        killed anywhere in a save has a step that all its runs can go on from. Arguments and errors
-        as of `save_checkpoint`.
+        A run that is killed now can resume from there or from checkpoint.pt. A batch that is killed
+        anywhere in a save therefore has a step from which all its runs can resume. Arguments and
+        errors as for `save_checkpoint`.
         """
         self._require_ready()
         state = plain(state, "state")
@@ -375,18 +377,18 @@ class Run:
         self._checkpoints.stage(step, state, transitions, keep_transitions, elapsed, sizes)
 
     def commit_checkpoint(self) -> None:
-        """The second phase of a save: checkpoint.next.pt becomes checkpoint.pt, and that
+        """The second phase of a save: checkpoint.next.pt becomes checkpoint.pt, which becomes
         checkpoint.prev.pt."""
         self._require_ready()
         self._checkpoints.commit()
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps that the run can go on from, newest first; [] before the first checkpoint. Verifies
-        all their files.
+        """Steps from which the run can resume, newest first; [] before the first checkpoint.
+        Verifies all their files.
 
-        With nothing but a staged checkpoint 0 is one of them: others of its batch may have none
-        (`group_by_step`). Raises UserError if there are checkpoints but none is good, or if one is
-        of another configuration or of a later version of the code.
+        With only a staged checkpoint, 0 is one of them: other runs of its batch may have none
+        (`group_by_step`). Raises UserError if there are checkpoints but none is good, or if one
+        belongs to another configuration or a later version of the code.
         """
         return self._steps(self._usable())
 
@@ -403,12 +405,12 @@ class Run:
     def load_checkpoint(
         self, step: int | None = None, with_transitions: bool = True
     ) -> tuple[int, dict | None, dict | None]:
-        """(step, state, transitions) of the newest good checkpoint or the one at `step`; (0, None,
-        None) without any.
+        """(step, state, transitions) of the newest good checkpoint or of the one at `step`; (0,
+        None, None) without any.
 
         All tensors are on the CPU; transitions are the last `keep_transitions` rows, or None (also
         unless `with_transitions`: `read_transitions` reads them later). If the run is open, rows
-        and checkpoints of later steps are deleted. With a damaged checkpoint it warns and takes the
+        and checkpoints of later steps are deleted. If a checkpoint is damaged it warns and uses the
         one before. Raises UserError like `checkpoint_steps`, and if there is no good checkpoint at
         `step`.
         """
@@ -443,7 +445,7 @@ class Run:
         return steps
 
     def _at(self, step: int | None, found: list[tuple[Path, dict]]) -> tuple[Path, dict]:
-        """The checkpoint at `step`; None: the newest. Raises UserError: there is none."""
+        """The checkpoint at `step`; None: the newest. Raises UserError if there is none."""
         for path, content in found:
             if step in (None, content["step"]):
                 return path, content
@@ -451,7 +453,7 @@ class Run:
         raise UserError(f"{self.folder} has no good checkpoint at step {step}; {remedy}")
 
     def _go_back_to(self, path: Path, content: dict) -> None:
-        """The run goes on from this checkpoint, without what came after it."""
+        """Continues from this checkpoint, and deletes what came after it."""
         step = content["step"]
         self._checkpoints.go_back_to(path, content)
         self._rows.cut(content["offsets"], step)
@@ -462,8 +464,8 @@ class Run:
         self._meta.note_start(step)
 
     def _begin_anew(self) -> None:
-        """Back to step 0, past a checkpoint that was staged and that the others of the batch do not
-        have."""
+        """Returns to step 0, discarding a staged checkpoint that the other runs of the batch
+        lack."""
         if not self._lock.is_held:
             return
         self._checkpoints.begin_anew()
@@ -471,7 +473,7 @@ class Run:
         self._ready = True
 
     def drop_transitions(self) -> None:
-        """Delete the replay of a finished or diverged run; its checkpoint then loads with
+        """Deletes the replay of a finished or diverged run; its checkpoint then loads with
         transitions None."""
         if self.status() not in ENDED:
             raise RuntimeError(f"{self} is not finished: its checkpoint needs the replay")
@@ -479,7 +481,7 @@ class Run:
         (self.folder / REPLAY_FILE).unlink(missing_ok=True)
 
     def drop_leftovers(self) -> None:
-        """Delete the replay of an ended run that was to be deleted at its end, and still is there
+        """Deletes the replay of an ended run that should have been deleted at its end, but remains
         after a kill."""
         if read_meta(self.folder).get("replay") == "deleted":
             with contextlib.suppress(OSError):
@@ -488,8 +490,8 @@ class Run:
     # ---- the end
 
     def finish(self, status: str = "finished", **extra) -> None:
-        """End the run for good: write the rows, the status, the end and the peak memory; close
-        mirrors; free the lock.
+        """Ends the run for good: writes the rows, status, end time and peak memory; closes mirrors;
+        releases the lock.
 
         status: "finished", or "diverged" with `step=...`. extra: further keys of meta.json.
         """
@@ -500,11 +502,11 @@ class Run:
         self._end(status, last_step=self._rows.last_step(), **extra)
 
     def fail(self, message: str) -> None:
-        """Mark an open run failed (an unexpected exception); it may resume."""
+        """Marks an open run as failed (an unexpected exception); it may resume."""
         self._end("failed", error=message)
 
     def close(self) -> None:
-        """Leave an open run, to be resumed later."""
+        """Closes an open run, to be resumed later."""
         self._end("interrupted")
 
     def _end(self, status: str, **extra) -> None:
@@ -512,7 +514,7 @@ class Run:
             return
         with contextlib.suppress(UserError):
             self.flush()
-        with contextlib.ExitStack() as stack:  # each of these happens even if one before it fails
+        with contextlib.ExitStack() as stack:  # each of these is done even if an earlier one fails
             stack.callback(self._release)
             for mirror in self._mirrors:
                 stack.callback(mirror.close, status)
@@ -520,7 +522,7 @@ class Run:
 
 
 def _is_even(x: np.ndarray) -> bool:
-    """Whether the steps from one number to the next are equal, but for rounding."""
+    """Whether the numbers are evenly spaced, up to rounding."""
     if len(x) <= 2 or not np.isfinite(x).all():
         return False
     steps = np.diff(x)

@@ -1,13 +1,13 @@
-"""Compiled updates on the CPU: the function of one seed, run on every seed of a batch, by worker
+"""Compiled updates on the CPU: a function of one seed is run for every seed of a batch, by worker
 threads of one core each (docs/performance.md).
 
-On a GPU a batch of seeds is one stack of tensors, and each operation works on all of it. On a CPU
-that gains nothing: five seeds together leave the core's cache, and the threads that share one
-product wait for each other, for very long where another process keeps a core busy. So here the
-stacked tensors are only the storage. The function of a single seed is compiled once, for one
-thread, and called with each seed's slices; the workers take the next update of whichever seed is
-ready, and nobody waits inside an update. A seed alone therefore computes what it computes in a
-batch, bit for bit, whatever the number of threads.
+On a GPU a batch of seeds is one stack of tensors, and each operation processes all of it. On a CPU
+this gains nothing: five seeds together exceed the core's cache, and threads that share one product
+wait for each other, for very long where another process keeps a core busy. Here the stacked tensors
+are therefore only the storage. The function of a single seed is compiled once, for one thread, and
+called with each seed's slices; each worker takes the next update of whichever seed is ready, and no
+thread waits inside an update. A seed thus computes bit for bit the same alone and in a batch,
+whatever the number of threads.
 """
 
 import os
@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from runlog import compiler
 
-# C++ around the kernels too: it is faster than Python there, and releases Python's lock
+# C++ also for the code around the kernels: faster than Python, and releases Python's lock
 OPTIONS = {"cpp_wrapper": True, "cpp.threads": 1}
 
 # tanh(x) = x P(x^2) / Q(x^2) for |x| <= 9 (scripts/fit_tanh.py), lowest power first
@@ -36,13 +36,13 @@ TANH_Q = (1.0, 0.467143422, 0.0258769867, 0.000328563653, 7.776566e-07)
 
 def can_run_on(device: torch.device) -> bool:
     """Whether compiled updates run seed by seed on this device."""
-    switched_off = os.environ.get("TORCHDYNAMO_DISABLE") == "1"  # torch's own: nothing is compiled
+    switched_off = os.environ.get("TORCHDYNAMO_DISABLE") == "1"  # torch's switch: no compilation
     return device.type == "cpu" and not switched_off
 
 
 def rational_tanh(x: torch.Tensor) -> torch.Tensor:
     """tanh to within 7 units in the last place of float32, in [-1, 1]; several times as fast as the
-    one that torch.compile vectorises."""
+    version that torch.compile vectorises."""
     x = x.clamp(-TANH_BOUND, TANH_BOUND)
     square = x * x
     p = TANH_P[-1]
@@ -58,7 +58,7 @@ def _tanh(x: torch.Tensor) -> torch.Tensor:
     return rational_tanh(x) if x.dtype == torch.float32 else NotImplemented
 
 
-# What the compiled code computes in another way; derivatives are those of the original.
+# Replaced in compiled code; derivatives are those of the original.
 DECOMPOSITIONS = {torch.ops.aten.tanh.default: _tanh}
 
 
@@ -69,29 +69,29 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _of_seed(argument, axis: int | None, i: int):
     """Seed i's part of an argument: a tensor or a dict of tensors with seeds along `axis`; None: an
-    argument that all seeds have in common."""
+    argument shared by all seeds."""
     if axis is None:
         return argument
     if isinstance(argument, dict):
         return {key: _of_seed(value, axis, i) for key, value in argument.items()}
-    return argument.select(axis, i).contiguous()  # compiled code knows one layout
+    return argument.select(axis, i).contiguous()  # compiled code expects one layout
 
 
 def _begin(all_started: threading.Barrier) -> None:
-    """What a worker does first: its products are its own, they start no further threads."""
+    """Initialises a worker: its products run in its own thread and start no others."""
     torch.set_num_threads(1)
     all_started.wait()
 
 
 class SeedBySeed:
-    """Runs functions of `single`, a module of one seed, on each seed of `stacked`, the same module
+    """Runs functions of `single`, a module of one seed, for each seed of `stacked`, the same module
     with a leading seed axis in every tensor.
 
-    Tensors without that axis, such as an optimiser's count of steps, are what the seeds have in
-    common: a function must change them alike for each seed. The stacked tensors are the storage:
-    whoever else changes them, a checkpoint say, does it in place. `single` is only what the
-    functions are traced with; its own tensors mean nothing. As many threads as
-    torch.get_num_threads() says at the start, but not more than there are seeds.
+    Tensors without that axis, such as the step count of an optimiser, are shared by the seeds: a
+    function must change them in the same way for each seed. The stacked tensors are the storage, so
+    other code that changes them, such as loading a checkpoint, must do so in place. `single` is
+    only used to trace the functions; the values of its tensors do not matter. Uses as many threads
+    as torch.get_num_threads() returns at the start, but no more than there are seeds.
     """
 
     def __init__(self, stacked: nn.Module, single: nn.Module):
@@ -110,30 +110,30 @@ class SeedBySeed:
             tensors = {name: tensor[i] for name, tensor in own.items()}
             tensors |= {name: tensor.clone() for name, tensor in self.common.items()}
             self.of_seed.append(tensors)
-        # where the parameters are, to notice if somebody moves them
+        # the addresses of the parameters, to detect that they were moved
         self.places = [(p, p.data_ptr()) for p in stacked.parameters()]
         num_threads = torch.get_num_threads()
         num_workers = min(self.num_seeds, num_threads)
         self.workers = None
         if num_workers > 1:
             self.workers = ThreadPoolExecutor(num_workers, "seed")
-            # All start now: MKL's number of threads, which each sets, is that of the whole process.
+            # All start now: each sets MKL's number of threads, which applies to the whole process.
             all_started = threading.Barrier(num_workers)
             for started in [self.workers.submit(_begin, all_started) for _ in range(num_workers)]:
                 started.result()
             torch.set_num_threads(num_threads)
 
     def compiled(self, function: Callable, *, seed_axes: Sequence[int | None]) -> "PerSeed":
-        """`function` of the single module, for all seeds. seed_axes: where each argument has its
-        seeds (None: nowhere, it is a constant of the compiled code)."""
+        """`function` of the single module, for all seeds. seed_axes: the seed axis of each argument
+        (None: it has none and is a constant of the compiled code)."""
         return PerSeed(self, function, seed_axes)
 
     def run(self, steps: Callable[[int, int], None], length: int) -> None:
-        """Calls steps(i, 0), ..., steps(i, length - 1) for each seed i: in this order for one
-        seed, and at the same time for as many seeds as there are workers.
+        """Calls steps(i, 0), ..., steps(i, length - 1) for each seed i: in this order within a
+        seed, and concurrently for as many seeds as there are workers.
 
-        Raises the first error of a step once no seed is at work any more; where the seeds are then
-        is undefined. Raises RuntimeError: the stacked parameters are no longer where they were.
+        Raises the first error of a step once no seed is running any more; the state of the seeds is
+        then undefined. Raises RuntimeError if the stacked parameters have been moved.
         """
         if any(parameter.data_ptr() != place for parameter, place in self.places):
             raise RuntimeError("the stacked module was moved or converted; make a new one instead")
@@ -141,7 +141,7 @@ class SeedBySeed:
             for name, tensor in self.common.items():
                 tensors[name].copy_(tensor)
         num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # MKL has one number of threads for the whole process
+        torch.set_num_threads(1)  # MKL has one thread count for the whole process
         try:
             if self.workers is None:
                 for i in range(self.num_seeds):
@@ -158,7 +158,7 @@ class SeedBySeed:
         failed = threading.Event()
 
         def advance(i: int, step: int) -> Future | None:
-            """One step; then the seed queues up behind the others. Returns what to wait for."""
+            """One step; then the seed is queued after the others. Returns what to wait for."""
             if failed.is_set():
                 return None
             try:
@@ -176,7 +176,7 @@ class SeedBySeed:
             while future is not None:
                 try:
                     future = future.result()
-                except BaseException as error:  # of the step, or an interruption of the wait for it
+                except BaseException as error:  # from the step, or an interruption of the wait
                     failed.set()
                     errors.append(error)
                     if future.done() and future.exception() is not None:
@@ -186,22 +186,22 @@ class SeedBySeed:
 
 
 class PerSeed:
-    """A function that is compiled for one seed, with the arguments and outputs of all of them."""
+    """A function compiled for one seed, with the arguments and outputs of all seeds."""
 
     def __init__(self, seeds: SeedBySeed, function: Callable, axes: Sequence[int | None]):
         self.seeds = seeds
         self.function = function
         self.axes = axes
-        self.variants = {}  # constants and shapes -> code, tensors that it uses, form of its output
+        self.variants = {}  # constants and shapes -> code, names of its tensors, form of its output
 
     def __call__(self, *arguments):
-        """The function's outputs, tensors or dicts of tensors, with the seeds in front."""
+        """The function's outputs, tensors or dicts of tensors, with a leading seed axis."""
         return self.in_order([arguments])[0]
 
     @torch.no_grad()
     def in_order(self, calls: Sequence[tuple]) -> list:
-        """The outputs of several calls, each of which sees what the one before has changed. Seeds
-        do not wait for each other in between."""
+        """The outputs of several calls, each of which sees the changes of the one before. Seeds do
+        not wait for each other between calls."""
         codes = [self._code(arguments) for arguments in calls]
         outputs = [[None] * self.seeds.num_seeds for _ in calls]
 
@@ -227,10 +227,10 @@ class PerSeed:
         return [leaf for leaf in leaves if torch.is_tensor(leaf)]
 
     def _code(self, arguments: tuple) -> tuple[Callable, list[str], pytree.TreeSpec]:
-        """The compiled code for these constants and shapes, from the first seed's part."""
+        """The compiled code for these constants and shapes, compiled with the first seed's part."""
         if len(arguments) > len(self.axes):
             raise TypeError(f"{len(arguments)} arguments, but axes for {len(self.axes)}")
-        # arguments at the end may be left out, as the function has defaults
+        # trailing arguments with defaults may be left out
         constants = tuple(x for x, axis in zip(arguments, self.axes, strict=False) if axis is None)
         shapes = tuple(leaf.shape for leaf in self._leaves(arguments, 0))
         key = (constants, shapes)
@@ -245,7 +245,7 @@ class PerSeed:
         form = None
 
         def flat(*inputs):
-            """The function of a flat list: the module's tensors, which it uses by itself, and
+            """The function of a flat list: the module's tensors, which it uses implicitly, and
             those among its arguments."""
             nonlocal form
             given = iter(inputs[len(state) :])
@@ -256,7 +256,7 @@ class PerSeed:
             return leaves
 
         tensors = [part for part in parts if torch.is_tensor(part)]
-        # torch looks compiled code up on the disk only within such a context
+        # torch looks up compiled code on disk only within such a context
         with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             graph = make_fx(flat, decomposition_table=DECOMPOSITIONS)(*state.values(), *tensors)
             names = self._drop_unused(graph)
@@ -265,7 +265,7 @@ class PerSeed:
         return code, names, form
 
     def _drop_unused(self, graph: torch.fx.GraphModule) -> list[str]:
-        """Takes the module's tensors that the function does not use out of the graph's inputs;
+        """Removes the module's tensors that the function does not use from the graph's inputs;
         returns the names of the others."""
         names = []
         inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -279,7 +279,7 @@ class PerSeed:
 
 
 def in_order(function: Callable, calls: Sequence[tuple]) -> list:
-    """The outputs of calls of a function, one after the other; of a PerSeed without seeds that wait
+    """The outputs of calls of a function, one after the other; for a PerSeed the seeds do not wait
     for each other."""
     if isinstance(function, PerSeed):
         return function.in_order(calls)

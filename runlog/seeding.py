@@ -1,4 +1,4 @@
-"""Random numbers: a seed for every purpose, generators, and noise with a seed axis."""
+"""Random numbers: a separate seed for every purpose, generators, and noise with a seed axis."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ from runlog.terminal import UserError
 
 
 def derive_seed(seed: int, *keys: str | int) -> int:
-    """A 63-bit seed for the purpose that `keys` name, e.g. `derive_seed(args.seed, "episode", 12)`.
+    """A 63-bit seed for the purpose given by `keys`, e.g. `derive_seed(args.seed, "episode", 12)`.
 
-    seed: int >= 0, else ValueError. The same in every process and version; other keys ("1" is not
-    1), unrelated seed.
+    seed: int >= 0, otherwise ValueError. The same in every process and version; different keys give
+    unrelated seeds ("1" is not 1).
     """
     words = [int(seed)]
     for key in keys:
@@ -25,7 +25,7 @@ def derive_seed(seed: int, *keys: str | int) -> int:
 
 
 def derive_seeds(seeds, *keys: str | int) -> np.ndarray:
-    """`derive_seed` of every entry of an integer array of any shape."""
+    """`derive_seed` for every entry of an integer array of any shape."""
     seeds = np.asarray(seeds)
     derived = [derive_seed(int(seed), *keys) for seed in seeds.ravel()]
     return np.array(derived, dtype=np.int64).reshape(seeds.shape)
@@ -41,20 +41,20 @@ def make_generator(
 def make_generators(
     seeds: Sequence[int], *keys: str | int, device: str | torch.device = "cpu"
 ) -> list[torch.Generator]:
-    """`make_generator` for each of the seeds."""
+    """`make_generator` for each seed."""
     return [make_generator(seed, *keys, device=device) for seed in seeds]
 
 
 def normals(generators: Sequence[torch.Generator], *shape: int, axis: int = 0) -> torch.Tensor:
-    """Standard normal noise of `shape` with a seed axis put in at `axis`; each seed's by its own
+    """Standard normal noise of `shape` with a seed axis inserted at `axis`; each seed uses its own
     generator."""
     draws = [torch.randn(shape, generator=g, device=g.device) for g in generators]
     return torch.stack(draws, axis)
 
 
 def get_states(generators: Mapping[str, torch.Generator | Sequence[torch.Generator]]) -> dict:
-    """The states of generators, for a checkpoint (`Batch.save`): use -> state; of a list of
-    generators, one for each seed, use -> (seeds, bytes)."""
+    """The states of generators, for a checkpoint (`Batch.save`): use -> state; for a list of
+    generators, one per seed, use -> (seeds, bytes)."""
     states = {}
     for use, found in generators.items():
         if isinstance(found, torch.Generator):
@@ -67,9 +67,9 @@ def get_states(generators: Mapping[str, torch.Generator | Sequence[torch.Generat
 def set_states(
     generators: Mapping[str, torch.Generator | Sequence[torch.Generator]], states
 ) -> None:
-    """Puts generators back to the states of a checkpoint, of the form that `get_states` gives; or,
-    where `states` is a list, to those of each seed (`Batch.load`). Raises UserError if they are of
-    another kind of device."""
+    """Restores generators from the states in a checkpoint, in the form returned by `get_states`,
+    or, if `states` is a list, from those of each seed (`Batch.load`). Raises UserError if they are
+    from another kind of device."""
     if isinstance(states, list):
         states = {use: [state[use] for state in states] for use in generators}
     for use, found in generators.items():
@@ -85,5 +85,5 @@ def _set_state(generator: torch.Generator, state: torch.Tensor) -> None:
         generator.set_state(state)
     except RuntimeError:
         kind = "cpu" if generator.device.type == "cuda" else "cuda"
-        told = f"--device {generator.device}: the run was begun on another"
-        raise UserError(f"{told}; use --device {kind}") from None
+        problem = f"--device {generator.device}: the run was started on another device"
+        raise UserError(f"{problem}; use --device {kind}") from None

@@ -1,5 +1,5 @@
-"""When to save a checkpoint, and how a training ends on a signal: saved, in one line, ready to go
-on (docs/runs.md)."""
+"""When to save a checkpoint, and how a training ends on a signal: saved, with one line, ready to
+resume (docs/runs.md)."""
 
 import contextlib
 import os
@@ -17,49 +17,49 @@ ONE_STOP = 1.0
 STOPPING = (
     b"\nstopping: this step is finished and saved first; the same signal again ends at once\n"
 )
-# The signal that asked this process to stop: signals belong to a process, and so does this.
+# The signal that asked this process to stop; per process, as signals are.
 _requested: list[int] = []
 _requested_at: list[float] = []
 
 
 class Stopped(SystemExit):
-    """A training that a signal has ended behind a checkpoint. Exit code 128 + the signal's number,
-    no traceback."""
+    """Raised when a signal has ended a training after a checkpoint. Exit code 128 + the signal's
+    number, no traceback."""
 
 
 def _request_stop(number: int, frame) -> None:
-    """The handler: the first signal asks the loop to stop, one that comes a second later or more
-    ends the process."""
+    """The handler: the first signal asks the loop to stop, another one at least a second later ends
+    the process."""
     now = time.monotonic()
     if not _requested:
         _requested.append(number)
         _requested_at.append(now)
         if os.isatty(2):
-            os.write(2, STOPPING)  # print() may be interrupted in the middle of itself
+            os.write(2, STOPPING)  # print() may itself be interrupted
     elif now - _requested_at[0] >= ONE_STOP:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
-def _stopped(told: str) -> Stopped:
-    """What to raise for the signal that has come; prints the one line about it."""
+def _stopped(consequence: str) -> Stopped:
+    """Prints one line about the received signal, and returns the exception to raise."""
     name = signal.Signals(_requested[0]).name
     with contextlib.suppress(OSError):  # the terminal may be gone
         end_bars()
-        print(f"stopped by {name}{told}", file=sys.stderr)
+        print(f"stopped by {name}{consequence}", file=sys.stderr)
     return Stopped(128 + _requested[0])
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """While it is open SIGINT (Ctrl-C), SIGTERM and SIGHUP let the loop finish its step and save
+    """While it is open, SIGINT (Ctrl-C), SIGTERM and SIGHUP let the loop finish its step and save
     (`SaveTimes`).
 
-    A signal that is ignored already stays so: `nohup` ignores SIGHUP, a shell ignores SIGINT for
-    `command &`. Outside the main thread Python cannot handle signals, and nothing happens. Raises
-    Stopped at its end if a signal came too late for the loop: what comes next is not begun.
-    Likewise if something failed behind a signal: a terminal and a batch system also signal the
-    compiler that torch.compile waits for, and whatever else the training has started.
+    A signal that is already ignored stays ignored: `nohup` ignores SIGHUP, a shell ignores SIGINT
+    for `command &`. Outside the main thread Python cannot handle signals, and this does nothing.
+    Raises Stopped at its end if a signal came too late for the loop, so that nothing more is
+    started. The same applies if something fails after a signal: a terminal and a batch system also
+    signal the compiler that torch.compile waits for, and other processes started by the training.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -69,14 +69,14 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
         if _requested:
-            raise _stopped(": what was begun is complete, nothing more is begun")
+            raise _stopped(": current work is complete, nothing more is started")
     except UserError:
         raise
     except Exception as error:
         if not _requested:
             raise
         raise _stopped(
-            f": nothing saved since the last checkpoint ({reason(error)}); the same command goes on"
+            f": nothing saved since the last checkpoint ({reason(error)}); the same command resumes"
         ) from error
     finally:
         for number, handler in before.items():
@@ -89,24 +89,24 @@ class SaveTimes:
     """When a loop saves: at multiples of --checkpoint-frequency, --checkpoint-minutes after the
     last save, at the end, and when a signal asks it to stop.
 
-    start: the step that training goes on from. frequency, minutes: 0 switches either off.
+    start: the step from which training continues. frequency, minutes: 0 disables either.
     """
 
     def __init__(self, start: int, frequency: int, minutes: float):
         self.frequency = frequency
         self.seconds = 60 * minutes
-        self.at_end = False  # whether the step asked about last is the last one
-        self.regular = False  # whether it is due by its number, not by the clock or a signal
+        self.at_end = False  # whether the latest queried step is the last one of the training
+        self.regular = False  # whether a save is due by the step, not by the clock or a signal
         self._step = start
         self._saved_at = time.monotonic()
 
     def start_from(self, step: int) -> None:
-        """The training goes on from another step than was said."""
+        """Training continues from a different step."""
         self._step = step
 
     def is_due(self, step: int, at_end: bool) -> bool:
-        """Whether to save after `step`. To be asked after every step, or every group of steps done
-        at once."""
+        """Whether to save after `step`. Call it after every step, or after every group of steps
+        performed at once."""
         before = self._step
         self._step = step
         self.at_end = at_end
@@ -116,12 +116,12 @@ class SaveTimes:
         return self.regular or by_the_clock or bool(_requested)
 
     def done(self, runs: Sequence, at_end: bool) -> None:
-        """After a save of all these runs. Raises Stopped if a signal has asked to, except at the
-        training's end."""
+        """To be called after all these runs are saved. Raises Stopped if a signal has asked to
+        stop, except at the training's end."""
         self._saved_at = time.monotonic()
         if not _requested or at_end:
             return
         what = (
             f"{runs[0].folder}" if len(runs) == 1 else f"{len(runs)} runs such as {runs[0].folder}"
         )
-        raise _stopped(f" at step {self._step}, saved: {what}; the same command goes on")
+        raise _stopped(f" at step {self._step}, saved: {what}; the same command resumes")

@@ -1,4 +1,5 @@
-"""Files that a kill at any moment leaves whole: JSON, checkpoints, and what they may hold."""
+"""Files that stay whole after a kill at any moment: JSON, checkpoints, and what they may
+contain."""
 
 import contextlib
 import io
@@ -19,7 +20,7 @@ class Damaged(Exception):
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Whoever looks at `path`, also after a kill, sees the old or the new content."""
+    """A reader of `path` sees either the old or the new content, also after a kill."""
     temp = path.with_name(path.name + ".tmp")
     with writing(path):
         try:
@@ -36,7 +37,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in this folder last through a crash of the machine."""
+    """Makes renames in this folder survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
@@ -47,8 +48,8 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A file of JSON that holds a dict; {} if it is missing. Raises UserError if it cannot be read,
-    Damaged if it holds something else."""
+    """Reads a JSON file that contains a dict; {} if it is missing. Raises UserError if it cannot be
+    read, Damaged if it contains something else."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -75,14 +76,14 @@ def bytes_or_none(path: Path) -> bytes | None:
 
 
 def write_pt(path: Path, content: dict) -> None:
-    buffer = io.BytesIO()  # torch's own file writer turns a full disk into a C++ error
+    buffer = io.BytesIO()  # torch's file writer turns a full disk into a C++ error
     torch.save(content, buffer)
     write_atomic(path, buffer.getbuffer())
 
 
 def load_pt(path: Path) -> dict:
-    """torch.save writes a zip with a CRC-32 for each record. Raises Damaged unless every one is
-    right."""
+    """Loads a file of torch.save, which writes a zip with a CRC-32 for each record. Raises Damaged
+    unless all of them are correct."""
     try:
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
@@ -97,8 +98,8 @@ def load_pt(path: Path) -> dict:
 
 
 def plain(value, where: str):
-    """`value` as `weights_only=True` can read it; a tensor on the CPU and, if a view, without the
-    rest of its base."""
+    """`value` in a form that `weights_only=True` can read; tensors on the CPU and, if views,
+    without the rest of their base."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return value.clone() if value.untyped_storage().nbytes() != value.nbytes else value
@@ -113,8 +114,8 @@ def plain(value, where: str):
 
 
 def keep_or_fresh(folder: Path) -> str:
-    """The end of a message on a folder that cannot be used as it is: what keeps its files, and what
-    deletes them."""
+    """The end of a message about a folder that cannot be used: how to keep its files, and how to
+    delete them."""
     away = f"mv {shlex.quote(str(folder))} {shlex.quote(f'{folder}.bak')}"
     keep = f"to keep its files, move it away ({away}) or choose another --runs-dir"
     return f"{keep}; or use --fresh to delete them"

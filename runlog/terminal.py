@@ -1,4 +1,4 @@
-"""What a program says: one-line errors and warnings, on streams that may be closed, full or not
+"""What a program prints: one-line errors and warnings, on streams that may be closed, full or not
 UTF-8."""
 
 import contextlib
@@ -9,18 +9,17 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-DEFAULT_COLUMNS = 80  # of a terminal that does not know its width
+DEFAULT_COLUMNS = 80  # for a terminal of unknown width
 _warned = set()  # subjects of `warn_once` in this process
 
 
 class UserError(ValueError):
-    """A user's mistake, or a state of the machine that only the user can change: one line that says
-    what would do."""
+    """A mistake by the user, or a state of the machine that only the user can change: one line that
+    says what to do."""
 
 
 def say(text: str, file=None) -> None:
-    """Print one line, on stdout unless told otherwise; a progress bar on the terminal goes below
-    it."""
+    """Prints one line, by default on stdout; a progress bar on the terminal moves below it."""
     file = sys.stdout if file is None else file
     has_bar = bool(getattr(tqdm, "_instances", ()))
     with tqdm.external_write_mode(file=file) if has_bar else contextlib.nullcontext():
@@ -37,27 +36,26 @@ def columns(stream) -> int:
 
 
 def end_bars() -> None:
-    """Leaves progress bars as they stand: what is printed from now on begins its own line."""
+    """Leaves progress bars as they are; the next output starts on a new line."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
 
 
 def warn(text: str) -> None:
-    """Print one line `warning: ...` on stderr; where that cannot be written nothing happens."""
+    """Prints one line `warning: ...` on stderr; does nothing if that cannot be written."""
     with contextlib.suppress(OSError, ValueError):
         say(f"warning: {text}", sys.stderr)
 
 
 def warn_once(subject: str, text: str) -> None:
-    """`warn`, but only the first time in this process that something is wrong with `subject`."""
+    """`warn`, but only for the first problem with `subject` in this process."""
     if subject not in _warned:
         _warned.add(subject)
         warn(text)
 
 
 class WarnOnce:
-    """`warn` of something that is asked about again and again, but each text, or subject, only
-    once."""
+    """`warn` for repeated checks: prints each text, or each subject, only once."""
 
     def __init__(self):
         self._told = set()
@@ -75,8 +73,8 @@ def reason(error: BaseException) -> str:
 
 
 class _Guarded:
-    """A text stream that loses what cannot be written instead of raising an exception. In
-    everything else it is the stream itself."""
+    """A text stream that drops what cannot be written instead of raising an exception. In all other
+    respects it behaves like the original stream."""
 
     def __init__(self, stream, name: str, matters: bool):
         self._stream = stream
@@ -104,18 +102,18 @@ class _Guarded:
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            told = getattr(error, "strerror", None) or str(error)
+            cause = getattr(error, "strerror", None) or str(error)
             nobody_reads = getattr(error, "errno", None) == errno.EPIPE
             if self._matters and not nobody_reads:
                 raise UserError(
-                    f"cannot write to {self._name}: {told}; send it elsewhere or free some space"
+                    f"cannot write to {self._name}: {cause}; send it elsewhere or free some space"
                 ) from None
             if self._name == "stdout" and self._stream is not sys.stderr:
-                warn_once("stdout", f"cannot write to stdout ({told}); going on without")
+                warn_once("stdout", f"cannot write to stdout ({cause}); continuing without it")
 
     def settle(self) -> None:
-        """Send what is still buffered to nowhere if it cannot be written: at its exit Python would
-        complain, and change the exit code."""
+        """Discards buffered output that cannot be written; otherwise Python would complain at exit,
+        and change the exit code."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
@@ -127,8 +125,8 @@ class _Guarded:
 
 
 def _opened_nowhere():
-    """A stream for one that was closed before Python started. The free descriptors up to 2 are
-    taken, so that no other file gets them, and child processes have them."""
+    """A stream for one that was closed before Python started. Occupies the free descriptors up to
+    2, so that no other file gets them and child processes have them."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     while descriptor <= 2:
         os.set_inheritable(descriptor, True)
@@ -138,12 +136,12 @@ def _opened_nowhere():
 
 @contextlib.contextmanager
 def guarded_output(stdout_matters: bool = False) -> Iterator[None]:
-    """stdout and stderr that never raise: a closed pipe, a lost terminal or a full disk loses
-    output, and is one warning on stderr. Characters that the terminal does not have are written as
-    escapes.
+    """Makes stdout and stderr never raise: with a closed pipe, a lost terminal or a full disk,
+    output is dropped with one warning on stderr. Characters that the terminal cannot show are
+    written as escapes.
 
-    stdout_matters: stdout is what the program is for; only a reader that has left (`| head`) may
-    lose some of it, and any other failure is a UserError.
+    stdout_matters: stdout is the purpose of the program; only a reader that has left (`| head`) may
+    lose output, and any other failure is a UserError.
     """
     before = {"stdout": sys.stdout, "stderr": sys.stderr}
     errors = {}
@@ -169,12 +167,12 @@ def guarded_output(stdout_matters: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_user_error(stdout_matters: bool = False) -> Iterator[None]:
-    """Turn a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or
+    """Turns a `UserError` into one line `error: ...` on stderr and exit code 2. Context manager or
     decorator.
 
-    A Ctrl-C before or after the training (in it, see `runlog.open_batches`) ends with exit code
-    130, without a traceback. Inside, output that cannot be written ends nothing; see
-    `guarded_output` for it and for stdout_matters.
+    Ctrl-C before or after the training (during it, see `runlog.open_batches`) ends with exit code
+    130 and no traceback. Inside, output that cannot be written does not end the program; see
+    `guarded_output` for this and for stdout_matters.
     """
     with guarded_output(stdout_matters):
         try:

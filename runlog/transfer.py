@@ -1,12 +1,12 @@
-"""Arrays of the host on their way to the device."""
+"""Uploading arrays from the host to the device."""
 
 import numpy as np
 import torch
 
 
 class Uploader:
-    """Copies arrays of one shape and type to a device. To a GPU they go through page-locked memory,
-    so that the copy needs no staging by the driver and the host does not wait for its end."""
+    """Copies arrays of one shape and type to a device. Copies to a GPU use page-locked memory, so
+    that the driver needs no staging copy and the host does not wait."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -20,7 +20,7 @@ class Uploader:
         if self.pinned is None:
             self.pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             self.copied = torch.cuda.Event()
-        self.copied.synchronize()  # the copy before has left the page-locked memory
+        self.copied.synchronize()  # wait until the previous copy has left the page-locked memory
         self.pinned.copy_(x)
         on_device = self.pinned.to(self.device, non_blocking=True)
         self.copied.record()

@@ -1,12 +1,12 @@
 """`--help` of a script: its module's docstring, and its flags in groups.
 
-The flags are the fields of a dataclass, the help of each the comment on its line (or the string
-below it). A comment line of its own begins a group, whose title it is, up to a semicolon:
+The flags are the fields of a dataclass; the help of each is the comment on its line (or the string
+below it). A separate comment line starts a group; its text up to a semicolon is the title:
 
     # network
     width: int = 512  # units of the last hidden layer
 
-A field that is a dataclass itself is a group of its own, `--rational.form` and the like.
+A field that is itself a dataclass forms a separate group, `--rational.form` and so on.
 """
 
 import ast
@@ -23,7 +23,7 @@ import tyro
 
 NARROWEST = 40
 WIDEST = 120
-FIRST_COLUMN = 30  # characters of flags, where the terminal has twice as many or more
+FIRST_COLUMN = 30  # width of the flags, if the terminal is at least twice as wide
 KINDS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
@@ -47,17 +47,17 @@ def has_groups(cls) -> bool:
         return False
     try:
         return any(group for group, _ in _written(cls).values())
-    except (OSError, TypeError, SyntaxError):  # made by a program, not written in a file
+    except (OSError, TypeError, SyntaxError):  # created dynamically, not written in a file
         return False
 
 
 def width() -> int:
-    """Columns to write help for: those of the terminal, or of the variable COLUMNS."""
+    """Columns for the help text: those of the terminal, or of the variable COLUMNS."""
     return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
 
 
 def format_help(cls, prog: str, columns: int) -> str:
-    """The whole help, in lines of at most `columns` where no single word is longer."""
+    """The whole help, in lines of at most `columns` characters unless a single word is longer."""
     flags = list(flags_of(cls))
     others = [flag.invocation for flag in flags if not flag.invocation.startswith("--")]
     parts = [" ".join(["usage:", prog, *others, "[--FLAG VALUE ...]"])]
@@ -67,7 +67,7 @@ def format_help(cls, prog: str, columns: int) -> str:
     groups = {}
     for flag in flags:
         groups.setdefault(flag.group, []).append(flag)
-    groups["help"] = [Flag("help", "-h, --help", "print this and stop")]
+    groups["help"] = [Flag("help", "-h, --help", "print this help and exit")]
     for title, flags in groups.items():
         lines = [f"{title}:"]
         for flag in flags:
@@ -99,7 +99,7 @@ def flags_of(cls, prefix: str = "", group: str = "flags") -> Iterator[Flag]:
 
 
 def _metavar(kind) -> str:
-    """What stands behind a flag of this type.
+    """The placeholder shown after a flag of this type.
     >>> _metavar(tuple[int, ...]), _metavar(float | None), _metavar(typing.Literal["A", "B"])
     ('INT ...', 'FLOAT', '{A,B}')
     """
@@ -128,8 +128,8 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _written(cls) -> dict[str, tuple[str, str]]:
-    """field -> (the group that begins with it, or "", and its help), as the source has them. Raises
-    OSError, TypeError or SyntaxError: there is no source."""
+    """field -> (the group that starts with it, or "", and its help), from the source. Raises
+    OSError, TypeError or SyntaxError if there is no source."""
     source = textwrap.dedent(inspect.getsource(cls))
     lines = source.splitlines()
     body = ast.parse(source).body[0].body
@@ -151,7 +151,7 @@ def _written(cls) -> dict[str, tuple[str, str]]:
 
 
 def _entry(flag: Flag, columns: int) -> list[str]:
-    """A flag and its help, beside each other where there is place."""
+    """A flag and its help, side by side where there is room."""
     first_column = FIRST_COLUMN if columns >= 2 * FIRST_COLUMN else 6
     indent = " " * first_column
     room = columns - first_column
@@ -163,7 +163,7 @@ def _entry(flag: Flag, columns: int) -> list[str]:
 
 
 def wrapped(text: str, columns: int) -> str:
-    """Paragraphs as wide as the terminal; indented ones, which are commands, keep their lines."""
+    """Wraps paragraphs to the terminal; indented ones, which are commands, keep their lines."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         if paragraph.startswith(" "):
@@ -177,8 +177,8 @@ def wrapped(text: str, columns: int) -> str:
 
 
 def _wrapped_command(line: str, columns: int) -> list[str]:
-    """A command that is longer than the terminal goes on behind a backslash, which would break it
-    within quotes."""
+    """Continues a command longer than the terminal on further lines, after backslashes. Commands
+    with quotes are not wrapped, since a backslash would break inside them."""
     if len(line) <= columns or "'" in line or '"' in line:
         return [line]
     lines = textwrap.wrap(

@@ -1,5 +1,5 @@
-"""Videos, which are optional: without graphics or ffmpeg there is a warning, and the training goes
-on."""
+"""Videos, which are optional: without graphics or ffmpeg there is a warning, and the training
+continues."""
 
 import contextlib
 import io
@@ -12,11 +12,12 @@ from runlog.terminal import reason, warn_once
 
 
 def save_video(path: Path, make_env: Callable, policy: Callable, every: int = 4) -> float:
-    """Films one episode, every fourth step, at 25 frames a second; returns the episode's return.
+    """Films one episode, one frame every `every` steps, at 25 frames per second; returns the return
+    of the episode.
 
-    make_env makes an environment with render_mode "rgb_array"; policy: observation (obs_dim,) ->
+    make_env creates an environment with render_mode "rgb_array"; policy: observation (obs_dim,) ->
     action (action_dim,). Training does not depend on it: without graphics or ffmpeg the reason is
-    one line on stderr, and the return is nan.
+    printed in one line on stderr, and the return is nan.
     """
     total = 0.0
     steps = 0
@@ -41,8 +42,8 @@ def save_video(path: Path, make_env: Callable, policy: Callable, every: int = 4)
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
-    """An mp4 of RGB frames (height, width, 3) uint8. Returns whether it was written; if not, the
-    first reason of this process is one line on stderr."""
+    """Writes an mp4 of RGB frames (height, width, 3) uint8. Returns whether it was written; if not,
+    the first reason in this process is printed in one line on stderr."""
     try:
         import imageio.v2 as imageio
 
@@ -50,15 +51,15 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
         imageio.mimsave(path, frames, fps=fps, macro_block_size=1)
     except Exception as error:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)  # a part of it
+            path.unlink(missing_ok=True)  # a partial file
         warn_once("video", f"no video {path} ({reason(error)})")
         return False
     return True
 
 
 def as_gif(path: Path, most_frames: int = 50, width: int = 160) -> bytes:
-    """A video as an animated GIF of at most so many frames, evenly spread, that lasts as long as
-    the video; no wider than `width` pixels."""
+    """A video as an animated GIF with at most `most_frames` evenly spaced frames and the duration
+    of the video; at most `width` pixels wide."""
     import imageio.v3 as imageio
     from PIL import Image
 
@@ -66,7 +67,7 @@ def as_gif(path: Path, most_frames: int = 50, width: int = 160) -> bytes:
     number = max(1, round(facts["fps"] * facts["duration"]))
     kept = set(np.linspace(0, number - 1, most_frames).round().astype(int).tolist())
     pictures = []
-    for i, frame in enumerate(imageio.imiter(path)):  # a game may have more than memory holds
+    for i, frame in enumerate(imageio.imiter(path)):  # a game may not fit into memory
         if i not in kept:
             continue
         picture = Image.fromarray(frame)
@@ -80,7 +81,7 @@ def as_gif(path: Path, most_frames: int = 50, width: int = 160) -> bytes:
         "GIF",
         save_all=True,
         append_images=pictures[1:],
-        duration=max(20, round(milliseconds)),  # browsers play none faster
+        duration=max(20, round(milliseconds)),  # browsers do not play faster
         loop=0,
     )
     return content.getvalue()

@@ -310,8 +310,8 @@ def test_a_run_that_diverged_before_its_first_checkpoint_is_not_evaluated(script
         ("ALE/Breakout-ram-v5", "is called Breakout here"),
         ("ms_pacman", "unknown; did you mean MsPacman"),
         ("mspacman", "is called MsPacman here"),
-        ("Pendulum-v1", "is no Atari game; .* sac_continuous.py"),
-        ("dm_control/cheetah-run-v0", "is no Atari game; .* sac_continuous.py"),
+        ("Pendulum-v1", "is not an Atari game; .* sac_continuous.py"),
+        ("dm_control/cheetah-run-v0", "is not an Atari game; .* sac_continuous.py"),
     ],
 )
 def test_what_is_no_name_of_a_game_is_told_by_what_it_is(env_id, told):

@@ -149,7 +149,7 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
     # again, and played
     capfd.readouterr()
     run(script, tmp_path / "a", flags)
-    assert "finished already (--fresh starts it anew)" in capfd.readouterr().out
+    assert "finished already (--fresh starts it over)" in capfd.readouterr().out
     run(script, tmp_path / "a", f"{flags} --evaluate")
     told = capfd.readouterr().out
     (video,) = (folder / "videos").glob("*.mp4")

@@ -145,7 +145,7 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
         "Hopper-v5",
     ],
     f"--device cuda:{CUDA_INDEX}": [f"--device cuda:{CUDA_INDEX}", "use cpu or auto"],
-    "--device gpu": ["--device gpu: is no device; use cpu or auto, or with a GPU cuda"],
+    "--device gpu": ["--device gpu: is not a device; use cpu or auto, or with a GPU cuda"],
     "--device auto:1": ["--device auto:1", "use cpu or auto"],
     "--device meta": ["--device meta", "use cpu or auto"],
     "--utdd 2": ["--utdd", "--utd"],

@@ -166,11 +166,11 @@ def test_a_damaged_checkpoint_is_a_warning_and_the_one_before_is_read(tmp_path, 
     ("damage", "told"),
     [
         ("later format", "has the checkpoint format 99"),
-        ("another run's checkpoint", "is of another configuration"),
+        ("another run's checkpoint", "belongs to another configuration"),
         ("config.json is cut", "config.json is damaged"),
-        ("a setting of another kind", "its settings do not fit"),
-        ("a broken row", "line 3 is no row of step, key, value, wall_time"),
-        ("no config.json", "is no run folder; give one that holds config.json"),
+        ("a setting of another kind", "its settings do not match"),
+        ("a broken row", "line 3 is not a row of step, key, value, wall_time"),
+        ("no config.json", "is not a run folder; give one that contains config.json"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(damage, told, tmp_path):
@@ -204,7 +204,7 @@ def test_which_folder_and_which_script_is_said_in_one_line(tmp_path):
     run = begun(tmp_path, ARGS)
     run.close()
     cases = {
-        tmp_path: "holds 1 run folders, such as",
+        tmp_path: "contains 1 run folders, such as",
         tmp_path / "nothing": "there is no such folder",
         run.folder: "cannot import mine, which trained it",
     }
@@ -215,7 +215,7 @@ def test_which_folder_and_which_script_is_said_in_one_line(tmp_path):
     unnamed = tmp_path / "mine"
     run.folder.rename(unnamed)
     (unnamed / "meta.json").unlink()
-    with pytest.raises(runlog.UserError, match=r"does not tell .* runlog\.load\(folder, Args\)"):
+    with pytest.raises(runlog.UserError, match=r"does not show .* runlog\.load\(folder, Args\)"):
         runlog.load(unnamed)
     assert runlog.load(unnamed, Args).config == ARGS
 
@@ -418,7 +418,7 @@ def test_no_checkpoint_and_an_unknown_activation_are_one_line(tmp_path):
     with pytest.raises(runlog.UserError, match="unknown name 'snake_of_mine'"):
         sac_continuous.load_agent(run.folder)
     path.write_text(json.dumps(config | {"widths": [5]}))
-    with pytest.raises(runlog.UserError, match="its checkpoint does not fit Agent") as caught:
+    with pytest.raises(runlog.UserError, match="its checkpoint does not match Agent") as caught:
         sac_continuous.load_agent(run.folder)
     assert "\n" not in str(caught.value)
     run.close()

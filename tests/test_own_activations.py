@@ -43,8 +43,8 @@ FAULTY = {
         {"build": lambda shape, _: nn.PReLU()},
     ),
     "returns a tuple.*width=2": ("mine", {"function": lambda x: (x, -x)}),
-    r"makes torch.float32 \(2, 3, 10\)": ("mine", {"function": lambda x: torch.cat([x, -x], -1)}),
-    "makes torch.bool": ("mine", {"function": lambda x: x > 0}),
+    r"to torch.float32 \(2, 3, 10\)": ("mine", {"function": lambda x: torch.cat([x, -x], -1)}),
+    "to torch.bool": ("mine", {"function": lambda x: x > 0}),
     r"fails on a tensor \(2, 3, 5\): TypeError": ("mine", {"function": torch.tanh, "width": 2}),
     "fails on a tensor.*ZeroDivisionError": ("mine", {"function": lambda x: x * (1 / 0)}),
     r"its build\(\(2,\), rational\) fails: TypeError": ("mine", {"build": lambda shape: None}),
@@ -121,9 +121,9 @@ def test_a_run_is_refused_where_its_activation_is_another_function(tmp_path, mon
     train(args)
     assert runlog.load(run.folder, Args).status == "finished"
     define(1.1)
-    with pytest.raises(runlog.UserError, match="another function of the name mine; give the new"):
+    with pytest.raises(runlog.UserError, match="another function called mine; give the new"):
         train(args)
-    with pytest.raises(runlog.UserError, match="another function of the name mine; load it where"):
+    with pytest.raises(runlog.UserError, match="another function called mine; load it where"):
         runlog.load(run.folder, Args)
     # neither finished, nor of a version that recorded functions
     meta = json.loads((run.folder / "meta.json").read_text())

@@ -231,7 +231,7 @@ def test_lines_of_a_run(tmp_path, capsys):
     dropped = "FOLDER: stopped before the first checkpoint; the old rows are dropped, "
     assert said(stop_at=5, save_at=4) == f"{dropped}starting again from step 0\n"
     assert said() == "resuming FOLDER from step 4\nfinished: FOLDER\n"
-    assert said() == "FOLDER: finished already (--fresh starts it anew)\n"
+    assert said() == "FOLDER: finished already (--fresh starts it over)\n"
     args = dataclasses.replace(args, fresh=True)
     assert said() == "new run in FOLDER\nfinished: FOLDER\n"
 

@@ -101,7 +101,7 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
         data[number * row_size + rng.randrange(row_size - 3)] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         if number in numbers:
-            with pytest.raises(DamagedRows, match="does not hold what the checkpoint counted"):
+            with pytest.raises(DamagedRows, match="does not hold the rows of the checkpoint"):
                 reopen(path, *counted)
         else:
             reopen(path, *counted)
@@ -114,7 +114,7 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
     other = fill(tmp_path / "other.dat", seed=1, rows=100)
     shutil.copyfile(other.path, path)
     with pytest.raises(
-        DamagedRows, match="or of another run; put the right one back, or move the folder away"
+        DamagedRows, match="or of another run; restore the right file, or move the folder away"
     ):
         reopen(path, *counted)
 

@@ -280,7 +280,7 @@ def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeyp
         run = new_run(tmp_path).open(tensorboard=False)
         run.close()
         told = capsys.readouterr().err
-        assert ("was begun with the code of" in told and "bbb" in told) is (argv == ["three"]), told
+        assert ("started with the code of" in told and "bbb" in told) is (argv == ["three"]), told
     assert f"the code of commit {'a' * 10}, and continues with commit {'b' * 10}\n" in told
     assert runlog.meta._named_commit({"commit": "c" * 40, "dirty": True}).endswith(" with changes")
     assert runlog.meta._named_commit({"commit": None, "dirty": None}) == "no known commit"
@@ -297,7 +297,7 @@ def test_code_that_git_does_not_track_is_told_when_it_has_changed(tmp_path, monk
         monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
         new_run(tmp_path).open(tensorboard=False).close()
         err = capsys.readouterr().err
-        assert ("was begun with another mine.py, which git does not track" in err) is told
+        assert ("started with another version of mine.py, which git does not track" in err) is told
 
 
 def test_status_finish_fail_fresh(tmp_path):

@@ -61,7 +61,7 @@ def test_generators_go_back_or_name_the_device():
         *draws
     )
     with pytest.raises(
-        runlog.UserError, match="--device cpu: the run was begun on another; use --device cuda"
+        runlog.UserError, match="--device cpu: the run was started on another device; use"
     ):
         # as CUDA's
         seeding.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))

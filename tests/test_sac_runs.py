@@ -204,7 +204,7 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
     capfd.readouterr()
     before = (folder / "scalars.csv").read_bytes()
     run(tmp_path, flags)
-    assert "finished already (--fresh starts it anew)" in capfd.readouterr().out
+    assert "finished already (--fresh starts it over)" in capfd.readouterr().out
     run(tmp_path, f"{flags} --evaluate")
     told = capfd.readouterr().out
     assert (

@@ -200,7 +200,7 @@ def test_ctrl_c_stops_in_one_line_and_exits_with_130():
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130
     saved = int(out.split()[1])
-    assert err == f"stopped by SIGINT at step {saved}, saved: here; the same command goes on\n"
+    assert err == f"stopped by SIGINT at step {saved}, saved: here; the same command resumes\n"
 
 
 def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
@@ -227,7 +227,7 @@ def test_a_signal_at_the_very_end_is_told(tmp_path, capsys):
     assert stop.value.code == 143 and status(tmp_path) == ["finished"]
     assert (
         capsys.readouterr().err
-        == "stopped by SIGTERM: what was begun is complete, nothing more is begun\n"
+        == "stopped by SIGTERM: current work is complete, nothing more is started\n"
     )
 
 

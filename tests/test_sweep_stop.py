@@ -308,7 +308,7 @@ def test_a_terminal_that_is_gone_does_not_end_a_sweep(tmp_path):
         done = subprocess.run(
             words, cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
         )
-    warning = "warning: cannot write to stdout (No space left on device); going on without\n"
+    warning = "warning: cannot write to stdout (No space left on device); continuing without it\n"
     assert (done.returncode, done.stderr) == (0, warning)
     assert set(check_exactly_once(tmp_path, 2, 2).values()) == {1}
 
