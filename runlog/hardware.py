@@ -69,28 +69,31 @@ def _code_and_hardware() -> dict:
     }
 
 
-def _output_of_git(*words: str) -> str:
-    """ "" outside a repository, or without git."""
+def _output_of_git(*words: str) -> str | None:
+    """None if git fails, as outside a repository, or is not installed."""
     with contextlib.suppress(OSError):
         done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT)
-        return done.stdout
-    return ""
+        if done.returncode == 0:
+            return done.stdout
+    return None
 
 
 def _git() -> dict:
     """The commit, None outside a repository, and whether tracked files differ from it."""
-    words = ("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
-    described = _output_of_git(*words).strip()
-    if not described:
+    commit = _output_of_git("rev-parse", "--verify", "HEAD")
+    if commit is None:
         return {"commit": None, "dirty": None}
-    return {"commit": described.removesuffix("-dirty"), "dirty": described.endswith("-dirty")}
+    # `git describe --dirty` would lock the index, and a run killed meanwhile would leave the lock
+    words = ("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    changes = _output_of_git(*words)
+    return {"commit": commit.strip(), "dirty": None if changes is None else bool(changes)}
 
 
 def _untracked_code() -> dict[str, str]:
     """path -> SHA-256 of the code of this process that git does not track: the script that was
     started, if any, and imported modules from its folder, the current folder and this project's,
     such as a custom activation or environment. Without git only the script."""
-    listed = _output_of_git("ls-files", "-z").split("\0")
+    listed = (_output_of_git("ls-files", "-z") or "").split("\0")
     tracked = {str(ROOT / name) for name in listed}
     files = []
     folders = [os.getcwd(), str(ROOT)]

@@ -290,6 +290,28 @@ def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeyp
     assert all(session["versions"] == here["versions"] for session in meta["sessions"])
 
 
+def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch):
+    """A run that is killed while it reads it leaves no .git/index.lock."""
+    monkeypatch.setattr(hardware, "ROOT", tmp_path)
+    assert hardware._git() == {"commit": None, "dirty": None}  # no repository
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    file = tmp_path / "file"
+    file.write_text("one")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    os.utime(file, (1, 1))  # git would note in its index that the content is the same
+    index = tmp_path / ".git/index"
+    before = index.read_bytes()
+    found = hardware._git()
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert found == {"commit": head.stdout.strip(), "dirty": False}
+    assert index.read_bytes() == before
+    (tmp_path / "untracked").write_text("")
+    assert hardware._git()["dirty"] is False
+    file.write_text("two")
+    assert hardware._git()["dirty"] is True
+
+
 def test_code_that_git_does_not_track_is_told_when_it_has_changed(tmp_path, monkeypatch, capsys):
     here = hardware.machine()
     for digest, told in (("a", False), ("a", False), ("b", True)):
