@@ -13,7 +13,6 @@ import interrupts  # noqa: F401
 
 import dataclasses
 import functools
-import math
 import time
 import zlib
 from collections.abc import Callable
@@ -648,7 +647,8 @@ def check_settings(args: Args) -> None:
     check("[1, inf)", "num_envs train_frequency batch_size target_frequency width redo_period")
     check("[1, inf)", "checkpoint_frequency eval_frequency num_eval_episodes log_frequency")
     check(f"[{args.num_envs}, inf)", "total_timesteps")
-    check(f"[{2 * args.num_envs}, inf)", "buffer_size learning_starts")
+    # the newest row is not sampled, and neither is the one before a resume
+    check(f"[{3 * args.num_envs}, inf)", "buffer_size learning_starts")
     check("[2, inf)", "metrics_samples ntk_samples")
     check("(0, inf)", "learning_rate adam_eps exploration_steps")
     check("[0, 1]", "repeat_action_probability gamma start_epsilon final_epsilon eval_epsilon")
@@ -771,7 +771,8 @@ def train(args: Args, run: runlog.Batch) -> None:
             progress.skip(time.monotonic() - paused)
 
         # learn
-        for _ in range(updates_due(args, before, step)):
+        num_due = updates_due(args, before, step)
+        for _ in range(num_due):
             batch = buffer.sample(args.batch_size, generators["update"], device)
             update(*batch)
             num_updates += 1
@@ -783,16 +784,20 @@ def train(args: Args, run: runlog.Batch) -> None:
                 run.log(step, {"redo/recycled_share": share})
         if target_is_due(args, before, step):
             target_network.load_state_dict(q_network.state_dict())
+        if num_due:
+            run.note_losses(step, {"td_loss": totals[0]})  # once not finite, the sum stays so
+
+        # stop if diverged
+        is_checked = is_due(args.log_frequency) or is_due(args.eval_frequency) or at_end
+        if is_checked and any(run.diverged()):
+            run.log(args.total_timesteps, last_eval)  # carried forward
+            break
 
         # log
         if is_due(args.log_frequency):
             row = {"charts/epsilon": epsilon, "perf/sps": progress.speed(step)}
             if num_updates > logged_updates:
                 loss_mean, q_mean = (totals / (num_updates - logged_updates)).tolist()
-                run.note_losses(step, {"td_loss": loss_mean})
-                if any(run.diverged()):
-                    run.log(args.total_timesteps, last_eval)  # carried forward
-                    break
                 row["losses/td_loss"] = loss_mean
                 row["losses/q_mean"] = q_mean
                 logged_updates = num_updates
@@ -802,7 +807,7 @@ def train(args: Args, run: runlog.Batch) -> None:
         # evaluate
         if is_due(args.eval_frequency):
             paused = time.monotonic()
-            index = math.ceil(step / args.eval_frequency)
+            index = reached // args.eval_frequency
             last_eval = evaluate(args, q_network, index)
             run.log(step, last_eval)
             recent_returns = []

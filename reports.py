@@ -139,17 +139,26 @@ def layer_metrics(
         "dormant_share": metrics.dormant_neurons(output)[0],
         "dormant_share_centred": metrics.dormant_neurons(output, subtract_mean=True)[0],
     }
+    values = {name: _fraction(mask, output) for name, mask in masks.items()}
     if len(record.branch_outputs) > 1:
         for i, branch in enumerate(record.branch_outputs):
-            dead, _ = metrics.dead_neurons_kde(subset(branch), generator=generator)
-            masks[f"branch{i}_dead_share"] = dead
-    values = {name: mask.to(output.dtype).mean(-1) for name, mask in masks.items()}
+            samples = subset(branch)
+            dead, _ = metrics.dead_neurons_kde(samples, generator=generator)
+            values[f"branch{i}_dead_share"] = _fraction(dead, samples)
     values["srank"] = metrics.effective_rank(output)
     values["feature_norm"] = metrics.feature_norm(output)
     quantiles = metrics.preactivation_quantiles(pooled)
     for i, q in enumerate(metrics.QUANTILES):
         values[f"preact_q{round(100 * q):02d}"] = quantiles[..., i]
     return values
+
+
+def _fraction(mask: Tensor, samples: Tensor) -> Tensor:
+    """The fraction of neurons in a mask (*batch, neurons). NaN where their outputs, (*batch,
+    samples, neurons), are not all finite: no neuron of a diverged network counts as alive."""
+    fraction = mask.to(samples.dtype).mean(-1)
+    is_finite = samples.isfinite().flatten(-2).all(-1)
+    return torch.where(is_finite, fraction, torch.nan)
 
 
 # ---- a whole network ---------------------------------------------------------------------------

@@ -353,14 +353,14 @@ def log_network_metrics(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch,
     grads = dict(zip(trained.names, grads))
     inputs = (samples["obs"],)
     report = reports.network_report(agent.actor, inputs, grads, 1, max_samples=num_samples)
-    batch.log_report(step, "network/actor", report)
+    batch.log_report(step, "network/actor", report, skip_diverged=True)
 
     trained = agent.qf_optimizer
     grads = metrics.mean_gradients(qf_loss, samples, trained.parameters_, size=256, dim=1)
     grads = dict(zip(trained.names, grads))
     inputs = (samples["obs"], samples["actions"])
     report = reports.network_report(agent.qf, inputs, grads, 2, max_samples=num_samples)
-    batch.log_report(step, "network/qf", report)
+    batch.log_report(step, "network/qf", report, skip_diverged=True)
 
 
 def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step: int) -> None:
@@ -375,7 +375,7 @@ def log_ntk_ranks(agent: Agent, buffer: ReplayBuffer, batch: runlog.Batch, step:
 
     def log(network: str, ranks: dict[str, torch.Tensor]) -> None:
         report = {f"ntk_{name}": rank for name, rank in ranks.items()}
-        batch.log_report(step, f"network/{network}", report)
+        batch.log_report(step, f"network/{network}", report, skip_diverged=True)
 
     inputs = (samples["obs"], samples["actions"])
     log("actor", metrics.ntk_rank(agent.actor, inputs[:1], batch_dims=1, output=mean_actions))

@@ -315,14 +315,14 @@ def log_network_metrics(
     grads = dict(zip(trained.names, grads))
     inputs = (samples["obs"],)
     report = reports.network_report(agent.actor, inputs, grads, 1, max_samples=num_samples)
-    batch.log_report(step, "network/actor", report)
+    batch.log_report(step, "network/actor", report, skip_diverged=True)
 
     trained = agent.qf_optimizer
     grads = metrics.mean_gradients(qf_loss, samples, trained.parameters_, size=256, dim=1)
     grads = dict(zip(trained.names, grads))
     inputs = (samples["obs"], samples["actions"])
     report = reports.network_report(agent.qf, inputs, grads, 2, max_samples=num_samples)
-    batch.log_report(step, "network/qf", report)
+    batch.log_report(step, "network/qf", report, skip_diverged=True)
 
 
 def log_ntk_ranks(
@@ -334,9 +334,11 @@ def log_ntk_ranks(
     samples = buffer.sample(agent.args.ntk_samples, generators=generators)
     inputs = (samples["obs"], samples["actions"])
     ranks = metrics.ntk_rank(agent.actor, inputs[:1], batch_dims=1)
-    batch.log_report(step, "network/actor", {f"ntk_{key}": rank for key, rank in ranks.items()})
+    report = {f"ntk_{key}": rank for key, rank in ranks.items()}
+    batch.log_report(step, "network/actor", report, skip_diverged=True)
     ranks = metrics.ntk_rank(agent.qf, inputs, batch_dims=2, sample_dim=1)
-    batch.log_report(step, "network/qf", {f"ntk_{key}": rank for key, rank in ranks.items()})
+    report = {f"ntk_{key}": rank for key, rank in ranks.items()}
+    batch.log_report(step, "network/qf", report, skip_diverged=True)
 
 
 # ---- checks, before anything is created ----------------------------------------------------------

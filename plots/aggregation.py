@@ -130,7 +130,9 @@ def on_grid(rows: np.ndarray, grid: np.ndarray, window: float = 0.0) -> np.ndarr
     """Values at the steps of a grid. rows: (rows, 2) of step and value.
 
     At each step g the value of the last row at or before it; with a window the mean of the rows in
-    (g - window, g], if there are any. NaN before the first row. Never looks ahead.
+    (g - window, g], if there are any. After the last row, the mean of the window that ends with it:
+    what is carried forward is then as smooth as the rest. NaN before the first row. Never looks
+    ahead.
     """
     if not len(rows):
         return np.full(len(grid), np.nan)
@@ -140,6 +142,8 @@ def on_grid(rows: np.ndarray, grid: np.ndarray, window: float = 0.0) -> np.ndarr
     if not window:
         return last
     start = np.searchsorted(steps, grid - window, side="right")
+    final = np.searchsorted(steps, steps[-1] - window, side="right")
+    start = np.where((start == end) & (grid > steps[-1]), final, start)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     means = (sums[end] - sums[start]) / np.maximum(end - start, 1)
     return np.where(end > start, means, last)

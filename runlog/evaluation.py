@@ -4,25 +4,45 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from runlog import mirrors
 from runlog.checkpoints import Checkpoints
 from runlog.meta import ENDED
 from runlog.report import log_report
 from runlog.run import Run
-from runlog.terminal import UserError
+from runlog.terminal import UserError, warn
 from runlog.video import write_video
 
 
 def finished_step(run: Run) -> int:
     """The step of the last checkpoint, for --evaluate. Raises UserError if the run has not reached
-    its end, or has no checkpoint."""
+    its end, has no checkpoint, or has diverged and its checkpoint holds values that are not finite.
+    Warns if it has diverged since the checkpoint."""
     newest = None
-    if run.status() in ENDED:
+    status = run.status()
+    if status in ENDED:
         newest = Checkpoints(run.folder, run.digest).newest()  # None: diverged before the first
     if newest is None:
-        raise UserError(f"--evaluate: {run.folder} is {run.status()}; train it to the end first")
-    return newest["step"]
+        raise UserError(f"--evaluate: {run.folder} is {status}; train it to the end first")
+    step = newest["step"]
+    if status == "diverged":
+        problem = f"{run.folder} has diverged"
+        if not _is_finite(newest):
+            raise UserError(f"--evaluate: {problem}; its networks are no longer finite")
+        warn(f"{problem} after its last checkpoint, step {step}, which is evaluated")
+    return step
+
+
+def _is_finite(content) -> bool:
+    """Whether all tensors in nested containers are finite."""
+    if isinstance(content, torch.Tensor):
+        return bool(content.isfinite().all())
+    if isinstance(content, dict):
+        return all(_is_finite(value) for value in content.values())
+    if isinstance(content, list | tuple):
+        return all(_is_finite(value) for value in content)
+    return True
 
 
 def mirror_video(run: Run, step: int, path: Path) -> None:

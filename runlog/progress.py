@@ -114,11 +114,12 @@ class Progress:
         keys: Sequence[str],
         place: str = "",
     ) -> None:
-        """Prints the means, over the runs' rows, of those keys that the first row has. The first of
-        them is the value of the bar. place: as in note_postfix."""
-        there = [key for key in keys if key in rows[0]]
+        """Prints the means, over the runs' rows, of those keys that some row has; a run that has
+        diverged may lack them. The first of them is the value of the bar. place: as in
+        note_postfix."""
+        there = [key for key in keys if any(key in row for row in rows)]
         for key in there:
-            mean = np.mean([row.get(key, np.nan) for row in rows])
+            mean = np.mean([row[key] for row in rows if key in row])
             self.postfix[key] = f"{mean:.4g}"
         if there:
             self.value = f"{_short(there[0])} {self.postfix[there[0]]}"

@@ -307,8 +307,8 @@ BAD = {
 }
 OWN_BAD = {
     "dqn_atari --num-envs 3": ["--num-envs 3", "must divide --train-frequency 4"],
-    "dqn_atari --learning-starts 1": ["--learning-starts 1", "[4, inf)"],
-    "dqn_atari --buffer-size 3": ["--buffer-size 3", "[4, inf)"],
+    "dqn_atari --learning-starts 5": ["--learning-starts 5", "[6, inf)"],
+    "dqn_atari --buffer-size 5": ["--buffer-size 5", "[6, inf)"],
     "dqn_atari --final-epsilon 2": ["--final-epsilon 2", "[0, 1]"],
     "ppo_atari --num-minibatches 5": ["--num-minibatches 5", "must divide", "= 16"],
     "ppo_atari --num-minibatches 16": ["--num-minibatches 16", "--no-normalize-advantages"],
