@@ -303,6 +303,16 @@ def test_a_run_that_diverged_before_its_first_checkpoint_is_not_evaluated(script
         script.main(dataclasses.replace(args, evaluate=True))
 
 
+@pytest.mark.parametrize("script", [dqn_atari, ppo_atari, pqn_atari])
+def test_networks_that_are_not_finite_are_not_evaluated(script, tmp_path):
+    args = script.Args(runs_dir=str(tmp_path), device="cpu")
+    run = script.runs_of(script.validate(args))[0].open(tensorboard=False)
+    run.save_checkpoint(5, {"network": {"weight": [torch.tensor([1.0, float("nan")])]}})
+    run.finish("diverged", step=5)
+    with pytest.raises(runlog.UserError, match="has diverged; its networks are no longer finite"):
+        script.main(dataclasses.replace(args, evaluate=True))
+
+
 @pytest.mark.parametrize(
     ("env_id", "told"),
     [

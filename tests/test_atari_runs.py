@@ -4,6 +4,7 @@ that they repeat, resume after a kill, and refuse wrong commands.
 `pytest -q tests/test_atari_runs.py` (about 60 s).
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -287,6 +288,47 @@ def test_options_run_and_a_diverged_run_says_so(script, flags, tmp_path, monkeyp
     meta = json.loads(meta.read_text())
     assert meta["status"] == "diverged" and 0 < meta["step"] <= 320
     assert not [*(tmp_path / "b").glob("*/replay.dat")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "diverged_at", "evaluated"),
+    [
+        # found at the end, at the evaluation at 60, at 90 after the checkpoint at 80
+        ("--log-frequency 90 --eval-frequency 1000 --learning-starts 90", 96, "step 80, which is"),
+        ("--log-frequency 1000 --eval-frequency 60", 48, "step 40, which is evaluated"),
+        ("--log-frequency 90 --eval-frequency 1000", 48, "networks are no longer finite"),
+    ],
+)
+def test_dqn_diverges_at_the_step_of_its_loss(flags, diverged_at, evaluated, tmp_path, capsys):
+    """The first update makes the weights 1e30, so the loss of the second one, four steps later,
+    overflows."""
+    flags += " --learning-rate 1e30 --total-timesteps 100 --metrics-frequency 0 --no-redo"
+    found = steps_of(run("dqn_atari", tmp_path, flags))
+    (folder,) = tmp_path.iterdir()
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (meta["status"], meta["step"]) == ("diverged", diverged_at)
+    assert "eval/episodic_return" not in found
+    capsys.readouterr()
+    with contextlib.suppress(SystemExit), runlog.exit_on_user_error():
+        run("dqn_atari", tmp_path, f"{flags} --evaluate")
+    err = capsys.readouterr().err
+    assert "has diverged" in err and evaluated in err
+
+
+@pytest.mark.parametrize(("num_envs", "crossed"), [(1, 60), (2, 60), (16, 64), (32, 64)])
+def test_dqn_numbers_its_evaluations(num_envs, crossed, tmp_path, monkeypatch):
+    """Also where several games side by side step over the multiples of 60."""
+    indices = {}
+
+    def evaluate(args, network, index):
+        indices[index] = indices.get(index, 0) + 1
+        return {"eval/episodic_return": 0.0}
+
+    monkeypatch.setattr(dqn_atari, "evaluate", evaluate)
+    flags = f"--num-envs {num_envs} --eval-frequency 60 --learning-starts 300 --train-frequency 32"
+    found = steps_of(run("dqn_atari", tmp_path, f"{flags} --metrics-frequency 0"))
+    assert indices == dict.fromkeys(range(1, 6), 1)
+    assert found["eval/episodic_return"][0] == crossed
 
 
 BAD = {

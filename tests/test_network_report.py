@@ -30,6 +30,22 @@ def gradients(network, x):
     )
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_network_that_is_not_finite_has_no_fraction_of_dead_neurons(bad):
+    """0 would read as the best of all values. The other seed is not affected."""
+    network = network_of("tanh*silu", [1, 2])
+    x = torch.randn(2, 100, 5, generator=torch.Generator().manual_seed(0))
+    before = reports.network_report(network, (x,), {}, 1).scalars
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter[0] = bad
+    after = reports.network_report(network, (x,), {}, 1).scalars
+    shares = [name for name in after if name.endswith(("_share", "_std", "_centred"))]
+    assert len(shares) == 2 * 6  # of each layer; two branches
+    for name in shares:
+        assert after[name][0].isnan() and after[name][1] == before[name][1], name
+
+
 @pytest.mark.parametrize("activation", ["relu", "crelu", "crational", "rational*tanh"])
 @pytest.mark.parametrize("seeds", [7, [1, 2, 3], [[1, 2], [3, 4], [5, 6]]])
 def test_a_batch_entry_reads_the_same_alone(activation, seeds):

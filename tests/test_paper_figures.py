@@ -195,11 +195,14 @@ def test_on_grid_never_looks_ahead():
     )
     windowed = plots.aggregation.on_grid(rows, np.array([2.0, 5, 6, 8, 12]), window=2.0)
     # slow: mean of (g - 2, g], else the last one before
-    for at, value in zip((2.0, 5, 6, 8, 12), windowed):
+    for at, value in zip((2.0, 5, 6, 8), windowed):
         inside = [v for x, v in rows if at - 2 < x <= at]
         before = [v for x, v in rows if x <= at]
         expected = np.mean(inside) if inside else (before[-1] if before else np.nan)
         np.testing.assert_allclose(value, expected)
+    # after the end: the window that ends with the last row, (9 - 2, 9] and (9 - 4, 9]
+    assert windowed[-1] == 90
+    assert plots.aggregation.on_grid(rows, np.array([40.0]), window=4.0) == [(56 + 90) / 2]
     changed = rows.copy()
     changed[-1, 1] = -1e9  # what comes later changes nothing before
     np.testing.assert_array_equal(
@@ -223,7 +226,7 @@ def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*", ["total_timesteps=60"])
     assert len(study.cells) == 1
     for where, words in (
-        ("lenght=3", "--where lenght: no setting"),
+        ("lenght=3", "--where lenght: is not a setting"),
         ("total_timesteps=31", "no run of sac"),
     ):
         with pytest.raises(runlog.UserError, match=words):

@@ -248,6 +248,14 @@ def test_lines_of_a_batch(tmp_path, capsys):
     ]
 
 
+def test_the_means_are_those_of_the_runs_that_have_the_value(capsys):
+    """The first seed has diverged before its first evaluation."""
+    bar = runlog.Progress(0, 20)
+    rows = [{}, {"eval/episodic_return": 7.0}, {"eval/episodic_return": 8.0}]
+    bar.note_means(20, rows, ["eval/episodic_return", "eval/success"])
+    assert capsys.readouterr().out == "step 20: eval/episodic_return 7.5\n"
+
+
 def test_the_last_step_says_the_training_return_if_it_has_no_line_yet(capsys):
     bar = runlog.Progress(0, 20)
     bar.note_end(20, [1.0, 2.0])
