@@ -741,11 +741,12 @@ def q_overestimation(
     is_given = bootstrap_values is not None
     bootstrapped = torch.full_like(rewards[..., 0], is_given, dtype=torch.bool)
     if fallback_values is not None:
-        bootstrapped |= (tail_weight > tail_tolerance).all(-1)
+        has_none = (tail_weight > tail_tolerance).all(-1)
+        bootstrapped |= has_none
         other, other_weight = discounted_returns(
             *arguments, **soft, bootstrap_values=fallback_values
         )
-        chosen = bootstrapped.unsqueeze(-1)
+        chosen = has_none.unsqueeze(-1)
         returns = torch.where(chosen, other, returns)
         tail_weight = torch.where(chosen, other_weight, tail_weight)
     kept = tail_weight <= tail_tolerance

@@ -61,7 +61,8 @@ BY_NAME["srank"] = BY_NAME["effective rank"]  # its name in tables
 BY_NAME["online accuracy"] = BY_NAME["accuracy"]
 SCORE = "score"  # the score of the environment's suite, else the first of these that is logged
 SCORES = ("return", "success", "accuracy", "error", "training return")
-# ending of a key: what is better, and the largest possible value
+# Ending of a key: what is better, and the largest possible value. Losses are neither better nor
+# worse: the actor's is minus Q, and the critics' follow their own targets.
 ENDINGS = {
     "dead_share": (LOWER, 1.0),
     "dormant_share": (LOWER, 1.0),
@@ -69,7 +70,6 @@ ENDINGS = {
     "success": (HIGHER, 1.0),
     "return": (HIGHER, None),
     "mse": (LOWER, None),
-    "loss": (LOWER, None),
 }
 
 

@@ -101,6 +101,13 @@ def test_curves_are_iqms_with_intervals_and_probabilities_of_improvement(tmp_pat
     assert both["n"] == 8 and both["probability"] == pytest.approx(np.mean(means))
 
 
+def test_a_loss_is_neither_better_nor_worse():
+    """SAC's actor loss is minus Q plus the entropy term, so that lower means a larger Q."""
+    for key in ("losses/actor_loss", "losses/qf_loss", "losses/td_loss"):
+        assert plots.metric.metric_of_key(key).better == ""
+    assert plots.metric.metric_of_key("eval/mse").better == plots.metric.LOWER
+
+
 def test_what_is_better_follows_from_the_metric(tmp_path, capsys):
     for name, seed in itertools.product(("relu", "tanh"), (1, 2)):
         value = {"relu": 0.5, "tanh": 0.2}[name] + 0.01 * seed

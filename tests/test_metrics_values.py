@@ -110,6 +110,12 @@ def test_fallback_values_serve_only_entries_that_would_keep_no_state():
         torch.testing.assert_close(
             got[name], torch.stack([plain[name][0], full[name][1]]), rtol=0, atol=0
         )
+    # with bootstrap_values every state is kept, and nothing falls back
+    both = metrics.q_overestimation(
+        q, rewards, end, cut, 0.99, bootstrap_values=values, fallback_values=values + 1
+    )
+    for name, value in full.items():
+        torch.testing.assert_close(both[name], value, rtol=0, atol=0)
 
 
 def test_overestimation_of_a_constant_reward_process():
