@@ -21,6 +21,7 @@ from test_figures_input import edit, error_of, three_seeds
 from test_paper_figures import DMC, STEPS, SWEEP, sac_runs, write_run
 
 import figures
+import plots.aggregation
 import plots.comparison
 import plots.comparison_figure
 import plots.metric
@@ -122,6 +123,22 @@ def test_what_is_better_follows_from_the_metric(tmp_path, capsys):
     assert f"nearest: {RETURN}" in told and "score, return, dead neurons" in told
     curves(tmp_path / "runs", "--metric", "return", "success", "--out", out)
     assert "success: no run has logged it, not drawn" in capsys.readouterr().out
+
+
+def test_games_that_end_at_one_step_are_one_value_of_a_mean_over_keys(tmp_path):
+    rows = {
+        "charts/episodic_return": ([10, 10, 20, 30], [1.0, 2.0, 8.0, 9.0]),
+        "charts/episodic_length": ([10, 10, 20, 20, 20], [4.0, 9.0, 10.0, 20.0, 60.0]),
+    }
+    folder = write_run(tmp_path / "runs", "pqn_atari", "Breakout", "tanh", 1, rows)
+    run = plots.reading.read_run(folder)
+    means = [(10, (1.5 + 6.5) / 2), (20, (8 + 30) / 2)]
+    np.testing.assert_allclose(plots.aggregation.combined(run, "charts/episodic_.*"), means)
+    largest = plots.aggregation.combined(run, "charts/episodic_.*", "max")
+    np.testing.assert_allclose(largest, [(10, 9), (20, 60)])
+    out = tmp_path / "out" / "x.png"
+    curves(tmp_path / "runs", "--metric", "charts/episodic_*", "--at-step", "20", "--out", out)
+    assert compared(out)["Breakout", "tanh"]["value"] == 19
 
 
 # ---- one common step -----------------------------------------------------------------------------
