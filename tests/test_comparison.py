@@ -273,7 +273,8 @@ def test_a_diverged_run_carries_the_last_value_before_it_diverged(tmp_path, caps
 
 def test_preactivations_are_compared_at_one_step(tmp_path, capsys):
     make_run(tmp_path, "relu", steps=(0, 100, 200))
-    make_run(tmp_path, "tanh", steps=(0, 100), status="diverged")
+    shorter = make_run(tmp_path, "tanh", steps=(0, 100))
+    edit(shorter / "meta.json", status="running")
     figures.main(["preactivations", str(tmp_path), "--out", str(tmp_path / "x.png")])
     told = capsys.readouterr().out
     assert "cut at step 100, the last at which all runs have been measured" in told
