@@ -126,17 +126,15 @@ def test_a_diverged_seed_carries_its_last_preactivations_and_cuts_no_table(tmp_p
         ("rational", 1): {step: 1.0 * step for step in steps},
         ("rational", 2): {10: 60.0, 20: 700.0},  # diverges at 25; what follows is no network's
     }
-    folders = []
+    root = tmp_path / "runs"
     for (name, seed), largest in of_seed.items():
         if (name, seed) == ("rational", 2):
             largest = {**largest, 30: 1e9, 40: np.nan}
-            folders.append(
-                measured_run(tmp_path / "runs", name, seed, largest, "diverged", step=25)
-            )
+            measured_run(root, name, seed, largest, "diverged", step=25)
         else:
-            folders.append(measured_run(tmp_path / "runs", name, seed, largest))
+            measured_run(root, name, seed, largest)
     out = tmp_path / "out" / "x.png"
-    figures.main(["preactivations", str(tmp_path / "runs"), "--out", str(out)])
+    figures.main(["preactivations", str(root), "--out", str(out)])
     told = capsys.readouterr().out
     cells = {}
     for line in told.splitlines():
