@@ -114,16 +114,29 @@ def aligned(runs: Sequence[Loaded], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def combined(run: Loaded, pattern: str, reduce: str = "mean") -> np.ndarray:
     """(rows, 2) of step and the mean or maximum over the keys that match, where all of them have a
-    finite value."""
+    finite value. Several rows of a key at one step (games that end together) are one value; those
+    of a single key stay apart."""
     series = [run.series(key) for key in sorted(run.keys(pattern))]
     if not series:
         return np.zeros((0, 2))
     if len(series) == 1:
         return series[0][:, :2]
+    series = [one_per_step(rows, reduce) for rows in series]
     shared = set.intersection(*({*rows[:, 0]} for rows in series))
     steps = sorted(shared)
     values = [rows[np.isin(rows[:, 0], steps), 1] for rows in series]
     return np.stack([steps, getattr(np, reduce)(values, axis=0)], -1)
+
+
+def one_per_step(rows: np.ndarray, reduce: str) -> np.ndarray:
+    """Rows (rows, 2 or more) of increasing step, and value: (steps, 2) with the mean or maximum of
+    the values at each step."""
+    steps, starts = np.unique(rows[:, 0], return_index=True)
+    if len(steps) == len(rows):
+        return rows[:, :2]
+    parts = np.split(rows[:, 1], starts[1:])
+    values = [getattr(np, reduce)(part) for part in parts]
+    return np.stack([steps, values], -1)
 
 
 def on_grid(rows: np.ndarray, grid: np.ndarray, window: float = 0.0) -> np.ndarray:

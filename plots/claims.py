@@ -15,6 +15,7 @@ from plots.reading import Loaded
 from plots.recording import Kind, distinct, rows_where, write_csv, write_figure
 from plots.seeds import points_until_end
 from plots.study import Study
+from plots.tables import number_text
 from plots.variants import BLACK, all_runs
 from runlog import disk
 
@@ -99,10 +100,14 @@ def diverged_at(run: Loaded) -> int | str:
 
 def write_summary(study: Study, quantities: Sequence[Quantity], out: Path, name: str) -> list[Path]:
     """name.csv, at each fifth of training, and name.md, at its end: for every quantity and variant
-    n, the number diverged, median with bootstrap interval, IQM, smallest and largest value."""
+    n, the number diverged, median with bootstrap interval, IQM, smallest and largest value. Without
+    any value, only print a line."""
     rows = []
     for step in fifths(study):
         rows += summary_rows(study, quantities, step)
+    if not rows:
+        print(f"{name}: no value in these runs, not written")
+        return []
     last = of_last_step(rows)
     return [write_csv(out / f"{name}.csv", rows), write_markdown(out / f"{name}.md", last)]
 
@@ -169,9 +174,13 @@ def write_claims(
 
 
 def fifths(study: Study) -> list[float]:
-    """The steps at a fifth, two fifths, ... of the longest run."""
-    end = max(run.last_step for run in all_runs(study.cells))
-    return np.linspace(end / 5, end, 5).tolist()
+    """The steps at a fifth, two fifths, ... of the longest run, at whose end all that diverged have
+    diverged."""
+    ends = [0.0]
+    for run in all_runs(study.cells):
+        ends += [run.last_step, diverged_at(run) or 0.0]
+    end = max(ends)
+    return np.unique(np.linspace(end / 5, end, 5)).tolist()
 
 
 def of_last_step(rows: Sequence[dict]) -> list[dict]:
@@ -291,12 +300,8 @@ def write_markdown(path: Path, rows: Sequence[dict]) -> Path:
 
 
 def cell(value: object) -> str:
-    """A value as tables show it: three digits, large and small ones with exponent; | escaped."""
-    if isinstance(value, float):
-        is_plain = value == 0 or 1e-3 <= abs(value) < 1e6
-        text = f"{value:,.3g}" if not is_plain or abs(value) < 1000 else f"{value:,.0f}"
-    else:
-        text = str(value)
+    """A value as tables show it, numbers as number_text; | escaped."""
+    text = number_text(value) if isinstance(value, float) else str(value)
     return text.replace("|", r"\|")
 
 

@@ -22,6 +22,7 @@ from plots.metric import BY_NAME, LOWER, WINDOWS, Metric, metric_of, normalised,
 from plots.overview import learned_rows
 from plots.reading import Loaded, Places, find_runs, read_scalars, step_unit
 from plots.recording import check_free, figure_place, record_figure, rows_where, write_csv
+from plots.study import told_names
 from plots.tables import (
     OTHER_STEP,
     Groups,
@@ -29,6 +30,7 @@ from plots.tables import (
     at_step,
     groups_of,
     in_label_order,
+    number_text,
     print_table,
 )
 from plots.variants import all_runs, flat
@@ -322,26 +324,64 @@ class Line:
         return [cell for cell in self.cells if all(label in cell.values for label in labels)]
 
 
+def alike_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of each quantity and script, of which one line shows all together."""
+    alike = {}
+    for cell in cells:
+        alike.setdefault((cell.asked, cell.script, cell.metric.better), []).append(cell)
+    return list(alike.values())
+
+
+def told_aggregates(cells: Sequence[Cell]) -> list[str]:
+    """Lines about the cells that make_lines leaves out of the line of all: those that some variant
+    does not have."""
+    notes = []
+    for members in alike_cells(cells):
+        labels = {}
+        for cell in members:
+            labels |= dict.fromkeys(cell.values)
+        lacking = {}  # variants: the environments without them
+        for cell in members:
+            absent = [label for label in labels if label not in cell.values]
+            if absent:
+                lacking.setdefault(tuple(absent), []).append(cell.environment)
+        parts = []
+        number = 0
+        for absent, environments in lacking.items():
+            number += len(environments)
+            parts.append(f"{told_names(environments)} (without {told_names(absent)})")
+        if not parts:
+            continue
+        told = f"not in the aggregate: {'; '.join(parts)}"
+        if len(members) - number < 2:
+            told = f"no aggregate, since fewer than two environments have every variant: {parts[0]}"
+            told = "; ".join([told, *parts[1:]])
+        script = f"{members[0].script}, " if members[0].title != members[0].environment else ""
+        notes.append(f"{script}{members[0].asked}: {told}")
+    return notes
+
+
 def make_lines(cells: Sequence[Cell]) -> list[Line]:
     """A line for each cell; if a quantity of a script has several cells, preceded by a line for all
     of them, over the environments that every variant has."""
     lines = []
-    alike = {}
-    for cell in cells:
-        alike.setdefault((cell.asked, cell.script, cell.metric.better), []).append(cell)
-    for members in alike.values():
+    for members in alike_cells(cells):
         labels = set()
         for cell in members:
             labels |= {*cell.values}
         shared = [cell for cell in members if labels == {*cell.values}]
         if len(shared) > 1:
-            lines.append(line_of_all(shared))
+            lines.append(line_of_all(shared, len(members)))
         lines += [Line(cell.title, [cell], cell.metric.label) for cell in members]
     return lines
 
 
-def line_of_all(cells: list[Cell]) -> Line:
-    title = cells[0].title.replace(cells[0].environment, f"all {len(cells)} environments")
+def line_of_all(cells: list[Cell], number: int) -> Line:
+    """The line over the cells that every variant has. number: of all cells of the quantity."""
+    name = f"all {number} environments"
+    if len(cells) < number:
+        name = f"{len(cells)} of {number} environments"
+    title = cells[0].title.replace(cells[0].environment, name)
     scaled = [cell.scaled() for cell in cells]
     if any(cell is None for cell in scaled):
         return Line(title, cells, "", has_scale=False)
@@ -490,6 +530,7 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
     notes = []
     for cell in cells:
         notes += [f"{cell.title}, {cell.metric.name}: {note}" for note in cell.notes]
+    notes += told_aggregates(cells)
     is_cut = any("compared at step" in note for note in notes)
     for note in (*left_out, *notes, *([OTHER_STEP] if is_cut else [])):
         print(note)
@@ -568,8 +609,7 @@ def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
         if row["variant"] == baseline:
             cells += ["(baseline)", "", ""]
         else:
-            pairs = f"{row['better']} of {row['pairs']}, p {row['p_value']:.2g}"
-            pairs = pairs if row["pairs"] else "-"
+            pairs = pairs_text(row) if row["pairs"] else "-"
             chance = interval_text(row, *PROBABILITY, text="{:.2f}")
             cells += [interval_text(row, *DIFFERENCE), pairs, chance]
         table.append(cells)
@@ -578,6 +618,15 @@ def print_line(line: Line, rows: Sequence[dict], options: Options) -> None:
     if any(np.isfinite(row["low"]) for row in few):
         print(f"fewer than {FEW_SEEDS} seeds: take these intervals as a rough guide only")
     print()
+
+
+def pairs_text(row: dict) -> str:
+    """How many pairs are better, and p: "3 of 4, p 0.62"; if some are equal, also how many are
+    worse: "3 : 0 of 10, p 0.25"."""
+    counts = f"{row['better']}"
+    if row["better"] + row["worse"] < row["pairs"]:
+        counts += f" : {row['worse']}"
+    return f"{counts} of {row['pairs']}, p {row['p_value']:.2g}"
 
 
 def interval_text(row: dict, value: str, low: str, high: str, text: str = "") -> str:
@@ -589,8 +638,3 @@ def interval_text(row: dict, value: str, low: str, high: str, text: str = "") ->
     if not np.isfinite(row[low]):
         return told[0]
     return f"{told[0]} [{told[1]}, {told[2]}]"
-
-
-def number_text(value: float) -> str:
-    """Three digits; large whole numbers in full."""
-    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e6 else f"{value:.3g}"

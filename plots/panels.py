@@ -28,10 +28,13 @@ class Statistic:
     caption: str
     is_bootstrapped: bool = True  # if not, the band is the deviation over seeds
 
-    def told(self, has_seeds: bool) -> str:
-        """What the lines show and, if some environment has several seeds, the bands."""
+    def told(self, has_seeds: bool, has_band: bool) -> str:
+        """What the lines show and, if there are any, the bands. has_seeds: whether some
+        environment has several seeds."""
         if not has_seeds:
             return f"{self.caption}, one seed: no interval"
+        if not has_band:
+            return f"{self.caption}, no band: some environment has one seed"
         if self.is_bootstrapped:
             return f"{self.caption}, band: 95 % stratified bootstrap"
         return f"{self.caption}, band: standard deviation over seeds"
@@ -46,20 +49,20 @@ STATISTICS = {
 
 
 def told_statistics(rows: Sequence[dict]) -> str:
-    """The statistics of rows of panel, statistic, environments and runs, for captions. If there are
-    several, the one with most panels comes first, without the panels' names."""
-    by_name = defaultdict(list)  # statistic: its rows
+    """The statistics of rows of panel, statistic, low, environments and runs, for captions. If
+    panels differ in what they show, that of most panels comes first, without their names."""
+    panels = defaultdict(list)  # (title, statistic): its rows
     for row in rows:
-        by_name[row["statistic"]].append(row)
-    described = {}  # statistic: its panels, text
-    for name, own in by_name.items():
+        panels[row.get("panel", ""), row["statistic"]].append(row)
+    described = defaultdict(list)  # text: titles of panels
+    for (title, name), own in panels.items():
         has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in own)
-        titles = list(dict.fromkeys(row.get("panel", "") for row in own))
-        described[name] = titles, STATISTICS[name].told(has_seeds)
-    most = max(described, key=lambda name: len(described[name][0]), default="")
-    lines = [text for name, (_, text) in described.items() if name == most]
-    for name, (titles, text) in described.items():
-        if name != most:
+        has_band = any(np.isfinite(row["low"]) for row in own)
+        described[STATISTICS[name].told(has_seeds, has_band)].append(title)
+    most = max(described, key=lambda text: len(described[text]), default="")
+    lines = [most]
+    for text, titles in described.items():
+        if text != most:
             lines.append(f"in {' and '.join(titles)}: {text}")
     return "; ".join(lines)
 
@@ -250,13 +253,18 @@ def interval(
     if statistic.is_bootstrapped:
         ends = statistics.stratified_bootstrap(strata, statistic.function, repetitions=1_000)
         return value, *ends
-    # over seeds, of the mean over environments; none if environments differ in number of seeds
-    numbers = {values.shape[-1] for values in strata}
-    if len(numbers) == 1 and numbers != {1}:
-        half = np.mean(strata, axis=0).std(-1)
-    else:
-        half = np.full(len(value), np.nan)
+    half = deviation_of_mean(strata)
     return value, value - half, value + half
+
+
+def deviation_of_mean(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """Standard deviation over seeds of the mean over environments: sqrt(sum of the environments'
+    variances (ddof 1)) / environments. They need not have equally many seeds, but each at least
+    two: NaN otherwise. strata: for each environment (steps, runs); returns (steps,)."""
+    if any(values.shape[-1] < 2 for values in strata):
+        return np.full(len(strata[0]), np.nan)
+    variances = [values.var(-1, ddof=1) for values in strata]
+    return np.sqrt(np.sum(variances, axis=0)) / len(strata)
 
 
 def told_left_out(found: dict[str, dict[str, Curve]]) -> list[str]:

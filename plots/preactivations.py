@@ -1,8 +1,9 @@
 """Densities of pre-activations: of one run, first and newest, and of many runs over training."""
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,7 @@ class History:
     steps: np.ndarray  # (steps,)
     edges: list[np.ndarray]  # for each step (bins + 1,)
     shares: list[np.ndarray]  # for each step the fraction of values below each edge, (bins + 1,)
+    has_diverged: bool = False  # the run has: its last distribution is carried forward
 
     def below(self, x: np.ndarray) -> np.ndarray:
         """Fraction of the values below x (n,), linear within a bin: (steps, n)."""
@@ -110,25 +112,30 @@ class History:
         """Largest absolute pre-activation on the batch, (steps,)."""
         return np.array([np.abs(edges).max() for edges in self.edges])
 
-    def at(self, steps: set[int]) -> "History":
-        """The history at these steps only."""
-        kept = [index for index, step in enumerate(self.steps.tolist()) if step in steps]
-        edges = [self.edges[index] for index in kept]
-        shares = [self.shares[index] for index in kept]
-        return History(self.steps[kept], edges, shares)
+    def has(self, step: int) -> bool:
+        """Whether the distribution is known at a step: it was measured, or is carried forward."""
+        return step in self.steps or (self.has_diverged and step > self.steps[-1])
+
+    def at(self, steps: Collection[int]) -> "History":
+        """The history at these steps only, at each of which it `has` a distribution."""
+        wanted = np.array(sorted(steps), dtype=int)
+        places = np.searchsorted(self.steps, wanted, side="right") - 1
+        edges = [self.edges[place] for place in places]
+        shares = [self.shares[place] for place in places]
+        return History(wanted, edges, shares, self.has_diverged)
 
     def until(self, step: float) -> "History":
         """The history up to a step."""
-        return self.at({each for each in self.steps.tolist() if each <= step})
+        return self.at(self.steps[self.steps <= step].tolist())
 
 
 def histories(folder: Path) -> dict[tuple[str, str], History]:
-    """(layer, network) -> History from histograms.jsonl."""
+    """(layer, network) -> History from histograms.jsonl, of the steps whose values are finite."""
     found = {}
     histograms = read_rows(folder, "histograms.jsonl", "preactivations", every=True)
     for key, parts in histograms.items():
-        rows = [row for row in parts["preactivations"] if sum(row["counts"])]
-        steps = np.array([row["step"] for row in rows])
+        rows = [row for row in parts["preactivations"] if density_of(row)[0] is not None]
+        steps = np.array([row["step"] for row in rows], dtype=int)
         edges = [np.array(row["edges"]) for row in rows]
         shares = []
         for row in rows:
@@ -138,26 +145,96 @@ def histories(folder: Path) -> dict[tuple[str, str], History]:
     return found
 
 
-def pooled(runs: Sequence[Loaded]) -> dict[tuple[str, str], list[History]]:
-    """(network, layer) -> histories of the runs, at the steps that all have; both twin critics are
-    "critics"."""
+@dataclass
+class Pool:
+    """The histories of the runs of one activation."""
+
+    # (network, layer): at the steps at which all are known; both twin critics are "critics"
+    layers: dict[tuple[str, str], list[History]]
+    notes: list[str]  # what is left out, cut or carried forward
+
+    @property
+    def histories(self) -> list[History]:
+        """Those of all layers that have a step."""
+        every = itertools.chain.from_iterable(self.layers.values())
+        return [history for history in every if len(history.steps)]
+
+    @property
+    def first(self) -> float:
+        """The first step; inf without any."""
+        return min((history.steps[0] for history in self.histories), default=np.inf)
+
+    @property
+    def last(self) -> float:
+        """The last step; -inf without any."""
+        return max((history.steps[-1] for history in self.histories), default=-np.inf)
+
+
+def pools_of(run_folders: Sequence[str | Path]) -> dict[str, Pool]:
+    """activation -> the histories of its runs."""
+    return {name: pooled(name, runs) for name, runs in load(run_folders).items()}
+
+
+def pooled(activation: str, runs: Sequence[Loaded]) -> Pool:
+    """Histories at the steps that all runs of an activation have. A run that has diverged carries
+    its last distribution forward."""
     found = defaultdict(list)
-    for run in runs:
+    ends = {}  # index of a run: the last step at which it was measured
+    for index, run in enumerate(runs):
+        end = run.meta.get("step") if run.has_diverged else None
         for (layer, network), history in histories(run.folder).items():
+            if end is not None:  # later measurements belong to no network
+                history = history.until(end)
+            if not len(history.steps):
+                continue
+            history.has_diverged = run.has_diverged
+            ends[index] = max(ends.get(index, 0), int(history.steps[-1]))
             is_critic = re.fullmatch(r"qf\d", network) is not None
             found["critics" if is_critic else network, layer].append(history)
-    for key, members in found.items():
-        shared = set.intersection(*({*history.steps.tolist()} for history in members))
-        found[key] = [history.at(shared) for history in members]
-    return {key: found[key] for key in sorted(found, key=layer_order)}
+    layers = {}
+    for key in sorted(found, key=layer_order):
+        members = found[key]
+        steps = set().union(*(history.steps.tolist() for history in members))
+        shared = [step for step in steps if all(history.has(step) for history in members)]
+        layers[key] = [history.at(shared) for history in members]
+    pool = Pool(layers, [])
+    pool.notes = told_pool(activation, runs, ends, pool.last)
+    return pool
 
 
-def last_of_all(groups: dict[str, dict[tuple[str, str], list[History]]]) -> float:
-    """The last step at which every run has been measured; inf if none has."""
+def told_pool(
+    activation: str, runs: Sequence[Loaded], ends: dict[int, int], last: float
+) -> list[str]:
+    """Lines about the runs of an activation that are left out, cut or carried forward. ends: index
+    of a run -> the last step at which it was measured; last: the last that all have."""
+    lost = [index for index, run in enumerate(runs) if run.has_diverged]
+    measured = [index for index in lost if index in ends]
+    number = len(runs)
+    notes = []
+    if measured:
+        what = "diverged (last measurement carried forward)"
+        notes.append(f"{activation}: {len(measured)} of {number} runs {what}")
+    early = len(lost) - len(measured)
+    if early:
+        what = "diverged before the first measurement, left out"
+        notes.append(f"{activation}: {early} of {number} runs {what}")
+    without = number - len(ends) - early
+    if without:
+        notes.append(f"{activation}: {without} of {number} runs have no measurement, left out")
+    if ends and np.isinf(last):
+        notes.append(f"left out: {activation}, whose runs were measured at no common step")
+    elif any(end > last for index, end in ends.items() if index not in lost):
+        what = f"cut at step {last:,.0f}, the last at which all its runs have been measured"
+        notes.append(f"{activation}: {what}")
+    return notes
+
+
+def last_of_all(pools: dict[str, Pool]) -> float:
+    """The last step at which every run that has not diverged has been measured; inf if there is no
+    such run."""
     ends = [np.inf]
-    for layers in groups.values():
-        for members in layers.values():
-            ends += [history.steps[-1] for history in members if len(history.steps)]
+    for pool in pools.values():
+        ends += [history.steps[-1] for history in pool.histories if not history.has_diverged]
     return min(ends)
 
 
@@ -186,40 +263,52 @@ def write_preactivations(
     endings: Sequence[str] = ("png", "pdf"),
 ) -> list[Path]:
     """Write the figure of the runs' pre-activations over training."""
-    rows = preactivation_rows(run_folders)
+    pools = pools_of(run_folders)
+    rows = rows_of_pools(pools)
+    notes = list(itertools.chain.from_iterable(pool.notes for pool in pools.values()))
     configs = [read_config(Path(folder)) for folder in run_folders]
     names = in_order(config["activation"] for config in configs)
-    title = f"Pre-activations over training, {configs[0]['env_id']}"
+    caption = [f"Pre-activations over training, {configs[0]['env_id']}"]
+    if notes:
+        caption.append("; ".join(notes))
     return write_figure(
         out,
         name,
         PREACTIVATIONS,
         rows,
         endings,
-        caption=[title],
+        caption=caption,
         activations=names,
         unit=step_unit(configs[0]),
     )
 
 
 def preactivation_rows(run_folders: Sequence[str | Path]) -> list[dict]:
+    """rows_of_pools of these runs."""
+    return rows_of_pools(pools_of(run_folders))
+
+
+def rows_of_pools(pools: dict[str, Pool]) -> list[dict]:
     """Points of `draw`, a row per layer, activation and step: quantiles, the smallest and largest
     value of any run (since the row before), and the densities d00, d01, ... in bins between
     first_edge and last_edge whose edges are evenly spaced in arcsinh (fine near 0, coarse far out).
-    Seeds and twin critics have equal weights."""
-    groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
+    Seeds and twin critics have equal weights. Raises UserError: no run has been measured, or those
+    of no activation at a common step."""
     keys = set()
-    for group in groups.values():
-        keys |= {*group}
+    for pool in pools.values():
+        keys |= {*pool.layers}
     if not keys:
         fault = "the runs have no histograms yet; train with --metrics-frequency above 0"
         raise runlog.UserError(fault)
+    if not any(pool.histories for pool in pools.values()):
+        fault = "no two runs of an activation have been measured at a common step"
+        raise runlog.UserError(f"{fault}; give runs with one --metrics-frequency")
     rows = []
     for key in sorted(keys, key=layer_order):
         members = {}  # activation: histories
-        for name, group in groups.items():
-            if key in group and len(group[key][0].steps):
-                members[name] = group[key]
+        for name, pool in pools.items():
+            if key in pool.layers and len(pool.layers[key][0].steps):
+                members[name] = pool.layers[key]
         if members:
             x = common_bins(members)
             for name, group in members.items():
@@ -369,22 +458,21 @@ def preactivation_table(
 ) -> list[list[str]]:
     """Header and a row per activation and layer: number of histories (seeds, twice for twin
     critics), then means over them: largest |x| at the first and newest measurement and over all,
-    and the newest fraction of |x| above a bound. Newest: the last step at which all runs have been
-    measured."""
-    return rows_of({name: pooled(runs) for name, runs in load(run_folders).items()}, bound)
+    and the newest fraction of |x| above a bound. Newest: the last step at which all runs that have
+    not diverged have been measured."""
+    return rows_of(pools_of(run_folders), bound)
 
 
-def rows_of(
-    groups: dict[str, dict[tuple[str, str], list[History]]], bound: float
-) -> list[list[str]]:
+def rows_of(pools: dict[str, Pool], bound: float) -> list[list[str]]:
     """preactivation_table of pooled histories."""
-    end = last_of_all(groups)
+    end = last_of_all(pools)
     header = ["activation", "layer", "n", "max |x| first", "max |x| newest", "max |x| ever"]
     rows = [[*header, f"newest |x| > {bound:g}"]]
     ends = np.array([-bound, bound])
-    for name, layers in groups.items():
-        for (network, layer), group in layers.items():
-            measured = [history.until(end) for history in group if len(history.steps)]
+    for name, pool in pools.items():
+        for (network, layer), group in pool.layers.items():
+            measured = [history.until(end) for history in group]
+            measured = [history for history in measured if len(history.steps)]
             if not measured:
                 continue
             largest = [history.largest_magnitude() for history in measured]
@@ -401,12 +489,20 @@ def rows_of(
 
 
 def print_preactivation_table(run_folders: Sequence[str | Path]) -> None:
-    """Print preactivation_table, aligned, and the step at which it is cut, if any."""
-    groups = {name: pooled(runs) for name, runs in load(run_folders).items()}
-    print_table(rows_of(groups, FITTED))
+    """Print preactivation_table, aligned, the step at which it is cut, if any, and what is left
+    out or carried forward."""
+    pools = pools_of(run_folders)
+    print_table(rows_of(pools, FITTED))
     print("over the measured batches; means over n histories: one per seed, two with twin critics")
-    end = last_of_all(groups)
-    further = [name for name, layers in groups.items() if last_of_all({name: layers}) > end]
+    end = last_of_all(pools)
+    late = [name for name, pool in pools.items() if end < pool.first < np.inf]
+    further = [name for name, pool in pools.items() if pool.last > end and name not in late]
     if further:
         text = f"cut at step {end:,}, the last at which all runs have been measured"
         print(f"{text}; later measurements of {', '.join(further)} are left out")
+    for name in late:
+        text = f"first measured at step {pools[name].first:,}, and another run only up to {end:,}"
+        print(f"not in the table: {name}, {text}")
+    for pool in pools.values():
+        for note in pool.notes:
+            print(note)

@@ -77,10 +77,12 @@ def part_rows(study: Study) -> list[dict]:
 
 
 def part_points(runs: Sequence[Loaded], part: str, grid: np.ndarray) -> list[dict[str, float]]:
-    """Step, mean and standard deviation of one contribution to Q."""
+    """Step, mean and standard deviation (ddof 1; NaN for one run) of one contribution to Q."""
     values = [on_grid(combined(run, f"q_split/{part}"), grid) for run in runs]
     means = np.mean(values, axis=0)
-    deviations = np.std(values, axis=0) if len(runs) > 1 else np.full(len(grid), np.nan)
+    deviations = np.full(len(grid), np.nan)
+    if len(runs) > 1:
+        deviations = np.std(values, axis=0, ddof=1)
     points = []
     for step, mean, std in zip(grid.tolist(), means.tolist(), deviations.tolist()):
         points.append({"step": step, "mean": mean, "std": std})

@@ -305,6 +305,16 @@ def latex_table(rows: Sequence[dict[str, str]]) -> list[str]:
     return [*start, *lines[1:], r"\hline", r"\end{tabular}"]
 
 
+def number_text(value: float) -> str:
+    """A number in three digits; from 1,000 to a million in full, without decimals.
+
+    >>> [number_text(value) for value in (0.12345, 999.4, 999.6, 123_456.7, 1e6)]
+    ['0.123', '999', '1,000', '123,457', '1e+06']
+    """
+    is_thousands = abs(float(f"{value:.3g}")) >= 1_000 and abs(value) < 1e6
+    return f"{value:,.0f}" if is_thousands else f"{value:.3g}"
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of cells in columns, the first column aligned to the left."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]

@@ -194,7 +194,8 @@ SETTINGS = {
     "redo": Setting("ReDo", (False, None)),
     "autotune": Setting("no autotune", (True, None)),
     "init_temperature": Setting("alpha from {}", (1.0, None)),
-    "encoder_activation": Setting("encoder {}", ("relu", None)),
+    # PQN's default, none, is the same activation as in the last hidden layer
+    "encoder_activation": Setting("encoder {}", ("relu", None), {PQN: (None,)}),
 }
 PAIRED = ("learning_rate", "utd")  # settings as well; the usual value is the one most runs have
 # What is measured, and how often: part of a run's identity, since its rows differ, but without

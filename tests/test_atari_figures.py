@@ -6,6 +6,7 @@
 import csv
 import itertools
 import json
+import statistics
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ import figures
 import plots.cr
 import plots.hr
 import plots.overview
+import plots.recording
 import plots.redraw
 import plots.statistics
+import plots.study
 import plots.style
 import plots.tables
 import runlog
@@ -130,16 +133,18 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
         step = float(row["step"])
         window = 1.0
         means = []
-        for seed in (1, 2):
+        variances = []
+        for game in GAMES[:2]:
             normalised = []
-            for game in GAMES[:2]:
+            for seed in (1, 2):
                 relu = np.concatenate([truth["relu", game, s][0] for s in (1, 2)])
                 value = truth[row["variant"], game, seed][0][int(step - window)]
                 normalised.append((value - relu.min()) / (relu.max() - relu.min()))
-            means.append(np.mean(normalised))
+            means.append(statistics.mean(normalised))
+            variances.append(statistics.variance(normalised))
         assert float(row["value"]) == pytest.approx(np.mean(means), rel=1e-4)
         assert float(row["high"]) - float(row["value"]) == pytest.approx(
-            np.std(means), rel=1e-3, abs=1e-5
+            sum(variances) ** 0.5 / 2, rel=1e-3, abs=1e-5
         )
     for name in ("hr8b", "hr13"):  # without relu among their curves, normalised by it
         others = [
@@ -164,6 +169,68 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
     assert table["activation"] == "tanh" and table["games"] == table["seeds"] == "2"
     assert float(table["without HR"]) == pytest.approx(dead["tanh"], rel=1e-5)
     assert float(table["change"]) == pytest.approx(dead["tanh_hr"] / dead["tanh"] - 1, rel=1e-4)
+
+
+def test_the_band_of_hr8_is_the_deviation_of_the_mean_over_games(tmp_path):
+    """Games with 3 and 2 seeds, and with 3 and 1: a seed alone has no deviation."""
+    ranks = {"Breakout": [3.0, 7.0, 5.0], "Qbert": [40.0, 10.0]}
+    for seeds_of_qbert in (2, 1):
+        root = tmp_path / f"{seeds_of_qbert}"
+        for game, values in ranks.items():
+            number = seeds_of_qbert if game == "Qbert" else 3
+            for seed, value in enumerate(values[:number], start=1):
+                rows = {"network/agent/fc1/srank": (STEPS, [value] * 3)}
+                rows["charts/episodic_return"] = STEPS, [value] * 3
+                write_run(root / "runs", "ppo_atari", game, "relu", seed, rows)
+        figures.main(["hr8", "--runs", str(root / "runs"), "--out", str(root / "out")])
+        rows = plots.recording.read_csv(root / "out" / "hr8cd.csv")
+        ranked = [row for row in rows if row["panel"].startswith("effective rank")]
+        assert len(ranked) == 3
+        figure = plots.redraw.figure_of(root / "out", "hr8cd")
+        for row in ranked:
+            if seeds_of_qbert == 1:
+                assert row["value"] == 0.5 * (5 + 40) and np.isnan(row["low"])
+                continue
+            deviations = [statistics.stdev(values) for values in ranks.values()]
+            half = (deviations[0] ** 2 + deviations[1] ** 2) ** 0.5 / 2
+            assert row["value"] == 0.5 * (5 + 25)
+            assert row["low"] == pytest.approx(15 - half, rel=1e-5)
+            assert row["high"] == pytest.approx(15 + half, rel=1e-5)
+        told = " ".join(figure.get_suptitle().split())
+        if seeds_of_qbert == 2:
+            assert told.endswith("; mean over environments, band: standard deviation over seeds")
+        else:
+            why = "mean over environments, no band: some environment has one seed"
+            assert f"in effective rank, last hidden layer: {why}" in told
+
+
+def test_contributions_to_q_have_deviations_of_a_sample(tmp_path):
+    values = [2.0, 3.0, 7.0]
+    for seed, value in enumerate(values, start=1):
+        rows = {f"q_split/{part}": (STEPS, [value] * 3) for part in ("live", "dead", "bias")}
+        write_run(tmp_path / "runs", "dqn_atari", "Breakout", "tanh", seed, rows)
+    figures.main(["hr4", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    rows = plots.recording.read_csv(tmp_path / "out" / "hr4.csv")
+    assert len(rows) == 9
+    for row in rows:
+        assert row["mean"] == 4 and row["std"] == pytest.approx(statistics.stdev(values), rel=1e-5)
+
+
+def test_an_encoder_with_relu_is_a_variant_of_pqn_whose_default_follows_the_activation(tmp_path):
+    """PQN's convolutions have --activation by default; those of DQN and PPO have relu."""
+    rows = {"charts/episodic_return": (STEPS, STEPS)}
+    for script, encoders in (("pqn_atari", ([], ["relu"])), ("dqn_atari", (["relu"], ["tanh"]))):
+        for encoder in encoders:
+            config = {"layer_norm": "none", "encoder_activation": encoder}
+            write_run(tmp_path / "runs", script, "Breakout", "tanh", 1, rows, **config)
+    groups = plots.tables.groups_of(tmp_path / "runs")
+    assert list(groups["pqn_atari", "Breakout"]) == ["tanh", "tanh, encoder relu"]
+    assert list(groups["dqn_atari", "Breakout"]) == ["tanh", "tanh, encoder tanh"]
+    study = plots.study.read_study(tmp_path / "runs", "pqn_atari", "charts/.*")
+    assert [label.replace("layer norm none, ", "") for label in study.labels] == [
+        "tanh, layer norm none",
+        "tanh, encoder relu",
+    ]
 
 
 def test_hr8_and_cr_atari_name_the_algorithm_without_runs(tmp_path, capsys):

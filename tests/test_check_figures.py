@@ -5,6 +5,7 @@ the two check scripts.
 """
 
 import itertools
+import json
 import os
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from test_figures import is_drawn, make_run, panels
 import figures
 import plots.compare
 import plots.preactivations
+import plots.recording
 import plots.redraw
 import plots.variants
 import runlog
@@ -61,7 +63,7 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
         np.testing.assert_allclose(
             row, [0, 0.5 / total, 1 / total, (1 + (3 + step) / 2) / total, 1]
         )
-    found = plots.preactivations.pooled(plots.variants.load(folders)["crational"])
+    found = plots.preactivations.pools_of(folders)["crational"].layers
     assert list(found) == [
         (network, layer)
         for network, layer in itertools.product(("actor", "critics"), ("fc1", "fc2"))
@@ -98,6 +100,101 @@ def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     density = panel.collections[0].get_array()
     assert density.shape[1] == 3 and density.max() == pytest.approx(203 / 204 / 2, rel=1e-3)
     assert [path.name for path in paths] == ["history.csv", "history.png"] and is_drawn(paths[1])
+
+
+def measured_run(root, activation, seed, largest, status="finished", **meta):
+    """A run with one layer, measured at the steps of `largest`: as many values between -1 and 0 as
+    between 0 and the largest of each step."""
+    config = {"env_id": "toy", "activation": activation, "seed": seed}
+    run = runlog.Run(root, f"{activation}{seed}", config).open(tensorboard=False)
+    for step, value in largest.items():
+        run.log(step, {"eval/episodic_return": 0.0})
+        run.log_histogram(step, "network/q/fc1/preactivations", [1, 1], [-1.0, 0.0, value])
+    run.log(max(largest, default=0), {"eval/success": 0.0})
+    run.finish()
+    path = run.folder / "meta.json"
+    changes = {"status": status, **meta}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return run.folder
+
+
+def test_a_diverged_seed_carries_its_last_preactivations_and_cuts_no_table(tmp_path, capsys):
+    steps = range(10, 101, 10)
+    of_seed = {  # (activation, seed): step: largest value
+        ("relu", 1): {step: 2.0 * step for step in steps},
+        ("relu", 2): {step: 4.0 * step for step in steps},
+        ("rational", 1): {step: 1.0 * step for step in steps},
+        ("rational", 2): {10: 60.0, 20: 700.0},  # diverges at 25; what follows is no network's
+    }
+    root = tmp_path / "runs"
+    for (name, seed), largest in of_seed.items():
+        if (name, seed) == ("rational", 2):
+            largest = {**largest, 30: 1e9, 40: np.nan}
+            measured_run(root, name, seed, largest, "diverged", step=25)
+        else:
+            measured_run(root, name, seed, largest)
+    out = tmp_path / "out" / "x.png"
+    figures.main(["preactivations", str(root), "--out", str(out)])
+    told = capsys.readouterr().out
+    cells = {}
+    for line in told.splitlines():
+        if line.startswith(("relu ", "rational ")):
+            cells[line.split()[0]] = line.split()[2:]
+    # newest: relu (200 + 400) / 2, rational (100 + 700) / 2; half of the values are in [0, largest]
+    above = [50 * (1 - 5 / 200), 50 * (1 - 5 / 400)]
+    assert cells["relu"] == ["fc1", "2", "30.0", "300.0", "300.0", f"{sum(above) / 2:.2f}", "%"]
+    above = [50 * (1 - 5 / 100), 50 * (1 - 5 / 700)]
+    assert cells["rational"] == ["fc1", "2", "35.0", "400.0", "400.0", f"{sum(above) / 2:.2f}", "%"]
+    note = "rational: 1 of 2 runs diverged (last measurement carried forward)"
+    assert told.count(note) == 1 and "cut" not in told
+    assert json.loads((out.parent / "figures.json").read_text())["x"]["caption"][1] == note
+    rows = plots.recording.read_csv(out.with_suffix(".csv"))
+    for name in ("relu", "rational"):
+        own = [row for row in rows if row["activation"] == name]
+        assert [row["step"] for row in own] == [*steps]
+        for row in own:
+            step = int(row["step"])
+            largest = [of_seed[name, 1][step], of_seed[name, 2].get(step, 700.0)]
+            assert float(row["largest"]) == max(largest) and row["n"] == "2"
+
+
+def test_an_activation_whose_runs_all_diverged_cuts_no_other(tmp_path, capsys):
+    for seed in (1, 2):
+        measured_run(tmp_path, "relu", seed, {10: 1.0, 50: 9.0})
+    measured_run(tmp_path, "rational", 1, {10: 6.0}, "diverged", step=15)
+    measured_run(tmp_path, "rational", 2, {10: 4.0, 20: 8.0}, "diverged", step=25)
+    measured_run(tmp_path, "rational", 3, {}, "diverged", step=1)
+    plots.preactivations.print_preactivation_table(sorted(tmp_path.iterdir()))
+    told = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in told.splitlines()}
+    assert lines["relu"][3:7] == ["2", "1.0", "9.0", "9.0"]
+    assert lines["rational"][3:7] == ["2", "5.0", "7.0", "7.0"]
+    assert "rational: 2 of 3 runs diverged (last measurement carried forward)\n" in told
+    assert "rational: 1 of 3 runs diverged before the first measurement, left out\n" in told
+    assert "cut" not in told
+
+
+def test_runs_that_are_measured_at_other_steps_are_named(tmp_path, capsys):
+    measured_run(tmp_path / "a", "relu", 1, {1_000: 1.0, 3_000: 2.0}, "running")
+    measured_run(tmp_path / "a", "relu", 2, {1_000: 1.0, 3_000: 2.0, 4_000: 3.0})
+    measured_run(tmp_path / "a", "tanh", 1, {5_000: 3.0})
+    figures.main(["preactivations", str(tmp_path / "a"), "--out", str(tmp_path / "out" / "a.png")])
+    told = capsys.readouterr().out
+    assert "tanh" not in [line.split()[0] for line in told.splitlines()]
+    assert "not in the table: tanh, first measured at step 5,000, and another run only" in told
+    cut = "relu: cut at step 3,000, the last at which all its runs have been measured"
+    assert f"\n{cut}\n" in told
+    caption = json.loads((tmp_path / "out" / "figures.json").read_text())["a"]["caption"]
+    assert caption[1] == cut
+    measured_run(tmp_path / "a", "relu", 3, {2_000: 1.0})
+    figures.main(["preactivations", str(tmp_path / "a"), "--out", str(tmp_path / "out" / "b.png")])
+    told = capsys.readouterr().out
+    assert "left out: relu, whose runs were measured at no common step" in told
+    rows = plots.recording.read_csv(tmp_path / "out" / "b.csv")
+    assert [(row["activation"], row["step"]) for row in rows] == [("tanh", 5_000)]
+    with pytest.raises(runlog.UserError, match="no two runs of an activation"):
+        folders = [path for path in (tmp_path / "a").iterdir() if "relu" in path.name]
+        plots.preactivations.preactivation_rows(folders)
 
 
 def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ from test_figures_input import edit, error_of, three_seeds
 from test_paper_figures import DMC, STEPS, SWEEP, sac_runs, write_run
 
 import figures
+import plots.aggregation
+import plots.claims
 import plots.comparison
 import plots.comparison_figure
 import plots.metric
@@ -131,6 +133,77 @@ def test_what_is_better_follows_from_the_metric(tmp_path, capsys):
     assert "success: no run has logged it, not drawn" in capsys.readouterr().out
 
 
+def test_the_aggregate_says_which_environments_it_leaves_out(tmp_path, capsys):
+    """Four tasks; crational has been run on two of them, then on one only."""
+    envs = [f"dm_control/{name}-v0" for name in ("a-run", "b-run", "c-run", "d-run")]
+    scores = {}
+    for place, env in enumerate(envs):
+        for name, seed in itertools.product(("relu", "crational"), (1, 2, 3, 4)):
+            if name == "crational" and place > 1:
+                continue
+            scores[name, env, seed] = value = 100.0 * place + 10 * seed + len(name)
+            rows = {RETURN: ([10, 20], [0.0, value])}
+            write_run(tmp_path / "runs", "sac_continuous", env, name, seed, rows)
+    out = tmp_path / "out" / "x.png"
+    curves(tmp_path / "runs", "--statistic", "mean", "--out", out)
+    told = capsys.readouterr().out
+    note = f"not in the aggregate: {envs[2]}, {envs[3]} (without crational)"
+    assert told.startswith("2 of 4 environments: return, normalised, step 20\n")
+    assert f"\nscore: {note}\n" in told
+    spec = json.loads((out.parent / "figures.json").read_text())["x"]
+    assert spec["caption"][-1] == f"score: {note}"
+    both = compared(out)["2 of 4 environments", "crational"]
+    own = [value for (name, _, _), value in scores.items() if name == "crational"]
+    assert both["environments"] == 2 and both["value"] == pytest.approx(sum(own) / len(own) / 1000)
+
+    for folder in (tmp_path / "runs").glob("*b-run*__crational__*"):
+        shutil.rmtree(folder)
+    curves(tmp_path / "runs", "--out", out)
+    told = capsys.readouterr().out
+    assert "4 environments" not in told
+    why = "no aggregate, since fewer than two environments have every variant"
+    assert f"\nscore: {why}: {', '.join(envs[1:])} (without crational)\n" in told
+    curves(tmp_path / "runs" / "*a-run*", "--out", out)
+    assert "in the aggregate" not in capsys.readouterr().out
+
+
+def test_numbers_near_a_thousand_have_no_exponent():
+    for shown in (plots.tables.number_text, plots.claims.cell):
+        for value in (999.5, 999.6, 1_000.0, -999.7):
+            assert float(shown(value).replace(",", "")) == round(value)
+        assert shown(999.4) == "999" and shown(999_999.6) == "1,000,000"
+        assert shown(1.2e6) == "1.2e+06" and shown(0.0) == "0" and shown(np.nan) == "nan"
+        assert shown(-123_456.7) == "-123,457" and shown(0.00012345) == "0.000123"
+
+
+def test_equal_pairs_are_shown_beside_their_test(tmp_path, capsys):
+    """Three better, none worse, seven equal: the sign test is of the three."""
+    for seed in range(1, 11):
+        toy_run(tmp_path / "runs", "relu", seed, [0, 0, 1])
+        toy_run(tmp_path / "runs", "tanh", seed, [0, 0, 2 if seed <= 3 else 1])
+        toy_run(tmp_path / "runs", "selu", seed, [0, 0, 2 if seed <= 3 else 0])
+    curves(tmp_path / "runs", "--out", tmp_path / "out" / "x.png")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert f"  3 : 0 of 10, p {binomtest(3, 3).pvalue:.2g}  " in lines["tanh"]
+    assert f"  3 of 10, p {binomtest(3, 10).pvalue:.2g}  " in lines["selu"]
+
+
+def test_games_that_end_at_one_step_are_one_value_of_a_mean_over_keys(tmp_path):
+    rows = {
+        "charts/episodic_return": ([10, 10, 20, 30], [1.0, 2.0, 8.0, 9.0]),
+        "charts/episodic_length": ([10, 10, 20, 20, 20], [4.0, 9.0, 10.0, 20.0, 60.0]),
+    }
+    folder = write_run(tmp_path / "runs", "pqn_atari", "Breakout", "tanh", 1, rows)
+    run = plots.reading.read_run(folder)
+    means = [(10, (1.5 + 6.5) / 2), (20, (8 + 30) / 2)]
+    np.testing.assert_allclose(plots.aggregation.combined(run, "charts/episodic_.*"), means)
+    largest = plots.aggregation.combined(run, "charts/episodic_.*", "max")
+    np.testing.assert_allclose(largest, [(10, 9), (20, 60)])
+    out = tmp_path / "out" / "x.png"
+    curves(tmp_path / "runs", "--metric", "charts/episodic_*", "--at-step", "20", "--out", out)
+    assert compared(out)["Breakout", "tanh"]["value"] == 19
+
+
 # ---- one common step -----------------------------------------------------------------------------
 
 
@@ -207,7 +280,8 @@ def test_a_diverged_run_carries_the_last_value_before_it_diverged(tmp_path, caps
 
 def test_preactivations_are_compared_at_one_step(tmp_path, capsys):
     make_run(tmp_path, "relu", steps=(0, 100, 200))
-    make_run(tmp_path, "tanh", steps=(0, 100), status="diverged")
+    shorter = make_run(tmp_path, "tanh", steps=(0, 100))
+    edit(shorter / "meta.json", status="running")
     figures.main(["preactivations", str(tmp_path), "--out", str(tmp_path / "x.png")])
     told = capsys.readouterr().out
     assert "cut at step 100, the last at which all runs have been measured" in told

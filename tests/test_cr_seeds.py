@@ -3,6 +3,7 @@
 `pytest -q tests/test_cr_seeds.py` (about 10 s).
 """
 
+import itertools
 import json
 
 import numpy as np
@@ -153,6 +154,29 @@ def test_panels_show_every_seed_up_to_where_it_diverged_and_the_median(drawn):
     (thick,) = [line for line in panels[1].get_lines() if line.get_linewidth() == 2.2]
     everyone = np.array([truth["rational", seed]["return"] for seed in range(1, 6)])
     np.testing.assert_allclose(thick.get_ydata(), np.median(everyone, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("activations", [("rational",), ("relu", "rational")])
+def test_an_environment_in_which_every_run_diverged_at_once_is_in_the_list_only(
+    tmp_path, capsys, activations
+):
+    for activation, seed in itertools.product(activations, (1, 2)):
+        folder = write_run(
+            tmp_path / "runs", "sac_continuous", REACH, activation, seed, {}, "diverged"
+        )
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps(meta | {"step": 5 * seed}))
+    out = tmp_path / "out"
+    cr_seeds(tmp_path / "runs", out)
+    assert f"{NAME}-summary: no value in these runs, not written" in capsys.readouterr().out
+    assert not (out / f"{NAME}-summary.md").exists()
+    last = read_csv(out / f"{NAME}-last.csv")
+    assert [row["diverged_at"] for row in last] == ["5", "10"] * len(activations)
+    if len(activations) == 2:  # of each, both have diverged by the last step
+        rows = read_csv(out / f"{NAME}-claims.csv")
+        assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+        last_row = row_of(rows, step=10.0)
+        assert (last_row["quantity"], last_row["value"], last_row["n"]) == ("diverged", 0, "2")
 
 
 def test_the_picture_of_claims_shows_the_last_step(drawn):

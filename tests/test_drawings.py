@@ -631,15 +631,19 @@ def test_texts_are_broken_where_they_do_not_fit():
 
 
 def test_a_caption_tells_the_statistic_of_several_seeds_only():
-    row = {"statistic": "iqm", "environments": 3, "runs": 3}
+    row = {"statistic": "iqm", "environments": 3, "runs": 3, "low": np.nan}
     assert plots.panels.told_statistics([row]) == "IQM over runs, one seed: no interval"
-    several = plots.panels.told_statistics([row, row | {"runs": 9}])
+    nine = row | {"runs": 9, "low": 0.5}
+    several = plots.panels.told_statistics([row, nine])
     assert several == "IQM over runs, band: 95 % stratified bootstrap"
     rows = [row | {"panel": title} for title in ("score", "success")]
     rows += [row | {"panel": title, "statistic": "mean"} for title in ("bias",)]
     told = plots.panels.told_statistics(rows)
     assert told.startswith("IQM over runs") and "; in bias: mean over environments" in told
     assert plots.style.told_seeds([1, 3]) == "n = 1 to 3 seeds"
+    bands = [nine | {"statistic": "std"}, nine | {"statistic": "std", "low": np.nan}]
+    assert plots.panels.told_statistics(bands).endswith("band: standard deviation over seeds")
+    assert "no band: some environment has one seed" in plots.panels.told_statistics(bands[1:])
 
 
 def test_contributions_to_q_begin_at_0_and_tell_one_seed_once():

@@ -234,7 +234,7 @@ def test_sign_flip_test_equals_a_slow_loop():
         count += abs(mean) >= own - 1e-12
     assert statistics.sign_flip_test(differences) == pytest.approx(count / 2**6)
     assert statistics.sign_flip_test(np.ones(10)) == pytest.approx(2 / 2**10)
-    with pytest.raises(ValueError, match="up to 16"):
+    with pytest.raises(ValueError, match="at most 16"):
         statistics.sign_flip_test(np.ones(17))
 
 
