@@ -42,7 +42,15 @@ SHORT = {
     "rational.constraint_scale": "from",
     "rational.constraint_scale_end": "to",
 }
-USUAL_WIDTHS = [100, 100]  # of continual_supervised.py
+RATIONAL = json.loads(json.dumps(dataclasses.asdict(activations.RationalConfig())))
+USUAL = {  # defaults of continual_supervised.py for VARIED and rational.*, as in config.json
+    "layer_norm": False,
+    "reset_head": False,
+    "l2": 0.0,
+    "redo": False,
+    "widths": [100, 100],
+    **{f"rational.{key}": value for key, value in RATIONAL.items()},
+}
 LATE = 5  # tasks at the end of training that "late" refers to
 STEPS_TO_THRESHOLD = "charts/steps_to_threshold"
 PER_TASK = (  # keys of continual_curves.csv
@@ -173,27 +181,14 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
     settings = [flat(run.config) for run in runs]
     free = []  # settings in which cells may differ, in order of appearance
     for config in settings:
-        free += [key for key in config if key in VARIED or key.startswith("rational.")]
+        free += [key for key in config if is_free(key)]
     if found := differing(settings, [run.folder for run in runs], {*free, *MEASURING}):
         raise runlog.UserError(f"the runs {found.told}")
 
     varied = varied_settings(settings, dict.fromkeys(free))
-    varied = [key for key in varied if key != "activation"]
-    usual = {"widths": USUAL_WIDTHS}
-    defaults = json.dumps(dataclasses.asdict(activations.RationalConfig()))
-    for key, value in json.loads(defaults).items():  # tuples as lists, as in config.json
-        usual[f"rational.{key}"] = value
     cells = {}
     for run, config in zip(runs, settings):
-        own = {}
-        for key in varied:
-            default = usual.get(key, 0)  # 0 or False, except for a rational's settings
-            value = config.get(key, default)  # an older run may lack it
-            if value != default:
-                if isinstance(value, list):
-                    separator = "x" if key == "widths" else " "
-                    value = separator.join(map(str, value))
-                own[SHORT.get(key, key)] = value
+        own = unusual(config, varied)
         name = config["activation"], json.dumps(own)
         cell = cells.setdefault(name, Cell(config["activation"], own, []))
         cell.runs.append(run)
@@ -205,6 +200,27 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
         return order.index(cell.activation), len(cell.settings), cell.label
 
     return sorted(cells.values(), key=rank)
+
+
+def is_free(key: str) -> bool:
+    """Whether the cells of a study may differ in a setting."""
+    return key in VARIED or key.startswith("rational.")
+
+
+def unusual(config: dict[str, object], keys: Sequence[str]) -> dict[str, object]:
+    """The settings among `keys` in which a run is not as by default, as labels show them:
+    "init" -> 0.25, "widths" -> "75x75"."""
+    own = {}
+    for key in keys:
+        default = USUAL.get(key)
+        value = config.get(key, default)  # an older run may lack it
+        if key == "activation" or value == default:
+            continue
+        if isinstance(value, list):
+            separator = "x" if key == "widths" else " "
+            value = separator.join(map(str, value))
+        own[SHORT.get(key, key)] = value
+    return own
 
 
 # ---- comparisons ---------------------------------------------------------------------------------
@@ -388,12 +404,18 @@ def cell_row(cell: Cell) -> dict[str, object]:
 
 
 def run_rows(cell: Cell) -> list[dict]:
-    """MEASURES of each run of a cell, and the origin of the run."""
+    """MEASURES of each run of a cell, and the origin of the run. As JSON: its settings in which
+    cells may differ, all others (its protocol)."""
     measures = {measure: cell.measure(measure) for measure in MEASURES}
     rows = []
     for index, run in enumerate(cell.runs):
         row = {"seed": run.seed, "status": run.status}
         row |= {measure: values[index] for measure, values in measures.items()}
+        config = flat(run.config)
+        settings = {key: value for key, value in config.items() if is_free(key)}
+        for key in (*settings, *MEASURING):
+            config.pop(key, None)
+        row |= {"settings": json.dumps(settings), "protocol": json.dumps(config)}
         rows.append(row | run.origin())
     return rows
 
