@@ -115,10 +115,11 @@ def num_outputs(cell: Cell) -> int:
     """Units of the output layer. Raises UserError: not known."""
     if not cell.study.endswith(" split_classes"):
         return CLASSES
-    if cell.protocol is None:
+    outputs = (cell.protocol or {}).get("classes_per_task")
+    if not isinstance(outputs, int):
         fault = "lacks the number of outputs"
         raise runlog.UserError(f"{cell.folder / RUNS}: {fault}; {BY_ITS_COMMAND}")
-    return cell.protocol["classes_per_task"]
+    return outputs
 
 
 def cost_of(cell: Cell) -> dict[str, int]:
@@ -227,8 +228,8 @@ def without_doubles(cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         first = kept.setdefault(cell.key, cell)
         if first is not cell:
-            told = f"taken from {first.folder.as_posix()}, not from {cell.folder.as_posix()}"
-            print(f"{cell.study}, {cell.label}: {told}")
+            places = f"taken from {first.folder.as_posix()}, not from {cell.folder.as_posix()}"
+            print(f"{cell.study}, {cell.label}: {places}")
     return [*kept.values()]
 
 
