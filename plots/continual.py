@@ -42,7 +42,15 @@ SHORT = {
     "rational.constraint_scale": "from",
     "rational.constraint_scale_end": "to",
 }
-USUAL_WIDTHS = [100, 100]  # of continual_supervised.py
+RATIONAL = json.loads(json.dumps(dataclasses.asdict(activations.RationalConfig())))
+USUAL = {  # defaults of continual_supervised.py for VARIED and rational.*, as in config.json
+    "layer_norm": False,
+    "reset_head": False,
+    "l2": 0.0,
+    "redo": False,
+    "widths": [100, 100],
+    **{f"rational.{key}": value for key, value in RATIONAL.items()},
+}
 LATE = 5  # tasks at the end of training that "late" refers to
 STEPS_TO_THRESHOLD = "charts/steps_to_threshold"
 PER_TASK = (  # keys of continual_curves.csv
@@ -83,15 +91,29 @@ class Cell:
 
     def per_task(self, key: str) -> np.ndarray:
         """(seeds, tasks) of a measure that is logged once per task. NaN: not logged, or logged as
-        NaN; the last value of a diverged seed is carried forward."""
+        NaN. After the last row of a diverged seed, its last finite value is carried forward. Raises
+        UserError as logged_per_task."""
+        values, has_row = self.logged_per_task(key)
+        for row, is_logged, run in zip(values, has_row, self.runs):
+            known = np.flatnonzero(np.isfinite(row))
+            if run.has_diverged and len(known):
+                end = np.flatnonzero(is_logged)[-1] + 1
+                row[end:] = row[known[-1]]
+        return values
+
+    def logged_per_task(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(seeds, tasks) of a measure as it was logged, and whether there is a row, both without
+        the rows after a divergence: the value is NaN where there is none, or where it was logged as
+        NaN. Raises UserError: a row that belongs to no task."""
         num_tasks = self.runs[0].setting("num_tasks", int)
         values = np.full((len(self.runs), num_tasks), np.nan)
+        has_row = np.zeros(values.shape, dtype=bool)
         updates = self.updates_per_task()
         if updates is None:
-            return values
+            return values, has_row
         is_of_start = key.startswith("task_start/")
-        for row, run in zip(values, self.runs):
-            for step, value, _ in run.scalars.get(key, ()):
+        for row, is_logged, run in zip(values, has_row, self.runs):
+            for step, value, _ in rows_before_divergence(run, key):
                 task = round(step / updates)
                 if not is_of_start:
                     task -= 1
@@ -101,10 +123,8 @@ class Cell:
                     path = run.folder / "scalars.csv"
                     raise runlog.UserError(f"{path}: {key} has a row at {where}; {remedy}")
                 row[task] = value
-            known = np.flatnonzero(np.isfinite(row))
-            if run.has_diverged and len(known):
-                row[known[-1] :] = row[known[-1]]
-        return values
+                is_logged[task] = True
+        return values, has_row
 
     def updates_per_task(self) -> float | None:
         """Updates per task; None before the end of the first task."""
@@ -123,6 +143,16 @@ class Cell:
         late = values[:, max(1, values.shape[1] - LATE) :]
         late = late.mean(1) if late.shape[1] else np.full_like(first, np.nan)
         return late if when == "late" else late - first
+
+
+def rows_before_divergence(run: Loaded, key: str) -> np.ndarray:
+    """(rows, 3) of step, value, wall time. A diverged run repeats the values of its last task at
+    the end of each later one; those rows are left out."""
+    rows = run.scalars.get(key, np.zeros((0, 3)))
+    diverged_at = run.meta.get("step") if run.has_diverged else None
+    if isinstance(diverged_at, int):
+        rows = rows[rows[:, 0] < diverged_at]
+    return rows
 
 
 def continual_cells(folder: Places, where: Sequence[str] = ()) -> dict[str, list[Cell]]:
@@ -151,25 +181,14 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
     settings = [flat(run.config) for run in runs]
     free = []  # settings in which cells may differ, in order of appearance
     for config in settings:
-        free += [key for key in config if key in VARIED or key.startswith("rational.")]
+        free += [key for key in config if is_free(key)]
     if found := differing(settings, [run.folder for run in runs], {*free, *MEASURING}):
         raise runlog.UserError(f"the runs {found.told}")
 
     varied = varied_settings(settings, dict.fromkeys(free))
-    varied = [key for key in varied if key != "activation"]
-    usual = {"widths": USUAL_WIDTHS}
-    for key, value in dataclasses.asdict(activations.RationalConfig()).items():
-        usual[f"rational.{key}"] = value
     cells = {}
     for run, config in zip(runs, settings):
-        own = {}
-        for key in varied:
-            default = usual.get(key, 0)  # 0 or False, except for a rational's settings
-            value = config.get(key, default)  # an older run may lack it
-            if value != default:
-                if key == "widths":
-                    value = "x".join(str(units) for units in value)
-                own[SHORT.get(key, key)] = value
+        own = unusual(config, varied)
         name = config["activation"], json.dumps(own)
         cell = cells.setdefault(name, Cell(config["activation"], own, []))
         cell.runs.append(run)
@@ -181,6 +200,27 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
         return order.index(cell.activation), len(cell.settings), cell.label
 
     return sorted(cells.values(), key=rank)
+
+
+def is_free(key: str) -> bool:
+    """Whether the cells of a study may differ in a setting."""
+    return key in VARIED or key.startswith("rational.")
+
+
+def unusual(config: dict[str, object], keys: Sequence[str]) -> dict[str, object]:
+    """The settings among `keys` in which a run is not as by default, as labels show them:
+    "init" -> 0.25, "widths" -> "75x75"."""
+    own = {}
+    for key in keys:
+        default = USUAL.get(key)
+        value = config.get(key, default)  # an older run may lack it
+        if key == "activation" or value == default:
+            continue
+        if isinstance(value, list):
+            separator = "x" if key == "widths" else " "
+            value = separator.join(map(str, value))
+        own[SHORT.get(key, key)] = value
+    return own
 
 
 # ---- comparisons ---------------------------------------------------------------------------------
@@ -336,9 +376,10 @@ def curve_rows(cell: Cell) -> list[dict]:
 
 
 def threshold_rows(cell: Cell) -> list[dict]:
-    """Per task, the median of the steps to the threshold, and how many seeds reach it."""
+    """Per task, the median of the steps to the threshold, and the share of seeds that reach it. A
+    diverged seed reaches it in no later task: nothing is carried forward."""
     rows = []
-    steps = cell.per_task(STEPS_TO_THRESHOLD)
+    steps, _ = cell.logged_per_task(STEPS_TO_THRESHOLD)
     steps = np.where(np.isfinite(steps), steps, np.inf)  # never reached
     for task, column in enumerate(steps.T, start=1):
         values = {
@@ -352,21 +393,29 @@ def threshold_rows(cell: Cell) -> list[dict]:
 
 
 def cell_row(cell: Cell) -> dict[str, object]:
-    """A cell's MEASURES: mean with interval."""
-    row = {"n": len(cell.runs), "diverged": cell.num_diverged}
+    """A cell's MEASURES: mean with interval, and n, the seeds that have a value."""
+    row = {"runs": len(cell.runs), "diverged": cell.num_diverged}
     for measure in MEASURES:
-        mean, low, high = mean_interval(cell.measure(measure))
+        values = cell.measure(measure)
+        mean, low, high = mean_interval(values)
         row |= {measure: mean, f"{measure}: low": low, f"{measure}: high": high}
+        row[f"{measure}: n"] = int(np.isfinite(values).sum())
     return row
 
 
 def run_rows(cell: Cell) -> list[dict]:
-    """MEASURES of each run of a cell, and the origin of the run."""
+    """MEASURES of each run of a cell, and the origin of the run. As JSON: its settings in which
+    cells may differ, all others (its protocol)."""
     measures = {measure: cell.measure(measure) for measure in MEASURES}
     rows = []
     for index, run in enumerate(cell.runs):
         row = {"seed": run.seed, "status": run.status}
         row |= {measure: values[index] for measure, values in measures.items()}
+        config = flat(run.config)
+        settings = {key: value for key, value in config.items() if is_free(key)}
+        for key in (*settings, *MEASURING):
+            config.pop(key, None)
+        row |= {"settings": json.dumps(settings), "protocol": json.dumps(config)}
         rows.append(row | run.origin())
     return rows
 

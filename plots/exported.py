@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import runlog
 from plots import axes, style
 from plots.recording import Kind, distinct, record_figure, rows_where
 from plots.variants import OTHERS, STYLES, distinct_styles, shades
@@ -17,6 +18,7 @@ from plots.variants import OTHERS, STYLES, distinct_styles, shades
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     """Draws curves.csv and references: a panel per metric (spec's panels: metric -> label) with the
     mean over seeds, thin lines for the seeds, and a band from worst to best."""
+    check_apart(tables)
     rows = []
     for table in tables.values():
         rows += table
@@ -42,6 +44,21 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         text += ", thin lines: seeds"
     style.caption(figure, *spec["caption"], text)
     return figure
+
+
+def check_apart(tables: dict[str, list[dict]]) -> None:
+    """Raises UserError if two files have the same curve, which would be drawn as one. tables: file
+    -> its rows."""
+    files = {}  # activation, seed, metric: the first file that has this curve
+    for file, rows in tables.items():
+        for row in rows:
+            activation = row["activation"]
+            curve = activation, str(row["seed"]), row["metric"]
+            first = files.setdefault(curve, file)
+            if first != file:
+                fault = f"has {activation}, seed {row['seed']}, {row['metric']}, as has {first}"
+                remedy = f'call its activation "{activation} of {row["exp"]}", for example'
+                raise runlog.UserError(f"{file}: {fault}; {remedy}")
 
 
 def looks_of(names: Sequence[str], variants: Sequence[str]) -> dict[str, dict]:

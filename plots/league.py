@@ -1,6 +1,7 @@
 """A league table of continual learning: which cell keeps its plasticity, and at what cost."""
 
-import functools
+import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,17 @@ from matplotlib.figure import Figure
 import activations
 import runlog
 from plots import axes, statistics, style
-from plots.continual import LATE, USUAL_WIDTHS
+from plots.continual import LATE, RATIONAL, SHORT, USUAL, unusual
 from plots.reading import Places
-from plots.recording import Kind, read_csv, record_figure, rows_where, write_csv
-from plots.variants import canonical, styles_in
+from plots.recording import (
+    BY_ITS_COMMAND,
+    Kind,
+    read_csv,
+    record_figure,
+    rows_where,
+    write_csv,
+)
+from plots.variants import canonical, differing, styles_in, varied_settings
 from runlog import flops
 
 RUNS = "continual_runs.csv"
@@ -28,65 +36,126 @@ BASELINE = "relu"
 BATCH = 16  # default of continual_supervised.py
 INPUTS = {"digits": 64, "mnist": 784}
 CLASSES = 10
-# settings of training, which leave the network as it is
-OF_TRAINING = ("init", "decay", "c", "from", "to", "l2", "redo", "reset_head")
 COSTS = {"parameters": "trained parameters", "FLOPs": "FLOPs a sample, forward and backward"}
 
 
 # ---- what a cell costs ---------------------------------------------------------------------------
 
 
-def mlp(
-    inputs: int, widths: Sequence[int], outputs: int, activation: str, layer_norm: bool
-) -> nn.Module:
-    """The network of continual_supervised.py: inputs (batch, inputs) -> logits (batch, outputs)."""
-    rational = activations.RationalConfig()
-    hidden = activations.mlp(inputs, widths, activation, 1, layer_norm, rational)
-    return nn.Sequential(hidden, activations.Linear(hidden[-1].width, outputs, seeds=2))
+@dataclass
+class Cell:
+    """A cell of continual_runs.csv."""
 
-
-@dataclass(frozen=True)
-class Network:
-    """The parts of a cell's label in continual_runs.csv that define its network."""
-
+    study: str
+    label: str
     activation: str
-    widths: tuple[int, ...]
-    layer_norm: bool
+    settings: dict[str, object]  # all of continual.USUAL
+    protocol: dict[str, object] | None  # None: not known
+    folder: Path
+    runs: list[dict]  # its rows
+
+    @property
+    def key(self) -> str:
+        """What makes it another cell of its study."""
+        return json.dumps([self.activation, self.settings], sort_keys=True)
 
 
-def network_of(label: str) -> Network:
-    """The network of a cell. Raises UserError: a setting whose effect on its cost is not known."""
-    activation, *settings = label.split(", ")
-    widths = tuple(USUAL_WIDTHS)
-    layer_norm = False
-    for setting in settings:
-        name, _, value = setting.partition(" ")
-        if name == "widths":
-            widths = tuple(int(width) for width in value.split("x"))
-        elif name == "layer_norm":
-            layer_norm = value == "True"
-        elif name not in OF_TRAINING:
-            fault = f"league does not know the cost of {setting!r}"
+def settings_of(label: str) -> dict[str, object]:
+    """The settings in a cell's label, by their names in config.json. Raises UserError: a setting
+    whose effect on the cell's cost is not known."""
+    keys = {SHORT.get(key, key): key for key in USUAL}
+    _, *parts = label.split(", ")
+    settings = {}
+    for part in parts:
+        name, _, text = part.partition(" ")
+        if name not in keys:
+            fault = f"league does not know the cost of {part!r}"
             raise runlog.UserError(f'{RUNS}: cell "{label}": {fault}; leave these runs out')
-    return Network(activation, widths, layer_norm)
+        key = keys[name]
+        default = USUAL[key]
+        if isinstance(default, list):
+            settings[key] = [type(default[0])(number) for number in re.split("[x ]", text)]
+        elif isinstance(default, bool):
+            settings[key] = text == "True"
+        elif default is None:
+            settings[key] = float(text)
+        else:
+            settings[key] = type(default)(text)
+    return settings
 
 
-@functools.cache
-def cost_of(label: str, study: str) -> dict[str, int]:
-    """Trained parameters of a cell, and FLOPs of a sample's forward pass, and of both passes."""
-    dataset, _, _ = study.partition(" ")
+def cell_of(rows: list[dict], folder: Path) -> Cell:
+    """A cell, from its rows. In files that lack these columns, its settings are those in its label,
+    and its protocol is not known. Raises UserError: a setting that league does not know, or a
+    broken column."""
+    first = rows[0]
+    label = first["cell"]
+    activation, _, _ = label.partition(", ")
+    protocol = None
+    try:
+        if "settings" in first:
+            settings = json.loads(first["settings"])
+            activation = settings.pop("activation")
+        else:
+            settings = settings_of(label)
+        if "protocol" in first:
+            protocol = dict(json.loads(first["protocol"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, runlog.UserError):
+            raise
+        fault = f'the settings of cell "{label}" are broken'
+        raise runlog.UserError(f"{folder / RUNS}: {fault}; {BY_ITS_COMMAND}") from None
+    if unknown := {*settings} - {*USUAL}:
+        fault = f"league does not know the cost of {min(unknown)!r}"
+        raise runlog.UserError(f'{RUNS}: cell "{label}": {fault}; leave these runs out')
+    return Cell(first["study"], label, activation, USUAL | settings, protocol, folder, rows)
+
+
+def num_outputs(cell: Cell) -> int:
+    """Units of the output layer. Raises UserError: not known."""
+    if not cell.study.endswith(" split_classes"):
+        return CLASSES
+    outputs = (cell.protocol or {}).get("classes_per_task")
+    if not isinstance(outputs, int):
+        fault = "lacks the number of outputs"
+        raise runlog.UserError(f"{cell.folder / RUNS}: {fault}; {BY_ITS_COMMAND}")
+    return outputs
+
+
+def cost_of(cell: Cell) -> dict[str, int]:
+    """Trained parameters of a cell, and FLOPs of a sample's forward pass, and of both passes.
+    Raises UserError: a network or data set whose cost is not known."""
+    dataset, _, _ = cell.study.partition(" ")
     if dataset not in INPUTS:
         known = " or ".join(INPUTS)
-        raise runlog.UserError(f"{RUNS}: study {study}: league only knows the costs on {known}")
+        fault = f"study {cell.study}: league only knows the costs on {known}"
+        raise runlog.UserError(f"{RUNS}: {fault}")
+    protocol = cell.protocol or {}
+    if protocol.get("network") == "cnn":
+        fault = f"study {cell.study}: league only knows the costs of --network mlp"
+        raise runlog.UserError(f"{cell.folder / RUNS}: {fault}")
     inputs = INPUTS[dataset]
-    kind = network_of(label)
-    network = mlp(inputs, kind.widths, CLASSES, kind.activation, kind.layer_norm)
-    counted = flops.count(network, torch.zeros(BATCH, inputs))
+    outputs = num_outputs(cell)
+    network = mlp(inputs, outputs, cell.activation, cell.settings)
+    counted = flops.count(network, torch.zeros(protocol.get("batch_size", BATCH), inputs))
     return {
         "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "FLOPs forward": round(counted.forward),
         "FLOPs": round(counted.total),
     }
+
+
+def mlp(inputs: int, outputs: int, activation: str, settings: dict[str, object]) -> nn.Module:
+    """The network of continual_supervised.py: inputs (batch, inputs) -> logits (batch, outputs).
+    settings: all of continual.USUAL."""
+    options = {}
+    for key in RATIONAL:
+        value = settings[f"rational.{key}"]
+        options[key] = tuple(value) if isinstance(value, list) else value
+    rational = activations.RationalConfig(**options)
+    widths = settings["widths"]
+    hidden = activations.mlp(inputs, widths, activation, 1, settings["layer_norm"], rational)
+    return nn.Sequential(hidden, activations.Linear(hidden[-1].width, outputs, seeds=2))
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -95,7 +164,7 @@ def cost_of(label: str, study: str) -> dict[str, int]:
 def league(folders: Places, out: Path) -> list[Path]:
     """All cells of the continual studies in folders that `continual` has written, in one table:
     late online accuracy, its difference to relu paired by seed, parameters and FLOPs. If several
-    folders have a cell, the first one counts."""
+    folders have a cell, the first one counts; all must have one protocol."""
     studies = read_studies(folders)
     rows = []
     for study, cells in studies.items():
@@ -117,45 +186,97 @@ def league(folders: Places, out: Path) -> list[Path]:
     return paths
 
 
-def read_studies(folders: Places) -> dict[str, dict[str, list[dict]]]:
-    """study -> cell -> its rows of continual_runs.csv, of the first folder that has the cell."""
-    studies = defaultdict(dict)
-    for folder in folders:
-        path = Path(folder) / RUNS
+def read_studies(folders: Places) -> dict[str, dict[str, Cell]]:
+    """study -> label -> cell, of the first folder that has the cell. Raises UserError: a folder
+    that `continual` has not written, protocols that differ, or a study without the baseline."""
+    studies = defaultdict(list)
+    for folder in map(Path, folders):
+        path = folder / RUNS
         if not path.is_file():
             fault = "no such file; give folders that `python figures.py continual` has written"
             raise runlog.UserError(f"{path}: {fault}")
         found = defaultdict(list)
         for row in read_csv(path):
-            found[row["study"], row["cell"]].append(row | {"from": Path(folder).as_posix()})
-        for (study, cell), rows in found.items():
-            if cell in studies[study]:
-                first = studies[study][cell][0]["from"]
-                print(f"{study}, {cell}: taken from {first}, not from {folder}")
-            else:
-                studies[study][cell] = rows
+            found[row["study"], row["cell"]].append(row)
+        cells = [cell_of(rows, folder) for rows in found.values()]
+        if any(cell.protocol is None for cell in cells):
+            print(f"{path}: written by an older version, its protocol is not compared with others")
+        for cell in cells:
+            studies[cell.study].append(cell)
+    found = {}
     for study, cells in studies.items():
-        if BASELINE not in cells:
+        check_protocols(study, cells)
+        found[study] = labelled(without_doubles(cells))
+        if BASELINE not in found[study]:
             raise runlog.UserError(f"{RUNS}: {study} has no cell {BASELINE}, the baseline")
-    return studies
+    return found
 
 
-def study_rows(study: str, cells: dict[str, list[dict]]) -> list[dict]:
-    """A row for each cell, the best first."""
-    late = {cell: late_by_seed(runs) for cell, runs in cells.items()}
-    ordered = sorted(cells, key=lambda cell: -np.mean([*late[cell].values()]))
+def check_protocols(study: str, cells: Sequence[Cell]) -> None:
+    """Raises UserError: cells were trained in different ways, such as on more tasks."""
+    known = [cell for cell in cells if cell.protocol is not None]
+    protocols = [cell.protocol for cell in known]
+    if known and (found := differing(protocols, [cell.folder for cell in known], ())):
+        where = ", ".join(f"{value} in {folder}" for value, folder in found.folders.items())
+        fault = f"{study}: the runs differ in {found.key}: {where}"
+        raise runlog.UserError(f"{RUNS}: {fault}; give folders of one protocol")
+
+
+def without_doubles(cells: Sequence[Cell]) -> list[Cell]:
+    """The first of each cell, with a printed line for the others."""
+    kept = {}
+    for cell in cells:
+        first = kept.setdefault(cell.key, cell)
+        if first is not cell:
+            places = f"taken from {first.folder.as_posix()}, not from {cell.folder.as_posix()}"
+            print(f"{cell.study}, {cell.label}: {places}")
+    return [*kept.values()]
+
+
+def labelled(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """label -> cell, labelled by the settings in which the cells of all folders differ."""
+    varied = varied_settings([cell.settings for cell in cells], USUAL)
+    found = {}
+    for cell in cells:
+        own = unusual(cell.settings, varied)
+        parts = [f"{name} {value}" for name, value in own.items()]
+        found[", ".join([cell.activation, *parts])] = cell
+    return found
+
+
+def with_values(study: str, cells: dict[str, Cell]) -> dict[str, dict[int, float]]:
+    """label -> late_by_seed, without the cells that have no value, which are printed. Raises
+    UserError: the baseline has none."""
+    found = {}
+    for label, cell in cells.items():
+        late = late_by_seed(cell.runs)
+        if late:
+            found[label] = late
+            continue
+        fault = f"{study}, {label}: no seed has a late accuracy"
+        if label == BASELINE:
+            raise runlog.UserError(f"{cell.folder / RUNS}: {fault}, and it is the baseline")
+        print(f"{fault} (all diverged in their first task?); left out")
+    return found
+
+
+def study_rows(study: str, cells: dict[str, Cell]) -> list[dict]:
+    """A row for each cell that has a value, the best first."""
+    late = with_values(study, cells)
+    ordered = sorted(late, key=lambda label: -np.mean([*late[label].values()]))
     rows = []
-    for rank, cell in enumerate(ordered, start=1):
-        values = np.array([*late[cell].values()])
-        activation = canonical(network_of(cell).activation)
-        row = {"study": study, "rank": rank, "cell": shown(cell), "activation": activation}
+    for rank, label in enumerate(ordered, start=1):
+        cell = cells[label]
+        values = np.array([*late[label].values()])
+        activation = canonical(cell.activation)
+        row = {"study": study, "rank": rank, "cell": shown(label), "activation": activation}
         row |= {"n": len(values)} | with_ends("late", values.mean(), mean_ends(values))
-        row |= against(late[cell], late[BASELINE])
-        behind = paired_difference(late[ordered[0]], late[cell])
+        row |= against(late[label], late[BASELINE])
+        behind = paired_difference(late[ordered[0]], late[label])
         row |= with_ends("behind the first", behind.mean(), mean_ends(behind))
-        row |= cost_of(cell, study)
-        commits = dict.fromkeys(run["git"] for run in cells[cell])
-        rows.append(row | {"from": cells[cell][0]["from"], "git": " ".join(commits)})
+        row |= cost_of(cell)
+        commits = dict.fromkeys(run["git"] for run in cell.runs)
+        rows.append(row | {"from": cell.folder.as_posix(), "git": " ".join(commits)})
     for row in rows:
         for cost in COSTS:
             row[f"front of {cost}"] = int(is_on_front(row, rows, cost))

@@ -4,15 +4,17 @@ runs.csv, curves.csv and learning curves as one PNG.
     python scripts/export_results.py runs/*cartpole* --out results/2026-sac-cartpole
 
 runs.csv has one row per run with what identifies it; curves.csv is long (exp, env, activation,
-seed, metric, env_step, value). Curves of other programs, in files of the same form given by
---reference, are drawn too and copied into the folder. `python figures.py redraw FOLDER` draws
-the picture again.
+seed, metric, env_step, value), with at most 200 steps per curve, the same in all runs, and the
+last value of a diverged run carried forward. Curves of other programs, in files of the same form
+given by --reference, are drawn too and copied into the folder. `python figures.py redraw FOLDER`
+draws the picture again.
 """
 
 import csv
 import dataclasses
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -76,61 +78,142 @@ def main(args: Args) -> None:
     recording.check_free(args.out, ["runs.csv", "curves.csv"], [exported.STUDY], ["curves"])
     folders = reading.find_runs(args.folders, "")
     groups = split(variants.load(folders, args.by), args.by)
-    curves = []
-    runs = []
+    curves = curve_rows(groups)
+    if not curves:
+        raise runlog.UserError(
+            f"{args.folders[0]}: no run has rows to export yet; run the training command again"
+        )
+    tables = {"curves.csv": curves}
+    for path in args.reference:
+        tables[str(path)] = recording.read_csv(path)
+    exported.check_apart(tables)
+
+    runs = run_rows(groups)
+    with disk.writing(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, rows in (("runs.csv", runs), ("curves.csv", curves)):
+            with open(args.out / name, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+        for path in args.reference:
+            if path.resolve().parent != args.out.resolve():
+                shutil.copy(path, args.out)
+    caption = caption_of(groups)
+    draw(args.out, [path.name for path in args.reference], list(groups) if args.by else [], caption)
+    print_returns(groups)
+
+
+def curve_rows(groups: dict[str, list[reading.Loaded]]) -> list[dict]:
+    """The rows of curves.csv: at most 200 of each metric of a run. The last value of a diverged run
+    is carried forward to the later steps of the others."""
+    every = variants.all_runs(groups)
+    series = {metric: carried(every, thinned(values)) for metric, values in logged(every).items()}
+    rows = []
+    index = 0
     for activation, group in groups.items():
         for run in group:
-            config = run.config
-            own = run.provenance()
+            start = {
+                "exp": "ours",
+                "env": run.config["env_id"],
+                "activation": activation,
+                "seed": run.config["seed"],
+            }
             for metric in METRICS:
-                series = windows(run) if metric == "charts/window_return" else run.series(metric)
-                for step, value, *_ in thinned(series):
-                    row = (
-                        "ours",
-                        config["env_id"],
-                        activation,
-                        config["seed"],
-                        metric,
-                        int(step),
-                        float(value),
-                    )
-                    curves.append(row)
+                for step, value in series[metric][index]:
+                    row = {"metric": metric, "env_step": int(step), "value": float(value)}
+                    rows.append(start | row)
+            index += 1
+    return rows
+
+
+def logged(runs: Sequence[reading.Loaded]) -> dict[str, list[np.ndarray]]:
+    """Metric -> for each run (rows, 2) of step and value."""
+    found = {}
+    for metric in METRICS:
+        if metric == "charts/window_return":
+            found[metric] = [windows(run) for run in runs]
+        else:
+            found[metric] = [run.series(metric)[:, :2] for run in runs]
+    return found
+
+
+def thinned(series: Sequence[np.ndarray], most: int = 200) -> list[np.ndarray]:
+    """At most `most` rows of each run, at the same steps in all runs as far as they have these.
+
+    All steps together are divided into `most` stretches. In each, every run keeps the step that
+    most runs have (the middle one, if several are equally frequent), or its last one there if it
+    lacks that step. series: for each run (rows, 2) of step and value, in the order of steps;
+    returns the same with fewer rows. If the runs have the same steps, the first and the last are
+    kept.
+    """
+    every = [np.unique(rows[:, 0]) for rows in series]
+    steps, counts = np.unique(np.concatenate(every), return_counts=True)
+    if len(steps) <= most:
+        return list(series)
+    index = np.arange(len(steps))
+    middle = np.linspace(0, len(steps) - 1, most).round()
+    stretch = (index * (most - 1) / (len(steps) - 1)).round().astype(int)
+    distance = np.abs(index - middle[stretch])
+    best_first = np.lexsort((distance, -counts, stretch))
+    _, places = np.unique(stretch[best_first], return_index=True)
+    chosen = steps[best_first][places]  # of each stretch
+
+    kept = []
+    for rows in series:
+        own = stretch[np.searchsorted(steps, rows[:, 0])]
+        is_chosen = rows[:, 0] == chosen[own]
+        best_last = np.lexsort((is_chosen, own))
+        is_last = np.diff(own[best_last], append=most) > 0
+        kept.append(rows[np.sort(best_last[is_last])])
+    return kept
+
+
+def carried(runs: Sequence[reading.Loaded], series: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each run its (rows, 2) of step and value; those of a diverged run are continued with its
+    last value at the later steps of the other runs."""
+    steps = np.unique(np.concatenate([rows[:, 0] for rows in series]))
+    found = []
+    for run, rows in zip(runs, series):
+        if run.has_diverged and len(rows):
+            later = steps[steps > rows[-1, 0]]
+            last = np.full(len(later), rows[-1, 1])
+            rows = np.concatenate([rows, np.stack([later, last], axis=1)])
+        found.append(rows)
+    return found
+
+
+def run_rows(groups: dict[str, list[reading.Loaded]]) -> list[dict]:
+    """The rows of runs.csv."""
+    rows = []
+    for activation, group in groups.items():
+        for run in group:
             row = {
                 "run": run.folder.name,
                 "activation": activation,
-                "seed": config["seed"],
-                "status": config["status"],
+                "seed": run.config["seed"],
+                "status": run.config["status"],
             }
             final = run.series("eval/episodic_return")
             final = final if len(final) else windows(run)  # PPO on Atari has no evaluations
             # empty before the first evaluation
             row |= {"last_step": "", "last_return": "", "best_return": ""}
             if len(final):
-                row |= {
-                    "last_step": int(final[-1, 0]),
-                    "last_return": round(float(final[-1, 1]), 2),
-                }
+                row["last_step"] = int(final[-1, 0])
+                row["last_return"] = round(float(final[-1, 1]), 2)
                 row["best_return"] = round(float(final[:, 1].max()), 2)
-            runs.append(row | own)  # empty: not ended
-    if not curves:
-        raise runlog.UserError(
-            f"{args.folders[0]}: no run has rows to export yet; run the training command again"
-        )
-    with disk.writing(args.out):
-        args.out.mkdir(parents=True, exist_ok=True)
-        with open(args.out / "runs.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, runs[0])
-            writer.writeheader()
-            writer.writerows(runs)
-        with open(args.out / "curves.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["exp", "env", "activation", "seed", "metric", "env_step", "value"])
-            writer.writerows(curves)
-        for path in args.reference:
-            if path.resolve().parent != args.out.resolve():
-                shutil.copy(path, args.out)
-    draw(args.out, [path.name for path in args.reference], list(groups) if args.by else [])
-    print_returns(groups)
+            rows.append(row | run.provenance())  # empty: not ended
+    return rows
+
+
+def caption_of(groups: dict[str, list[reading.Loaded]]) -> str:
+    """The environment, and how many runs have diverged."""
+    every = variants.all_runs(groups)
+    diverged = sum(run.has_diverged for run in every)
+    text = every[0].config["env_id"]
+    if diverged:
+        text += f", {diverged} of {len(every)} runs diverged (last value carried forward)"
+    return text
 
 
 def split(
@@ -152,8 +235,8 @@ def split(
 
 
 def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
-    """Mean and standard deviation over seeds of the last return,
-    of all runs at the last step that all have reached."""
+    """Mean and standard deviation (ddof 1) over seeds of the last return, of all runs at the last
+    step that all have reached."""
     every = variants.all_runs(groups)
     key = "eval/episodic_return"
     if not any(len(run.series(key)) for run in every):
@@ -165,13 +248,9 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
             rows = windows(run) if key.startswith("charts/") else run.series(key)
             values += rows[rows[:, 0] <= end.step][-1:, 1].tolist()
         if values:
-            of = f" of {len(group)}" if len(values) < len(group) else ""
-            mean = np.mean(values)
-            std = np.std(values)
-            print(
-                f"{activation}: last return {mean:.1f} +- {std:.1f} (std over {len(values)}{of} "
-                "seeds)"
-            )
+            shown = aggregation.mean_and_deviation(values, len(group), "{:.1f}")
+            note = ", std over seeds (ddof 1)" if len(values) > 1 else ""
+            print(f"{activation}: last return {shown}{note}")
     for line in aggregation.told_cuts({"last return": end}):
         print(line)
 
@@ -192,14 +271,7 @@ def windows(run: reading.Loaded, number: int = 40) -> np.ndarray:
     return np.array(found).reshape(-1, 2)
 
 
-def thinned(series: np.ndarray, most: int = 200) -> np.ndarray:
-    """At most `most` rows, evenly spaced, with the first and the last among them."""
-    return series[
-        np.unique(np.linspace(0, len(series) - 1, min(len(series), most)).round().astype(int))
-    ]
-
-
-def draw(out: Path, references: list[str], variants: list[str]) -> None:
+def draw(out: Path, references: list[str], variants: list[str], caption: str) -> None:
     """Record curves.png of this folder's curves.csv and references in its figures.json,
     and draw it."""
     files = ["curves.csv", *references]
@@ -208,7 +280,7 @@ def draw(out: Path, references: list[str], variants: list[str]) -> None:
         rows += recording.read_csv(out / file)
     known = set(recording.distinct(rows, "metric"))
     panels = {metric: label for metric, label in METRICS.items() if label and metric in known}
-    exported.write_study(out, files, panels, rows[0]["env"], variants)
+    exported.write_study(out, files, panels, caption, variants)
 
 
 if __name__ == "__main__":

@@ -239,6 +239,82 @@ def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
     ]
 
 
+def write_tasks(folder, seed, values, status="finished", diverged_at=None, **rational):
+    """A run folder of len(values["charts/online_accuracy"]) tasks of 100 updates; values: key ->
+    its value in each task."""
+    num_tasks = len(values["charts/online_accuracy"])
+    args = continual_supervised.Args(
+        activation="rational",
+        rational=RationalConfig(**rational),
+        num_tasks=num_tasks,
+        runs_dir=str(folder),
+        seed=seed,
+    )
+    (run,) = continual_supervised.runs_of(args)
+    run.open(tensorboard=False)
+    for task in range(num_tasks):
+        row = {key: series[task] for key, series in values.items()}
+        run.log(100 * (task + 1), row | {"charts/task": task + 1})
+    run.finish(status, **({"step": diverged_at} if diverged_at else {}))
+
+
+def test_a_diverged_seed_fits_no_task_that_it_failed(tmp_path):
+    """Seed 1 fits tasks 1 and 2, fails 3 and diverges in 4; seed 2 fits all until it diverges at
+    the last update of task 4. After it, the script repeats the last task's values."""
+    nan = float("nan")
+    steps = "charts/steps_to_threshold"
+    first = {"charts/online_accuracy": [0.9, 0.8, 0.3, 0.3, 0.3], steps: [10, 20, nan, nan, nan]}
+    second = {"charts/online_accuracy": [0.9, 0.8, 0.7, 0.7, 0.7], steps: [10, 20, 30, 30, 30]}
+    write_tasks(tmp_path, 1, first, "diverged", 350)
+    write_tasks(tmp_path, 2, second, "diverged", 400)
+    plots.continual.draw_continual(tmp_path, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "continual_curves.csv").open()))
+
+    def means(metric):
+        return [float(row["mean"]) for row in rows if row["metric"] == metric]
+
+    assert means("share of seeds that fit") == [1, 1, 0.5, 0, 0]
+    assert means("median of steps_to_threshold") == [10, 20, np.inf, np.inf, np.inf]
+    assert means("charts/online_accuracy") == pytest.approx([0.9, 0.8, 0.5, 0.5, 0.5])
+
+
+def test_a_value_that_was_logged_as_nan_is_not_replaced(tmp_path):
+    """Only tasks without a row get the last value of a diverged seed."""
+    rank = "task_end/ntk_srank"
+    values = {"charts/online_accuracy": [0.9, 0.8, 0.3, 0.3], rank: [5, float("nan"), 3, 3]}
+    write_tasks(tmp_path, 1, values, "diverged", 250)
+    ((cell,),) = plots.continual.continual_cells(tmp_path).values()
+    assert cell.per_task(rank)[0] == pytest.approx([5, np.nan, 5, 5], nan_ok=True)
+
+
+def test_cells_may_differ_in_a_range(tmp_path):
+    """The default range, which config.json stores as a list, is no setting of a cell."""
+    for seed in (1, 2):
+        for ends in ((-5.0, 5.0), (-3.0, 3.0)):
+            values = {"charts/online_accuracy": [0.9, ends[1] / 10]}
+            write_tasks(tmp_path, seed, values, fit_range=ends)
+    plots.continual.draw_continual(tmp_path, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "continual_cells.csv").open()))
+    late = {row["cell"]: float(row["online accuracy, late tasks"]) for row in rows}
+    assert late == {"rational": 0.5, "rational, rational.fit_range -3.0 3.0": 0.3}
+
+
+def test_n_of_a_cell_counts_the_seeds_in_its_means(tmp_path):
+    """A seed that diverged in its first task is in no mean."""
+    for seed in (1, 2):
+        write_tasks(tmp_path, seed, {"charts/online_accuracy": [0.6, 0.2 * seed]})
+    nothing = {"charts/online_accuracy": [float("nan")] * 2}
+    write_tasks(tmp_path, 3, nothing, "diverged", 50)
+    plots.continual.draw_continual(tmp_path, tmp_path / "out")
+    (row,) = csv.DictReader((tmp_path / "out" / "continual_cells.csv").open())
+    assert (row["runs"], row["diverged"]) == ("3", "1")
+    assert float(row["online accuracy, late tasks"]) == pytest.approx(0.3)
+    assert row["online accuracy, late tasks: n"] == "2"
+    assert row["NTK srank, start: n"] == "0"
+    half = scipy.stats.sem([0.2, 0.4]) * scipy.stats.t.ppf(0.975, 1)
+    assert float(row["online accuracy, late tasks: high"]) == pytest.approx(0.3 + half, rel=1e-5)
+
+
 def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
     """A seed that diverged in its first task, and a study without NTK ranks."""
     base = make_cell(tmp_path, [1, 2, 3, 4], "tanh")

@@ -4,6 +4,7 @@
 """
 
 import csv
+import statistics
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import pqn_atari
 import runlog
-from plots import reading
+from plots import reading, redraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import export_results
@@ -100,3 +101,103 @@ def test_runs_that_differ_in_a_setting_are_curves_of_their_own(tmp_path):
         export_results.main(
             export_results.Args(folders, tmp_path / "out", by=("learning_rate", "utd"))
         )
+
+
+def make_run(folder, seed, steps, status="finished", diverged_at=None):
+    """A run whose evaluation return at a step is the step times its seed."""
+    args = pqn_atari.Args(seed=seed, runs_dir=str(folder), total_timesteps=10_000)
+    run = pqn_atari.runs_of(args)[0].open(tensorboard=False)
+    for step in steps:
+        run.log(int(step), {"eval/episodic_return": float(step * seed)})
+    if status == "running":
+        run.close()
+    else:
+        run.finish(status, **({"step": diverged_at} if diverged_at else {}))
+    return run.folder
+
+
+def returns_by_seed(out) -> dict[int, dict[int, float]]:
+    """seed -> step -> evaluation return of curves.csv."""
+    found = {}
+    with open(out / "curves.csv") as file:
+        for row in csv.DictReader(file):
+            if row["metric"] == "eval/episodic_return":
+                of_seed = found.setdefault(int(row["seed"]), {})
+                of_seed[int(row["env_step"])] = float(row["value"])
+    return found
+
+
+def test_rows_are_thinned_at_common_steps():
+    """Of 10,000 and 9,990 rows, the same 200 are kept."""
+    series = [np.arange(1, n + 1).repeat(2).reshape(-1, 2) for n in (10_000, 9_990)]
+    first, second = (rows[:, 0].tolist() for rows in export_results.thinned(series))
+    assert (len(first), len(second)) == (200, 200)
+    assert first == second and first[0] == 1 and first[-1] == 9_990
+    # equal steps: evenly spaced, with the first and the last
+    expected = np.unique(np.linspace(1, 10_000, 200).round())
+    for rows in export_results.thinned([series[0], series[0]]):
+        assert rows[:, 0].tolist() == expected.tolist()
+
+
+def test_a_run_that_is_measured_rarely_keeps_its_rows():
+    often = np.arange(10, 20_001, 10).repeat(2).reshape(-1, 2)
+    rarely = np.arange(1_000, 20_001, 1_000).repeat(2).reshape(-1, 2)
+    elsewhere = np.arange(5, 20_000, 10).repeat(2).reshape(-1, 2)
+    of_often, of_rarely, of_elsewhere = export_results.thinned([often, rarely, elsewhere])
+    assert of_rarely.tolist() == rarely.tolist()
+    assert {*rarely[:, 0]} <= {*of_often[:, 0]}
+    assert len(of_often) == 200 and 190 <= len(of_elsewhere) <= 200
+
+
+def test_a_mean_reaches_the_end_of_the_shortest_seed(tmp_path):
+    make_run(tmp_path, 1, range(1, 1_001), "running")
+    make_run(tmp_path, 3, range(1, 991), "running")
+    out = tmp_path / "out"
+    export_results.main(export_results.Args((tmp_path,), out))
+    figure = redraw.figure_of(out, "curves")
+    steps, mean = figure.axes[0].get_lines()[0].get_data()
+    assert len(steps) >= 195 and 985 <= steps[-1] <= 990
+    assert mean == pytest.approx(2 * steps)  # of the seeds 1 and 3
+
+
+def test_the_last_value_of_a_diverged_seed_is_carried_forward(tmp_path, capsys):
+    make_run(tmp_path, 1, range(1_000, 10_001, 1_000))
+    make_run(tmp_path, 3, [1_000, 2_000, 3_000], "diverged", 3_500)
+    out = tmp_path / "out"
+    export_results.main(export_results.Args((tmp_path,), out))
+    found = returns_by_seed(out)
+    assert found[1] == {step: step for step in range(1_000, 10_001, 1_000)}
+    assert found[3] == {step: 3 * min(step, 3_000) for step in range(1_000, 10_001, 1_000)}
+    figure = redraw.figure_of(out, "curves")
+    assert "1 of 2 runs diverged (last value carried forward)" in " ".join(
+        figure.get_suptitle().split()
+    )
+    steps, mean = figure.axes[0].get_lines()[0].get_data()
+    assert steps[-1] == 10_000 and mean[-1] == (10_000 + 9_000) / 2
+    deviation = statistics.stdev([10_000, 9_000])
+    assert f"last return 9500.0 +- {deviation:.1f}, std over seeds (ddof 1)" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_reference_must_not_have_the_name_of_our_own_curve(tmp_path):
+    for seed in (1, 2):
+        make_run(tmp_path / "runs", seed, [5_000, 10_000])
+    header = "exp,env,activation,seed,metric,env_step,value\n"
+    path = tmp_path / "other.csv"
+    out = tmp_path / "out"
+    args = export_results.Args((tmp_path / "runs",), out, reference=(path,))
+    path.write_text(f"{header}sb3,Breakout,relu,1,eval/episodic_return,5000,7.0\n")
+    with pytest.raises(runlog.UserError, match=r"has relu, seed 1, .* as has curves\.csv"):
+        export_results.main(args)
+    assert not out.exists()
+    path.write_text(f"{header}sb3,Breakout,relu of sb3,1,eval/episodic_return,5000,7.0\n")
+    export_results.main(args)
+    lines = redraw.figure_of(out, "curves").axes[0].get_lines()
+    means = {line.get_label(): line.get_ydata().tolist() for line in lines}
+    assert means["relu, n = 2"] == [7_500, 15_000] and means["relu of sb3, n = 1"] == [7]
+    # a folder that was written before the check
+    path.write_text(f"{header}sb3,Breakout,relu,1,eval/episodic_return,5000,7.0\n")
+    (out / "other.csv").write_text(path.read_text())
+    with pytest.raises(runlog.UserError, match="has relu, seed 1"):
+        redraw.figure_of(out, "curves")
