@@ -264,7 +264,7 @@ def test_every_seed_on_the_page_of_pqn_is_that_of_its_runs():
     folder = RESULTS / "2026-pqn-seeds"
     values = defaultdict(dict)  # (metric, activation): seed: value at the step of the page
     for row in table(folder / "seeds/curves.csv"):
-        if row["env_step"] == "253952":
+        if row["env_step"] == "401408":
             values[row["metric"], row["activation"]][row["seed"]] = float(row["value"])
     for row in table(folder / "training.csv"):
         values["training", row["activation"]][row["seed"]] = float(row["return"])

@@ -1,4 +1,4 @@
-"""training.csv: return of the training games of the last 100,000 of 253,952 steps, by seed, and
+"""training.csv: return of the training games of the last 100,000 of 401,408 steps, by seed, and
 less that of tanh_hr.
 
 From the repository's root:
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plots.recording import read_csv, rows_where, write_csv
 
 FOLDER = Path(__file__).resolve().parent
-LAST = 253_952
+LAST = 401_408
 
 
 def main() -> None:
