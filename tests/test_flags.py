@@ -126,8 +126,8 @@ TOO_LARGE = {
         "--metrics-samples 100000000",
         "--ntk-samples 10000000",
         "--num-eval-episodes 100000000",
-        "--num-envs 100000000 --train-frequency 100000000 --learning-starts 200000000 "
-        "--total-timesteps 400000000 --buffer-size 200000000",
+        "--num-envs 100000000 --train-frequency 100000000 --learning-starts 300000000 "
+        "--total-timesteps 400000000 --buffer-size 300000000",
         "--threads 100000",
         "--env-threads 100000",
     ],

@@ -3,6 +3,8 @@
 `pytest -q tests/test_flops.py` (about 6 s)
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn as nn
@@ -10,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import activations
 import continual_supervised
-from plots import league
+from plots import continual, league
 from runlog import flops
 
 IN = 5
@@ -20,7 +22,8 @@ BATCH = 6
 
 
 def network(activation: str, layer_norm: bool = False) -> nn.Module:
-    return league.mlp(IN, (UNITS, UNITS), OUT, activation, layer_norm)
+    settings = continual.USUAL | {"widths": [UNITS, UNITS], "layer_norm": layer_norm}
+    return league.mlp(IN, OUT, activation, settings)
 
 
 def products(branches: int = 1, width: int = 1) -> tuple[int, int]:
@@ -91,7 +94,8 @@ def test_the_league_counts_the_network_of_continual_supervised(activation, layer
     trained = continual_supervised.Classifier(args, (1, 8, 8), 10, seeds=1)
     parameters = sum(p.numel() for p in trained.parameters())
     label = f"{activation}, layer_norm True" if layer_norm else activation
-    cost = league.cost_of(label, "digits random_labels")
+    row = {"study": "digits random_labels", "cell": label}
+    cost = league.cost_of(league.cell_of([row], Path()))
     assert cost["parameters"] == parameters
     inputs = torch.randn(args.batch_size, 64)
     assert cost["FLOPs"] == round(flops.count(trained, inputs).total)
