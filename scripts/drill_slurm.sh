@@ -35,7 +35,8 @@ cd "$TEMP/debs"
 apt-get -o APT::Sandbox::User=root download -qq slurmctld slurmd slurm-client slurm-wlm-basic-plugins libhwloc15 libmunge2
 for deb in *.deb; do dpkg -x "$deb" "$TEMP/root"; done
 cd "$TEMP"
-plugins=$(echo "$TEMP"/root/usr/lib/*/slurm-wlm) host=$(hostname -s)
+plugins=$(echo "$TEMP"/root/usr/lib/*/slurm-wlm)
+host=$(hostname -s)
 export LD_LIBRARY_PATH=$plugins:${plugins%/*} SLURM_CONF=$TEMP/slurm.conf PATH=$TEMP/root/usr/bin:$PATH
 cat > slurm.conf <<CONF
 ClusterName=drill

@@ -292,6 +292,49 @@ def test_every_seed_on_the_page_of_pqn_is_that_of_its_runs():
     assert len(found) == 6 and all(any(is_told(f, true) for true in intervals) for f in found)
 
 
+def test_what_interruptions_do_on_the_page_of_pqn_is_in_its_curves():
+    """Ratios of neighbouring measurements, by activation and seed; rounded to a percent."""
+    folder = RESULTS / "2026-pqn-seeds"
+    page = (folder / "README.md").read_text()
+    values = defaultdict(dict)  # metric: (activation, seed, step): value
+    for row in table(folder / "seeds/curves.csv"):
+        key = row["activation"], row["seed"], int(row["env_step"])
+        values[row["metric"]][key] = float(row["value"])
+    ranks = values["network/q/fc1/srank"]
+    dead = values["network/q/fc1/dead_share"]
+    runs = list(itertools.product(("relu", "tanh", "tanh_hr"), "123"))
+    without = [run for run in runs if run != ("tanh", "3")]
+
+    def lower(run: tuple[str, str], before: int, after: int) -> float:
+        """By how many percent the rank is lower."""
+        if before == 503_808 and run == ("relu", "2"):  # that row is itself soon after a resume
+            before = 450_560
+        return 100 * (1 - ranks[(*run, after)] / ranks[(*run, before)])
+
+    found = [lower(run, 102_400, 151_552) for run in runs]
+    assert f"{min(found):.0f} to {max(found):.0f} % lower in all nine runs" in page
+    assert f"relu's seed 2 | {lower(('relu', '2'), 450_560, 503_808):.0f} % lower" in page
+    found = [lower(run, 253_952, 303_104) for run in runs]
+    assert f"| 303,104 | {min(found):.0f} to {max(found):.0f} % lower" in page
+    found = [lower(run, 503_808, 552_960) for run in without]
+    assert f"| {min(found):.0f} to {max(found):.0f} % lower (relu's seed 2" in page
+    found = [abs(lower(run, 503_808, 602_112)) for run in without]
+    assert round(max(found)) == 3 and "| within 3 % of 503,808" in page
+    for step, end in ((552_960, "times as large |"), (602_112, "times as large, as between")):
+        found = [dead["tanh_hr", seed, step] / dead["tanh_hr", seed, 503_808] for seed in "123"]
+        assert f"{min(found):.1f} to {max(found):.1f} {end}" in page
+
+    means = []
+    for step in (53_248, 401_408):
+        means.append(np.mean([dead["relu", seed, step] for seed in "123"]))
+    assert f"from {means[0]:.2f} at 53,248 steps to {means[1]:.2f}" in page
+    last = [(name, "1", 753_664) for name in ("relu", "tanh", "tanh_hr")]
+    told_ranks = "rank {:.0f}, {:.0f} and {:.0f} for relu, tanh and"
+    assert told_ranks.format(*(ranks[key] for key in last)) in page
+    told_dead = "dead-neuron fraction {:.2f}, {:.2f} and {:.2f}."
+    assert told_dead.format(*(dead[key] for key in last)) in page
+
+
 def test_hours_of_the_readme_are_steps_over_measured_rates():
     speed = RESULTS / "2026-atari-speed"
     cpu = {}

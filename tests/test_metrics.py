@@ -66,6 +66,20 @@ def test_kde_known_verdicts():
     assert dead.tolist() == [True, True, True, False, False]  # one outlier saves a neuron
 
 
+@pytest.mark.parametrize(
+    ("samples", "outliers", "peak"),
+    [(512, 1, 15.5), (1_000, 1, 24.5), (2_048, 1, 39), (2_048, 4, 20.4), (2_048, 5, 18.3)],
+)
+def test_how_many_outliers_revive_a_neuron(samples, outliers, peak):
+    """A neuron stuck at 1, with some samples at -1: the numbers of docs/metrics.md."""
+    z = np.ones((samples, 1))
+    z[:outliers] = -1
+    jitter = np.random.default_rng(0).normal(0, np.sqrt(1e-5), z.shape)
+    assert scipy_peaks(z + jitter) == pytest.approx([peak], rel=0.02)
+    dead, found = metrics.dead_neurons_kde(torch.tensor(z))
+    assert found.item() == pytest.approx(peak, rel=0.02) and dead.item() is (peak >= 20)
+
+
 def test_kde_never_above_and_at_most_4e5_below_the_maximum():
     """The bound of the docstring, on clusters of every distance and weight, where the grid has most
     to get wrong."""
