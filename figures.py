@@ -53,13 +53,15 @@ ANY_RUNS = {  # subcommand: function of (runs, out), and where it writes by defa
 WHERE = {  # subcommand: function of (runs, out, where, variants), and where it writes by default
     "function_approximation": (fitted_runs, "runs/function_approximation"),
 }
-DEMO_IS = "Curves of return and overestimation, and learned activations, as `make demo` draws them."
+DEMO_HELP = (
+    "Curves of return and overestimation, and learned activations, as `make demo` draws them."
+)
 NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")  # do not show an empty default in the help
 SOME_PATHS = tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint="")
 Folders = Annotated[tuple[Path, ...], tyro.conf.Positional, SOME_PATHS]
 Runs = Annotated[tuple[Path, ...], SOME_PATHS]
 Words = Annotated[tuple[str, ...], NO_DEFAULT]
-ALSO = {  # subcommand: its further names, after the other figures that it draws
+ALIASES = {  # subcommand: its further names, after the other figures that it draws
     "continual": ("cr_continual",),
     "hr1": ("hr9",),
     "hr2": ("hr12",),
@@ -156,7 +158,7 @@ DEMO = CurvesCommand(metric=("return", "overestimation"), shapes=True, out=Path(
 Command = (
     Annotated[RunCommand, tyro.conf.subcommand("run")]
     | Annotated[CurvesCommand, tyro.conf.subcommand("curves")]
-    | Annotated[CurvesCommand, tyro.conf.subcommand("demo", default=DEMO, description=DEMO_IS)]
+    | Annotated[CurvesCommand, tyro.conf.subcommand("demo", default=DEMO, description=DEMO_HELP)]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[TableCommand, tyro.conf.subcommand("table")]
     | Annotated[RedrawCommand, tyro.conf.subcommand("redraw")]
@@ -175,7 +177,7 @@ for name, (function, out) in ANY_RUNS.items():
 
 def row_of(name: str) -> str:
     """The subcommand that draws a figure."""
-    rows = [row for row, further in ALSO.items() if name in further]
+    rows = [row for row, further in ALIASES.items() if name in further]
     return rows[0] if rows else name
 
 

@@ -320,8 +320,8 @@ def _activation_curves(layer: HiddenLayer, record: LayerRecord, batch_dims: int)
     found = []
     for branch, x in zip(layer.branches, record.pre_activations):
         batch = x.shape[:batch_dims]
-        behind = (1,) * (x.ndim - batch_dims - 1)
-        points = grid.view(*(1,) * batch_dims, -1, *behind)
+        trailing = (1,) * (x.ndim - batch_dims - 1)
+        points = grid.view(*(1,) * batch_dims, -1, *trailing)
         outputs = branch.activation(points).flatten(batch_dims + 1)  # (*batch or ones, points, n)
         found += outputs.expand(*batch, -1, -1).unbind(-1)
     if len(found) == 1:

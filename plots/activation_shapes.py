@@ -19,7 +19,7 @@ from plots.layers import read_rows
 from plots.reading import Loaded, read_config, read_scalars, step_unit
 
 LIGHT_TO_DARK = ("Blues", "Oranges", "Greens", "Purples", "Greys")  # of branches, or outputs
-MOST_STEPS = 50  # most steps at which one run's functions are drawn
+MAX_STEPS = 50  # most steps at which one run's functions are drawn
 BAND = {"color": "0.5", "alpha": 0.15}
 
 Rows = dict[tuple[str, str], dict[str, list[dict]]]  # (layer, network): part: rows
@@ -41,11 +41,11 @@ def is_learned(run: Loaded) -> bool:
 
 
 def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:
-    """Those of the layers in `found` whose activation functions have logged parameters, or change
+    """The layers in `found` whose activation functions have logged parameters, or change
     over training."""
-    own = r"network/[^,/]+/[^,/]+/(?:branch\d+_)?(?:numerator|coefficient_gradient)_norm"
+    pattern = r"network/[^,/]+/[^,/]+/(?:branch\d+_)?(?:numerator|coefficient_gradient)_norm"
     learned = set()
-    for key in read_scalars(folder, own):
+    for key in read_scalars(folder, pattern):
         _, network, layer, _ = key.split("/")
         learned.add((layer, network))
     for key, parts in found.items():
@@ -61,9 +61,9 @@ def learned_layers(folder: Path, found: Rows) -> set[tuple[str, str]]:
 # ---- one run, over training ----------------------------------------------------------------------
 
 
-def spread_out(rows: list, most: int) -> list:
-    """At most `most` rows, evenly spaced, with the first and the last among them."""
-    indices = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
+def spread_out(rows: list, max_rows: int) -> list:
+    """At most `max_rows` rows, evenly spaced, with the first and the last among them."""
+    indices = np.linspace(0, len(rows) - 1, min(len(rows), max_rows)).round().astype(int)
     return [rows[i] for i in np.unique(indices)]
 
 
@@ -71,14 +71,16 @@ def spread_out(rows: list, most: int) -> list:
 def activations_figure(folder: Path) -> Figure | None:
     """The activation functions of every layer that learns its own, over training: from light to
     dark, the first one dashed. None if no layer does: fixed functions are not drawn."""
-    found = read_rows(folder, "curves.jsonl", "activation", every=True, most=len(LIGHT_TO_DARK))
+    found = read_rows(
+        folder, "curves.jsonl", "activation", keep_all=True, max_branches=len(LIGHT_TO_DARK)
+    )
     learned = learned_layers(folder, found)
     found = {key: parts for key, parts in found.items() if key in learned}
     if not found:
         return None
     number = max(len(parts) for parts in found.values())
     for key, parts in found.items():
-        found[key] = {part: spread_out(rows, MOST_STEPS) for part, rows in parts.items() if rows}
+        found[key] = {part: spread_out(rows, MAX_STEPS) for part, rows in parts.items() if rows}
     num_drawn = max(len(parts) for parts in found.values())
 
     figure, panels = style.panels_of_layers(found, (2.7, 2.2), "f(x)", right=0.8)
@@ -102,10 +104,10 @@ def activations_figure(folder: Path) -> Figure | None:
         unit = step_unit(read_config(folder))
         bar = figure.colorbar(colours, ax=places, pad=0.02, label=unit, format=ticks)
         bar.outline.set_visible(False)
-    what = "Activation functions over training" if len(steps) > 1 else "Activation functions"
+    heading = "Activation functions over training" if len(steps) > 1 else "Activation functions"
     if num_drawn < number:
-        what += f", the first {num_drawn} of {number} branches"
-    style.run_title(figure, folder, what)
+        heading += f", the first {num_drawn} of {number} branches"
+    style.run_title(figure, folder, heading)
     return figure
 
 

@@ -58,7 +58,7 @@ def has_reached(run: Loaded, step: float) -> bool:
     return end >= step
 
 
-def told_cuts(cuts: dict[str, Cut], prefix: str = "") -> list[str]:
+def cut_notes(cuts: dict[str, Cut], prefix: str = "") -> list[str]:
     """Lines to print below a table about the cuts of its columns, one for all columns that are cut
     at the same run's end. None for columns in which no run continues past the step."""
     alike = {}  # step and folder: columns, run
@@ -90,7 +90,7 @@ def mean_and_deviation(values: Sequence[float], number: int, text: str) -> str:
     return shown
 
 
-def told_count(runs: Sequence[Loaded]) -> str:
+def count_text(runs: Sequence[Loaded]) -> str:
     """How many runs, and how many of them have diverged."""
     diverged = sum(run.has_diverged for run in runs)
     return f"{len(runs)} ({diverged} diverged)" if diverged else f"{len(runs)}"

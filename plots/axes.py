@@ -19,7 +19,7 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-MOST_TICKS = 6  # most labelled ticks of a logarithmic axis
+MAX_TICKS = 6  # most labelled ticks of a logarithmic axis
 BOUND_MARGIN = 0.03  # fraction of the axis beyond a bound, so that a line on the bound is visible
 UNBOUNDED = (-np.inf, np.inf)
 FULL_SCORE = "score/suite"  # in place of a key: a score between 0 and 1
@@ -42,13 +42,13 @@ class Decades(Locator):
         low, high = sorted((float(vmin), float(vmax)))
         powers = self.powers(low, high, (1,), every=1)
         every = 2
-        while len(powers) > MOST_TICKS:
+        while len(powers) > MAX_TICKS:
             powers = self.powers(low, high, (1,), every)
             every += 1
         if len(powers) > 1:
             return powers
         finer = self.powers(low, high, (1, 2, 5), every=1)
-        if 2 < len(finer) <= MOST_TICKS:
+        if 2 < len(finer) <= MAX_TICKS:
             return finer
         even = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2).tick_values(low, high)
         room = 1e-9 * (high - low)  # for rounding errors
@@ -177,19 +177,18 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 
 def wrapped(
-    text: str, inches: float, size: float, weight: str = "normal", most: int | None = None
+    text: str, inches: float, size: float, weight: str = "normal", max_lines: int | None = None
 ) -> str:
     """A text broken into lines of at most `inches`: between words where possible, else after
-    _ * + - / , or anywhere. most: number of lines; a text that is longer then ends with three
-    dots."""
+    _ * + - / , or anywhere. max_lines: a text with more lines is cut and ends with three dots."""
     lines = []
     for paragraph in text.split("\n"):
         lines += wrapped_line(paragraph, inches, size, weight)
-    if most is not None and len(lines) > most:
-        last = lines[most - 1]
+    if max_lines is not None and len(lines) > max_lines:
+        last = lines[max_lines - 1]
         while last and text_width(f"{last}...", size, weight) > inches:
             last = last[:-1]
-        lines = [*lines[: most - 1], f"{last.rstrip(' ,;')}..."]
+        lines = [*lines[: max_lines - 1], f"{last.rstrip(' ,;')}..."]
     return "\n".join(lines)
 
 
@@ -225,11 +224,11 @@ def broken(word: str, inches: float, size: float, weight: str) -> list[str]:
     return [*pieces, word]
 
 
-def pitch(panel: Axes) -> float:
+def column_width(panel: Axes) -> float:
     """Width of a panel's column of the grid in inches, including its ticks and labels."""
-    part = panel.figure
+    figure = panel.figure
     columns = panel.get_subplotspec().get_gridspec().ncols
-    return part.bbox.width / part.dpi / columns
+    return figure.bbox.width / figure.dpi / columns
 
 
 def set_title(
@@ -242,17 +241,17 @@ def set_title(
 ) -> None:
     """A panel's title, in as many lines as its column needs, three at most. beside: inches of the
     column taken by something else, such as a colour bar."""
-    room = pitch(panel) - beside - (0.75 if loc == "left" else 0.45)
-    shown = wrapped(text, max(room, 0.6), size, weight, most=3)
+    room = column_width(panel) - beside - (0.75 if loc == "left" else 0.45)
+    shown = wrapped(text, max(room, 0.6), size, weight, max_lines=3)
     panel.set_title(shown, loc=loc, fontsize=size, fontweight=weight)
 
 
 def set_ylabel(panel: Axes, text: str, size: float = 9) -> None:
     """A label of the y axis, in as many lines as the height of its row needs, four at most."""
-    part = panel.figure
+    figure = panel.figure
     rows = panel.get_subplotspec().get_gridspec().nrows
-    height = part.bbox.height / part.dpi / rows
-    panel.set_ylabel(wrapped(text, 0.72 * height, size, most=4), fontsize=size)
+    height = figure.bbox.height / figure.dpi / rows
+    panel.set_ylabel(wrapped(text, 0.72 * height, size, max_lines=4), fontsize=size)
 
 
 def merged_ticks(panel: Axes, values: Sequence[float], inches: float, size: float = 9) -> None:

@@ -21,7 +21,7 @@ from runlog import disk
 
 RATIO = "ratio"
 DIFFERENCE = "difference"
-SHARE = "share"
+FRACTION = "share"
 DIVERGED = "diverged"
 
 
@@ -34,7 +34,7 @@ class Quantity:
     test: str = "sign"  # or "permutation": of the mean difference, for values on one scale
     # what a diverged run counts as in p_larger_diverged_worst; NaN: as its last value
     worst: float = np.nan
-    beyond: float = np.nan  # if given, compare whether the absolute value exceeds it
+    threshold: float = np.nan  # if given, compare whether the absolute value exceeds it
 
     @property
     def title(self) -> str:
@@ -51,7 +51,7 @@ def last_values(
     before it diverged), or 0 or 1 for "diverged". Only quantities that a variant has logged."""
     found = {}
     for (label, env), runs in study.cells.items():
-        found[DIVERGED, label, env] = {run.seed: float(is_lost(run, until)) for run in runs}
+        found[DIVERGED, label, env] = {run.seed: float(has_diverged_by(run, until)) for run in runs}
         for quantity in quantities:
             values = {}
             for run in runs:
@@ -64,15 +64,16 @@ def last_values(
     return found
 
 
-def is_lost(run: Loaded, until: float) -> bool:
-    """Whether a run has diverged by a step; a run too old to record when, only at its last step."""
-    return run.has_diverged and run.meta.get("step", run.last_step) <= until
+def has_diverged_by(run: Loaded, step: float) -> bool:
+    """Whether a run has diverged by a step. Older runs do not record at which step they diverged:
+    for them it is their last one."""
+    return run.has_diverged and run.meta.get("step", run.last_step) <= step
 
 
 def value_of(quantity: Quantity, value: float) -> float:
-    if np.isnan(quantity.beyond):
+    if np.isnan(quantity.threshold):
         return value
-    return 1.0 if abs(value) > quantity.beyond else 0.0
+    return 1.0 if abs(value) > quantity.threshold else 0.0
 
 
 def write_last(study: Study, quantities: Sequence[Quantity], out: Path, name: str) -> Path:
@@ -84,8 +85,8 @@ def write_last(study: Study, quantities: Sequence[Quantity], out: Path, name: st
             row = {"environment": env, "variant": label, "seed": run.seed, "status": run.status}
             row["diverged_at"] = diverged_at(run)
             for quantity in quantities:
-                own = values.get((quantity.title, label, env), {})
-                row[quantity.title] = own.get(run.seed, "")
+                by_seed = values.get((quantity.title, label, env), {})
+                row[quantity.title] = by_seed.get(run.seed, "")
             rows.append(row)
     return write_csv(out / f"{name}.csv", rows)
 
@@ -118,13 +119,13 @@ def summary_rows(study: Study, quantities: Sequence[Quantity], step: float) -> l
     for env in study.environments:
         for quantity in quantities:
             for label in study.labels:
-                own = values.get((quantity.title, label, env))
-                if own is None:
+                by_seed = values.get((quantity.title, label, env))
+                if by_seed is None:
                     continue
                 row = {"environment": env, "step": step, "quantity": quantity.title}
-                row |= {"variant": label, "n": len(own)}
+                row |= {"variant": label, "n": len(by_seed)}
                 row["diverged"] = int(sum(values[DIVERGED, label, env].values()))
-                rows.append(row | summary_of(np.array(list(own.values()))))
+                rows.append(row | summary_of(np.array(list(by_seed.values()))))
     return rows
 
 
@@ -155,8 +156,8 @@ def write_claims(
     that both have; with `reference` against this one only."""
     rows = []
     for step in fifths(study):
-        every = claim_rows(study, quantities, step)
-        rows += rows_where(every, second=reference) if reference else every
+        all_rows = claim_rows(study, quantities, step)
+        rows += rows_where(all_rows, second=reference) if reference else all_rows
     how = "paired by seed; 95 % bootstrap; beside: seeds above : below, exact two-sided p"
     paths = write_figure(
         out,
@@ -191,7 +192,7 @@ def claim_rows(study: Study, quantities: Sequence[Quantity], step: float) -> lis
     """A row for each environment, pair of variants and quantity: first against second, at a
     step."""
     values = last_values(study, quantities, step)
-    diverged = Quantity(Panel(DIVERGED, "", ""), SHARE)
+    diverged = Quantity(Panel(DIVERGED, "", ""), FRACTION)
     rows = []
     for env in study.environments:
         for second, first in itertools.combinations(study.labels, 2):
@@ -205,20 +206,20 @@ def claim_rows(study: Study, quantities: Sequence[Quantity], step: float) -> lis
                     continue
                 x = np.array([ours[seed] for seed in seeds])
                 y = np.array([theirs[seed] for seed in seeds])
-                lost = []
+                has_diverged = []
                 for label in (first, second):
                     of_label = values[DIVERGED, label, env]
-                    lost.append(np.array([of_label[seed] > 0 for seed in seeds]))
+                    has_diverged.append(np.array([of_label[seed] > 0 for seed in seeds]))
                 row = {"environment": env, "step": step, "quantity": quantity.title}
                 row |= {"first": first, "second": second, "n": len(seeds)}
-                rows.append(row | compared(x, y, quantity, lost))
+                rows.append(row | compared(x, y, quantity, has_diverged))
     return rows
 
 
 def compared(
-    ours: np.ndarray, theirs: np.ndarray, quantity: Quantity, lost: Sequence[np.ndarray]
+    ours: np.ndarray, theirs: np.ndarray, quantity: Quantity, has_diverged: Sequence[np.ndarray]
 ) -> dict[str, object]:
-    """Compare values (seeds,) of two variants. lost: for each of the two, which seeds diverged."""
+    """Compare values (seeds,) of two variants. has_diverged: which seeds diverged, for each."""
     value, low, high = effect_of(ours, theirs, quantity.effect)
     paired, paired_low, paired_high = statistics.improvement_interval([ours], [theirs], paired=True)
     free, free_low, free_high = statistics.improvement_interval([ours], [theirs])
@@ -230,7 +231,10 @@ def compared(
         test = "sign"
     worst = paired
     if not np.isnan(quantity.worst):
-        ends = [np.where(lost[0], quantity.worst, ours), np.where(lost[1], quantity.worst, theirs)]
+        ends = [
+            np.where(has_diverged[0], quantity.worst, ours),
+            np.where(has_diverged[1], quantity.worst, theirs),
+        ]
         worst = statistics.probability_of_improvement([ends[0]], [ends[1]], paired=True)
     return {
         "effect": quantity.effect,
@@ -276,11 +280,11 @@ def effect_of(ours: np.ndarray, theirs: np.ndarray, effect: str) -> tuple[float,
         differences = np.log(ours) - np.log(theirs)
     else:
         differences = ours - theirs
-    statistic = statistics.mean_of_means if effect == SHARE else statistics.median_of_runs
+    statistic = statistics.mean_of_means if effect == FRACTION else statistics.median_of_runs
     low, high = statistics.stratified_bootstrap([differences], statistic)
     found = [float(statistic([differences])), float(low), float(high)]
     if effect == RATIO:
-        found = [float(np.exp(each)) for each in found]
+        found = [float(np.exp(end)) for end in found]
     return tuple(found)
 
 
@@ -312,8 +316,8 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     """A panel for each pair of variants, at the last step of the rows: quantities from top to
     bottom, the probability from left to right."""
     rows = of_last_step(rows)
-    having = {*distinct(rows, "quantity")}
-    titles = [title for title in spec["lines"] if title in having]
+    known = {*distinct(rows, "quantity")}
+    titles = [title for title in spec["lines"] if title in known]
     pairs = list(dict.fromkeys((row["first"], row["second"]) for row in rows))
     number = min(5, len(pairs))
     size = style.size_of_columns(number, 2.9, 1.4), 0.24 * len(titles) + 1.0

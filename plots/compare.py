@@ -15,9 +15,9 @@ from plots.aggregation import (
     aligned,
     combined,
     common_end,
+    count_text,
+    cut_notes,
     mean_and_deviation,
-    told_count,
-    told_cuts,
 )
 from plots.reading import Loaded, Places, find_runs, read_config
 from plots.recording import Kind, distinct, figure_place, rows_where, write_figure
@@ -115,11 +115,11 @@ def compare_rows(run_folders: Sequence[str | Path], by: str) -> list[dict]:
     rows = []
     for quantity in QUANTITIES:
         for name, runs in groups.items():
-            having = [run for run in runs if len(run.series(quantity.title))]
-            if not having:
+            with_values = [run for run in runs if len(run.series(quantity.title))]
+            if not with_values:
                 continue
-            steps, values = aligned(having, quantity.title)
-            for run, points in zip(having, values):
+            steps, values = aligned(with_values, quantity.title)
+            for run, points in zip(with_values, values):
                 row = {
                     "panel": quantity.title,
                     "group": name,
@@ -158,7 +158,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
         style.scale(panel, quantities[title].scale, values)
         axes.within(panel, axes.possible_range(quantities[title].key))
     style.legend(figure, style.handles_of(panels))
-    style.caption(figure, *spec["caption"], style.told_band(counts, "mean", "worst to best seed"))
+    style.caption(figure, *spec["caption"], style.band_text(counts, "mean", "worst to best seed"))
     return figure
 
 
@@ -184,13 +184,13 @@ def compare_table(groups: dict[str, list[Loaded]]) -> tuple[list[list[str]], lis
         cuts[quantity.heading] = common_end(runs, re.escape(quantity.title))
     rows = [["", "n", *cuts]]
     for name, members in groups.items():
-        row = [name, told_count(members)]
+        row = [name, count_text(members)]
         for quantity in QUANTITIES:
             until = cuts[quantity.heading].step
             values = [run.last(re.escape(quantity.title), until=until) for run in members]
             row.append(mean_and_deviation(values, len(members), quantity.text))
         rows.append(row)
-    return rows, told_cuts(cuts)
+    return rows, cut_notes(cuts)
 
 
 def print_compare_table(run_folders: Sequence[str | Path], by: str) -> None:

@@ -17,12 +17,12 @@ import runlog
 from plots import statistics
 from plots.activation_shapes import is_learned
 from plots.aggregation import common_end, finished_length, grid_of
-from plots.comparison_figure import COMPARISON, MOST_SHAPES
+from plots.comparison_figure import COMPARISON, MAX_SHAPES
 from plots.metric import BY_NAME, LOWER, WINDOWS, Metric, metric_of, normalised, pattern_of, unknown
 from plots.overview import learned_rows
 from plots.reading import Loaded, Places, find_runs, read_scalars, step_unit
 from plots.recording import check_free, figure_place, record_figure, rows_where, write_csv
-from plots.study import told_names
+from plots.study import names_text
 from plots.tables import (
     OTHER_STEP,
     Groups,
@@ -35,7 +35,7 @@ from plots.tables import (
 )
 from plots.variants import all_runs, flat
 
-LINES_ON_A_PAGE = 6
+LINES_PER_PAGE = 6
 FEW_SEEDS = 5  # with fewer, an interval is a rough guide
 STATISTICS = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
 HEADINGS = {"iqm": "IQM", "mean": "mean", "median": "median"}
@@ -69,8 +69,8 @@ class Cell:
     title: str  # the environment, and the script if there are several
     script: str
     environment: str
-    asked: str  # the name given to --metric; for score, `metric` is the environment's own score
-    metric: Metric
+    metric_name: str  # as given to --metric
+    metric: Metric  # for --metric score the environment's own score
     runs: dict[str, list[Loaded]]  # label: the runs that have a value, or have diverged
     step: float  # of the comparison
     notes: list[str]  # which run ends there, if others are longer; which runs have no value
@@ -108,8 +108,8 @@ class Cell:
     def scaled(self) -> "Cell | None":
         """The cell with its values on a scale that environments share; None if there is none."""
         values = {}
-        for label, own in self.values.items():
-            values[label] = normalised(own, self.metric, self.environment)
+        for label, raw in self.values.items():
+            values[label] = normalised(raw, self.metric, self.environment)
             if values[label] is None:
                 return None
         return dataclasses.replace(self, values=values)
@@ -126,7 +126,7 @@ def end_of(run: Loaded, points: np.ndarray) -> float:
 
 def make_cell(
     where: tuple[str, str],
-    asked: str,
+    metric_name: str,
     metric: Metric,
     labels: dict[str, list[Loaded]],
     step: float | None,
@@ -137,15 +137,15 @@ def make_cell(
     kept = {}
     notes = []
     for label, members in labels.items():
-        having = [run for run in members if len(metric.points(run))]
+        with_values = [run for run in members if len(metric.points(run))]
         without = [run for run in members if not len(metric.points(run))]
-        lost = [run for run in without if run.has_diverged]
-        if having or lost:
-            kept[label] = having + lost
-        if lost:
-            text = f"{len(lost)} of {len(members)} diverged before the first value"
+        diverged = [run for run in without if run.has_diverged]
+        if with_values or diverged:
+            kept[label] = with_values + diverged
+        if diverged:
+            text = f"{len(diverged)} of {len(members)} diverged before the first value"
             notes.append(f"{label}: {text}, counted as worse than any in the probability only")
-        number = len(without) - len(lost)
+        number = len(without) - len(diverged)
         if number:
             notes.append(f"{label}: {number} of {len(members)} runs have no value, left out")
 
@@ -176,7 +176,7 @@ def make_cell(
         if number:
             text = f"{number} of {len(members)} runs have no value at step {step:,.0f}"
             notes.append(f"{label}: {text}, left out of the comparison")
-    return Cell(env, script, env, asked, metric, kept, step, notes, grid, values)
+    return Cell(env, script, env, metric_name, metric, kept, step, notes, grid, values)
 
 
 def label_of(run: Loaded, labels: dict[str, list[Loaded]]) -> str:
@@ -247,7 +247,7 @@ def find_baselines(groups: Groups, name: str) -> dict[str, str]:
             found = [wanted]
         if not name:
             candidates = found or in_label_order(activations_of(runs))
-            found = [most_usual(candidates, runs, beside[script])]
+            found = [most_comparable(candidates, runs, beside[script])]
         if len(found) > 1:
             fault = f"it could be {'; '.join(found)}"
             raise runlog.UserError(f"--baseline {name}: {fault}; name one of them")
@@ -265,7 +265,7 @@ def activations_of(first_runs: Mapping[str, Loaded]) -> dict[str, str]:
     return {label: run.config["activation"] for label, run in first_runs.items()}
 
 
-def most_usual(
+def most_comparable(
     labels: Sequence[str], first_runs: Mapping[str, Loaded], beside: Mapping[str, int]
 ) -> str:
     """Of the labels with the activation of the first, the one that can be compared most often; of
@@ -310,7 +310,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        return f"{self.title}: {self.cells[0].asked}"
+        return f"{self.title}: {self.cells[0].metric_name}"
 
     @property
     def bounds(self) -> list[float | None]:
@@ -328,11 +328,11 @@ def alike_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells of each quantity and script, of which one line shows all together."""
     alike = {}
     for cell in cells:
-        alike.setdefault((cell.asked, cell.script, cell.metric.better), []).append(cell)
+        alike.setdefault((cell.metric_name, cell.script, cell.metric.better), []).append(cell)
     return list(alike.values())
 
 
-def told_aggregates(cells: Sequence[Cell]) -> list[str]:
+def aggregate_notes(cells: Sequence[Cell]) -> list[str]:
     """Lines about the cells that make_lines leaves out of the line of all: those that some variant
     does not have."""
     notes = []
@@ -340,24 +340,24 @@ def told_aggregates(cells: Sequence[Cell]) -> list[str]:
         labels = {}
         for cell in members:
             labels |= dict.fromkeys(cell.values)
-        lacking = {}  # variants: the environments without them
+        environments_without = {}  # variants: the environments without them
         for cell in members:
             absent = [label for label in labels if label not in cell.values]
             if absent:
-                lacking.setdefault(tuple(absent), []).append(cell.environment)
-        parts = []
+                environments_without.setdefault(tuple(absent), []).append(cell.environment)
+        entries = []
         number = 0
-        for absent, environments in lacking.items():
+        for absent, environments in environments_without.items():
             number += len(environments)
-            parts.append(f"{told_names(environments)} (without {told_names(absent)})")
-        if not parts:
+            entries.append(f"{names_text(environments)} (without {names_text(absent)})")
+        if not entries:
             continue
-        told = f"not in the aggregate: {'; '.join(parts)}"
+        text = f"not in the aggregate: {'; '.join(entries)}"
         if len(members) - number < 2:
-            told = f"no aggregate, since fewer than two environments have every variant: {parts[0]}"
-            told = "; ".join([told, *parts[1:]])
+            fault = "fewer than two environments have every variant"
+            text = f"no aggregate, since {fault}: {'; '.join(entries)}"
         script = f"{members[0].script}, " if members[0].title != members[0].environment else ""
-        notes.append(f"{script}{members[0].asked}: {told}")
+        notes.append(f"{script}{members[0].metric_name}: {text}")
     return notes
 
 
@@ -387,7 +387,7 @@ def line_of_all(cells: list[Cell], number: int) -> Line:
         return Line(title, cells, "", has_scale=False)
     metrics = {cell.metric.name: cell.metric for cell in cells}
     is_fraction = all(metric.high == 1.0 for metric in metrics.values())
-    label = cells[0].metric.label if len(metrics) == 1 else cells[0].asked
+    label = cells[0].metric.label if len(metrics) == 1 else cells[0].metric_name
     return Line(title, scaled, label if is_fraction else f"{label}, normalised")
 
 
@@ -438,7 +438,7 @@ def labels_of(line: Line) -> list[str]:
 
 
 def row_of(line: Line, label: str) -> dict:
-    where = {"line": line.name, "environment": line.title, "metric": line.cells[0].asked}
+    where = {"line": line.name, "environment": line.title, "metric": line.cells[0].metric_name}
     return where | {"variant": label}
 
 
@@ -504,7 +504,7 @@ def improvement(line: Line, label: str, baseline: str) -> dict[str, float]:
 
 def write_comparison(places: Places, options: Options, picture: Path) -> list[Path]:
     """Prints the comparison of the runs at these places, and writes the picture, in pages of
-    LINES_ON_A_PAGE, and the values behind it: name.csv, name-comparison.csv."""
+    LINES_PER_PAGE, and the values behind it: name.csv, name-comparison.csv."""
     out, name, endings = figure_place(picture)
     keys = any_of([pattern_of(metric) for metric in options.metrics])
     groups, left_out = at_step(groups_of(places, keys, ""), options.step)
@@ -530,7 +530,7 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
     notes = []
     for cell in cells:
         notes += [f"{cell.title}, {cell.metric.name}: {note}" for note in cell.notes]
-    notes += told_aggregates(cells)
+    notes += aggregate_notes(cells)
     is_cut = any("compared at step" in note for note in notes)
     for note in (*left_out, *notes, *([OTHER_STEP] if is_cut else [])):
         print(note)
@@ -551,17 +551,17 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
         "activation_of": activation_of,
         "caption": caption_of(lines, options, comparisons, left_out + notes),
     }
-    for number, start in enumerate(range(0, len(lines), LINES_ON_A_PAGE), start=1):
-        page = lines[start : start + LINES_ON_A_PAGE]
-        own = {"lines": [line.name for line in page]}
-        own["panels"] = {line.name: line.label for line in page}
-        own["scales"] = {line.name: line.metric.scale for line in page}
-        own["better"] = {line.name: line.metric.better for line in page}
-        own["bounds"] = {line.name: line.bounds for line in page}
-        own["units"] = {line.name: step_unit(line.first_run.config) for line in page}
-        own["shapes"] = start == 0
+    for number, start in enumerate(range(0, len(lines), LINES_PER_PAGE), start=1):
+        page = lines[start : start + LINES_PER_PAGE]
+        page_spec = {"lines": [line.name for line in page]}
+        page_spec["panels"] = {line.name: line.label for line in page}
+        page_spec["scales"] = {line.name: line.metric.scale for line in page}
+        page_spec["better"] = {line.name: line.metric.better for line in page}
+        page_spec["bounds"] = {line.name: line.bounds for line in page}
+        page_spec["units"] = {line.name: step_unit(line.first_run.config) for line in page}
+        page_spec["shapes"] = start == 0
         page_name = name if number == 1 else f"{name}-{number}"
-        paths += record_figure(out, page_name, COMPARISON, endings, **spec, **own)
+        paths += record_figure(out, page_name, COMPARISON, endings, **spec, **page_spec)
     return paths
 
 
@@ -569,10 +569,10 @@ def shape_rows(first_runs: Mapping[str, Loaded]) -> list[dict]:
     """Points of the learned activation functions of each variant's first seed, before and after
     training; prints those for which there is no room."""
     learned = [label for label, run in first_runs.items() if is_learned(run)]
-    if learned[MOST_SHAPES:]:
-        print(f"not drawn: the activation functions of {', '.join(learned[MOST_SHAPES:])}")
+    if learned[MAX_SHAPES:]:
+        print(f"not drawn: the activation functions of {', '.join(learned[MAX_SHAPES:])}")
     rows = []
-    for label in learned[:MOST_SHAPES]:
+    for label in learned[:MAX_SHAPES]:
         rows += learned_rows(label, first_runs[label])
     return rows
 
@@ -634,7 +634,7 @@ def interval_text(row: dict, value: str, low: str, high: str, text: str = "") ->
     if not np.isfinite(row[value]):
         return "-"
     numbers = [row[key] for key in (value, low, high)]
-    told = [text.format(number) if text else number_text(number) for number in numbers]
+    texts = [text.format(number) if text else number_text(number) for number in numbers]
     if not np.isfinite(row[low]):
-        return told[0]
-    return f"{told[0]} [{told[1]}, {told[2]}]"
+        return texts[0]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plots import style
-from plots.overview import MOST_LEARNED, draw_learned
+from plots.overview import MAX_LEARNED, draw_learned
 from plots.recording import Kind, columns, distinct, rows_where
 from plots.seeds import scale
 from plots.variants import styles_in
 
-MOST_SHAPES = MOST_LEARNED
-LONGEST = 26  # most characters in a line beside an axis
-LETTER = 0.06  # width in inches of a character in the legend
+MAX_SHAPES = MAX_LEARNED
+MAX_CHARACTERS = 26  # most characters in a line beside an axis
+CHARACTER_WIDTH = 0.06  # width in inches of a character in the legend
 
 
 def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
@@ -30,17 +30,17 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     looks = styles_in(spec)
     lines = spec["lines"]
     others = len(spec["variants"]) - 1
-    has_long = any(len(label) > LONGEST for label in spec["variants"])
+    has_long = any(len(label) > MAX_CHARACTERS for label in spec["variants"])
     height = max(2.5, (0.32 if has_long else 0.26) * others + 1.0)
     heights = [height * len(lines)]
     if shapes:
         heights.append(2.5)
     width = 12 if others else 7
     figure = Figure((width, sum(heights) + 1.2), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    draw_lines(parts[0], curves, comparisons, looks, spec)
+    subfigures = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    draw_lines(subfigures[0], curves, comparisons, looks, spec)
     if shapes:
-        draw_learned(parts[1], shapes, spec["activation_of"])
+        draw_learned(subfigures[1], shapes, spec["activation_of"])
     style.caption(figure, *spec["caption"])
     return figure
 
@@ -56,7 +56,7 @@ def rows_of(tables: dict[str, list[dict]], ending: str) -> list[dict]:
 
 
 def draw_lines(
-    part: SubFigure,
+    subfigure: SubFigure,
     curves: list[dict],
     comparisons: list[dict],
     looks: dict[str, dict],
@@ -65,25 +65,25 @@ def draw_lines(
     lines = spec["lines"]
     has_others = len(looks) > 1
     ratios = (2.1, 1, 1) if has_others else (1,)
-    grid = part.subplots(len(lines), len(ratios), squeeze=False, width_ratios=ratios)
+    grid = subfigure.subplots(len(lines), len(ratios), squeeze=False, width_ratios=ratios)
     for panels, line in zip(grid, lines):
-        own = rows_where(comparisons, line=line)
+        compared = rows_where(comparisons, line=line)
         points = rows_where(curves, line=line)
-        draw_curves(panels[0], points, own, looks, spec, line)
+        draw_curves(panels[0], points, compared, looks, spec, line)
         if has_others:
-            draw_against(panels[1], own, looks, "difference")
-            draw_against(panels[2], own, looks, "probability")
-            finish_against(panels[1], panels[2], own, spec["better"][line])
+            draw_against(panels[1], compared, looks, "difference")
+            draw_against(panels[2], compared, looks, "probability")
+            finish_against(panels[1], panels[2], compared, spec["better"][line])
     shown = {}
     for label, look in looks.items():
         counts = counts_of(comparisons, label)
         is_baseline = any(row["baseline"] == label for row in comparisons) and has_others
         shown[f"{label} ({counts}){', baseline' if is_baseline else ''}"] = look
     longest = max(len(label) for label in shown)
-    columns_fit = int(part.figure.get_figwidth() / (LETTER * longest + 0.8))
+    columns_fit = int(subfigure.figure.get_figwidth() / (CHARACTER_WIDTH * longest + 0.8))
     number = max(1, min(columns_fit, len(shown)))
     place = {"loc": "outside lower center", "ncols": number, "handlelength": 3.5, "fontsize": 8}
-    part.legend(handles=style.line_handles(shown), **place)
+    subfigure.legend(handles=style.line_handles(shown), **place)
 
 
 def counts_of(rows: Sequence[dict], label: str) -> str:
@@ -105,17 +105,17 @@ def draw_curves(
     """The curves of a line; a dotted line at the step of the comparison if some runs continue."""
     style.left_title(panel, comparisons[0]["environment"])
     if not points:
-        why = "these environments\nhave no common scale"
+        reason = "these environments\nhave no common scale"
         if all(int(row["n"]) == 0 for row in comparisons):
-            why = f"no value at step {comparisons[0]['step']:,.0f}"
-        style.note(panel, why, style.FAINT)
+            reason = f"no value at step {comparisons[0]['step']:,.0f}"
+        style.note(panel, reason, style.FAINT)
         panel.set_axis_off()
         return
     style.steps_axis(panel, spec["units"][line])
     panel.set_ylabel(spec["panels"][line])
     for label in distinct(points, "variant"):
-        own = rows_where(points, variant=label)
-        value = columns(own, "step", "value", "low", "high")
+        curve = rows_where(points, variant=label)
+        value = columns(curve, "step", "value", "low", "high")
         style.curve(panel, label, looks[label] | {"clip_on": False}, *value)
     (steps, values) = columns(points, "step", "value")
     if spans_decades(spec["scales"][line], values):
@@ -180,7 +180,7 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
     if has_difference:
         left.axvline(0, color=style.FAINT, linewidth=0.8, linestyle="--")
     else:
-        style.note(left, why_nothing(rows, named), style.FAINT)
+        style.note(left, reason_for_no_difference(rows, named), style.FAINT)
         left.set_xticks([])
     if has_probability:
         right.axvline(0.5, color=style.FAINT, linewidth=0.8, linestyle="--")
@@ -190,8 +190,8 @@ def finish_against(left: Axes, right: Axes, rows: list[dict], better: str) -> No
             panel.set_axis_off()
 
 
-def why_nothing(rows: list[dict], baseline: str) -> str:
-    """Why there is no difference to show."""
+def reason_for_no_difference(rows: list[dict], baseline: str) -> str:
+    """The reason why there is no difference to show."""
     is_baseline = [row["variant"] == row["baseline"] for row in rows]
     if all(is_baseline):
         return "only the baseline here"
@@ -214,7 +214,7 @@ def beside_axis(labels: Sequence[str]) -> list[str]:
     parts = [label.split(", ") for label in labels]
     shared = set()
     if len(parts) > 1:
-        shared = set.intersection(*({*own[1:]} for own in parts))
+        shared = set.intersection(*({*settings} for _, *settings in parts))
     shortened = []
     for activation, *settings in parts:
         kept = [setting for setting in settings if setting not in shared]
@@ -226,9 +226,9 @@ def beside_axis(labels: Sequence[str]) -> list[str]:
 
 def in_two_lines(label: str) -> str:
     """A label, cut at a word where it is too long for two lines."""
-    lines = textwrap.wrap(label, LONGEST, break_long_words=True)
+    lines = textwrap.wrap(label, MAX_CHARACTERS, break_long_words=True)
     if len(lines) > 2:
-        rest = textwrap.shorten(" ".join(lines[1:]), LONGEST, placeholder=" ...")
+        rest = textwrap.shorten(" ".join(lines[1:]), MAX_CHARACTERS, placeholder=" ...")
         lines = [lines[0], rest]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ import activations
 import runlog
 from plots import axes, style
 from plots.plasticity import ACCURACY, PLASTICITY, draw_plasticity
-from plots.reading import Loaded, Places, check_once, read_run, told_places
+from plots.reading import Loaded, Places, check_once, places_text, read_run
 from plots.recording import Kind, file_name, record_figure, rows_where, write_csv
 from plots.statistics import mean_interval
 from plots.study import find_candidates
@@ -43,7 +43,7 @@ SHORT = {
     "rational.constraint_scale_end": "to",
 }
 RATIONAL = json.loads(json.dumps(dataclasses.asdict(activations.RationalConfig())))
-USUAL = {  # defaults of continual_supervised.py for VARIED and rational.*, as in config.json
+DEFAULTS = {  # defaults of continual_supervised.py for VARIED and rational.*, as in config.json
     "layer_norm": False,
     "reset_head": False,
     "l2": 0.0,
@@ -82,8 +82,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        told = [f"{name} {value}" for name, value in self.settings.items()]
-        return ", ".join([self.activation, *told])
+        settings = [f"{name} {value}" for name, value in self.settings.items()]
+        return ", ".join([self.activation, *settings])
 
     @property
     def num_diverged(self) -> int:
@@ -172,7 +172,7 @@ def continual_cells(folder: Places, where: Sequence[str] = ()) -> dict[str, list
         studies[f"{run.setting('dataset', str)} {run.setting('tasks', str)}"].append(run)
     if not studies:
         fault = "no finished run of continual_supervised.py; train some first"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
+        raise runlog.UserError(f"--runs {places_text(folder)}: {fault}")
     return {name: cells_of(members) for name, members in studies.items()}
 
 
@@ -183,14 +183,14 @@ def cells_of(runs: Sequence[Loaded]) -> list[Cell]:
     for config in settings:
         free += [key for key in config if is_free(key)]
     if found := differing(settings, [run.folder for run in runs], {*free, *MEASURING}):
-        raise runlog.UserError(f"the runs {found.told}")
+        raise runlog.UserError(f"the runs {found.message}")
 
     varied = varied_settings(settings, dict.fromkeys(free))
     cells = {}
     for run, config in zip(runs, settings):
-        own = unusual(config, varied)
-        name = config["activation"], json.dumps(own)
-        cell = cells.setdefault(name, Cell(config["activation"], own, []))
+        changed = changed_settings(config, varied)
+        name = config["activation"], json.dumps(changed)
+        cell = cells.setdefault(name, Cell(config["activation"], changed, []))
         cell.runs.append(run)
     for cell in cells.values():
         cell.runs = by_seed(cell.runs, cell.label)
@@ -207,20 +207,20 @@ def is_free(key: str) -> bool:
     return key in VARIED or key.startswith("rational.")
 
 
-def unusual(config: dict[str, object], keys: Sequence[str]) -> dict[str, object]:
+def changed_settings(config: dict[str, object], keys: Sequence[str]) -> dict[str, object]:
     """The settings among `keys` in which a run is not as by default, as labels show them:
     "init" -> 0.25, "widths" -> "75x75"."""
-    own = {}
+    changed = {}
     for key in keys:
-        default = USUAL.get(key)
+        default = DEFAULTS.get(key)
         value = config.get(key, default)  # an older run may lack it
         if key == "activation" or value == default:
             continue
         if isinstance(value, list):
             separator = "x" if key == "widths" else " "
             value = separator.join(map(str, value))
-        own[SHORT.get(key, key)] = value
-    return own
+        changed[SHORT.get(key, key)] = value
+    return changed
 
 
 # ---- comparisons ---------------------------------------------------------------------------------
@@ -281,10 +281,10 @@ def print_comparisons(rows: Sequence[dict]) -> None:
         low = row["low"]
         high = row["high"]
         is_decided = low * high > 0
-        told = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] n = {row['n']}"
+        text = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}] n = {row['n']}"
         if not is_decided:
-            told += "  (undecided)"
-        print(f"{row['study']}: {row['a']} against {row['b']}, {row['measure']}: {told}")
+            text += "  (undecided)"
+        print(f"{row['study']}: {row['a']} against {row['b']}, {row['measure']}: {text}")
 
 
 # ---- tables and figures --------------------------------------------------------------------------
@@ -349,8 +349,8 @@ def check_chosen(chosen: Sequence[str], study: str, cells: Sequence[Cell]) -> No
     labels = [cell.label for cell in cells]
     for label in chosen:
         if label not in labels:
-            there = ", ".join(f'"{other}"' for other in labels)
-            raise runlog.UserError(f'--variants "{label}": {study} has {there}')
+            known = ", ".join(f'"{other}"' for other in labels)
+            raise runlog.UserError(f'--variants "{label}": {study} has {known}')
 
 
 def small_panels(rows: Sequence[dict]) -> dict[str, str]:
@@ -376,8 +376,8 @@ def curve_rows(cell: Cell) -> list[dict]:
 
 
 def threshold_rows(cell: Cell) -> list[dict]:
-    """Per task, the median of the steps to the threshold, and the share of seeds that reach it. A
-    diverged seed reaches it in no later task: nothing is carried forward."""
+    """Per task, the median of the steps to the threshold, and the fraction of seeds that reach it.
+    A diverged seed reaches it in no later task: nothing is carried forward."""
     rows = []
     steps, _ = cell.logged_per_task(STEPS_TO_THRESHOLD)
     steps = np.where(np.isfinite(steps), steps, np.inf)  # never reached
@@ -424,21 +424,21 @@ def caption_of(name: str, cells: Sequence[Cell]) -> str:
     """The caption of a study's figure."""
     counts = [len(cell.runs) for cell in cells]
     diverged = sum(cell.num_diverged for cell in cells)
-    told = f"{name.replace('_', ' ')}: "
+    text = f"{name.replace('_', ' ')}: "
     if max(counts) == 1:
-        told += "one seed, no interval"
+        text += "one seed, no interval"
     else:
-        told += f"mean over seeds and its 95 % interval, {style.told_seeds(counts)}"
+        text += f"mean over seeds and its 95 % interval, {style.seeds_text(counts)}"
     if diverged:
-        told += f", {diverged} diverged (last task carried forward)"
+        text += f", {diverged} diverged (last task carried forward)"
     early = []
     for cell in cells:
         is_known = np.isfinite(cell.per_task(ACCURACY)).any(1)
         if not is_known.all():
             early.append(f"{cell.label} {(~is_known).sum()} of {len(is_known)}")
     if early:
-        told += f"; in no mean, since they diverged in their first task: {', '.join(early)}"
-    return told
+        text += f"; in no mean, since they diverged in their first task: {', '.join(early)}"
+    return text
 
 
 # ---- drawing -------------------------------------------------------------------------------------
@@ -515,8 +515,8 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=2))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
         handles, names = panels[-1].get_legend_handles_labels()
-        room = axes.pitch(panels[-1]) - 1.0
-        names = [axes.wrapped(name, room, 8, most=2) for name in names]
+        room = axes.column_width(panels[-1]) - 1.0
+        names = [axes.wrapped(name, room, 8, max_lines=2) for name in names]
         panels[-1].legend(handles, names, handlelength=3, fontsize=8, **place)
     for panel, (ylabel, metric) in zip(grid[:, 0], metrics.items()):
         axes.set_ylabel(panel, ylabel)

@@ -10,7 +10,7 @@ from plots.curves import write_curves, write_environments
 from plots.intervals import write_intervals
 from plots.panels import RETURN, Panel, aggregate, keys_of
 from plots.preactivations import write_preactivations
-from plots.reading import Places, told_places
+from plots.reading import Places, places_text
 from plots.recording import file_name
 from plots.study import Study, read_study, try_study
 from plots.variants import DQN, PQN, SAC, Variant
@@ -223,5 +223,5 @@ def cr_atari(
         paths += write_curves(study, ATARI, out, f"cr_atari_{script[:3]}", title)
     if not paths:
         fault = f"no finished runs of {DQN}.py or {PQN}.py with relu or a rational"
-        raise runlog.UserError(f"--runs {told_places(runs)}: {fault}")
+        raise runlog.UserError(f"--runs {places_text(runs)}: {fault}")
     return paths

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from plots import claims, cr
-from plots.claims import RATIO, SHARE, Quantity
+from plots.claims import FRACTION, RATIO, Quantity
 from plots.panels import Panel, keys_of
 from plots.reading import Places
 from plots.recording import file_name
@@ -40,7 +40,7 @@ QUANTITIES = (
     Quantity(cr.RETURNS, test="permutation", worst=-np.inf),
     Quantity(SUCCESS, test="permutation", worst=-np.inf),
     Quantity(BIAS, worst=np.inf),
-    Quantity(IMPOSSIBLE_Q, SHARE, beyond=LARGEST_VALUE),
+    Quantity(IMPOSSIBLE_Q, FRACTION, threshold=LARGEST_VALUE),
     Quantity(TEMPERATURE, RATIO, worst=np.inf),
     Quantity(INPUT, RATIO, worst=np.inf),
     Quantity(OUTPUT, RATIO, worst=np.inf),

@@ -12,14 +12,14 @@ from plots.panels import (
     Curve,
     Panel,
     aggregate,
+    carried_notes,
     curves,
-    told_carried,
-    told_early,
-    told_left_out,
-    told_statistics,
+    early_notes,
+    left_out_notes,
+    statistics_text,
 )
 from plots.recording import Kind, columns, distinct, rows_where, write_figure
-from plots.study import Missing, Study, told_missing
+from plots.study import Missing, Study, missing_text
 from plots.variants import styles_in
 
 # ---- a curve per variant, over all environments --------------------------------------------------
@@ -31,11 +31,11 @@ def write_curves(
     """Write a figure with a panel per quantity."""
     found = {panel.title: aggregate(study, panel) for panel in panels}
     rows = rows_of_curves(panels, found)
-    caption = [title, study.counts, *told_left_out(found), *told_early(study, panels)]
+    caption = [title, study.counts, *left_out_notes(found), *early_notes(study, panels)]
     carried = []
     for panel in panels:
         steps_of = {label: curve.steps for label, curve in found[panel.title].items()}
-        carried += told_carried(study, panel, steps_of)
+        carried += carried_notes(study, panel, steps_of)
     caption += dict.fromkeys(carried)
     if any(panel.is_of_training_games for panel in panels):
         caption.append("returns of training games: means over the last fortieth of the steps")
@@ -88,9 +88,9 @@ def draw_curves(rows: list[dict], spec: dict) -> Figure:
         members = rows_where(rows, panel=title)
         bounds = axes.possible_range(spec.get("measured", {}).get(title, ""))
         for label, look in looks.items():
-            own = rows_where(members, variant=label)
-            if own:
-                steps, value, low, high = columns(own, "step", "value", "low", "high")
+            points = rows_where(members, variant=label)
+            if points:
+                steps, value, low, high = columns(points, "step", "value", "low", "high")
                 style.curve(panel, label, look, steps, value, *np.clip((low, high), *bounds))
         (values,) = columns(members, "value")
         style.scale(panel, spec["scales"].get(title, "linear"), values)
@@ -103,7 +103,7 @@ def draw_curves(rows: list[dict], spec: dict) -> Figure:
     drawn = {*distinct(rows, "variant")}
     shown = {label: look for label, look in looks.items() if label in drawn}
     style.legend(figure, style.line_handles(shown))
-    style.caption(figure, *spec["caption"], told_statistics(rows))
+    style.caption(figure, *spec["caption"], statistics_text(rows))
     return figure
 
 
@@ -120,11 +120,11 @@ def write_environments(
 ) -> list[Path]:
     """Write a figure of each environment, with a curve per variant."""
     rows = environment_rows(study, panels, environments)
-    caption = [title, study.counts, *told_early(study, panels)]
+    caption = [title, study.counts, *early_notes(study, panels)]
     drawn = {(row["variant"], row["environment"]) for row in rows}
     without = [cell for cell in study.cells if cell[1] in environments and cell not in drawn]
     if rows and without:
-        caption.append(f"no values: {told_missing([Missing(*cell) for cell in without])}")
+        caption.append(f"no values: {missing_text([Missing(*cell) for cell in without])}")
     return write_figure(
         out,
         name,
@@ -201,7 +201,7 @@ def draw_environments(rows: list[dict], spec: dict) -> Figure:
     shown = {label: look for label, look in looks.items() if label in drawn}
     style.legend(figure, style.line_handles(shown))
     counts = [int(row["n"]) for row in rows]
-    text = style.told_band(counts, "mean", "standard deviation")
+    text = style.band_text(counts, "mean", "standard deviation")
     if max(counts) > 1 and "log" in spec["scales"].values():
         text += " (on log axes the same factor up and down)"
     style.caption(figure, *spec["caption"], text)
@@ -217,10 +217,10 @@ def draw_environment(
 ) -> None:
     """The variants' curves of one environment and quantity."""
     for label, look in looks.items():
-        own = rows_where(rows, variant=label)
-        if not own:
+        points = rows_where(rows, variant=label)
+        if not points:
             continue
-        steps, mean, std = columns(own, "step", "mean", "std")
+        steps, mean, std = columns(points, "step", "mean", "std")
         low = mean - std
         if scale == "log":
             low = axes.band_by_factor(mean, std)

@@ -39,7 +39,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         axes.within(panel, axes.possible_range(metric))
         axes.large_numbers(panel)
     style.legend(figure, style.handles_of(panels))
-    text = style.told_band(counts, "mean", "worst to best seed")
+    text = style.band_text(counts, "mean", "worst to best seed")
     if max(counts) > 1:
         text += ", thin lines: seeds"
     style.caption(figure, *spec["caption"], text)
@@ -66,9 +66,9 @@ def looks_of(names: Sequence[str], variants: Sequence[str]) -> dict[str, dict]:
     contain a space, are grey."""
     activations = [name for name in names if " " not in name]
     looks = distinct_styles(activations)
-    own = [(color, line) for color, line, _ in STYLES.values()]
-    own += [(color, "--") for color in OTHERS]
-    for name, (color, line) in zip(variants, itertools.cycle(own)):
+    styles = [(color, line) for color, line, _ in STYLES.values()]
+    styles += [(color, "--") for color in OTHERS]
+    for name, (color, line) in zip(variants, itertools.cycle(styles)):
         looks[name] = {"color": color, "linestyle": line}
     others = [name for name in names if name not in looks]
     for name, color in zip(others, shades("#737373", len(others) or 1)):

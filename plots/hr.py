@@ -11,7 +11,7 @@ import runlog
 from plots.curves import curve_rows, write_curves, write_environments
 from plots.intervals import write_intervals
 from plots.panels import RETURN, Panel, curves, keys_of
-from plots.reading import Places, told_places
+from plots.reading import Places, places_text
 from plots.recording import write_csv
 from plots.study import Study, read_study, try_study
 from plots.tables import print_table
@@ -100,8 +100,8 @@ def hr7(
         if variants and figure.name == "hr7":
             wanted = variants
         if len({*wanted} & {*study.labels}) < 2:
-            told = f"fewer than two of {'; '.join(wanted)} in these runs, not drawn"
-            print(f"{figure.name}: {told}")
+            text = f"fewer than two of {'; '.join(wanted)} in these runs, not drawn"
+            print(f"{figure.name}: {text}")
             continue
         title = f"HR Fig. {figure.name[2:]}: DQN"
         paths += write_curves(study.only(wanted), figure.panels, out, figure.name, title)
@@ -151,7 +151,7 @@ def hr8(
     """HR Figs. 8c-d and 16 to 18: PPO's score and effective rank; human-normalised scores; DQN and
     PPO game by game."""
     paths = []
-    for script, each_game in ((PPO, 18), (DQN, 17)):
+    for script, number in ((PPO, 18), (DQN, 17)):
         study = try_study(runs, script, keys_of(BASELINE, SRANK), where)
         if study is None:
             continue
@@ -161,12 +161,12 @@ def hr8(
             panels = [BASELINE, SRANK]
             paths += write_curves(study, panels, out, "hr8cd", "HR Fig. 8c-d: PPO")
         paths += write_curves(study, [HUMAN], out, f"hr16_{script[:3]}", f"HR Fig. 16: {name}")
-        title = f"HR Fig. {each_game}: {name}, each game"
+        title = f"HR Fig. {number}: {name}, each game"
         games = study.environments
-        paths += write_environments(study, [GAME_RETURNS], out, f"hr{each_game}", title, games)
+        paths += write_environments(study, [GAME_RETURNS], out, f"hr{number}", title, games)
     if not paths:
         fault = f"no finished runs of {PPO}.py or {DQN}.py with something to draw"
-        raise runlog.UserError(f"--runs {told_places(runs)}: {fault}")
+        raise runlog.UserError(f"--runs {places_text(runs)}: {fault}")
     return paths
 
 

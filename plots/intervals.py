@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plots import axes, style
-from plots.panels import Panel, told_carried, told_early
+from plots.panels import Panel, carried_notes, early_notes
 from plots.recording import Kind, distinct, rows_where, write_figure
 from plots.study import Study
 from plots.variants import styles_in
@@ -21,8 +21,8 @@ def write_intervals(
     if rows:
         title += f", step {rows[0]['step']:,.0f}"
     steps_of = {row["variant"]: np.array([row["step"]]) for row in rows}
-    carried = told_carried(study, panel, steps_of)
-    caption = [title, study.counts, *study.told_shared(), *told_early(study, [panel]), *carried]
+    carried = carried_notes(study, panel, steps_of)
+    caption = [title, study.counts, *study.shared_notes(), *early_notes(study, [panel]), *carried]
     return write_figure(
         out,
         name,
@@ -38,12 +38,12 @@ def write_intervals(
 def draw(rows: list[dict], spec: dict) -> Figure:
     groups = distinct(rows, "group")
     looks = styles_in(spec)
-    having = {*distinct(rows, "variant")}
-    drawn = [label for label in looks if label in having]
+    with_rows = {*distinct(rows, "variant")}
+    drawn = [label for label in looks if label in with_rows]
     size = max(3.0 * len(groups), 6.5), 0.35 * len(looks) + 2
     figure = Figure(size, layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
-    names = [axes.wrapped(label.replace("$", r"\$"), 2.0, 9, most=2) for label in drawn]
+    names = [axes.wrapped(label.replace("$", r"\$"), 2.0, 9, max_lines=2) for label in drawn]
     for panel, group in zip(panels, groups):
         members = rows_where(rows, group=group)
         for row in members:
@@ -55,14 +55,14 @@ def draw(rows: list[dict], spec: dict) -> Figure:
         panel.set_yticks(range(len(drawn)), names)
         panel.set_ylim(len(drawn) - 0.5, -0.5)
         counts = [int(row["runs"]) for row in members]
-        told = " to ".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
+        runs = " to ".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
         environments = f"environments: {members[0]['environments']}"
-        style.title(panel, f"{group}\n({environments}, runs: {told} each)", 8)
-        panel.set_xlabel(axes.wrapped(spec["unit"], axes.pitch(panel) - 0.2, 9))
+        style.title(panel, f"{group}\n({environments}, runs: {runs} each)", 8)
+        panel.set_xlabel(axes.wrapped(spec["unit"], axes.column_width(panel) - 0.2, 9))
         panel.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=2))
     has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in rows)
-    told = "bars: 95 % stratified bootstrap" if has_seeds else "one seed: no intervals"
-    style.caption(figure, *spec["caption"], told)
+    note = "bars: 95 % stratified bootstrap" if has_seeds else "one seed: no intervals"
+    style.caption(figure, *spec["caption"], note)
     return figure
 
 

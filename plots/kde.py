@@ -19,7 +19,7 @@ from plots.recording import Kind, distinct, file_name, rows_where, write_figure
 from plots.study import read_study
 from plots.variants import BLACK, BLUE, DQN, RED
 
-MOST_BRANCHES = 4  # most branches of a layer whose densities are drawn
+MAX_BRANCHES = 4  # most branches of a layer whose densities are drawn
 NEURONS = 16  # in a grid
 OUTLINED = "outlined: dead (peak above 20, dotted line)"
 KDE = r"(?:branch\d+_)?kde"
@@ -27,7 +27,7 @@ SMALL = 6  # font size
 FRAME_WIDTH = 0.88  # fraction of a cell; the rest is for its ticks
 FRAME_HEIGHT = 0.6
 DEAD_PEAK = 20.0  # a neuron whose density has a higher peak is dead (HR)
-MOST_COLUMNS = 4  # grids side by side
+MAX_COLUMNS = 4  # grids side by side
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Grid:
 def kde_figure(folder: Path) -> Figure | None:
     """Newest densities of 16 neurons of each network's last hidden layer; for a layer with several
     branches also those of each branch, with one network per row. None if there are none."""
-    found = read_rows(folder, "curves.jsonl", KDE, most=MOST_BRANCHES)
+    found = read_rows(folder, "curves.jsonl", KDE, max_branches=MAX_BRANCHES)
     if not found:
         return None
     last = {}  # network: its last layer
@@ -61,17 +61,17 @@ def kde_figure(folder: Path) -> Figure | None:
         num_branches = max(num_branches, count_branches(densities))
     if max(len(line) for line in lines) == 1:
         lines = [[grid for (grid,) in lines]]
-    what = f"Activation densities, step {lines[0][0].neurons[0]['step']:,}"
-    if num_branches > MOST_BRANCHES:
-        what += f", the first {MOST_BRANCHES} of {num_branches} branches"
-    what += f"\n{OUTLINED}"
+    heading = f"Activation densities, step {lines[0][0].neurons[0]['step']:,}"
+    if num_branches > MAX_BRANCHES:
+        heading += f", the first {MAX_BRANCHES} of {num_branches} branches"
+    heading += f"\n{OUTLINED}"
     columns = max(len(line) for line in lines)
-    title = style.run_title_text(width_of(columns), folder, what)
+    title = style.run_title_text(width_of(columns), folder, heading)
     figure, places = grids_figure(len(lines), columns, title.count("\n") + 1)
     for subfigures, line in zip(places, lines):
         for subfigure, grid in zip(subfigures, line):
             draw_grid(subfigure, grid)
-    style.run_title(figure, folder, what, y=1 - 0.06 / figure.get_figheight())
+    style.run_title(figure, folder, heading, y=1 - 0.06 / figure.get_figheight())
     return figure
 
 
@@ -147,7 +147,7 @@ def draw_grid(subfigure: SubFigure, grid: Grid) -> None:
     num_dead = sum(bool(neuron.get("dead")) for neuron in neurons)
     title = f"{grid.title}: {num_dead} of {len(neurons)} dead"
     room = subfigure.bbox.width / subfigure.dpi - 0.1
-    subfigure.suptitle(wrapped(title, room, 9, most=2), fontsize=9, y=0.985)
+    subfigure.suptitle(wrapped(title, room, 9, max_lines=2), fontsize=9, y=0.985)
     side = int(np.ceil(np.sqrt(len(neurons))))
     panel = subfigure.add_axes((0.03, 0.08, 0.94, 0.84))
     panel.set(xlim=(0, side), ylim=(0, side))
@@ -209,8 +209,8 @@ def draw_ticks(
 ) -> None:
     """A cell's own scale: its two ends, with labels that do not touch each other, and 0 as a tick
     without a label."""
-    for share, value, alignment in ((0.0, ends[0], "left"), (1.0, ends[1], "right")):
-        at = left + share * FRAME_WIDTH
+    for fraction, value, alignment in ((0.0, ends[0], "left"), (1.0, ends[1], "right")):
+        at = left + fraction * FRAME_WIDTH
         artists.ticks.append([(at, bottom), (at, bottom - 0.03)])
         panel.text(at, bottom - 0.04, end_label(value), ha=alignment, va="top", fontsize=SMALL)
     if ends[0] < 0 < ends[1]:
@@ -275,7 +275,7 @@ def density_rows(run: Loaded) -> tuple[str, list[dict]]:
 def draw_densities(rows: list[dict], spec: dict) -> Figure:
     """A grid of neurons for every part: the branches, then the output."""
     parts = sorted(distinct(rows, "part"), key=lambda part: (part == "output", part))
-    lines = style.rows_of(parts, MOST_COLUMNS)
+    lines = style.rows_of(parts, MAX_COLUMNS)
     caption = [*spec["caption"], f"step {float(rows[0]['step']):,.0f}; {OUTLINED}"]
     shown = style.caption_text(width_of(len(lines[0])), *caption)
     figure, places = grids_figure(len(lines), len(lines[0]), shown.count("\n") + 1)

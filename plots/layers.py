@@ -13,14 +13,14 @@ from plots.reading import RESTORE
 
 
 def read_rows(
-    folder: Path, file: str, name: str, every: bool = False, most: float = np.inf
+    folder: Path, file: str, name: str, keep_all: bool = False, max_branches: float = np.inf
 ) -> dict[tuple[str, str], dict[str, list[dict]]]:
     """(layer, network) -> last part of the key -> rows of a .jsonl file: the first and the newest,
     or all of them.
 
     Takes the keys `network/<network>/<layer>/<name>...`, e.g. name "kde". If only the ends of a
-    curve's x were stored, x is written out. most: how many branches, or outputs, of a layer are
-    read; the others have []. Raises UserError: a broken line.
+    curve's x were stored, x is written out. max_branches: how many branches, or outputs, of a layer
+    are read; the others have []. Raises UserError: a broken line.
     """
     path = folder / file
     pattern = re.compile(r'\{"step": \d+, "key": "network/([^"]+)/([^"/]+)/(' + name + r'[^"/]*)"')
@@ -31,9 +31,9 @@ def read_rows(
             continue
         kept = lines[match.groups()]
         branch = re.match(r"(?:branch|activation)(\d+)", match[3])
-        if branch is not None and int(branch[1]) >= most:
+        if branch is not None and int(branch[1]) >= max_branches:
             continue
-        if not every:
+        if not keep_all:
             del kept[1:]  # the previous newest
         kept.append((number, line))
 

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 import activations
 import runlog
 from plots import axes, statistics, style
-from plots.continual import LATE, RATIONAL, SHORT, USUAL, unusual
+from plots.continual import DEFAULTS, LATE, RATIONAL, SHORT, changed_settings
 from plots.reading import Places
 from plots.recording import (
-    BY_ITS_COMMAND,
+    WRITE_AGAIN,
     Kind,
     read_csv,
     record_figure,
@@ -49,7 +49,7 @@ class Cell:
     study: str
     label: str
     activation: str
-    settings: dict[str, object]  # all of continual.USUAL
+    settings: dict[str, object]  # all of continual.DEFAULTS
     protocol: dict[str, object] | None  # None: not known
     folder: Path
     runs: list[dict]  # its rows
@@ -63,7 +63,7 @@ class Cell:
 def settings_of(label: str) -> dict[str, object]:
     """The settings in a cell's label, by their names in config.json. Raises UserError: a setting
     whose effect on the cell's cost is not known."""
-    keys = {SHORT.get(key, key): key for key in USUAL}
+    keys = {SHORT.get(key, key): key for key in DEFAULTS}
     _, *parts = label.split(", ")
     settings = {}
     for part in parts:
@@ -72,7 +72,7 @@ def settings_of(label: str) -> dict[str, object]:
             fault = f"league does not know the cost of {part!r}"
             raise runlog.UserError(f'{RUNS}: cell "{label}": {fault}; leave these runs out')
         key = keys[name]
-        default = USUAL[key]
+        default = DEFAULTS[key]
         if isinstance(default, list):
             settings[key] = [type(default[0])(number) for number in re.split("[x ]", text)]
         elif isinstance(default, bool):
@@ -104,11 +104,11 @@ def cell_of(rows: list[dict], folder: Path) -> Cell:
         if isinstance(error, runlog.UserError):
             raise
         fault = f'the settings of cell "{label}" are broken'
-        raise runlog.UserError(f"{folder / RUNS}: {fault}; {BY_ITS_COMMAND}") from None
-    if unknown := {*settings} - {*USUAL}:
+        raise runlog.UserError(f"{folder / RUNS}: {fault}; {WRITE_AGAIN}") from None
+    if unknown := {*settings} - {*DEFAULTS}:
         fault = f"league does not know the cost of {min(unknown)!r}"
         raise runlog.UserError(f'{RUNS}: cell "{label}": {fault}; leave these runs out')
-    return Cell(first["study"], label, activation, USUAL | settings, protocol, folder, rows)
+    return Cell(first["study"], label, activation, DEFAULTS | settings, protocol, folder, rows)
 
 
 def num_outputs(cell: Cell) -> int:
@@ -118,7 +118,7 @@ def num_outputs(cell: Cell) -> int:
     outputs = (cell.protocol or {}).get("classes_per_task")
     if not isinstance(outputs, int):
         fault = "lacks the number of outputs"
-        raise runlog.UserError(f"{cell.folder / RUNS}: {fault}; {BY_ITS_COMMAND}")
+        raise runlog.UserError(f"{cell.folder / RUNS}: {fault}; {WRITE_AGAIN}")
     return outputs
 
 
@@ -147,7 +147,7 @@ def cost_of(cell: Cell) -> dict[str, int]:
 
 def mlp(inputs: int, outputs: int, activation: str, settings: dict[str, object]) -> nn.Module:
     """The network of continual_supervised.py: inputs (batch, inputs) -> logits (batch, outputs).
-    settings: all of continual.USUAL."""
+    settings: all of continual.DEFAULTS."""
     options = {}
     for key in RATIONAL:
         value = settings[f"rational.{key}"]
@@ -206,7 +206,7 @@ def read_studies(folders: Places) -> dict[str, dict[str, Cell]]:
     found = {}
     for study, cells in studies.items():
         check_protocols(study, cells)
-        found[study] = labelled(without_doubles(cells))
+        found[study] = labelled(without_duplicates(cells))
         if BASELINE not in found[study]:
             raise runlog.UserError(f"{RUNS}: {study} has no cell {BASELINE}, the baseline")
     return found
@@ -222,7 +222,7 @@ def check_protocols(study: str, cells: Sequence[Cell]) -> None:
         raise runlog.UserError(f"{RUNS}: {fault}; give folders of one protocol")
 
 
-def without_doubles(cells: Sequence[Cell]) -> list[Cell]:
+def without_duplicates(cells: Sequence[Cell]) -> list[Cell]:
     """The first of each cell, with a printed line for the others."""
     kept = {}
     for cell in cells:
@@ -235,12 +235,12 @@ def without_doubles(cells: Sequence[Cell]) -> list[Cell]:
 
 def labelled(cells: Sequence[Cell]) -> dict[str, Cell]:
     """label -> cell, labelled by the settings in which the cells of all folders differ."""
-    varied = varied_settings([cell.settings for cell in cells], USUAL)
+    varied = varied_settings([cell.settings for cell in cells], DEFAULTS)
     found = {}
     for cell in cells:
-        own = unusual(cell.settings, varied)
-        parts = [f"{name} {value}" for name, value in own.items()]
-        found[", ".join([cell.activation, *parts])] = cell
+        changed = changed_settings(cell.settings, varied)
+        settings = [f"{name} {value}" for name, value in changed.items()]
+        found[", ".join([cell.activation, *settings])] = cell
     return found
 
 
@@ -338,12 +338,12 @@ def by_settings(rows: Sequence[dict]) -> list[str]:
 
 
 def caption_of(study: str, rows: Sequence[dict]) -> str:
-    counts = style.told_seeds([row["n"] for row in rows])
-    what = study.replace(" ", ", ", 1).replace("_", " ")
-    told = f"{what}: mean online accuracy of the last {LATE} tasks"
+    counts = style.seeds_text([row["n"] for row in rows])
+    name = study.replace(" ", ", ", 1).replace("_", " ")
+    text = f"{name}: mean online accuracy of the last {LATE} tasks"
     if max(row["n"] for row in rows) == 1:
-        return f"{told}, {counts}"
-    return f"{told}, {counts}, 95 % bootstrap; the line joins what no cheaper cell surpasses"
+        return f"{text}, {counts}"
+    return f"{text}, {counts}, 95 % bootstrap; the line joins what no cheaper cell surpasses"
 
 
 # ---- drawing -------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     names = []
     for height, row in enumerate(rows):
         bar(left, float(row["late"]), height, row, looks[row["cell"]], "xerr")
-        names.append(axes.wrapped(f"{row['rank']} {row['cell']}", 2.6, 8, most=1))
+        names.append(axes.wrapped(f"{row['rank']} {row['cell']}", 2.6, 8, max_lines=1))
     left.set_yticks(range(len(rows)), names, fontsize=8)
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set_xlim(0, 1)
@@ -372,7 +372,7 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
         panel.set_xlabel(label)
         panel.set_ylabel("late online accuracy")
         panel.margins(x=0.12)
-        axes.steps_ticks(panel, axes.pitch(panel) - 1.0)
+        axes.steps_ticks(panel, axes.column_width(panel) - 1.0)
     style.caption(figure, *spec["caption"])
     return figure
 

@@ -92,8 +92,8 @@ def metric_of(name: str, env: str, runs: Sequence[Loaded]) -> Metric | None:
     if name == SCORE:
         found = [BY_NAME[score] for score in SCORES if has_key(BY_NAME[score], keys)]
         suite = suites.suite_of(env)
-        own = [metric for metric in found if suite and metric.key == suite.score_key]
-        return next(iter(own + found), None)
+        suite_scores = [metric for metric in found if suite and metric.key == suite.score_key]
+        return next(iter(suite_scores + found), None)
     metric = BY_NAME.get(name) or metric_of_key(name)
     return metric if has_key(metric, keys) else None
 

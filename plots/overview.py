@@ -17,8 +17,8 @@ from plots.recording import Kind, columns, distinct, rows_where, write_figure
 from plots.tables import SCORES, SHOWN, Groups, groups_of, shown_curve
 from plots.variants import styles_of
 
-MOST_LINES = 8  # most rows on the page: a script and environment each
-MOST_LEARNED = 4  # most learned activations below them
+MAX_LINES = 8  # most rows on the page: a script and environment each
+MAX_LEARNED = 4  # most learned activations below them
 SCORE = "score"
 QUANTITIES = ("overestimation", "dead neurons", "srank")
 LEARNED = "learned"  # value of the column `row` for these, which belong to no script
@@ -32,7 +32,7 @@ def overview(folder: Places, out: Path) -> list[Path]:
     activations below. Prints what does not fit on the page."""
     groups = groups_of(folder)
     by_size = sorted(groups, key=lambda name: -sum(len(runs) for runs in groups[name].values()))
-    kept = sorted(by_size[:MOST_LINES])
+    kept = sorted(by_size[:MAX_LINES])
     rows = []
     learned = {}  # label: its first run
     activation_of = {}
@@ -43,10 +43,10 @@ def overview(folder: Places, out: Path) -> list[Path]:
             if is_learned(runs[0]):
                 learned.setdefault(label, runs[0])
     labels = list(learned)
-    if len(labels) > MOST_LEARNED:
-        further = ", ".join(labels[MOST_LEARNED:])
+    if len(labels) > MAX_LEARNED:
+        further = ", ".join(labels[MAX_LEARNED:])
         print(f"not on the page: the activations of {further}")
-    for label in labels[:MOST_LEARNED]:
+    for label in labels[:MAX_LEARNED]:
         rows += learned_rows(label, learned[label])
     left_out = [", ".join(name) for name in groups if name not in kept]
     for name in left_out:
@@ -70,24 +70,24 @@ def caption_of(groups: Groups, num_left_out: int) -> str:
     under_way = sum(not run.has_ended for run in runs)
     diverged = sum(run.has_diverged for run in runs)
     early = sum(run.has_diverged and not run.scalars for run in runs)
-    told = f"{len(runs)} runs"
+    text = f"{len(runs)} runs"
     if under_way:
-        told += f", {under_way} not ended"
+        text += f", {under_way} not ended"
     if diverged:
-        told += f", {diverged} diverged: last value carried forward"
+        text += f", {diverged} diverged: last value carried forward"
     if early:
-        told += f"; {early} diverged before the first value: in no mean"
+        text += f"; {early} diverged before the first value: in no mean"
     counts = []
     for labels in groups.values():
         counts += [len(members) for members in labels.values()]
     if max(counts) == 1:
-        told += "; one seed of each setting"
+        text += "; one seed of each setting"
     else:
-        told += f"; mean over seeds ({style.told_seeds(counts)} of each setting), up to the step"
-        told += " that all of them have reached; thin lines: seeds"
+        text += f"; mean over seeds ({style.seeds_text(counts)} of each setting), up to the step"
+        text += " that all of them have reached; thin lines: seeds"
     if num_left_out:
-        told += f"; {num_left_out} further environments are not on this page"
-    return told
+        text += f"; {num_left_out} further environments are not on this page"
+    return text
 
 
 def line_rows(line: str, labels: dict[str, list[Loaded]]) -> list[dict]:
@@ -162,16 +162,16 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     if learned:
         heights.append(2.4)
     figure = Figure((11, sum(heights) + 0.9), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    draw_lines(parts[0], [row for row in rows if row["row"] != LEARNED], lines, activation_of)
+    subfigures = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    draw_lines(subfigures[0], [row for row in rows if row["row"] != LEARNED], lines, activation_of)
     if learned:
-        draw_learned(parts[1], learned, activation_of)
+        draw_learned(subfigures[1], learned, activation_of)
     style.caption(figure, *spec["caption"])
     return figure
 
 
 def draw_lines(
-    part: SubFigure, rows: list[dict], lines: Sequence[str], activation_of: dict[str, str]
+    subfigure: SubFigure, rows: list[dict], lines: Sequence[str], activation_of: dict[str, str]
 ) -> None:
     """A row of panels for each script and environment."""
     looks = styles_of({label: activation_of[label] for label in distinct(rows, "variant")})
@@ -181,7 +181,7 @@ def draw_lines(
         known = {*distinct(rows_where(rows, row=line), "column")}
         logged[line] = [title for title in titles if title in known]
     number = max(len(known) for known in logged.values())
-    grid = part.subplots(len(lines), number, squeeze=False)
+    grid = subfigure.subplots(len(lines), number, squeeze=False)
     kept = []
     for panels, line in zip(grid, lines):
         of_line = rows_where(rows, row=line)
@@ -193,9 +193,9 @@ def draw_lines(
     for panel in kept:
         is_last = panel.get_subplotspec().rowspan.stop == len(lines)
         label = "steps (environment steps, or updates)" if is_last else ""
-        panel.set_xlabel(axes.wrapped(label, axes.pitch(panel) - 0.3, 8), fontsize=8)
+        panel.set_xlabel(axes.wrapped(label, axes.column_width(panel) - 0.3, 8), fontsize=8)
     handles = {handle.get_label(): handle for handle in style.handles_of(kept)}
-    style.legend(part, [handles[label] for label in looks if label in handles], fontsize=8)
+    style.legend(subfigure, [handles[label] for label in looks if label in handles], fontsize=8)
 
 
 def draw_panel(
@@ -234,10 +234,10 @@ def draw_seeds(panel: Axes, label: str, look: dict, rows: list[dict]) -> None:
     panel.plot(steps, mean, **look, label=label)
 
 
-def draw_learned(part: SubFigure, rows: list[dict], activation_of: dict[str, str]) -> None:
+def draw_learned(subfigure: SubFigure, rows: list[dict], activation_of: dict[str, str]) -> None:
     """The learned activations, one panel each."""
     titles = distinct(rows, "column")
-    panels = part.subplots(1, len(titles), squeeze=False)[0]
+    panels = subfigure.subplots(1, len(titles), squeeze=False)[0]
     looks = styles_of(activation_of)
     for panel, title in zip(panels, titles):
         members = rows_where(rows, column=title)
@@ -251,7 +251,7 @@ def draw_learned(part: SubFigure, rows: list[dict], activation_of: dict[str, str
         style.title(panel, title, 7)
         panel.set_xlabel("pre-activation x")
     title = "learned activations, one curve per layer; dashed: before training"
-    part.suptitle(title, fontsize=8)
+    subfigure.suptitle(title, fontsize=8)
 
 
 OVERVIEW = Kind("overview", draw)

@@ -10,7 +10,7 @@ from environments import suites
 from plots import statistics
 from plots.aggregation import combined, grid_of, on_grid
 from plots.reading import Loaded
-from plots.study import Study, told_names
+from plots.study import Study, names_text
 from plots.variants import all_runs
 
 RETURN = r"eval/episodic_return"
@@ -28,7 +28,7 @@ class Statistic:
     caption: str
     is_bootstrapped: bool = True  # if not, the band is the deviation over seeds
 
-    def told(self, has_seeds: bool, has_band: bool) -> str:
+    def describe(self, has_seeds: bool, has_band: bool) -> str:
         """What the lines show and, if there are any, the bands. has_seeds: whether some
         environment has several seeds."""
         if not has_seeds:
@@ -48,17 +48,17 @@ STATISTICS = {
 }
 
 
-def told_statistics(rows: Sequence[dict]) -> str:
+def statistics_text(rows: Sequence[dict]) -> str:
     """The statistics of rows of panel, statistic, low, environments and runs, for captions. If
     panels differ in what they show, that of most panels comes first, without their names."""
     panels = defaultdict(list)  # (title, statistic): its rows
     for row in rows:
         panels[row.get("panel", ""), row["statistic"]].append(row)
     described = defaultdict(list)  # text: titles of panels
-    for (title, name), own in panels.items():
-        has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in own)
-        has_band = any(np.isfinite(row["low"]) for row in own)
-        described[STATISTICS[name].told(has_seeds, has_band)].append(title)
+    for (title, name), members in panels.items():
+        has_seeds = any(int(row["runs"]) > int(row["environments"]) for row in members)
+        has_band = any(np.isfinite(row["low"]) for row in members)
+        described[STATISTICS[name].describe(has_seeds, has_band)].append(title)
     most = max(described, key=lambda text: len(described[text]), default="")
     lines = [most]
     for text, titles in described.items():
@@ -159,10 +159,10 @@ def curves(study: Study, panel: Panel) -> tuple[np.ndarray, dict[tuple[str, str]
             unscored.add(env)
     for env in sorted(unscored):
         print(f"left out: {env} has no score for {panel.title}")
-    every = all_runs(cells)
-    if not every:
+    panel_runs = all_runs(cells)
+    if not panel_runs:
         return np.zeros(0), {}
-    grid = grid_of(every, suites.score_keys() if panel.score == "suite" else panel.key)
+    grid = grid_of(panel_runs, suites.score_keys() if panel.score == "suite" else panel.key)
     if not len(grid):
         return grid, {}
     found = {}
@@ -209,12 +209,12 @@ def aggregate(study: Study, panel: Panel) -> dict[str, Curve]:
     """label -> curve: the statistic over the environments that every variant with this quantity
     has, at the steps where all its runs have a value."""
     grid, found = curves(study, panel)
-    having = {label for label, _ in found}
+    with_values = {label for label, _ in found}
     shared = shared_environments(study, panel, found)
     others = sorted({env for _, env in found} - {*shared})
     result = {}
     for label in study.labels:
-        if label not in having or not shared:
+        if label not in with_values or not shared:
             continue
         strata = [found[label, env] for env in shared]
         known = np.all([np.isfinite(values).all(-1) for values in strata], axis=0)
@@ -232,15 +232,15 @@ def shared_environments(
 ) -> list[str]:
     """The environments over which a statistic is taken. Prints those that are left out because some
     variant logged nothing there."""
-    having = {label for label, _ in found}
+    with_values = {label for label, _ in found}
     complete = study.complete(panel.suite)
     shared = []
     for env in complete:
-        values = [found.get((label, env)) for label in having]
-        if all(each is not None and np.isfinite(each).any() for each in values):
+        values = [found.get((label, env)) for label in with_values]
+        if all(array is not None and np.isfinite(array).any() for array in values):
             shared.append(env)
     for env in sorted({env for _, env in found} & {*complete} - {*shared}):
-        without = sorted(label for label in having if (label, env) not in found)
+        without = sorted(label for label in with_values if (label, env) not in found)
         print(f"left out: {env} in {panel.title}, since {', '.join(without)} logged no value there")
     return shared
 
@@ -267,7 +267,7 @@ def deviation_of_mean(strata: Sequence[np.ndarray]) -> np.ndarray:
     return np.sqrt(np.sum(variances, axis=0)) / len(strata)
 
 
-def told_left_out(found: dict[str, dict[str, Curve]]) -> list[str]:
+def left_out_notes(found: dict[str, dict[str, Curve]]) -> list[str]:
     """For captions: the environments that the panels' statistics leave out because some variant has
     no run or no value there. found: title -> label -> curve."""
     panels = defaultdict(list)  # environments: titles
@@ -278,11 +278,11 @@ def told_left_out(found: dict[str, dict[str, Curve]]) -> list[str]:
     lines = []
     for left_out, titles in panels.items():
         where = "the statistics" if len(titles) == len(found) else ", ".join(titles)
-        lines.append(f"not in {where}: {told_names(left_out)} (not of every variant)")
+        lines.append(f"not in {where}: {names_text(left_out)} (not of every variant)")
     return lines
 
 
-def told_carried(study: Study, panel: Panel, steps_of: Mapping[str, np.ndarray]) -> list[str]:
+def carried_notes(study: Study, panel: Panel, steps_of: Mapping[str, np.ndarray]) -> list[str]:
     """For captions: whether evaluations are carried forward to steps at which a run has none, and
     how far at most. steps_of: label -> the steps that are drawn."""
     furthest = 0.0
@@ -291,17 +291,19 @@ def told_carried(study: Study, panel: Panel, steps_of: Mapping[str, np.ndarray])
         if not is_shown or not panel.is_of_evaluations:
             continue
         for run in runs:
-            own = panel.points(run, env)[:, 0]
+            logged = panel.points(run, env)[:, 0]
             steps = np.asarray(steps_of[label], dtype=float)
-            end = own[-1] if run.has_diverged and len(own) else np.inf  # for later steps see counts
+            end = np.inf
+            if run.has_diverged and len(logged):
+                end = logged[-1]  # for later steps see counts
             steps = steps[steps <= end]
-            before = np.searchsorted(own, steps, side="right") - 1
-            late = steps[before >= 0] - own[before[before >= 0]]
+            before = np.searchsorted(logged, steps, side="right") - 1
+            late = steps[before >= 0] - logged[before[before >= 0]]
             furthest = max(furthest, late.max(initial=0.0))
     if not furthest:
         return []
-    what = "a run without an evaluation at a step counts with its last one before"
-    return [f"{what}, up to {furthest:,.0f} steps earlier"]
+    text = "a run without an evaluation at a step counts with its last one before"
+    return [f"{text}, up to {furthest:,.0f} steps earlier"]
 
 
 # ---- runs that diverged early --------------------------------------------------------------------
@@ -330,7 +332,7 @@ def early_counts(study: Study, panel: Panel) -> dict[str, EarlyCount]:
     return counts
 
 
-def told_early(study: Study, panels: Sequence[Panel]) -> list[str]:
+def early_notes(study: Study, panels: Sequence[Panel]) -> list[str]:
     """For captions: which runs diverged before they logged what a panel shows, and how they
     count."""
     titles = defaultdict(list)  # (which runs, whether they count as 0): titles of panels
@@ -348,6 +350,6 @@ def told_early(study: Study, panels: Sequence[Panel]) -> list[str]:
     lines = []
     for (runs, is_score), names in titles.items():
         shown = ", ".join(names)
-        what = f"count as 0 in {shown}" if is_score else f"are left out of {shown}"
-        lines.append(f"runs that diverged before the first value {what}: {runs}")
+        verb = f"count as 0 in {shown}" if is_score else f"are left out of {shown}"
+        lines.append(f"runs that diverged before the first value {verb}: {runs}")
     return lines

@@ -33,8 +33,8 @@ def draw_plasticity(
     rows = rows_where(read_csv(Path(out) / CURVES), study=study)
     chosen = [row for row in rows if row["cell"] in variants]
     tasks = max(int(row["task"]) for row in chosen)
-    what = study.replace(" ", ", ", 1).replace("_", " ")
-    caption = f"{what}, {tasks} sequential tasks: {mean_over_seeds(chosen)}"
+    title = study.replace(" ", ", ", 1).replace("_", " ")
+    caption = f"{title}, {tasks} sequential tasks: {mean_over_seeds(chosen)}"
     return record_figure(
         out,
         name,
@@ -66,8 +66,8 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     grid = figure.subplots(1, len(spec["panels"]), squeeze=False)[0]
     for panel, (metric, label) in zip(grid, spec["panels"].items()):
         for variant, look in looks.items():
-            own = rows_where(rows, cell=variant, metric=metric)
-            tasks, mean, low, high = columns(own, "task", "mean", "low", "high")
+            points = rows_where(rows, cell=variant, metric=metric)
+            tasks, mean, low, high = columns(points, "task", "mean", "low", "high")
             low, high = np.clip((low, high), 0, 1)  # fractions
             panel.fill_between(tasks, low, high, color=look["color"], alpha=0.15, linewidth=0)
             panel.plot(tasks, mean, **look, label=variant, linewidth=1.5, markersize=3.5)

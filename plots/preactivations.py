@@ -25,10 +25,10 @@ from plots.variants import BLACK, RED, SKY, in_order, load
 FILLED = {"fill": True, "color": SKY, "alpha": 0.8}
 LINE = {"color": BLACK, "linewidth": 1.1}
 BINS = 80  # of a heat map
-MEASURES_SHOWN = 40  # most steps of a heat map
+MAX_MEASUREMENTS = 40  # most steps of a heat map
 QUANTILES = {"q01": 0.01, "median": 0.5, "q99": 0.99}
 DENSITIES = [f"d{index:02d}" for index in range(BINS)]  # columns of the CSV
-MOST_COLUMNS = 5  # activations side by side
+MAX_COLUMNS = 5  # activations side by side
 FITTED = 5.0  # |x| up to which the initial coefficients are fitted
 
 
@@ -92,13 +92,13 @@ class History:
 
     steps: np.ndarray  # (steps,)
     edges: list[np.ndarray]  # for each step (bins + 1,)
-    shares: list[np.ndarray]  # for each step the fraction of values below each edge, (bins + 1,)
+    fractions: list[np.ndarray]  # for each step the fraction of values below each edge, (bins + 1,)
     has_diverged: bool = False  # the run has: its last distribution is carried forward
 
     def below(self, x: np.ndarray) -> np.ndarray:
         """Fraction of the values below x (n,), linear within a bin: (steps, n)."""
-        pairs = zip(self.edges, self.shares)
-        return np.array([np.interp(x, edges, shares) for edges, shares in pairs])
+        pairs = zip(self.edges, self.fractions)
+        return np.array([np.interp(x, edges, fractions) for edges, fractions in pairs])
 
     def smallest(self) -> np.ndarray:
         """Smallest pre-activation on the batch, (steps,)."""
@@ -121,8 +121,8 @@ class History:
         wanted = np.array(sorted(steps), dtype=int)
         places = np.searchsorted(self.steps, wanted, side="right") - 1
         edges = [self.edges[place] for place in places]
-        shares = [self.shares[place] for place in places]
-        return History(wanted, edges, shares, self.has_diverged)
+        fractions = [self.fractions[place] for place in places]
+        return History(wanted, edges, fractions, self.has_diverged)
 
     def until(self, step: float) -> "History":
         """The history up to a step."""
@@ -132,16 +132,16 @@ class History:
 def histories(folder: Path) -> dict[tuple[str, str], History]:
     """(layer, network) -> History from histograms.jsonl, of the steps whose values are finite."""
     found = {}
-    histograms = read_rows(folder, "histograms.jsonl", "preactivations", every=True)
+    histograms = read_rows(folder, "histograms.jsonl", "preactivations", keep_all=True)
     for key, parts in histograms.items():
         rows = [row for row in parts["preactivations"] if density_of(row)[0] is not None]
         steps = np.array([row["step"] for row in rows], dtype=int)
         edges = [np.array(row["edges"]) for row in rows]
-        shares = []
+        fractions = []
         for row in rows:
             below = np.cumsum(row["counts"]) / sum(row["counts"])
-            shares.append(np.append(0.0, below))
-        found[key] = History(steps, edges, shares)
+            fractions.append(np.append(0.0, below))
+        found[key] = History(steps, edges, fractions)
     return found
 
 
@@ -156,8 +156,8 @@ class Pool:
     @property
     def histories(self) -> list[History]:
         """Those of all layers that have a step."""
-        every = itertools.chain.from_iterable(self.layers.values())
-        return [history for history in every if len(history.steps)]
+        histories = itertools.chain.from_iterable(self.layers.values())
+        return [history for history in histories if len(history.steps)]
 
     @property
     def first(self) -> float:
@@ -198,34 +198,34 @@ def pooled(activation: str, runs: Sequence[Loaded]) -> Pool:
         shared = [step for step in steps if all(history.has(step) for history in members)]
         layers[key] = [history.at(shared) for history in members]
     pool = Pool(layers, [])
-    pool.notes = told_pool(activation, runs, ends, pool.last)
+    pool.notes = pool_notes(activation, runs, ends, pool.last)
     return pool
 
 
-def told_pool(
+def pool_notes(
     activation: str, runs: Sequence[Loaded], ends: dict[int, int], last: float
 ) -> list[str]:
     """Lines about the runs of an activation that are left out, cut or carried forward. ends: index
     of a run -> the last step at which it was measured; last: the last that all have."""
-    lost = [index for index, run in enumerate(runs) if run.has_diverged]
-    measured = [index for index in lost if index in ends]
+    diverged = [index for index, run in enumerate(runs) if run.has_diverged]
+    measured = [index for index in diverged if index in ends]
     number = len(runs)
     notes = []
     if measured:
-        what = "diverged (last measurement carried forward)"
-        notes.append(f"{activation}: {len(measured)} of {number} runs {what}")
-    early = len(lost) - len(measured)
+        text = "diverged (last measurement carried forward)"
+        notes.append(f"{activation}: {len(measured)} of {number} runs {text}")
+    early = len(diverged) - len(measured)
     if early:
-        what = "diverged before the first measurement, left out"
-        notes.append(f"{activation}: {early} of {number} runs {what}")
+        text = "diverged before the first measurement, left out"
+        notes.append(f"{activation}: {early} of {number} runs {text}")
     without = number - len(ends) - early
     if without:
         notes.append(f"{activation}: {without} of {number} runs have no measurement, left out")
     if ends and np.isinf(last):
         notes.append(f"left out: {activation}, whose runs were measured at no common step")
-    elif any(end > last for index, end in ends.items() if index not in lost):
-        what = f"cut at step {last:,.0f}, the last at which all its runs have been measured"
-        notes.append(f"{activation}: {what}")
+    elif any(end > last for index, end in ends.items() if index not in diverged):
+        text = f"cut at step {last:,.0f}, the last at which all its runs have been measured"
+        notes.append(f"{activation}: {text}")
     return notes
 
 
@@ -333,10 +333,10 @@ def layer_rows(
 ) -> list[dict]:
     """The rows of one layer and activation. x: of common_bins."""
     network, layer = key
-    share = np.mean([history.below(x) for history in group], axis=0)
-    density = np.diff(share[:, ::2], axis=1) / np.diff(x[::2])
+    fraction = np.mean([history.below(x) for history in group], axis=0)
+    density = np.diff(fraction[:, ::2], axis=1) / np.diff(x[::2])
     steps = group[0].steps
-    number = min(len(steps), MEASURES_SHOWN)
+    number = min(len(steps), MAX_MEASUREMENTS)
     kept = np.unique(np.linspace(0, len(steps) - 1, number).round().astype(int))
     since = np.append(0, kept[:-1] + 1)  # where the row before ends
     smallest = np.min([history.smallest() for history in group], axis=0)
@@ -355,7 +355,7 @@ def layer_rows(
             "smallest": float(smallest[place]),
         }
         for name, level in QUANTILES.items():
-            row[name] = float(np.interp(level, share[index], x))
+            row[name] = float(np.interp(level, fraction[index], x))
         row["largest"] = float(largest[place])
         row["first_edge"] = float(x[0])
         row["last_edge"] = float(x[-1])
@@ -370,7 +370,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     activation; lines: quantiles (1, 50, 99 %), smallest and largest value. Many activations are
     split into several blocks of rows."""
     layers = list(dict.fromkeys((row["network"], row["layer"]) for row in rows))
-    blocks = style.rows_of(spec["activations"], MOST_COLUMNS)
+    blocks = style.rows_of(spec["activations"], MAX_COLUMNS)
     number = len(blocks[0])
     width = style.size_of_columns(number, 4.2, 1.0) * number + 1
     size = max(width, 5.5), 2.1 * len(layers) * len(blocks) + 1.2
@@ -380,11 +380,11 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     grid = figure.subplots(*shape, squeeze=False, sharex=True)
     mesh = None
     for index, names in enumerate(blocks):
-        part = grid[index * len(layers) : (index + 1) * len(layers)]
-        for line, (network, layer) in zip(part, layers):
+        block = grid[index * len(layers) : (index + 1) * len(layers)]
+        for line, (network, layer) in zip(block, layers):
             members = rows_where(rows, network=network, layer=layer)
             mesh = draw_line(line, members, names, f"{network}, {layer}") or mesh
-        for panel in part[:, len(names) :].ravel():
+        for panel in block[:, len(names) :].ravel():
             panel.set_axis_off()
     for panel in grid[-1]:
         panel.set_xlabel(spec.get("unit", "environment steps"))

@@ -22,7 +22,7 @@ from runlog import meta
 RESTORE = "restore it, or train the run again"
 NUMBER = (int, float)
 Places = str | Path | Sequence[str | Path]  # of run folders
-WHAT_WOULD_DO = "give run folders, folders that contain some, or a pattern such as 'runs/*relu*'"
+PLACES_HELP = "give run folders, folders that contain some, or a pattern such as 'runs/*relu*'"
 
 
 def read_json(path: Path) -> dict:
@@ -81,11 +81,11 @@ def find_runs(places: Places, flag: str = "--runs") -> list[Path]:
         for path in members:
             found.setdefault(path.resolve(), path)
     if not found:
-        looked = "looked for folders with a meta.json or scalars.csv in it, and below at any depth"
-        fault = f"no run folders there ({looked})"
-        raise runlog.UserError(f"{start}{told_places(places)}: {fault}; {WHAT_WOULD_DO}")
+        hint = "looked for folders with a meta.json or scalars.csv in it, and below at any depth"
+        fault = f"no run folders there ({hint})"
+        raise runlog.UserError(f"{start}{places_text(places)}: {fault}; {PLACES_HELP}")
     if without:
-        print(f"left out: no run in {told_places(without)}")
+        print(f"left out: no run in {places_text(without)}")
     return list(found.values())
 
 
@@ -95,7 +95,7 @@ def as_places(places: Places) -> list[Path]:
     return [Path(place) for place in places]
 
 
-def told_places(places: Places) -> str:
+def places_text(places: Places) -> str:
     """Places as messages name them."""
     return " ".join(str(place) for place in as_places(places))
 
@@ -109,7 +109,7 @@ def matches(place: Path, start: str) -> list[Path]:
     if found := sorted(glob.glob(str(place), recursive=True)) if is_pattern else []:
         return [Path(path) for path in found]
     fault = "the pattern matches nothing" if is_pattern else "does not exist"
-    raise runlog.UserError(f"{start}{place}: {fault}; {WHAT_WOULD_DO}")
+    raise runlog.UserError(f"{start}{place}: {fault}; {PLACES_HELP}")
 
 
 def runs_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
@@ -122,7 +122,7 @@ def runs_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]
         children = sorted(folder.iterdir())
     except OSError as error:
         fault = f"cannot be read ({error.strerror or error})"
-        raise runlog.UserError(f"{folder}: {fault}; {WHAT_WOULD_DO}") from None
+        raise runlog.UserError(f"{folder}: {fault}; {PLACES_HELP}") from None
     found = []
     for child in children:
         if child.name.startswith(".") or not child.is_dir() or child.resolve() in above:
@@ -144,14 +144,14 @@ def step_unit(config: dict) -> str:
 
 def runs_of_script(places: Places, script: str) -> list[Path]:
     """The run folders of one script. Raises UserError: none."""
-    every = find_runs(places)
-    found = [path for path in every if script_of(path) == script]
+    folders = find_runs(places)
+    found = [path for path in folders if script_of(path) == script]
     if not found:
-        others = sorted({script_of(path) or "unknown" for path in every})
-        there = f"all {len(every)} are of {', '.join(others)}"
+        others = sorted({script_of(path) or "unknown" for path in folders})
+        origin = f"all {len(folders)} are of {', '.join(others)}"
         remedy = "train some first, or give their folder"
-        start = f"--runs {told_places(places)}: no run of {script}.py"
-        raise runlog.UserError(f"{start} ({there}); {remedy}")
+        start = f"--runs {places_text(places)}: no run of {script}.py"
+        raise runlog.UserError(f"{start} ({origin}); {remedy}")
     return found
 
 
@@ -239,18 +239,18 @@ class Loaded:
 
     def provenance(self) -> dict[str, object]:
         """Seconds, memory, commit, machine and versions of meta.json; "" for what is not there."""
-        parts = {}
+        sections = {}
         for key in ("git", "hardware", "versions"):
-            part = self.meta.get(key)
-            parts[key] = part if isinstance(part, dict) else {}
+            section = self.meta.get(key)
+            sections[key] = section if isinstance(section, dict) else {}
         return {
             "elapsed_s": self.meta.get("elapsed_s", ""),
             "peak_memory_mb": self.meta.get("peak_memory_mb", ""),
-            "git": parts["git"].get("commit", ""),
-            "dirty": parts["git"].get("dirty", ""),
-            "cpu": parts["hardware"].get("cpu", ""),
-            "torch": parts["versions"].get("torch", ""),
-            "gymnasium": parts["versions"].get("gymnasium", ""),
+            "git": sections["git"].get("commit", ""),
+            "dirty": sections["git"].get("dirty", ""),
+            "cpu": sections["hardware"].get("cpu", ""),
+            "torch": sections["versions"].get("torch", ""),
+            "gymnasium": sections["versions"].get("gymnasium", ""),
         }
 
     def origin(self) -> dict[str, object]:
@@ -336,8 +336,8 @@ def check_end(run: Loaded, text: str) -> None:
     path = run.folder / "scalars.csv"
     remedy = f"the run is {run.status}; restore the file, or train the run again with --fresh"
     if not text:
-        what = "empty" if path.exists() else "missing"
-        raise runlog.UserError(f"{path}: is {what}, but {remedy}")
+        problem = "empty" if path.exists() else "missing"
+        raise runlog.UserError(f"{path}: is {problem}, but {remedy}")
     if not text.endswith("\n"):
         raise runlog.UserError(f"{path}: ends within a row, but {remedy}")
 

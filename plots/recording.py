@@ -19,7 +19,7 @@ import runlog
 from plots import style
 from runlog import disk
 
-BY_ITS_COMMAND = "write it again with the figure's own command"
+WRITE_AGAIN = "write it again with the figure's own command"
 NUMBERS = {"step", "value", "low", "high", "mean", "std"}  # columns of CSVs that are drawn
 SPEC = {  # key of an entry of figures.json: its type, and that of its items or values
     "caption": (list, str),
@@ -75,19 +75,19 @@ def check_free(
     figure of another kind, or such a figure has one of the names in `figures`."""
     if not (folder / "figures.json").exists():
         return
-    own = [kind.name for kind in kinds]
+    kind_names = [kind.name for kind in kinds]
     remedy = "give another place with --out"
     for name, spec in read_index(folder).items():
-        if spec["kind"] in own:
+        if spec["kind"] in kind_names:
             continue
         other = f"the {spec['kind']} figure {name}"
         for file in spec.get("csv", [f"{name}.csv"]):
             if file in files:
-                by = f"a {own[0]} figure" if own else "a table"
+                by = f"a {kind_names[0]} figure" if kind_names else "a table"
                 fault = f"{other} is drawn from it (figures.json), and {by} would replace it"
                 raise runlog.UserError(f"{folder / file}: {fault}; {remedy}")
         if name in figures:
-            fault = f"is {other} (figures.json), and a {own[0]} figure would replace it"
+            fault = f"is {other} (figures.json), and a {kind_names[0]} figure would replace it"
             raise runlog.UserError(f"{folder / name}: {fault}; {remedy}")
 
 
@@ -98,7 +98,7 @@ def rounded(value: object, digits: int) -> object:
 def read_csv(path: Path) -> list[dict]:
     """Rows of a figure's CSV, the columns NUMBERS as floats. Raises UserError: missing, empty or
     broken."""
-    remedy = f"restore it, or {BY_ITS_COMMAND}"
+    remedy = f"restore it, or {WRITE_AGAIN}"
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))
@@ -222,7 +222,7 @@ def drawn_figure(folder: Path, name: str, spec: dict, kind: Kind) -> Figure:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             fault = f"cannot be drawn ({reason})"
         paths = ", ".join(str(folder / file) for file in files)
-        raise runlog.UserError(f"{paths}: {name} {fault}; {BY_ITS_COMMAND}") from error
+        raise runlog.UserError(f"{paths}: {name} {fault}; {WRITE_AGAIN}") from error
 
 
 # ---- figures.json --------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def read_index(folder: Path, kinds: Mapping[str, Kind] | None = None) -> dict[st
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         fault = "is not an index of figures"
     if fault:
-        raise runlog.UserError(f"{path}: {fault}; {BY_ITS_COMMAND}")
+        raise runlog.UserError(f"{path}: {fault}; {WRITE_AGAIN}")
     return index
 
 
@@ -256,11 +256,11 @@ def entry_fault(name: str, spec: dict, kinds: Mapping[str, Kind] | None) -> str 
         value = spec.get(key, outer())
         items = value.values() if isinstance(value, dict) else value
         if not isinstance(value, outer) or not all(isinstance(item, inner) for item in items):
-            what = "a string" if outer is str else f"a {outer.__name__} of strings"
-            return f"{name}: its {key} is not {what}"
+            expected = "a string" if outer is str else f"a {outer.__name__} of strings"
+            return f"{name}: its {key} is not {expected}"
     if not all(is_plain(file) for file in (name, *spec.get("csv", ()))):
-        what = "not a plain file name, and would lie in another folder"
-        return f"{name} or a file of its csv is {what}"
+        problem = "not a plain file name, and would lie in another folder"
+        return f"{name} or a file of its csv is {problem}"
     return None
 
 

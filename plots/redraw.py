@@ -75,10 +75,10 @@ def redraw_folder(folder: Path) -> tuple[list[Path], list[str]]:
     faults = []
     for name in names:
         try:
-            own = redraw(folder, name)
+            drawn = redraw(folder, name)
         except runlog.UserError as error:
             faults.append(f"{folder / name}.png: {error}")
             continue
-        print(*own, sep="\n", flush=True)
-        paths += own
+        print(*drawn, sep="\n", flush=True)
+        paths += drawn
     return paths, faults

@@ -191,8 +191,8 @@ def draw_runs(
 ) -> list[Path]:
     """function_approximation of a folder's runs with these settings. name: the subcommand."""
     if variants:
-        told = f"{name} draws all networks of the runs; leave it out, or choose by --where"
-        raise runlog.UserError(f"--variants {' '.join(variants)}: {told}")
+        text = f"{name} draws all networks of the runs; leave it out, or choose by --where"
+        raise runlog.UserError(f"--variants {' '.join(variants)}: {text}")
     candidates = find_candidates(runs, "function_approximation", where)
     folders = [candidate.folder for candidate in candidates]
     function_approximation(folders, out, prefix)
@@ -440,38 +440,38 @@ def draw(tables: dict[str, list[dict]], spec: dict) -> Figure:
     counts = []
     for network in networks:
         counts += [len(errors) for errors in network.errors.values()]
-    style.caption(figure, *spec["caption"], told_spread(counts))
+    style.caption(figure, *spec["caption"], spread_text(counts))
     return figure
 
 
-def told_spread(counts: Sequence[int]) -> str:
+def spread_text(counts: Sequence[int]) -> str:
     """What lines, bands and bars show, for the caption. counts: of seeds."""
     if max(counts) == 1:
         return "one seed, no bands"
-    return f"median of {style.told_seeds(counts)} (fits too), bands and bars: best to worst"
+    return f"median of {style.seeds_text(counts)} (fits too), bands and bars: best to worst"
 
 
 def draw_fits(
-    part: SubFigure, networks: Sequence[Network], x: np.ndarray, rows: int, columns: int
+    subfigure: SubFigure, networks: Sequence[Network], x: np.ndarray, rows: int, columns: int
 ) -> None:
     """Every network's fit at its best learning rate."""
     truth = 10 * np.sin(7 * x) + 15 * np.sin(10 * x) + 5 * np.cos(5 * x)
-    panels = part.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    panels = subfigure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for index, (panel, network) in enumerate(zip(panels, networks)):
         panel.plot(x, truth, **TRUTH)
         panel.plot(x, network.fit, color=network.look["color"], linewidth=1.5)
         panel.set_ylim(1.3 * truth.min(), 1.3 * truth.max())
         error = np.median(network.errors[network.best])
-        told = f"learning rate {network.best:g}, error {error:.3g}"
-        style.title(panel, f"{network.label}, {network.num_parameters:,} parameters\n{told}")
+        text = f"learning rate {network.best:g}, error {error:.3g}"
+        style.title(panel, f"{network.label}, {network.num_parameters:,} parameters\n{text}")
         panel.set(xlabel="x", ylabel="y" if index % columns == 0 else "")
     for panel in panels[len(networks) :]:
         panel.remove()
 
 
-def draw_errors(part: SubFigure, networks: Sequence[Network], rates: Sequence[float]) -> None:
+def draw_errors(subfigure: SubFigure, networks: Sequence[Network], rates: Sequence[float]) -> None:
     """Error over the steps, a panel per learning rate."""
-    panels = part.subplots(1, len(rates), squeeze=False, sharey=True)[0]
+    panels = subfigure.subplots(1, len(rates), squeeze=False, sharey=True)[0]
     for panel, rate in zip(panels, rates):
         for index, network in enumerate(networks):
             if rate in network.curves:
@@ -493,9 +493,9 @@ def draw_error(panel: Axes, network: Network, rate: float, offset: int) -> None:
     panel.plot(steps[kept], middle[kept], **network.look, **look)
 
 
-def draw_last_errors(part: SubFigure, networks: Sequence[Network]) -> None:
+def draw_last_errors(subfigure: SubFigure, networks: Sequence[Network]) -> None:
     """Last error against the learning rate and the number of parameters."""
-    by_rate, by_count = part.subplots(1, 2, sharey=True)
+    by_rate, by_count = subfigure.subplots(1, 2, sharey=True)
     for network in networks:
         spreads = {}
         for rate in sorted(network.errors):
@@ -519,13 +519,13 @@ def draw_last_errors(part: SubFigure, networks: Sequence[Network]) -> None:
     for network in networks:
         rates |= {*network.errors}
     by_rate.set_xlim(min(rates) / 1.5, max(rates) * 1.5)
-    axes.merged_ticks(by_rate, sorted(rates), axes.pitch(by_rate) - 0.8)
+    axes.merged_ticks(by_rate, sorted(rates), axes.column_width(by_rate) - 0.8)
     label = "parameters (each network at its best learning rate)"
-    by_count.set(xlabel=axes.wrapped(label, axes.pitch(by_count) - 0.3, 9))
+    by_count.set(xlabel=axes.wrapped(label, axes.column_width(by_count) - 0.3, 9))
     counts = sorted({network.num_parameters for network in networks})
     by_count.set_xlim(0.8 * counts[0], 1.25 * counts[-1])
     if len(counts) > 1:
-        axes.merged_ticks(by_count, counts, axes.pitch(by_count) - 0.4)
+        axes.merged_ticks(by_count, counts, axes.column_width(by_count) - 0.4)
 
 
 REGRESSION = Kind("regression", draw)
@@ -537,8 +537,8 @@ REGRESSION = Kind("regression", draw)
 def record_table1(out: Path) -> list[Path]:
     """Draw table1.csv of a folder."""
     count = int(read_csv(out / "table1.csv")[0]["neurons"])
-    told = "Dead neurons with and without a product (HR Table 1)"
-    caption = [f"{told}: {count:,} neurons a point, 95 % intervals"]
+    text = "Dead neurons with and without a product (HR Table 1)"
+    caption = [f"{text}: {count:,} neurons a point, 95 % intervals"]
     return record_figure(out, "table1", TABLE1, ("png",), caption=caption)
 
 

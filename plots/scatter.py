@@ -22,7 +22,7 @@ def draw(rows: list[dict], spec: dict) -> Figure:
     for panel, (title, label) in zip(panels, spec["panels"].items()):
         for variant, look in looks.items():
             for row in rows_where(rows, panel=title, variant=variant):
-                draw_mark(panel, row, look | {"label": axes.wrapped(variant, 2.2, 9, most=4)})
+                draw_mark(panel, row, look | {"label": axes.wrapped(variant, 2.2, 9, max_lines=4)})
         for which, scale in spec["scales"].items():
             if scale == "log":
                 axes.log_scale(panel, which)

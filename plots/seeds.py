@@ -16,7 +16,7 @@ from plots.recording import Kind, columns, distinct, rows_where, write_figure
 from plots.study import Study
 from plots.variants import RED, styles_in
 
-MOST_COLUMNS = 9  # most variants side by side
+MAX_COLUMNS = 9  # most variants side by side
 
 # ---- the rows ------------------------------------------------------------------------------------
 
@@ -66,31 +66,31 @@ def points_until_end(run: Loaded, panel: Panel, env: str) -> np.ndarray:
 
 def draw(rows: list[dict], spec: dict) -> Figure:
     titles = [title for title in spec["panels"] if rows_where(rows, panel=title)]
-    having = {*distinct(rows, "variant")}
-    looks = {label: look for label, look in styles_in(spec).items() if label in having}
-    blocks = style.rows_of(list(looks), MOST_COLUMNS)  # of variants side by side
+    with_rows = {*distinct(rows, "variant")}
+    looks = {label: look for label, look in styles_in(spec).items() if label in with_rows}
+    blocks = style.rows_of(list(looks), MAX_COLUMNS)  # of variants side by side
     number = len(blocks[0])
     width = max(style.size_of_columns(number, 2.3, 0.6) * number + 0.6, 5.0)
     figure = Figure((width, 1.75 * len(titles) * len(blocks) + 1.1), layout="constrained")
     shape = len(titles) * len(blocks), number
     grid = figure.subplots(*shape, squeeze=False, sharex=True, sharey="row")
     for index, labels in enumerate(blocks):
-        part = grid[index * len(titles) : (index + 1) * len(titles)]
-        for panel, label in zip(part[0], labels):
+        block = grid[index * len(titles) : (index + 1) * len(titles)]
+        for panel, label in zip(block[0], labels):
             style.left_title(panel, label)
-        for line, title in zip(part, titles):
+        for line, title in zip(block, titles):
             members = rows_where(rows, panel=title)
             draw_line(line, members, {label: looks[label] for label in labels}, title, spec)
-        for panel in part[:, len(labels) :].ravel():
+        for panel in block[:, len(labels) :].ravel():
             panel.set_axis_off()
     for panel in grid[-1]:
         style.steps_axis(panel)
         panel.set_xlim(0, None)
-    style.caption(figure, *spec["caption"], told_lines(rows))
+    style.caption(figure, *spec["caption"], lines_text(rows))
     return figure
 
 
-def told_lines(rows: list[dict]) -> str:
+def lines_text(rows: list[dict]) -> str:
     """What the lines show, for the caption."""
     seeds = {(row["variant"], row["seed"]) for row in rows}
     text = "one seed"
@@ -125,11 +125,11 @@ def draw_variant(panel: Axes, rows: list[dict], look: dict, end: float) -> None:
         return
     series = []
     for seed in distinct(rows, "seed"):
-        own = rows_where(rows, seed=seed)
-        points = np.stack(columns(own, "step", "value"), -1)
+        members = rows_where(rows, seed=seed)
+        points = np.stack(columns(members, "step", "value"), -1)
         series.append(points)
         panel.plot(*points.T, color=look["color"], linewidth=0.6, alpha=0.55)
-        if own[0]["status"] == "diverged" and points[-1, 0] < end:
+        if members[0]["status"] == "diverged" and points[-1, 0] < end:
             panel.plot(*points[-1], "x", color=RED, markersize=5)
     steps = np.unique(np.concatenate([points[:, 0] for points in series]))
     values = np.stack([on_grid(points, steps) for points in series])

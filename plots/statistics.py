@@ -218,6 +218,6 @@ def sign_flip_test(differences: np.ndarray) -> float:
         raise ValueError(f"{len(differences)} differences: the exact test takes at most 16")
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(differences))))
     sums = np.abs(signs @ differences)
-    own = abs(differences.sum())
+    observed = abs(differences.sum())
     rounding = 1e-6 * np.abs(differences).sum()
-    return float((sums >= own - rounding).mean())
+    return float((sums >= observed - rounding).mean())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import runlog
-from plots.reading import Loaded, Places, read_config, read_run, runs_of_script, told_places
+from plots.reading import Loaded, Places, places_text, read_config, read_run, runs_of_script
 from plots.variants import (
     MEASURING,
     PAIRED,
@@ -38,24 +38,24 @@ class Missing:
     def __str__(self) -> str:
         if not self.environment:
             return f"{self.variant} (no run)"
-        parts = [f"{self.variant} on {self.environment}", *(f"s{seed}" for seed in self.seeds)]
+        words = [f"{self.variant} on {self.environment}", *(f"s{seed}" for seed in self.seeds)]
         if self.status:
-            parts.append(f"({self.status})")
-        return " ".join(parts)
+            words.append(f"({self.status})")
+        return " ".join(words)
 
 
-MOST_NAMED = 8  # most environments, or gaps, that a caption names
+MAX_NAMED = 8  # most environments, or gaps, that a caption names
 
 
-def told_names(names: Sequence[str]) -> str:
-    """Names for a caption: all of them, or the first MOST_NAMED and how many more; names that
+def names_text(names: Sequence[str]) -> str:
+    """Names for a caption: all of them, or the first MAX_NAMED and how many more; names that
     contain a comma are in quotes."""
-    shown = [f'"{name}"' if "," in name else name for name in names[:MOST_NAMED]]
-    further = len(names) - MOST_NAMED
+    shown = [f'"{name}"' if "," in name else name for name in names[:MAX_NAMED]]
+    further = len(names) - MAX_NAMED
     return ", ".join(shown) + (f" and {further} more" if further > 0 else "")
 
 
-def told_missing(missing: Sequence[Missing]) -> str:
+def missing_text(missing: Sequence[Missing]) -> str:
     """Gaps for a caption. Variants with the same gaps are named together: "sigmoid, crelu on
     SpaceInvaders"."""
     by_variant = defaultdict(list)  # variants, seeds, status: environments
@@ -67,16 +67,16 @@ def told_missing(missing: Sequence[Missing]) -> str:
     entries = []
     for (labels, seeds, status), environments in by_variant.items():
         if environments == [""]:
-            entries += [f"{told_names([label])} (no run)" for label in labels]
+            entries += [f"{names_text([label])} (no run)" for label in labels]
             continue
-        parts = [f"{told_names(labels)} on {told_names(environments)}"]
-        parts += [f"s{seed}" for seed in seeds]
+        words = [f"{names_text(labels)} on {names_text(environments)}"]
+        words += [f"s{seed}" for seed in seeds]
         if status:
-            parts.append(f"({status})")
-        entries.append(" ".join(parts))
-    further = len(entries) - MOST_NAMED
+            words.append(f"({status})")
+        entries.append(" ".join(words))
+    further = len(entries) - MAX_NAMED
     more = f" and {further} more" if further > 0 else ""
-    return "; ".join(entries[:MOST_NAMED]) + more
+    return "; ".join(entries[:MAX_NAMED]) + more
 
 
 @dataclass
@@ -125,8 +125,8 @@ class Study:
         """The part of the study that is in one environment."""
         cells = {cell: runs for cell, runs in self.cells.items() if cell[1] == environment}
         missing = [gap for gap in self.missing if gap.environment in ("", environment)]
-        having = {label for label, _ in cells}
-        variants = {label: self.variants[label] for label in self.variants if label in having}
+        with_runs = {label for label, _ in cells}
+        variants = {label: self.variants[label] for label in self.variants if label in with_runs}
         return replace(self, cells=cells, missing=missing, variants=variants)
 
     def with_only_settings(self, *keys: str) -> list[str]:
@@ -162,25 +162,25 @@ class Study:
         number = len(self.environments)
         places = f"each of {number} environments"
         if number < 2:
-            places = told_names(self.environments) or "no environment"
-        told = f"n = {seeds} in {places}"
+            places = names_text(self.environments) or "no environment"
+        text = f"n = {seeds} in {places}"
         if diverged:
-            told += f", {diverged} diverged (last value carried forward)"
+            text += f", {diverged} diverged (last value carried forward)"
         for key, value in self.usual.items():
-            told += f"; {key.replace('_', ' ')} {value:g} if not told"
+            text += f"; {key.replace('_', ' ')} {value:g} unless stated"
         if fewest < 2 <= most:
-            told += "; cells of one seed add nothing to the intervals"
+            text += "; cells of one seed add nothing to the intervals"
         if self.missing:
-            told += f"\nmissing: {told_missing(self.missing)}"
-        return told
+            text += f"\nmissing: {missing_text(self.missing)}"
+        return text
 
-    def told_shared(self) -> list[str]:
+    def shared_notes(self) -> list[str]:
         """For statistics over environments: which they leave out, if any."""
         complete = self.complete()
         others = [env for env in self.environments if env not in complete]
         if not others:
             return []
-        return [f"not in the statistics: {told_names(others)} (not of every variant)"]
+        return [f"not in the statistics: {names_text(others)} (not of every variant)"]
 
 
 # ---- reading a study -----------------------------------------------------------------------------
@@ -228,10 +228,10 @@ def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()
         print(f"missing: {gap}")
     if not runs:
         fault = f"no run of {script}.py has finished; run the training command again"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
+        raise runlog.UserError(f"--runs {places_text(folder)}: {fault}")
 
-    having_runs = {label for label, _ in runs}
-    variants = {label: variants[label] for label in variants if label in having_runs}
+    with_runs = {label for label, _ in runs}
+    variants = {label: variants[label] for label in variants if label in with_runs}
     reference = {env: members for (label, env), members in runs.items() if label == "relu"}
     return Study(script, runs, missing, variants, usual, reference)
 
@@ -257,7 +257,7 @@ def find_candidates(folder: Places, script: str, where: Sequence[str]) -> list[C
     for item in where:
         key = item.partition("=")[0]
         if not any(key in candidate.settings for candidate in candidates):
-            fault = f"is not a setting of the runs of {script}.py in {told_places(folder)}"
+            fault = f"is not a setting of the runs of {script}.py in {places_text(folder)}"
             raise runlog.UserError(f"--where {key}: {fault}")
     for item in where:
         key, _, text = item.partition("=")
@@ -266,7 +266,7 @@ def find_candidates(folder: Places, script: str, where: Sequence[str]) -> list[C
         ]
     if not candidates:
         fault = f"no run of {script}.py with {', '.join(where)}"
-        raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
+        raise runlog.UserError(f"--runs {places_text(folder)}: {fault}")
     return candidates
 
 
@@ -285,8 +285,8 @@ def check_comparable(folder: Places, script: str, candidates: Sequence[Candidate
     found = differing(settings, folders, {*SETTINGS, *PAIRED, *MEASURING, "activation", "env_id"})
     if found is None:
         return
-    start = f"--runs {told_places(folder)}: runs of {script}.py"
-    raise runlog.UserError(f"{start} {found.told}")
+    start = f"--runs {places_text(folder)}: runs of {script}.py"
+    raise runlog.UserError(f"{start} {found.message}")
 
 
 def usual_values(candidates: Sequence[Candidate]) -> dict[str, float]:
@@ -305,8 +305,8 @@ def variant_of(candidate: Candidate, usual: dict[str, float], script: str) -> Va
     for key, value in usual.items():
         if candidate.settings.get(key) != value:
             keys.append(key)
-    own = own_settings(candidate.settings, keys, script)
-    return Variant(canonical(candidate.settings["activation"]), own)
+    settings = own_settings(candidate.settings, keys, script)
+    return Variant(canonical(candidate.settings["activation"]), settings)
 
 
 def check_seeds(folder: Places, label: str, candidates: Sequence[Candidate]) -> None:
@@ -317,7 +317,7 @@ def check_seeds(folder: Places, label: str, candidates: Sequence[Candidate]) -> 
         name = candidate.folder.name
         if seed in seen:
             fault = f"{seen[seed]} and {name} are both {label}, seed {seed}; move one away"
-            raise runlog.UserError(f"--runs {told_places(folder)}: {fault}")
+            raise runlog.UserError(f"--runs {places_text(folder)}: {fault}")
         seen[seed] = name
 
 

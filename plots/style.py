@@ -32,9 +32,9 @@ RC = {
 }
 FIRST = {"color": BLACK, "linestyle": "--", "linewidth": 1}  # of functions: before training
 FAINT = "0.4"
-MOST_LINES = 5  # most lines of a caption
-MOST_WIDE = 13.4  # most inches of a figure's width
-LONGEST_LABEL = 60  # most characters in a line of a legend
+MAX_LINES = 5  # most lines of a caption
+MAX_WIDTH = 13.4  # most inches of a figure's width
+MAX_LABEL = 60  # most characters in a line of a legend
 
 
 def with_style(draw: Callable) -> Callable:
@@ -81,7 +81,7 @@ def panels_of_layers(
 def steps_axis(panel: Axes, label: str = "environment steps") -> None:
     """An x axis of steps: 20k, 1M."""
     panel.set_xlabel(label)
-    axes.steps_ticks(panel, axes.pitch(panel) - 0.4)
+    axes.steps_ticks(panel, axes.column_width(panel) - 0.4)
 
 
 def left_title(panel: Axes, title: str) -> None:
@@ -96,13 +96,13 @@ def title(panel: Axes, text: str, size: float = 9, beside: float = 0.0) -> None:
 
 def size_of_columns(number: int, widest: float, margin: float = 0.0) -> float:
     """Width in inches of each of so many panels side by side: less than `widest` where the figure
-    would be wider than MOST_WIDE. margin: beside them."""
-    return min(widest, (MOST_WIDE - margin) / number)
+    would be wider than MAX_WIDTH. margin: beside them."""
+    return min(widest, (MAX_WIDTH - margin) / number)
 
 
-def rows_of(items: Sequence, most: int) -> list[list]:
-    """Items in rows of at most `most`, all of about the same length."""
-    number = -(-len(items) // most)
+def rows_of(items: Sequence, max_length: int) -> list[list]:
+    """Items in rows of at most `max_length`, all of about the same length."""
+    number = -(-len(items) // max_length)
     length = -(-len(items) // max(number, 1))
     return [list(items[start : start + length]) for start in range(0, len(items), length)]
 
@@ -231,8 +231,8 @@ def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
     labels = []
     for handle in handles:
         label = handle.get_label()
-        room = min(width - 1.0, axes.text_width("x" * LONGEST_LABEL, size))
-        labels.append(axes.wrapped(label, room, size, most=3))
+        room = min(width - 1.0, axes.text_width("x" * MAX_LABEL, size))
+        labels.append(axes.wrapped(label, room, size, max_lines=3))
     shown = "\n".join(labels).split("\n")
     widest = max(axes.text_width(line, size) for line in shown)
     columns = max(1, min(len(handles), 5, int(width / (widest + 0.85))))
@@ -242,7 +242,7 @@ def legend(figure: Figure | SubFigure, handles: list, **options) -> None:
 
 def caption(figure: Figure, *lines: str, fontsize: float = 9, **options) -> None:
     """The figure's title: the first line, and below it the others as one text, broken to the width
-    of the figure. At most MOST_LINES in all: figures.json has the full text."""
+    of the figure. At most MAX_LINES in all: figures.json has the full text."""
     text = caption_text(figure.get_figwidth(), *lines, fontsize=fontsize)
     figure.suptitle(text, fontsize=fontsize, **options)
 
@@ -251,14 +251,14 @@ def caption_text(inches: float, *lines: str, fontsize: float = 9) -> str:
     """What caption writes above a figure of this width."""
     room = inches - 0.4
     first, *others = [line for line in "\n".join(lines).split("\n") if line]
-    told = [axes.wrapped(first, room, fontsize, most=2)]
+    parts = [axes.wrapped(first, room, fontsize, max_lines=2)]
     if others:
-        most = MOST_LINES - told[0].count("\n") - 1
-        told.append(axes.wrapped("; ".join(others), room, fontsize, most=most))
-    return "\n".join(told)
+        max_lines = MAX_LINES - parts[0].count("\n") - 1
+        parts.append(axes.wrapped("; ".join(others), room, fontsize, max_lines=max_lines))
+    return "\n".join(parts)
 
 
-def told_seeds(counts: Sequence[int]) -> str:
+def seeds_text(counts: Sequence[int]) -> str:
     """How many seeds curves or points are based on: "one seed", "n = 3 seeds", "n = 1 to 3
     seeds"."""
     fewest = min(counts)
@@ -268,21 +268,21 @@ def told_seeds(counts: Sequence[int]) -> str:
     return f"n = {most} seeds" if fewest == most else f"n = {fewest} to {most} seeds"
 
 
-def told_band(counts: Sequence[int], what: str, band: str) -> str:
-    """What lines over seeds show, and their band, which there is only with several seeds: "mean of
-    n = 3 seeds, band: worst to best"."""
+def band_text(counts: Sequence[int], statistic: str, band: str) -> str:
+    """What lines over seeds show, and their band, if there are several seeds: "mean of n = 3 seeds,
+    band: worst to best"."""
     if max(counts) == 1:
         return "one seed, no band"
-    return f"{what} of {told_seeds(counts)}, band: {band}"
+    return f"{statistic} of {seeds_text(counts)}, band: {band}"
 
 
-def run_title(figure: Figure, folder: Path, what: str, **options) -> None:
+def run_title(figure: Figure, folder: Path, heading: str, **options) -> None:
     """The title of a figure of one run: what it shows, and of which run."""
-    text = run_title_text(figure.get_figwidth(), folder, what)
+    text = run_title_text(figure.get_figwidth(), folder, heading)
     figure.suptitle(text, fontsize=9, **options)
 
 
-def run_title_text(inches: float, folder: Path, what: str) -> str:
+def run_title_text(inches: float, folder: Path, heading: str) -> str:
     """What run_title writes above a figure of this width."""
     config = read_config(folder)
     ended = " (diverged)" if config["status"] == "diverged" else ""
@@ -290,8 +290,8 @@ def run_title_text(inches: float, folder: Path, what: str) -> str:
     if len(activation) > 60:
         activation = f"{activation[:57]}..."
     room = inches - 0.2
-    told = f"{config['env_id']}, {activation}, seed {config['seed']}{ended}"
-    lines = [axes.wrapped(what, room, 9, most=3), axes.wrapped(told, room, 9, most=2)]
+    run = f"{config['env_id']}, {activation}, seed {config['seed']}{ended}"
+    lines = [axes.wrapped(heading, room, 9, max_lines=3), axes.wrapped(run, room, 9, max_lines=2)]
     return "\n".join(lines)
 
 

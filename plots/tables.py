@@ -11,10 +11,10 @@ from plots.aggregation import (
     Cut,
     combined,
     common_end,
+    cut_notes,
     has_reached,
     mean_and_deviation,
     on_grid,
-    told_cuts,
 )
 from plots.reading import Loaded, Places, check_once, find_runs, read_run, script_of
 from plots.recording import check_free, write_csv
@@ -182,7 +182,7 @@ def summary(groups: Groups, step: float | None = None) -> tuple[list[dict[str, s
         ends["steps"] = common_end(runs, shown_pattern())
         if step is not None:
             ends = dict.fromkeys(ends, Cut(step))
-        cut += told_cuts(ends, f"{script}, {env}, ")
+        cut += cut_notes(ends, f"{script}, {env}, ")
         until = {title: end.step for title, end in ends.items()}
         for label, members in labels.items():
             row = {"script": script, "environment": env, "setting": label}

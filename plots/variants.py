@@ -110,17 +110,17 @@ def styles_of(activation_of: Mapping[str, str]) -> dict[str, dict]:
     counts = defaultdict(int)
     for activation in activation_of.values():
         counts[activation] += 1
-    own = distinct_styles(counts)
-    colours = {name: shades(own[name]["color"], number) for name, number in counts.items()}
+    base = distinct_styles(counts)
+    colours = {name: shades(base[name]["color"], number) for name, number in counts.items()}
     styles = {}
     seen = defaultdict(int)
     for label, activation in activation_of.items():
         number = seen[activation]
         seen[activation] += 1
-        styles[label] = own[activation] | {"color": colours[activation][number]}
+        styles[label] = base[activation] | {"color": colours[activation][number]}
         if number:
             lines = [
-                line for line in ("--", "-.", ":", "-") if line != own[activation]["linestyle"]
+                line for line in ("--", "-.", ":", "-") if line != base[activation]["linestyle"]
             ]
             styles[label]["linestyle"] = lines[(number - 1) % 3]
             styles[label]["marker"] = "*>phdX"[(number - 1) % 6]
@@ -222,15 +222,15 @@ def flat(config: dict) -> dict[str, object]:
 def own_settings(settings: dict, keys: Iterable[str], script: str) -> dict[str, object]:
     """The settings among `keys` in which a run is not as usual; all of those that have no usual
     value."""
-    own = {}
+    changed = {}
     for key in keys:
         value = settings.get(key)
         if key in SETTINGS:
             usual = SETTINGS[key].usual_of.get(script, SETTINGS[key].usual)
             if value in usual:
                 continue
-        own[key] = value
-    return own
+        changed[key] = value
+    return changed
 
 
 def setting_label(key: str, value: object) -> str:
@@ -253,8 +253,8 @@ class Variant:
 
     @property
     def label(self) -> str:
-        told = [setting_label(key, value) for key, value in self.settings.items()]
-        return ", ".join([self.activation, *told])
+        settings = [setting_label(key, value) for key, value in self.settings.items()]
+        return ", ".join([self.activation, *settings])
 
 
 def sorted_variants(variants: Iterable[Variant]) -> dict[str, Variant]:
@@ -288,8 +288,8 @@ class Difference:
         return ", ".join(f"{value} in {folder.name}" for value, folder in self.folders.items())
 
     @property
-    def told(self) -> str:
-        """What to do about it, for commands that have --where."""
+    def message(self) -> str:
+        """The fault and the remedy, for commands that have --where."""
         first = next(iter(self.folders))
         return (
             f"differ in {self.key} ({self.values}); "
@@ -328,8 +328,8 @@ def by_seed(runs: Sequence[Loaded], label: str) -> list[Loaded]:
     ordered = sorted(runs, key=lambda run: run.seed)
     for one, other in itertools.pairwise(ordered):
         if one.seed == other.seed:
-            told = f"{one.folder} and {other.folder.name} are both {label}, seed {one.seed}"
-            raise runlog.UserError(f"{told}; move one away")
+            fault = f"{one.folder} and {other.folder.name} are both {label}, seed {one.seed}"
+            raise runlog.UserError(f"{fault}; move one away")
     return ordered
 
 

@@ -251,7 +251,7 @@ def print_returns(groups: dict[str, list[reading.Loaded]]) -> None:
             shown = aggregation.mean_and_deviation(values, len(group), "{:.1f}")
             note = ", std over seeds (ddof 1)" if len(values) > 1 else ""
             print(f"{activation}: last return {shown}{note}")
-    for line in aggregation.told_cuts({"last return": end}):
+    for line in aggregation.cut_notes({"last return": end}):
         print(line)
 
 

@@ -314,7 +314,7 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     for part in kept[0].subfigs:
         panels += part.axes
     named = {axes.get_title(): axes for axes in panels if ", " in axes.get_title()}
-    assert len(named) == plots.overview.MOST_LINES
+    assert len(named) == plots.overview.MAX_LINES
     lines = [
         line
         for line in named["sac_continuous, metaworld/sweep-v3"].lines

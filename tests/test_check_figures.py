@@ -209,7 +209,7 @@ def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch)
             [-1.0 - step, 0.0, 50.0 if step == 2 else 1.0],
         )
     run.finish()
-    monkeypatch.setattr(plots.preactivations, "MEASURES_SHOWN", 3)
+    monkeypatch.setattr(plots.preactivations, "MAX_MEASUREMENTS", 3)
     rows = plots.preactivations.preactivation_rows([run.folder])
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert [row["largest"] for row in rows] == [1, 50, 1] and [row["smallest"] for row in rows] == [

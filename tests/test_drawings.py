@@ -42,7 +42,7 @@ VARIANTS = {  # label: activation
 }
 CASES = [*itertools.product((1, 2, 9), (1, 10))]  # variants, seeds
 STEPS = (1_000.0, 2_000.0, 3_000.0, 250_000.0)
-WIDEST = 15.0  # inches
+MAX_WIDTH = 15.0  # inches
 DPI = 72
 
 
@@ -59,7 +59,7 @@ def faults(figure: Figure) -> list[str]:
     """Texts outside of the canvas or over one another, axes with fewer than two labels, a width
     that no page has, more than one variant in a colour of a legend."""
     found = []
-    if figure.get_figwidth() > WIDEST:
+    if figure.get_figwidth() > MAX_WIDTH:
         found.append(f"{figure.get_figwidth():.1f} inches wide")
     figure.set_dpi(DPI)
     plots.style.without_markup(figure)
@@ -85,7 +85,7 @@ def faults(figure: Figure) -> list[str]:
     for part in [figure, *figure.subfigs]:
         if part._suptitle is not None and part._suptitle.get_text():
             texts[f"title {part._suptitle.get_text()!r}"] = part._suptitle
-            if part._suptitle.get_text().count("\n") >= plots.style.MOST_LINES:
+            if part._suptitle.get_text().count("\n") >= plots.style.MAX_LINES:
                 found.append(f"a caption of many lines: {part._suptitle.get_text()!r}")
         for legend in part.legends:
             texts["legend"] = legend
@@ -626,29 +626,29 @@ def test_texts_are_broken_where_they_do_not_fit():
     text = plots.axes.wrapped(f"{LONG}: coefficient gradient, critics", 1.5, 8)
     assert text.replace("\n", "").replace(" ", "") == f"{LONG}:coefficientgradient,critics"
     assert all(plots.axes.text_width(line, 8) <= 1.5 for line in text.split("\n"))
-    short = plots.axes.wrapped("one two three four five six", 0.6, 8, most=2)
+    short = plots.axes.wrapped("one two three four five six", 0.6, 8, max_lines=2)
     assert short.count("\n") == 1 and short.endswith("...")
 
 
 def test_a_caption_tells_the_statistic_of_several_seeds_only():
     row = {"statistic": "iqm", "environments": 3, "runs": 3, "low": np.nan}
-    assert plots.panels.told_statistics([row]) == "IQM over runs, one seed: no interval"
+    assert plots.panels.statistics_text([row]) == "IQM over runs, one seed: no interval"
     nine = row | {"runs": 9, "low": 0.5}
-    several = plots.panels.told_statistics([row, nine])
+    several = plots.panels.statistics_text([row, nine])
     assert several == "IQM over runs, band: 95 % stratified bootstrap"
     rows = [row | {"panel": title} for title in ("score", "success")]
     rows += [row | {"panel": title, "statistic": "mean"} for title in ("bias",)]
-    told = plots.panels.told_statistics(rows)
+    told = plots.panels.statistics_text(rows)
     assert told.startswith("IQM over runs") and "; in bias: mean over environments" in told
-    assert plots.style.told_seeds([1, 3]) == "n = 1 to 3 seeds"
+    assert plots.style.seeds_text([1, 3]) == "n = 1 to 3 seeds"
     bands = [nine | {"statistic": "std"}, nine | {"statistic": "std", "low": np.nan}]
-    assert plots.panels.told_statistics(bands).endswith("band: standard deviation over seeds")
-    assert "no band: some environment has one seed" in plots.panels.told_statistics(bands[1:])
+    assert plots.panels.statistics_text(bands).endswith("band: standard deviation over seeds")
+    assert "no band: some environment has one seed" in plots.panels.statistics_text(bands[1:])
 
 
 def test_contributions_to_q_begin_at_0_and_tell_one_seed_once():
     rows = []
-    for part in plots.q_parts.PARTS_OF_Q:
+    for part in plots.q_parts.CONTRIBUTIONS:
         for step in (500.0, 1_000.0):
             row = {"environment": "Seaquest", "variant": "tanh", "part": part, "n": "1"}
             rows.append(row | {"step": step, "mean": 1.0, "std": np.nan})

@@ -22,7 +22,7 @@ BATCH = 6
 
 
 def network(activation: str, layer_norm: bool = False) -> nn.Module:
-    settings = continual.USUAL | {"widths": [UNITS, UNITS], "layer_norm": layer_norm}
+    settings = continual.DEFAULTS | {"widths": [UNITS, UNITS], "layer_norm": layer_norm}
     return league.mlp(IN, OUT, activation, settings)
 
 

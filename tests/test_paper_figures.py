@@ -173,8 +173,8 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     np.testing.assert_allclose(found["relu"].value, np.mean(relu, axis=0))
     assert "missing: relu on" in study.counts
     told = f"not in the statistics: {SWEEP} (not of every variant)"
-    assert study.told_shared() == [told]
-    assert study.only(["relu", "rational"]).told_shared() == []
+    assert study.shared_notes() == [told]
+    assert study.only(["relu", "rational"]).shared_notes() == []
 
 
 def test_a_diverged_run_carries_its_last_value_forward_and_is_counted(tmp_path):
@@ -260,7 +260,7 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
         "crational, no |x/c|^d",
         "crational, utd 1",
     ]
-    assert "utd 10 if not told" in study.counts
+    assert "utd 10 unless stated" in study.counts
     styles = plots.variants.styles_of(study.activation_of)
     ours = [look["color"] for label, look in styles.items() if label.startswith("crational")]
     assert ours == plots.variants.shades(plots.variants.BLUE, 3)
@@ -309,8 +309,8 @@ def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
 
 
 def test_every_row_has_a_subcommand_and_every_figure_number_an_alias():
-    assert set(figures.ALSO) <= set(figures.ROWS)
-    named = set(figures.ROWS).union(*figures.ALSO.values())
+    assert set(figures.ALIASES) <= set(figures.ROWS)
+    named = set(figures.ROWS).union(*figures.ALIASES.values())
     assert figures.row_of("hr9") == "hr1" and figures.row_of("hr7") == "hr7"
     # 5 is a drawing of the idea
     assert {f"hr{k}" for k in [*range(1, 5), 6, 7, *range(9, 26)]} <= named
@@ -351,7 +351,7 @@ def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_o
         for env, seeds in BIASED.items()
     ]
     np.testing.assert_allclose(bias.value, np.mean(means, axis=0))
-    told = plots.panels.told_early(study, [plots.cr.BIAS])
+    told = plots.panels.early_notes(study, [plots.cr.BIAS])
     assert told == [
         "runs that diverged before the first value are left out of overestimation: rational 1 of 8"
     ]
