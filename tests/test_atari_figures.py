@@ -78,7 +78,7 @@ def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
         assert any(line.endswith("up to 10 steps earlier") for line in spec["caption"])
 
 
-def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
+def test_hr19_has_eight_games_per_page(tmp_path, monkeypatch):
     games = sorted(plots.statistics.atari_scores())[:10]
     pqn_runs(tmp_path, games, activations=("relu",), seeds=1)
     monkeypatch.setattr(plots.style, "save", lambda figure, path: path)
@@ -119,15 +119,14 @@ def dqn_runs(root) -> dict:
     return truth
 
 
-def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys):
+def test_hr7_normalises_by_the_relu_runs_and_compares_dead_neurons(tmp_path, capsys):
     truth = dqn_runs(tmp_path / "runs")
     figures.main(["hr7", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     assert "hr15: fewer than two of relu; relu_hr" in capsys.readouterr().out
     rows = read_csv(tmp_path / "out" / "hr7.csv")
     scores = [row for row in rows if row["panel"].startswith("baseline")]
-    assert {row["variant"] for row in scores} == {"relu", "tanh", "tanh_hr"} and len(
-        scores
-    ) == 3 * 40
+    assert {row["variant"] for row in scores} == {"relu", "tanh", "tanh_hr"}
+    assert len(scores) == 3 * 40
     for row in scores:
         # 40 rows on the grid: a fortieth of them is one
         step = float(row["step"])
@@ -157,10 +156,8 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
             (r["variant"], r["step"], r["value"]) for r in mine
         }
     spec = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert (
-        "rational (no run)" in spec["hr7"]["caption"][1]
-        and "sigmoid (no run)" in spec["hr7"]["caption"][1]
-    )
+    assert "rational (no run)" in spec["hr7"]["caption"][1]
+    assert "sigmoid (no run)" in spec["hr7"]["caption"][1]
     (table,) = read_csv(tmp_path / "out" / "hr_table2.csv")
     dead = {
         v: np.mean([truth[v, game, s][1] for game, s in itertools.product(GAMES[:2], (1, 2))])
@@ -196,15 +193,15 @@ def test_the_band_of_hr8_is_the_deviation_of_the_mean_over_games(tmp_path):
             assert row["value"] == 0.5 * (5 + 25)
             assert row["low"] == pytest.approx(15 - half, rel=1e-5)
             assert row["high"] == pytest.approx(15 + half, rel=1e-5)
-        told = " ".join(figure.get_suptitle().split())
+        caption = " ".join(figure.get_suptitle().split())
         if seeds_of_qbert == 2:
-            assert told.endswith("; mean over environments, band: standard deviation over seeds")
+            assert caption.endswith("; mean over environments, band: standard deviation over seeds")
         else:
-            why = "mean over environments, no band: some environment has one seed"
-            assert f"in effective rank, last hidden layer: {why}" in told
+            reason = "mean over environments, no band: some environment has one seed"
+            assert f"in effective rank, last hidden layer: {reason}" in caption
 
 
-def test_contributions_to_q_have_deviations_of_a_sample(tmp_path):
+def test_contributions_to_q_have_sample_deviations(tmp_path):
     values = [2.0, 3.0, 7.0]
     for seed, value in enumerate(values, start=1):
         rows = {f"q_split/{part}": (STEPS, [value] * 3) for part in ("live", "dead", "bias")}
@@ -240,22 +237,21 @@ def test_hr8_and_cr_atari_name_the_algorithm_without_runs(tmp_path, capsys):
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr16_dqn.png", "hr17.png"}
     paths = plots.cr.cr_atari(tmp_path / "runs", tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "cr_atari_dqn.csv")
-    assert {row["variant"] for row in rows} == {
-        "relu"
-    } and "missing: pqn_atari" in capsys.readouterr().out
+    assert {row["variant"] for row in rows} == {"relu"}
+    assert "missing: pqn_atari" in capsys.readouterr().out
     for name in ("hr4", "hr3"):
         assert figures.ROWS[name](tmp_path / "runs", tmp_path / "out") == []
     assert "hr4: no data for it" in capsys.readouterr().out
 
 
-def test_figures_of_an_empty_folder_end_in_one_line(tmp_path, capsys):
+def test_an_empty_folder_gives_a_one_line_error(tmp_path, capsys):
     for name in [*figures.ROWS, "table", "overview"]:
         with pytest.raises(SystemExit) as ended:
             figures.main([name, "--runs", str(tmp_path), "--out", str(tmp_path / "out")])
         error = capsys.readouterr().err
-        assert (
-            ended.value.code == 2 and error.startswith("error: --runs") and error.count("\n") == 1
-        ), (name, error)
+        assert ended.value.code == 2, (name, error)
+        assert error.startswith("error: --runs"), (name, error)
+        assert error.count("\n") == 1, (name, error)
     assert not (tmp_path / "out").exists()
 
 
@@ -272,25 +268,26 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     )
     figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "table.csv")
-    assert len(rows) == 7 and rows[0]["setting"] == "tanh*tanh" and rows[0]["return"] == "4.0"
-    # nobody logs it
+    assert len(rows) == 7
+    assert rows[0]["setting"] == "tanh*tanh"
+    assert rows[0]["return"] == "4.0"
+    # no run logs it
     assert rows[0]["state"] == "0 ended, 0 diverged" and "dead neurons" not in rows[0]
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
         key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
-        assert (
-            row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}"
-            and row["n"] == "4"
-        )
+        assert row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}"
+        assert row["n"] == "4"
     runs = read_csv(tmp_path / "out" / "runs.csv")
-    assert len(runs) == 25 and {row["folder"] for row in runs} == {
-        path.name for path in (tmp_path / "runs").iterdir()
-    }
+    assert len(runs) == 25
+    assert {row["folder"] for row in runs} == {path.name for path in (tmp_path / "runs").iterdir()}
     markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert len(markdown) == 11 and len({line.count(" | ") for line in markdown[:9]}) == 1
     assert markdown[0] in capsys.readouterr().out
     latex = (tmp_path / "out" / "table.tex").read_text()
-    assert latex.count(r"\\") == 8 and r"sac\_continuous" in latex and r"$\pm$" in latex
+    assert latex.count(r"\\") == 8
+    assert r"sac\_continuous" in latex
+    assert r"$\pm$" in latex
 
 
 def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
@@ -305,11 +302,9 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     monkeypatch.setattr(plots.style, "save", lambda figure, path: kept.append(figure) or path)
     monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     plots.overview.overview(tmp_path / "runs", tmp_path / "out")
-    told = capsys.readouterr().out
-    assert (
-        told.count("not on the page: pqn_atari, ") == 2
-        and "2 further environments" in kept[0].get_suptitle()
-    )
+    printed = capsys.readouterr().out
+    assert printed.count("not on the page: pqn_atari, ") == 2
+    assert "2 further environments" in kept[0].get_suptitle()
     panels = []
     for part in kept[0].subfigs:
         panels += part.axes
@@ -338,7 +333,7 @@ def test_figures_json_is_enough_to_draw_again(tmp_path):
     assert set(json.loads((tmp_path / "out" / "figures.json").read_text())) == {"hr1", "hr1_final"}
 
 
-def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_an_error(tmp_path):
     pqn_runs(tmp_path / "runs", activations=("relu",))
     (tmp_path / "file").write_text("")
     with pytest.raises(runlog.UserError, match="file"):
@@ -350,10 +345,11 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
     # ale_py knows it, the table of human scores does not
     pqn_runs(tmp_path / "runs", games=("Carnival",))
-    # as hr_fig1.sh tells
+    # as hr_fig1.sh does
     plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))
-    told = capsys.readouterr().out
-    assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
+    printed = capsys.readouterr().out
+    assert "left out: rational (--variants" in printed
+    assert "left out: Carnival has no score" in printed
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
     assert [(row["variant"], row["environments"], row["runs"]) for row in final] == [
         ("relu", "3", "6"),

@@ -52,7 +52,8 @@ def test_histories_are_distribution_functions_and_pool_twins_and_seeds(tmp_path)
     folders = [make_run(tmp_path, seed=seed) for seed in (1, 2)]
     # counts 1, 0, 3 + step in [-1, 0, 1, 3]
     history = plots.preactivations.histories(folders[0])["fc1", "qf1"]
-    assert history.steps.tolist() == [0, 100, 200] and history.largest_magnitude().tolist() == [
+    assert history.steps.tolist() == [0, 100, 200]
+    assert history.largest_magnitude().tolist() == [
         3,
         3,
         3,
@@ -82,15 +83,13 @@ def test_preactivations_over_training_as_a_heat_map_with_quantiles(tmp_path):
     figure = plots.redraw.figure_of(tmp_path / "out", "history")  # from the CSV
     assert "toy/walk-v0" in figure.get_suptitle()
     drawn = panels(figure)
-    assert (
-        list(drawn)[:2] == ["rational (n = 1), actor, fc1", "crational (n = 1), actor, fc1"]
-        and len(drawn) == 8
-    )
+    assert list(drawn)[:2] == ["rational (n = 1), actor, fc1", "crational (n = 1), actor, fc1"]
+    assert len(drawn) == 8
     panel = drawn["crational (n = 1), critics, fc2"]
     low, median, high, smallest, largest = (line.get_ydata() for line in panel.get_lines())
     assert smallest.tolist() == [-1] * 3 and largest.tolist() == [3] * 3
     for got, level in ((low, 0.01), (median, 0.5), (high, 0.99)):
-        # the share below x: 1 - (3 - x) / 2 * (3 + step) / (4 + step) from 1
+        # the fraction below x: 1 - (3 - x) / 2 * (3 + step) / (4 + step) from 1
         for value, step in zip(got, (0, 100, 200)):
             total = 4 + step
             expected = (
@@ -118,13 +117,15 @@ def measured_run(root, activation, seed, largest, status="finished", **meta):
     return run.folder
 
 
-def test_a_diverged_seed_carries_its_last_preactivations_and_cuts_no_table(tmp_path, capsys):
+def test_a_diverged_seed_carries_its_last_preactivations_forward_and_cuts_no_table(
+    tmp_path, capsys
+):
     steps = range(10, 101, 10)
     of_seed = {  # (activation, seed): step: largest value
         ("relu", 1): {step: 2.0 * step for step in steps},
         ("relu", 2): {step: 4.0 * step for step in steps},
         ("rational", 1): {step: 1.0 * step for step in steps},
-        ("rational", 2): {10: 60.0, 20: 700.0},  # diverges at 25; what follows is no network's
+        ("rational", 2): {10: 60.0, 20: 700.0},  # diverges at 25; later rows belong to no network
     }
     root = tmp_path / "runs"
     for (name, seed), largest in of_seed.items():
@@ -135,9 +136,9 @@ def test_a_diverged_seed_carries_its_last_preactivations_and_cuts_no_table(tmp_p
             measured_run(root, name, seed, largest)
     out = tmp_path / "out" / "x.png"
     figures.main(["preactivations", str(root), "--out", str(out)])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     cells = {}
-    for line in told.splitlines():
+    for line in printed.splitlines():
         if line.startswith(("relu ", "rational ")):
             cells[line.split()[0]] = line.split()[2:]
     # newest: relu (200 + 400) / 2, rational (100 + 700) / 2; half of the values are in [0, largest]
@@ -146,50 +147,50 @@ def test_a_diverged_seed_carries_its_last_preactivations_and_cuts_no_table(tmp_p
     above = [50 * (1 - 5 / 100), 50 * (1 - 5 / 700)]
     assert cells["rational"] == ["fc1", "2", "35.0", "400.0", "400.0", f"{sum(above) / 2:.2f}", "%"]
     note = "rational: 1 of 2 runs diverged (last measurement carried forward)"
-    assert told.count(note) == 1 and "cut" not in told
+    assert printed.count(note) == 1 and "cut" not in printed
     assert json.loads((out.parent / "figures.json").read_text())["x"]["caption"][1] == note
     rows = plots.recording.read_csv(out.with_suffix(".csv"))
     for name in ("relu", "rational"):
-        own = [row for row in rows if row["activation"] == name]
-        assert [row["step"] for row in own] == [*steps]
-        for row in own:
+        members = [row for row in rows if row["activation"] == name]
+        assert [row["step"] for row in members] == [*steps]
+        for row in members:
             step = int(row["step"])
             largest = [of_seed[name, 1][step], of_seed[name, 2].get(step, 700.0)]
             assert float(row["largest"]) == max(largest) and row["n"] == "2"
 
 
-def test_an_activation_whose_runs_all_diverged_cuts_no_other(tmp_path, capsys):
+def test_an_activation_whose_runs_all_diverged_does_not_cut_the_others(tmp_path, capsys):
     for seed in (1, 2):
         measured_run(tmp_path, "relu", seed, {10: 1.0, 50: 9.0})
     measured_run(tmp_path, "rational", 1, {10: 6.0}, "diverged", step=15)
     measured_run(tmp_path, "rational", 2, {10: 4.0, 20: 8.0}, "diverged", step=25)
     measured_run(tmp_path, "rational", 3, {}, "diverged", step=1)
     plots.preactivations.print_preactivation_table(sorted(tmp_path.iterdir()))
-    told = capsys.readouterr().out
-    lines = {line.split()[0]: line.split() for line in told.splitlines()}
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in printed.splitlines()}
     assert lines["relu"][3:7] == ["2", "1.0", "9.0", "9.0"]
     assert lines["rational"][3:7] == ["2", "5.0", "7.0", "7.0"]
-    assert "rational: 2 of 3 runs diverged (last measurement carried forward)\n" in told
-    assert "rational: 1 of 3 runs diverged before the first measurement, left out\n" in told
-    assert "cut" not in told
+    assert "rational: 2 of 3 runs diverged (last measurement carried forward)\n" in printed
+    assert "rational: 1 of 3 runs diverged before the first measurement, left out\n" in printed
+    assert "cut" not in printed
 
 
-def test_runs_that_are_measured_at_other_steps_are_named(tmp_path, capsys):
+def test_runs_measured_at_other_steps_are_named(tmp_path, capsys):
     measured_run(tmp_path / "a", "relu", 1, {1_000: 1.0, 3_000: 2.0}, "running")
     measured_run(tmp_path / "a", "relu", 2, {1_000: 1.0, 3_000: 2.0, 4_000: 3.0})
     measured_run(tmp_path / "a", "tanh", 1, {5_000: 3.0})
     figures.main(["preactivations", str(tmp_path / "a"), "--out", str(tmp_path / "out" / "a.png")])
-    told = capsys.readouterr().out
-    assert "tanh" not in [line.split()[0] for line in told.splitlines()]
-    assert "not in the table: tanh, first measured at step 5,000, and another run only" in told
+    printed = capsys.readouterr().out
+    assert "tanh" not in [line.split()[0] for line in printed.splitlines()]
+    assert "not in the table: tanh, first measured at step 5,000, and another run only" in printed
     cut = "relu: cut at step 3,000, the last at which all its runs have been measured"
-    assert f"\n{cut}\n" in told
+    assert f"\n{cut}\n" in printed
     caption = json.loads((tmp_path / "out" / "figures.json").read_text())["a"]["caption"]
     assert caption[1] == cut
     measured_run(tmp_path / "a", "relu", 3, {2_000: 1.0})
     figures.main(["preactivations", str(tmp_path / "a"), "--out", str(tmp_path / "out" / "b.png")])
-    told = capsys.readouterr().out
-    assert "left out: relu, whose runs were measured at no common step" in told
+    printed = capsys.readouterr().out
+    assert "left out: relu, whose runs were measured at no common step" in printed
     rows = plots.recording.read_csv(tmp_path / "out" / "b.csv")
     assert [(row["activation"], row["step"]) for row in rows] == [("tanh", 5_000)]
     with pytest.raises(runlog.UserError, match="no two runs of an activation"):
@@ -212,7 +213,8 @@ def test_few_steps_are_drawn_but_no_extreme_value_is_lost(tmp_path, monkeypatch)
     monkeypatch.setattr(plots.preactivations, "MAX_MEASUREMENTS", 3)
     rows = plots.preactivations.preactivation_rows([run.folder])
     assert [row["step"] for row in rows] == [0, 3, 6]
-    assert [row["largest"] for row in rows] == [1, 50, 1] and [row["smallest"] for row in rows] == [
+    assert [row["largest"] for row in rows] == [1, 50, 1]
+    assert [row["smallest"] for row in rows] == [
         -1,
         -4,
         -7,
@@ -234,7 +236,7 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
         (name, norm, seed)
         for name, norm, seed in itertools.product(("rational", "crational"), (False, True), (1, 2))
     ]
-    folders = [make_compared(tmp_path, *each) for each in grid]
+    folders = [make_compared(tmp_path, *options) for options in grid]
     groups = plots.compare.compared(folders, "layer_norm")
     names = [
         f"{name}, layer_norm {norm}"
@@ -270,14 +272,12 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
         ["compare", *map(str, folders), "--by", "layer_norm", "--out", str(tmp_path / "x.png")]
     )
     table = capsys.readouterr().out.splitlines()
-    assert (
-        table[1].split("  ")[0] == names[0]
-        and "20.0 +- 0.0" in table[1]
-        and "3.50 +- 0.71" in table[1]
-    )
+    assert table[1].split("  ")[0] == names[0]
+    assert "20.0 +- 0.0" in table[1]
+    assert "3.50 +- 0.71" in table[1]
     assert is_drawn(tmp_path / "x.png")
-    for by, told in (("layer_norms", "--by layer_norms"), ("utd", "differ in layer_norm")):
-        with pytest.raises(runlog.UserError, match=told):
+    for by, message in (("layer_norms", "--by layer_norms"), ("utd", "differ in layer_norm")):
+        with pytest.raises(runlog.UserError, match=message):
             plots.compare.compared(folders if by == "utd" else folders[:2], by)
 
 
@@ -299,15 +299,13 @@ def test_the_checks_print_commands_that_parse(script, runs, tmp_path):
     assert len({tuple(words) for words in training}) == runs
     for _, file, *words in training:
         args = runlog.parse_args(sac_continuous.Args, words)
-        assert (
-            file == "sac_continuous.py" and args.num_seeds == 3 and args.total_timesteps == 120_000
-        )
+        assert file == "sac_continuous.py"
+        assert args.num_seeds == 3
+        assert args.total_timesteps == 120_000
         assert args.env_id == ("metaworld/push-v3",) and args.learning_starts == 5_000
     (folder,) = {words[words.index("--runs-dir") + 1] for (*words,) in training}
     _, file, *words = drawing
     command = runlog.parse_args(figures.Command, words)
-    assert (
-        file == "figures.py"
-        and command.folders[0].parent == Path(folder)
-        and "metaworld-push-v3" in folder
-    )
+    assert file == "figures.py"
+    assert command.folders[0].parent == Path(folder)
+    assert "metaworld-push-v3" in folder

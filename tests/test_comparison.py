@@ -72,16 +72,16 @@ def test_curves_are_iqms_with_intervals_and_probabilities_of_improvement(tmp_pat
     envs = {DMC: 1_000, SWEEP: 1}
     for env, name in itertools.product(envs, ("relu", "rational", "crational")):
         scores = np.array([truth[name, env, seed][0] for seed in range(1, 5)])
-        own = [row for row in points if (row["environment"], row["variant"]) == (env, name)]
-        assert [float(row["step"]) for row in own] == [10, 20, 30]
-        for index, row in enumerate(own):
+        curve = [row for row in points if (row["environment"], row["variant"]) == (env, name)]
+        assert [float(row["step"]) for row in curve] == [10, 20, 30]
+        for index, row in enumerate(curve):
             middle = np.sort(scores[:, index])[1:3].mean()  # of four, the middle half
             assert float(row["value"]) == pytest.approx(middle, rel=1e-4) and row["n"] == "4"
             ends = float(row["low"]), float(row["high"])
             assert scores[:, index].min() <= ends[0] * 1.0001 and ends[0] < middle < ends[1]
             assert ends[1] <= scores[:, index].max() * 1.0001
         row = found[env, name]
-        assert row["value"] == float(own[-1]["value"]) and row["step"] == 30
+        assert row["value"] == float(curve[-1]["value"]) and row["step"] == 30
         theirs = np.array([truth["rational", env, seed][0] for seed in range(1, 5)])
         if name == "rational":
             assert np.isnan(row["probability"]) and row["pairs"] == 0
@@ -127,13 +127,13 @@ def test_what_is_better_follows_from_the_metric(tmp_path, capsys):
     curves(tmp_path / "runs", "--metric", "network/qf*/fc2/dead_share", "--out", out)
     assert compared(out)[DMC, "tanh"]["value"] == pytest.approx(0.415)
     capsys.readouterr()
-    told = error_of(capsys, "curves", tmp_path / "runs", "--metric", "eval/episodic_retrun")
-    assert f"nearest: {RETURN}" in told and "score, return, dead neurons" in told
+    message = error_of(capsys, "curves", tmp_path / "runs", "--metric", "eval/episodic_retrun")
+    assert f"nearest: {RETURN}" in message and "score, return, dead neurons" in message
     curves(tmp_path / "runs", "--metric", "return", "success", "--out", out)
     assert "success: no run has logged it, not drawn" in capsys.readouterr().out
 
 
-def test_the_aggregate_says_which_environments_it_leaves_out(tmp_path, capsys):
+def test_the_aggregate_names_the_environments_it_leaves_out(tmp_path, capsys):
     """Four tasks; crational has been run on two of them, then on one only."""
     envs = [f"dm_control/{name}-v0" for name in ("a-run", "b-run", "c-run", "d-run")]
     scores = {}
@@ -146,23 +146,25 @@ def test_the_aggregate_says_which_environments_it_leaves_out(tmp_path, capsys):
             write_run(tmp_path / "runs", "sac_continuous", env, name, seed, rows)
     out = tmp_path / "out" / "x.png"
     curves(tmp_path / "runs", "--statistic", "mean", "--out", out)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     note = f"not in the aggregate: {envs[2]}, {envs[3]} (without crational)"
-    assert told.startswith("2 of 4 environments: return, normalised, step 20\n")
-    assert f"\nscore: {note}\n" in told
+    assert printed.startswith("2 of 4 environments: return, normalised, step 20\n")
+    assert f"\nscore: {note}\n" in printed
     spec = json.loads((out.parent / "figures.json").read_text())["x"]
     assert spec["caption"][-1] == f"score: {note}"
     both = compared(out)["2 of 4 environments", "crational"]
-    own = [value for (name, _, _), value in scores.items() if name == "crational"]
-    assert both["environments"] == 2 and both["value"] == pytest.approx(sum(own) / len(own) / 1000)
+    scores_of_crational = [value for (name, _, _), value in scores.items() if name == "crational"]
+    assert both["environments"] == 2
+    expected = sum(scores_of_crational) / len(scores_of_crational) / 1000
+    assert both["value"] == pytest.approx(expected)
 
     for folder in (tmp_path / "runs").glob("*b-run*__crational__*"):
         shutil.rmtree(folder)
     curves(tmp_path / "runs", "--out", out)
-    told = capsys.readouterr().out
-    assert "4 environments" not in told
-    why = "no aggregate, since fewer than two environments have every variant"
-    assert f"\nscore: {why}: {', '.join(envs[1:])} (without crational)\n" in told
+    printed = capsys.readouterr().out
+    assert "4 environments" not in printed
+    reason = "no aggregate, since fewer than two environments have every variant"
+    assert f"\nscore: {reason}: {', '.join(envs[1:])} (without crational)\n" in printed
     curves(tmp_path / "runs" / "*a-run*", "--out", out)
     assert "in the aggregate" not in capsys.readouterr().out
 
@@ -172,11 +174,13 @@ def test_numbers_near_a_thousand_have_no_exponent():
         for value in (999.5, 999.6, 1_000.0, -999.7):
             assert float(shown(value).replace(",", "")) == round(value)
         assert shown(999.4) == "999" and shown(999_999.6) == "1,000,000"
-        assert shown(1.2e6) == "1.2e+06" and shown(0.0) == "0" and shown(np.nan) == "nan"
+        assert shown(1.2e6) == "1.2e+06"
+        assert shown(0.0) == "0"
+        assert shown(np.nan) == "nan"
         assert shown(-123_456.7) == "-123,457" and shown(0.00012345) == "0.000123"
 
 
-def test_equal_pairs_are_shown_beside_their_test(tmp_path, capsys):
+def test_ties_are_shown_beside_the_sign_test(tmp_path, capsys):
     """Three better, none worse, seven equal: the sign test is of the three."""
     for seed in range(1, 11):
         toy_run(tmp_path / "runs", "relu", seed, [0, 0, 1])
@@ -188,7 +192,7 @@ def test_equal_pairs_are_shown_beside_their_test(tmp_path, capsys):
     assert f"  3 of 10, p {binomtest(3, 10).pvalue:.2g}  " in lines["selu"]
 
 
-def test_games_that_end_at_one_step_are_one_value_of_a_mean_over_keys(tmp_path):
+def test_games_that_end_at_the_same_step_are_one_value_in_a_mean_over_keys(tmp_path):
     rows = {
         "charts/episodic_return": ([10, 10, 20, 30], [1.0, 2.0, 8.0, 9.0]),
         "charts/episodic_length": ([10, 10, 20, 20, 20], [4.0, 9.0, 10.0, 20.0, 60.0]),
@@ -208,7 +212,7 @@ def test_games_that_end_at_one_step_are_one_value_of_a_mean_over_keys(tmp_path):
 
 
 def cut_runs(root: Path) -> None:
-    """relu's second seed ends at step 100, where each has its seed; the others go on to 300."""
+    """relu's second seed ends at step 100, the others at 300; values at 100 are 10 times the seed."""
     steps = np.array([100, 200, 300])
     for name, seed in itertools.product(("relu", "tanh"), (1, 2)):
         is_cut = (name, seed) == ("relu", 2)
@@ -218,13 +222,13 @@ def cut_runs(root: Path) -> None:
         toy_run(root, name, seed, values, steps[:number], status, total_timesteps=300)
 
 
-def test_seeds_are_compared_at_the_last_step_that_all_have(tmp_path, capsys):
+def test_seeds_are_compared_at_the_last_step_that_all_have_reached(tmp_path, capsys):
     cut_runs(tmp_path / "runs")
     out = tmp_path / "x.png"
     curves(tmp_path / "runs", "--statistic", "mean", "--out", out)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     note = "compared at step 100, the last that all runs have: relu seed 2 (interrupted) ends there"
-    assert note in told and "--at-step N" in told
+    assert note in printed and "--at-step N" in printed
     found = compared(out)
     for name in ("relu", "tanh"):
         assert (found[DMC, name]["value"], found[DMC, name]["n"]) == (15, 2)
@@ -235,17 +239,17 @@ def test_seeds_are_compared_at_the_last_step_that_all_have(tmp_path, capsys):
     assert ends == {"relu": 100, "tanh": 300}  # a mean ends with its first seed to end
 
     curves(tmp_path / "runs", "--at-step", "300", "--statistic", "mean", "--out", out)
-    told = capsys.readouterr().out
-    assert "left out, ending before step 300: relu seed 2 (step 100, interrupted)" in told
+    printed = capsys.readouterr().out
+    assert "left out, ending before step 300: relu seed 2 (step 100, interrupted)" in printed
     found = compared(out)
     assert (found[DMC, "relu"]["value"], found[DMC, "relu"]["n"]) == (900, 1)
     assert (found[DMC, "tanh"]["value"], found[DMC, "tanh"]["n"]) == (900, 2)
     assert found[DMC, "tanh"]["pairs"] == 1
-    told = error_of(capsys, "curves", tmp_path / "runs", "--at-step", "400", "--out", out)
-    assert "--at-step 400: no run has reached it; the longest ends at step 300" in told
+    message = error_of(capsys, "curves", tmp_path / "runs", "--at-step", "400", "--out", out)
+    assert "--at-step 400: no run has reached it; the longest ends at step 300" in message
 
 
-def test_tables_too(tmp_path, capsys):
+def test_tables_are_cut_at_the_last_common_step_too(tmp_path, capsys):
     cut_runs(tmp_path / "runs")
     table = ["table", str(tmp_path / "runs"), "--out", str(tmp_path)]
     figures.main(table)
@@ -258,10 +262,10 @@ def test_tables_too(tmp_path, capsys):
     assert "relu seed 2 (step 100, interrupted)" in capsys.readouterr().out
 
 
-def test_a_diverged_run_carries_the_last_value_before_it_diverged(tmp_path, capsys):
+def test_a_diverged_run_carries_forward_its_last_value_before_diverging(tmp_path, capsys):
     toy_run(tmp_path / "runs", "tanh", 1, [1.0, 2.0, 3.0], total_timesteps=30)
     folder = toy_run(tmp_path / "runs", "tanh", 2, [5, 6, 999], status="diverged")
-    edit(folder / "meta.json", step=25)  # what comes later is of no network
+    edit(folder / "meta.json", step=25)  # later rows belong to no network
     edit(folder / "config.json", total_timesteps=30)
     early = toy_run(tmp_path / "runs", "tanh", 3, [], [], status="diverged", total_timesteps=30)
     shutil.copy(folder / "scalars.csv", early)  # rows, but not of the return
@@ -283,11 +287,11 @@ def test_preactivations_are_compared_at_one_step(tmp_path, capsys):
     shorter = make_run(tmp_path, "tanh", steps=(0, 100))
     edit(shorter / "meta.json", status="running")
     figures.main(["preactivations", str(tmp_path), "--out", str(tmp_path / "x.png")])
-    told = capsys.readouterr().out
-    assert "cut at step 100, the last at which all runs have been measured" in told
-    assert "later measurements of relu are left out" in told
+    printed = capsys.readouterr().out
+    assert "cut at step 100, the last at which all runs have been measured" in printed
+    assert "later measurements of relu are left out" in printed
     (line,) = (
-        line for line in told.splitlines() if line.startswith("relu") and "actor fc1" in line
+        line for line in printed.splitlines() if line.startswith("relu") and "actor fc1" in line
     )
     # counts of make_run: 1, 0, 3 + step in [-1, 0, 1, 3]; none above 5, but all have the same ends
     assert line.split()[3:] == ["1", "3.0", "3.0", "3.0", "0.00", "%"]
@@ -296,14 +300,14 @@ def test_preactivations_are_compared_at_one_step(tmp_path, capsys):
 # ---- variants ------------------------------------------------------------------------------------
 
 
-def test_variants_differ_in_settings_but_not_in_how_they_are_watched(tmp_path):
+def test_variants_differ_in_settings_but_not_in_logging_frequencies(tmp_path):
     for seed, (utd, period) in enumerate([(1, 10), (1, 20), (10, 10)], start=1):
         toy_run(tmp_path, "relu", seed, STEPS, utd=utd, log_frequency=period, eval_frequency=period)
     (labels,) = plots.tables.groups_of(tmp_path).values()
     seeds = {label: [run.seed for run in runs] for label, runs in labels.items()}
     assert seeds == {"relu, utd 1": [1, 2], "relu, utd 10": [3]}
     toy_run(tmp_path, "relu", 1, STEPS, utd=1, log_frequency=20, eval_frequency=10)
-    (labels,) = plots.tables.groups_of(tmp_path).values()  # two of one seed: told apart
+    (labels,) = plots.tables.groups_of(tmp_path).values()  # two runs of one seed are distinguished
     assert {label: [run.seed for run in runs] for label, runs in labels.items()} == {
         "relu, utd 1, eval frequency 10, log frequency 10": [1],
         "relu, utd 1, eval frequency 10, log frequency 20": [1],
@@ -312,7 +316,7 @@ def test_variants_differ_in_settings_but_not_in_how_they_are_watched(tmp_path):
     }
 
 
-def test_the_baseline_is_named_or_relu_or_the_first(tmp_path, capsys):
+def test_the_baseline_is_the_named_variant_else_relu_else_the_first(tmp_path, capsys):
     for name, utd in (("tanh", 1), ("tanh", 10), ("rational", 1), ("rational", 10)):
         toy_run(tmp_path / "runs", name, 1, STEPS, utd=utd)
     out = tmp_path / "x.png"
@@ -320,10 +324,10 @@ def test_the_baseline_is_named_or_relu_or_the_first(tmp_path, capsys):
     assert {row["baseline"] for row in compared(out).values()} == {"rational, utd 1"}
     curves(tmp_path / "runs", "--baseline", "tanh, utd 10", "--out", out)
     assert {row["baseline"] for row in compared(out).values()} == {"tanh, utd 10"}
-    told = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "tanh", "--out", out)
-    assert "--baseline tanh: it could be tanh, utd 1; tanh, utd 10" in told
-    told = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "rationl", "--out", out)
-    assert "--baseline rationl: no such variant; there are rational, utd 1" in told
+    message = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "tanh", "--out", out)
+    assert "--baseline tanh: it could be tanh, utd 1; tanh, utd 10" in message
+    message = error_of(capsys, "curves", tmp_path / "runs", "--baseline", "rationl", "--out", out)
+    assert "--baseline rationl: no such variant; there are rational, utd 1" in message
 
 
 # ---- the picture ---------------------------------------------------------------------------------
@@ -340,7 +344,7 @@ def drawn_ticks(axis: Axis) -> list:
 
 
 @pytest.mark.parametrize("number, seeds", [(1, 1), (2, 10), (9, 2)])
-def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
+def test_pictures_keep_texts_inside_and_show_n(tmp_path, number, seeds):
     rng = np.random.default_rng(number)
     names = ["relu", "crational", "identity*silu+tanh*tanh*sigmoid+fourier*snake", "tanh"]
     names += ["gelu", "selu", "mish", "softplus+leaky_relu*crelu", "sigmoid"]
@@ -354,7 +358,7 @@ def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
     curves(tmp_path / "runs", "--metric", "score", "error", "--out", tmp_path / "x.png")
     figure = plots.redraw.figure_of(tmp_path, "x")
     figure.draw_without_rendering()
-    # texts that are there, but not drawn: ticks beyond a limit, labels of axes that are off
+    # texts that exist but are not drawn: ticks beyond a limit, labels of axes that are off
     off = [axis.label for axis in figure.findobj(Axis) if not axis.axes.axison]
     for text in figure.findobj(Text):
         is_name = any(letter.isalpha() for letter in text.get_text())
@@ -363,7 +367,7 @@ def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
             assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, text.get_text()
             assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, text.get_text()
     for axis in figure.findobj(Axis):
-        if axis.axes.texts or not axis.axes.axison:  # a note in place of what there is not
+        if axis.axes.texts or not axis.axes.axison:  # a note in place of missing data
             continue
         boxes = drawn_ticks(axis)
         is_names = axis.axis_name == "y" and axis.axes.get_title() != ""  # of variants
@@ -383,7 +387,7 @@ def test_pictures_keep_texts_inside_and_say_n(tmp_path, number, seeds):
         assert panel.get_xlim() == (0, 1) and len(panel.containers) == number - 1
 
 
-def test_many_environments_are_several_pages(tmp_path):
+def test_many_environments_fill_several_pages(tmp_path):
     tasks = [f"dm_control/task{number}-v0" for number in range(6)]
     for env, name in itertools.product(tasks, ("relu", "tanh")):
         write_run(tmp_path / "runs", "sac_continuous", env, name, 1, {RETURN: (STEPS, STEPS)})
@@ -397,7 +401,7 @@ def test_many_environments_are_several_pages(tmp_path):
     assert (tmp_path / "x-2.png").exists() and not (tmp_path / "x-2.csv").exists()
 
 
-def test_learned_activations_are_drawn_below_as_demo_does(tmp_path):
+def test_demo_draws_learned_activations_below_the_curves(tmp_path):
     for name, seed in itertools.product(("relu", "crational"), (1, 2)):
         make_run(tmp_path / "runs", name, seed, fixed=name == "relu")
     figures.main(["demo", str(tmp_path / "runs"), "--out", str(tmp_path / "demo.png")])
@@ -436,14 +440,14 @@ def test_runs_are_found_at_any_depth_by_pattern_and_by_name(tmp_path, capsys, mo
     capsys.readouterr()
     assert len(plots.reading.find_runs(["runs/demo", "runs/sweeps", "runs/curves.png"])) == 4
     assert capsys.readouterr().out == "left out: no run in runs/sweeps runs/curves.png\n"
-    for place, told in (
+    for place, message in (
         ("nowhere", "nowhere: does not exist"),
         ("runs/x*", "runs/x*: the pattern matches nothing"),
         ("runs/sweeps", "runs/sweeps: no run folders there (looked for folders with a meta.json"),
     ):
         for command in ("curves", "table", "overview", "cr1", "continual", "run"):
             err = error_of(capsys, command, place)
-            assert told in err
+            assert message in err
             assert "folders that contain some, or a pattern such as 'runs/*relu*'" in err
     err = error_of(capsys, "hr1", "runs")
     assert "no run of pqn_atari.py (all 4 are of sac_continuous)" in err
@@ -469,9 +473,9 @@ def test_every_command_takes_folders_of_folders(tmp_path, capsys, monkeypatch):
         plots.reading.find_runs([])
 
 
-def test_a_baseline_that_is_not_named_is_one_that_can_be_compared(tmp_path):
-    """Where variants of an activation are in different environments; and what a run had before a
-    setting was added is its default, never "None"."""
+def test_the_default_baseline_is_a_variant_that_can_be_compared(tmp_path):
+    """Variants of an activation may be in different environments. A run from before a setting was
+    added has its default, never "None"."""
     root = tmp_path / "runs"
     for env, activation, changes in (
         (DMC, "rational", {}),
@@ -495,8 +499,8 @@ def test_a_baseline_that_is_not_named_is_one_that_can_be_compared(tmp_path):
     }
 
 
-def test_settings_that_were_added_later_have_a_label_and_a_usual_value():
-    """A run from before them has none, which is their default."""
+def test_settings_added_later_have_a_label_and_a_default():
+    """Older runs lack them, which means the default."""
     for script in sorted(Path(runlog.__file__).parent.parent.glob("*_*.py")):
         module = importlib.import_module(script.stem)
         nested = {"": module.Args()}
@@ -509,7 +513,7 @@ def test_settings_that_were_added_later_have_a_label_and_a_usual_value():
                     assert {field.default, None} <= {*setting.usual}, prefix + field.name
 
 
-def test_names_beside_an_axis_keep_what_tells_them_apart():
+def test_names_beside_an_axis_keep_what_distinguishes_them():
     names = plots.comparison_figure.beside_axis
     long = "crational, init temperature 1, utd 10"
     assert names([f"{long}, c adaptive", f"{long}, c fixed"]) == [

@@ -62,7 +62,7 @@ def make_cell(
     return accuracy
 
 
-def test_cells_are_told_apart_by_what_differs(tmp_path):
+def test_cells_are_labelled_by_the_settings_that_differ(tmp_path):
     make_cell(tmp_path, [2, 1], "relu")
     make_cell(tmp_path, [1], "rational")
     make_cell(tmp_path, [1], "rational", init_scale=0.25)
@@ -114,19 +114,18 @@ def test_comparisons_are_scipys_paired_intervals(tmp_path):
     for measure, (a, b) in expected.items():
         interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
         row = rows[measure]
-        assert row["difference"] == pytest.approx((a - b).mean()) and row[
-            "mean_a"
-        ] == pytest.approx(a.mean())
+        assert row["difference"] == pytest.approx((a - b).mean())
+        assert row["mean_a"] == pytest.approx(a.mean())
         assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
     assert rows["NTK srank, start"]["difference"] == 0.0
 
 
-def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
+def test_comparisons_pair_cells_that_differ_in_one_setting(tmp_path):
     settings = [{}, {"init_scale": 0.25}, {"init_scale": 4.0}]
     settings += [{"init_scale": scale, "coefficient_weight_decay": 0.1} for scale in (0.25, 4.0)]
     for activation in ("rational", "crational"):
-        for each in settings:
-            make_cell(tmp_path, [1, 2], activation, **each)
+        for setting in settings:
+            make_cell(tmp_path, [1, 2], activation, **setting)
     (cells,) = plots.continual.continual_cells(tmp_path).values()
     pairs = {(row["a"], row["b"]) for row in plots.continual.continual_comparisons(cells)}
     ends = ["", ", init 0.25", ", init 4.0", ", init 0.25, decay 0.1", ", init 4.0, decay 0.1"]
@@ -142,7 +141,7 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
     assert pairs == expected
 
 
-def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
+def test_the_command_draws_figures_and_writes_their_data(tmp_path, capsys):
     runs = tmp_path / "runs"
     out = tmp_path / "out"
     accuracy = {
@@ -150,8 +149,8 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         for d, a in itertools.product(("digits", "mnist"), ("relu", "tanh_hr", "tanh"))
     }
     figures.main(["continual", "--runs", str(runs), "--out", str(out)])
-    told = capsys.readouterr().out
-    assert "tanh_hr against tanh" in told and told.count(".png") == 2
+    printed = capsys.readouterr().out
+    assert "tanh_hr against tanh" in printed and printed.count(".png") == 2
     for name in ("digits", "mnist"):
         with Image.open(out / f"continual-{name}-random_labels.png") as image:
             assert min(image.size) > 500
@@ -166,32 +165,31 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
             if (r["study"].split()[0], r["cell"], r["metric"])
             == (dataset, activation, "charts/online_accuracy")
         ]
-        assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)] and {
-            row["n"] for row in mine
-        } == {"3"}
+        assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)]
+        assert {row["n"] for row in mine} == {"3"}
         np.testing.assert_allclose([float(row["mean"]) for row in mine], values.mean(0), rtol=1e-3)
         half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, 2)
         np.testing.assert_allclose(
             [float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-3
         )
-    each = {
+    row_of = {
         (r["study"].split()[0], r["cell"], int(r["seed"])): r
         for r in csv.DictReader((out / "continual_runs.csv").open())
     }
-    assert len(each) == 18
+    assert len(row_of) == 18
     for (dataset, activation), values in accuracy.items():
-        row = each[dataset, activation, 2]
+        row = row_of[dataset, activation, 2]
         assert float(row["online accuracy, late tasks"]) == pytest.approx(
             values[1, -5:].mean(), rel=1e-5
         )
-        assert (
-            row["status"] == "finished" and "s2" in row["folder"] and float(row["elapsed_s"]) >= 0
-        )
+        assert row["status"] == "finished"
+        assert "s2" in row["folder"]
+        assert float(row["elapsed_s"]) >= 0
     cells = list(csv.DictReader((out / "continual_cells.csv").open()))
     assert {(row["cell"], row["diverged"]) for row in cells} == {(a, "1") for _, a in accuracy}
 
 
-def test_variants_draw_a_small_picture_of_these_cells_and_must_be_there(tmp_path, capsys):
+def test_variants_draw_a_small_picture_of_these_cells_and_must_exist(tmp_path, capsys):
     runs = tmp_path / "runs"
     out = tmp_path / "out"
     accuracy = make_cell(runs, [1, 2, 3], "relu")
@@ -200,8 +198,8 @@ def test_variants_draw_a_small_picture_of_these_cells_and_must_be_there(tmp_path
     command = ["continual", "--runs", str(runs), "--out", str(out), "--variants"]
     with pytest.raises(SystemExit):
         figures.main([*command, "relu", "gelu"])
-    told = '--variants "gelu": digits random_labels has "relu", "crational, init 0.25", "tanh"'
-    assert told in capsys.readouterr().err and not out.exists()
+    message = '--variants "gelu": digits random_labels has "relu", "crational, init 0.25", "tanh"'
+    assert message in capsys.readouterr().err and not out.exists()
 
     figures.main([*command, "crational, init 0.25", "relu"])
     name = "plasticity-digits-random_labels"
@@ -218,10 +216,12 @@ def test_variants_draw_a_small_picture_of_these_cells_and_must_be_there(tmp_path
 
 def test_intervals_of_one_value_are_unknown():
     mean, low, high = plots.statistics.mean_interval(np.array([[1.0, 2.0]]))
-    assert mean.tolist() == [1.0, 2.0] and np.isnan(low).all() and np.isnan(high).all()
+    assert mean.tolist() == [1.0, 2.0]
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
 
 
-def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
+def test_tasks_that_no_seed_fitted_keep_their_places(tmp_path):
     # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
     make_cell(tmp_path, [3], "relu")
     plots.continual.draw_continual(tmp_path, tmp_path)
@@ -315,7 +315,7 @@ def test_n_of_a_cell_counts_the_seeds_in_its_means(tmp_path):
     assert float(row["online accuracy, late tasks: high"]) == pytest.approx(0.3 + half, rel=1e-5)
 
 
-def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
+def test_missing_measures_do_not_affect_the_others(tmp_path, monkeypatch):
     """A seed that diverged in its first task, and a study without NTK ranks."""
     base = make_cell(tmp_path, [1, 2, 3, 4], "tanh")
     other = make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")

@@ -64,7 +64,7 @@ def copy_of_project(folder: Path) -> Path:
 
 
 def insert(project: Path, block: str) -> Path:
-    """Does what the first line of a block says with the others; returns the file."""
+    """Puts a block where its first line says; returns the file."""
     first_line, _, content = block.partition("\n")
     name, how, _ = PLACE.fullmatch(first_line).groups()
     path = project / name
@@ -90,7 +90,7 @@ def insert(project: Path, block: str) -> Path:
 
 
 def follow(title: str, project: Path) -> None:
-    """Follows a recipe; what it makes is in the house style."""
+    """Follows a recipe, and checks that its files are in the house style."""
     changed = [insert(project, block) for block in blocks(title, "python", "markdown")]
     files = sorted({str(path) for path in changed if path.suffix == ".py"})
     for command in (["check"], ["format", "--check", "--diff"]):
@@ -123,7 +123,7 @@ def test_every_block_of_the_recipes_is_followed_or_shows_a_command():
         assert language == "bash" or PLACE.fullmatch(first_line), first_line
 
 
-def test_targets_and_files_that_it_names_exist():
+def test_targets_and_files_it_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     (setup,) = blocks("Setting up, tests, lint", "bash")
     targets = re.findall(r"^make ([a-z-]+)", setup, re.MULTILINE)
@@ -172,7 +172,7 @@ def with_activations(tmp_path_factory):
     return printed, {project / "runs" / name: rows for name, rows in found.items()}
 
 
-def test_an_activation_is_ten_lines_and_among_the_names_that_there_are(with_activations):
+def test_an_activation_is_ten_lines_and_among_the_known_names(with_activations):
     one_line, module = blocks("An activation", "python")
     assert len(one_line.splitlines()) == 2
     body = module[module.index("class") : module.index("ACTIVATIONS[")]
@@ -463,13 +463,13 @@ def test_an_algorithms_seed_that_diverges_ends_as_diverged(reinforce, tmp_path):
     assert json.loads(path.read_text())["status"] == "diverged"
 
 
-def test_an_algorithms_mistakes_are_one_line(reinforce, tmp_path):
-    for flags, told in {
+def test_an_algorithms_mistakes_give_one_line_errors(reinforce, tmp_path):
+    for flags, message in {
         "--activation tanhh": "did you mean tanh",
         "--gamma 2": "--gamma 2",
         "--env-id CartPole-v1": "--env-id CartPole-v1",
     }.items():
-        with pytest.raises(runlog.UserError, match=told):
+        with pytest.raises(runlog.UserError, match=message):
             train(reinforce, tmp_path / "none", flags)
     assert not (tmp_path / "none").exists()
 

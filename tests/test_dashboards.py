@@ -64,7 +64,7 @@ for name, best in {"ReachA-v0": 0.5, "ReachB-v0": -0.5}.items():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Runs of every kind of script, event files written:
-    with success, tasks in a row, a rational, two branches."""
+    with success, sequential tasks, a rational, two branches."""
     folder = tmp_path_factory.mktemp("runs")
     draw = runlog.Run.draw
 
@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(function_approximation, "draw", lambda folders, out: None)
-        # has all
+        # only DQN's runs have all pictures
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
         )
@@ -156,7 +156,7 @@ def keys_of_run(folder: Path) -> set[str]:
     return keys
 
 
-def stated(name: str) -> dict:
+def panels_of_script(name: str) -> dict:
     """The panels of a script, for the flags of `folder`."""
     args = SCRIPTS[name].Args()
     if name == "function_approximation":
@@ -177,12 +177,12 @@ def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(f
     board = TensorBoard(folder)
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 9
     assert {*logged} == {*SCRIPTS}
-    unfilled = {name: set(panels_of(stated(name))) for name in logged}
+    unfilled = {name: set(panels_of(panels_of_script(name))) for name in logged}
     for run in board.runs:
         script = run.split("__")[1]
         keys = keys_of_run(folder / run)
         expected = {}
-        for title, pattern in panels_of(stated(script)).items():
+        for title, pattern in panels_of(panels_of_script(script)).items():
             if any(re.fullmatch(pattern, key) for key in keys):
                 expected[title] = [f"^({pattern})$"]
         own = TensorBoard(folder / run).layout()  # TensorBoard's own reading of this run alone
@@ -190,7 +190,7 @@ def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(f
         for panels in own.values():
             shown |= panels
         assert shown == expected and shown
-        assert [section for section in stated(script) if section in own] == list(own)
+        assert [section for section in panels_of_script(script) if section in own] == list(own)
         for title, (tag,) in shown.items():
             assert board.keys(run, tag), f"{run}: {title} is empty"
         unfilled[script] -= {*shown}
@@ -201,8 +201,8 @@ def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(f
         assert not [title for title in titles if not re.search(others, title)], script
 
 
-def test_a_panel_is_of_one_network_and_the_last_layer_comes_first(folder):
-    (run,) = [each for each in TensorBoard(folder).runs if "sac_continuous__crational__s1" in each]
+def test_a_panel_shows_one_network_and_the_last_layer_comes_first(folder):
+    (run,) = [name for name in TensorBoard(folder).runs if "sac_continuous__crational__s1" in name]
     board = TensorBoard(folder / run)
     layout = board.layout()
     health = list(layout)
@@ -243,7 +243,7 @@ def test_hparams_and_text_show_the_settings_and_few_final_metrics(folder):
     settings = found["session_start_info"].hparams
     assert settings["activation"].string_value == "crational" and settings["seed"].number_value == 1
     assert settings["layer_norm"].bool_value is False and settings["rational.form"].string_value
-    assert "runs_dir" not in settings and "num_seeds" not in settings  # they make no other run
+    assert "runs_dir" not in settings and "num_seeds" not in settings  # they do not change the run
     assert found["session_start_info"].group_name.startswith("crational ReachA,ReachB sac s1 ")
     assert {info.name for info in found["experiment"].hparam_infos} == {*settings}
     metrics = [info.name.tag for info in found["experiment"].metric_infos]
@@ -297,13 +297,14 @@ def call(capfd, *argv: str) -> str:
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         wandb_workspace.main(runlog.parse_args(wandb_workspace.Args, argv))
     out, err = capfd.readouterr()
-    assert (
-        stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
-    ), err
+    assert stop.value.code == 2, err
+    assert out == "", err
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
     return err
 
 
-def test_without_the_package_the_command_that_installs_it_is_told(monkeypatch, capfd, tmp_path):
+def test_without_the_package_the_install_command_is_printed(monkeypatch, capfd, tmp_path):
     for name in ("wandb_workspaces", "wandb_workspaces.workspaces", "wandb_workspaces.reports.v2"):
         monkeypatch.setitem(sys.modules, name, None)
     err = call(capfd, "--json", str(tmp_path / "a.json"))
@@ -328,8 +329,8 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     view = json.loads(file.read_text())
     assert (view["project"], view["displayName"]) == (sac_continuous.Args().wandb_project, "Board")
     section = view["spec"]["section"]
-    sections = {each["name"]: each for each in section["panelBankConfig"]["sections"]}
-    of_script = stated("sac_continuous")
+    sections = {content["name"]: content for content in section["panelBankConfig"]["sections"]}
+    of_script = panels_of_script("sac_continuous")
     assert list(sections) == list(of_script) and section["settings"]["xAxis"] == "global_step"
     (runs,) = section["runSets"]
     groups = [(key["section"], key["name"]) for key in runs["grouping"]]
@@ -341,11 +342,11 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")} | {"videos/episode"}
     pictures = set()
     titles = {}
-    for name, each in sections.items():
-        assert each["flowConfig"]["columnsPerPage"] * each["flowConfig"]["rowsPerPage"] >= len(
-            each["panels"]
-        )
-        for panel in each["panels"]:
+    for name, content in sections.items():
+        assert content["flowConfig"]["columnsPerPage"] * content["flowConfig"][
+            "rowsPerPage"
+        ] >= len(content["panels"])
+        for panel in content["panels"]:
             config = panel["config"]
             if panel["viewType"] == "Media Browser":
                 assert {*config["mediaKeys"]} <= images
@@ -364,7 +365,7 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
 
 
 @needs_package
-def test_wrong_input_of_the_workspace_is_one_line(tmp_path, capfd):
+def test_wrong_input_to_the_workspace_gives_a_one_line_error(tmp_path, capfd):
     assert "--entity: is missing" in call(capfd)
     assert "--project: is empty" in call(capfd, "--entity", "team", "--project", "")
     missing = tmp_path / "missing" / "a.json"
@@ -376,10 +377,12 @@ def test_wrong_input_of_the_workspace_is_one_line(tmp_path, capfd):
 
 @needs_package
 def test_without_a_login_the_workspace_is_not_saved(tmp_path):
-    # of its own: W&B keeps it
+    # a separate process, since W&B keeps its login
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, wandb_workspace.__file__, "--entity", "team"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
+    assert done.returncode == 2, done
+    assert done.stdout == "", done
+    assert done.stderr.count("\n") == 1, done
     assert done.stderr.startswith("error: W&B is not logged in") and "wandb login" in done.stderr

@@ -21,7 +21,7 @@ RESULTS = ROOT / "results"
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 INTERVAL = re.compile(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]")
 CLAIM = re.compile(rf"{INTERVAL.pattern} \| [^|]+ \| (\d+) : (\d+) \| ({NUMBER}) \|")
-LESS = rf"{NUMBER}, {NUMBER}, {NUMBER}"
+THREE_NUMBERS = rf"{NUMBER}, {NUMBER}, {NUMBER}"
 DEVIATION = re.compile(rf"({NUMBER}) \+- ({NUMBER})")
 REACH = "2026-cr-reach/cr_seeds-reach-v3-"
 DYNAMIC = "2026-dynamic-constraint/cr_constraint-reach-v3-"
@@ -99,9 +99,9 @@ def value_and_rounding(text: str) -> tuple[float, float]:
     return float(plain), 0.5 * unit
 
 
-def is_told(told: tuple[str, ...], true: tuple[float, ...]) -> bool:
-    """Whether these numbers are the true ones, rounded."""
-    for text, number in zip(told, true, strict=True):
+def agrees(printed: tuple[str, ...], true: tuple[float, ...]) -> bool:
+    """Whether the printed numbers are the true ones, rounded."""
+    for text, number in zip(printed, true, strict=True):
         value, rounding = value_and_rounding(text)
         if not abs(value - number) <= 1.001 * rounding:
             return False
@@ -144,30 +144,32 @@ def known_deviations() -> list[tuple[float, ...]]:
     return [(np.mean(seeds), np.std(seeds, ddof=1)) for seeds in values.values()]
 
 
-def test_a_number_is_compared_as_far_as_it_is_told():
-    assert is_told(("1,220", "0.5"), (1217.6, 0.54)) and not is_told(("1,219",), (1217.6,))
-    assert is_told(("2e-5", "-0.109"), (2.4e-5, -0.10949)) and not is_told(("2e-5",), (2.6e-5,))
-    assert is_told(("-80.2",), (-80.2,)) and not is_told(("80.2",), (-80.2,))
+def test_numbers_are_compared_to_the_precision_given():
+    assert agrees(("1,220", "0.5"), (1217.6, 0.54)) and not agrees(("1,219",), (1217.6,))
+    assert agrees(("2e-5", "-0.109"), (2.4e-5, -0.10949)) and not agrees(("2e-5",), (2.6e-5,))
+    assert agrees(("-80.2",), (-80.2,)) and not agrees(("80.2",), (-80.2,))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_interval_of_a_page_is_one_of_the_files(page):
+def test_every_interval_on_a_page_is_in_the_files(page):
     intervals = known_intervals()
-    told = INTERVAL.findall((ROOT / page).read_text())
-    assert len(told) > 10
-    wrong = [each for each in told if not any(is_told(each, true) for true in intervals)]
+    printed = INTERVAL.findall((ROOT / page).read_text())
+    assert len(printed) > 10
+    wrong = [numbers for numbers in printed if not any(agrees(numbers, true) for true in intervals)]
     assert not wrong
 
 
-def test_every_deviation_of_the_reproduction_is_one_of_the_files():
+def test_every_deviation_on_the_reproduction_page_is_in_the_files():
     deviations = known_deviations()
-    told = DEVIATION.findall((ROOT / "docs/reproduction.md").read_text())
-    assert len(told) > 10
-    wrong = [each for each in told if not any(is_told(each, true) for true in deviations)]
+    printed = DEVIATION.findall((ROOT / "docs/reproduction.md").read_text())
+    assert len(printed) > 10
+    wrong = [
+        numbers for numbers in printed if not any(agrees(numbers, true) for true in deviations)
+    ]
     assert not wrong
 
 
-def test_every_deviation_of_cartpole_is_one_of_the_files():
+def test_every_deviation_on_the_cartpole_page_is_in_the_files():
     """Over the seeds at 30,000 steps, and once over the six of both runs of crational."""
     study = RESULTS / "2026-sac-cartpole"
     values = defaultdict(list)
@@ -183,9 +185,9 @@ def test_every_deviation_of_cartpole_is_one_of_the_files():
             if is_of_both and row["metric"] == "eval/episodic_return":
                 both_runs.append(value)
     true = [(np.mean(seeds), np.std(seeds, ddof=1)) for seeds in [*values.values(), both_runs]]
-    told = DEVIATION.findall((study / "README.md").read_text())
-    assert len(told) > 20 and len(both_runs) == 6
-    wrong = [each for each in told if not any(is_told(each, pair) for pair in true)]
+    printed = DEVIATION.findall((study / "README.md").read_text())
+    assert len(printed) > 20 and len(both_runs) == 6
+    wrong = [numbers for numbers in printed if not any(agrees(numbers, pair) for pair in true)]
     assert not wrong
 
 
@@ -196,13 +198,13 @@ def test_seeds_and_p_beside_an_effect_are_those_of_the_claims(study):
         for row in table(RESULTS / file):
             columns = ("value", "low", "high", "above", "below", "p_value")
             true.append(tuple(float(row[column]) for column in columns))
-    told = CLAIM.findall((RESULTS / study / "README.md").read_text())
-    assert len(told) > 10
-    wrong = [each for each in told if not any(is_told(each, row) for row in true)]
+    printed = CLAIM.findall((RESULTS / study / "README.md").read_text())
+    assert len(printed) > 10
+    wrong = [numbers for numbers in printed if not any(agrees(numbers, row) for row in true)]
     assert not wrong
 
 
-def last_less_first(metric: str, decay: bool) -> list[tuple[str, float]]:
+def change_over_tasks(metric: str, decay: bool) -> list[tuple[str, float]]:
     """(cell, change) of a norm from the first task to the last, for each layer of the rational
     cells with or without decay on both data sets."""
     points = defaultdict(list)
@@ -221,14 +223,14 @@ def last_less_first(metric: str, decay: bool) -> list[tuple[str, float]]:
 def test_counts_of_growing_numerators_and_denominators_are_those_of_the_curves():
     page = (ROOT / "docs/reproduction.md").read_text()
     continual = (RESULTS / "2026-continual/README.md").read_text()
-    without = last_less_first("numerator_norm", decay=False)
+    without = change_over_tasks("numerator_norm", decay=False)
     assert len(without) == 24 and all(change > 0 for _, change in without)
     assert "(24 of 24 in `continual_curves.csv`)" in continual
-    decayed = last_less_first("numerator_norm", decay=True)
+    decayed = change_over_tasks("numerator_norm", decay=True)
     shrinking = sum(change < 0 for _, change in decayed)
     assert f"they shrink in {shrinking} of {len(decayed)}" in page
     grown = {"rational": [], "crational": []}
-    for cell, change in last_less_first("denominator_norm", decay=False):
+    for cell, change in change_over_tasks("denominator_norm", decay=False):
         grown[cell.partition(",")[0]].append(change > 0)
     assert all(grown["rational"]) and len(grown["rational"]) == 12
     constrained = grown["crational"]
@@ -260,7 +262,7 @@ def test_ranks_of_the_regression_are_those_of_its_runs():
     assert f"above : below tanh | {' | '.join(signs)} |" in part
 
 
-def test_every_seed_on_the_page_of_pqn_is_that_of_its_runs():
+def test_every_seed_on_the_pqn_page_is_that_of_its_runs():
     folder = RESULTS / "2026-pqn-seeds"
     values = defaultdict(dict)  # (metric, activation): seed: value at the step of the page
     for row in table(folder / "seeds/curves.csv"):
@@ -268,7 +270,7 @@ def test_every_seed_on_the_page_of_pqn_is_that_of_its_runs():
             values[row["metric"], row["activation"]][row["seed"]] = float(row["value"])
     for row in table(folder / "training.csv"):
         values["training", row["activation"]][row["seed"]] = float(row["return"])
-        values["less", row["activation"]][row["seed"]] = float(row["less tanh_hr"])
+        values["difference", row["activation"]][row["seed"]] = float(row["less tanh_hr"])
     page = (folder / "README.md").read_text()
     for metric, digits in (
         ("eval/episodic_return", 1),
@@ -281,18 +283,21 @@ def test_every_seed_on_the_page_of_pqn_is_that_of_its_runs():
             seeds = values[metric, activation]
             cells.append(", ".join(f"{seeds[seed]:.{digits}f}" for seed in "123"))
         assert f" | {' | '.join(cells)} | " in page
-    lesses = []
+    differences = []
     for activation in ("relu", "tanh"):
-        lesses.append([values["less", activation][seed] for seed in "123"])
-    told = re.search(rf"\| training games.* \| ({LESS}); \d : \d \| ({LESS}); \d : \d \|", page)
-    for text, less in zip(told.groups(), lesses, strict=True):
-        assert is_told(tuple(text.split(", ")), tuple(less))
+        differences.append([values["difference", activation][seed] for seed in "123"])
+    printed = re.search(
+        rf"\| training games.* \| ({THREE_NUMBERS}); \d : \d \| ({THREE_NUMBERS}); \d : \d \|", page
+    )
+    for text, numbers in zip(printed.groups(), differences, strict=True):
+        assert agrees(tuple(text.split(", ")), tuple(numbers))
     intervals = known_intervals()
     found = INTERVAL.findall(page)
-    assert len(found) == 6 and all(any(is_told(f, true) for true in intervals) for f in found)
+    assert len(found) == 6
+    assert all(any(agrees(numbers, true) for true in intervals) for numbers in found)
 
 
-def test_what_interruptions_do_on_the_page_of_pqn_is_in_its_curves():
+def test_effects_of_interruptions_on_the_pqn_page_are_those_in_its_curves():
     """Ratios of neighbouring measurements, by activation and seed; rounded to a percent."""
     folder = RESULTS / "2026-pqn-seeds"
     page = (folder / "README.md").read_text()
@@ -303,10 +308,10 @@ def test_what_interruptions_do_on_the_page_of_pqn_is_in_its_curves():
     ranks = values["network/q/fc1/srank"]
     dead = values["network/q/fc1/dead_share"]
     runs = list(itertools.product(("relu", "tanh", "tanh_hr"), "123"))
-    without = [run for run in runs if run != ("tanh", "3")]
+    complete_runs = [run for run in runs if run != ("tanh", "3")]
 
     def lower(run: tuple[str, str], before: int, after: int) -> float:
-        """By how many percent the rank is lower."""
+        """By how many percent the rank is lower after than before."""
         if before == 503_808 and run == ("relu", "2"):  # that row is itself soon after a resume
             before = 450_560
         return 100 * (1 - ranks[(*run, after)] / ranks[(*run, before)])
@@ -316,9 +321,9 @@ def test_what_interruptions_do_on_the_page_of_pqn_is_in_its_curves():
     assert f"relu's seed 2 | {lower(('relu', '2'), 450_560, 503_808):.0f} % lower" in page
     found = [lower(run, 253_952, 303_104) for run in runs]
     assert f"| 303,104 | {min(found):.0f} to {max(found):.0f} % lower" in page
-    found = [lower(run, 503_808, 552_960) for run in without]
+    found = [lower(run, 503_808, 552_960) for run in complete_runs]
     assert f"| {min(found):.0f} to {max(found):.0f} % lower (relu's seed 2" in page
-    found = [abs(lower(run, 503_808, 602_112)) for run in without]
+    found = [abs(lower(run, 503_808, 602_112)) for run in complete_runs]
     assert round(max(found)) == 3 and "| within 3 % of 503,808" in page
     for step, end in ((552_960, "times as large |"), (602_112, "times as large, as between")):
         found = [dead["tanh_hr", seed, step] / dead["tanh_hr", seed, 503_808] for seed in "123"]
@@ -329,13 +334,13 @@ def test_what_interruptions_do_on_the_page_of_pqn_is_in_its_curves():
         means.append(np.mean([dead["relu", seed, step] for seed in "123"]))
     assert f"from {means[0]:.2f} at 53,248 steps to {means[1]:.2f}" in page
     last = [(name, "1", 753_664) for name in ("relu", "tanh", "tanh_hr")]
-    told_ranks = "rank {:.0f}, {:.0f} and {:.0f} for relu, tanh and"
-    assert told_ranks.format(*(ranks[key] for key in last)) in page
-    told_dead = "dead-neuron fraction {:.2f}, {:.2f} and {:.2f}."
-    assert told_dead.format(*(dead[key] for key in last)) in page
+    ranks_text = "rank {:.0f}, {:.0f} and {:.0f} for relu, tanh and"
+    assert ranks_text.format(*(ranks[key] for key in last)) in page
+    dead_text = "dead-neuron fraction {:.2f}, {:.2f} and {:.2f}."
+    assert dead_text.format(*(dead[key] for key in last)) in page
 
 
-def test_hours_of_the_readme_are_steps_over_measured_rates():
+def test_hours_in_the_readme_are_steps_over_measured_rates():
     speed = RESULTS / "2026-atari-speed"
     cpu = {}
     for file in ("speed.json", "dqn.json"):
@@ -346,25 +351,25 @@ def test_hours_of_the_readme_are_steps_over_measured_rates():
     atari = (RESULTS / "2026-gpu-speed/h100_atari.md").read_text()
     readme = (ROOT / "README.md").read_text()
     for name in ("dqn", "ppo", "pqn"):
-        told = re.search(
+        printed = re.search(
             rf"`{name}_atari.py`, 10M steps \| ([\d.]+) h \| ([\d.]+) (h|min) \|", readme
         )
         rate = re.search(rf"\| {name} \| script \| True \| \d+ \| ([\d,]+)", atari)[1]
         rate = float(rate.replace(",", ""))
-        hours = float(told[2]) / (60 if told[3] == "min" else 1)
-        assert float(told[1]) == pytest.approx(1e7 / cpu[name] / 3600, rel=0.02)
+        hours = float(printed[2]) / (60 if printed[3] == "min" else 1)
+        assert float(printed[1]) == pytest.approx(1e7 / cpu[name] / 3600, rel=0.02)
         assert hours == pytest.approx(1e7 / rate / 3600, rel=0.02)
 
     loop = json.loads((RESULTS / "2026-sac-speed/loop.json").read_text())["results"]
     warm = {row["seeds"]: row["seed_updates_per_s"] for row in loop if row["start"] == "warm"}
     updates = 10 * (1_000_000 - 5_000)
-    told = re.search(r"1 seed (\d+) h, 5 seeds (\d+) h \| 10 seeds ([\d.]+) h", readme)
+    printed = re.search(r"1 seed (\d+) h, 5 seeds (\d+) h \| 10 seeds ([\d.]+) h", readme)
     fastest = float(
         re.search(r"\| 10 \| True \| True \|.*\| ([\d,]+) \|$", gpu, re.M)[1].replace(",", "")
     )
-    assert float(told[1]) == pytest.approx(updates / warm[1] / 3600, rel=0.03)
-    assert float(told[2]) == pytest.approx(5 * updates / warm[5] / 3600, rel=0.03)
-    assert float(told[3]) == pytest.approx(10 * updates / fastest / 3600, rel=0.03)
+    assert float(printed[1]) == pytest.approx(updates / warm[1] / 3600, rel=0.03)
+    assert float(printed[2]) == pytest.approx(5 * updates / warm[5] / 3600, rel=0.03)
+    assert float(printed[3]) == pytest.approx(10 * updates / fastest / 3600, rel=0.03)
 
 
 # ---- docs/performance.md -------------------------------------------------------------------------
@@ -377,7 +382,7 @@ def atari_peers(name: str) -> dict:
     return result["variants"]
 
 
-def test_tables_of_the_performance_page_are_those_of_the_benchmarks():
+def test_tables_on_the_performance_page_are_those_of_the_benchmarks():
     page = (ROOT / "docs/performance.md").read_text()
     assert "\n".join(sac_table.table(RESULTS / "2026-sac-speed")) in page
     for name in ("dqn_peers", "ppo_peers_1", "ppo_peers_2", "pqn_peers"):
@@ -396,7 +401,7 @@ def sac_ratio(file: str, seeds: int, ratio: str) -> list[str]:
     return [found["relu"], found["crational"]]
 
 
-def test_the_first_table_of_the_performance_page_is_what_was_measured():
+def test_the_first_table_on_the_performance_page_matches_the_measurements():
     ppo = [atari_peers(file)["sb3"]["ours_over_it"] for file in ("ppo_peers_1", "ppo_peers_2")]
     pqn = atari_peers("pqn_peers")
     expected = [
@@ -416,11 +421,11 @@ def test_the_first_table_of_the_performance_page_is_what_was_measured():
     page = (ROOT / "docs/performance.md").read_text()
     head = "| what | beside | relu | crational | target |"
     lines = page[page.index(head) :].split("\n\n")[0].splitlines()[2:]
-    told = [[cell.strip() for cell in line.split("|")[3:5]] for line in lines]
-    assert told == expected
+    printed = [[cell.strip() for cell in line.split("|")[3:5]] for line in lines]
+    assert printed == expected
 
 
-def test_the_loop_table_of_the_performance_page_is_what_was_measured():
+def test_the_loop_table_on_the_performance_page_matches_the_measurements():
     rows = json.loads((RESULTS / "2026-sac-speed/loop.json").read_text())["results"]
     assert [(row["seeds"], row["start"]) for row in rows] == [
         (1, "cold"),
@@ -438,11 +443,11 @@ def test_the_loop_table_of_the_performance_page_is_what_was_measured():
         ("peak resident memory, MB", "peak_rss_mb", "{:.0f}"),
     ):
         (line,) = [line for line in page.splitlines() if line.startswith(f"| {label}")]
-        told = [cell.strip().replace(" %", "%") for cell in line.split("|")[2:-1]]
-        assert told == [form.format(row[key]) for row in rows]
+        printed = [cell.strip().replace(" %", "%") for cell in line.split("|")[2:-1]]
+        assert printed == [form.format(row[key]) for row in rows]
 
 
-def test_sentences_on_dqn_and_jax_are_what_was_measured():
+def test_sentences_on_dqn_and_jax_match_the_measurements():
     page = (ROOT / "docs/performance.md").read_text()
     dqn = atari_peers("dqn_peers")
     columns = zip(dqn["ours_double_q"]["speeds"], dqn["sb3"]["speeds"], strict=True)

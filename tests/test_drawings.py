@@ -1,5 +1,5 @@
 """Each kind of figure, drawn with 1, 2 and 9 variants, 1 and 10 seeds, long names and missing
-cells, as matplotlib's renderer places it: what a reader would call a fault is none.
+cells, and rendered by matplotlib: none has a fault that a reader would notice.
 
 `pytest -q tests/test_drawings.py` (about 60 s).
 """
@@ -47,7 +47,7 @@ DPI = 72
 
 
 def chosen(number: int) -> dict[str, str]:
-    """So many variants; one alone has the longest name."""
+    """The first variants; a single one has the longest name."""
     names = [LONG] if number == 1 else list(VARIANTS)[:number]
     return {name: VARIANTS[name] for name in names}
 
@@ -56,8 +56,8 @@ def chosen(number: int) -> dict[str, str]:
 
 
 def faults(figure: Figure) -> list[str]:
-    """Texts outside of the canvas or over one another, axes with fewer than two labels, a width
-    that no page has, more than one variant in a colour of a legend."""
+    """Texts outside of the canvas or on top of one another, axes with fewer than two labels,
+    captions of many lines, a width that fits no page."""
     found = []
     if figure.get_figwidth() > MAX_WIDTH:
         found.append(f"{figure.get_figwidth():.1f} inches wide")
@@ -99,7 +99,7 @@ def faults(figure: Figure) -> list[str]:
         overlap = np.minimum(boxes[one, 2:], boxes[other, 2:])
         overlap -= np.maximum(boxes[one, :2], boxes[other, :2])
         if overlap.min() > 1.5:  # pixels
-            found.append(f"over one another: {names[one]} and {names[other]}")
+            found.append(f"overlapping: {names[one]} and {names[other]}")
     return found
 
 
@@ -116,14 +116,14 @@ def tick_labels(panel, name: str) -> list:
 
 
 def few_labels(panel, name: str) -> bool:
-    """Whether an axis, and all that share it, has fewer than two labels. Names are no numbers: one
-    variant has one."""
+    """Whether an axis, and all that share it, has fewer than two labels. An axis of names may
+    have one, if there is one variant."""
     axis = panel.xaxis if name == "x" else panel.yaxis
     if isinstance(axis.get_major_locator(), FixedLocator):
         return False
     is_absent = any(text.get_text() in ("not logged", "no data") for text in panel.texts)
     siblings = getattr(panel, f"get_shared_{name}_axes")().get_siblings(panel)
-    return not is_absent and max(len(tick_labels(each, name)) for each in siblings) < 2
+    return not is_absent and max(len(tick_labels(sibling, name)) for sibling in siblings) < 2
 
 
 def test_faults_are_found():
@@ -135,7 +135,7 @@ def test_faults_are_found():
     left.yaxis.set_minor_formatter("")
     figure.text(0.9, 0.5, "-")
     found = "; ".join(faults(figure))
-    assert "over one another: 'a title" in found and "outside of the canvas" in found
+    assert "overlapping: 'a title" in found and "outside of the canvas" in found
     assert "fewer than two labels at y of 0" in found
 
 
@@ -152,8 +152,8 @@ def points_of(variant: str, low: float = 0.0, high: float = 1.0) -> list[float]:
 
 def base_spec(number: int, seeds: int) -> dict:
     variants = chosen(number)
-    told = f"n = {seeds} seeds in each of 2 environments\nmissing: {LONG} on SpaceInvaders"
-    return {"caption": ["A title", told], "variants": [*variants], "activation_of": variants}
+    counts = f"n = {seeds} seeds in each of 2 environments\nmissing: {LONG} on SpaceInvaders"
+    return {"caption": ["A title", counts], "variants": [*variants], "activation_of": variants}
 
 
 PANELS = {  # title: unit, key, scale, values from, to
@@ -204,9 +204,9 @@ def panel_rows(number: int, seeds: int, kind: str) -> list[dict]:
                 else:
                     for seed in range(1, seeds + 1):
                         status = "diverged" if seed == 3 else "finished"
-                        own = {"seed": seed, "status": status, "value": value * (1 + seed / 50)}
+                        point = {"seed": seed, "status": status, "value": value * (1 + seed / 50)}
                         if status == "finished" or step < STEPS[-1]:
-                            rows.append(row | own)
+                            rows.append(row | point)
     return rows
 
 
@@ -215,18 +215,18 @@ def draw_kind(name: str, data, spec: dict) -> Figure:
         return plots.redraw.BY_NAME[name].draw(data, spec)
 
 
-def told(figure: Figure) -> str:
+def caption(figure: Figure) -> str:
     return " ".join(figure.get_suptitle().split())
 
 
 def check(figure: Figure, seeds: int) -> None:
-    """No faults; bands and intervals are told of several seeds only."""
+    """No faults; captions mention bands and intervals for several seeds only."""
     assert faults(figure) == []
     if seeds == 1:
-        assert not any(word in told(figure) for word in ("band:", "bars:", "bootstrap"))
-        assert "one seed" in told(figure)
+        assert not any(word in caption(figure) for word in ("band:", "bars:", "bootstrap"))
+        assert "one seed" in caption(figure)
     else:
-        assert "one seed" not in told(figure)
+        assert "one seed" not in caption(figure)
 
 
 @pytest.mark.parametrize("number, seeds", CASES)
@@ -324,7 +324,7 @@ def test_preactivations_over_training(number, seeds):
 
 
 @pytest.mark.parametrize("number, seeds", CASES)
-def test_parts_of_q(number, seeds):
+def test_contributions_to_q(number, seeds):
     rows = []
     for label, part in itertools.product(chosen(number), ("live", "dead", "bias")):
         for step, value in zip(STEPS, points_of(label, 0, 3)):
@@ -351,7 +351,7 @@ def test_densities(parts):
     for one, other in itertools.combinations(boxes, 2):
         assert not one.overlaps(other)
     assert sum(text.get_text().startswith("peak ") for text in panel.texts) == 16
-    (thresholds,) = [each for each in panel.collections if each.get_label() == "thresholds"]
+    (thresholds,) = [artist for artist in panel.collections if artist.get_label() == "thresholds"]
     assert len(thresholds.get_segments()) == 10  # 1.12 times the peak is above 20
 
 
@@ -539,7 +539,7 @@ def test_plots_of_one_run(tmp_path, activation, monkeypatch):
         assert labels[-2:] == ["branch 1: tanh", "branch 2: tanh"]
 
 
-# ---- from run folders: what is told --------------------------------------------------------------
+# ---- captions of figures from run folders --------------------------------------------------------
 
 GAMES = ("Breakout", "Pong", "SpaceInvaders")
 
@@ -558,7 +558,7 @@ def atari(tmp_path_factory):
     return root
 
 
-def test_captions_name_what_is_missing_and_tell_one_seed(tmp_path, atari, monkeypatch):
+def test_captions_name_missing_runs_and_a_single_seed(tmp_path, atari, monkeypatch):
     kept = {}
     monkeypatch.setattr(
         plots.style, "save", lambda figure, path: kept.update({path.name: figure}) or path
@@ -566,9 +566,9 @@ def test_captions_name_what_is_missing_and_tell_one_seed(tmp_path, atari, monkey
     monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     figures.main(["hr7", "--runs", str(atari), "--out", str(tmp_path)])
     figure = kept["hr7.png"]
-    assert "n = 1 seed in each of 3 environments" in told(figure)
-    assert "tanh on Pong" in told(figure)
-    assert "not in the statistics: Pong" in told(figure)
+    assert "n = 1 seed in each of 3 environments" in caption(figure)
+    assert "tanh on Pong" in caption(figure)
+    assert "not in the statistics: Pong" in caption(figure)
     check(figure, 1)
     units = [panel.get_ylabel() for panel in figure.axes]
     assert units == ["fraction", "srank", "0 and 1: lowest and highest of relu"]
@@ -598,7 +598,9 @@ def test_logarithmic_axes_have_labels(low, high, labels):
 def test_symmetric_logarithmic_axes_have_labels():
     for low, high in ((-1e7, 1e8), (-5, 30), (12, 80), (-100, 0.5), (0, 1e4)):
         ticks = plots.axes.Decades(1.0).tick_values(low, high)
-        assert 2 <= len(ticks) <= 7 and low <= min(ticks) and max(ticks) <= high
+        assert 2 <= len(ticks) <= 7
+        assert low <= min(ticks)
+        assert max(ticks) <= high
 
 
 def test_a_band_on_a_logarithmic_axis_stays_above_0():
@@ -618,7 +620,7 @@ def test_a_band_on_a_logarithmic_axis_stays_above_0():
         ("overestimation/mean", (-np.inf, np.inf)),
     ],
 )
-def test_what_a_quantity_can_be(key, bounds):
+def test_possible_range_of_a_quantity(key, bounds):
     assert plots.axes.possible_range(key) == bounds
 
 
@@ -630,7 +632,7 @@ def test_texts_are_broken_where_they_do_not_fit():
     assert short.count("\n") == 1 and short.endswith("...")
 
 
-def test_a_caption_tells_the_statistic_of_several_seeds_only():
+def test_a_caption_names_an_interval_for_several_seeds_only():
     row = {"statistic": "iqm", "environments": 3, "runs": 3, "low": np.nan}
     assert plots.panels.statistics_text([row]) == "IQM over runs, one seed: no interval"
     nine = row | {"runs": 9, "low": 0.5}
@@ -638,15 +640,15 @@ def test_a_caption_tells_the_statistic_of_several_seeds_only():
     assert several == "IQM over runs, band: 95 % stratified bootstrap"
     rows = [row | {"panel": title} for title in ("score", "success")]
     rows += [row | {"panel": title, "statistic": "mean"} for title in ("bias",)]
-    told = plots.panels.statistics_text(rows)
-    assert told.startswith("IQM over runs") and "; in bias: mean over environments" in told
+    text = plots.panels.statistics_text(rows)
+    assert text.startswith("IQM over runs") and "; in bias: mean over environments" in text
     assert plots.style.seeds_text([1, 3]) == "n = 1 to 3 seeds"
     bands = [nine | {"statistic": "std"}, nine | {"statistic": "std", "low": np.nan}]
     assert plots.panels.statistics_text(bands).endswith("band: standard deviation over seeds")
     assert "no band: some environment has one seed" in plots.panels.statistics_text(bands[1:])
 
 
-def test_contributions_to_q_begin_at_0_and_tell_one_seed_once():
+def test_contributions_to_q_start_at_0_and_mention_a_single_seed_once():
     rows = []
     for part in plots.q_parts.CONTRIBUTIONS:
         for step in (500.0, 1_000.0):
@@ -660,7 +662,7 @@ def test_contributions_to_q_begin_at_0_and_tell_one_seed_once():
     assert figure.axes[0].get_title() == "Seaquest, tanh (n = 1)"
 
 
-def test_learning_rates_have_ticks_of_one_form():
+def test_learning_rates_have_ticks_of_one_format():
     panel = Figure((5, 3)).subplots()
     plots.axes.log_scale(panel, "x")
     panel.set_xlim(5e-5, 2e-2)
@@ -672,5 +674,7 @@ def test_learning_rates_have_ticks_of_one_form():
 def test_help_of_figures_has_no_empty_defaults(capsys):
     with pytest.raises(SystemExit):
         figures.main(["curves", "--help"])
-    told = capsys.readouterr().out
-    assert "[PATH ...]" in told and "[[" not in told and "(default: )" not in told
+    printed = capsys.readouterr().out
+    assert "[PATH ...]" in printed
+    assert "[[" not in printed
+    assert "(default: )" not in printed

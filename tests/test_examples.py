@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "examples" / "analyse_a_run.ipynb"
-SHORT = {  # what stands in the notebook -> what the test does instead
+SHORT = {  # text in the notebook -> what the test runs in its place
     "STEPS = 6_000": "STEPS = 700",
     'RUNS = Path("../runs/notebook")': "RUNS = Path(sys.argv[1])",
     "widths=(64, 64)": "widths=(16, 16)",
@@ -26,9 +26,9 @@ def code_cells() -> list[str]:
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     code = "\n\n".join(code_cells())
-    for told, instead in SHORT.items():
-        assert code.count(told) == 1, told
-        code = code.replace(told, instead)
+    for original, replacement in SHORT.items():
+        assert code.count(original) == 1, original
+        code = code.replace(original, replacement)
     code += '\nfor number in plt.get_fignums():\n    plt.figure(number).savefig(f"{number}.png")\n'
     script = tmp_path / "notebook.py"
     script.write_text(

@@ -92,21 +92,19 @@ def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path)
         np.testing.assert_allclose(
             line.get_xydata(), np.stack([GRID, (step + 1) * GRID / 2], -1), rtol=1e-5
         )
-    assert dashed.get_linestyle() == "--" and np.array_equal(
-        dashed.get_ydata(), lines[0].get_ydata()
-    )
+    assert dashed.get_linestyle() == "--"
+    assert np.array_equal(dashed.get_ydata(), lines[0].get_ydata())
     brightness = [np.mean(line.get_color()[:3]) for line in lines]
     assert brightness == sorted(brightness, reverse=True) and brightness[0] > brightness[2] + 0.2
     (legend,) = figure.legends
     assert legend.get_texts()[0].get_text() == "first (step 0)"
-    assert figure.axes[-1].get_ylabel() == "environment steps" and figure.axes[-1].get_ylim() == (
+    assert figure.axes[-1].get_ylabel() == "environment steps"
+    assert figure.axes[-1].get_ylim() == (
         0,
         200,
     )
-    assert (
-        drawn["actor, fc1"].patches[0].get_x() == -2
-        and drawn["actor, fc1"].patches[0].get_width() == 5
-    )
+    assert drawn["actor, fc1"].patches[0].get_x() == -2
+    assert drawn["actor, fc1"].patches[0].get_width() == 5
     assert "toy/walk-v0, crational, seed 1" in figure.get_suptitle()
 
 
@@ -117,13 +115,12 @@ def test_activations_are_drawn_light_to_dark_with_the_first_one_dashed(tmp_path)
         ("crelu", ["output 1", "output 2"]),
     ],
 )
-def test_one_step_and_several_curves(tmp_path, activation, names):
+def test_a_single_step_and_several_curves_per_layer(tmp_path, activation, names):
     folder = make_run(tmp_path, activation, steps=[50])
     figure = plots.activation_shapes.activations_figure(folder)
     lines = panels(figure)["actor, fc1"].get_lines()
-    assert [line.get_linestyle() for line in lines] == ["-", "-"] and len(
-        {line.get_color() for line in lines}
-    ) == 2
+    assert [line.get_linestyle() for line in lines] == ["-", "-"]
+    assert len({line.get_color() for line in lines}) == 2
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == names
     assert len(plots.run.draw_run(folder)) == 3
 
@@ -149,10 +146,10 @@ def test_kde_shows_the_newest_step_of_the_last_layer_and_outlines_the_dead(tmp_p
 
 
 def kde_cells(part) -> list[tuple]:
-    """Of every neuron in a grid of densities: frame, its colour, curve, and texts:
-    tick labels by place, others."""
+    """For every neuron in a grid of densities: its frame, the frame's colour, its curve, and its
+    texts (tick labels by place, and others)."""
     (panel,) = part.axes
-    found = {each.get_label(): each for each in panel.collections}
+    found = {artist.get_label(): artist for artist in panel.collections}
     frames, curves = (found[name].get_segments() for name in ("frames", "densities"))
     colours = [to_hex(colour) for colour in found["frames"].get_edgecolor()]
     cells = []
@@ -175,7 +172,9 @@ def test_preactivations_are_densities_of_the_newest_and_the_first_step(tmp_path)
     figure = plots.preactivations.preactivations_figure(make_run(tmp_path))
     panel = panels(figure)["qf1, fc1"]
     first, newest = panel.patches
-    assert newest.get_fill() and not first.get_fill() and panel.get_yscale() == "log"
+    assert newest.get_fill()
+    assert not first.get_fill()
+    assert panel.get_yscale() == "log"
     for patch, count in ((first, 3), (newest, 203)):
         total = 1 + count
         np.testing.assert_allclose(patch.get_data().values, [1 / total, 0, count / total / 2])
@@ -201,7 +200,7 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
     run.log_histogram(5, "network/q_network/fc1/preactivations", [0, 0], [0, 1, 2])
     run.finish("diverged", step=5)
     with open(run.folder / "curves.jsonl", "a") as file:
-        # a line under way
+        # a half-written line
         file.write('{"step": 6, "key": "network/q_network/fc1/activation", "x": [0')
     assert len(plots.run.draw_run(run.folder)) == 3
     assert "(diverged)" in plots.kde.kde_figure(run.folder).get_suptitle()
@@ -214,7 +213,7 @@ def test_draw_run_writes_images_and_copes_with_missing_and_non_finite_data(tmp_p
         ]
 
 
-def test_a_diverged_seed_carries_its_last_value_and_an_unfinished_one_does_not(tmp_path):
+def test_a_diverged_seed_carries_its_last_value_forward_and_an_unfinished_one_does_not(tmp_path):
     folders = [
         make_run(tmp_path, seed=1),
         make_run(tmp_path, seed=2, steps=(0, 100), status="diverged"),
@@ -264,7 +263,7 @@ def test_variants_of_one_activation_are_shades_of_its_colour():
         found = plots.variants.shades(plots.variants.style_of(name)["color"], number)
         assert found[0] == plots.variants.style_of(name)["color"] and len({*found}) == number
         light = sorted(sum(to_rgb(shade)) for shade in found)
-        assert np.diff(light).min() > 0.08  # told apart in grey print too
+        assert np.diff(light).min() > 0.08  # distinguishable in grey print too
 
 
 def test_export_thins_curves_but_keeps_both_ends_and_takes_an_empty_run(tmp_path, capsys):
@@ -297,14 +296,12 @@ def test_command_line(tmp_path, capsys):
     done = subprocess.run(
         [sys.executable, "figures.py", "run", str(folders[0])], capture_output=True, text=True
     )
-    assert (
-        done.returncode == 0
-        and len(done.stdout.splitlines()) == 3
-        and is_drawn(folders[0] / "plots" / "kde.png")
-    )
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3
+    assert is_drawn(folders[0] / "plots" / "kde.png")
     figures.main(["demo", *map(str, folders), "--out", str(tmp_path / "demo.png")])
     assert "crational" in capsys.readouterr().out and is_drawn(tmp_path / "demo.png")
-    for args, told in (
+    for args, message in (
         (("run", tmp_path / "none"), "none: does not exist"),
         (("preactivations", *folders, other), "the runs differ in utd (10, null)"),
         (("demo", "--out", "x.png"), "no run folders"),
@@ -313,15 +310,13 @@ def test_command_line(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             figures.main([*map(str, args)])
         err = capsys.readouterr().err
-        assert (
-            stop.value.code == 2
-            and err.startswith("error: ")
-            and err.count("\n") == 1
-            and told in err
-        ), err
+        assert stop.value.code == 2, err
+        assert err.startswith("error: "), err
+        assert err.count("\n") == 1, err
+        assert message in err, err
 
 
-def test_branches_have_grids_of_their_own_and_q_is_split(tmp_path):
+def test_branches_have_their_own_grids_and_q_is_split(tmp_path):
     run = runlog.Run(
         tmp_path, "hr", {"env_id": "Breakout", "activation": "tanh*tanh", "seed": 1}
     ).open(tensorboard=False)
@@ -336,8 +331,8 @@ def test_branches_have_grids_of_their_own_and_q_is_split(tmp_path):
         run.log(step, {"q_split/dead": 0.5 * step, "q_split/live": 2.0, "q_split/bias": -1.0})
     run.finish()
     figure = plots.kde.kde_figure(run.folder)
-    told = [part.get_suptitle() for part in figure.subfigs]
-    assert told == [
+    titles = [part.get_suptitle() for part in figure.subfigs]
+    assert titles == [
         f"q, fc1, {part}"
         for part in ("branch 1: 3 of 16 dead", "branch 2: 1 of 16 dead", "output: 0 of 16 dead")
     ]

@@ -1,4 +1,5 @@
-"""Several figures in one folder: none takes the data of another, one that is broken stops no other.
+"""Several figures in one folder: none overwrites the data of another, and a broken
+one does not stop the others.
 
 `pytest -q tests/test_figures_folder.py` (about 10 s).
 """
@@ -35,10 +36,10 @@ def test_the_data_of_another_figure_is_not_replaced(tmp_path, capsys):
     for name in ("runs", "curves", "deep"):
         interval_figure(tmp_path / "out", name)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    told = error_of(capsys, "table", runs, "--out", tmp_path / "out")
-    assert "runs.csv: the intervals figure runs is drawn from it" in told and "--out" in told
-    told = error_of(capsys, "curves", runs, "--out", tmp_path / "out" / "curves.png")
-    assert "curves.csv: the intervals figure curves is drawn from it" in told
+    message = error_of(capsys, "table", runs, "--out", tmp_path / "out")
+    assert "runs.csv: the intervals figure runs is drawn from it" in message and "--out" in message
+    message = error_of(capsys, "curves", runs, "--out", tmp_path / "out" / "curves.png")
+    assert "curves.csv: the intervals figure curves is drawn from it" in message
     folder = tmp_path / "out"
     with pytest.raises(recording.runlog.UserError, match="deep: is the intervals figure deep"):
         recording.record_figure(folder, "deep", drawn_regression.REGRESSION, csv=["a.csv"])
@@ -49,7 +50,7 @@ def test_the_data_of_another_figure_is_not_replaced(tmp_path, capsys):
     figures.main(["table", str(runs), "--out", str(tmp_path / "new")])
 
 
-def test_redraw_goes_on_behind_a_broken_figure(tmp_path, capsys):
+def test_redraw_continues_after_a_broken_figure(tmp_path, capsys):
     for name in ("a", "b", "c"):
         interval_figure(tmp_path / "one", name)
     interval_figure(tmp_path / "two", "d")
@@ -61,19 +62,19 @@ def test_redraw_goes_on_behind_a_broken_figure(tmp_path, capsys):
         next(tmp_path.rglob(f"{name}.png")).unlink()
     with pytest.raises(SystemExit) as stop:
         figures.main(["redraw", str(tmp_path)])
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     assert stop.value.code == 2
     drawn = [tmp_path / "one" / "c.png", tmp_path / "two" / "d.png"]
-    assert told.out.splitlines() == [str(path) for path in drawn]
+    assert captured.out.splitlines() == [str(path) for path in drawn]
     assert all(path.exists() for path in drawn)
-    (line,) = told.err.splitlines()
+    (line,) = captured.err.splitlines()
     assert line.startswith("error: 3 faults; all other figures are drawn (2): ")
     places = ("one/a.png: ", "one/b.png: ", "three/figures.json: ")
     for number, place in enumerate(places, start=1):
         assert f" ({number}) {tmp_path / place}" in line
 
 
-def test_steps_are_updates_where_there_is_no_environment(tmp_path):
+def test_steps_are_called_updates_where_there_is_no_environment(tmp_path):
     """num_tasks is a setting of continual_supervised.py only."""
     settings = json.loads((regression(tmp_path) / "config.json").read_text())
     assert step_unit(settings) == "updates"

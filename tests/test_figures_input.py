@@ -1,4 +1,4 @@
-"""What figures make of runs that are cut short, copied, broken, or a stranger's.
+"""Figures of runs that are cut short, copied, broken, or somebody else's.
 
 `pytest -q tests/test_figures_input.py` (about 40 s).
 """
@@ -36,22 +36,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def edit(path: Path, **changes) -> None:
-    """Changes keys of a JSON file; None takes one away."""
+    """Changes keys of a JSON file; None removes one."""
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def error_of(capsys, *args) -> str:
-    """The one line in which figures.py refuses."""
+    """The one-line error message of figures.py."""
     with pytest.raises(SystemExit) as stop:
         figures.main([*map(str, args)])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+    assert stop.value.code == 2, err
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
     return err
 
 
 def three_seeds(root: Path) -> dict:
-    """relu 2 seeds, tanh 1 seed and one under way at step 20;
+    """Two seeds of relu and of tanh, of which the last is still running at step 20; returns
     (activation, seed) -> returns at STEPS."""
     rng = np.random.default_rng(3)
     truth = {}
@@ -104,7 +106,7 @@ def half(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage, told",
+    "damage, message",
     [
         (half, "should reach step 30"),
         (lambda path: path.write_text(path.read_text()[:-4]), "ends within a row"),
@@ -123,7 +125,7 @@ def half(path: Path) -> None:
         (lambda path: path.write_text(path.read_text().replace("20,", "5,", 1)), "decrease"),
     ],
 )
-def test_rows_that_do_not_reach_the_end_are_refused_by_every_reader(tmp_path, capsys, damage, told):
+def test_every_reader_refuses_rows_that_do_not_reach_the_end(tmp_path, capsys, damage, message):
     rows = {"eval/episodic_return": (STEPS, STEPS)}
     folders = [
         write_run(tmp_path, "sac_continuous", DMC, "relu", seed, rows, total_timesteps=30)
@@ -132,13 +134,13 @@ def test_rows_that_do_not_reach_the_end_are_refused_by_every_reader(tmp_path, ca
     damage(folders[0] / "scalars.csv")
     for args in (("cr1", "--runs", tmp_path), ("table", "--runs", tmp_path), ("demo", *folders)):
         err = error_of(capsys, *args, "--out", tmp_path / "out.png")
-        assert told in err and str(folders[0]) in err
-    with pytest.raises(runlog.UserError, match=told):
+        assert message in err and str(folders[0]) in err
+    with pytest.raises(runlog.UserError, match=message):
         export_results.main(export_results.Args(tuple(folders), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_last_step_in_meta_is_exact(tmp_path):
+def test_the_last_step_in_meta_json_is_checked_exactly(tmp_path):
     folder = write_run(tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, STEPS)}, status="diverged")
     edit(folder / "meta.json", last_step=30)
     assert len(plots.reading.read_run(folder).scalars["eval/a"]) == 3
@@ -153,8 +155,8 @@ def test_a_continual_run_without_its_last_tasks_is_refused(tmp_path, capsys):
     make_cell(tmp_path, [1, 2], "relu")
     (folder,) = tmp_path.glob("*__s2__*")
     half(folder / "scalars.csv")
-    told = error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
-    assert "ends at step 400, but should reach step 700" in told
+    message = error_of(capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert "ends at step 400, but should reach step 700" in message
     edit(folder / "meta.json", last_step=None)  # as older runs have it
     assert "of 7; the run is finished" in error_of(
         capsys, "continual", "--runs", tmp_path, "--out", tmp_path / "out"
@@ -171,7 +173,7 @@ def test_a_continual_run_without_its_last_tasks_is_refused(tmp_path, capsys):
     )
 
 
-def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
+def test_a_copied_folder_is_not_another_seed(tmp_path, capsys):
     make_cell(tmp_path / "runs", [1, 2], "relu")
     folder = min((tmp_path / "runs").iterdir())
     copy = folder.with_name(folder.name.replace("__s1__", "__s3__"))
@@ -179,7 +181,7 @@ def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
     for command in ("continual", "table", "overview"):
         err = error_of(capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
         assert f"{copy}: holds the run {folder.name} according to its meta.json" in err
-    edit(copy / "meta.json", name=None, hash=None)  # older runs say neither
+    edit(copy / "meta.json", name=None, hash=None)  # older runs have neither
     for command in ("continual", "table"):
         assert "are the same run, seed 1" in error_of(
             capsys, command, "--runs", tmp_path / "runs", "--out", tmp_path
@@ -191,7 +193,7 @@ def test_a_copied_folder_is_no_further_seed(tmp_path, capsys):
         plots.variants.load([folder, folder])
 
 
-def test_older_runs_are_taken_whatever_their_hash_covers(tmp_path):
+def test_older_runs_are_accepted_whatever_their_hash_covers(tmp_path):
     folder = write_run(tmp_path, "x", DMC, "relu", 1, {"eval/a": (STEPS, STEPS)})
     edit(folder / "meta.json", name=folder.name, hash=folder.name.rpartition("__")[2])
     edit(folder / "config.json", a_flag_that_was_removed=True)
@@ -204,10 +206,10 @@ def test_settings_are_compared_over_the_keys_of_all_runs(tmp_path, capsys):
     later = write_run(tmp_path, "sac_continuous", DMC, "relu", 2, rows, reward_scale=2.0)
     for args in (("cr1", "--runs", tmp_path), ("preactivations", first, later)):
         err = error_of(capsys, *args, "--out", tmp_path / "out.png")
-        assert (
-            "differ in reward_scale (2.0, null)" in err and first.name in err and later.name in err
-        )
-    groups = plots.tables.groups_of(tmp_path)  # tables tell what differs
+        assert "differ in reward_scale (2.0, null)" in err
+        assert first.name in err
+        assert later.name in err
+    groups = plots.tables.groups_of(tmp_path)  # tables name what differs
     assert list(groups["sac_continuous", DMC]) == [
         "relu, reward scale 2",
         "relu, reward scale None",
@@ -219,7 +221,7 @@ def test_settings_are_compared_over_the_keys_of_all_runs(tmp_path, capsys):
     assert "differ in label_noise (0.1, null)" in err and later.name in err
 
 
-def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
+def test_the_folder_of_a_failed_start_is_skipped(tmp_path, capsys):
     three_seeds(tmp_path)
     folders = sorted(tmp_path.iterdir())
     failed = tmp_path / identity.run_name(DMC, "sac_continuous", "relu", 9, "0123456789")
@@ -246,7 +248,7 @@ def test_what_a_failed_start_leaves_behind_is_skipped(tmp_path, capsys):
         '{"step": 1, "key": "network/q/fc1/kde00"}',
     ],
 )
-def test_broken_lines_of_curves_are_one_line(tmp_path, capsys, line):
+def test_a_broken_line_of_curves_gives_a_one_line_error(tmp_path, capsys, line):
     folder = make_run(tmp_path, steps=(0,))
     with open(folder / "curves.jsonl", "a") as file:
         file.write(line + "\n")
@@ -255,7 +257,7 @@ def test_broken_lines_of_curves_are_one_line(tmp_path, capsys, line):
 
 
 @pytest.mark.parametrize(
-    "file, changes, told",
+    "file, changes, message",
     [
         ("config.json", {"seed": "one"}, "its seed is 'one'"),
         ("config.json", {"env_id": 3}, "its env_id is 3"),
@@ -263,12 +265,12 @@ def test_broken_lines_of_curves_are_one_line(tmp_path, capsys, line):
         ("meta.json", {"status": ["?"]}, "its status is"),
     ],
 )
-def test_settings_of_a_wrong_kind_are_one_line(tmp_path, capsys, file, changes, told):
+def test_settings_of_the_wrong_type_give_a_one_line_error(tmp_path, capsys, file, changes, message):
     folder = write_run(
         tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)}
     )
     edit(folder / file, **changes)
-    assert told in error_of(capsys, "table", "--runs", tmp_path, "--out", tmp_path / "out")
+    assert message in error_of(capsys, "table", "--runs", tmp_path, "--out", tmp_path / "out")
     (folder / file).write_text("[1, 2]")
     assert f"{file}: is not a JSON object" in error_of(
         capsys, "cr1", "--runs", tmp_path, "--out", tmp_path / "out"
@@ -292,7 +294,7 @@ def regression(root: Path, status: str = "finished", **meta) -> Path:
     return folder
 
 
-def test_a_regression_without_its_count_or_without_an_error_is_one_line(tmp_path, capsys):
+def test_a_regression_without_a_parameter_count_or_an_error_is_refused(tmp_path, capsys):
     folder = regression(tmp_path / "a")
     args = ("function_approximation", "--out", tmp_path / "out", "--runs")
     assert "meta.json: has no num_parameters" in error_of(capsys, *args, folder)
@@ -305,18 +307,17 @@ def test_a_regression_without_its_count_or_without_an_error_is_one_line(tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
-    """make_run's functions change over training; fixed=True keeps them,
-    and takes the rationals' norms away."""
+def test_an_activation_with_its_own_parameters_is_learned(tmp_path):
+    """make_run's functions change over training; with fixed=True they do not, and no norms of
+    rationals are logged."""
     own = make_run(tmp_path, "prelu")
     lines = (own / "scalars.csv").read_text().splitlines(keepends=True)
     (own / "scalars.csv").write_text(
         "".join(line for line in lines if "numerator_norm" not in line)
     )
     fixed = make_run(tmp_path, "relu", fixed=True)
-    assert plots.activation_shapes.is_learned(
-        plots.reading.read_run(own)
-    ) and not plots.activation_shapes.is_learned(plots.reading.read_run(fixed))
+    assert plots.activation_shapes.is_learned(plots.reading.read_run(own))
+    assert not plots.activation_shapes.is_learned(plots.reading.read_run(fixed))
     lines = (fixed / "curves.jsonl").read_text().splitlines(keepends=True)
     for number, line in enumerate(lines):  # another function in one layer, as on Atari
         row = json.loads(line)
@@ -327,7 +328,7 @@ def test_an_activation_with_parameters_of_its_own_is_learned(tmp_path):
     assert not plots.activation_shapes.is_learned(plots.reading.read_run(fixed))
 
 
-def test_names_from_runs_stay_in_the_folder_and_are_no_markup(tmp_path, capsys):
+def test_names_from_runs_stay_in_the_folder_and_are_escaped(tmp_path, capsys):
     assert plots.recording.file_name("hr3-../../x y$", set()) == "hr3-..-..-x-y-"
     taken = set()
     assert [plots.recording.file_name(name, taken) for name in ("a/b", "a:b")] == ["a-b", "a-b-2"]
@@ -381,7 +382,7 @@ ENTRY = {"kind": "intervals", "caption": ["c"], "variants": ["relu"], "unit": "u
 
 
 @pytest.mark.parametrize(
-    "index, told",
+    "index, message",
     [
         ({"a": ENTRY | {"caption": [3]}}, "a: its caption is not a list of strings"),
         ({"a": ENTRY | {"caption": "text"}}, "a: its caption is not a list of strings"),
@@ -395,14 +396,14 @@ ENTRY = {"kind": "intervals", "caption": ["c"], "variants": ["relu"], "unit": "u
         ({"a": {key: ENTRY[key] for key in ("kind", "variants", "unit")}}, "a lacks 'caption'"),
     ],
 )
-def test_an_index_of_figures_is_input_too(tmp_path, capsys, index, told):
+def test_a_broken_figures_json_gives_a_one_line_error(tmp_path, capsys, index, message):
     folder = tmp_path / "figures"
     folder.mkdir()
     (folder / "figures.json").write_text(json.dumps(index))
     (folder / "a.csv").write_text(
         "group,variant,value,low,high,environments,runs\ng,relu,1,0,2,1,3\n"
     )
-    assert told in error_of(capsys, "redraw", folder)
+    assert message in error_of(capsys, "redraw", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
@@ -423,7 +424,7 @@ def test_out_is_checked_before_anything_is_read(tmp_path, capsys):
     assert read_csv(tmp_path / "out" / "runs.csv")[0]["git"] == ""
 
 
-def test_a_stray_folder_with_scalars_says_what_it_lacks_and_where_it_is(tmp_path, capsys):
+def test_the_error_for_a_stray_folder_names_the_missing_files_and_its_place(tmp_path, capsys):
     three_seeds(tmp_path / "bad")
     stray = tmp_path / "bad" / "straydir"
     stray.mkdir()
@@ -436,7 +437,7 @@ def test_a_stray_folder_with_scalars_says_what_it_lacks_and_where_it_is(tmp_path
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin1"])
-def test_a_terminal_without_unicode_gets_what_it_can_show(tmp_path, encoding):
+def test_a_terminal_without_unicode_gets_escaped_names(tmp_path, encoding):
     for source in (
         ROOT / "figures.py",
         ROOT / "scripts" / "export_results.py",
@@ -449,11 +450,13 @@ def test_a_terminal_without_unicode_gets_what_it_can_show(tmp_path, encoding):
     command = [sys.executable, "figures.py", "table", "--runs", tmp_path, "--out", tmp_path / "out"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LANG": "C"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
-    assert done.returncode == 0 and done.stderr == b"" and b"\\u03bc" in done.stdout
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert b"\\u03bc" in done.stdout
     assert "μ" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
-def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
+def test_the_first_of_many_branches_are_drawn_with_few_artists(tmp_path):
     run = runlog.Run(
         tmp_path, "wide", {"env_id": "toy", "activation": "+".join(["rational"] * 50), "seed": 1}
     )
@@ -472,11 +475,9 @@ def test_of_many_branches_the_first_are_drawn_in_few_artists(tmp_path):
     run.finish()
     figure = plots.kde.kde_figure(run.folder)
     assert "the first 4 of 50 branches" in figure.get_suptitle()
-    told = [part.get_suptitle().split(":")[0] for part in figure.subfigs]
-    assert told == [*(f"q, fc1, branch {k}" for k in (1, 2, 3, 4)), "q, fc1, output"]
+    titles = [part.get_suptitle().split(":")[0] for part in figure.subfigs]
+    assert titles == [*(f"q, fc1, branch {k}" for k in (1, 2, 3, 4)), "q, fc1, output"]
     assert len(figure.axes) == 5
     figure = plots.activation_shapes.activations_figure(run.folder)
-    assert (
-        "the first 5 of 50 branches" in figure.get_suptitle()
-        and len(figure.axes[0].get_lines()) == 5
-    )
+    assert "the first 5 of 50 branches" in figure.get_suptitle()
+    assert len(figure.axes[0].get_lines()) == 5

@@ -47,7 +47,7 @@ def test_ranks_differences_and_fronts(tmp_path, capsys):
     assert [row["rank"] for row in rows.values()] == ["1", "2", "3", "4", "5"]
     norm = rows["relu, LayerNorm"]
     assert float(norm["late"]) == pytest.approx(0.3)
-    # less relu by seed: 0.1, -0.1, 0.3
+    # minus relu, by seed: 0.1, -0.1, 0.3
     assert float(norm["difference"]) == pytest.approx(0.1)
     assert float(norm["difference: low"]) >= -0.1 and float(norm["difference: high"]) <= 0.3
     assert (norm["better"], norm["worse"], norm["p"]) == ("2", "1", "1")
@@ -107,7 +107,7 @@ def write_study(folder, cells: list[dict], **protocol):
 
 
 def parameters_of(outputs=10, **flags) -> int:
-    """Trained numbers of the training script's own network on digits."""
+    """Number of trained parameters of the training script's own network on digits."""
     args = continual_supervised.Args(**flags)
     network = continual_supervised.Classifier(args, (1, 8, 8), outputs, 1)
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -162,7 +162,7 @@ def test_the_same_cell_of_two_folders_is_taken_once_whatever_its_label(tmp_path,
         ({"numerator_degree": 2, "fit_range": (-3.0, 3.0)}, "rational"),
     ],
 )
-def test_rationals_cost_what_their_options_make_of_them(tmp_path, rational, activation):
+def test_the_cost_of_a_rational_depends_on_its_options(tmp_path, rational, activation):
     options = {"rational": activations.RationalConfig(**rational), "num_tasks": 2}
     cells = [{"activation": name, "late": [0.5]} for name in ("relu", activation)]
     folder = write_study(tmp_path / "a", cells, **options)
@@ -199,7 +199,7 @@ def test_convolutions_are_not_costed_as_an_mlp(tmp_path):
         league.league([folder], tmp_path / "out")
 
 
-def test_files_of_an_older_version_are_taken_by_their_labels(tmp_path, capsys):
+def test_files_of_an_older_version_are_read_by_their_labels(tmp_path, capsys):
     old = write_runs(tmp_path / "a", {"relu": [0.1, 0.2], "tanh, widths 20x20": [0.3, 0.4]})
     new = write_study(tmp_path / "b", [{"activation": "relu", "late": [0.9, 0.9]}], num_tasks=2)
     league.league([old, new], tmp_path / "out")
@@ -234,7 +234,7 @@ def test_a_cell_without_a_value_is_left_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("broken", ["settings", "protocol"])
-def test_broken_columns(tmp_path, broken):
+def test_broken_columns_are_an_error(tmp_path, broken):
     folder = write_study(tmp_path / "a", [{"activation": "relu", "late": [0.5]}], num_tasks=2)
     rows = recording.read_csv(folder / league.RUNS)
     rows[0][broken] = "[3"
@@ -252,12 +252,12 @@ def test_broken_columns(tmp_path, broken):
         ({"relu": [0.5]}, "cifar100 split_classes", "knows the costs on digits or mnist"),
     ],
 )
-def test_what_cannot_be_ranked(tmp_path, cells, study, fault):
+def test_cells_that_cannot_be_ranked_are_an_error(tmp_path, cells, study, fault):
     folder = write_runs(tmp_path / "a", cells, study)
     with pytest.raises(runlog.UserError, match=fault):
         league.league([folder], tmp_path / "out")
 
 
-def test_a_folder_that_continual_has_not_written(tmp_path):
+def test_a_folder_that_continual_has_not_written_is_an_error(tmp_path):
     with pytest.raises(runlog.UserError, match=r"figures\.py continual"):
         league.league([tmp_path], tmp_path / "out")

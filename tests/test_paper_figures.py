@@ -1,5 +1,5 @@
 """The papers' figures from synthetic run folders:
-what is drawn against slow loops, and what is missing is told.
+what is drawn is compared with slow loops, and missing runs are reported.
 
 `pytest -q tests/test_paper_figures.py` (about 40 s).
 """
@@ -110,9 +110,8 @@ def test_cr1_is_the_iqm_of_the_last_scores(tmp_path):
         expected = np.mean(sorted(last)[cut : len(last) - cut])
         assert float(row["value"]) == pytest.approx(expected, rel=1e-5)
         assert float(row["low"]) <= expected <= float(row["high"]) and int(row["runs"]) == len(last)
-    assert (tmp_path / "out" / "cr1.png").stat().st_size > 10_000 and (
-        tmp_path / "out" / "cr1.pdf"
-    ).exists()
+    assert (tmp_path / "out" / "cr1.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "cr1.pdf").exists()
 
 
 def test_cr_curves_draws_the_columns_of_its_csv(tmp_path, monkeypatch):
@@ -159,11 +158,11 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"status": "running"}))
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*")
-    told = capsys.readouterr().out
-    assert "missing: crational on metaworld/sweep-v3" in told
-    assert "missing: relu on dm_control/cheetah-run-v0 s3 (running)" in told
+    printed = capsys.readouterr().out
+    assert "missing: crational on metaworld/sweep-v3" in printed
+    assert "missing: relu on dm_control/cheetah-run-v0 s3 (running)" in printed
     found = plots.panels.aggregate(study, plots.cr.IQM)
-    assert {name: (each.environments, each.runs) for name, each in found.items()} == {
+    assert {name: (curve.environments, curve.runs) for name, curve in found.items()} == {
         "relu": (1, 3),
         "rational": (1, 4),
         "crational": (1, 4),
@@ -172,8 +171,8 @@ def test_missing_and_unfinished_cells_are_named_and_left_out_of_all_means(tmp_pa
     # floor(3 / 4) = 0 are cut
     np.testing.assert_allclose(found["relu"].value, np.mean(relu, axis=0))
     assert "missing: relu on" in study.counts
-    told = f"not in the statistics: {SWEEP} (not of every variant)"
-    assert study.shared_notes() == [told]
+    note = f"not in the statistics: {SWEEP} (not of every variant)"
+    assert study.shared_notes() == [note]
     assert study.only(["relu", "rational"]).shared_notes() == []
 
 
@@ -211,7 +210,7 @@ def test_on_grid_never_looks_ahead():
     )
 
 
-def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
+def test_runs_of_two_lengths_are_refused_unless_where_selects_one(tmp_path, capsys):
     for length in (30, 60):
         steps = STEPS * length // 30  # a finished run has rows to its end
         rows = {"eval/episodic_return": (steps, steps)}
@@ -219,10 +218,8 @@ def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         figures.main(["cr1", "--runs", str(tmp_path)])
     error = capsys.readouterr().err
-    assert (
-        ended.value.code == 2
-        and "differ in total_timesteps (30, 60); choose by --where total_timesteps=30" in error
-    )
+    assert ended.value.code == 2
+    assert "differ in total_timesteps (30, 60); choose by --where total_timesteps=30" in error
     study = plots.study.read_study(tmp_path, "sac_continuous", "eval/.*", ["total_timesteps=60"])
     assert len(study.cells) == 1
     for where, words in (
@@ -233,7 +230,7 @@ def test_runs_of_two_lengths_are_refused_and_where_chooses(tmp_path, capsys):
             plots.study.read_study(tmp_path, "sac_continuous", "eval/.*", [where])
 
 
-def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
+def test_variants_are_named_after_settings_that_most_runs_do_not_have(tmp_path):
     rows = {"eval/episodic_return": (STEPS, STEPS)}
     for s in (1, 2):
         write_run(tmp_path, "sac_continuous", DMC, "rational", s, rows, utd=10, layer_norm=False)
@@ -267,7 +264,7 @@ def test_variants_are_told_by_what_most_runs_do_not_have(tmp_path):
     assert len({look["color"] for look in styles.values()}) == 5
 
 
-def test_only_keeps_the_gaps_of_its_variants_and_tells_those_without_a_run(tmp_path):
+def test_only_keeps_the_gaps_of_its_variants_and_names_those_without_a_run(tmp_path):
     sac_runs(tmp_path)
     for folder in [
         *tmp_path.glob("*sweep*__crational__s[23]__*"),
@@ -279,9 +276,9 @@ def test_only_keeps_the_gaps_of_its_variants_and_tells_those_without_a_run(tmp_p
     assert study.missing == gaps
     study = study.only(["crational", "snake"])
     assert study.missing == [gaps[1], plots.study.Missing("snake")]
-    told = [str(gap) for gap in study.missing]
-    assert told == [f"crational on {SWEEP} s2 s3", "snake (no run)"]
-    assert study.counts.endswith(f"\nmissing: {told[0]}; {told[1]}")
+    texts = [str(gap) for gap in study.missing]
+    assert texts == [f"crational on {SWEEP} s2 s3", "snake (no run)"]
+    assert study.counts.endswith(f"\nmissing: {texts[0]}; {texts[1]}")
 
 
 def test_importing_plots_does_not_import_matplotlib():
@@ -289,7 +286,7 @@ def test_importing_plots_does_not_import_matplotlib():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_reading_takes_wanted_keys_and_leaves_half_a_line(tmp_path):
+def test_reading_takes_the_wanted_keys_and_skips_half_a_line(tmp_path):
     folder = write_run(
         tmp_path,
         "x",
@@ -321,23 +318,22 @@ KEYS = plots.panels.keys_of(plots.cr.IQM, plots.cr.BIAS)
 
 
 def diverge(folder: Path) -> None:
-    """The run has diverged before it logged anything."""
+    """Changes a run into one that diverged before it logged anything."""
     (folder / "scalars.csv").write_text("step,key,value,wall_time\n")
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"status": "diverged"}))
 
 
 def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_other_mean(tmp_path):
-    """It is no run less: IQM of four scores, one of them 0.
-    The mean overestimation is of the other three."""
+    """It still counts as a run: the IQM is of four scores, one of them 0. The mean overestimation
+    is of the other three."""
     truth = sac_runs(tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("*cheetah*__rational__s2__*")
     diverge(folder)
     plots.cr.cr1(tmp_path / "runs", tmp_path / "out")
     rows = {(row["group"], row["variant"]): row for row in read_csv(tmp_path / "out" / "cr1.csv")}
-    assert {row["runs"] for (group, _), row in rows.items() if group == "DMC"} == {"4"} and len(
-        rows
-    ) == 9
+    assert {row["runs"] for (group, _), row in rows.items() if group == "DMC"} == {"4"}
+    assert len(rows) == 9
     last = sorted([truth["rational", DMC, s][0][-1] / 1_000 for s in (1, 3, 4)] + [0.0])
     assert float(rows["DMC", "rational"]["value"]) == pytest.approx(np.mean(last[1:3]), rel=1e-5)
     caption = "\n".join(plots.recording.read_index(tmp_path / "out")["cr1"]["caption"])
@@ -351,13 +347,13 @@ def test_a_run_that_diverged_before_its_first_evaluation_scores_0_and_is_in_no_o
         for env, seeds in BIASED.items()
     ]
     np.testing.assert_allclose(bias.value, np.mean(means, axis=0))
-    told = plots.panels.early_notes(study, [plots.cr.BIAS])
-    assert told == [
+    notes = plots.panels.early_notes(study, [plots.cr.BIAS])
+    assert notes == [
         "runs that diverged before the first value are left out of overestimation: rational 1 of 8"
     ]
 
 
-def test_a_variant_of_which_every_run_diverged_at_once_is_a_line_at_0(tmp_path):
+def test_a_variant_whose_runs_all_diverged_at_once_is_a_line_at_0(tmp_path):
     sac_runs(tmp_path)
     for folder in tmp_path.glob("*__rational__*"):
         diverge(folder)
@@ -367,7 +363,7 @@ def test_a_variant_of_which_every_run_diverged_at_once_is_a_line_at_0(tmp_path):
     assert found["relu"].environments == 2
 
 
-def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, capsys):
+def test_environments_without_a_score_and_two_names_of_one_run_are_reported(tmp_path, capsys):
     sac_runs(tmp_path)
     rows = {"eval/episodic_return": (STEPS, 12_000 + STEPS), "eval/success": (STEPS, [1, 1, 1])}
     for env in ("HalfCheetah-v5", "metaworld/reach-v3,push-v3"):
@@ -376,8 +372,9 @@ def test_scores_of_other_suites_and_two_names_of_one_run_are_told(tmp_path, caps
     found = plots.panels.aggregate(
         plots.study.read_study(tmp_path, "sac_continuous", "eval/.*"), plots.cr.IQM
     )
-    told = capsys.readouterr().out
-    assert "left out: HalfCheetah-v5" in told and "left out: metaworld/reach-v3,push-v3" in told
+    printed = capsys.readouterr().out
+    assert "left out: HalfCheetah-v5" in printed
+    assert "left out: metaworld/reach-v3,push-v3" in printed
     assert max(found["relu"].value) < 1 and found["relu"].environments == 2
     for activation in ("tanh*tanh", "tanh_hr"):
         write_run(tmp_path, "sac_continuous", DMC, activation, 1, rows, utd=10)

@@ -58,7 +58,7 @@ def read(index) -> dict:
     return json.loads(index.read_text())
 
 
-def test_one_picture_of_each_kind_is_drawn_in_a_copy_as_it_is_committed(tmp_path, capsys):
+def test_one_picture_of_each_kind_is_redrawn_as_committed(tmp_path, capsys):
     """The others differ in their numbers only; a slow test draws all."""
     copies = {}
     seen = set()
@@ -115,7 +115,7 @@ def likeness(new: Path, old: Path) -> float:
     return min(found)
 
 
-def test_likeness_tells_an_empty_picture_and_another_one(tmp_path):
+def test_likeness_is_low_for_an_empty_picture_and_for_another_one(tmp_path):
     committed = RESULTS / "2026-sac-cartpole" / "curves.png"
     picture = imread(committed)
     imsave(tmp_path / "white.png", np.ones_like(picture))
@@ -126,7 +126,7 @@ def test_likeness_tells_an_empty_picture_and_another_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_committed_pictures_are_drawn_in_a_copy(tmp_path):
+def test_all_pictures_are_redrawn_as_committed(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
     paths = plots.redraw.redraw_all([tmp_path / "results"])
     assert {path.relative_to(tmp_path) for path in paths} == {
@@ -209,10 +209,8 @@ def test_regression_shows_the_three_tables():
         ]
         errors = sorted(float(row["last_error"]) for row in mine)
         median = (errors[4] + errors[5]) / 2
-        assert (
-            len(mine) == 10
-            and f"learning rate {rate}, error {median:.3g}" in panels[name].get_title()
-        )
+        assert len(mine) == 10
+        assert f"learning rate {rate}, error {median:.3g}" in panels[name].get_title()
         own = [
             r
             for r in curves
@@ -293,7 +291,7 @@ def damaged(folder, file, change) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage, told",
+    "damage, message",
     [
         (lambda folder: (folder / "runs.csv").unlink(), "runs.csv: No such file"),
         (lambda folder: (folder / "fits.csv").write_text(""), "fits.csv: has no rows"),
@@ -334,7 +332,9 @@ def damaged(folder, file, change) -> None:
         ),
     ],
 )
-def test_what_is_missing_or_broken_is_told_in_one_line(tmp_path, capsys, damage, told, monkeypatch):
+def test_missing_and_broken_files_give_a_one_line_error(
+    tmp_path, capsys, damage, message, monkeypatch
+):
     for path in [*REGRESSION.glob("*.csv"), REGRESSION / "figures.json"]:
         shutil.copy(path, tmp_path / path.name)
     monkeypatch.setattr(
@@ -344,6 +344,7 @@ def test_what_is_missing_or_broken_is_told_in_one_line(tmp_path, capsys, damage,
     with pytest.raises(SystemExit) as stop:
         figures.main(["redraw", str(tmp_path)])
     err = capsys.readouterr().err
-    assert (
-        stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and told in err
-    ), err
+    assert stop.value.code == 2, err
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
+    assert message in err, err

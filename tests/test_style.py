@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOT_OURS = {"runs", "wandb", "data", "shared", "build"}
 SEQUENCES = (ast.Tuple, ast.List)
-MOST_PARAMETERS = 7  # without a default, by position: more belong into a dataclass, or behind a *
+MAX_PARAMETERS = 7  # without a default, by position: more belong into a dataclass, or behind a *
 EXCEPTIONS = {("environments/workers.py", "_worker"): "gymnasium calls it with these 8"}
-BEHIND_BRACKET = re.compile(r"\s*[])}]+[:,]?  # (?!noqa)")
+AFTER_BRACKET = re.compile(r"\s*[])}]+[:,]?  # (?!noqa)")
 
 
 def is_bool(node: ast.AST) -> bool:
@@ -58,7 +58,7 @@ def fault(node: ast.AST, path: str) -> str | None:
                 return "a loop over lambdas: write the calls out"
         case ast.FunctionDef(name=name, args=args) if (path, name) not in EXCEPTIONS:
             needed = len(args.posonlyargs) + len(args.args) - len(args.defaults)
-            if needed > MOST_PARAMETERS:
+            if needed > MAX_PARAMETERS:
                 return f"{needed} parameters by position"
     return None
 
@@ -66,8 +66,8 @@ def fault(node: ast.AST, path: str) -> str | None:
 def faults(source: str, path: str) -> Iterator[str]:
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
-        if told := fault(node, path):
-            yield f"{path}:{node.lineno}: {told}"
+        if message := fault(node, path):
+            yield f"{path}:{node.lineno}: {message}"
         if isinstance(node, ast.ClassDef) and node.name == "Args":
             for field in node.body:
                 # tyro shows a comment as help if it is on the field's one line.
@@ -75,7 +75,7 @@ def faults(source: str, path: str) -> Iterator[str]:
                 if isinstance(field, ast.AnnAssign) and any("  # " in line for line in further):
                     yield f"{path}:{field.lineno}: the help is not on the flag's line"
     for number, line in enumerate(lines, 1):
-        if BEHIND_BRACKET.match(line):
+        if AFTER_BRACKET.match(line):
             yield f"{path}:{number}: the comment belongs above the statement"
 
 
@@ -106,7 +106,7 @@ def test_one_thought_per_line():
         "f(\n    x\n)  # as above",
     ],
 )
-def test_each_rule_finds_what_it_is_for(source):
+def test_each_rule_finds_its_fault(source):
     assert len([*faults(source, "x.py")]) == 1
 
 
@@ -122,5 +122,5 @@ def test_each_rule_finds_what_it_is_for(source):
         "def f(a, b, c, d, e, f, g, h=1, *, i):\n    'Words.'\n    yield",
     ],
 )
-def test_what_is_one_thought_may_stay(source):
+def test_code_within_the_rules_has_no_faults(source):
     assert not [*faults(source, "x.py")]
