@@ -119,7 +119,7 @@ def dqn_runs(root) -> dict:
     return truth
 
 
-def test_hr7_normalises_by_the_relu_runs_and_compares_dead_neurons(tmp_path, capsys):
+def test_hr7_normalises_by_the_relu_runs_and_shows_dead_fractions(tmp_path, capsys):
     truth = dqn_runs(tmp_path / "runs")
     figures.main(["hr7", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     assert "hr15: fewer than two of relu; relu_hr" in capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_hr7_normalises_by_the_relu_runs_and_compares_dead_neurons(tmp_path, cap
     assert float(table["change"]) == pytest.approx(dead["tanh_hr"] / dead["tanh"] - 1, rel=1e-4)
 
 
-def test_the_band_of_hr8_is_the_deviation_of_the_mean_over_games(tmp_path):
+def test_the_band_of_hr8_is_the_standard_deviation_of_the_mean_over_games(tmp_path):
     """Games with 3 and 2 seeds, and with 3 and 1: a seed alone has no deviation."""
     ranks = {"Breakout": [3.0, 7.0, 5.0], "Qbert": [40.0, 10.0]}
     for seeds_of_qbert in (2, 1):
@@ -193,15 +193,15 @@ def test_the_band_of_hr8_is_the_deviation_of_the_mean_over_games(tmp_path):
             assert row["value"] == 0.5 * (5 + 25)
             assert row["low"] == pytest.approx(15 - half, rel=1e-5)
             assert row["high"] == pytest.approx(15 + half, rel=1e-5)
-        caption = " ".join(figure.get_suptitle().split())
+        title = " ".join(figure.get_suptitle().split())
         if seeds_of_qbert == 2:
-            assert caption.endswith("; mean over environments, band: standard deviation over seeds")
+            assert title.endswith("; mean over environments, band: standard deviation over seeds")
         else:
-            reason = "mean over environments, no band: some environment has one seed"
-            assert f"in effective rank, last hidden layer: {reason}" in caption
+            why = "mean over environments, no band: some environment has one seed"
+            assert f"in effective rank, last hidden layer: {why}" in title
 
 
-def test_contributions_to_q_have_sample_deviations(tmp_path):
+def test_contributions_to_q_have_sample_standard_deviations(tmp_path):
     values = [2.0, 3.0, 7.0]
     for seed, value in enumerate(values, start=1):
         rows = {f"q_split/{part}": (STEPS, [value] * 3) for part in ("live", "dead", "bias")}
@@ -271,7 +271,7 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     assert len(rows) == 7
     assert rows[0]["setting"] == "tanh*tanh"
     assert rows[0]["return"] == "4.0"
-    # no run logs it
+    # nobody logs it
     assert rows[0]["state"] == "0 ended, 0 diverged" and "dead neurons" not in rows[0]
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
@@ -333,7 +333,7 @@ def test_figures_json_is_enough_to_draw_again(tmp_path):
     assert set(json.loads((tmp_path / "out" / "figures.json").read_text())) == {"hr1", "hr1_final"}
 
 
-def test_an_output_folder_that_cannot_be_made_is_an_error(tmp_path):
+def test_an_output_folder_that_cannot_be_made_ends_in_one_line(tmp_path):
     pqn_runs(tmp_path / "runs", activations=("relu",))
     (tmp_path / "file").write_text("")
     with pytest.raises(runlog.UserError, match="file"):
@@ -362,7 +362,7 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     assert [row["variant"] for row in final] == ["relu", "rational", "tanh_hr"]
 
 
-def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
+def test_table_shows_training_returns_where_there_are_no_evaluations(tmp_path):
     returns = np.arange(80.0)
     rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
     write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)

@@ -212,7 +212,7 @@ def test_games_that_end_at_the_same_step_are_one_value_in_a_mean_over_keys(tmp_p
 
 
 def cut_runs(root: Path) -> None:
-    """relu's second seed ends at step 100, the others at 300. Values at 100 are 10 times the seed."""
+    """relu's second seed ends at step 100, the others at 300; values at 100 grow with the seed."""
     steps = np.array([100, 200, 300])
     for name, seed in itertools.product(("relu", "tanh"), (1, 2)):
         is_cut = (name, seed) == ("relu", 2)

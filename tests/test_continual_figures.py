@@ -62,7 +62,7 @@ def make_cell(
     return accuracy
 
 
-def test_cells_are_labelled_by_the_settings_that_differ(tmp_path):
+def test_cells_are_labelled_by_what_differs(tmp_path):
     make_cell(tmp_path, [2, 1], "relu")
     make_cell(tmp_path, [1], "rational")
     make_cell(tmp_path, [1], "rational", init_scale=0.25)
@@ -89,7 +89,7 @@ def test_cells_are_labelled_by_the_settings_that_differ(tmp_path):
         plots.continual.continual_cells(tmp_path / "other")
 
 
-def test_comparisons_are_scipys_paired_intervals(tmp_path):
+def test_comparisons_match_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
     # seed 1 has no partner
     base = make_cell(tmp_path, seeds, "tanh")
@@ -315,7 +315,7 @@ def test_n_of_a_cell_counts_the_seeds_in_its_means(tmp_path):
     assert float(row["online accuracy, late tasks: high"]) == pytest.approx(0.3 + half, rel=1e-5)
 
 
-def test_missing_measures_do_not_affect_the_others(tmp_path, monkeypatch):
+def test_missing_values_leave_the_rest_unchanged(tmp_path, monkeypatch):
     """A seed that diverged in its first task, and a study without NTK ranks."""
     base = make_cell(tmp_path, [1, 2, 3, 4], "tanh")
     other = make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")

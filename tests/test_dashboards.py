@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(function_approximation, "draw", lambda folders, out: None)
-        # only DQN's runs have all pictures
+        # DQN's runs have all pictures
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
         )
@@ -173,7 +173,7 @@ def panels_of(layout: dict[str, dict]) -> dict[str, str]:
     return found
 
 
-def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(folder, logged):
+def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
     board = TensorBoard(folder)
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 9
     assert {*logged} == {*SCRIPTS}
@@ -201,8 +201,8 @@ def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(f
         assert not [title for title in titles if not re.search(others, title)], script
 
 
-def test_a_panel_shows_one_network_and_the_last_layer_comes_first(folder):
-    (run,) = [name for name in TensorBoard(folder).runs if "sac_continuous__crational__s1" in name]
+def test_a_panel_shows_one_network_with_the_last_layer_first(folder):
+    (run,) = [each for each in TensorBoard(folder).runs if "sac_continuous__crational__s1" in each]
     board = TensorBoard(folder / run)
     layout = board.layout()
     health = list(layout)
@@ -304,7 +304,9 @@ def call(capfd, *argv: str) -> str:
     return err
 
 
-def test_without_the_package_the_install_command_is_printed(monkeypatch, capfd, tmp_path):
+def test_without_the_package_the_error_names_the_command_that_installs_it(
+    monkeypatch, capfd, tmp_path
+):
     for name in ("wandb_workspaces", "wandb_workspaces.workspaces", "wandb_workspaces.reports.v2"):
         monkeypatch.setitem(sys.modules, name, None)
     err = call(capfd, "--json", str(tmp_path / "a.json"))
@@ -343,9 +345,8 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     pictures = set()
     titles = {}
     for name, content in sections.items():
-        assert content["flowConfig"]["columnsPerPage"] * content["flowConfig"][
-            "rowsPerPage"
-        ] >= len(content["panels"])
+        grid = content["flowConfig"]
+        assert grid["columnsPerPage"] * grid["rowsPerPage"] >= len(content["panels"])
         for panel in content["panels"]:
             config = panel["config"]
             if panel["viewType"] == "Media Browser":
@@ -365,7 +366,7 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
 
 
 @needs_package
-def test_wrong_input_to_the_workspace_gives_a_one_line_error(tmp_path, capfd):
+def test_wrong_workspace_input_ends_in_one_line(tmp_path, capfd):
     assert "--entity: is missing" in call(capfd)
     assert "--project: is empty" in call(capfd, "--entity", "team", "--project", "")
     missing = tmp_path / "missing" / "a.json"
