@@ -208,8 +208,8 @@ def claim_rows(study: Study, quantities: Sequence[Quantity], step: float) -> lis
                 y = np.array([theirs[seed] for seed in seeds])
                 has_diverged = []
                 for label in (first, second):
-                    of_label = values[DIVERGED, label, env]
-                    has_diverged.append(np.array([of_label[seed] > 0 for seed in seeds]))
+                    diverged_seeds = values[DIVERGED, label, env]
+                    has_diverged.append(np.array([diverged_seeds[seed] > 0 for seed in seeds]))
                 row = {"environment": env, "step": step, "quantity": quantity.title}
                 row |= {"first": first, "second": second, "n": len(seeds)}
                 rows.append(row | compared(x, y, quantity, has_diverged))

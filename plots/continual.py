@@ -227,7 +227,7 @@ def changed_settings(config: dict[str, object], keys: Sequence[str]) -> dict[str
 
 
 def continual_comparisons(cells: Sequence[Cell]) -> list[dict[str, object]]:
-    """Differences a - b of every measure between cells that differ in one thing, paired by seed,
+    """Differences a - b of every measure between cells that differ in one setting, paired by seed,
     with a 95 % interval. n: seeds for which both are known."""
     rows = []
     for a, b in comparable_pairs(cells):

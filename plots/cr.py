@@ -137,7 +137,7 @@ def cr_ablations(
             paths += write_curves(study.only(members), panels, out, name, title)
         else:
             print(f"{name}: no runs vary it, not drawn")
-    if "utd" in study.usual:
+    if "utd" in study.common:
         members = study.only(study.with_only_settings("utd"))
         paths += write_curves(members, panels, out, "cr_ablations_utd", "CR ablation: UTD")
     else:

@@ -98,21 +98,21 @@ def sections(
     'network/q/fc1/feature_norm'
     """
     unknown = {*panels}
-    for of_section in PANELS.values():
-        unknown -= {*of_section}
+    for section_panels in PANELS.values():
+        unknown -= {*section_panels}
     if unknown:
         raise ValueError(f"no panel is called {', '.join(sorted(unknown))}")
     found = {}
     for section, known in PANELS.items():
-        of_layers = LAYER_PANELS.get(section, {})
-        found[section] = _of_layers(of_layers, networks, last_layer, last_layer)
+        layer_panels = LAYER_PANELS.get(section, {})
+        found[section] = _layer_panels(layer_panels, networks, last_layer, last_layer)
         found[section] |= {title: keys for title, keys in known.items() if title in panels}
-        earlier = _of_layers(of_layers, networks, _before(last_layer), f"before {last_layer}")
+        earlier = _layer_panels(layer_panels, networks, _before(last_layer), f"before {last_layer}")
         found[f"{section}, earlier layers"] = earlier
-    return {section: of_section for section, of_section in found.items() if of_section}
+    return {section: section_panels for section, section_panels in found.items() if section_panels}
 
 
-def _of_layers(panels: Panels, networks: Sequence[str], layers: str, name: str) -> Panels:
+def _layer_panels(panels: Panels, networks: Sequence[str], layers: str, name: str) -> Panels:
     """Each panel once for each network, side by side. layers: a regular expression."""
     found = {}
     for title, keys in panels.items():

@@ -56,7 +56,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What makes it another cell of its study."""
+        """Identifies the cell within its study."""
         return json.dumps([self.activation, self.settings], sort_keys=True)
 
 

@@ -184,9 +184,9 @@ def draw_lines(
     grid = subfigure.subplots(len(lines), number, squeeze=False)
     kept = []
     for panels, line in zip(grid, lines):
-        of_line = rows_where(rows, row=line)
+        members = rows_where(rows, row=line)
         for panel, title in zip(panels, logged[line]):
-            draw_panel(panel, rows_where(of_line, column=title), line, title, looks)
+            draw_panel(panel, rows_where(members, column=title), line, title, looks)
             kept.append(panel)
         for panel in panels[len(logged[line]) :]:
             panel.remove()

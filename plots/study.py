@@ -18,7 +18,7 @@ from plots.variants import (
     canonical,
     differing,
     flat,
-    own_settings,
+    non_default_settings,
     sorted_variants,
 )
 from runlog import meta
@@ -87,7 +87,7 @@ class Study:
     cells: dict[tuple[str, str], list[Loaded]]  # (label, environment): runs by their seeds
     missing: list[Missing]
     variants: dict[str, Variant]  # by label, in order
-    usual: dict[str, float]  # values of the PAIRED settings that differ, unless a label has others
+    common: dict[str, float]  # values of the PAIRED settings that differ, unless a label has others
     reference: dict[str, list[Loaded]]  # environment: relu's runs, for HR eq. 8
 
     @property
@@ -166,7 +166,7 @@ class Study:
         text = f"n = {seeds} in {places}"
         if diverged:
             text += f", {diverged} diverged (last value carried forward)"
-        for key, value in self.usual.items():
+        for key, value in self.common.items():
             text += f"; {key.replace('_', ' ')} {value:g} unless stated"
         if fewest < 2 <= most:
             text += "; cells of one seed add nothing to the intervals"
@@ -212,11 +212,11 @@ def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()
     """
     candidates = find_candidates(folder, script, where)
     check_comparable(folder, script, candidates)
-    usual = usual_values(candidates)
+    common = common_values(candidates)
     variants = []
     cells = defaultdict(list)  # (label, environment): candidates
     for candidate in candidates:
-        variant = variant_of(candidate, usual, script)
+        variant = variant_of(candidate, common, script)
         variants.append(variant)
         cells[variant.label, candidate.config["env_id"]].append(candidate)
     for (label, _), members in cells.items():
@@ -233,7 +233,7 @@ def read_study(folder: Places, script: str, keys: str, where: Sequence[str] = ()
     with_runs = {label for label, _ in runs}
     variants = {label: variants[label] for label in variants if label in with_runs}
     reference = {env: members for (label, env), members in runs.items() if label == "relu"}
-    return Study(script, runs, missing, variants, usual, reference)
+    return Study(script, runs, missing, variants, common, reference)
 
 
 def read_ended(
@@ -289,23 +289,23 @@ def check_comparable(folder: Places, script: str, candidates: Sequence[Candidate
     raise runlog.UserError(f"{start} {found.message}")
 
 
-def usual_values(candidates: Sequence[Candidate]) -> dict[str, float]:
+def common_values(candidates: Sequence[Candidate]) -> dict[str, float]:
     """For each PAIRED setting in which runs differ: the value that most runs have."""
-    usual = {}
+    common = {}
     for key in PAIRED:
         values = [candidate.settings.get(key) for candidate in candidates]
         if len({*values}) > 1:
-            usual[key] = max(values, key=values.count)
-    return usual
+            common[key] = max(values, key=values.count)
+    return common
 
 
-def variant_of(candidate: Candidate, usual: dict[str, float], script: str) -> Variant:
-    """A run's variant: the short name of its activation, and the settings that are not as usual."""
+def variant_of(candidate: Candidate, common: dict[str, float], script: str) -> Variant:
+    """A run's variant: the short name of its activation, and its non-default settings."""
     keys = [*SETTINGS]
-    for key, value in usual.items():
+    for key, value in common.items():
         if candidate.settings.get(key) != value:
             keys.append(key)
-    settings = own_settings(candidate.settings, keys, script)
+    settings = non_default_settings(candidate.settings, keys, script)
     return Variant(canonical(candidate.settings["activation"]), settings)
 
 

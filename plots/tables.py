@@ -25,7 +25,7 @@ from plots.variants import (
     by_seed,
     flat,
     in_order,
-    own_settings,
+    non_default_settings,
     varied_settings,
 )
 from runlog import disk
@@ -117,9 +117,9 @@ def in_label_order(activation_of: Mapping[str, str]) -> list[str]:
 
 
 def variant_label(script: str, run: Loaded, varied: Sequence[str]) -> str:
-    """The activation and, of the settings that vary, those that are not as usual."""
+    """The activation and, of the settings that vary, those that differ from the default."""
     config = flat(run.config)
-    return Variant(config["activation"], own_settings(config, varied, script)).label
+    return Variant(config["activation"], non_default_settings(config, varied, script)).label
 
 
 def at_step(groups: Groups, step: float | None) -> tuple[Groups, list[str]]:

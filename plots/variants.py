@@ -1,10 +1,10 @@
 """What a figure compares: variants of a run by their settings, their labels, order and looks.
 
-A variant is an activation with the settings in which its runs are not as usual. Its label is made
-from these, never the other way round. The colours of the known activations are Okabe and Ito's,
-those of others Tol's, safe for the colour-blind. An activation has the same colour and line style
-everywhere, except where two of these others would share one in a figure; its variants are shades of
-the colour.
+A variant is an activation with the settings in which its runs differ from the defaults. Its label
+is made from these, never the other way round. The colours of the known activations are Okabe and
+Ito's, those of others Tol's, safe for the colour-blind. An activation has the same colour and line
+style everywhere, except where two of these others would share one in a figure; its variants are
+shades of the colour.
 """
 
 import itertools
@@ -173,9 +173,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 class Setting:
     """A setting in which the variants of one figure may differ."""
 
-    label: str  # of a value that is not usual; {} is the value
-    usual: tuple = ()
-    usual_of: dict[str, tuple] = field(default_factory=dict)  # script: its usual values
+    label: str  # of a value that is not a default; {} is the value
+    defaults: tuple = ()
+    script_defaults: dict[str, tuple] = field(default_factory=dict)  # script: its defaults
 
 
 SETTINGS = {
@@ -197,7 +197,7 @@ SETTINGS = {
     # PQN's default, none, is the same activation as in the last hidden layer
     "encoder_activation": Setting("encoder {}", ("relu", None), {PQN: (None,)}),
 }
-PAIRED = ("learning_rate", "utd")  # settings as well; the usual value is the one most runs have
+PAIRED = ("learning_rate", "utd")  # settings as well; the default is what most runs have
 # What is measured, and how often: part of a run's identity, since its rows differ, but without
 # effect on what it learns.
 MEASURING = {
@@ -219,15 +219,15 @@ def flat(config: dict) -> dict[str, object]:
     return settings
 
 
-def own_settings(settings: dict, keys: Iterable[str], script: str) -> dict[str, object]:
-    """The settings among `keys` in which a run is not as usual; all of those that have no usual
-    value."""
+def non_default_settings(settings: dict, keys: Iterable[str], script: str) -> dict[str, object]:
+    """The settings among `keys` in which a run differs from the default; settings without a
+    default are always included."""
     changed = {}
     for key in keys:
         value = settings.get(key)
         if key in SETTINGS:
-            usual = SETTINGS[key].usual_of.get(script, SETTINGS[key].usual)
-            if value in usual:
+            defaults = SETTINGS[key].script_defaults.get(script, SETTINGS[key].defaults)
+            if value in defaults:
                 continue
         changed[key] = value
     return changed
@@ -246,7 +246,7 @@ def setting_label(key: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """An activation, and the settings in which its runs are not as usual."""
+    """An activation, and the settings in which its runs differ from the defaults."""
 
     activation: str
     settings: dict[str, object] = field(default_factory=dict)

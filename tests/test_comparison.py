@@ -510,7 +510,7 @@ def test_settings_added_later_have_a_label_and_a_default():
             for field in dataclasses.fields(args):
                 if field.metadata.get("identity") == "unless default":
                     setting = plots.variants.SETTINGS[prefix + field.name]
-                    assert {field.default, None} <= {*setting.usual}, prefix + field.name
+                    assert {field.default, None} <= {*setting.defaults}, prefix + field.name
 
 
 def test_names_beside_an_axis_keep_what_distinguishes_them():

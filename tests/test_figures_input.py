@@ -310,13 +310,13 @@ def test_a_regression_without_a_parameter_count_or_an_error_is_refused(tmp_path,
 def test_an_activation_with_its_own_parameters_is_learned(tmp_path):
     """make_run's functions change over training; with fixed=True they do not, and no norms of
     rationals are logged."""
-    own = make_run(tmp_path, "prelu")
-    lines = (own / "scalars.csv").read_text().splitlines(keepends=True)
-    (own / "scalars.csv").write_text(
+    prelu = make_run(tmp_path, "prelu")
+    lines = (prelu / "scalars.csv").read_text().splitlines(keepends=True)
+    (prelu / "scalars.csv").write_text(
         "".join(line for line in lines if "numerator_norm" not in line)
     )
     fixed = make_run(tmp_path, "relu", fixed=True)
-    assert plots.activation_shapes.is_learned(plots.reading.read_run(own))
+    assert plots.activation_shapes.is_learned(plots.reading.read_run(prelu))
     assert not plots.activation_shapes.is_learned(plots.reading.read_run(fixed))
     lines = (fixed / "curves.jsonl").read_text().splitlines(keepends=True)
     for number, line in enumerate(lines):  # another function in one layer, as on Atari

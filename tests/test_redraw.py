@@ -211,22 +211,22 @@ def test_regression_shows_the_three_tables():
         median = (errors[4] + errors[5]) / 2
         assert len(mine) == 10
         assert f"learning rate {rate}, error {median:.3g}" in panels[name].get_title()
-        own = [
+        curve = [
             r
             for r in curves
             if (r["activation"], r["widths"]) == cell and float(r["learning_rate"]) == 0.001
         ]
         drawn = [line.get_xydata() for line in panels["learning rate 0.001"].get_lines()]
-        assert any(np.array_equal(line, numbers(own, "step", "median")) for line in drawn)
+        assert any(np.array_equal(line, numbers(curve, "step", "median")) for line in drawn)
     by_rate = figure.axes[-2]
     shown = np.concatenate([line.get_xydata() for line in by_rate.get_lines()])
     for rate in ("0.0001", "0.001", "0.01"):
-        own = [
+        errors = [
             float(r["last_error"])
             for r in runs
             if (r["activation"], r["learning_rate"]) == ("tanh_hr", rate)
         ]
-        for value in (min(own), np.median(own), max(own)):
+        for value in (min(errors), np.median(errors), max(errors)):
             assert np.isclose(shown, (float(rate), value), rtol=1e-9).all(1).any()
 
 
@@ -245,8 +245,8 @@ def test_studies_are_means_over_the_seeds_of_the_csv_and_its_reference():
         ]
         assert {row["seed"] for row in mine} == {"1", "2", "3"}
         for step, value in points:
-            own = [float(row["value"]) for row in mine if int(row["env_step"]) == step]
-            assert len(own) == 3 and value == pytest.approx(sum(own) / 3, rel=1e-12)
+            values = [float(row["value"]) for row in mine if int(row["env_step"]) == step]
+            assert len(values) == 3 and value == pytest.approx(sum(values) / 3, rel=1e-12)
 
 
 def test_checks_and_table_1_show_their_rows():
