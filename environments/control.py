@@ -150,7 +150,7 @@ def sizes(envs: gymnasium.vector.VectorEnv) -> tuple[int, int]:
 
 
 def _check_plays(env: "EpisodeSeeds") -> None:
-    env.told = True  # failures are reported by the run, not by this check
+    env.failure_is_reported = True  # failures are reported by the run, not by this check
     action = np.zeros(env.action_space.shape, env.action_space.dtype)
     with suites.seeded_globals(0):
         for _ in range(FAILURES_IN_A_ROW):
@@ -211,7 +211,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
         self.steps = 0  # successful steps of this episode
         self.last_obs = None
         self.failures_in_a_row = 0
-        self.told = False  # whether a failure has been reported
+        self.failure_is_reported = False
         self.tells_success = False
 
     def reset(self, *, seed=None, options=None):
@@ -292,8 +292,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
             raise runlog.UserError(
                 f"--env-id {self.env_id}: {problem}, {last}; fix the environment"
             )
-        if not self.told:
-            self.told = True
+        if not self.failure_is_reported:
+            self.failure_is_reported = True
             problem = f"{self.env_id}, {place} ({self.stream}): the environment failed"
             problem = f"{problem} at step {self.steps + 1} ({reason}), not the agent"
             end = "the episode is truncated there"

@@ -468,13 +468,13 @@ class Board:
         return (total - step) * (now - first_time) / (step - first_step)
 
     def event(self, text: str) -> None:
-        told = f"{len(self.engine.running())} running, {self.done} done, "
-        told += f"{self.failed} failed, {self.waiting} waiting"
+        summary = f"{len(self.engine.running())} running, {self.done} done, "
+        summary += f"{self.failed} failed, {self.waiting} waiting"
         to_go = self.time_to_go()
         if to_go:
-            told += f", {to_go} to go"
+            summary += f", {to_go} to go"
         self.clear()
-        say(f"{time.strftime('%H:%M:%S')} {text} ({told})")
+        say(f"{time.strftime('%H:%M:%S')} {text} ({summary})")
 
     def clear(self) -> None:
         if self.height:

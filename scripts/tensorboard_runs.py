@@ -81,8 +81,8 @@ def check(args: Args) -> None:
         if not folder.is_dir():
             raise runlog.UserError(f"--runs {folder}: no such folder; give one that holds runs")
     if not any(find_runs(folder) for folder in args.runs):
-        told = f"--runs {' '.join(map(str, args.runs))}: no run with event files below"
-        raise runlog.UserError(f"{told}; train one first, without --no-tensorboard")
+        problem = f"--runs {' '.join(map(str, args.runs))}: no run with event files below"
+        raise runlog.UserError(f"{problem}; train one first, without --no-tensorboard")
     runlog.check_range(args, "[0, 65535]", "port")
 
 

@@ -50,8 +50,8 @@ def make_workspace(args: Args):
         import wandb_workspaces.workspaces as ws
         from wandb_workspaces import expr
     except ImportError as error:
-        told = f"wandb-workspaces cannot be imported ({error})"
-        raise runlog.UserError(f"{told}; pip install -r requirements-dashboard.txt") from None
+        problem = f"wandb-workspaces cannot be imported ({error})"
+        raise runlog.UserError(f"{problem}; pip install -r requirements-dashboard.txt") from None
     sections = []
     for section, charts in sections_of(args.script).items():
         media = IMAGES.get(section, {}) | VIDEOS.get(section, {})
@@ -105,9 +105,9 @@ def main(args: Args) -> None:
     import wandb
 
     if not wandb.login(prompt=False, verify=False):
-        told = "W&B is not logged in (or WANDB_MODE is offline)"
+        problem = "W&B is not logged in (or WANDB_MODE is offline)"
         raise runlog.UserError(
-            f"{told}; log in with `wandb login`, or write a file with --json FILE"
+            f"{problem}; log in with `wandb login`, or write a file with --json FILE"
         )
     with runlog.errors_are_user_errors(
         f"--entity {args.entity} --project {args.project}: W&B did not save the workspace",

@@ -87,7 +87,7 @@ class ScalarGame:
 @pytest.mark.parametrize(
     ("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)]
 )
-def test_games_are_those_of_a_plain_interface(env_id, limit):
+def test_games_match_a_plain_interface(env_id, limit):
     rng = np.random.default_rng(0)
     seen = {"life": 0, "over": 0, "cut": 0}
     fires = [False, False]
@@ -102,8 +102,8 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
     for _ in range(400):
         actions = rng.integers(games.num_actions, size=2)
         step = games.step(actions)
-        told = {ended.env: (ended.total, ended.length) for ended in step.games}
-        assert step.overs.tolist() == [0 in told, 1 in told]
+        finished = {ended.env: (ended.total, ended.length) for ended in step.games}
+        assert step.overs.tolist() == [0 in finished, 1 in finished]
         for i, game in enumerate(plain):
             # 1 is fire in both games
             truth, reward, lost, over = game.step(1 if fires[i] else actions[i])
@@ -114,7 +114,7 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
             assert np.abs(truth - step.real_next_obs[i])[compared].max() <= 0.51
             assert (step.rewards[i], step.terminations[i]) == (reward, lost or over)
             assert step.truncations[i] == cut
-            assert told.get(i) == ((game.total, game.length) if over or cut else None)
+            assert finished.get(i) == ((game.total, game.length) if over or cut else None)
             if over or cut:
                 truth = game.reset(int(games.frames[i]))
             assert np.abs(truth - step.obs[i]).max() <= 0.51
@@ -126,7 +126,7 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
     assert seen["life"] >= 2 and (seen["cut"] >= 2 if limit < 108_000 else seen["over"] >= 2), seen
 
 
-def test_breakout_goes_on_after_a_lost_life_only_if_fire_is_pressed():
+def test_breakout_continues_after_a_lost_life_only_if_fire_is_pressed():
     lost = {}
     for fires in (True, False):
         games = make_breakout(1, fire_on_life_loss=fires)
@@ -157,7 +157,7 @@ def short_games(monkeypatch):
     monkeypatch.setattr(vector_env, "AtariVectorEnv", short)
 
 
-def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
+def test_play_games_returns_the_first_game_of_each_environment_and_films_one(short_games):
     times = iter(range(10_000))
     screens = []
 
@@ -233,7 +233,7 @@ def check_samples(buffer, truth, oldest: int, lost=()):
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
+def test_stored_transitions_match_what_happened(num_envs, tmp_path):
     rng = np.random.default_rng(1)
     truth = []
     path = tmp_path / "replay.dat"
@@ -271,7 +271,7 @@ def test_the_replay_of_a_checkpoint_survives_until_there_are_two_newer_ones(tmp_
     check_samples(again, kept, 40)
 
 
-def test_a_replay_that_does_not_fit_or_is_missing_is_told(tmp_path):
+def test_a_mismatched_or_missing_replay_is_refused(tmp_path):
     path = tmp_path / "replay.dat"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
@@ -314,7 +314,7 @@ def test_networks_that_are_not_finite_are_not_evaluated(script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "told"),
+    ("env_id", "message"),
     [
         ("BreakoutNoFrameskip-v4", "is called Breakout here, .*; use --env-id Breakout$"),
         ("ALE/Breakout-ram-v5", "is called Breakout here"),
@@ -324,6 +324,6 @@ def test_networks_that_are_not_finite_are_not_evaluated(script, tmp_path):
         ("dm_control/cheetah-run-v0", "is not an Atari game; .* sac_continuous.py"),
     ],
 )
-def test_what_is_no_name_of_a_game_is_told_by_what_it_is(env_id, told):
-    with pytest.raises(runlog.UserError, match=f"^--env-id {env_id}: {told}"):
+def test_ids_that_name_no_game_are_refused_with_the_reason(env_id, message):
+    with pytest.raises(runlog.UserError, match=f"^--env-id {env_id}: {message}"):
         atari_game(env_id)

@@ -119,7 +119,7 @@ def dqn_runs(root) -> dict:
     return truth
 
 
-def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys):
+def test_hr7_normalises_by_the_relu_runs_and_shows_dead_fractions(tmp_path, capsys):
     truth = dqn_runs(tmp_path / "runs")
     figures.main(["hr7", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     assert "hr15: fewer than two of relu; relu_hr" in capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_hr7_normalises_by_the_relu_runs_and_tells_dead_shares(tmp_path, capsys)
     assert float(table["change"]) == pytest.approx(dead["tanh_hr"] / dead["tanh"] - 1, rel=1e-4)
 
 
-def test_the_band_of_hr8_is_the_deviation_of_the_mean_over_games(tmp_path):
+def test_the_band_of_hr8_is_the_standard_deviation_of_the_mean_over_games(tmp_path):
     """Games with 3 and 2 seeds, and with 3 and 1: a seed alone has no deviation."""
     ranks = {"Breakout": [3.0, 7.0, 5.0], "Qbert": [40.0, 10.0]}
     for seeds_of_qbert in (2, 1):
@@ -196,15 +196,15 @@ def test_the_band_of_hr8_is_the_deviation_of_the_mean_over_games(tmp_path):
             assert row["value"] == 0.5 * (5 + 25)
             assert row["low"] == pytest.approx(15 - half, rel=1e-5)
             assert row["high"] == pytest.approx(15 + half, rel=1e-5)
-        told = " ".join(figure.get_suptitle().split())
+        title = " ".join(figure.get_suptitle().split())
         if seeds_of_qbert == 2:
-            assert told.endswith("; mean over environments, band: standard deviation over seeds")
+            assert title.endswith("; mean over environments, band: standard deviation over seeds")
         else:
             why = "mean over environments, no band: some environment has one seed"
-            assert f"in effective rank, last hidden layer: {why}" in told
+            assert f"in effective rank, last hidden layer: {why}" in title
 
 
-def test_contributions_to_q_have_deviations_of_a_sample(tmp_path):
+def test_contributions_to_q_have_sample_standard_deviations(tmp_path):
     values = [2.0, 3.0, 7.0]
     for seed, value in enumerate(values, start=1):
         rows = {f"q_split/{part}": (STEPS, [value] * 3) for part in ("live", "dead", "bias")}
@@ -305,9 +305,9 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     monkeypatch.setattr(plots.style, "save", lambda figure, path: kept.append(figure) or path)
     monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     plots.overview.overview(tmp_path / "runs", tmp_path / "out")
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        told.count("not on the page: pqn_atari, ") == 2
+        printed.count("not on the page: pqn_atari, ") == 2
         and "2 further environments" in kept[0].get_suptitle()
     )
     panels = []
@@ -338,7 +338,7 @@ def test_figures_json_is_enough_to_draw_again(tmp_path):
     assert set(json.loads((tmp_path / "out" / "figures.json").read_text())) == {"hr1", "hr1_final"}
 
 
-def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_an_output_folder_that_cannot_be_made_ends_in_one_line(tmp_path):
     pqn_runs(tmp_path / "runs", activations=("relu",))
     (tmp_path / "file").write_text("")
     with pytest.raises(runlog.UserError, match="file"):
@@ -352,8 +352,10 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs", games=("Carnival",))
     # as hr_fig1.sh tells
     plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))
-    told = capsys.readouterr().out
-    assert "left out: rational (--variants" in told and "left out: Carnival has no score" in told
+    printed = capsys.readouterr().out
+    assert (
+        "left out: rational (--variants" in printed and "left out: Carnival has no score" in printed
+    )
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
     assert [(row["variant"], row["environments"], row["runs"]) for row in final] == [
         ("relu", "3", "6"),
@@ -366,7 +368,7 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     assert [row["variant"] for row in final] == ["relu", "rational", "tanh_hr"]
 
 
-def test_table_shows_training_returns_where_nothing_is_evaluated(tmp_path):
+def test_table_shows_training_returns_where_there_are_no_evaluations(tmp_path):
     returns = np.arange(80.0)
     rows = {"charts/episodic_return": (np.arange(1, 81), returns)}
     write_run(tmp_path, "ppo_atari", "Pong", "relu", 1, rows)

@@ -152,12 +152,12 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
     run(script, tmp_path / "a", flags)
     assert "finished already (--fresh starts it over)" in capfd.readouterr().out
     run(script, tmp_path / "a", f"{flags} --evaluate")
-    told = capfd.readouterr().out
+    printed = capfd.readouterr().out
     (video,) = (folder / "videos").glob("*.mp4")
     assert (
-        told.count("\n") == 1
-        and "seed 3: return" in told
-        and str(video) in told
+        printed.count("\n") == 1
+        and "seed 3: return" in printed
+        and str(video) in printed
         and video.stat().st_size > 500
     )
     run(script, tmp_path / "a", f"{flags} --print-network")
@@ -278,7 +278,7 @@ for name, options in OPTIONS.items():
 
 
 @pytest.mark.parametrize(("script", "flags"), CASES)
-def test_options_run_and_a_diverged_run_says_so(script, flags, tmp_path, monkeypatch):
+def test_options_run_and_a_diverged_run_is_reported(script, flags, tmp_path, monkeypatch):
     fake(monkeypatch)
     found = steps_of(run(script, tmp_path / "a", flags))
     assert found[f"losses/{LOSSES[script][0]}"][-1] == 320
@@ -361,7 +361,7 @@ OWN_BAD = {
     "pqn_atari --exploration-fraction 0": ["--exploration-fraction 0", "(0, inf)"],
 }
 WRONG = {
-    f"{script} {flags}": told for script, (flags, told) in itertools.product(TINY, BAD.items())
+    f"{script} {flags}": words for script, (flags, words) in itertools.product(TINY, BAD.items())
 } | OWN_BAD
 
 

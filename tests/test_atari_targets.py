@@ -51,7 +51,7 @@ def cases(number: int = 1_000):
         )
 
 
-def test_q_lambda_returns_are_those_of_a_slow_loop():
+def test_q_lambda_returns_match_a_slow_loop():
     for rewards, terminations, truncations, _, next_values, gamma, q_lambda in cases():
         tensors = (torch.from_numpy(x) for x in (rewards, terminations, truncations, next_values))
         got = pqn_atari.q_lambda_returns(*tensors, gamma, q_lambda).numpy()
@@ -76,7 +76,7 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
             assert value == pytest.approx(total, rel=1e-9, abs=1e-9)
 
 
-def test_advantages_are_those_of_a_slow_loop():
+def test_advantages_match_a_slow_loop():
     for rewards, terminations, truncations, values, next_values, gamma, gae_lambda in cases():
         tensors = (
             torch.from_numpy(x) for x in (rewards, terminations, truncations, values, next_values)
@@ -97,7 +97,7 @@ def test_advantages_are_those_of_a_slow_loop():
 
 
 @pytest.mark.parametrize("double_q", [True, False])
-def test_dqn_targets_are_those_of_a_slow_loop(double_q):
+def test_dqn_targets_match_a_slow_loop(double_q):
     rng = np.random.default_rng(1)
     differ = 0
     for _ in range(1_000):
@@ -163,7 +163,7 @@ def test_initial_weights():
     assert not torch.equal(branches[0].linear.weight, branches[1].linear.weight)
 
 
-def test_dqn_starts_as_torch_does():
+def test_dqn_initial_weights_are_drawn_as_in_torch():
     """Every bias and weight uniform in +-1/sqrt(fan_in), as nn.Linear and nn.Conv2d draw them;
     --bias-init zero: 0."""
     layers = [("conv1", 4 * 64), ("conv2", 32 * 16), ("conv3", 64 * 9), ("fc", 3_136), ("q", 512)]
@@ -185,7 +185,7 @@ RECYCLED = [("relu", "none"), ("relu", "channel"), ("tanh_hr", "none"), ("crelu"
 
 @pytest.mark.parametrize("script", ["dqn_atari", "ppo_atari"])
 @pytest.mark.parametrize(("activation", "layer_norm"), RECYCLED)
-def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, layer_norm):
+def test_recycled_neurons_are_reinitialised_and_the_others_stay(script, activation, layer_norm):
     flags = {
         "layer_norm": layer_norm,
         "width": 16,
@@ -275,7 +275,7 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
 
 
 @pytest.mark.parametrize("activation", ["tanh", "tanh_hr"])
-def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
+def test_dead_neurons_contribute_a_constant_bias(activation):
     net = network("dqn_atari", width=16, activation=activation)
     dead = torch.arange(16) % 3 == 0
     with torch.no_grad():
@@ -316,7 +316,7 @@ def test_dead_by_standard_deviation():
     assert metrics.dead_neurons_kde(z * torch.tensor([0.9, 1.1, 1.0]))[0].tolist() == dead.tolist()
 
 
-def test_flags_of_one_name_are_the_same():
+def test_flags_with_the_same_name_agree_across_scripts():
     fields = [{f.name: f for f in dataclasses.fields(module.Args)} for module in MODULES.values()]
     for name in set.intersection(*(set(each) for each in fields)):
         assert len({str(each[name].type) for each in fields}) == 1, name

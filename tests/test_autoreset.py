@@ -90,7 +90,7 @@ def rows_of(run: runlog.Run, key: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("async_envs", [False, True])
-def test_every_stored_transition_and_logged_return_is_the_truth(async_envs, tmp_path, monkeypatch):
+def test_stored_transitions_and_logged_returns_are_true(async_envs, tmp_path, monkeypatch):
     buffers = []
 
     class Spied(sac_continuous.ReplayBuffer):
@@ -180,7 +180,7 @@ def test_evaluation_plays_whole_episodes_and_returns_their_means():
         assert set(row) == {"eval/stochastic_return"} | errors
 
 
-def test_true_successors_are_those_of_the_episode_that_ended():
+def test_true_successors_belong_to_the_episode_that_ended():
     next_obs = np.array([[0.0, 0.0], [5.0, 5.0], [0.5, 0.0]])
     final = np.array([np.array([9.0, 9.0]), None, np.array([8.0, 8.0])], dtype=object)
     infos = {
@@ -204,7 +204,7 @@ def play(env, moves, **options):
 @pytest.mark.parametrize(
     "env_id", ["dm_control/cartpole-swingup-v0", "metaworld/reach-v3", "Hopper-v5"]
 )
-def test_an_episode_is_its_number_and_can_be_entered_in_the_middle(env_id):
+def test_an_episode_depends_only_on_its_number_and_can_be_resumed_midway(env_id):
     env = make_env(env_id, 1, 7, "train")
     fresh = make_env(env_id, 1, 7, "train")
     actions = (

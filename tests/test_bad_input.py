@@ -40,13 +40,13 @@ def call(argv: list[str], capfd) -> tuple[int, str, str]:
     return code, *capfd.readouterr()
 
 
-def check(code: int, out: str, err: str, *told: str) -> None:
+def check(code: int, out: str, err: str, *expected: str) -> None:
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (
         code,
         out,
         err,
     )
-    missing = [word for word in told if word not in err]
+    missing = [word for word in expected if word not in err]
     assert not missing, (missing, err)
 
 
@@ -156,10 +156,9 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path, capfd):
-    told = COMMANDS[command]
-    check(
-        *call([*TINY.split(), "--runs-dir", str(tmp_path / "runs"), *command.split()], capfd), *told
-    )
+    expected = COMMANDS[command]
+    argv = [*TINY.split(), "--runs-dir", str(tmp_path / "runs"), *command.split()]
+    check(*call(argv, capfd), *expected)
     assert os.listdir(tmp_path) == []
 
 
@@ -209,7 +208,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
         meta = runlog.storage.read_json(folder / "meta.json")
         runlog.storage.write_json(folder / "meta.json", meta | {"status": status})
 
-    # one tampered byte in the newer generation: told, and the older one is used
+    # one tampered byte in the newer generation is reported, and the older one is used
     middle = len(whole[0]) // 2
     checkpoints[0].write_bytes(
         whole[0][:middle] + bytes([whole[0][middle] ^ 1]) + whole[0][middle + 1 :]
@@ -260,7 +259,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
     assert call([*argv, "--fresh"], capfd)[0] == 0
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_afterwards(tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_the_run_resumes_afterwards(tmp_path):
     code = (
         "import resource, runlog, sac_continuous as s\n{limit}\nwith runlog.exit_on_user_error():\n"
     )

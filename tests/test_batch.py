@@ -161,7 +161,7 @@ def test_seeds_change_between_alone_and_together(tmp_path, monkeypatch, first):
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
 
 
-def test_a_diverged_seed_is_left_out_and_the_others_go_on(tmp_path, capsys):
+def test_a_diverged_seed_is_left_out_and_the_others_continue(tmp_path, capsys):
     train(Args(num_seeds=3, runs_dir=str(tmp_path / "calm")))
     train(Args(num_seeds=3, runs_dir=str(tmp_path)), diverging=2)
     (line,) = capsys.readouterr().err.splitlines()
@@ -184,7 +184,7 @@ def test_a_diverged_seed_is_left_out_and_the_others_go_on(tmp_path, capsys):
     ]
 
 
-def test_a_diverged_seed_stays_so_when_it_resumes(tmp_path, monkeypatch):
+def test_a_diverged_seed_stays_diverged_on_resume(tmp_path, monkeypatch):
     args = Args(num_seeds=2, runs_dir=str(tmp_path))
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         stopping_at(patch, 25)
@@ -288,9 +288,7 @@ class CompilingArgs(Args):
         ({"async_envs": True}, []),  # its workers are forked, which must not happen meanwhile
     ],
 )
-def test_a_run_that_compiles_has_vector_instructions_tried_early(
-    flags, expected, monkeypatch, tmp_path
-):
+def test_a_compiled_run_probes_vector_instructions_early(flags, expected, monkeypatch, tmp_path):
     began = []
     monkeypatch.setattr(compiler, "probe_early", lambda device: began.append(str(device)))
     args = CompilingArgs(**flags, runs_dir=str(tmp_path))

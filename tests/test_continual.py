@@ -97,7 +97,7 @@ def test_updates_equal_torch_in_float64(flags):
         )
 
 
-def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_path, monkeypatch):
+def test_a_run_writes_every_key_and_its_measures_match_the_updates(tmp_path, monkeypatch):
     shares = []
     update = script.Learner.one_update
 
@@ -142,7 +142,7 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
     assert not all(map(math.isnan, written))
 
 
-def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
+def test_end_accuracies_and_ntk_match_the_checkpoint(tmp_path):
     flags = "--seed 5 --activation tanh_hr --tasks permuted_labels --dataset digits"
     (rows,) = run(tmp_path, flags).values()
     args = parse(flags)
@@ -167,7 +167,7 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
     )
 
 
-def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_path):
+def test_a_seed_alone_matches_its_seed_in_a_batch_and_measuring_changes_nothing(tmp_path):
     flags = "--activation rational --redo --redo-period 5 --redo-tau 0.9"
     batch = run(tmp_path / "a", f"--num-seeds 3 {flags}")
     alone = run(tmp_path / "b", f"--seed 2 {flags}")
@@ -212,7 +212,9 @@ def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypa
     assert status == ["finished", "finished"]
 
 
-def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_diverged_seed_carries_its_last_task_forward_and_the_others_continue(
+    tmp_path, monkeypatch
+):
     whole = run(tmp_path / "a", "--num-seeds 2")
     update = script.Learner.one_update
     calls = []
@@ -278,7 +280,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
+def test_compiled_updates_see_in_place_changes(tmp_path):
     """A new head, recycled neurons and a resumed checkpoint must reach the compiled update."""
     flags = (
         "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 "
@@ -303,7 +305,7 @@ def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
                 ), (step, key)
 
 
-def test_reset_head_draws_anew_and_forgets_moments():
+def test_reset_head_redraws_weights_and_clears_moments():
     learner = script.Learner(parse(""), (1, 8, 8), 10, 16.0, [1, 2], torch.device("cpu"))
     images = some_images()
     learner.update(images, torch.arange(20).view(2, 10), torch.arange(20).view(2, 10) % 10, None)

@@ -62,7 +62,7 @@ def make_cell(
     return accuracy
 
 
-def test_cells_are_told_apart_by_what_differs(tmp_path):
+def test_cells_are_labelled_by_what_differs(tmp_path):
     make_cell(tmp_path, [2, 1], "relu")
     make_cell(tmp_path, [1], "rational")
     make_cell(tmp_path, [1], "rational", init_scale=0.25)
@@ -89,7 +89,7 @@ def test_cells_are_told_apart_by_what_differs(tmp_path):
         plots.continual.continual_cells(tmp_path / "other")
 
 
-def test_comparisons_are_scipys_paired_intervals(tmp_path):
+def test_comparisons_match_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
     # seed 1 has no partner
     base = make_cell(tmp_path, seeds, "tanh")
@@ -150,8 +150,8 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         for d, a in itertools.product(("digits", "mnist"), ("relu", "tanh_hr", "tanh"))
     }
     figures.main(["continual", "--runs", str(runs), "--out", str(out)])
-    told = capsys.readouterr().out
-    assert "tanh_hr against tanh" in told and told.count(".png") == 2
+    printed = capsys.readouterr().out
+    assert "tanh_hr against tanh" in printed and printed.count(".png") == 2
     for name in ("digits", "mnist"):
         with Image.open(out / f"continual-{name}-random_labels.png") as image:
             assert min(image.size) > 500
@@ -191,7 +191,7 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
     assert {(row["cell"], row["diverged"]) for row in cells} == {(a, "1") for _, a in accuracy}
 
 
-def test_variants_draw_a_small_picture_of_these_cells_and_must_be_there(tmp_path, capsys):
+def test_variants_draw_a_small_picture_of_these_cells_and_must_exist(tmp_path, capsys):
     runs = tmp_path / "runs"
     out = tmp_path / "out"
     accuracy = make_cell(runs, [1, 2, 3], "relu")
@@ -200,8 +200,8 @@ def test_variants_draw_a_small_picture_of_these_cells_and_must_be_there(tmp_path
     command = ["continual", "--runs", str(runs), "--out", str(out), "--variants"]
     with pytest.raises(SystemExit):
         figures.main([*command, "relu", "gelu"])
-    told = '--variants "gelu": digits random_labels has "relu", "crational, init 0.25", "tanh"'
-    assert told in capsys.readouterr().err and not out.exists()
+    message = '--variants "gelu": digits random_labels has "relu", "crational, init 0.25", "tanh"'
+    assert message in capsys.readouterr().err and not out.exists()
 
     figures.main([*command, "crational, init 0.25", "relu"])
     name = "plasticity-digits-random_labels"
@@ -221,7 +221,7 @@ def test_intervals_of_one_value_are_unknown():
     assert mean.tolist() == [1.0, 2.0] and np.isnan(low).all() and np.isnan(high).all()
 
 
-def test_tasks_that_nobody_fitted_keep_their_places(tmp_path):
+def test_tasks_that_no_seed_fitted_keep_their_places(tmp_path):
     # fitted in all but the tasks 1, 4 and 7 (index + 3 divisible by 3)
     make_cell(tmp_path, [3], "relu")
     plots.continual.draw_continual(tmp_path, tmp_path)
@@ -315,7 +315,7 @@ def test_n_of_a_cell_counts_the_seeds_in_its_means(tmp_path):
     assert float(row["online accuracy, late tasks: high"]) == pytest.approx(0.3 + half, rel=1e-5)
 
 
-def test_what_is_missing_leaves_the_rest(tmp_path, monkeypatch):
+def test_missing_values_leave_the_rest_unchanged(tmp_path, monkeypatch):
     """A seed that diverged in its first task, and a study without NTK ranks."""
     base = make_cell(tmp_path, [1, 2, 3, 4], "tanh")
     other = make_cell(tmp_path, [1, 2, 3, 4], "tanh_hr")

@@ -16,7 +16,7 @@ import runlog
 from environments import datasets
 
 
-def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeypatch, capfd):
+def test_a_download_that_differs_or_fails_is_reported_with_the_url(tmp_path, monkeypatch, capfd):
     (remote := tmp_path / "remote").mkdir()
     write_mnist(remote, monkeypatch)
     address = serve(remote, monkeypatch)
@@ -64,7 +64,7 @@ def test_split_cifar100_trains_a_convolutional_network(tmp_path, monkeypatch):
             )
 
 
-def test_the_convolutional_network_is_torchs():
+def test_the_convolutional_network_matches_torch():
     args = parse("--network cnn --dataset mnist --channels 3 4 --activation relu")
     network = script.Classifier(args, (1, 28, 28), 10, [1, 2])
     x = torch.rand(2, 5, 784, generator=torch.Generator().manual_seed(0))
@@ -122,7 +122,7 @@ def test_wrong_values_end_in_one_line(flags, tmp_path, capfd):
     assert not (tmp_path / "runs").exists()
 
 
-def test_batched_recycling_equals_that_of_each_seed():
+def test_batched_recycling_equals_recycling_each_seed():
     results = []
     for seeds in ([1, 2], [1], [2]):
         network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)

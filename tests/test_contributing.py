@@ -123,7 +123,7 @@ def test_every_block_of_the_recipes_is_followed_or_shows_a_command():
         assert language == "bash" or PLACE.fullmatch(first_line), first_line
 
 
-def test_targets_and_files_that_it_names_exist():
+def test_the_targets_and_files_it_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     (setup,) = blocks("Setting up, tests, lint", "bash")
     targets = re.findall(r"^make ([a-z-]+)", setup, re.MULTILINE)
@@ -172,7 +172,7 @@ def with_activations(tmp_path_factory):
     return printed, {project / "runs" / name: rows for name, rows in found.items()}
 
 
-def test_an_activation_is_ten_lines_and_among_the_names_that_there_are(with_activations):
+def test_an_activation_takes_ten_lines_and_is_listed(with_activations):
     one_line, module = blocks("An activation", "python")
     assert len(one_line.splitlines()) == 2
     body = module[module.index("class") : module.index("ACTIVATIONS[")]
@@ -300,7 +300,7 @@ except SystemExit:
 """
 
 
-def test_a_figure_is_drawn_and_drawn_again(tmp_path):
+def test_a_figure_is_drawn_and_redrawn(tmp_path):
     project = copy_of_project(tmp_path / "project")
     follow("A figure", project)
     for seed in (1, 2):
@@ -381,7 +381,7 @@ def test_an_algorithm_trains_and_logs_every_seed(whole_runs):
     assert first != second
 
 
-def test_an_algorithms_seed_is_the_same_run_alone(reinforce, whole_runs, tmp_path):
+def test_a_seed_of_an_algorithm_is_the_same_run_alone(reinforce, whole_runs, tmp_path):
     alone = train(reinforce, tmp_path, "--seed 2")
     ((name, rows),) = alone.items()
     assert rows.keys() == whole_runs[name].keys()
@@ -391,7 +391,7 @@ def test_an_algorithms_seed_is_the_same_run_alone(reinforce, whole_runs, tmp_pat
             assert value == pytest.approx(float(whole_runs[name][step, key]), rel=1e-4, abs=1e-5)
 
 
-def test_an_algorithms_weights_are_those_of_a_slow_loop(reinforce):
+def test_an_algorithms_weights_match_a_slow_loop(reinforce):
     """Two episodes of other lengths: 3 steps, cut off, with steps of the next; 5 steps."""
     rewards = torch.tensor([[1.0, 2.0, -1.0, 9.0, 9.0], [0.5, 1.0, 2.0, -3.0, 1.0]])
     terminations = torch.tensor([[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 1]])
@@ -419,7 +419,7 @@ def test_an_algorithms_weights_are_those_of_a_slow_loop(reinforce):
         assert (weights[i, length:] == 0).all()
 
 
-def test_an_algorithms_gradient_is_reinforces(reinforce):
+def test_an_algorithms_gradient_is_that_of_reinforce(reinforce):
     """Of log N(a; mean, std) by the mean's bias: (a - mean) / std^2."""
     words = f"{TINY} --activation identity".split()
     args = runlog.parse_args(reinforce.Args, words)
@@ -457,31 +457,31 @@ def test_an_algorithm_resumes_with_the_same_rows(reinforce, whole_runs, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_an_algorithms_seed_that_diverges_ends_as_diverged(reinforce, tmp_path):
+def test_a_seed_of_an_algorithm_that_diverges_ends_as_diverged(reinforce, tmp_path):
     train(reinforce, tmp_path, "--learning-rate 1e38")
     (path,) = tmp_path.glob("*/meta.json")
     assert json.loads(path.read_text())["status"] == "diverged"
 
 
-def test_an_algorithms_mistakes_are_one_line(reinforce, tmp_path):
-    for flags, told in {
+def test_an_algorithms_mistakes_are_reported_in_one_line(reinforce, tmp_path):
+    for flags, message in {
         "--activation tanhh": "did you mean tanh",
         "--gamma 2": "--gamma 2",
         "--env-id CartPole-v1": "--env-id CartPole-v1",
     }.items():
-        with pytest.raises(runlog.UserError, match=told):
+        with pytest.raises(runlog.UserError, match=message):
             train(reinforce, tmp_path / "none", flags)
     assert not (tmp_path / "none").exists()
 
 
-def test_an_algorithms_flags_are_as_those_of_the_project(
+def test_an_algorithms_flags_pass_the_checks_of_the_projects_own(
     reinforce, project_with_algorithm, monkeypatch, capsys
 ):
     """The checks of test_repo.py, which hold for every script."""
     monkeypatch.setattr(test_repo, "ROOT", project_with_algorithm)
     monkeypatch.setattr(test_repo, "SCRIPTS", {"reinforce": reinforce})
     test_repo.test_every_flag_is_used_and_explained("reinforce", capsys)
-    test_repo.test_an_option_is_no_part_of_the_identity_and_every_script_says_so()
+    test_repo.test_every_script_excludes_its_options_from_the_identity()
 
 
 def test_the_sweep_finds_an_algorithm(project_with_algorithm):

@@ -69,7 +69,7 @@ def row_of(rows, **wanted) -> dict:
     return row
 
 
-def test_claims_are_those_of_loops_over_pairs_of_seeds(drawn):
+def test_claims_match_loops_over_pairs_of_seeds(drawn):
     truth, out = drawn
     rows = read_csv(out / f"{NAME}-claims.csv")
     for index, step in enumerate(STEPS.tolist()):
@@ -121,13 +121,13 @@ def test_a_quantity_that_one_variant_lacks_is_not_compared(drawn):
     assert "return" in against_relu and "output" not in against_relu
 
 
-def test_a_value_that_no_policy_has_is_a_share():
+def test_impossible_values_are_counted():
     (impossible,) = [each for each in QUANTITIES if each.panel is IMPOSSIBLE_Q]
     assert [value_of(impossible, value) for value in (999.0, -1_001.0, 1e9)] == [0.0, 1.0, 1.0]
     assert value_of(QUANTITIES[0], 999.0) == 999.0
 
 
-def test_the_summary_is_of_the_values_at_each_step(drawn):
+def test_the_summary_covers_the_values_at_each_step(drawn):
     truth, out = drawn
     rows = read_csv(out / f"{NAME}-summary.csv")
     for index, diverged in ((1, "0"), (4, "1")):
@@ -157,7 +157,7 @@ def test_panels_show_every_seed_up_to_where_it_diverged_and_the_median(drawn):
 
 
 @pytest.mark.parametrize("activations", [("rational",), ("relu", "rational")])
-def test_an_environment_in_which_every_run_diverged_at_once_is_in_the_list_only(
+def test_an_environment_in_which_every_run_diverged_at_once_appears_only_in_the_list(
     tmp_path, capsys, activations
 ):
     for activation, seed in itertools.product(activations, (1, 2)):

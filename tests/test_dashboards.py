@@ -173,7 +173,7 @@ def panels_of(layout: dict[str, dict]) -> dict[str, str]:
     return found
 
 
-def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(folder, logged):
+def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
     board = TensorBoard(folder)
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 9
     assert {*logged} == {*SCRIPTS}
@@ -201,7 +201,7 @@ def test_each_run_lays_out_the_panels_of_its_script_that_it_fills_and_no_other(f
         assert not [title for title in titles if not re.search(others, title)], script
 
 
-def test_a_panel_is_of_one_network_and_the_last_layer_comes_first(folder):
+def test_a_panel_shows_one_network_with_the_last_layer_first(folder):
     (run,) = [each for each in TensorBoard(folder).runs if "sac_continuous__crational__s1" in each]
     board = TensorBoard(folder / run)
     layout = board.layout()
@@ -303,7 +303,9 @@ def call(capfd, *argv: str) -> str:
     return err
 
 
-def test_without_the_package_the_command_that_installs_it_is_told(monkeypatch, capfd, tmp_path):
+def test_without_the_package_the_error_names_the_command_that_installs_it(
+    monkeypatch, capfd, tmp_path
+):
     for name in ("wandb_workspaces", "wandb_workspaces.workspaces", "wandb_workspaces.reports.v2"):
         monkeypatch.setitem(sys.modules, name, None)
     err = call(capfd, "--json", str(tmp_path / "a.json"))
@@ -364,7 +366,7 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
 
 
 @needs_package
-def test_wrong_input_of_the_workspace_is_one_line(tmp_path, capfd):
+def test_wrong_workspace_input_ends_in_one_line(tmp_path, capfd):
     assert "--entity: is missing" in call(capfd)
     assert "--project: is empty" in call(capfd, "--entity", "team", "--project", "")
     missing = tmp_path / "missing" / "a.json"

@@ -67,7 +67,7 @@ def test_episodes_are_summed_logged_and_followed_by_the_next():
     assert episodes[1] == Episode(number=5, total_reward=5.0, actions=[[2.0]], errors=2)
 
 
-def test_failures_are_counted_and_an_episode_that_cannot_begin_gives_way():
+def test_failures_are_counted_and_episodes_that_cannot_begin_are_skipped():
     batch = Rows(diverged=[0, 0, 0])
     episodes = [Episode(), Episode(number=4, errors=2), Episode()]
     infos = {
@@ -141,7 +141,7 @@ def test_played_episodes_have_named_columns_and_true_successors():
     assert rows[1] == pytest.approx({"eval/episodic_return": (60 + 150) / 2, "eval/success": 1.0})
 
 
-def test_no_evaluation_plays_an_episode_of_another():
+def test_evaluations_never_share_an_episode():
     played = []
     for index in range(1, 30):
         for first in environments.evaluation_episodes(index, 5):

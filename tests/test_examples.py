@@ -26,9 +26,9 @@ def code_cells() -> list[str]:
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     code = "\n\n".join(code_cells())
-    for told, instead in SHORT.items():
-        assert code.count(told) == 1, told
-        code = code.replace(told, instead)
+    for original, shortened in SHORT.items():
+        assert code.count(original) == 1, original
+        code = code.replace(original, shortened)
     code += '\nfor number in plt.get_fignums():\n    plt.figure(number).savefig(f"{number}.png")\n'
     script = tmp_path / "notebook.py"
     script.write_text(

@@ -71,7 +71,7 @@ def table(path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_parameter_counts_are_those_of_the_paper():
+def test_parameter_counts_match_the_paper():
     args = script.Args()
     counts = []
     for activation, widths in script.architectures(args):
@@ -112,7 +112,7 @@ def reference(networks: script.Networks, i: int, name: str):
 
 
 @pytest.mark.parametrize("name, widths", [("relu", (12,)), ("tanh_hr", (6,)), ("tanh", (8, 8, 8))])
-def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
+def test_a_batch_trains_like_a_slow_loop_over_torch_modules(name, widths):
     rates = [1e-3, 1e-2, 1e-2]
     seeds = [1, 1, 4]
     networks = script.Networks(name, widths, seeds, rates, script.Args(compile=False), CPU)
@@ -264,7 +264,7 @@ def test_a_diverged_run_leaves_the_others_alone(tmp_path):
 
 
 @pytest.mark.parametrize("expression", script.CLOSED_FORMS)
-def test_table_1_and_a_sum_would_not_pass(expression):
+def test_table_1_matches_its_closed_forms_and_a_sum_does_not(expression):
     """99.9 % intervals; the closed forms are written out once more."""
     forms = {"tanh_hr": lambda p: p * p, "relu_hr": lambda p: 1 - (1 - p) * (1 - p)}
     for p in (0.2, 0.6):
@@ -285,7 +285,7 @@ def test_table_1_and_a_sum_would_not_pass(expression):
 
 def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     rows = run(tmp_path, "--num-seeds 3 --table1-neurons 60")
-    told = capfd.readouterr().out
+    printed = capfd.readouterr().out
     out = tmp_path / "function_approximation"
     for name in ("shallow.png", "deep.png", "table1.png"):
         assert imread(out / name).std() > 0.05
@@ -319,11 +319,11 @@ def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     row = ratios["relu 2 x 6", "tanh_hr 1 x 4", "0.01"]
     logs = [np.log(last["relu", "6 6", "0.01", s] / last["tanh_hr", "4", "0.01", s]) for s in "123"]
     low, high = t.interval(0.95, 2, np.mean(logs), np.std(logs, ddof=1) / 3**0.5)
-    told_ratios = [float(row[key]) for key in ("ratio", "low", "high")]
-    np.testing.assert_allclose(told_ratios, np.exp([np.mean(logs), low, high]), rtol=1e-4)
+    interval = [float(row[key]) for key in ("ratio", "low", "high")]
+    np.testing.assert_allclose(interval, np.exp([np.mean(logs), low, high]), rtol=1e-4)
     fits = table(out / "fits.csv")
     assert len(fits) == script.DENSE_POINTS and len(fits[0]) == 1 + 5
-    assert "tanh_hr, hidden units 4: 21 parameters" in told and "Table 1, relu_hr" in told
+    assert "tanh_hr, hidden units 4: 21 parameters" in printed and "Table 1, relu_hr" in printed
     before = {path.name: path.read_bytes() for path in out.glob("*.csv")}
     folders = [str(path.parent) for path in tmp_path.glob("*/config.json")]
     figures.main(["function_approximation", "--runs", *folders, "--out", str(tmp_path / "again")])

@@ -157,7 +157,7 @@ UPDATES = {
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 @pytest.mark.parametrize("name", UPDATES)
-def test_float32_updates_are_those_of_the_cpu_in_float64(name, device):
+def test_float32_updates_match_the_cpu_in_float64(name, device):
     found = UPDATES[name](torch.device(device), torch.float32)
     expected = UPDATES[name](CPU, torch.float64)
     assert_close(found, expected, 2e-4 if "cnn" in name else 5e-5)
@@ -175,7 +175,7 @@ COMPILED = [
 
 
 @pytest.mark.parametrize("name, device", COMPILED)
-def test_compiled_updates_are_the_eager_ones(name, device):
+def test_compiled_updates_match_the_eager_ones(name, device):
     found = UPDATES[name](torch.device(device), torch.float32, compiled=True)
     expected = UPDATES[name](torch.device(device), torch.float32)
     assert_close(found, expected, 5e-5)
@@ -216,9 +216,7 @@ def train_atari_in_float64(script: str, monkeypatch, folder) -> dict[str, torch.
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 @pytest.mark.parametrize("script", ATARI)
-def test_atari_float32_updates_are_those_of_the_cpu_in_float64(
-    script, device, tmp_path, monkeypatch
-):
+def test_atari_float32_updates_match_the_cpu_in_float64(script, device, tmp_path, monkeypatch):
     found = train_atari(script, monkeypatch, tmp_path / "found", f"--device {device} --no-compile")
     expected = train_atari_in_float64(script, monkeypatch, tmp_path / "expected")
     assert {x.dtype for x in found.values()} == {torch.float32}
@@ -231,7 +229,7 @@ ATARI_COMPILED += [pytest.param(script, "cuda", marks=CPU_AND_CUDA[1].marks) for
 
 
 @pytest.mark.parametrize("script, device", ATARI_COMPILED)
-def test_atari_compiled_updates_are_the_eager_ones(script, device, tmp_path, monkeypatch):
+def test_atari_compiled_updates_match_the_eager_ones(script, device, tmp_path, monkeypatch):
     found = train_atari(script, monkeypatch, tmp_path / "found", f"--device {device} --compile")
     expected = train_atari(
         script, monkeypatch, tmp_path / "expected", f"--device {device} --no-compile"
@@ -263,7 +261,9 @@ def stop_at_32(run, step, draw_plots):
 @pytest.mark.parametrize("case", ["whole", "resumed", "redo"])
 @pytest.mark.parametrize("device, compiled", GRAPHED)
 @pytest.mark.parametrize("script", ATARI)
-def test_atari_cudagraphs_train_as_without(script, device, compiled, case, tmp_path, monkeypatch):
+def test_cudagraphs_do_not_change_atari_training(
+    script, device, compiled, case, tmp_path, monkeypatch
+):
     """The learning rate of PPO and PQN falls from iteration to iteration, DQN's target network is
     copied between the updates, and ReDo recycles neurons in place."""
     if compiled == "--compile" and case != "whole":
@@ -331,7 +331,7 @@ def test_a_block_that_waits_for_the_device_ends_in_one_line(device):
 
 @pytest.mark.parametrize("first", ["--compile", "--no-compile"])
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CPU_AND_CUDA[1]])
-def test_pqn_resumes_compiled_what_was_eager_and_the_reverse(first, device, tmp_path, monkeypatch):
+def test_pqn_resumes_across_eager_and_compiled(first, device, tmp_path, monkeypatch):
     """Of the two optimisers one has its step counts on the GPU, the other on the CPU."""
 
     def stop(run, step, draw_plots):
@@ -590,7 +590,7 @@ def of_features(device: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_metrics_are_those_of_the_cpu(device):
+def test_metrics_match_the_cpu(device):
     found = of_features(device)
     expected = of_features("cpu")
     assert {x.device.type for x in found.values()} == {device}
@@ -604,7 +604,7 @@ def test_metrics_are_those_of_the_cpu(device):
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
+def test_network_reports_and_ntk_ranks_match_the_cpu(device):
     """More samples than the report looks at: it chooses the same ones everywhere."""
     found_reports = []
     ranks = []
@@ -635,7 +635,7 @@ def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_ntk_ranks_of_the_atari_network_are_those_of_the_cpu(device):
+def test_ntk_ranks_of_the_atari_network_match_the_cpu(device):
     ranks = []
     obs = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8)

@@ -361,7 +361,7 @@ def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(
         )
 
 
-def test_uniform_biases_are_torchs_and_leave_the_weights_alone():
+def test_uniform_biases_match_torch_and_leave_the_weights_alone():
     """uniform: in +-1/sqrt(fan_in), another draw for each branch; the weights are those of zero
     biases, bit for bit."""
     for make, fan_in in [

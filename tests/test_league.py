@@ -162,7 +162,7 @@ def test_the_same_cell_of_two_folders_is_taken_once_whatever_its_label(tmp_path,
         ({"numerator_degree": 2, "fit_range": (-3.0, 3.0)}, "rational"),
     ],
 )
-def test_rationals_cost_what_their_options_make_of_them(tmp_path, rational, activation):
+def test_the_cost_of_rationals_follows_their_options(tmp_path, rational, activation):
     options = {"rational": activations.RationalConfig(**rational), "num_tasks": 2}
     cells = [{"activation": name, "late": [0.5]} for name in ("relu", activation)]
     folder = write_study(tmp_path / "a", cells, **options)

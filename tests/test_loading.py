@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_a_warning_and_the_one_before_is_read(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         ("later format", "has the checkpoint format 99"),
         ("another run's checkpoint", "belongs to another configuration"),
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_a_warning_and_the_one_before_is_read(tmp_path, 
         ("no config.json", "is not a run folder; give one that contains config.json"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(damage, told, tmp_path):
+def test_damage_is_reported_in_one_line(damage, message, tmp_path):
     run = begun(tmp_path, ARGS)
     log(run, 1, 2)
     run.save_checkpoint(1, {"n": 1})
@@ -197,10 +197,10 @@ def test_what_cannot_be_read_is_one_line(damage, told, tmp_path):
             (folder / "config.json").unlink()
     with pytest.raises(runlog.UserError) as caught:
         runlog.load(folder, Args)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_which_folder_and_which_script_is_said_in_one_line(tmp_path):
+def test_wrong_folders_and_unknown_scripts_are_reported_in_one_line(tmp_path):
     run = begun(tmp_path, ARGS)
     run.close()
     cases = {
@@ -208,10 +208,10 @@ def test_which_folder_and_which_script_is_said_in_one_line(tmp_path):
         tmp_path / "nothing": "there is no such folder",
         run.folder: "cannot import mine, which trained it",
     }
-    for folder, told in cases.items():
+    for folder, message in cases.items():
         with pytest.raises(runlog.UserError) as caught:
             runlog.load(folder)
-        assert told in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
     unnamed = tmp_path / "mine"
     run.folder.rename(unnamed)
     (unnamed / "meta.json").unlink()
@@ -283,7 +283,7 @@ def test_an_unfinished_run_gives_its_config_its_rows_and_its_weights(script, int
         assert tensor.device.type == "cpu" and torch.equal(tensor, original), name
 
 
-def test_the_shapes_have_no_seed_axis_and_the_values_are_those_of_training(interrupted):
+def test_the_shapes_have_no_seed_axis_and_the_values_match_training(interrupted):
     """Against the modules as training has them, with an axis of seeds."""
     obs = torch.linspace(-1, 1, 15).reshape(5, 3)
     actions = torch.linspace(-1, 1, 5).reshape(5, 1)
@@ -317,7 +317,7 @@ def blocks_of_notebook() -> list[str]:
 
 
 @pytest.mark.parametrize("script", ["sac_continuous", "td3_continuous"])
-def test_the_page_says_how_a_loaded_agent_is_played(script, interrupted):
+def test_the_documented_code_plays_a_loaded_agent(script, interrupted):
     """The code as the page has it, with a folder of here."""
     load, play, _ = blocks_of_notebook()
     load = load.replace("sac_continuous", script)
@@ -345,7 +345,7 @@ def test_the_page_says_how_a_loaded_agent_is_played(script, interrupted):
     assert names["result"]["eval/episodic_return"] == pytest.approx(np.mean(by_hand), rel=1e-4)
 
 
-def test_the_page_says_how_a_loaded_atari_agent_is_played(interrupted):
+def test_the_documented_code_plays_a_loaded_atari_agent(interrupted):
     *_, atari = blocks_of_notebook()
     names = {"folder": str(interrupted("dqn_atari")), "runlog": runlog}
     exec(atari, names)
@@ -353,7 +353,7 @@ def test_the_page_says_how_a_loaded_atari_agent_is_played(interrupted):
     assert names["step"].obs.shape == names["obs"].shape == (1, 4, 84, 84)
 
 
-def test_networks_of_images_and_points_have_the_shapes_that_are_told(interrupted):
+def test_networks_of_images_and_points_have_the_documented_shapes(interrupted):
     frames = torch.zeros(2, 4, 84, 84, dtype=torch.uint8)
     for script in ("dqn_atari", "pqn_atari"):
         assert SCRIPTS[script].load_agent(interrupted(script))(frames).shape == (2, 4)  # Breakout
@@ -366,7 +366,7 @@ def test_networks_of_images_and_points_have_the_shapes_that_are_told(interrupted
     assert SCRIPTS[script].load_agent(interrupted(script))(pixels).shape == (7, 10)
 
 
-def test_the_fit_is_that_of_the_rows(interrupted):
+def test_a_loaded_fit_has_the_logged_error(interrupted):
     """The error that was logged last, computed anew from the network that was saved, by hand."""
     folder = interrupted("function_approximation")
     run = runlog.load(folder)
@@ -383,13 +383,13 @@ def test_the_fit_is_that_of_the_rows(interrupted):
         torch.testing.assert_close(network(points), by_hand[:, 0])
 
 
-def test_every_image_shape_is_that_of_its_data_set():
+def test_every_image_shape_matches_its_data_set():
     assert set(datasets.IMAGE_SHAPES) == set(datasets.LOADERS)
     data = datasets.load("digits", Path("data"))
     assert data.image_shape == datasets.IMAGE_SHAPES["digits"]
 
 
-def test_a_cnn_without_a_seed_axis_is_that_with_one():
+def test_a_cnn_is_the_same_with_and_without_a_seed_axis():
     flags = "--network cnn --channels 3 4 --widths 5 --layer-norm --activation tanh_hr"
     args = runlog.parse_args(SCRIPTS["continual_supervised"].Args, flags.split())
     classifier = SCRIPTS["continual_supervised"].Classifier
@@ -400,13 +400,13 @@ def test_a_cnn_without_a_seed_axis_is_that_with_one():
     torch.testing.assert_close(batch[1], alone)
 
 
-def test_no_checkpoint_and_an_unknown_activation_are_one_line(tmp_path):
+def test_a_missing_checkpoint_and_an_unknown_activation_are_reported_in_one_line(tmp_path):
     flags = f"--env-id Pendulum-v1 --runs-dir {tmp_path} --widths 4"
     args = runlog.parse_args(sac_continuous.Args, flags.split())
     (run,) = sac_continuous.runs_of(args)
     run.open(tensorboard=False)
-    told = r"is running and has no checkpoint; wait for the first \(--checkpoint-frequency\)"
-    with pytest.raises(runlog.UserError, match=told):
+    message = r"is running and has no checkpoint; wait for the first \(--checkpoint-frequency\)"
+    with pytest.raises(runlog.UserError, match=message):
         sac_continuous.load_agent(run.folder)
 
     agent = sac_continuous.Agent(3, 1, args, 1, torch.device("cpu"))
@@ -424,7 +424,7 @@ def test_no_checkpoint_and_an_unknown_activation_are_one_line(tmp_path):
     run.close()
 
 
-def test_every_script_says_what_its_agent_takes_and_gives():
+def test_every_script_documents_what_its_agent_takes_and_returns():
     for script, module in SCRIPTS.items():
         words = module.load_agent.__doc__
         assert "newest checkpoint, finished or not" in words and "UserError" in words, script

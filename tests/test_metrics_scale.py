@@ -128,7 +128,7 @@ def test_quantiles_and_histograms_of_numbers_whose_difference_overflows():
                 assert (edges.diff() > 0).all()
 
 
-def test_what_is_not_finite_stays_so():
+def test_non_finite_values_stay_non_finite():
     x = features(torch.float32)
     x[0, 0, 0] = math.nan
     assert metrics.feature_norm(x).isnan().tolist() == [True, False]

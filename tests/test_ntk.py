@@ -168,7 +168,7 @@ def test_ntk_ranks_of_known_kernels():
 @pytest.mark.parametrize(
     "arguments", [{"output": "mean"}, {"output": "loss"}, {"output": "true_class"}], ids=str
 )
-def test_ntk_refuses(arguments):
+def test_wrong_input_raises(arguments):
     with pytest.raises(ValueError, match="must be one of sum, true_class, loss"):
         metrics.ntk_rank(nn.Linear(2, 2), (torch.ones(3, 2),), **arguments)
     with pytest.raises(ValueError, match="no such parameters"):

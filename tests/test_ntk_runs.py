@@ -17,7 +17,7 @@ import sac_continuous
 from runlog import seeding
 
 
-def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
+def test_ntk_ranks_match_the_networks_and_change_nothing(tmp_path):
     flags = f"{AB} --activation crational --num-seeds 2 --keep-replay --no-reset-replay"
     flags += " --ntk-samples 16"
     without = run(tmp_path / "a", flags)

@@ -83,7 +83,7 @@ def test_links_exist(page):
             assert not anchor or anchor in anchors(file.read_text()), target
 
 
-def test_table_of_activations_is_the_registry():
+def test_table_of_activations_matches_the_registry():
     table = re.search(
         r"^\| name \| formula \| paper \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE
     )[1]
@@ -91,10 +91,10 @@ def test_table_of_activations_is_the_registry():
         tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
         for line in table.splitlines()
     ]
-    told = {
+    documented = {
         name.strip("`"): (formula.replace("\\|", "|"), source) for name, formula, source in rows
     }
-    assert told == {
+    assert documented == {
         name: (entry.formula, entry.source) for name, entry in activations.ACTIVATIONS.items()
     }
 

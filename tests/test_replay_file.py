@@ -150,7 +150,7 @@ def test_a_kill_while_a_resumption_marks_the_newest_row_is_no_damage(marked, tmp
     assert again.rows[["over", "cut"]][59].item() == (True, True) and again.checksum() == checksum
 
 
-def test_a_checkpoint_without_a_checksum_goes_on_with_a_warning(tmp_path, capfd):
+def test_a_checkpoint_without_a_checksum_resumes_with_a_warning(tmp_path, capfd):
     fill(tmp_path / "replay.dat")
     reopen(tmp_path / "replay.dat", 60, None)
     err = capfd.readouterr().err
@@ -263,7 +263,7 @@ def error_of(folder, capfd) -> str:
     return err
 
 
-def test_a_disk_too_small_is_told_before_anything_is_there_and_a_quota_leaves_nothing(
+def test_a_disk_too_small_is_reported_before_anything_is_created_and_a_quota_leaves_nothing(
     small_disk, tmp_path, monkeypatch, capfd
 ):
     fake(monkeypatch)
@@ -312,7 +312,7 @@ def test_a_failed_reservation_leaves_no_blocks_and_keeps_good_rows(tmp_path, mon
 
 
 @pytest.mark.parametrize("reason", [None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
-def test_without_posix_fallocate_zeros_take_the_space(reason, tmp_path, monkeypatch):
+def test_without_posix_fallocate_zeros_reserve_the_space(reason, tmp_path, monkeypatch):
     def fallocate(descriptor, start, size):
         raise OSError(reason, os.strerror(reason))
 

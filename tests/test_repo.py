@@ -79,7 +79,7 @@ def test_every_rational_flag_is_used_and_explained(capsys):
         assert re.search(rf"\b(config|rational)\.{field.name}\b", code), field.name
 
 
-def test_help_tells_a_flags_own_words(capsys):
+def test_help_shows_each_flags_own_comment(capsys):
     """tyro takes the comment above a field where there is none behind it:
     no flag may have a group's heading."""
     with pytest.raises(SystemExit):
@@ -114,7 +114,7 @@ def test_runlog_has_few_names_and_knows_no_script():
         assert not named, (path.name, named)
 
 
-def test_an_option_is_no_part_of_the_identity_and_every_script_says_so():
+def test_every_script_excludes_its_options_from_the_identity():
     """What every script has and what never changes a result, whatever the algorithm."""
     bookkeeping = {
         "device",

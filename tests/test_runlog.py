@@ -173,7 +173,7 @@ def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
     )
 
 
-def test_replay_files_hold_only_what_is_new_and_old_ones_go(tmp_path):
+def test_replay_files_hold_only_new_transitions_and_old_ones_are_deleted(tmp_path):
     train(tmp_path)
     run = new_run(tmp_path)
     assert run.checkpoint_steps() == [400, 380]
@@ -227,7 +227,7 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
 @pytest.mark.parametrize(
     "damage", ["truncated", "empty", "chunk missing", "chunk damaged", "short scalars"]
 )
-def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
+def test_falls_back_to_the_previous_checkpoint(tmp_path, capsys, damage):
     run = interrupted(tmp_path)
     target = run.folder / (
         "replay/0000000020-0000000040.pt" if "chunk" in damage else "checkpoint.pt"
@@ -253,7 +253,7 @@ def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
     ).checkpoint_steps() == [20]
 
 
-def test_both_damaged_or_of_another_configuration(tmp_path):
+def test_both_checkpoints_damaged_or_of_another_configuration(tmp_path):
     run = interrupted(tmp_path)
     other = Run(tmp_path, NAME, {**CONFIG, "seed": 2}, exclude=["device"])
     with pytest.raises(UserError, match="another configuration"):
@@ -272,16 +272,16 @@ def test_both_damaged_or_of_another_configuration(tmp_path):
         opening.group_by_step([new_run(tmp_path)])
 
 
-def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeypatch, capsys):
+def test_every_session_records_its_code_and_a_change_is_reported(tmp_path, monkeypatch, capsys):
     here = hardware.machine()
     for commit, argv in (("a" * 40, ["one"]), ("a" * 40, ["two"]), ("b" * 40, ["three"])):
         there = {**here, "git": {"commit": commit, "dirty": False}, "argv": argv}
         monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
         run = new_run(tmp_path).open(tensorboard=False)
         run.close()
-        told = capsys.readouterr().err
-        assert ("started with the code of" in told and "bbb" in told) is (argv == ["three"]), told
-    assert f"the code of commit {'a' * 10}, and continues with commit {'b' * 10}\n" in told
+        err = capsys.readouterr().err
+        assert ("started with the code of" in err and "bbb" in err) is (argv == ["three"]), err
+    assert f"the code of commit {'a' * 10}, and continues with commit {'b' * 10}\n" in err
     assert runlog.meta._named_commit({"commit": "c" * 40, "dirty": True}).endswith(" with changes")
     assert runlog.meta._named_commit({"commit": None, "dirty": None}) == "no known commit"
     meta = json.loads((run.folder / "meta.json").read_text())
@@ -312,14 +312,15 @@ def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch
     assert hardware._git()["dirty"] is True
 
 
-def test_code_that_git_does_not_track_is_told_when_it_has_changed(tmp_path, monkeypatch, capsys):
+def test_changes_to_code_that_git_does_not_track_are_reported(tmp_path, monkeypatch, capsys):
     here = hardware.machine()
-    for digest, told in (("a", False), ("a", False), ("b", True)):
+    for digest, is_reported in (("a", False), ("a", False), ("b", True)):
         there = here | {"untracked_code": {"mine.py": digest}}
         monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
         new_run(tmp_path).open(tensorboard=False).close()
         err = capsys.readouterr().err
-        assert ("started with another version of mine.py, which git does not track" in err) is told
+        warning = "started with another version of mine.py, which git does not track"
+        assert (warning in err) is is_reported
 
 
 def test_status_finish_fail_fresh(tmp_path):
@@ -348,7 +349,7 @@ def test_status_finish_fail_fresh(tmp_path):
 
 # bytes: meta.json, then rows, then a checkpoint
 @pytest.mark.parametrize("limit", [400, 3_000, 5_000, 8_000])
-def test_full_disk_is_one_line_and_the_run_resumes(tmp_path, limit):
+def test_a_full_disk_is_reported_in_one_line_and_the_run_resumes(tmp_path, limit):
     code = "import sys; sys.path[:0] = ['.', 'tests']; import pathlib, runlog, test_runlog as t\n"
     code += (
         f"with runlog.exit_on_user_error(): t.train(pathlib.Path({str(tmp_path)!r}), limit={limit})"

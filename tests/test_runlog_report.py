@@ -84,7 +84,7 @@ def test_a_report_is_split_over_seeds_and_critics(tmp_path, critics):
         assert [c["y"] for c in curves if "activation" in c["key"]] == [[v] * 5 for v in values]
 
 
-def test_a_failing_plot_is_one_line_and_the_run_goes_on(tmp_path, capsys):
+def test_a_failing_plot_is_reported_in_one_line_and_the_run_continues(tmp_path, capsys):
     run = runlog.Run(tmp_path, "toy", CONFIG).open(tensorboard=False)
     seen = []
 

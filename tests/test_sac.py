@@ -129,7 +129,7 @@ class Reference:
             step(self.adams[2], -(self.log_alpha.exp() * (log_prob + target_entropy)).mean())
 
 
-def test_losses_and_gradients_of_every_seed_are_those_of_the_reference():
+def test_losses_and_gradients_of_every_seed_match_the_reference():
     agent = Agent(OBS, ACTIONS, ARGS, [3, 4, 9], CPU).double()
     with torch.no_grad():  # else targets and critics agree, and a mix-up would pass
         for p in agent.qf_target.parameters():
@@ -170,7 +170,7 @@ def test_losses_and_gradients_of_every_seed_are_those_of_the_reference():
 
 
 @pytest.mark.parametrize("autotune", [True, False])
-def test_updates_of_every_seed_are_those_of_the_reference(autotune):
+def test_updates_of_every_seed_match_the_reference(autotune):
     args = dataclasses.replace(ARGS, autotune=autotune)
     agent = Agent(OBS, ACTIONS, args, [3, 4, 9], CPU).double()
     references = [Reference(agent, i) for i in range(3)]
@@ -203,7 +203,7 @@ def test_updates_of_every_seed_are_those_of_the_reference(autotune):
 
 
 @pytest.mark.parametrize("utd, policy_frequency", [(4, 2), (1, 3), (2, 4), (3, 1)])
-def test_every_kth_update_is_the_policys_and_a_graph_needs_no_step(utd, policy_frequency):
+def test_every_kth_update_trains_the_policy_and_a_graph_needs_no_step(utd, policy_frequency):
     args = dataclasses.replace(ARGS, utd=utd, policy_frequency=policy_frequency)
     agent = Agent(OBS, ACTIONS, args, [1], CPU)
     turns = []
@@ -226,7 +226,7 @@ def test_every_kth_update_is_the_policys_and_a_graph_needs_no_step(utd, policy_f
         assert turns == [(u + 1) % policy_frequency == 0 for u in range(utd)]
 
 
-def test_log_probs_are_those_of_a_squashed_normal():
+def test_log_probs_match_a_squashed_normal():
     actor = Actor(OBS, ACTIONS, ARGS, [0, 1]).double()
     obs = torch.randn(2, 50, OBS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(
@@ -265,7 +265,7 @@ def test_a_seed_learns_the_same_alone_as_in_a_batch(activation):
 
 
 @pytest.mark.parametrize("activation", ["crational", pytest.param("relu", marks=pytest.mark.slow)])
-def test_the_compiled_update_is_the_eager_one(activation):  # most of a minute: Inductor's C++
+def test_the_compiled_update_matches_the_eager_one(activation):  # most of a minute: Inductor's C++
     args = [
         dataclasses.replace(ARGS, compile=compiled, activation=activation)
         for compiled in (False, True)
@@ -277,7 +277,7 @@ def test_the_compiled_update_is_the_eager_one(activation):  # most of a minute: 
     torch.testing.assert_close(*[agent.state_dict() for agent in agents], rtol=1e-3, atol=1e-4)
 
 
-def test_adam_is_torchs_and_coefficients_are_a_group_of_their_own():
+def test_adam_matches_torch_and_coefficients_are_a_separate_group():
     rational = activations.RationalConfig(learning_rate=3e-2, coefficient_weight_decay=0.5)
     network = activations.mlp(4, (6, 5), "crational", np.array([1, 2]), True, rational)
     adam = optimizers.Adam(network, 1e-2, rational)

@@ -206,14 +206,14 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
     run(tmp_path, flags)
     assert "finished already (--fresh starts it over)" in capfd.readouterr().out
     run(tmp_path, f"{flags} --evaluate")
-    told = capfd.readouterr().out
+    printed = capfd.readouterr().out
     assert (
-        told.count("\n") == 1
-        and told.startswith("seed 1: eval/episodic_return ")
-        and "return of the video" in told
+        printed.count("\n") == 1
+        and printed.startswith("seed 1: eval/episodic_return ")
+        and "return of the video" in printed
     )
     (video,) = (folder / "videos").glob("*.mp4")
-    assert str(video) in told and video.stat().st_size > 500
+    assert str(video) in printed and video.stat().st_size > 500
     assert (folder / "scalars.csv").read_bytes() == before
     assert run(tmp_path, f"{flags} --fresh") == first and not (folder / "videos").exists()
     assert len(json.loads((folder / "meta.json").read_text())["sessions"]) == 1
@@ -348,9 +348,9 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         if kill == 0:
             second = start("b", "second")
             second.join()
-            told = (tmp_path / "second").read_text()
-            assert second.exitcode == 2 and told.count("\n") == 1, told
-            assert f"is in use by process {process.pid}" in told
+            output = (tmp_path / "second").read_text()
+            assert second.exitcode == 2 and output.count("\n") == 1, output
+            assert f"is in use by process {process.pid}" in output
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.join()

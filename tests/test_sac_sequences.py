@@ -157,7 +157,7 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     assert torch.equal(second[:20, 2], 2 * uniform - 1) != keeps
 
 
-def test_the_first_task_is_the_plain_run_and_the_switch_leaves_the_networks_alone(tmp_path):
+def test_the_first_task_equals_the_plain_run_and_the_switch_leaves_the_networks_alone(tmp_path):
     (plain,) = run(tmp_path / "a", f"--env-id ToyA-v0 --total-timesteps {TASK}")
     assert not any("task" in key or "sequence" in key for _, key in plain)
     (first,) = run(tmp_path / "b", f"{AB} --seed 1")
@@ -232,11 +232,11 @@ def test_printed_lines_name_the_task(tmp_path, capsys):
 def test_scores_by_hand():
     history = [(10, 0.2, 0.0), (20, 0.8, 0.1), (25, 0.5, 0.3), (40, 0.6, 0.9)]
     first, end = (metrics.sequence_scores(history[:n], 20) for n in (2, 4))
-    told = {"average": 0.45, "task1/end_score": 0.8, "task1/mean_score": 0.5, "plasticity": 0.5}
-    assert first == pytest.approx({f"sequence/{key}": value for key, value in told.items()})
-    told = {"average": 0.75, "task1/forgetting": 0.2, "forgetting": 0.2, "task2/end_score": 0.9}
-    told |= {"task2/mean_score": 0.6, "plasticity": 0.55}
-    assert end == pytest.approx({f"sequence/{key}": value for key, value in told.items()})
+    expected = {"average": 0.45, "task1/end_score": 0.8, "task1/mean_score": 0.5, "plasticity": 0.5}
+    assert first == pytest.approx({f"sequence/{key}": value for key, value in expected.items()})
+    expected = {"average": 0.75, "task1/forgetting": 0.2, "forgetting": 0.2, "task2/end_score": 0.9}
+    expected |= {"task2/mean_score": 0.6, "plasticity": 0.55}
+    assert end == pytest.approx({f"sequence/{key}": value for key, value in expected.items()})
 
 
 def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):

@@ -210,7 +210,7 @@ def test_interval_of_an_unpaired_improvement_equals_a_slow_bootstrap():
     np.testing.assert_allclose((low, high), np.quantile(slow, (0.025, 0.975)), atol=0.02)
 
 
-def test_interval_where_one_wins_all_has_no_width_and_of_single_runs_is_unknown():
+def test_intervals_have_no_width_where_one_wins_all_and_are_unknown_for_single_runs():
     found = statistics.improvement_interval([np.ones(5)], [np.zeros(5)], paired=True)
     np.testing.assert_allclose(found, 1.0)
     value, low, high = statistics.improvement_interval([np.ones(1)], [np.zeros(1)])

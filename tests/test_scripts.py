@@ -168,8 +168,14 @@ def lists() -> dict[str, list[str]]:
 
 def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
     found = lists()
-    told = {"CR_DMC": 15, "CR_METAWORLD": 15, "CR_CONTROL": 30, "HR_GAMES_51": 51, "HR_GAMES_8": 8}
-    assert {name: len(found[name]) for name in told} == told
+    lengths = {
+        "CR_DMC": 15,
+        "CR_METAWORLD": 15,
+        "CR_CONTROL": 30,
+        "HR_GAMES_51": 51,
+        "HR_GAMES_8": 8,
+    }
+    assert {name: len(found[name]) for name in lengths} == lengths
     assert all(len({*each}) == len(each) > 0 for each in found.values())
     environments.import_suites()
     import metaworld
@@ -238,7 +244,7 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
 
 
 @pytest.mark.parametrize("script", LAPTOP)
-def test_laptop_runs_are_those_of_the_results(folder, script):
+def test_laptop_runs_match_the_results(folder, script):
     found = commands(folder, script, "laptop")
     assert sorted(map(sorted, map(str.split, found))) == sorted(
         map(sorted, map(str.split, LAPTOP[script]))
@@ -246,7 +252,7 @@ def test_laptop_runs_are_those_of_the_results(folder, script):
     assert names(found[:2] + found[-1:]) <= names(LAPTOP[script])
 
 
-def test_the_continual_studys_cells_are_those_of_its_results(folder):
+def test_the_cells_of_the_continual_study_match_its_results(folder):
     with open(ROOT / "results" / "2026-continual" / "continual_runs.csv") as file:
         rows = {(row["study"].split()[0], row["cell"]) for row in csv.DictReader(file)}
     cells = set()
@@ -258,12 +264,12 @@ def test_the_continual_studys_cells_are_those_of_its_results(folder):
         )
         scale = args.rational.init_scale
         decay = args.rational.coefficient_weight_decay
-        told = [args.activation]
+        label = [args.activation]
         if scale != 1:
-            told.append(f"init {scale}")
+            label.append(f"init {scale}")
         if decay != 0:
-            told.append(f"decay {decay}")
-        cells.add((args.dataset, ", ".join(told)))
+            label.append(f"decay {decay}")
+        cells.add((args.dataset, ", ".join(label)))
     assert cells == rows and len(rows) == 28
     variables = {"DATASETS": "digits", "DATA_DIR": "elsewhere", "OUT": "there", "JOBS": "3"}
     found = commands(folder, "cr_continual", "smoke", **variables)
@@ -340,8 +346,8 @@ def test_a_dry_run_prints_the_commands_and_the_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     *training, drawing = done.stdout.splitlines()
     assert sum("dqn_atari.py --env-id Seaquest --activation tanh" in line for line in training) == 1
-    told = f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o --variants tanh"
-    assert drawing == told and not [*tmp_path.iterdir()]
+    expected = f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o --variants tanh"
+    assert drawing == expected and not [*tmp_path.iterdir()]
 
 
 SCRIPTS = sorted(
@@ -381,12 +387,12 @@ def shell(script: str, *words: str, **variables: str) -> subprocess.CompletedPro
     )
 
 
-def check_refused(done: subprocess.CompletedProcess, told: str) -> None:
+def check_refused(done: subprocess.CompletedProcess, message: str) -> None:
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ") and told in done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-def test_every_script_is_among_them():
+def test_every_script_is_tested_here():
     sourced = {"common.sh", "environments.sh", "rules.sh"}
     assert {path.name for path in (ROOT / "scripts").glob("*.sh")} == {*SCRIPTS, *DRILLS} | sourced
 
@@ -435,7 +441,7 @@ def test_dry_run_is_a_switch(script, folder):
 
 
 @pytest.mark.parametrize(
-    ("script", "variables", "told"),
+    ("script", "variables", "message"),
     [
         ("cr_fig1.sh", {"ENVS": " "}, "ENVS=' ': has no name"),
         ("hr_fig2.sh", {"ENVS": "Pong"}, "ENVS=Pong: hr_fig2.sh has no environments"),
@@ -462,8 +468,8 @@ def test_dry_run_is_a_switch(script, folder):
         ("drill_slurm.sh", {"TRAINING": "dqn"}, "TRAINING=dqn: must be sac or toy"),
     ],
 )
-def test_wrong_variables_are_one_line(script, variables, told, folder):
-    check_refused(shell(script, PYTHON=echo_of(folder), **variables), told)
+def test_wrong_variables_are_reported_in_one_line(script, variables, message, folder):
+    check_refused(shell(script, PYTHON=echo_of(folder), **variables), message)
     assert not (ROOT / "pwned").exists()
 
 

@@ -44,7 +44,7 @@ def test_rational_tanh_is_tanh_in_float32():
     assert found[0] == 1.0 and found[1] == -1.0 and found[2].isnan() and found[3] == 0.0
 
 
-def test_its_coefficients_are_those_of_the_fit():
+def test_its_coefficients_match_the_fit():
     file = Path(__file__).parent.parent / "scripts" / "fit_tanh.py"
     spec = importlib.util.spec_from_file_location("fit_tanh", file)
     fit_tanh = importlib.util.module_from_spec(spec)
@@ -105,7 +105,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("script, settings", CASES)
-def test_a_seed_alone_is_the_seed_in_a_batch(script, settings):
+def test_a_seed_alone_matches_its_seed_in_a_batch(script, settings):
     """Bit for bit, with one thread and with more than one, and the eager update up to rounding."""
     batched = make_agent(script, [1, 2, 3], threads=2, **settings)
     infos = train(batched, script, 3)
@@ -132,7 +132,7 @@ def test_a_seed_alone_is_the_seed_in_a_batch(script, settings):
     np.testing.assert_allclose(batched.act(obs), eager.act(obs), rtol=2e-3, atol=2e-4)
 
 
-def test_what_changes_between_updates_is_seen():
+def test_changes_between_updates_are_seen():
     """Weights that a checkpoint brings back, moments and counts that are reset."""
     script = sac_continuous
     compiled = make_agent(script, [1, 2], threads=2, activation="crational")
@@ -240,7 +240,7 @@ def rows_of(folder: Path) -> dict[int, list[tuple]]:
     return rows
 
 
-def test_a_run_alone_is_the_run_in_a_batch(tmp_path):
+def test_a_run_alone_matches_the_run_in_a_batch(tmp_path):
     for name, flags in (("batch", "--num-seeds 3 --threads 2"), ("alone", "--seed 2 --threads 1")):
         words = f"{FLAGS} {flags} --runs-dir {tmp_path / name}".split()
         before = torch.get_num_threads()

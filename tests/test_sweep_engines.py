@@ -29,26 +29,26 @@ from sweep_drill import (
 )
 
 
-def said(folder) -> list[str]:
+def log_lines(folder) -> list[str]:
     log = folder / "launcher.log"
     return log.read_text().splitlines() if log.exists() else []
 
 
 def test_all_runs_end_and_then_are_skipped(tmp_path):
-    code, told = sweep(tmp_path, grid(3, 2, 0.3), "--slots", "2")
-    assert code == 0 and "3 of 3 processes done, 0 failed, 0 waiting; 3 runs" in told
+    code, output = sweep(tmp_path, grid(3, 2, 0.3), "--slots", "2")
+    assert code == 0 and "3 of 3 processes done, 0 failed, 0 waiting; 3 runs" in output
     assert set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
-    assert told.count("started toy__toy_training__relu__s") == 3 and " to go" in told
+    assert output.count("started toy__toy_training__relu__s") == 3 and " to go" in output
     states = [
         json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")
     ]
     assert [state["status"] for state in states] == ["ended"] * 3
     spans = sorted((state["start"], state["start"] + state["seconds"]) for state in states)
     assert spans[2][0] >= min(spans[0][1], spans[1][1]) - 0.2, "a third process ran on two slots"
-    code, told = sweep(tmp_path, grid(3, 2, 0.3), "--slots", "2")
+    code, output = sweep(tmp_path, grid(3, 2, 0.3), "--slots", "2")
     assert (
         code == 0
-        and told.count("started toy") == 3
+        and output.count("started toy") == 3
         and set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
     )
 
@@ -69,35 +69,37 @@ def test_gpus_are_shared_out(tmp_path):
     assert {threads for _, threads in seen} == {"3"}
 
 
-def test_failures_are_told_and_crashes_resume(tmp_path):
+def test_failures_are_reported_and_crashes_resume(tmp_path):
     grids = [
         grid(1, 5, 0, "--env-id", env, *flags)
         for env, *flags in (("bad", "--fail 2"), ("broken", "--fail 3"))
     ]
     grids += [grid(1, 5, 0, "--env-id crashes --crash-at 3"), grid(1, 5, 0, "--env-id good")]
-    code, told = sweep(tmp_path, *grids, "--slots", "1")
-    assert code == 1 and "2 of 4 processes done, 2 failed, 0 waiting" in told
-    assert told.count("started bad__") == 1, "a user error is tried once"
-    assert told.count("started broken__") == told.count("started crashes__") == 2
+    code, output = sweep(tmp_path, *grids, "--slots", "1")
+    assert code == 1 and "2 of 4 processes done, 2 failed, 0 waiting" in output
+    assert output.count("started bad__") == 1, "a user error is tried once"
+    assert output.count("started broken__") == output.count("started crashes__") == 2
     assert (
-        "FAILED with exit code 2: " in told
-        and "FAILED with exit code 3: " in told
-        and "| this is the end" in told
+        "FAILED with exit code 2: " in output
+        and "FAILED with exit code 3: " in output
+        and "| this is the end" in output
     )
     rows = {name.split("__")[0]: rows for name, rows in steps(tmp_path).items()}
     assert [step for step, _ in rows["crashes"]] == [1, 2, 3, 4, 5] and len(
         {pid for _, pid in rows["crashes"]}
     ) == 2
-    code, told = sweep(tmp_path, *grids, "--limit", "0")
+    code, output = sweep(tmp_path, *grids, "--limit", "0")
     assert (
         code == 1
-        and told.count("started bad__") == 1
-        and told.count("FAILED with exit code 3: ") == 3
+        and output.count("started bad__") == 1
+        and output.count("FAILED with exit code 3: ") == 3
     )
     grids.append(grid(1, 5, 0, "--env-id new"))
-    code, told = sweep(tmp_path, *grids, "--only-failed", "--limit", "1", "--retries", "0")
-    assert code == 1 and told.count("started bad__") == 2 and told.count("started broken__") == 2
-    assert "started new" not in told and "2 of 5 processes done, 2 failed, 1 waiting" in told
+    code, output = sweep(tmp_path, *grids, "--only-failed", "--limit", "1", "--retries", "0")
+    assert (
+        code == 1 and output.count("started bad__") == 2 and output.count("started broken__") == 2
+    )
+    assert "started new" not in output and "2 of 5 processes done, 2 failed, 1 waiting" in output
 
 
 def test_kill_the_launcher_and_start_it_again(tmp_path):
@@ -136,14 +138,14 @@ def test_ctrl_c_ends_the_children(tmp_path, number):
     assert end(launcher, 30) == 128 + number and not any(
         alive(rows[-1][1]) for rows in under_way.values()
     )
-    told = (tmp_path / "launcher.log").read_text()
-    assert "the same command resumes from here" in told and "Traceback" not in told
+    log = (tmp_path / "launcher.log").read_text()
+    assert "the same command resumes from here" in log and "Traceback" not in log
     if number == signal.SIGINT:
         assert sweep(tmp_path, command, "--slots", "2")[0] == 0
         assert set(check_exactly_once(tmp_path, 2, 60).values()) == {2}
 
 
-def test_waits_for_a_run_that_somebody_else_has(tmp_path):
+def test_waits_for_a_run_that_another_process_holds(tmp_path):
     """As an orphan would be that the launcher could not take with it."""
     flags = ["--seed", "1", "--total", "60", "--pause", "0.1"]
     orphan = os.spawnve(
@@ -154,8 +156,8 @@ def test_waits_for_a_run_that_somebody_else_has(tmp_path):
     )
     wait_until_all_run(tmp_path, 1, 1)
     launcher = fork(tmp_path, grid(2, 60, 0.1), "--slots", "2")
-    told = wait_for(lambda: [x for x in said(tmp_path) if "waiting:" in x])
-    assert f"is in use by process {orphan}" in told[0] and "__s1__" in told[0]
+    lines = wait_for(lambda: [x for x in log_lines(tmp_path) if "waiting:" in x])
+    assert f"is in use by process {orphan}" in lines[0] and "__s1__" in lines[0]
     assert launcher.is_alive()
     kill(orphan)
     os.waitpid(orphan, 0)
@@ -163,7 +165,7 @@ def test_waits_for_a_run_that_somebody_else_has(tmp_path):
     assert sorted(check_exactly_once(tmp_path, 2, 60).values()) == [1, 2]
 
 
-def test_an_array_task_tells_its_code(tmp_path, monkeypatch):
+def test_an_array_task_returns_its_exit_code(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # it is a process of its own otherwise
     command = grid(2, 3, 0, "--fail 3")
     assert sweep(tmp_path, command, "--limit", "0")[0] == 0

@@ -77,16 +77,16 @@ def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
     kill(pid := steps(tmp_path)[one][-1][1])  # the training process
     kill(worker := int(os.popen(f"ps -o ppid= -p {steps(tmp_path)[other][-1][1]}").read()))  # Ray's
     assert again.wait(240) == 1 and not alive(pid) and not alive(worker)
-    told = (tmp_path / "launcher.log").read_text()
-    assert "ended with exit code -9, will resume later: toy__" in told
-    assert "| this is the end" in told
-    assert "2 of 3 processes done, 1 failed, 0 waiting" in told
+    log = (tmp_path / "launcher.log").read_text()
+    assert "ended with exit code -9, will resume later: toy__" in log
+    assert "| this is the end" in log
+    assert "2 of 3 processes done, 1 failed, 0 waiting" in log
     for file in tmp_path.glob("runs/bad__*/steps.txt"):
         file.unlink()
     assert check_exactly_once(tmp_path, 2, 80) == {one: 3, other: 3}
 
 
-def test_half_a_gpu_where_there_is_none_would_wait_for_ever(cluster, tmp_path):
+def test_half_a_gpu_is_refused_where_there_is_none(cluster, tmp_path):
     launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray", cluster.address, "--slots-per-gpu", "2")
     assert launcher.wait(240) == 2
     assert (
@@ -110,7 +110,7 @@ def test_a_node_is_lost(cluster, tmp_path):
     ) == 8
 
 
-def test_a_cluster_of_its_own(tmp_path):
+def test_starts_its_own_cluster(tmp_path):
     launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray")
     assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
     assert set(check_exactly_once(tmp_path, 2, 2).values()) == {1}
@@ -118,10 +118,10 @@ def test_a_cluster_of_its_own(tmp_path):
 
 def test_nobody_at_the_address(tmp_path):
     assert launch(tmp_path, grid(1, 1, 0), "--ray", "127.0.0.1:9").wait(240) == 2
-    told = (tmp_path / "launcher.log").read_text()
+    log = (tmp_path / "launcher.log").read_text()
     assert (
-        told.startswith("error: --ray 127.0.0.1:9: Ray does not start (ConnectionRefusedError")
-        and told.count("\n") == 1
+        log.startswith("error: --ray 127.0.0.1:9: Ray does not start (ConnectionRefusedError")
+        and log.count("\n") == 1
     )
 
 
@@ -129,9 +129,9 @@ def check_it_saves(tmp_path, launcher, number, words) -> None:
     under_way = wait_until_all_run(tmp_path, 2, 5)
     os.kill(launcher.pid, number)
     assert launcher.wait(40) == 128 + number
-    told = (tmp_path / "launcher.log").read_text()
-    assert "stopped; the same command resumes from here" in told and "had to be killed" not in told
-    assert "Traceback" not in told and "FAILED" not in told
+    log = (tmp_path / "launcher.log").read_text()
+    assert "stopped; the same command resumes from here" in log and "had to be killed" not in log
+    assert "Traceback" not in log and "FAILED" not in log
     assert not any(alive(rows[-1][1]) for rows in under_way.values())
     codes = [
         json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")

@@ -36,7 +36,7 @@ def closed_pipe():
 
 
 @pytest.mark.parametrize("flush", [True, False])
-def test_a_reader_that_leaves_ends_nothing(flush):
+def test_a_reader_that_leaves_does_not_end_the_program(flush):
     write = closed_pipe()
     done = talk(flush=flush, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
@@ -92,16 +92,16 @@ def test_an_error_keeps_its_exit_code_without_stderr():
     assert done.returncode == 2
 
 
-def test_streams_are_given_back(capsys):
+def test_streams_are_restored(capsys):
     before = sys.stdout, sys.stderr, sys.stdout.errors
     with runlog.exit_on_user_error():
-        print("told")
+        print("text")
         assert sys.stdout is not before[0] and sys.stdout.encoding == before[0].encoding
     assert (
         sys.stdout,
         sys.stderr,
         sys.stdout.errors,
-    ) == before and capsys.readouterr().out == "told\n"
+    ) == before and capsys.readouterr().out == "text\n"
 
 
 def test_characters_that_the_terminal_lacks_are_escaped():
@@ -111,17 +111,17 @@ def test_characters_that_the_terminal_lacks_are_escaped():
     assert (done.returncode, done.stdout) == (0, "r\\xfcns\n"), done
 
 
-def test_a_wrong_flag_is_told_alike_without_unicode(capsys, monkeypatch):
+def test_a_wrong_flag_is_reported_the_same_without_unicode(capsys, monkeypatch):
     import sac_continuous
 
-    told = []
+    messages = []
     for encoding in ("utf-8", "ascii"):
         with open(os.devnull, "w", encoding=encoding) as stdout, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stdout)
             with pytest.raises(SystemExit):
                 runlog.parse_args(sac_continuous.Args, ["--sed", "3"])
-        told.append(capsys.readouterr().err)
-    assert told[0] == told[1] and told[0].startswith(
+        messages.append(capsys.readouterr().err)
+    assert messages[0] == messages[1] and messages[0].startswith(
         "error: Unrecognized options: --sed, 3; Perhaps you meant: --seed"
     )
 
@@ -170,35 +170,35 @@ def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_pa
 # ---- the compiler --------------------------------------------------------------------------------
 
 
-def test_without_a_compiler_one_line_says_what_would_do(monkeypatch, tmp_path):
+def test_without_a_compiler_one_line_names_the_remedies(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     with (
         inductor_config.patch({"cpp.cxx": (None, "/nonexistent/g++")}),
-        pytest.raises(runlog.UserError) as told,
+        pytest.raises(runlog.UserError) as caught,
     ):
         compiler.check_compiler(torch.device("cpu"))
-    text = str(told.value)
+    message = str(caught.value)
     assert (
-        "\n" not in text
-        and "/nonexistent/g++" in text
-        and "--no-compile" in text
-        and "apt install g++" in text
+        "\n" not in message
+        and "/nonexistent/g++" in message
+        and "--no-compile" in message
+        and "apt install g++" in message
     )
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # then nothing is compiled
     compiler.check_compiler(torch.device("cpu"))
 
 
-def test_a_compiler_that_fails_is_told_with_its_reason(monkeypatch, tmp_path):
+def test_a_compiler_that_fails_is_reported_with_its_reason(monkeypatch, tmp_path):
     broken = tmp_path / "g++"
     broken.write_text(
         "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'fatal error: no Python.h' >&2\nexit 1\n"
     )
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    told = r"cannot compile a file with Python\.h \(fatal error: no Python\.h\)"
+    message = r"cannot compile a file with Python\.h \(fatal error: no Python\.h\)"
     with (
         inductor_config.patch({"cpp.cxx": (None, str(broken))}),
-        pytest.raises(runlog.UserError, match=told),
+        pytest.raises(runlog.UserError, match=message),
     ):
         compiler.check_compiler(torch.device("cpu"))
 
@@ -228,7 +228,7 @@ def no_probe_yet(monkeypatch):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere torch tries nothing")
-def test_vector_instructions_are_tried_early_and_once(no_probe_yet, monkeypatch):
+def test_vector_instructions_are_probed_early_and_once(no_probe_yet, monkeypatch):
     """What torch.compile asks of the machine, new processes, is asked by a thread of its own, and a
     compilation finds the answers."""
     callers = []
@@ -247,7 +247,7 @@ def test_vector_instructions_are_tried_early_and_once(no_probe_yet, monkeypatch)
     assert len(callers) == number
 
 
-def test_nothing_is_tried_where_nothing_is_compiled_for_the_cpu(no_probe_yet, monkeypatch):
+def test_nothing_is_probed_where_nothing_is_compiled_for_the_cpu(no_probe_yet, monkeypatch):
     monkeypatch.setattr(no_probe_yet, "pick_vec_isa", lambda: pytest.fail("tried"))
     compiler.probe_early(torch.device("cuda"))
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
@@ -255,7 +255,7 @@ def test_nothing_is_tried_where_nothing_is_compiled_for_the_cpu(no_probe_yet, mo
     assert compiler._probes == []
 
 
-def test_a_failed_try_is_left_to_the_compilation(no_probe_yet, monkeypatch):
+def test_a_failed_probe_is_left_to_the_compilation(no_probe_yet, monkeypatch):
     def fail():
         raise OSError("no more processes")
 

@@ -228,7 +228,7 @@ def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, capsys):
     assert run.status() == other.status() == "finished"
 
 
-def test_a_thread_of_another_keeps_its_traceback(tmp_path, capsys):
+def test_threads_of_other_code_keep_their_traceback(tmp_path, capsys):
     before = threading.excepthook
     session(tmp_path, [1]).finish()
     assert threading.excepthook is before
@@ -326,7 +326,7 @@ with runlog.exit_on_user_error():
 
 @pytest.mark.skipif(not shutil.which("pgrep"), reason="finds the service with pgrep")
 @pytest.mark.parametrize("when", ["under way", "at the end"])
-def test_the_death_of_wandbs_service_ends_no_run(tmp_path, when):
+def test_the_death_of_wandbs_service_does_not_end_a_run(tmp_path, when):
     env = own_environment(WANDB_MODE="offline")
     command = [sys.executable, "-c", WANDB_DRILL, str(tmp_path), when]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
@@ -363,7 +363,7 @@ def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_pa
     assert [row["global_step"] for row in history] == list(range(1, 30))
 
 
-def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
+def test_wandb_without_a_login_names_the_remedies(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -385,7 +385,7 @@ def check_in(folder, body, **env):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
+def test_the_mode_comes_from_the_variable_or_from_wandbs_file(tmp_path):
     (tmp_path / "wandb").mkdir()
     ask = "print(mirrors.check_wandb('toys'))"
     for mode in ("offline", "disabled"):  # as `wandb offline` and `wandb disabled` write it
@@ -396,7 +396,7 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("project", "env", "told"),
+    ("project", "env", "expected"),
     [
         ("toys", {"WANDB_MODE": "bogus"}, ["WANDB_MODE=bogus", "online, offline or disabled"]),
         ("toys", {}, ["--track", "not logged in", "WANDB_MODE=offline"]),
@@ -409,7 +409,9 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, project, env, told):
+def test_problems_with_wandb_are_reported_before_a_folder_is_created(
+    tmp_path, project, env, expected
+):
     body = "import sac_continuous as s; args = s.Args(track=True, compile=False, runs_dir='runs', "
     body += (
         f"wandb_project={project!r}); runlog.open_batches(runlog.seed_runs(args, 'sac'), "
@@ -418,7 +420,7 @@ def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, pro
     done = check_in(tmp_path, body, **env)
     assert done.returncode == 2 and done.stdout == "", done
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and all(part in line for part in told), line
+    assert line.startswith("error: ") and all(part in line for part in expected), line
     assert not (tmp_path / "runs").exists()
 
 
@@ -428,7 +430,7 @@ def test_without_wandb_the_error_has_the_pip_command(monkeypatch):
         mirrors.check_wandb("toys")
 
 
-def test_names_for_wandb_are_as_long_as_its_server_takes():
+def test_names_for_wandb_fit_the_limits_of_its_server():
     first = "metaworld/" + 60 * "reach-v3," + "x"
     second = "metaworld/" + 60 * "reach-v3," + "y"
     assert (

@@ -54,7 +54,7 @@ def test_help_fits_the_terminal(script, columns, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_flags_are_those_that_are_parsed(script, monkeypatch):
+def test_help_lists_the_flags_that_are_parsed(script, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")  # from about 160 on tyro has two columns
     theirs = io.StringIO()
     with contextlib.redirect_stdout(theirs), pytest.raises(SystemExit):
