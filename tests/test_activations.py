@@ -276,7 +276,9 @@ def test_rational_options():
     assert scaled.scale().item() == pytest.approx(5)
     assert not Rational(RationalConfig(train_constraint_scale=False), True).log_scale.requires_grad
     free = Rational(RationalConfig(remove_constraint=True), True)
-    assert len(free.numerator) == 3 and free.scale() is None and free(torch.zeros(1)).item() == 0
+    assert len(free.numerator) == 3
+    assert free.scale() is None
+    assert free(torch.zeros(1)).item() == 0
     values = free.numerator.tolist(), free.denominator.tolist()
     expected = [quotient(x, "A", *values, math.inf, 4) for x in (-20.0, 3.0)]
     np.testing.assert_allclose(free(torch.tensor([-20.0, 3.0])).tolist(), expected, rtol=1e-5)

@@ -146,9 +146,8 @@ def test_sticky_actions_and_seeds():
     same = play(1)
     sticky, again, other = (play(s, repeat_action_probability=0.25) for s in (1, 1, 2))
     assert all(map(np.array_equal, plain, same)) and all(map(np.array_equal, sticky, again))
-    assert not all(map(np.array_equal, plain, sticky)) and not all(
-        map(np.array_equal, other, sticky)
-    )
+    assert not all(map(np.array_equal, plain, sticky))
+    assert not all(map(np.array_equal, other, sticky))
 
 
 @pytest.fixture
@@ -218,11 +217,9 @@ def check_samples(buffer, truth, oldest: int, lost=()):
     counts = {"over": 0, "life": 0}
     for number, k in seen.items():
         true_obs, action, termination, _, over, real_next_obs = rows[number]
-        assert (
-            np.array_equal(obs[k], true_obs)
-            and actions[k] == action
-            and terminations[k] == termination
-        )
+        assert np.array_equal(obs[k], true_obs)
+        assert actions[k] == action
+        assert terminations[k] == termination
         if not over:  # else it terminated, and its successor does not count
             assert np.array_equal(next_obs[k], real_next_obs)
         else:

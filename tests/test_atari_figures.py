@@ -125,9 +125,8 @@ def test_hr7_normalises_by_the_relu_runs_and_shows_dead_fractions(tmp_path, caps
     assert "hr15: fewer than two of relu; relu_hr" in capsys.readouterr().out
     rows = read_csv(tmp_path / "out" / "hr7.csv")
     scores = [row for row in rows if row["panel"].startswith("baseline")]
-    assert {row["variant"] for row in scores} == {"relu", "tanh", "tanh_hr"} and len(
-        scores
-    ) == 3 * 40
+    assert {row["variant"] for row in scores} == {"relu", "tanh", "tanh_hr"}
+    assert len(scores) == 3 * 40
     for row in scores:
         # 40 rows on the grid: a fortieth of them is one
         step = float(row["step"])
@@ -157,10 +156,8 @@ def test_hr7_normalises_by_the_relu_runs_and_shows_dead_fractions(tmp_path, caps
             (r["variant"], r["step"], r["value"]) for r in mine
         }
     spec = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert (
-        "rational (no run)" in spec["hr7"]["caption"][1]
-        and "sigmoid (no run)" in spec["hr7"]["caption"][1]
-    )
+    assert "rational (no run)" in spec["hr7"]["caption"][1]
+    assert "sigmoid (no run)" in spec["hr7"]["caption"][1]
     (table,) = read_csv(tmp_path / "out" / "hr_table2.csv")
     dead = {
         v: np.mean([truth[v, game, s][1] for game, s in itertools.product(GAMES[:2], (1, 2))])
@@ -240,9 +237,8 @@ def test_hr8_and_cr_atari_name_the_algorithm_without_runs(tmp_path, capsys):
     assert {path.name for path in paths if path.suffix == ".png"} == {"hr16_dqn.png", "hr17.png"}
     paths = plots.cr.cr_atari(tmp_path / "runs", tmp_path / "out")
     rows = read_csv(tmp_path / "out" / "cr_atari_dqn.csv")
-    assert {row["variant"] for row in rows} == {
-        "relu"
-    } and "missing: pqn_atari" in capsys.readouterr().out
+    assert {row["variant"] for row in rows} == {"relu"}
+    assert "missing: pqn_atari" in capsys.readouterr().out
     for name in ("hr4", "hr3"):
         assert figures.ROWS[name](tmp_path / "runs", tmp_path / "out") == []
     assert "hr4: no data for it" in capsys.readouterr().out
@@ -272,25 +268,26 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     )
     figures.main(["table", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "table.csv")
-    assert len(rows) == 7 and rows[0]["setting"] == "tanh*tanh" and rows[0]["return"] == "4.0"
+    assert len(rows) == 7
+    assert rows[0]["setting"] == "tanh*tanh"
+    assert rows[0]["return"] == "4.0"
     # nobody logs it
     assert rows[0]["state"] == "0 ended, 0 diverged" and "dead neurons" not in rows[0]
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
         key, text = ("return", "{:.1f}") if row["environment"] == DMC else ("success", "{:.2f}")
-        assert (
-            row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}"
-            and row["n"] == "4"
-        )
+        assert row[key] == f"{text.format(np.mean(last))} +- {text.format(np.std(last, ddof=1))}"
+        assert row["n"] == "4"
     runs = read_csv(tmp_path / "out" / "runs.csv")
-    assert len(runs) == 25 and {row["folder"] for row in runs} == {
-        path.name for path in (tmp_path / "runs").iterdir()
-    }
+    assert len(runs) == 25
+    assert {row["folder"] for row in runs} == {path.name for path in (tmp_path / "runs").iterdir()}
     markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert len(markdown) == 11 and len({line.count(" | ") for line in markdown[:9]}) == 1
     assert markdown[0] in capsys.readouterr().out
     latex = (tmp_path / "out" / "table.tex").read_text()
-    assert latex.count(r"\\") == 8 and r"sac\_continuous" in latex and r"$\pm$" in latex
+    assert latex.count(r"\\") == 8
+    assert r"sac\_continuous" in latex
+    assert r"$\pm$" in latex
 
 
 def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkeypatch):
@@ -306,10 +303,8 @@ def test_overview_shows_every_environment_of_any_folder(tmp_path, capsys, monkey
     monkeypatch.setattr(plots.style, "reduce_colours", lambda path: None)
     plots.overview.overview(tmp_path / "runs", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert (
-        printed.count("not on the page: pqn_atari, ") == 2
-        and "2 further environments" in kept[0].get_suptitle()
-    )
+    assert printed.count("not on the page: pqn_atari, ") == 2
+    assert "2 further environments" in kept[0].get_suptitle()
     panels = []
     for part in kept[0].subfigs:
         panels += part.axes
@@ -353,9 +348,8 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     # as hr_fig1.sh tells
     plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))
     printed = capsys.readouterr().out
-    assert (
-        "left out: rational (--variants" in printed and "left out: Carnival has no score" in printed
-    )
+    assert "left out: rational (--variants" in printed
+    assert "left out: Carnival has no score" in printed
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
     assert [(row["variant"], row["environments"], row["runs"]) for row in final] == [
         ("relu", "3", "6"),

@@ -117,15 +117,11 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
         first = 80 if script == "dqn_atari" else 32
         assert found[f"losses/{name}"] == list(range(first, 321, period))
     if script != "ppo_atari":
-        assert (
-            len(found["charts/epsilon"]) == 320 // period
-            and found["eval/episodic_return"][-1] == 320
-        )
+        assert len(found["charts/epsilon"]) == 320 // period
+        assert found["eval/episodic_return"][-1] == 320
     ends = [30 * 2, 60 * 2, 90 * 2, 120 * 2, 150 * 2]  # games of 30 steps, in two environments
-    assert (
-        sorted({*found["charts/episodic_length"]}) == ends
-        and len(found["charts/episodic_return"]) == 10
-    )
+    assert sorted({*found["charts/episodic_length"]}) == ends
+    assert len(found["charts/episodic_return"]) == 10
     for layer in ("conv1", "conv2", "conv3", "fc1"):
         for name in (
             "dead_share",
@@ -154,12 +150,10 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
     run(script, tmp_path / "a", f"{flags} --evaluate")
     printed = capfd.readouterr().out
     (video,) = (folder / "videos").glob("*.mp4")
-    assert (
-        printed.count("\n") == 1
-        and "seed 3: return" in printed
-        and str(video) in printed
-        and video.stat().st_size > 500
-    )
+    assert printed.count("\n") == 1
+    assert "seed 3: return" in printed
+    assert str(video) in printed
+    assert video.stat().st_size > 500
     run(script, tmp_path / "a", f"{flags} --print-network")
     assert "total" in capfd.readouterr().out and scalars(tmp_path / "a") == rows
 

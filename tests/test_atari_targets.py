@@ -148,17 +148,15 @@ def test_parameter_counts(script, count, flags):
 def test_initial_weights():
     weights = {script: network(script) for script in SCRIPTS}
     fc = weights["dqn_atari"].fc.branches[0].linear.weight
-    assert fc.abs().max() <= 3136**-0.5 and fc.std().item() == pytest.approx(
-        (3 * 3136) ** -0.5, rel=0.01
-    )
+    assert fc.abs().max() <= 3136**-0.5
+    assert fc.std().item() == pytest.approx((3 * 3136) ** -0.5, rel=0.01)
     fc = weights["ppo_atari"].fc.branches[0].linear.weight
     torch.testing.assert_close(fc.T @ fc, 2 * torch.eye(512), atol=1e-4, rtol=0)
     fc = weights["pqn_atari"].fc.branches[0].linear.weight
     head = weights["pqn_atari"].q.weight
     assert fc.std().item() == pytest.approx((2 / 3136) ** 0.5, rel=0.01)
-    assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5 and head.std().item() == pytest.approx(
-        512**-0.5, rel=0.05
-    )
+    assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5
+    assert head.std().item() == pytest.approx(512**-0.5, rel=0.05)
     branches = network("dqn_atari", **LAST).fc.branches
     assert not torch.equal(branches[0].linear.weight, branches[1].linear.weight)
 
@@ -254,11 +252,9 @@ def test_recycled_neurons_are_reinitialised_and_the_others_stay(script, activati
             assert (axes[old_rows][:, reads[layer]] == 0).all(), name
         assert torch.equal(p[~fresh], before[name][~fresh]), name
         state = optimizer.state[p]
-        assert (
-            (state["exp_avg"][fresh] == 0).all()
-            and (state["exp_avg_sq"][fresh] == 0).all()
-            and state["step"] == 2
-        )
+        assert (state["exp_avg"][fresh] == 0).all()
+        assert (state["exp_avg_sq"][fresh] == 0).all()
+        assert state["step"] == 2
         assert torch.equal(state["exp_avg_sq"][~fresh], moments[name][~fresh])
     assert not torch.equal(
         net.fc.branches[0].linear.weight[:, 0], old.fc.branches[0].linear.weight[:, 0]
@@ -310,9 +306,8 @@ def test_dead_by_standard_deviation():
         + 0.9
     )
     dead, std = metrics.dead_neurons_std(z)
-    assert dead.tolist() == [True, False, False] and std == pytest.approx(
-        np.std(z.numpy(), 0, ddof=1), rel=1e-5
-    )
+    assert dead.tolist() == [True, False, False]
+    assert std == pytest.approx(np.std(z.numpy(), 0, ddof=1), rel=1e-5)
     assert metrics.dead_neurons_kde(z * torch.tensor([0.9, 1.1, 1.0]))[0].tolist() == dead.tolist()
 
 

@@ -155,9 +155,8 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
         agent.qf_loss(only | {"next_obs": torch.full((1, 1, 2), x)}, torch.zeros(1, 1, 1))[0]
         for x in (0.0, 9.0)
     ]
-    assert torch.equal(*losses) and losses[0].item() == pytest.approx(
-        (q[:, 0] - 3).square().sum().item()
-    )
+    assert torch.equal(*losses)
+    assert losses[0].item() == pytest.approx((q[:, 0] - 3).square().sum().item())
     assert not torch.equal(far[0][0], far[1][0])
 
 

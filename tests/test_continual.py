@@ -267,10 +267,8 @@ def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runlog.Run, "finish", interrupt)
         run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12")
-    assert (
-        run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12") == whole
-        and len(calls) == trained
-    )
+    assert run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12") == whole
+    assert len(calls) == trained
     assert (
         json.loads(next((tmp_path / "b").glob("*/meta.json")).read_text())["status"] == "diverged"
     )
@@ -311,9 +309,8 @@ def test_reset_head_redraws_weights_and_clears_moments():
     learner.update(images, torch.arange(20).view(2, 10), torch.arange(20).view(2, 10) % 10, None)
     before = copy.deepcopy(learner)
     learner.reset_head([1, 2], 1)
-    assert (learner.network.head.weight != before.network.head.weight).all() and (
-        learner.network.head.bias == 0
-    ).all()
+    assert (learner.network.head.weight != before.network.head.weight).all()
+    assert (learner.network.head.bias == 0).all()
     alone = copy.deepcopy(before)
     alone.reset_head([1, 2], 1)
     assert torch.equal(alone.network.head.weight, learner.network.head.weight)

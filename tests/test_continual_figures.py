@@ -114,9 +114,8 @@ def test_comparisons_match_scipys_paired_intervals(tmp_path):
     for measure, (a, b) in expected.items():
         interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
         row = rows[measure]
-        assert row["difference"] == pytest.approx((a - b).mean()) and row[
-            "mean_a"
-        ] == pytest.approx(a.mean())
+        assert row["difference"] == pytest.approx((a - b).mean())
+        assert row["mean_a"] == pytest.approx(a.mean())
         assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
     assert rows["NTK srank, start"]["difference"] == 0.0
 
@@ -166,9 +165,8 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
             if (r["study"].split()[0], r["cell"], r["metric"])
             == (dataset, activation, "charts/online_accuracy")
         ]
-        assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)] and {
-            row["n"] for row in mine
-        } == {"3"}
+        assert [int(row["task"]) for row in mine] == [*range(1, TASKS + 1)]
+        assert {row["n"] for row in mine} == {"3"}
         np.testing.assert_allclose([float(row["mean"]) for row in mine], values.mean(0), rtol=1e-3)
         half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, 2)
         np.testing.assert_allclose(
@@ -184,9 +182,9 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         assert float(row["online accuracy, late tasks"]) == pytest.approx(
             values[1, -5:].mean(), rel=1e-5
         )
-        assert (
-            row["status"] == "finished" and "s2" in row["folder"] and float(row["elapsed_s"]) >= 0
-        )
+        assert row["status"] == "finished"
+        assert "s2" in row["folder"]
+        assert float(row["elapsed_s"]) >= 0
     cells = list(csv.DictReader((out / "continual_cells.csv").open()))
     assert {(row["cell"], row["diverged"]) for row in cells} == {(a, "1") for _, a in accuracy}
 
@@ -218,7 +216,9 @@ def test_variants_draw_a_small_picture_of_these_cells_and_must_exist(tmp_path, c
 
 def test_intervals_of_one_value_are_unknown():
     mean, low, high = plots.statistics.mean_interval(np.array([[1.0, 2.0]]))
-    assert mean.tolist() == [1.0, 2.0] and np.isnan(low).all() and np.isnan(high).all()
+    assert mean.tolist() == [1.0, 2.0]
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
 
 
 def test_tasks_that_no_seed_fitted_keep_their_places(tmp_path):

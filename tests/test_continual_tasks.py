@@ -31,7 +31,9 @@ def test_a_download_that_differs_or_fails_is_reported_with_the_url(tmp_path, mon
             script.main(parse(flags))
         out, err = capfd.readouterr()
         assert out == f"downloading {url}train-images-idx3-ubyte.gz\n"
-        assert stop.value.code == 2 and err.startswith("error: --data-dir") and err.count("\n") == 1
+        assert stop.value.code == 2
+        assert err.startswith("error: --data-dir")
+        assert err.count("\n") == 1
         assert f"download {url}train-images-idx3-ubyte.gz into" in err and "--dataset digits" in err
     assert not (tmp_path / "runs").exists()
 

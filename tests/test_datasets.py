@@ -49,7 +49,9 @@ def test_random_labels_change_and_the_images_stay():
     again = make_all(tasks_of("random_labels", 200))
     other = make_all(tasks_of("random_labels", 200), seed=4)
     for k, task in enumerate(found):
-        assert task.test_rows is None and task.test_labels is None and task.pixels is None
+        assert task.test_rows is None
+        assert task.test_labels is None
+        assert task.pixels is None
         assert len(set(task.rows)) == 200 and (task.rows == found[0].rows).all()
         assert (task.labels == again[k].labels).all()
         assert np.bincount(task.labels, minlength=10).min() > 5  # 20 of each expected

@@ -179,11 +179,9 @@ def test_failures_end_episodes_but_not_the_run_and_a_resumed_run_is_the_same(
         # the replay has true transitions only: one step on in the same episode;
         # where one failed, the last one again
         obs, _, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
-        assert (
-            torch.equal(next_obs[:, 1], obs[:, 1] + 1)
-            and (rewards == 1).all()
-            and not terminations.any()
-        )
+        assert torch.equal(next_obs[:, 1], obs[:, 1] + 1)
+        assert (rewards == 1).all()
+        assert not terminations.any()
         for step, length in expected_ends:
             if length == 4:
                 assert torch.equal(buffers[0].rows[i, step - 1], buffers[0].rows[i, step - 2])
@@ -626,11 +624,9 @@ def test_a_run_needs_no_graphics_and_a_video_without_them_is_one_warning(tmp_pat
     done = subprocess.run(argv, capture_output=True, text=True, env=environment | broken)
     assert done.returncode == 0 and "step 60: eval/episodic_return" in done.stdout, done
     (line,) = done.stderr.splitlines()
-    assert (
-        line.startswith("warning: no video ")
-        and "no graphics here: banana: " in line
-        and "osmesa: " in line
-    )
+    assert line.startswith("warning: no video ")
+    assert "no graphics here: banana: " in line
+    assert "osmesa: " in line
 
 
 def test_dm_control_steps_without_a_graphics_library(monkeypatch):
@@ -735,10 +731,14 @@ def check_task(task: str) -> None:
     env = make_env(f"dm_control/{task}-v0", 0, 1, "train")
     obs, _ = env.reset()
     action = env.action_space.sample()
-    assert obs.ndim == 1 and obs.shape == env.observation_space.shape and np.isfinite(obs).all()
+    assert obs.ndim == 1
+    assert obs.shape == env.observation_space.shape
+    assert np.isfinite(obs).all()
     assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
     next_obs, reward, terminated, truncated, _ = env.step(action)
-    assert next_obs.shape == obs.shape and np.isfinite(next_obs).all() and np.isfinite(reward)
+    assert next_obs.shape == obs.shape
+    assert np.isfinite(next_obs).all()
+    assert np.isfinite(reward)
     assert (-1 if task.startswith("lqr-") else 0) <= reward <= 1  # lqr's is 1 minus a cost
     assert not terminated and not truncated
     env.close()

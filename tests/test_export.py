@@ -68,9 +68,8 @@ def test_game_returns_are_means_over_windows(tmp_path):
             inside = [value for step, value in rows[seed] if end - 250 < step <= end]
             if inside:
                 truth[end] = sum(inside) / len(inside)
-        assert exported.keys() == truth.keys() and np.allclose(
-            [exported[k] for k in truth], [*truth.values()], rtol=1e-12
-        )
+        assert exported.keys() == truth.keys()
+        assert np.allclose([exported[k] for k in truth], [*truth.values()], rtol=1e-12)
     assert {
         float(r["value"]) for r in found if r["metric"] == "network/q/fc1/branch1_dead_share"
     } == {0.25}
@@ -132,7 +131,9 @@ def test_rows_are_thinned_at_common_steps():
     series = [np.arange(1, n + 1).repeat(2).reshape(-1, 2) for n in (10_000, 9_990)]
     first, second = (rows[:, 0].tolist() for rows in export_results.thinned(series))
     assert (len(first), len(second)) == (200, 200)
-    assert first == second and first[0] == 1 and first[-1] == 9_990
+    assert first == second
+    assert first[0] == 1
+    assert first[-1] == 9_990
     # equal steps: evenly spaced, with the first and the last
     expected = np.unique(np.linspace(1, 10_000, 200).round())
     for rows in export_results.thinned([series[0], series[0]]):

@@ -204,7 +204,9 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, capfd):
     for flag in ("--runs-dir", "--out"):
         long_path = f"{tmp_path}/{'x' * 300}"
         message = refused("function_approximation", [flag, long_path], tmp_path, capfd)
-        assert flag in message and "File name too long" in message and "shorter name" in message
+        assert flag in message
+        assert "File name too long" in message
+        assert "shorter name" in message
         message = refused("function_approximation", [flag, "/etc/hostname/x"], tmp_path, capfd)
         assert f"{flag} /etc/hostname/x: Not a directory; choose a writable folder" in message
     message = refused(

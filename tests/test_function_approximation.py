@@ -176,10 +176,8 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
         for k, m in itertools.product((1, 2), ("srank", "dead_share", "dormant_share"))
     } <= keys
     capfd.readouterr()
-    assert (
-        run(tmp_path / "a", flags) == first
-        and "finished already (--fresh starts" in capfd.readouterr().out
-    )
+    assert run(tmp_path / "a", flags) == first
+    assert "finished already (--fresh starts" in capfd.readouterr().out
     assert run(tmp_path / "a", f"{flags} --fresh") == first
 
 
@@ -204,9 +202,8 @@ def test_the_error_is_that_of_the_stored_network_between_the_points(tmp_path, ca
         error = np.mean((fit - 10 * np.sin(7 * x) - 15 * np.sin(10 * x) - 5 * np.cos(5 * x)) ** 2)
         assert values(rows[folder.name], key)[40] == pytest.approx(error, rel=1e-5)
     capfd.readouterr()
-    assert run(tmp_path, flags) == rows and re.search(
-        "^11 runs such as .* already", capfd.readouterr().out, re.M
-    )
+    assert run(tmp_path, flags) == rows
+    assert re.search("^11 runs such as .* already", capfd.readouterr().out, re.M)
 
 
 def child(folder: str, flags: str) -> None:
@@ -272,9 +269,8 @@ def test_table_1_matches_its_closed_forms_and_a_sum_does_not(expression):
         low, high = binomtest(script.dead_share(expression, p, 1000, seed=3), 1000).proportion_ci(
             0.999
         )
-        assert low <= expected <= high and script.CLOSED_FORMS[expression](p) == pytest.approx(
-            expected
-        )
+        assert low <= expected <= high
+        assert script.CLOSED_FORMS[expression](p) == pytest.approx(expected)
         if expression in ("relu_hr", "sigmoid_hr"):  # a sum is dead only where both are: p^2
             name = expression.removesuffix("_hr")
             low, high = binomtest(

@@ -33,12 +33,10 @@ def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path,
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         script.main(parse(tmp_path / "runs", command))
     output = capfd.readouterr()
-    assert (
-        stop.value.code == 2
-        and output.err.startswith("error: ")
-        and output.err.count("\n") == 1
-        and output.out == ""
-    )
+    assert stop.value.code == 2
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert output.out == ""
     assert all(word in output.err for word in COMMANDS[command]), output.err
     assert os.listdir(tmp_path) == []
 

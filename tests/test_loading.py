@@ -259,7 +259,9 @@ def test_an_unfinished_run_gives_its_config_its_rows_and_its_weights(script, int
     module = SCRIPTS[script]
     folder = interrupted(script)
     run = runlog.load(folder)
-    assert run.status == "interrupted" and run.step > 0 and run.defaulted == ()
+    assert run.status == "interrupted"
+    assert run.step > 0
+    assert run.defaulted == ()
     flags = runlog.parse_args(module.Args, QUICK[script].split())
     own = {"seed": run.settings["seed"], "runs_dir": str(folder.parent)}
     expected = dataclasses.replace(flags, **own)

@@ -137,7 +137,5 @@ def test_non_finite_values_stay_non_finite():
     assert metrics.feature_norm(x)[0] == math.inf and metrics.weight_norm([x], 1)[0] == math.inf
     zero = torch.zeros(4, 3)
     assert metrics.feature_norm(zero) == 0 and metrics.weight_norm([zero]) == 0
-    assert (
-        metrics.dormant_neurons(zero)[1].eq(0).all()
-        and metrics.dead_neurons_std(zero)[1].eq(0).all()
-    )
+    assert metrics.dormant_neurons(zero)[1].eq(0).all()
+    assert metrics.dead_neurons_std(zero)[1].eq(0).all()

@@ -57,9 +57,8 @@ def test_a_batch_entry_reads_the_same_alone(activation, seeds):
     for index in np.ndindex(batch):
         single = network_of(activation, int(np.asarray(seeds)[index]), layer_norm=True)
         alone = reports.network_report(single, (x[index],), gradients(single, x[index]), 0)
-        assert list(alone.scalars) == list(report.scalars) and list(alone.curves) == list(
-            report.curves
-        )
+        assert list(alone.scalars) == list(report.scalars)
+        assert list(alone.curves) == list(report.curves)
         for name, value in alone.scalars.items():
             torch.testing.assert_close(
                 report.scalars[name][index], value, rtol=1e-3, atol=1e-4, msg=name
@@ -158,9 +157,8 @@ def test_no_side_effects_and_non_finite_values():
     state = {k: v.clone() for k, v in network.state_dict().items()}
     rng = torch.get_rng_state()
     reports.network_report(network, (x,), gradients(network, x), 1)
-    assert torch.equal(torch.get_rng_state(), rng) and all(
-        p.grad is None for p in network.parameters()
-    )
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(p.grad is None for p in network.parameters())
     assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
     with torch.no_grad():
         network[0].branches[0].linear.weight[1] = torch.nan

@@ -82,7 +82,9 @@ def test_both_checkpoints_find_their_rows_whenever_the_process_dies(num_envs, tm
             buffer = reopen(path, *counted, num_envs)
             del truth[buffer.num_added :]
             resumed[which] += 1
-    assert compared > 1_000 and min(resumed.values()) >= 5 and len(truth) > 2 * buffer.num_rows
+    assert compared > 1_000
+    assert min(resumed.values()) >= 5
+    assert len(truth) > 2 * buffer.num_rows
 
 
 def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
@@ -154,7 +156,9 @@ def test_a_checkpoint_without_a_checksum_resumes_with_a_warning(tmp_path, capfd)
     fill(tmp_path / "replay.dat")
     reopen(tmp_path / "replay.dat", 60, None)
     err = capfd.readouterr().err
-    assert err.startswith("warning: ") and "without a checksum" in err and err.count("\n") == 1
+    assert err.startswith("warning: ")
+    assert "without a checksum" in err
+    assert err.count("\n") == 1
 
 
 class Died(Exception):

@@ -52,11 +52,9 @@ def test_a_damaged_meta_json_is_rewritten(tmp_path, capsys, damage):
     capsys.readouterr()
     run = resume(tmp_path)
     rewritten = json.loads(meta.read_text())
-    assert (
-        run.status() == "finished"
-        and rewritten["hash"] == run.digest
-        and rewritten["sessions"][-1]["from_step"] == 40
-    )
+    assert run.status() == "finished"
+    assert rewritten["hash"] == run.digest
+    assert rewritten["sessions"][-1]["from_step"] == 40
     err = capsys.readouterr().err
     assert err.count("meta.json") == (damage not in ("missing", "sessions of another kind")), err
     assert content(tmp_path)[0][1:] == [f"{step},a,{step / 3!r}" for step in range(1, 42)]
@@ -227,10 +225,8 @@ def test_abandon_leaves_runs_as_they_were(tmp_path):
     logged = runlog.Run(tmp_path, "logged", CONFIG).open(tensorboard=False)
     logged.log(1, {"a": 1.0})
     logged.abandon()  # has rows by now: these stay
-    assert (
-        "1,a,1.0" in (logged.folder / "scalars.csv").read_text()
-        and logged.status() == "interrupted"
-    )
+    assert "1,a,1.0" in (logged.folder / "scalars.csv").read_text()
+    assert logged.status() == "interrupted"
 
 
 def test_fresh_deletes_nothing_of_a_batch_with_a_run_in_use(tmp_path):
@@ -319,11 +315,9 @@ def test_a_checkpoint_of_a_later_version_is_refused_in_one_line_and_kept(tmp_pat
         assert message.startswith(
             f"{path} has the checkpoint format 2, and this version reads up to 1; "
         )
-        assert (
-            "use the version that wrote it" in message
-            and "--fresh" in message
-            and "\n" not in message
-        )
+        assert "use the version that wrote it" in message
+        assert "--fresh" in message
+        assert "\n" not in message
     assert {file: file.read_bytes() for file in before} == before  # not the older one instead
 
 

@@ -97,10 +97,8 @@ def test_lock_dies_with_its_process(tmp_path):
         new_run(tmp_path).open()
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    assert (
-        new_run(tmp_path).status() == "interrupted"
-        and new_run(tmp_path).open(tensorboard=False).close() is None
-    )
+    assert new_run(tmp_path).status() == "interrupted"
+    assert new_run(tmp_path).open(tensorboard=False).close() is None
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
@@ -166,11 +164,9 @@ def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "calm")
     assert new_run(tmp_path / "killed").status() == "finished"
     meta = json.loads((tmp_path / "killed" / NAME / "meta.json").read_text())
-    assert (
-        len(meta["sessions"]) > 1
-        and meta["versions"]["torch"] == torch.__version__
-        and meta["peak_memory_mb"] > 10
-    )
+    assert len(meta["sessions"]) > 1
+    assert meta["versions"]["torch"] == torch.__version__
+    assert meta["peak_memory_mb"] > 10
 
 
 def test_replay_files_hold_only_new_transitions_and_old_ones_are_deleted(tmp_path):
@@ -184,7 +180,8 @@ def test_replay_files_hold_only_new_transitions_and_old_ones_are_deleted(tmp_pat
         380,
         50,
         2**127 + 1,
-    ) and run.checkpoint_steps() == [400, 380]
+    )
+    assert run.checkpoint_steps() == [400, 380]
     assert torch.equal(replay["obs"][20:], run.load_checkpoint()[2]["obs"][:30])
     run.drop_transitions()
     assert run.load_checkpoint()[::2] == (400, None)
@@ -216,7 +213,8 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
         )
         step, state, replay = new_run(tmp_path).load_checkpoint()
         found += step == 20
-        assert torch.equal(state["weight"], torch.full((1000,), float(step))) and state["n"] == [
+        assert torch.equal(state["weight"], torch.full((1000,), float(step)))
+        assert state["n"] == [
             step,
             None,
         ]
@@ -243,14 +241,11 @@ def test_falls_back_to_the_previous_checkpoint(tmp_path, capsys, damage):
     assert run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()
     run.close()
     err = capsys.readouterr().err
-    assert (
-        err.count("\n") == 1
-        and err.startswith("warning: ")
-        and "using checkpoint.prev.pt, step 20" in err
-    )
-    assert content(tmp_path)[0][-1] == f"20,a,{20 / 3!r}" and new_run(
-        tmp_path
-    ).checkpoint_steps() == [20]
+    assert err.count("\n") == 1
+    assert err.startswith("warning: ")
+    assert "using checkpoint.prev.pt, step 20" in err
+    assert content(tmp_path)[0][-1] == f"20,a,{20 / 3!r}"
+    assert new_run(tmp_path).checkpoint_steps() == [20]
 
 
 def test_both_checkpoints_damaged_or_of_another_configuration(tmp_path):
@@ -333,7 +328,9 @@ def test_status_finish_fail_fresh(tmp_path):
     run.log(5, {"a": 1.0})
     run.finish("diverged", step=5)
     meta = json.loads((run.folder / "meta.json").read_text())
-    assert run.status() == "diverged" and meta["step"] == 5 and len(meta["sessions"]) == 2
+    assert run.status() == "diverged"
+    assert meta["step"] == 5
+    assert len(meta["sessions"]) == 2
     with pytest.raises(UserError, match="diverged already"):
         new_run(tmp_path).open()
     assert new_run(tmp_path, fresh=True).status() == "new"
@@ -379,13 +376,10 @@ def test_group_by_step(tmp_path):
     c = at("c", 20, 30)
     d = at("d", 90)
     e = at("e")
-    assert opening.group_by_step([a, a]) == [(20, [a])] and opening.group_by_step([a, b, c]) == [
-        (20, [a, b, c])
-    ]
+    assert opening.group_by_step([a, a]) == [(20, [a])]
+    assert opening.group_by_step([a, b, c]) == [(20, [a, b, c])]
     assert opening.group_by_step([b, c]) == [(30, [b, c])]
     assert opening.group_by_step([d, a, e, b]) == [(20, [a, b]), (90, [d]), (0, [e])]
     assert opening.group_by_step([e, Run(tmp_path, "f", CONFIG)])[0][0] == 0
-    assert (
-        opening.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0
-        and opening.group_by_step([]) == []
-    )
+    assert opening.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0
+    assert opening.group_by_step([]) == []

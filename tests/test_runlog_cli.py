@@ -24,9 +24,8 @@ def test_hash_and_name():
         {"b": {"d": 3, "c": 2}, "a": 1}, []
     )
     digest = identity.config_hash(CONFIG, ["device"])
-    assert len(digest) == 10 and digest == identity.config_hash(
-        {**CONFIG, "device": "cuda"}, ["device"]
-    )
+    assert len(digest) == 10
+    assert digest == identity.config_hash({**CONFIG, "device": "cuda"}, ["device"])
     for other in (
         {"seed": 2},
         {"rational": {"degrees": (3, 4)}},
@@ -57,9 +56,8 @@ def test_generators_are_restored_or_name_the_device():
     states = {use: generator.get_state() for use, generator in generators.items()}
     draws = [torch.rand(3, generator=generators["update"]) for _ in range(2)]
     seeding.set_states(generators, states)
-    assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0]) and not torch.equal(
-        *draws
-    )
+    assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0])
+    assert not torch.equal(*draws)
     with pytest.raises(
         runlog.UserError, match="--device cpu: the run was started on another device; use"
     ):
@@ -123,7 +121,10 @@ def test_a_wrong_flag_is_reported_in_one_line(capsys, argv, expected):
     with pytest.raises(SystemExit) as stop:
         runlog.parse_args(Args, argv.split())
     out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
     assert all(word in err for word in expected), err
 
 

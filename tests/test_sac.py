@@ -141,11 +141,9 @@ def test_losses_and_gradients_of_every_seed_match_the_reference():
     assert 0 < batch["terminations"].sum() < batch["terminations"].numel()
     qf_loss, q_values = agent.qf_loss(batch, noise[0])
     actor_loss, log_probs = agent.actor_loss(batch, noise[1])
-    assert (
-        qf_loss.shape == actor_loss.shape == (3,)
-        and q_values.shape == (3, 2, BATCH)
-        and log_probs.shape == (3, BATCH)
-    )
+    assert qf_loss.shape == actor_loss.shape == (3,)
+    assert q_values.shape == (3, 2, BATCH)
+    assert log_probs.shape == (3, BATCH)
     qf_grads = torch.autograd.grad(qf_loss.sum(), agent.qf_optimizer.parameters_)
     actor_grads = torch.autograd.grad(actor_loss.sum(), agent.actor_optimizer.parameters_)
     for i in range(3):
@@ -336,9 +334,8 @@ def test_replay_is_a_ring_whose_rows_stay_together():
         part = {key: value[:, i] for key, value in batch.items()}
         steps = part["obs"][..., 0] - 0.25 * i
         assert steps.unique().tolist() == list(range(13, 23))
-        assert (part["actions"] == -part["obs"][..., :2]).all() and (
-            part["next_obs"] == part["obs"] + 1
-        ).all()
+        assert (part["actions"] == -part["obs"][..., :2]).all()
+        assert (part["next_obs"] == part["obs"] + 1).all()
         assert (part["rewards"] == 10 * part["obs"][..., 0]).all()
         assert (part["terminations"] == (steps % 2 if i == 0 else 0)).all()
     assert buffer.newest(4)[:, :, 0].tolist() == [[19, 20, 21, 22], [19.25, 20.25, 21.25, 22.25]]

@@ -92,15 +92,13 @@ def test_a_run_writes_every_key_and_repeats_bit_for_bit_and_metrics_change_nothi
     for name, rows in first.items():
         got = values(rows)
         folder = tmp_path / "a" / name
-        assert len(got) == len(rows) and all(
-            math.isfinite(x) for (_, key), x in got.items() if "network/" not in key
-        )
+        assert len(got) == len(rows)
+        assert all(math.isfinite(x) for (_, key), x in got.items() if "network/" not in key)
         steps = {key: [step for step, k in got if k == key] for _, key in got}
         assert {key for key in steps if not key.startswith("network/")} == LOSSES | EVAL | CHARTS
         assert all(steps[key] == [20, 30, 40, 50, 60] for key in LOSSES)
-        assert all(steps[key] == [40, 60] for key in EVAL) and all(
-            steps[key] == [30, 60] for key in CHARTS
-        )
+        assert all(steps[key] == [40, 60] for key in EVAL)
+        assert all(steps[key] == [30, 60] for key in CHARTS)
         network = {key for key in steps if key.startswith("network/")}
         assert all(steps[key] == [20, 30, 60] for key in network)  # at learning_starts: untrained
         assert {key.split("/")[1] for key in network} == {"actor", "qf1", "qf2"}
@@ -140,10 +138,8 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
         fresh = sac_continuous.Agent(
             5, 1, args, [seed], sac_continuous.torch.device("cpu")
         ).state_dict()
-        assert (
-            fresh.keys() == state["agent"].keys()
-            and int(state["agent"]["qf_optimizer.count"]) == 41
-        )
+        assert fresh.keys() == state["agent"].keys()
+        assert int(state["agent"]["qf_optimizer.count"]) == 41
         for key, value in fresh.items():
             assert not (value[0] if value.dim() else value).equal(state["agent"][key]), key
 
@@ -169,9 +165,8 @@ def test_options_run(flags, tmp_path):
     )
     for name, rows in results.items():
         got = values(rows)
-        assert {key for _, key in got} >= LOSSES | EVAL and all(
-            math.isfinite(got[60, key]) for key in LOSSES
-        )
+        assert {key for _, key in got} >= LOSSES | EVAL
+        assert all(math.isfinite(got[60, key]) for key in LOSSES)
         state = runlog.storage.load_pt(tmp_path / name / runlog.checkpoints.CHECKPOINT)["state"][
             "agent"
         ]
@@ -207,11 +202,9 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
     assert "finished already (--fresh starts it over)" in capfd.readouterr().out
     run(tmp_path, f"{flags} --evaluate")
     printed = capfd.readouterr().out
-    assert (
-        printed.count("\n") == 1
-        and printed.startswith("seed 1: eval/episodic_return ")
-        and "return of the video" in printed
-    )
+    assert printed.count("\n") == 1
+    assert printed.startswith("seed 1: eval/episodic_return ")
+    assert "return of the video" in printed
     (video,) = (folder / "videos").glob("*.mp4")
     assert str(video) in printed and video.stat().st_size > 500
     assert (folder / "scalars.csv").read_bytes() == before

@@ -85,9 +85,8 @@ def test_names_lengths_and_spaces():
     args = runlog.parse_args(sac_continuous.Args, command("x", AB))
     assert sac_continuous.validate(args).total_timesteps == 2 * TASK
     (single,) = runlog.seed_runs(sac_continuous.Args(env_id=("Pendulum-v1",)), "sac")
-    assert single.config["env_id"] == "Pendulum-v1" and single.name.startswith(
-        "Pendulum-v1__sac__relu__s1__"
-    )
+    assert single.config["env_id"] == "Pendulum-v1"
+    assert single.name.startswith("Pendulum-v1__sac__relu__s1__")
     (wide := Toy(1.0)).action_space = gym.spaces.Box(-1, 1, (3,))
     with pytest.raises(runlog.UserError, match=r"a and c have actions of shape \(1,\) and \(3,\)"):
         environments.check_equal_spaces({"a": Toy(1.0), "b": Toy(1.0), "c": wide})
@@ -116,10 +115,8 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     after = state_at(tmp_path, 2 * TASK)["agent"]
     moments = {key for key in before if "_optimizer." in key}
     if "optimizer" in flags:
-        assert (
-            int(before["qf_optimizer.count"]) == 41
-            and before["qf_optimizer.exp_avg_q_weight"].abs().sum() > 0
-        )
+        assert int(before["qf_optimizer.count"]) == 41
+        assert before["qf_optimizer.exp_avg_q_weight"].abs().sum() > 0
     else:
         assert {key.split(".")[0] for key in moments} == {
             f"{x}_optimizer" for x in ("actor", "qf", "alpha")

@@ -273,13 +273,11 @@ def test_the_cells_of_the_continual_study_match_its_results(folder):
     assert cells == rows and len(rows) == 28
     variables = {"DATASETS": "digits", "DATA_DIR": "elsewhere", "OUT": "there", "JOBS": "3"}
     found = commands(folder, "cr_continual", "smoke", **variables)
-    assert len(found) == 14 and all(
-        "--dataset digits --data-dir elsewhere" in command for command in found
-    )
+    assert len(found) == 14
+    assert all("--dataset digits --data-dir elsewhere" in command for command in found)
     launch, draw = calls(folder, "cr_continual", "smoke", **variables)
-    assert launch[-2:] == ["--slots", "3"] and runlog.parse_args(
-        figures.Command, draw[1:]
-    ).out == Path("there")
+    assert launch[-2:] == ["--slots", "3"]
+    assert runlog.parse_args(figures.Command, draw[1:]).out == Path("there")
 
 
 def test_figures_share_their_runs(folder):
@@ -318,16 +316,13 @@ def test_variables_and_a_wrong_scale(folder):
     found = commands(
         folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray"
     )
-    assert {environment_of(command) for command in found} == {"metaworld/sweep-v3"} and len(
-        found
-    ) == 26
+    assert {environment_of(command) for command in found} == {"metaworld/sweep-v3"}
+    assert len(found) == 26
     launch, draw = calls(
         folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray"
     )
-    assert (
-        launch[-5:] == ["--name", "cr_ablations-paper", "--runs-dir", "r", "--ray"]
-        and draw[3] == "r"
-    )
+    assert launch[-5:] == ["--name", "cr_ablations-paper", "--runs-dir", "r", "--ray"]
+    assert draw[3] == "r"
     for script in FIGURES:
         environment = os.environ | {"SCALE": "big"}
         done = subprocess.run(
@@ -407,11 +402,9 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
         assert f"set variables before it, such as {variable}" in done.stderr
     help_text = shell(script, "--help", **python)
     head = (ROOT / "scripts" / script).read_text().splitlines()[1].removeprefix("# ")
-    assert (
-        help_text.returncode == 0
-        and help_text.stdout.startswith(f"{head}\n")
-        and help_text.stderr == ""
-    )
+    assert help_text.returncode == 0
+    assert help_text.stdout.startswith(f"{head}\n")
+    assert help_text.stderr == ""
     assert shell(script, "-h", **python).stdout == help_text.stdout
     check_refused(
         shell(script, PYTHON="/no/such"), "PYTHON=/no/such: is not a program here; run make setup"
@@ -477,10 +470,8 @@ def test_paths_with_blanks_and_patterns(folder):
     """What a script hands on is one argument, and what it prints can be copied into a shell."""
     variables = {"RUNS_DIR": "a b", "OUT": "c'd", "ENVS": "Pong*\nQbert"}
     launch, draw = calls(folder, "hr_fig1", "smoke", **variables)
-    assert (
-        "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1]
-        and launch[launch.index("--runs-dir") + 1] == "a b"
-    )
+    assert "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1]
+    assert launch[launch.index("--runs-dir") + 1] == "a b"
     assert draw[2:6] == ["--runs", "a b", "--out", "c'd"]
     assert draw[6:8] == ["--variants", "relu"] and draw[-1] == "relu, ReDo"  # one argument
     launch, _ = calls(folder, "cr_continual", "smoke", DATA_DIR="a b", DATASETS="digits")

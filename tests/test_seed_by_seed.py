@@ -41,7 +41,10 @@ def test_rational_tanh_is_tanh_in_float32():
     assert np.abs(found).max() == 1.0
     special = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0])
     found = seed_by_seed.rational_tanh(special)
-    assert found[0] == 1.0 and found[1] == -1.0 and found[2].isnan() and found[3] == 0.0
+    assert found[0] == 1.0
+    assert found[1] == -1.0
+    assert found[2].isnan()
+    assert found[3] == 0.0
 
 
 def test_its_coefficients_match_the_fit():

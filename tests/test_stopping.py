@@ -107,10 +107,8 @@ def test_a_signal_saves_and_stops_and_the_same_command_resumes(
     assert stop.value.code == 128 + number
     assert [signal.getsignal(each) for each in stopping.SIGNALS] == handlers
     lines = capsys.readouterr().err.splitlines()
-    assert (
-        len(lines) == 1
-        and f"stopped by {signal.Signals(number).name} at step {step}, saved: " in lines[0]
-    )
+    assert len(lines) == 1
+    assert f"stopped by {signal.Signals(number).name} at step {step}, saved: " in lines[0]
     assert "interrupted" in status(tmp_path / "a")
     stopped = rows(tmp_path / "a")
     train(script, flags, tmp_path / "a")
@@ -314,9 +312,8 @@ def test_the_replay_of_a_finished_run_is_deleted_even_after_a_kill(tmp_path, mon
     assert len(list(tmp_path.glob("a/*/replay"))) == 2
     train(sac_continuous, flags, tmp_path / "a")  # the first is finished, the second not yet
     train(sac_continuous, flags, tmp_path / "a")
-    assert status(tmp_path / "a") == ["finished", "finished"] and not list(
-        tmp_path.glob("a/*/replay")
-    )
+    assert status(tmp_path / "a") == ["finished", "finished"]
+    assert not list(tmp_path.glob("a/*/replay"))
     train(sac_continuous, f"{flags} --keep-replay", tmp_path / "b")
     train(sac_continuous, flags, tmp_path / "b")
     assert len(list(tmp_path.glob("b/*/replay"))) == 2  # it was kept on purpose

@@ -156,7 +156,8 @@ def test_cells_of_seeds_and_of_scripts():
     halves = [process["argv"][-1] for process in plan(sac, most=2)]
     assert halves == ["2", "3", "2", "3"]
     (process,) = plan("sac_continuous.py", runs_dir="there")
-    assert process["runs"][0].startswith("there/dm_control") and process["argv"][-2:] == [
+    assert process["runs"][0].startswith("there/dm_control")
+    assert process["argv"][-2:] == [
         "--runs-dir",
         "there",
     ]
@@ -312,12 +313,10 @@ def test_mistakes_are_reported_in_one_line(grids, message, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, argv))
     error = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and error.count("\n") == 1
-        and error.startswith("error: ")
-        and message in error
-    )
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
     assert not list(tmp_path.iterdir())
 
 
@@ -334,10 +333,8 @@ def test_dry_run_prints_what_is_left(tmp_path, monkeypatch, capsys):
         tuple(line[i] for i in (line.index("--total") + 1, line.index("--seed") + 1))
         for line in printed
     ] == left
-    assert (
-        all([shutil.which(line[0]), line[1]] == [sys.executable, str(TOY)] for line in printed)
-        and not (tmp_path / "runs/sweeps").exists()
-    )
+    assert all([shutil.which(line[0]), line[1]] == [sys.executable, str(TOY)] for line in printed)
+    assert not (tmp_path / "runs/sweeps").exists()
 
 
 def test_the_address_after_ray_is_distinguished_from_a_grid():
@@ -376,11 +373,9 @@ def test_slurm_file(tmp_path, monkeypatch, capsys):
     seen = []
     for name, last in (("s p.sbatch", 3), ("s p.sbatch-2", 1)):
         text = (tmp_path / name).read_text()
-        assert (
-            f"#SBATCH --array=0-{last}%2\n" in text
-            and "--cpus-per-task=3\n" in text
-            and "--gres" not in text
-        )
+        assert f"#SBATCH --array=0-{last}%2\n" in text
+        assert "--cpus-per-task=3\n" in text
+        assert "--gres" not in text
         assert subprocess.run(["bash", "-n", name], cwd=tmp_path).returncode == 0
         for task in range(last + 1):  # as a task of the array would
             env = environment(SLURM_ARRAY_TASK_ID=str(task))
@@ -399,7 +394,9 @@ def test_paths_with_control_characters_are_refused(flag, value, tmp_path, monkey
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, words))
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith(f"error: {flag} ") and error.count("\n") == 1
+    assert stop.value.code == 2
+    assert error.startswith(f"error: {flag} ")
+    assert error.count("\n") == 1
     assert error[:-1].isprintable() and not list(tmp_path.iterdir())
 
 
@@ -458,7 +455,9 @@ def test_slurm_files_that_cannot_be_written_are_refused(tmp_path, monkeypatch, c
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
             launcher.main(runlog.parse_args(launcher.Args, [grid(1, 1, 0.0), *flags]))
         error = capsys.readouterr().err
-        assert stop.value.code == 2 and message in error and error.count("\n") == 1
+        assert stop.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
     assert (tmp_path / "mine.py").read_text() == "print('precious')\n"
 
 
@@ -590,7 +589,9 @@ def test_the_table_shows_what_differs_and_how_far_each_process_is(
     assert lines[0].split()[:4] == ["running", "done", "failed", "waiting"]
     assert lines[1].split() == ["3", "0", "0", "7"]
     assert len({line[: columns // 2] for line in lines[2:]}) == 3
-    assert "starting" in lines[2] and "12.3k/1M" in lines[3] and "3 min" in lines[3]
+    assert "starting" in lines[2]
+    assert "12.3k/1M" in lines[3]
+    assert "3 min" in lines[3]
     if columns >= 80:
         assert "push-v3, relu, seeds 1-10 " in lines[2]
     if columns >= 120:

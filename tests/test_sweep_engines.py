@@ -46,11 +46,9 @@ def test_all_runs_end_and_then_are_skipped(tmp_path):
     spans = sorted((state["start"], state["start"] + state["seconds"]) for state in states)
     assert spans[2][0] >= min(spans[0][1], spans[1][1]) - 0.2, "a third process ran on two slots"
     code, output = sweep(tmp_path, grid(3, 2, 0.3), "--slots", "2")
-    assert (
-        code == 0
-        and output.count("started toy") == 3
-        and set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
-    )
+    assert code == 0
+    assert output.count("started toy") == 3
+    assert set(check_exactly_once(tmp_path, 3, 2).values()) == {1}
 
 
 def test_gpus_are_shared_out(tmp_path):
@@ -63,9 +61,8 @@ def test_gpus_are_shared_out(tmp_path):
         == 0
     )
     seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
-    assert sorted(gpu for gpu, _ in seen[:4]) == ["4", "4", "7", "7"] and {
-        gpu for gpu, _ in seen
-    } == {"4", "7"}
+    assert sorted(gpu for gpu, _ in seen[:4]) == ["4", "4", "7", "7"]
+    assert {gpu for gpu, _ in seen} == {"4", "7"}
     assert {threads for _, threads in seen} == {"3"}
 
 
@@ -79,26 +76,21 @@ def test_failures_are_reported_and_crashes_resume(tmp_path):
     assert code == 1 and "2 of 4 processes done, 2 failed, 0 waiting" in output
     assert output.count("started bad__") == 1, "a user error is tried once"
     assert output.count("started broken__") == output.count("started crashes__") == 2
-    assert (
-        "FAILED with exit code 2: " in output
-        and "FAILED with exit code 3: " in output
-        and "| this is the end" in output
-    )
+    assert "FAILED with exit code 2: " in output
+    assert "FAILED with exit code 3: " in output
+    assert "| this is the end" in output
     rows = {name.split("__")[0]: rows for name, rows in steps(tmp_path).items()}
-    assert [step for step, _ in rows["crashes"]] == [1, 2, 3, 4, 5] and len(
-        {pid for _, pid in rows["crashes"]}
-    ) == 2
+    assert [step for step, _ in rows["crashes"]] == [1, 2, 3, 4, 5]
+    assert len({pid for _, pid in rows["crashes"]}) == 2
     code, output = sweep(tmp_path, *grids, "--limit", "0")
-    assert (
-        code == 1
-        and output.count("started bad__") == 1
-        and output.count("FAILED with exit code 3: ") == 3
-    )
+    assert code == 1
+    assert output.count("started bad__") == 1
+    assert output.count("FAILED with exit code 3: ") == 3
     grids.append(grid(1, 5, 0, "--env-id new"))
     code, output = sweep(tmp_path, *grids, "--only-failed", "--limit", "1", "--retries", "0")
-    assert (
-        code == 1 and output.count("started bad__") == 2 and output.count("started broken__") == 2
-    )
+    assert code == 1
+    assert output.count("started bad__") == 2
+    assert output.count("started broken__") == 2
     assert "started new" not in output and "2 of 5 processes done, 2 failed, 1 waiting" in output
 
 
@@ -130,14 +122,11 @@ def test_ctrl_c_ends_the_children(tmp_path, number):
     launcher = fork(tmp_path, command := grid(2, 60, 0.05), "--slots", "2")
     under_way = wait_until_all_run(tmp_path, 2, 5)
     second = fork(tmp_path, command)
-    assert (
-        end(second) == 2
-        and f"is being run by process {launcher.pid}" in (tmp_path / "launcher.log").read_text()
-    )
+    assert end(second) == 2
+    assert f"is being run by process {launcher.pid}" in (tmp_path / "launcher.log").read_text()
     os.kill(launcher.pid, number)
-    assert end(launcher, 30) == 128 + number and not any(
-        alive(rows[-1][1]) for rows in under_way.values()
-    )
+    assert end(launcher, 30) == 128 + number
+    assert not any(alive(rows[-1][1]) for rows in under_way.values())
     log = (tmp_path / "launcher.log").read_text()
     assert "the same command resumes from here" in log and "Traceback" not in log
     if number == signal.SIGINT:
@@ -197,11 +186,9 @@ def test_a_script_of_the_project(tmp_path):
     assert [str(folder.relative_to(tmp_path)) for folder in folders] == sorted(pid["runs"])
     for folder in folders:
         meta = json.loads((folder / "meta.json").read_text())
-        assert (
-            meta["status"] == "finished"
-            and len(meta["sessions"]) == 2
-            and meta["sessions"][1]["from_step"] > 0
-        )
+        assert meta["status"] == "finished"
+        assert len(meta["sessions"]) == 2
+        assert meta["sessions"][1]["from_step"] > 0
         with open(folder / "scalars.csv") as file:
             tasks = [
                 row["step"] for row in csv.DictReader(file) if row["key"] == "charts/end_accuracy"

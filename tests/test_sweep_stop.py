@@ -67,12 +67,10 @@ def test_a_signal_lets_every_process_save(tmp_path, number):
         in log
     )
     assert "stopped; the same command resumes from here" in log
-    assert (
-        "FAILED" not in log
-        and "will resume later" not in log
-        and "killed" not in log
-        and "Traceback" not in log
-    )
+    assert "FAILED" not in log
+    assert "will resume later" not in log
+    assert "killed" not in log
+    assert "Traceback" not in log
     assert [(state["status"], state["code"]) for state in states(tmp_path)] == [
         ("stopped", 143)
     ] * 2
@@ -257,10 +255,8 @@ def test_write_failures_are_reported_in_one_line(blocked, tmp_path):
     code, output = sweep(tmp_path, grid(2, 3, 0.0), "--slots", "2")
     assert code == 2 and "Traceback" not in output
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert (
-        "cannot write runs/sweeps/drill" in error
-        and "free some space or choose a writable folder" in error
-    )
+    assert "cannot write runs/sweeps/drill" in error
+    assert "free some space or choose a writable folder" in error
 
 
 def test_an_array_task_reports_problems_in_one_line(tmp_path, capsys, monkeypatch):
@@ -280,11 +276,9 @@ def test_an_array_task_reports_problems_in_one_line(tmp_path, capsys, monkeypatc
     assert sweep_task.main([str(folder), name, "soon"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
-    assert (
-        "cannot read" in lines[0]
-        and "cannot write" in lines[1]
-        and "cannot start /no/such/python" in lines[2]
-    )
+    assert "cannot read" in lines[0]
+    assert "cannot write" in lines[1]
+    assert "cannot start /no/such/python" in lines[2]
     assert lines[3] == "error: PATIENCE soon: must be a number of seconds"
 
 
@@ -324,8 +318,6 @@ def test_a_terminal_without_the_characters_of_a_path(tmp_path):
     ]
     env = environment(PYTHONIOENCODING="ascii")
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (
-        done.returncode == 0
-        and r"--runs-dir 'l\xe4ufe'" in done.stdout
-        and "Error" not in done.stderr
-    )
+    assert done.returncode == 0
+    assert r"--runs-dir 'l\xe4ufe'" in done.stdout
+    assert "Error" not in done.stderr

@@ -113,7 +113,9 @@ def test_wrong_folders_are_reported_in_one_line(tmp_path, capfd):
             argv = ["--runs", str(folder)]
             tensorboard_runs.main(runlog.parse_args(tensorboard_runs.Args, argv))
         err = capfd.readouterr().err
-        assert stop.value.code == 2 and err.count("\n") == 1 and err.startswith("error: --runs")
+        assert stop.value.code == 2
+        assert err.count("\n") == 1
+        assert err.startswith("error: --runs")
         assert str(folder) in err and message in err
 
 

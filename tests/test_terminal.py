@@ -53,14 +53,11 @@ def test_a_full_disk_behind_stdout_ends_a_training_and_not_a_table(tmp_path):
         training = talk(stdout=full, stderr=subprocess.PIPE)
         table = talk("stdout_matters=True", stdout=full, stderr=subprocess.PIPE)
         both = talk(stdout=full, stderr=full)
-    assert (
-        training.returncode == 0
-        and "warning: cannot write to stdout (No space left" in training.stderr
-    )
+    assert training.returncode == 0
+    assert "warning: cannot write to stdout (No space left" in training.stderr
     assert training.stderr.count("\n") == 1
-    assert table.returncode == 2 and table.stderr.startswith(
-        "error: cannot write to stdout: No space left"
-    )
+    assert table.returncode == 2
+    assert table.stderr.startswith("error: cannot write to stdout: No space left")
     assert table.stderr.count("\n") == 1 and both.returncode == 0
 
 
@@ -101,7 +98,8 @@ def test_streams_are_restored(capsys):
         sys.stdout,
         sys.stderr,
         sys.stdout.errors,
-    ) == before and capsys.readouterr().out == "text\n"
+    ) == before
+    assert capsys.readouterr().out == "text\n"
 
 
 def test_characters_that_the_terminal_lacks_are_escaped():
@@ -121,7 +119,8 @@ def test_a_wrong_flag_is_reported_the_same_without_unicode(capsys, monkeypatch):
             with pytest.raises(SystemExit):
                 runlog.parse_args(sac_continuous.Args, ["--sed", "3"])
         messages.append(capsys.readouterr().err)
-    assert messages[0] == messages[1] and messages[0].startswith(
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(
         "error: Unrecognized options: --sed, 3; Perhaps you meant: --seed"
     )
 
@@ -161,10 +160,8 @@ def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_pa
     assert video.write_video(tmp_path / "videos" / "step-1.mp4", [], fps=15) is False
     assert video.write_video(tmp_path / "videos" / "step-2.mp4", [], fps=15) is False
     (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}")
-        and "imageio" in line
-    )
+    assert line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}")
+    assert "imageio" in line
 
 
 # ---- the compiler --------------------------------------------------------------------------------
@@ -178,12 +175,10 @@ def test_without_a_compiler_one_line_names_the_remedies(monkeypatch, tmp_path):
     ):
         compiler.check_compiler(torch.device("cpu"))
     message = str(caught.value)
-    assert (
-        "\n" not in message
-        and "/nonexistent/g++" in message
-        and "--no-compile" in message
-        and "apt install g++" in message
-    )
+    assert "\n" not in message
+    assert "/nonexistent/g++" in message
+    assert "--no-compile" in message
+    assert "apt install g++" in message
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # then nothing is compiled
     compiler.check_compiler(torch.device("cpu"))
 

@@ -61,7 +61,8 @@ def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch
     assert [(event.step, event.value) for event in events.Scalars("charts/a")] == expected
     assert {event.value for event in events.Scalars("perf/sps")} == {100.0}
     images = events.Images("plots/kde")
-    assert [image.step for image in images] == list(range(10, 61, 10)) and (
+    assert [image.step for image in images] == list(range(10, 61, 10))
+    assert (
         images[0].width,
         images[0].height,
     ) == (6, 8)
@@ -150,7 +151,9 @@ def test_a_video_is_a_small_gif_in_tensorboard_and_lasts_as_long(tmp_path, capsy
     run.finish()
     (event,) = events_of(run.folder).Images("videos/episode")
     gif = Image.open(io.BytesIO(event.encoded_image_string))
-    assert event.step == 5 and gif.format == "GIF" and gif.size == (160, 120)
+    assert event.step == 5
+    assert gif.format == "GIF"
+    assert gif.size == (160, 120)
     durations = []
     brightness = []
     for i in range(gif.n_frames):
@@ -158,7 +161,9 @@ def test_a_video_is_a_small_gif_in_tensorboard_and_lasts_as_long(tmp_path, capsy
         durations.append(gif.info["duration"])
         brightness.append(np.asarray(gif.convert("L")).mean())
     assert gif.n_frames == 50 and abs(sum(durations) - 12_000) < 600  # ms
-    assert brightness[0] < 10 and brightness[-1] > 220 and sorted(brightness) == brightness
+    assert brightness[0] < 10
+    assert brightness[-1] > 220
+    assert sorted(brightness) == brightness
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: no video") and "broken.mp4" in line
 
@@ -196,9 +201,8 @@ def test_event_files_that_cannot_grow_are_one_warning_and_the_run_goes_on(tmp_pa
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     warning, error = done.stderr.splitlines()
     assert done.returncode == 2 and warning.startswith("warning: no more TensorBoard events"), done
-    assert "File too large" in warning and error.startswith(
-        f"error: cannot write {tmp_path / 'toy' / 'scalars.csv'}"
-    )
+    assert "File too large" in warning
+    assert error.startswith(f"error: cannot write {tmp_path / 'toy' / 'scalars.csv'}")
     events = (
         EventAccumulator(str(tmp_path / "toy"), size_guidance={"scalars": 0}).Reload().Scalars("a")
     )
@@ -270,9 +274,8 @@ def test_wandb_offline_holds_config_group_history_and_image_and_resumes(tmp_path
             "toys",
             "toy__relu",
         )
-        assert header["tags"] == ["relu"] and header["config"]["update"]["rational"] == {
-            "degrees": [3, 2]
-        }
+        assert header["tags"] == ["relu"]
+        assert header["config"]["update"]["rational"] == {"degrees": [3, 2]}
         assert all(row["_step"] == row["global_step"] == row["charts/a"] / 2 for row in history)
         assert all(
             row["network/pre.values"] == [1, 3] and row["plots/kde.width"] == 6 for row in history
@@ -433,13 +436,10 @@ def test_without_wandb_the_error_has_the_pip_command(monkeypatch):
 def test_names_for_wandb_fit_the_limits_of_its_server():
     first = "metaworld/" + 60 * "reach-v3," + "x"
     second = "metaworld/" + 60 * "reach-v3," + "y"
-    assert (
-        mirrors.shortened("toy relu 0123", 128) == "toy relu 0123"
-        and mirrors.shortened(128 * "x", 128) == 128 * "x"
-    )
-    assert len(mirrors.shortened(first, 128)) == 128 and mirrors.shortened(first, 128).startswith(
-        "metaworld/reach"
-    )
+    assert mirrors.shortened("toy relu 0123", 128) == "toy relu 0123"
+    assert mirrors.shortened(128 * "x", 128) == 128 * "x"
+    assert len(mirrors.shortened(first, 128)) == 128
+    assert mirrors.shortened(first, 128).startswith("metaworld/reach")
     assert mirrors.shortened(first, 128) != mirrors.shortened(second, 128)
 
 
@@ -490,8 +490,6 @@ def test_long_names_reach_wandb_shortened(tmp_path, monkeypatch):
     run.finish()
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
     header, _ = records(folder)
-    assert (
-        len(header["run_group"]) == 128
-        and len(header["job_type"]) == 64
-        and [*map(len, header["tags"])] == [64]
-    )
+    assert len(header["run_group"]) == 128
+    assert len(header["job_type"]) == 64
+    assert [*map(len, header["tags"])] == [64]
