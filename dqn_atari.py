@@ -351,7 +351,7 @@ class ReplayBuffer:
         rewards: np.ndarray,
         terminations: np.ndarray,
         truncations: np.ndarray,
-        overs: np.ndarray,
+        game_overs: np.ndarray,
     ) -> None:
         """One step of every game; obs: the observations in which the actions were taken."""
         number = self.num_added % self.num_rows
@@ -360,7 +360,7 @@ class ReplayBuffer:
         row["action"] = actions
         row["reward"] = rewards
         row["termination"] = terminations
-        row["over"] = overs
+        row["over"] = game_overs
         row["cut"] = truncations & ~terminations
         self.file.update_checksum(number)
         self.num_added += 1
@@ -378,11 +378,11 @@ class ReplayBuffer:
 
         times = chosen // self.num_envs
         envs = chosen % self.num_envs
-        place = (times % self.num_rows, envs)
+        index = (times % self.num_rows, envs)
         obs, next_obs = self.stacks(times, envs)
-        actions = self.rows["action"][place].astype(np.int64)
-        rewards = self.rows["reward"][place]
-        terminations = self.rows["termination"][place].astype(np.float32)
+        actions = self.rows["action"][index].astype(np.int64)
+        rewards = self.rows["reward"][index]
+        terminations = self.rows["termination"][index].astype(np.float32)
         columns = (obs, next_obs, actions, rewards, terminations)
         return Batch(*(torch.from_numpy(column).to(device) for column in columns))
 
@@ -754,7 +754,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             rewards=np.sign(played.rewards) if args.clip_rewards else played.rewards,
             terminations=played.terminations,
             truncations=played.truncations,
-            overs=played.overs,
+            game_overs=played.game_overs,
         )
         obs = played.obs
 
@@ -778,10 +778,10 @@ def train(args: Args, run: runlog.Batch) -> None:
             num_updates += 1
             if args.redo and num_updates % args.redo_period == 0:
                 batch = buffer.sample(args.metrics_samples, generators["redo"], device)
-                share = recycle_dormant(
+                recycled = recycle_dormant(
                     q_network, optimizer, batch.obs, args.redo_tau, generators["redo"]
                 )
-                run.log(step, {"redo/recycled_share": share})
+                run.log(step, {"redo/recycled_share": recycled})
         if target_is_due(args, before, step):
             target_network.load_state_dict(q_network.state_dict())
         if num_due:

@@ -459,7 +459,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
         seeding.set_states(generators, state["generators"])
         for i, transitions in enumerate(batch.load_transitions()):
             buffer.restore(i, transitions["rows"], start)
-        episodes = [environments.Episode.from_state(each) for each in state["episode"]]
+        episodes = [environments.Episode.from_state(saved) for saved in state["episode"]]
         tasks.restore(state["last_eval"])
         info = batches_of_runs.stack(state["info"])
         info = {key: value.to(device) for key, value in info.items()}

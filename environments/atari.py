@@ -99,12 +99,12 @@ class GameStep:
     games: list[FinishedGame]
 
     @property
-    def overs(self) -> np.ndarray:
+    def game_overs(self) -> np.ndarray:
         """(num_envs,) bool: the games that have ended with this step."""
-        overs = np.zeros(len(self.obs), bool)
+        game_overs = np.zeros(len(self.obs), bool)
         for game in self.games:
-            overs[game.env] = True
-        return overs
+            game_overs[game.env] = True
+        return game_overs
 
 
 class AtariGames:

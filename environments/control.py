@@ -171,11 +171,11 @@ def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
         env.close()
     first_id, first = next(iter(envs.items()))
     for env_id, env in envs.items():
-        there = first.observation_space.shape, first.action_space.shape
-        here = env.observation_space.shape, env.action_space.shape
-        for what, shape_there, shape_here in zip(("observations", "actions"), there, here):
-            if shape_here != shape_there:
-                problem = f"have {what} of shape {shape_there} and {shape_here}"
+        first_shapes = first.observation_space.shape, first.action_space.shape
+        shapes = env.observation_space.shape, env.action_space.shape
+        for kind, first_shape, shape in zip(("observations", "actions"), first_shapes, shapes):
+            if shape != first_shape:
+                problem = f"have {kind} of shape {first_shape} and {shape}"
                 remedy = "sequential tasks need equal ones, as within one dm_control domain"
                 raise runlog.UserError(f"--env-id {first_id} and {env_id} {problem}; {remedy}")
 

@@ -194,14 +194,14 @@ def value_errors_are_user_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
+def errors_are_user_errors(problem: str, remedy: str) -> Iterator[None]:
     """For libraries that raise arbitrary errors: one line `what (reason); remedy`."""
     try:
         yield
     except UserError:  # already says what to do
         raise
     except Exception as error:
-        raise UserError(f"{what} ({reason(error)}); {remedy}") from error
+        raise UserError(f"{problem} ({reason(error)}); {remedy}") from error
 
 
 # ---- all flags of a script -----------------------------------------------------------------------

@@ -182,8 +182,8 @@ def _wandb_kwargs(run: Run, args) -> dict | None:
 def _batches(groups: Sequence[tuple[int, list[Run]]], args, seed_axis: bool) -> Iterator[Batch]:
     """The groups or, without a seed axis, each run separately. A batch is created when its training
     starts, since this also starts the clock of its saves."""
-    for step, together in groups:
-        for runs in [together] if seed_axis else [[run] for run in together]:
+    for step, group in groups:
+        for runs in [group] if seed_axis else [[run] for run in group]:
             _tell_start(step, runs)
             save_times = SaveTimes(step, args.checkpoint_frequency, args.checkpoint_minutes)
             yield Batch(runs, step, save_times, seed_axis)

@@ -177,18 +177,18 @@ class Run:
         """Settings of this run that differ from those in config.json; "" if there are none, or no
         good file."""
         try:
-            there = read_json(self.folder / "config.json")
+            stored = read_json(self.folder / "config.json")
         except Damaged as damage:
             self._warn_once(f"{damage}; it is written again")
             return ""
-        if not there:
+        if not stored:
             return ""
-        here = json.loads(canonical(self.config, self.exclude))
-        there = json.loads(canonical(there, self.exclude))
+        current = json.loads(canonical(self.config, self.exclude))
+        stored = json.loads(canonical(stored, self.exclude))
         differing = []
-        for key in sorted({*there, *here}):
-            if (key in there, there.get(key)) != (key in here, here.get(key)):
-                differing.append(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here")
+        for key in sorted({*stored, *current}):
+            if (key in stored, stored.get(key)) != (key in current, current.get(key)):
+                differing.append(f"{key}: {stored.get(key)!r} there, {current.get(key)!r} here")
         return ", ".join(differing)
 
     def abandon(self) -> None:

@@ -47,7 +47,7 @@ from runlog.progress import compact
 
 MAX_ARRAY = 1_000  # tasks in one Slurm array: MaxArraySize is 1,001 unless a cluster sets another
 LOST_NODES = 10  # how often Ray restarts a task whose machine or worker is gone
-LABEL_SHARE = 0.45  # largest part of the table's width for the labels of the processes
+LABEL_FRACTION = 0.45  # largest part of the table's width for the labels of the processes
 MAX_SLOTS = 10_000  # on one machine: more is a typing error
 
 
@@ -322,12 +322,11 @@ class RayTasks:
             self.looked = time.monotonic()
             states = [(p["id"], sweep_task.read_state(self.sweep, p)) for p in self.tasks.values()]
             since = self.began - 60  # clocks differ
-            here = [
+            self.under_way = [
                 (name, s["start"])
                 for name, s in states
                 if s.get("status") == "running" and s["start"] > since
             ]
-            self.under_way = here
         return self.under_way
 
     def stop(self) -> int:
@@ -441,20 +440,20 @@ class Board:
         plus for each in the queue the median time of those that have ended (until one has, of those
         running), divided by the slots. Empty until one of these is known."""
         running = self.engine.running()
-        elapsed = {name: time.time() - began for name, began in running}
-        rests = {name: self.rest_of(name) for name, _ in running}
-        known = [name for name in rests if rests[name] is not None]
-        lasted = self.seconds or [elapsed[name] + rests[name] for name in known]
+        elapsed = {name: time.time() - start for name, start in running}
+        left = {name: self.seconds_left(name) for name, _ in running}
+        known = [name for name in left if left[name] is not None]
+        lasted = self.seconds or [elapsed[name] + left[name] for name in known]
         if not lasted:
             return ""
         median = statistics.median(lasted)
-        rest = median * self.waiting
-        for name in rests:
+        total = median * self.waiting
+        for name in left:
             by_median = max(0.0, median - elapsed[name])
-            rest += rests[name] if name in known else by_median
-        return span(rest / (self.slots or max(1, len(running))))
+            total += left[name] if name in known else by_median
+        return span(total / (self.slots or max(1, len(running))))
 
-    def rest_of(self, name: str) -> float | None:
+    def seconds_left(self, name: str) -> float | None:
         """Seconds that a running process still needs, at its pace since its step was first seen
         (a resumed one starts in the middle); None before its step has moved."""
         progress = sweep_task.read_progress(self.sweep, self.processes[name])
@@ -493,8 +492,8 @@ class Board:
         lines.append("".join(f"{number:>9}" for number in numbers) + f"{self.time_to_go():>13}")
         shown = running[: max(0, size.lines - 4)]
         longest = max((len(self.labels[name]) for name, _ in shown), default=0)
-        room = min(longest, int(LABEL_SHARE * size.columns))
-        lines += [self.row(name, began, room, size.columns - 1) for name, began in shown]
+        room = min(longest, int(LABEL_FRACTION * size.columns))
+        lines += [self.row(name, start, room, size.columns - 1) for name, start in shown]
         self.clear()
         plain = []
         for line in lines:  # logs may move the cursor
@@ -502,7 +501,7 @@ class Board:
         say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
 
-    def row(self, name: str, began: float, room: int, columns: int) -> str:
+    def row(self, name: str, start: float, room: int, columns: int) -> str:
         """A process in one line: its label in `room` characters, its step, its time, and as much
         of its last message as fits."""
         process = self.processes[name]
@@ -514,7 +513,7 @@ class Board:
             step = f"{compact(done)}/{compact(total)}"
         (last,) = sweep_task.log_tail(self.sweep, process, 1) or [""]
         last = "" if last.startswith("$ ") else re.sub(r"^step \d+: ", "", last)
-        row = f"  {label:<{room}}  {step:>11}  {span(time.time() - began):>8}  "
+        row = f"  {label:<{room}}  {step:>11}  {span(time.time() - start):>8}  "
         return row + fitting(without_folders(last), columns - len(row))
 
 

@@ -108,7 +108,7 @@ def count_commands(text: str, depth: int = 0) -> int:
         if isinstance(alternatives, range):
             number *= abs(alternatives.stop - alternatives.start)  # len() fails beyond 2^63
         else:
-            number *= sum(count_commands(each, depth + 1) for each in alternatives)
+            number *= sum(count_commands(alternative, depth + 1) for alternative in alternatives)
     return number
 
 
@@ -136,10 +136,10 @@ def expand_all(grids: Sequence[str]) -> list[str]:
         number = count_commands(grid)
         total += number
         if total > MAX_COMMANDS:
-            what = f"more than {MAX_COMMANDS:,} commands in all"
+            excess = f"more than {MAX_COMMANDS:,} commands in all"
             if number > MAX_COMMANDS:
-                what = f"{number:,} commands"
-            raise runlog.UserError(f"{grid}: makes {what}; a sweep has at most {MAX_COMMANDS:,}")
+                excess = f"{number:,} commands"
+            raise runlog.UserError(f"{grid}: makes {excess}; a sweep has at most {MAX_COMMANDS:,}")
     commands = []
     for grid in grids:
         made = expand(grid)
@@ -406,11 +406,11 @@ def labels(processes: Sequence[dict]) -> dict[str, str]:
     settings = [_settings(process["argv"]) for process in processes]
     differing = []
     for key in dict.fromkeys(itertools.chain.from_iterable(settings)):
-        if len({each.get(key) for each in settings}) > 1:
+        if len({values.get(key) for values in settings}) > 1:
             differing.append(key)
     named = {}
     for process, own in zip(processes, settings):
-        parts = [_said(key, own[key]) for key in differing if key in own]
+        parts = [_setting_text(key, own[key]) for key in differing if key in own]
         named[process["id"]] = ", ".join(parts) or own["script"]
     return named
 
@@ -434,7 +434,7 @@ def _settings(argv: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def _said(key: str, value: str) -> str:
+def _setting_text(key: str, value: str) -> str:
     """A setting in a label: words stand alone, numbers get the name of their flag."""
     if not value:
         return key

@@ -59,7 +59,7 @@ def make_workspace(args: Args):
         for title, patterns in charts.items():
             keys = mirrors.as_one_pattern(patterns)
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
-            what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
+            selection = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
             # over the seeds of a group
             spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
             panels.append(
@@ -67,7 +67,7 @@ def make_workspace(args: Args):
                     title=title,
                     x="global_step",
                     title_x="environment steps or updates",
-                    **what,
+                    **selection,
                     **spread,
                 )
             )

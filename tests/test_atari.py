@@ -97,13 +97,13 @@ def test_games_match_a_plain_interface(env_id, limit):
     plain = [ScalarGame(rom, seeding.derive_seed(5, "games", 0, i) % 2**31) for i in range(2)]
     assert len(plain[0].actions) == games.num_actions
     started = [int(frame) for frame in games.frames]
-    for game, frame, each in zip(plain, started, obs):
-        assert np.abs(game.reset(frame) - each).max() <= 0.51  # rounded to whole grey values
+    for game, frame, first_obs in zip(plain, started, obs):
+        assert np.abs(game.reset(frame) - first_obs).max() <= 0.51  # rounded to whole grey values
     for _ in range(400):
         actions = rng.integers(games.num_actions, size=2)
         step = games.step(actions)
         finished = {ended.env: (ended.total, ended.length) for ended in step.games}
-        assert step.overs.tolist() == [0 in finished, 1 in finished]
+        assert step.game_overs.tolist() == [0 in finished, 1 in finished]
         for i, game in enumerate(plain):
             # 1 is fire in both games
             truth, reward, lost, over = game.step(1 if fires[i] else actions[i])
@@ -192,11 +192,11 @@ def collect(buffer, games, obs, steps, rng, truth):
         actions = rng.integers(games.num_actions, size=games.num_envs)
         number = len(truth)
         step = games.step(actions)
-        ends = (step.terminations, step.truncations, step.overs)
+        ends = (step.terminations, step.truncations, step.game_overs)
         ids = (number * games.num_envs + np.arange(games.num_envs)).astype(np.float32)
         buffer.add(obs, actions, ids, *ends)
         cut = step.truncations & ~step.terminations
-        truth.append((obs, actions, step.terminations, cut, step.overs, step.real_next_obs))
+        truth.append((obs, actions, step.terminations, cut, step.game_overs, step.real_next_obs))
         obs = step.obs
 
 

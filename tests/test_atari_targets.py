@@ -65,9 +65,9 @@ def test_q_lambda_returns_match_a_slow_loop():
             while True:
                 total += weight * discount * rewards[k, i]
                 last = terminations[k, i] or truncations[k, i] or k == len(rewards) - 1
-                share = 1.0 if last else 1 - q_lambda
+                fraction = 1.0 if last else 1 - q_lambda
                 if not terminations[k, i]:
-                    total += weight * share * discount * gamma * next_values[k, i]
+                    total += weight * fraction * discount * gamma * next_values[k, i]
                 if last:
                     break
                 weight *= q_lambda
@@ -313,5 +313,5 @@ def test_dead_by_standard_deviation():
 
 def test_flags_with_the_same_name_agree_across_scripts():
     fields = [{f.name: f for f in dataclasses.fields(module.Args)} for module in MODULES.values()]
-    for name in set.intersection(*(set(each) for each in fields)):
-        assert len({str(each[name].type) for each in fields}) == 1, name
+    for name in set.intersection(*(set(of_script) for of_script in fields)):
+        assert len({str(of_script[name].type) for of_script in fields}) == 1, name

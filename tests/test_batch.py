@@ -64,7 +64,7 @@ def train_batch(args: Args, batch: runlog.Batch, total: int, diverging: int | No
         best = np.array(state["best"])
         episodes = state["episode"]
         assert state["name"] == ["walk"] * len(batch.seeds)
-        rows = torch.stack([each["rows"] for each in batch.load_transitions()])
+        rows = torch.stack([transitions["rows"] for transitions in batch.load_transitions()])
     saved_rows = rows.shape[1]
     for step in range(batch.start + 1, total + 1):
         moves = seeding.normals(generators["act"], 3)

@@ -49,9 +49,9 @@ def test_anneal_is_linear_in_log_c_and_then_stays(start, end, fraction):
     network = activations.mlp(3, (4, 4), "crational*tanh", [1, 2], rational=config)
     for update in range(1, 41):
         activations.step_constraints(network, 40)
-        share = min(update / (fraction * 40), 1)
+        fraction_done = min(update / (fraction * 40), 1)
         for module in constraints(network):
-            expected = start ** (1 - share) * end**share
+            expected = start ** (1 - fraction_done) * end**fraction_done
             np.testing.assert_allclose(module.scale().detach(), [expected] * 2, rtol=1e-5)
     assert module.scale()[0].item() == pytest.approx(end, rel=1e-6)
 
@@ -152,7 +152,7 @@ def test_shared_coefficients_have_one_c():
         running = np.full(2, 2.5)
         for layer, inputs in zip(network, (x, network[0](x))):  # layer after layer
             seen = layer.branches[0].linear(inputs).detach().numpy()
-            newest = [slow_quantile(each, config) for each in seen]
+            newest = [slow_quantile(x, config) for x in seen]
             running += 0.2 * (np.array(newest) - running)
         # the second layer's inputs were those before c moved
         np.testing.assert_allclose(first.quantile, running, rtol=2e-2)

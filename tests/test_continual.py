@@ -78,7 +78,7 @@ def test_updates_equal_torch_in_float64(flags):
     for _ in range(30):
         rows = torch.randint(300, (3, 10), generator=generator)
         labels = torch.randint(10, (3, 10), generator=generator)
-        loss, share = learner.update(images, rows, labels, None)
+        loss, accuracy = learner.update(images, rows, labels, None)
         logits = reference(images[rows[1]].double() / 16)
         expected = loss_of(logits, labels[1])
         penalty = args.l2 * sum(p.square().sum() for p in reference.parameters())
@@ -86,7 +86,7 @@ def test_updates_equal_torch_in_float64(flags):
         (expected + penalty).backward()
         adam.step()
         assert loss[1].item() == pytest.approx(expected.item(), rel=1e-4)
-        assert share[1].item() == pytest.approx(
+        assert accuracy[1].item() == pytest.approx(
             (logits.argmax(-1) == labels[1]).double().mean().item()
         )
     for mine, theirs in zip(
@@ -98,12 +98,12 @@ def test_updates_equal_torch_in_float64(flags):
 
 
 def test_a_run_writes_every_key_and_its_measures_match_the_updates(tmp_path, monkeypatch):
-    shares = []
+    accuracies = []
     update = script.Learner.one_update
 
     def watched(self, *inputs):
         out = update(self, *inputs)
-        shares.append(out[1].clone())
+        accuracies.append(out[1].clone())
         return out
 
     monkeypatch.setattr(script.Learner, "one_update", watched)
@@ -112,7 +112,7 @@ def test_a_run_writes_every_key_and_its_measures_match_the_updates(tmp_path, mon
         "--learning-rate 0.02"
     )
     found = run(tmp_path, flags)
-    epochs = torch.stack(shares).view(3, 2, 6, 2).mean(2)  # task, epoch, seed
+    epochs = torch.stack(accuracies).view(3, 2, 6, 2).mean(2)  # task, epoch, seed
     for i, rows in enumerate(found.values()):
         keys = {key for _, key in rows}
         assert {step for step, key in rows if key == "charts/online_accuracy"} == {12, 24, 36}
@@ -129,11 +129,11 @@ def test_a_run_writes_every_key_and_its_measures_match_the_updates(tmp_path, mon
         assert layers | own | {"charts/test_accuracy", "task_end/ntk_trace"} <= keys
         for task in range(3):
             end = 12 * (task + 1)
-            each = epochs[task, :, i]
+            of_seed = epochs[task, :, i]
             assert float(rows[end, "charts/online_accuracy"]) == pytest.approx(
-                each.mean().item(), rel=1e-6
+                of_seed.mean().item(), rel=1e-6
             )
-            fitted = [6.0 * (k + 1) for k in range(2) if each[k] >= 0.2]
+            fitted = [6.0 * (k + 1) for k in range(2) if of_seed[k] >= 0.2]
             written = float(rows[end, "charts/steps_to_threshold"])
             assert written == fitted[0] if fitted else math.isnan(written)
     written = []

@@ -124,8 +124,8 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
     settings = [{}, {"init_scale": 0.25}, {"init_scale": 4.0}]
     settings += [{"init_scale": scale, "coefficient_weight_decay": 0.1} for scale in (0.25, 4.0)]
     for activation in ("rational", "crational"):
-        for each in settings:
-            make_cell(tmp_path, [1, 2], activation, **each)
+        for cell in settings:
+            make_cell(tmp_path, [1, 2], activation, **cell)
     (cells,) = plots.continual.continual_cells(tmp_path).values()
     pairs = {(row["a"], row["b"]) for row in plots.continual.continual_comparisons(cells)}
     ends = ["", ", init 0.25", ", init 4.0", ", init 0.25, decay 0.1", ", init 4.0, decay 0.1"]
@@ -172,13 +172,13 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         np.testing.assert_allclose(
             [float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-3
         )
-    each = {
+    by_cell = {
         (r["study"].split()[0], r["cell"], int(r["seed"])): r
         for r in csv.DictReader((out / "continual_runs.csv").open())
     }
-    assert len(each) == 18
+    assert len(by_cell) == 18
     for (dataset, activation), values in accuracy.items():
-        row = each[dataset, activation, 2]
+        row = by_cell[dataset, activation, 2]
         assert float(row["online accuracy, late tasks"]) == pytest.approx(
             values[1, -5:].mean(), rel=1e-5
         )

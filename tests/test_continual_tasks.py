@@ -149,8 +149,8 @@ def test_batched_recycling_equals_recycling_each_seed():
             generators,
         )
         results.append((network, optimizer, optimizers.recycle_layers(*arguments)))
-    (network, optimizer, share), *alone = results
-    assert share.tolist() == [each[2].item() for each in alone] and 0 < share.min() < 1
+    (network, optimizer, fraction), *alone = results
+    assert fraction.tolist() == [result[2].item() for result in alone] and 0 < fraction.min() < 1
     for name, p in network.named_parameters():
         for i, (single, adam, _) in enumerate(alone):
             other = single.get_parameter(name)

@@ -122,7 +122,7 @@ def test_a_quantity_that_one_variant_lacks_is_not_compared(drawn):
 
 
 def test_impossible_values_are_counted():
-    (impossible,) = [each for each in QUANTITIES if each.panel is IMPOSSIBLE_Q]
+    (impossible,) = [quantity for quantity in QUANTITIES if quantity.panel is IMPOSSIBLE_Q]
     assert [value_of(impossible, value) for value in (999.0, -1_001.0, 1e9)] == [0.0, 1.0, 1.0]
     assert value_of(QUANTITIES[0], 999.0) == 999.0
 

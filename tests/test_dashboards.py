@@ -156,7 +156,7 @@ def keys_of_run(folder: Path) -> set[str]:
     return keys
 
 
-def stated(name: str) -> dict:
+def declared(name: str) -> dict:
     """The panels of a script, for the flags of `folder`."""
     args = SCRIPTS[name].Args()
     if name == "function_approximation":
@@ -177,12 +177,12 @@ def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
     board = TensorBoard(folder)
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 9
     assert {*logged} == {*SCRIPTS}
-    unfilled = {name: set(panels_of(stated(name))) for name in logged}
+    unfilled = {name: set(panels_of(declared(name))) for name in logged}
     for run in board.runs:
         script = run.split("__")[1]
         keys = keys_of_run(folder / run)
         expected = {}
-        for title, pattern in panels_of(stated(script)).items():
+        for title, pattern in panels_of(declared(script)).items():
             if any(re.fullmatch(pattern, key) for key in keys):
                 expected[title] = [f"^({pattern})$"]
         own = TensorBoard(folder / run).layout()  # TensorBoard's own reading of this run alone
@@ -190,7 +190,7 @@ def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
         for panels in own.values():
             shown |= panels
         assert shown == expected and shown
-        assert [section for section in stated(script) if section in own] == list(own)
+        assert [section for section in declared(script) if section in own] == list(own)
         for title, (tag,) in shown.items():
             assert board.keys(run, tag), f"{run}: {title} is empty"
         unfilled[script] -= {*shown}
@@ -202,7 +202,7 @@ def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
 
 
 def test_a_panel_shows_one_network_with_the_last_layer_first(folder):
-    (run,) = [each for each in TensorBoard(folder).runs if "sac_continuous__crational__s1" in each]
+    (run,) = [name for name in TensorBoard(folder).runs if "sac_continuous__crational__s1" in name]
     board = TensorBoard(folder / run)
     layout = board.layout()
     health = list(layout)
@@ -330,8 +330,8 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     view = json.loads(file.read_text())
     assert (view["project"], view["displayName"]) == (sac_continuous.Args().wandb_project, "Board")
     section = view["spec"]["section"]
-    sections = {each["name"]: each for each in section["panelBankConfig"]["sections"]}
-    of_script = stated("sac_continuous")
+    sections = {entry["name"]: entry for entry in section["panelBankConfig"]["sections"]}
+    of_script = declared("sac_continuous")
     assert list(sections) == list(of_script) and section["settings"]["xAxis"] == "global_step"
     (runs,) = section["runSets"]
     groups = [(key["section"], key["name"]) for key in runs["grouping"]]
@@ -343,11 +343,10 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")} | {"videos/episode"}
     pictures = set()
     titles = {}
-    for name, each in sections.items():
-        assert each["flowConfig"]["columnsPerPage"] * each["flowConfig"]["rowsPerPage"] >= len(
-            each["panels"]
-        )
-        for panel in each["panels"]:
+    for name, section in sections.items():
+        grid = section["flowConfig"]
+        assert grid["columnsPerPage"] * grid["rowsPerPage"] >= len(section["panels"])
+        for panel in section["panels"]:
             config = panel["config"]
             if panel["viewType"] == "Media Browser":
                 assert {*config["mediaKeys"]} <= images

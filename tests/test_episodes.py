@@ -57,8 +57,8 @@ def test_episodes_are_summed_logged_and_followed_by_the_next():
         transition([10.0, 20.0, 30.0], [True] * 3, [NAN, 0.0, 0.0]),
         transition([5.0, 5.0, 5.0], [False] * 3, [NAN, 0.0, 0.0]),
     ]
-    for step, each in enumerate(steps, 1):
-        environments.log_episodes(batch, step, episodes, each)
+    for number, step in enumerate(steps, 1):
+        environments.log_episodes(batch, number, episodes, step)
     ends = {"charts/episodic_return": 11.0, "charts/episodic_length": 2}
     assert batch.rows[0] == [(2, ends)]  # no success where the environment tells none
     ends = {"charts/success": 1.0, "charts/episodic_return": 22.0, "charts/episodic_length": 2}

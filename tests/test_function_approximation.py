@@ -266,7 +266,7 @@ def test_table_1_matches_its_closed_forms_and_a_sum_does_not(expression):
     forms = {"tanh_hr": lambda p: p * p, "relu_hr": lambda p: 1 - (1 - p) * (1 - p)}
     for p in (0.2, 0.6):
         expected = forms.get(expression, lambda p: p)(p)
-        low, high = binomtest(script.dead_share(expression, p, 1000, seed=3), 1000).proportion_ci(
+        low, high = binomtest(script.count_dead(expression, p, 1000, seed=3), 1000).proportion_ci(
             0.999
         )
         assert low <= expected <= high
@@ -274,7 +274,7 @@ def test_table_1_matches_its_closed_forms_and_a_sum_does_not(expression):
         if expression in ("relu_hr", "sigmoid_hr"):  # a sum is dead only where both are: p^2
             name = expression.removesuffix("_hr")
             low, high = binomtest(
-                script.dead_share(f"{name}+{name}", p, 1000, seed=3), 1000
+                script.count_dead(f"{name}+{name}", p, 1000, seed=3), 1000
             ).proportion_ci(0.999)
             assert low <= p * p <= high < expected
 

@@ -64,7 +64,8 @@ def test_a_job_that_fails_or_hangs_costs_only_itself(tmp_path):
     assert reports["detailed"]["result"] == {"rows": [{"speed": 6.0}]}
     assert all(job.has_ended() for job in jobs)
     statuses = [[report["status"] for report in reports] for reports in written]
-    assert ["done", "ready"] in [each[:2] for each in statuses]  # written after each job, in turn
+    # written after each job, in turn
+    assert ["done", "ready"] in [status[:2] for status in statuses]
 
 
 def test_nothing_starts_after_the_budget(tmp_path):

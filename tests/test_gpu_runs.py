@@ -247,8 +247,8 @@ def test_networks_of_a_checkpoint_act_alike_on_both_devices(device, tmp_path):
     _, state, _ = one.load_checkpoint()
     obs = np.random.default_rng(0).normal(size=(1, 5)).astype(np.float32)
     actions = []
-    for each in (device, "cpu"):
-        agent = sac_continuous.Agent(5, 1, args, [1], torch.device(each))
+    for name in (device, "cpu"):
+        agent = sac_continuous.Agent(5, 1, args, [1], torch.device(name))
         runlog.restore_module(agent, [state["agent"]])
         actions.append(agent.act(obs))
     np.testing.assert_allclose(*actions, atol=1e-5)

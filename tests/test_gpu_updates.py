@@ -131,8 +131,8 @@ def after_continual(
     for _ in range(2):
         rows = torch.randint(20, (2, BATCH), generator=generator).to(device)
         labels = torch.randint(3, (2, BATCH), generator=generator).to(device)
-        loss, share = learner.update(images, rows, labels, order)
-    return learner.state_dict() | {"loss": loss, "share": share}
+        loss, accuracy = learner.update(images, rows, labels, order)
+    return learner.state_dict() | {"loss": loss, "accuracy": accuracy}
 
 
 def after_regression(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict:
@@ -346,7 +346,7 @@ def test_pqn_resumes_across_eager_and_compiled(first, device, tmp_path, monkeypa
     assert all(x.isfinite().all() for x in network.values())
     (checkpoint,) = tmp_path.glob("*/checkpoint.pt")
     optimizer = torch.load(checkpoint)["state"]["optimizer"]
-    assert {float(each["step"]) for each in optimizer["state"].values()} == {4.0}
+    assert {float(state["step"]) for state in optimizer["state"].values()} == {4.0}
 
 
 # ---- nothing waits for the GPU inside an update --------------------------------------------------
@@ -451,8 +451,8 @@ def test_an_update_of_continual_does_not_wait(network, device):
     order = torch.zeros(2, 64, dtype=torch.int64, device=device)
     learner.update(images, rows, rows, order)
     with no_sync(device):
-        loss, share = learner.update(images, rows, rows, order)
-    assert loss.device.type == share.device.type == device
+        loss, accuracy = learner.update(images, rows, rows, order)
+    assert loss.device.type == accuracy.device.type == device
 
 
 @pytest.mark.parametrize("device", META_AND_CUDA)
@@ -608,11 +608,11 @@ def test_network_reports_and_ntk_ranks_match_the_cpu(device):
     """More samples than the report looks at: it chooses the same ones everywhere."""
     found_reports = []
     ranks = []
-    for each in (device, "cpu"):
-        agent = sac_agent(torch.device(each))
+    for place in (device, "cpu"):
+        agent = sac_agent(torch.device(place))
         generator = torch.Generator().manual_seed(0)
-        obs = torch.randn(2, 200, OBS, generator=generator).to(each)
-        actions = torch.randn(2, 200, ACTIONS, generator=generator).tanh().to(each)
+        obs = torch.randn(2, 200, OBS, generator=generator).to(place)
+        actions = torch.randn(2, 200, ACTIONS, generator=generator).tanh().to(place)
         q_sum = agent.qf(obs, actions).square().sum()
         grads = torch.autograd.grad(q_sum, agent.qf_optimizer.parameters_)
         grads = dict(zip(agent.qf_optimizer.names, grads))
@@ -627,7 +627,7 @@ def test_network_reports_and_ntk_ranks_match_the_cpu(device):
     assert_close(*curves, 1e-3)
     edges = [{key: pair[1] for key, pair in report.histograms.items()} for report in found_reports]
     assert_close(*edges, 1e-4)
-    condition = [each.pop("condition").log().cpu() for each in ranks]
+    condition = [rank.pop("condition").log().cpu() for rank in ranks]
     torch.testing.assert_close(
         *condition, rtol=0, atol=0.05, msg=lambda text: f"condition of the NTK: {text}"
     )
@@ -640,26 +640,26 @@ def test_ntk_ranks_of_the_atari_network_match_the_cpu(device):
     obs = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8)
     )
-    for each in (device, "cpu"):
+    for place in (device, "cpu"):
         network = pqn_atari.QNetwork(4, pqn_atari.Args(width=8)).to(
-            each, memory_format=torch.channels_last
+            place, memory_format=torch.channels_last
         )
-        ranks.append(metrics.ntk_rank(network, (obs.to(each),)))
-    for each in ranks:
-        each["condition"] = each["condition"].log()
+        ranks.append(metrics.ntk_rank(network, (obs.to(place),)))
+    for rank in ranks:
+        rank["condition"] = rank["condition"].log()
     assert_close(*ranks, 1e-2)
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 def test_redo_recycles_the_same_neurons_as_on_the_cpu(device):
     states = []
-    for each in (device, "cpu"):
+    for place in (device, "cpu"):
         args = continual_supervised.Args(
             compile=False, network="cnn", channels=(4,), widths=(8,), redo_tau=0.9
         )
-        learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(each))
-        x = torch.rand(2, 30, 64, generator=torch.Generator().manual_seed(0)).to(each)
-        share = learner.recycle(x, [seeding.make_generator(seed, "redo") for seed in SEEDS])
-        assert (share > 0).all()
-        states.append(learner.state_dict() | {"share": share})
+        learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(place))
+        x = torch.rand(2, 30, 64, generator=torch.Generator().manual_seed(0)).to(place)
+        recycled = learner.recycle(x, [seeding.make_generator(seed, "redo") for seed in SEEDS])
+        assert (recycled > 0).all()
+        states.append(learner.state_dict() | {"recycled": recycled})
     assert_close(*states, 1e-5)

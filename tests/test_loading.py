@@ -29,8 +29,8 @@ from runlog import seeding
 
 # the flags of a quick run; later ones replace those of golden.py
 QUICK = {script: flags[0] for script, flags in golden.TRAININGS.items()}
-for each in ("sac_continuous", "td3_continuous", "dqn_atari", "ppo_atari", "pqn_atari"):
-    QUICK[each] += " --metrics-frequency 0 --ntk-frequency 0"
+for name in ("sac_continuous", "td3_continuous", "dqn_atari", "ppo_atari", "pqn_atari"):
+    QUICK[name] += " --metrics-frequency 0 --ntk-frequency 0"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -268,10 +268,10 @@ def test_both_checkpoints_damaged_or_of_another_configuration(tmp_path):
 
 
 def test_every_session_records_its_code_and_a_change_is_reported(tmp_path, monkeypatch, capsys):
-    here = hardware.machine()
+    machine = hardware.machine()
     for commit, argv in (("a" * 40, ["one"]), ("a" * 40, ["two"]), ("b" * 40, ["three"])):
-        there = {**here, "git": {"commit": commit, "dirty": False}, "argv": argv}
-        monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
+        changed = {**machine, "git": {"commit": commit, "dirty": False}, "argv": argv}
+        monkeypatch.setattr(runlog.hardware, "machine", lambda changed=changed: changed)
         run = new_run(tmp_path).open(tensorboard=False)
         run.close()
         err = capsys.readouterr().err
@@ -282,7 +282,7 @@ def test_every_session_records_its_code_and_a_change_is_reported(tmp_path, monke
     meta = json.loads((run.folder / "meta.json").read_text())
     assert [session["git"]["commit"][0] for session in meta["sessions"]] == ["a", "a", "b"]
     assert [session["argv"] for session in meta["sessions"]] == [["one"], ["two"], ["three"]]
-    assert all(session["versions"] == here["versions"] for session in meta["sessions"])
+    assert all(session["versions"] == machine["versions"] for session in meta["sessions"])
 
 
 def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch):
@@ -308,10 +308,10 @@ def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch
 
 
 def test_changes_to_code_that_git_does_not_track_are_reported(tmp_path, monkeypatch, capsys):
-    here = hardware.machine()
+    machine = hardware.machine()
     for digest, is_reported in (("a", False), ("a", False), ("b", True)):
-        there = here | {"untracked_code": {"mine.py": digest}}
-        monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
+        changed = machine | {"untracked_code": {"mine.py": digest}}
+        monkeypatch.setattr(runlog.hardware, "machine", lambda changed=changed: changed)
         new_run(tmp_path).open(tensorboard=False).close()
         err = capsys.readouterr().err
         warning = "started with another version of mine.py, which git does not track"

@@ -268,7 +268,7 @@ def test_the_compiled_update_matches_the_eager_one(activation):  # most of a min
         dataclasses.replace(ARGS, compile=compiled, activation=activation)
         for compiled in (False, True)
     ]
-    agents = [Agent(OBS, ACTIONS, each, [1, 2], CPU) for each in args]
+    agents = [Agent(OBS, ACTIONS, flags, [1, 2], CPU) for flags in args]
     for u in range(2):
         infos = [agent.update(*make_batch(2, u)) for agent in agents]
         torch.testing.assert_close(*infos, rtol=1e-4, atol=1e-5)

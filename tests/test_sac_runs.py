@@ -131,9 +131,9 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
         sac_continuous.Args, command(tmp_path / "a", f"--env-id {CARTPOLE} --activation crational")
     )
     args = sac_continuous.dataclasses.replace(args, num_seeds=2)
-    for each in sac_continuous.runs_of(args):
-        seed = each.config["seed"]
-        step, state, transitions = each.load_checkpoint()
+    for saved in sac_continuous.runs_of(args):
+        seed = saved.config["seed"]
+        step, state, transitions = saved.load_checkpoint()
         assert step == 60 and transitions["rows"].shape[0] == 60
         fresh = sac_continuous.Agent(
             5, 1, args, [seed], sac_continuous.torch.device("cpu")
@@ -231,18 +231,18 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     names = {
         key: name for name, key in itertools.product(healthy, (1, 2, 3)) if f"__s{key}__" in name
     }
-    sick = run(tmp_path / "b", flags)
-    assert sick[names[1]] == healthy[names[1]] and sick[names[3]] == healthy[names[3]]
+    diverged = run(tmp_path / "b", flags)
+    assert diverged[names[1]] == healthy[names[1]] and diverged[names[3]] == healthy[names[3]]
     meta = json.loads((tmp_path / "b" / names[2] / "meta.json").read_text())
     assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
-    ours = values(sick[names[2]])
+    ours = values(diverged[names[2]])
     theirs = values(healthy[names[2]])
     assert all(ours[key] == theirs[key] for key in ours if key[0] < 45)
     # the last evaluation is carried forward
     assert all(ours[60, key] == ours[40, key] for key in EVAL)
     assert (60, "losses/qf_loss") not in ours
     run(tmp_path / "b", flags)  # says "diverged already"
-    assert scalars(tmp_path / "b") == sick
+    assert scalars(tmp_path / "b") == diverged
 
 
 def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch):

@@ -68,8 +68,11 @@ def run(folder, flags: str) -> list[dict[tuple[int, str], float]]:
     """Runs the command in this process; for each seed (step, key) -> value of scalars.csv."""
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, command(folder, flags)))
     files = [path.read_text().splitlines()[1:] for path in sorted(folder.glob("*/scalars.csv"))]
-    rows = [[line.split(",") for line in lines] for lines in files]
-    return [{(int(step), key): float(value) for step, key, value, _ in each} for each in rows]
+    found = []
+    for lines in files:
+        rows = [line.split(",") for line in lines]
+        found.append({(int(step), key): float(value) for step, key, value, _ in rows})
+    return found
 
 
 def state_at(folder, step: int) -> dict:
@@ -201,8 +204,8 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
             sum(score[step, k] for k in (1, 2, 3)) / 3
         )
         lost = [score[TASK * k, k] - score[step, k] for k in (1, 2, 3) if step > TASK * k]
-        for k, each in enumerate(lost, 1):
-            assert got[step, f"sequence/task{k}/forgetting"] == pytest.approx(each)
+        for k, forgetting in enumerate(lost, 1):
+            assert got[step, f"sequence/task{k}/forgetting"] == pytest.approx(forgetting)
         assert ((step, "sequence/forgetting") in got) == bool(lost)
         assert not lost or got[step, "sequence/forgetting"] == pytest.approx(sum(lost) / len(lost))
     means = []

@@ -163,7 +163,7 @@ def lists() -> dict[str, list[str]]:
     shown = subprocess.run(
         ["bash", "-c", shown + 'echo $n "${!l}"; done'], cwd=ROOT, capture_output=True, text=True
     )
-    return {name: each for name, *each in map(str.split, shown.stdout.splitlines())}
+    return {name: names for name, *names in map(str.split, shown.stdout.splitlines())}
 
 
 def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
@@ -176,7 +176,7 @@ def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
         "HR_GAMES_8": 8,
     }
     assert {name: len(found[name]) for name in lengths} == lengths
-    assert all(len({*each}) == len(each) > 0 for each in found.values())
+    assert all(len({*names}) == len(names) > 0 for names in found.values())
     environments.import_suites()
     import metaworld
     from dm_control import suite
@@ -187,11 +187,11 @@ def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
         scores = {row["game"] for row in csv.DictReader(file)}
     unexplored = {"Gravitar", "MontezumaRevenge", "Pitfall", "PrivateEye", "Solaris", "Venture"}
     assert {*found["HR_GAMES_51"]} == scores - unexplored
-    for name, each in found.items():
+    for name, names in found.items():
         if "GAMES" in name or name == "CR_ATARI":
-            assert {*each} <= scores and [atari_game(game)[0] for game in each] == each
+            assert {*names} <= scores and [atari_game(game)[0] for game in names] == names
         else:
-            assert {*each} <= known, name
+            assert {*names} <= known, name
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -283,12 +283,13 @@ def test_the_cells_of_the_continual_study_match_its_results(folder):
 def test_figures_share_their_runs(folder):
     every = {script: {*commands(folder, script, "paper")} for script in FIGURES}
     assert every["cr_curves"] == every["cr_fig1"] and every["hr_fig19"] == every["hr_fig1"]
-    found = {script: first_seeds(sorted(each)) for script, each in every.items()}
-    share = {script: names(found[script]) for script in ("hr_fig3", "hr_fig4")}
+    found = {script: first_seeds(sorted(runs)) for script, runs in every.items()}
+    runs_of_script = {script: names(found[script]) for script in ("hr_fig3", "hr_fig4")}
     breakout, seaquest = (
         [c for c in found["hr_fig7"] if f" {game} " in c] for game in ("Breakout", "Seaquest")
     )
-    assert share["hr_fig3"] <= names(breakout) and share["hr_fig4"] <= names(seaquest)
+    assert runs_of_script["hr_fig3"] <= names(breakout)
+    assert runs_of_script["hr_fig4"] <= names(seaquest)
     assert all("--analyse" in command for command in found["hr_fig7"]), (
         "Fig. 4 would find no contributions to Q"
     )

@@ -71,12 +71,12 @@ def test_hessians_of_inputs_and_coefficients(shape, constrained):
         torch.autograd.functional.hessian(ours, z), expected, rtol=1e-9, atol=1e-9
     )
     points = torch.stack([z, 1.1 * z, -0.9 * z])
-    each = torch.stack([torch.func.hessian(reference)(point) for point in points])
+    expected = torch.stack([torch.func.hessian(reference)(point) for point in points])
     torch.testing.assert_close(
-        torch.vmap(torch.func.hessian(ours))(points), each, rtol=1e-9, atol=1e-9
+        torch.vmap(torch.func.hessian(ours))(points), expected, rtol=1e-9, atol=1e-9
     )
     twice = torch.func.jacrev(torch.func.jacrev(ours))
-    torch.testing.assert_close(torch.vmap(twice)(points), each, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.vmap(twice)(points), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", "AB")

@@ -100,12 +100,12 @@ def test_a_signal_saves_and_stops_and_the_same_command_resumes(
             sent.append(at)
             os.kill(os.getpid(), number)
 
-    handlers = [signal.getsignal(each) for each in stopping.SIGNALS]
+    handlers = [signal.getsignal(number) for number in stopping.SIGNALS]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(runlog.Run, "log", log_and_signal)
         train(script, flags, tmp_path / "a")
     assert stop.value.code == 128 + number
-    assert [signal.getsignal(each) for each in stopping.SIGNALS] == handlers
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == handlers
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert f"stopped by {signal.Signals(number).name} at step {step}, saved: " in lines[0]
@@ -122,7 +122,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_resumes(
     # games that were under way begin anew, so that values differ and steps do not
     if "atari" in script.__name__:
         last_steps = [
-            {name: each[-1].split(",")[0] for name, each in found.items()}
+            {name: values[-1].split(",")[0] for name, values in found.items()}
             for found in (resumed, whole)
         ]
         assert last_steps[0] == last_steps[1]

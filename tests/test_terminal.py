@@ -21,7 +21,7 @@ TALK = (
 )
 
 
-def talk(matters="", flush=True, **pipes):
+def run_program(matters="", flush=True, **pipes):
     """A program of 3,000 lines; 25 kB are more than Python's buffer and less than a pipe's."""
     command = [sys.executable, "-c", TALK.format(matters, flush)]
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -38,7 +38,7 @@ def closed_pipe():
 @pytest.mark.parametrize("flush", [True, False])
 def test_a_reader_that_leaves_does_not_end_the_program(flush):
     write = closed_pipe()
-    done = talk(flush=flush, stdout=write, stderr=subprocess.PIPE)
+    done = run_program(flush=flush, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert done.returncode == 0 and done.stderr.splitlines() in (
         ["warning: cannot write to stdout (Broken pipe); continuing without it"],
@@ -50,9 +50,9 @@ def test_a_reader_that_leaves_does_not_end_the_program(flush):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_ends_a_training_and_not_a_table(tmp_path):
     with open("/dev/full", "w") as full:
-        training = talk(stdout=full, stderr=subprocess.PIPE)
-        table = talk("stdout_matters=True", stdout=full, stderr=subprocess.PIPE)
-        both = talk(stdout=full, stderr=full)
+        training = run_program(stdout=full, stderr=subprocess.PIPE)
+        table = run_program("stdout_matters=True", stdout=full, stderr=subprocess.PIPE)
+        both = run_program(stdout=full, stderr=full)
     assert training.returncode == 0
     assert "warning: cannot write to stdout (No space left" in training.stderr
     assert training.stderr.count("\n") == 1
@@ -211,8 +211,8 @@ def no_probe_yet(monkeypatch):
 
     classes = [cpu_vec_isa.VecISA] + [type(isa) for isa in cpu_vec_isa.supported_vec_isa_list]
     cached = [cpu_vec_isa.valid_vec_isa_list]
-    for each in classes:
-        cached += [f for f in vars(each).values() if hasattr(f, "cache_clear")]
+    for cls in classes:
+        cached += [f for f in vars(cls).values() if hasattr(f, "cache_clear")]
     monkeypatch.setattr(compiler, "_probes", [])
     for function in cached:
         function.cache_clear()
