@@ -335,7 +335,7 @@ class ReplayBuffer:
         self.rows = self.file.array
         if keep:
             self.verify(checksum)
-            self.lose_games_under_way()
+            self.lose_running_games()
 
     @staticmethod
     def count_rows(capacity: int, spare: int, num_envs: int) -> int:
@@ -406,7 +406,7 @@ class ReplayBuffer:
 
     def checksum(self) -> int:
         """CRC-32 of the rows of a checkpoint saved now. The newest row is counted as marked by
-        `lose_games_under_way`, whether or not it has been marked by the time of a comparison."""
+        `lose_running_games`, whether or not it has been marked by the time of a comparison."""
         counted = self.counted()
         newest = self.rows[counted[-1]].copy()
         newest["over"] = True
@@ -436,7 +436,7 @@ class ReplayBuffer:
             problem = "does not hold the rows of the checkpoint: it is damaged, or of another run"
             raise DamagedRows(f"{self.path} {problem}", DAMAGED)
 
-    def lose_games_under_way(self) -> None:
+    def lose_running_games(self) -> None:
         """Marks the newest row, since its successor will belong to a new game."""
         newest = (self.num_added - 1) % self.num_rows
         self.rows["over"][newest] = True
@@ -605,7 +605,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the largest memory users, by the flags that set them: (on the device, on the host).
     The replay buffer is on disk."""
     network = atari.learner_bytes(
-        args.encoder_activation, args.activation, args.width, args.layer_norm, atari.MOST_ACTIONS
+        args.encoder_activation, args.activation, args.width, args.layer_norm, atari.MAX_ACTIONS
     )
     of_transition = atari.OBSERVATION_BYTES + network.observation
     transient = {"batch_size": args.batch_size * of_transition}

@@ -347,7 +347,7 @@ def measure_ntk(run: runlog.Batch, step: int, agent: Agent, obs: torch.Tensor) -
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the largest memory users, by the flags that set them: (on the device, on the
     host)."""
-    outputs = atari.MOST_ACTIONS + 1
+    outputs = atari.MAX_ACTIONS + 1
     network = atari.learner_bytes(
         args.encoder_activation, args.activation, args.width, args.layer_norm, outputs
     )

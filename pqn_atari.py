@@ -322,7 +322,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the largest memory users, by the flags that set them: (on the device, on the
     host)."""
     network = atari.learner_bytes(
-        encoder_activations(args), args.activation, args.width, args.layer_norm, atari.MOST_ACTIONS
+        encoder_activations(args), args.activation, args.width, args.layer_norm, atari.MAX_ACTIONS
     )
     batch_size = args.num_envs * args.num_steps
     minibatch_size = batch_size // args.num_minibatches

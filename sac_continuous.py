@@ -481,8 +481,8 @@ def validate(args: Args) -> Args:
     runlog.check_flags(args, args.num_seeds, files_per_run)
     device = runlog.find_device(args.device)
     if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
-        misfit = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
-        runlog.warn(f"{misfit}: no CUDA graph, so updates are slower")
+        problem = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
+        runlog.warn(f"{problem}: no CUDA graph, so updates are slower")
     obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)

@@ -667,7 +667,7 @@ class Window:
     first: int  # call with which it begins, after the warm-up
     period: int  # its length is a multiple of so many calls
     seconds: float  # it is over after this time,
-    most: float = math.inf  # or after so many calls
+    max_calls: float = math.inf  # or after so many calls
     calls: int = 0
     start: float = 0.0
 
@@ -685,7 +685,7 @@ class Window:
         if number % self.period:
             return False
         elapsed = time.perf_counter() - self.start
-        if elapsed < self.seconds and number < self.most:
+        if elapsed < self.seconds and number < self.max_calls:
             return False
         job.synchronize()
         return True

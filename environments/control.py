@@ -212,7 +212,7 @@ class EpisodeSeeds(gymnasium.Wrapper):
         self.last_obs = None
         self.failures_in_a_row = 0
         self.failure_is_reported = False
-        self.tells_success = False
+        self.reports_success = False
 
     def reset(self, *, seed=None, options=None):
         number = self.episode + 1
@@ -261,13 +261,13 @@ class EpisodeSeeds(gymnasium.Wrapper):
         except Exception as error:
             self._failed(error)
             info = {"environment_error": 1}
-            if self.tells_success:
+            if self.reports_success:
                 info["success"] = 0.0
             return self.last_obs, 0.0, False, True, info
         self.last_obs = obs
         self.steps += 1
         self.failures_in_a_row = 0
-        self.tells_success = "success" in kept
+        self.reports_success = "success" in kept
         return obs, reward, terminated, truncated, kept
 
     def _checked(self, obs: np.ndarray) -> np.ndarray:

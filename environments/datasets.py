@@ -228,9 +228,9 @@ class Tasks:
             if self.num_tasks > most_tasks:
                 limit = f"{num_classes} classes make {most_tasks} of --classes-per-task {per_task}"
                 raise runlog.UserError(f"--num-tasks {self.num_tasks}: {limit}")
-        most = replace(self, num_train=0).num_images("train")
-        if not 2 <= self.num_images("train") <= most:
-            problem = f"must be 0 (all) or lie in 2..{most}"
+        available = replace(self, num_train=0).num_images("train")
+        if not 2 <= self.num_images("train") <= available:
+            problem = f"must be 0 (all) or lie in 2..{available}"
             raise runlog.UserError(f"--num-train {self.num_train}: {problem}")
 
     def make(self, seed: int, number: int) -> Task:

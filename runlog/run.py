@@ -128,7 +128,7 @@ class Run:
             self._meta.begin(self.name, self.digest, self.exclude, self._functions)
             self._seconds_before = 0.0
             self._opened_at = time.monotonic()
-            self._ready = not self._checkpoints.is_any_there()
+            self._ready = not self._checkpoints.any_exist()
             if self._ready:
                 self._rows.begin()
         except BaseException:
@@ -199,7 +199,7 @@ class Run:
         if not self._lock.is_held:
             return
         is_new = self._lock.is_new
-        if is_new and (self._rows.are_there() or self._checkpoints.is_any_there()):
+        if is_new and (self._rows.has_rows() or self._checkpoints.any_exist()):
             self.close()
             return
         for mirror in self._mirrors:
@@ -418,7 +418,7 @@ class Run:
         if not found and not step:
             return 0, None, None
         if step == 0 and 0 in self._steps(found):
-            self._begin_anew()
+            self._restart()
             return 0, None, None
         path, content = self._at(step, found)
         transitions = None
@@ -463,12 +463,12 @@ class Run:
         self._ready = True
         self._meta.note_start(step)
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         """Returns to step 0, discarding a staged checkpoint that the other runs of the batch
         lack."""
         if not self._lock.is_held:
             return
-        self._checkpoints.begin_anew()
+        self._checkpoints.restart()
         self._rows.begin()
         self._ready = True
 

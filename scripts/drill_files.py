@@ -105,9 +105,9 @@ def in_child(work: Callable[[], None]) -> int:
     if child == 0:
         code = 1
         try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, 1)
+            os.dup2(devnull, 2)
             with runlog.exit_on_user_error():
                 work()
             code = 0

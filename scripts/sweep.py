@@ -84,9 +84,9 @@ def say(*lines: str, end: str = "\n", file=None) -> None:
     try:
         print(*lines, sep="\n", end=end, file=file, flush=True)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())  # what is still in the buffer goes there too
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, file.fileno())  # what is still in the buffer goes there too
+        os.close(devnull)
 
 
 def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
@@ -111,9 +111,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.read(lock, 32).decode(errors="replace").strip()
-            fault = f"{folder} is being run by process {pid}"
+            problem = f"{folder} is being run by process {pid}"
             raise runlog.UserError(
-                f"{fault}; wait until it ends, stop it, or use another --name"
+                f"{problem}; wait until it ends, stop it, or use another --name"
             ) from None
         except OSError as error:
             remedy = "choose a --runs-dir on a disk that has file locks"
@@ -238,14 +238,14 @@ class RayTasks:
         try:
             import ray
         except ImportError:
-            fault = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
-            raise runlog.UserError(fault) from None
+            problem = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
+            raise runlog.UserError(problem) from None
         self.ray = ray
         self.sweep = sweep.resolve()
         self.tasks = {}
         self.began = time.time()
         self.looked = 0.0
-        self.under_way = []
+        self.last_running = []
         with runlog.errors_are_user_errors(
             f"--ray {address}: Ray does not start", "check the address"
         ):
@@ -264,12 +264,12 @@ class RayTasks:
             )
             if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait for ever
                 ray.shutdown()
-                fault = (
+                problem = (
                     "the cluster has no GPU; leave it out"
                     if kind == "GPU"
                     else f"no machine has more than {most:g}"
                 )
-                raise runlog.UserError(f"{flag} {amount}: {fault}")
+                raise runlog.UserError(f"{flag} {amount}: {problem}")
         per_gpu = slots_per_gpu or ("GPU" in resources and 1)
         options = {
             "num_cpus": threads,
@@ -322,12 +322,12 @@ class RayTasks:
             self.looked = time.monotonic()
             states = [(p["id"], sweep_task.read_state(self.sweep, p)) for p in self.tasks.values()]
             since = self.began - 60  # clocks differ
-            self.under_way = [
+            self.last_running = [
                 (name, s["start"])
                 for name, s in states
                 if s.get("status") == "running" and s["start"] > since
             ]
-        return self.under_way
+        return self.last_running
 
     def stop(self) -> int:
         """The tasks stop their processes themselves (sweep_task.run_on_ray),
@@ -340,11 +340,11 @@ class RayTasks:
             end = time.monotonic() + self.patience + 5  # 5 s for messages there and back
             while pending and time.monotonic() < end and self.request.count < 2:
                 _, pending = self.ray.wait(pending, num_returns=len(pending), timeout=0.5)
-        under_way = [task for task in pending if self.is_under_way(self.tasks[task])]
+        running = [task for task in pending if self.is_running(self.tasks[task])]
         self.ray.shutdown()  # ends the workers of this job, and so their children
-        return len(under_way)
+        return len(running)
 
-    def is_under_way(self, process: dict) -> bool:
+    def is_running(self, process: dict) -> bool:
         return sweep_task.read_state(self.sweep, process).get("status") == "running"
 
 

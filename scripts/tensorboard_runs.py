@@ -114,9 +114,9 @@ def main(args: Args) -> int:
         try:
             number = link_runs(args.runs, links)
         except OSError as error:
-            fault = f"cannot make links in {links} ({reason(error)})"
+            problem = f"cannot make links in {links} ({reason(error)})"
             remedy = f"use tensorboard --logdir {args.runs[0]}"
-            raise runlog.UserError(f"{fault}; {remedy}") from None
+            raise runlog.UserError(f"{problem}; {remedy}") from None
         print(f"{number} runs; TensorBoard prints the address of the page", flush=True)
         return serve(args, links)
 

@@ -37,8 +37,8 @@ def sections_of(script: str) -> dict:
     it defines none."""
     module = sweep_plan.load_script(script)
     if not hasattr(module, "dashboard"):
-        fault = f"--script {script}: has no function dashboard(args), which gives its panels"
-        raise runlog.UserError(f"{fault} (docs/dashboards.md)")
+        problem = f"--script {script}: has no function dashboard(args), which gives its panels"
+        raise runlog.UserError(f"{problem} (docs/dashboards.md)")
     return module.dashboard(module.Args())
 
 

@@ -15,6 +15,6 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 
 
 @pytest.fixture(autouse=True)
-def warnings_anew(monkeypatch):
+def forget_warnings(monkeypatch):
     """What is said once in a process is said once in a test."""
     monkeypatch.setattr(terminal, "_warned", set())

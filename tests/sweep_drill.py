@@ -108,10 +108,10 @@ def wait_until_all_run(folder: Path, number: int, step: int) -> dict[str, list[t
     """Waits until `number` runs are past `step`; returns the steps."""
 
     def past():
-        under_way = {
+        running = {
             name: rows for name, rows in steps(folder).items() if rows and rows[-1][0] > step
         }
-        return under_way if len(under_way) >= number else None
+        return running if len(running) >= number else None
 
     return wait_for(past)
 

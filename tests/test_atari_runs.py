@@ -209,7 +209,7 @@ class FakeGames:
 class UnmarkedReplay(dqn_atari.ReplayBuffer):
     """Resumes as if no game had been lost, which is true for the fake ones."""
 
-    def lose_games_under_way(self):
+    def lose_running_games(self):
         pass
 
 

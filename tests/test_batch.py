@@ -169,13 +169,13 @@ def test_a_diverged_seed_is_left_out_and_the_others_continue(tmp_path, capsys):
     assert found["s1"]["note"] == "the end"
     assert found["s1"]["replay"] == "kept"
     rows = rows_of(tmp_path)
-    calm = rows_of(tmp_path / "calm")
-    assert rows["s1"] == calm["s1"] and rows["s3"] == calm["s3"]
+    undisturbed = rows_of(tmp_path / "calm")
+    assert rows["s1"] == undisturbed["s1"] and rows["s3"] == undisturbed["s3"]
     assert [row for row in rows["s2"] if "losses/a" in row] == [
-        row for row in calm["s2"] if "losses/a" in row
+        row for row in undisturbed["s2"] if "losses/a" in row
     ][:14]
     assert [row for row in rows["s2"] if "sum" in row] == [
-        row for row in calm["s2"] if "sum" in row
+        row for row in undisturbed["s2"] if "sum" in row
     ]
 
 

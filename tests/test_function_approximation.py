@@ -215,7 +215,7 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
         "--activations tanh_hr --deep-activations relu --total-steps 400 --checkpoint-frequency 50"
     )
     flags += " --learning-rates 1e-2"
-    calm = run(tmp_path / "a", flags)
+    undisturbed = run(tmp_path / "a", flags)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
     context = multiprocessing.get_context("forkserver")
     b = tmp_path / "b"
@@ -233,7 +233,7 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    assert scalars(b) != calm and run(b, flags) == calm
+    assert scalars(b) != undisturbed and run(b, flags) == undisturbed
     sessions = []
     for path in b.glob("*/meta.json"):
         sessions += json.loads(path.read_text())["sessions"]
@@ -242,14 +242,13 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
 
 def test_a_diverged_run_leaves_the_others_alone(tmp_path):
     both = run(tmp_path / "a", "--activations tanh --deep-activations --learning-rates 1e-2 1e30")
-    calm = run(tmp_path / "b", "--activations tanh --deep-activations --learning-rates 1e-2")
+    undisturbed = run(tmp_path / "b", "--activations tanh --deep-activations --learning-rates 1e-2")
     for name, rows in both.items():
         meta = json.loads((tmp_path / "a" / name / "meta.json").read_text())
-        if name in calm:
+        if name in undisturbed:
             assert meta["status"] == "finished"
-            np.testing.assert_allclose(
-                [*values(rows, "eval/mse").values()], [*values(calm[name], "eval/mse").values()]
-            )
+            expected = values(undisturbed[name], "eval/mse").values()
+            np.testing.assert_allclose([*values(rows, "eval/mse").values()], [*expected])
         else:
             assert meta["status"] == "diverged" and meta["step"] <= 40
             assert list(values(rows, "eval/mse")) == [0, 10, 20, 30, 40]

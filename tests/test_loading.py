@@ -103,10 +103,10 @@ def test_a_run_in_each_state(tmp_path):
     # what a reader may see while a row is written
     (run.folder / "scalars.csv").write_bytes(rows + b"4,eval/sco")
     files = {path: path.read_bytes() for path in run.folder.iterdir()}
-    under_way = runlog.load(run.folder, Args)
-    assert (under_way.status, under_way.step) == ("running", 2)
-    assert under_way.state["weights"]["w"].tolist() == [0, 1, 2]
-    assert under_way.scalars["eval/score"].steps.tolist() == [1, 2, 3]
+    in_progress = runlog.load(run.folder, Args)
+    assert (in_progress.status, in_progress.step) == ("running", 2)
+    assert in_progress.state["weights"]["w"].tolist() == [0, 1, 2]
+    assert in_progress.scalars["eval/score"].steps.tolist() == [1, 2, 3]
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == files  # it only reads
 
     (run.folder / "scalars.csv").write_bytes(rows)

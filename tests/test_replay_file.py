@@ -166,7 +166,7 @@ class Died(Exception):
 
 
 @pytest.fixture
-def dying(monkeypatch):
+def train_until_killed(monkeypatch):
     """Fake games; returns a function that trains into a folder
     until the process dies in step 152."""
     fake(monkeypatch)
@@ -186,14 +186,14 @@ def dying(monkeypatch):
     return train
 
 
-def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, capfd):
+def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(train_until_killed, tmp_path, capfd):
     undisturbed = run("dqn_atari", tmp_path / "a", QUICK)
-    folder = dying(tmp_path / "b")
+    folder = train_until_killed(tmp_path / "b")
     path = folder / "replay.dat"
     checkpoints = ("checkpoint.pt", "checkpoint.prev.pt")
     before = [(folder / name).read_bytes() for name in checkpoints]
     good = path.read_bytes()
-    other = (dying(tmp_path / "c", f"{QUICK} --seed 4") / "replay.dat").read_bytes()
+    other = (train_until_killed(tmp_path / "c", f"{QUICK} --seed 4") / "replay.dat").read_bytes()
     assert len(other) == len(good)
     for content in (bytes(len(good)), other, good[:1_000], None):
         path.unlink()
@@ -225,9 +225,9 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
 
 @pytest.mark.parametrize("frequency", [7, 1_000])
 def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(
-    frequency, dying, tmp_path, monkeypatch
+    frequency, train_until_killed, tmp_path, monkeypatch
 ):
-    folder = dying(tmp_path)
+    folder = train_until_killed(tmp_path)
     steps = [140]
     save = runlog.Batch.save
 

@@ -279,13 +279,13 @@ def child(argv: list[str], at: int, where: str, log: str) -> None:
     calls = []
     call = getattr(owner, where)
 
-    def deadly(*args):
+    def kill_and_call(*args):
         calls.append(args)
         if (args[1] if where == "log_episodes" else len(calls)) == at:
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*args)
 
-    setattr(owner, where, deadly)
+    setattr(owner, where, kill_and_call)
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, argv))
 
 

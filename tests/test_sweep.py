@@ -123,9 +123,9 @@ def test_seeds_in_groups():
         assert sweep_plan.split_seed(kept) == (kept, None)
 
 
-def plan(*grids: str, runs_dir=None, most=0) -> list[dict]:
+def plan(*grids: str, runs_dir=None, seeds_per_process=0) -> list[dict]:
     commands = [*itertools.chain.from_iterable(map(sweep_plan.expand, grids))]
-    return sweep_plan.plan(commands, runs_dir, most, 3)
+    return sweep_plan.plan(commands, runs_dir, seeds_per_process, 3)
 
 
 def test_cells_of_seeds_and_of_scripts():
@@ -153,7 +153,7 @@ def test_cells_of_seeds_and_of_scripts():
     )
     assert processes[0]["env"]["OMP_NUM_THREADS"] == "3"
     assert plan(sac, sac) == plan(sac)  # overlapping grids
-    halves = [process["argv"][-1] for process in plan(sac, most=2)]
+    halves = [process["argv"][-1] for process in plan(sac, seeds_per_process=2)]
     assert halves == ["2", "3", "2", "3"]
     (process,) = plan("sac_continuous.py", runs_dir="there")
     assert process["runs"][0].startswith("there/dm_control")

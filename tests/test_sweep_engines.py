@@ -96,37 +96,37 @@ def test_failures_are_reported_and_crashes_resume(tmp_path):
 
 def test_kill_the_launcher_and_start_it_again(tmp_path):
     first = launch(tmp_path, command := grid(3, 40, 0.05), "--slots", "2")
-    under_way = wait_until_all_run(tmp_path, 2, 5)
+    running = wait_until_all_run(tmp_path, 2, 5)
     kill(first.pid)
     first.wait()
     again = launch(tmp_path, command, "--slots", "2")
-    pids = {rows[-1][1] for rows in under_way.values()}
+    pids = {rows[-1][1] for rows in running.values()}
     wait_for(lambda: not any(map(alive, pids)), 5)  # long before the second launcher has come up
     assert again.wait(240) == 0
     sessions = check_exactly_once(tmp_path, 3, 40)
-    assert [sessions[name] for name in under_way] == [2, 2] and sum(sessions.values()) == 5
+    assert [sessions[name] for name in running] == [2, 2] and sum(sessions.values()) == 5
 
 
 def test_kill_a_worker(tmp_path):
     launcher = fork(tmp_path, grid(2, 40, 0.05), "--slots", "2")
-    under_way = wait_until_all_run(tmp_path, 2, 5)
-    kill(victim := under_way[min(under_way)][-1][1])
+    running = wait_until_all_run(tmp_path, 2, 5)
+    kill(victim := running[min(running)][-1][1])
     assert end(launcher) == 0
     sessions = check_exactly_once(tmp_path, 2, 40)
-    assert sessions == {min(under_way): 2, max(under_way): 1} and not alive(victim)
+    assert sessions == {min(running): 2, max(running): 1} and not alive(victim)
     assert "ended with exit code -9, will resume later" in (tmp_path / "launcher.log").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_children(tmp_path, number):
     launcher = fork(tmp_path, command := grid(2, 60, 0.05), "--slots", "2")
-    under_way = wait_until_all_run(tmp_path, 2, 5)
+    running = wait_until_all_run(tmp_path, 2, 5)
     second = fork(tmp_path, command)
     assert end(second) == 2
     assert f"is being run by process {launcher.pid}" in (tmp_path / "launcher.log").read_text()
     os.kill(launcher.pid, number)
     assert end(launcher, 30) == 128 + number
-    assert not any(alive(rows[-1][1]) for rows in under_way.values())
+    assert not any(alive(rows[-1][1]) for rows in running.values())
     log = (tmp_path / "launcher.log").read_text()
     assert "the same command resumes from here" in log and "Traceback" not in log
     if number == signal.SIGINT:

@@ -60,20 +60,20 @@ def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
     """One after the other; also a run that fails, whose code and log the launcher tells."""
     words = [grid(2, 80, 0.1), grid(1, 2, 0, "--env-id bad --fail 3"), "--ray", cluster.address]
     first = launch(tmp_path, *words)
-    under_way = wait_until_all_run(tmp_path, 2, 3)
+    running = wait_until_all_run(tmp_path, 2, 3)
     kill(first.pid)
     first.wait()
-    wait_for(lambda: not any(alive(rows[-1][1]) for rows in under_way.values()), 60)
+    wait_for(lambda: not any(alive(rows[-1][1]) for rows in running.values()), 60)
     again = launch(tmp_path, *words)
     before = {name: len(rows) for name, rows in steps(tmp_path).items()}
     wait_for(
         lambda: all(
             len(rows) > before[name] + 3
             for name, rows in steps(tmp_path).items()
-            if name in under_way
+            if name in running
         )
     )
-    one, other = sorted(under_way)
+    one, other = sorted(running)
     kill(pid := steps(tmp_path)[one][-1][1])  # the training process
     kill(worker := int(os.popen(f"ps -o ppid= -p {steps(tmp_path)[other][-1][1]}").read()))  # Ray's
     assert again.wait(240) == 1
@@ -99,12 +99,12 @@ def test_half_a_gpu_is_refused_where_there_is_none(cluster, tmp_path):
 
 def test_a_node_is_lost(cluster, tmp_path):
     launcher = launch(tmp_path, grid(6, 60, 0.1), "--ray", cluster.address)
-    under_way = wait_until_all_run(tmp_path, 4, 3)
+    running = wait_until_all_run(tmp_path, 4, 3)
     there = workers_of(cluster.second)
-    lost = {name for name, rows in under_way.items() if rows[-1][1] in there}
-    assert len(lost) == 2 and len(under_way) == 4  # as many as CPUs
+    lost = {name for name, rows in running.items() if rows[-1][1] in there}
+    assert len(lost) == 2 and len(running) == 4  # as many as CPUs
     cluster.remove_node(cluster.second, allow_graceful=False)
-    wait_for(lambda: not any(alive(under_way[name][-1][1]) for name in lost), 20)
+    wait_for(lambda: not any(alive(running[name][-1][1]) for name in lost), 20)
     assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
     sessions = check_exactly_once(tmp_path, 6, 60)
     assert {name for name, number in sessions.items() if number == 2} == lost
@@ -125,13 +125,13 @@ def test_nobody_at_the_address(tmp_path):
 
 
 def check_it_saves(tmp_path, launcher, number, words) -> None:
-    under_way = wait_until_all_run(tmp_path, 2, 5)
+    running = wait_until_all_run(tmp_path, 2, 5)
     os.kill(launcher.pid, number)
     assert launcher.wait(40) == 128 + number
     log = (tmp_path / "launcher.log").read_text()
     assert "stopped; the same command resumes from here" in log and "had to be killed" not in log
     assert "Traceback" not in log and "FAILED" not in log
-    assert not any(alive(rows[-1][1]) for rows in under_way.values())
+    assert not any(alive(rows[-1][1]) for rows in running.values())
     codes = [
         json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")
     ]

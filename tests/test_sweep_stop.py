@@ -57,10 +57,10 @@ def states(folder) -> list[dict]:
 def test_a_signal_lets_every_process_save(tmp_path, number):
     command = grid(3, 30, 0.05, RARELY)
     first = fork(tmp_path, command, "--slots", "2")
-    under_way = wait_until_all_run(tmp_path, 2, 5)
+    running = wait_until_all_run(tmp_path, 2, 5)
     os.kill(first.pid, number)
     assert end(first, 30) == 128 + number
-    assert not any(alive(rows[-1][1]) for rows in under_way.values())
+    assert not any(alive(rows[-1][1]) for rows in running.values())
     log = (tmp_path / "launcher.log").read_text()
     assert (
         "stopping: the running processes save a checkpoint first (at most 60 s; a second signal"
@@ -138,7 +138,7 @@ def test_started_in_the_background_of_a_script(tmp_path):
         '"$@" --slots 2 > launcher.log 2>&1 &\necho $! > pid\nwait $!\necho $? > code\n'
     )
     shell = subprocess.Popen(["bash", str(script), *words], cwd=tmp_path, env=environment())
-    under_way = wait_until_all_run(tmp_path, 2, 3)
+    running = wait_until_all_run(tmp_path, 2, 3)
     pid = int((tmp_path / "pid").read_text())
 
     def ignored(process: int) -> int:
@@ -147,7 +147,7 @@ def test_started_in_the_background_of_a_script(tmp_path):
 
     bit = 1 << (signal.SIGINT - 1)
     assert ignored(pid) & bit, "the test itself is wrong"
-    assert not any(ignored(rows[-1][1]) & bit for rows in under_way.values())
+    assert not any(ignored(rows[-1][1]) & bit for rows in running.values())
     os.kill(pid, signal.SIGINT)
     time.sleep(1.5)
     assert alive(pid), "an ignored signal is to stay ignored"
