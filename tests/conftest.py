@@ -16,5 +16,5 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 
 @pytest.fixture(autouse=True)
 def forget_warnings(monkeypatch):
-    """What is said once in a process is said once in a test."""
+    """Warnings that are printed once per process are printed once per test."""
     monkeypatch.setattr(terminal, "_warned", set())

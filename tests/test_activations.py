@@ -15,7 +15,7 @@ from activations import ACTIVATIONS, Rational, RationalConfig, fit_rational, mak
 # Klambauer et al. 2017, eq. 14
 SELU_SCALE = 1.0507009873554805
 SELU_ALPHA = 1.6732632423543772
-FORMULAS = {  # float64, numpy and scipy only
+FORMULAS = {  # in float64, with numpy and scipy only
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
@@ -283,7 +283,7 @@ def test_rational_options():
     expected = [quotient(x, "A", *values, math.inf, 4) for x in (-20.0, 3.0)]
     np.testing.assert_allclose(free(torch.tensor([-20.0, 3.0])).tolist(), expected, rtol=1e-5)
     with torch.no_grad():
-        fitted.log_scale.fill_(-3.0)  # wherever training takes it
+        fitted.log_scale.fill_(-3.0)  # at any value that training may reach
     assert fitted.scale() > 0
 
 

@@ -1,4 +1,4 @@
-"""Games against a plain ALE interface, replay against what happened.
+"""The games against a plain ALE interface, the replay against what happened.
 
 `pytest -q tests/test_atari.py` (about 20 s).
 """
@@ -29,7 +29,7 @@ ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
 def area_weights(size: int) -> np.ndarray:
-    """(84, size): how much of each of `size` pixels lies in each of 84."""
+    """(84, size): the fraction of each of `size` pixels that lies in each of 84."""
     starts = np.arange(84)[:, None] * size / 84
     pixels = np.arange(size)
     overlap = np.minimum(starts + size / 84, pixels + 1) - np.maximum(starts, pixels)
@@ -38,7 +38,7 @@ def area_weights(size: int) -> np.ndarray:
 
 class ScalarGame:
     """One game on ale_py's plain interface: 4 frames per action,
-    the greatest of the last two, resized in numpy."""
+    the maximum of the last two, resized in numpy."""
 
     rows = area_weights(210)
     columns = area_weights(160)
@@ -186,8 +186,8 @@ def test_play_games_returns_the_first_game_of_each_environment_and_films_one(sho
 
 
 def collect(buffer, games, obs, steps, rng, truth):
-    """Random steps into the buffer and the list; the reward stored is the row's number,
-    by which it is known again."""
+    """Adds random steps to the buffer and the list; the stored reward is the row's number,
+    which identifies it."""
     for _ in range(steps):
         actions = rng.integers(games.num_actions, size=games.num_envs)
         number = len(truth)
@@ -201,7 +201,7 @@ def collect(buffer, games, obs, steps, rng, truth):
 
 
 def check_samples(buffer, truth, oldest: int, lost=()):
-    """Every transition that may be sampled is, none else, and each is what happened."""
+    """Exactly the transitions that may be sampled are, and each of them is what happened."""
     batches = [buffer.sample(400, torch.Generator().manual_seed(k), CPU) for k in range(12)]
     obs, next_obs, actions, rewards, terminations = (torch.cat(x).numpy() for x in zip(*batches))
     seen = {}

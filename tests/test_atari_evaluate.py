@@ -24,7 +24,7 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monk
     module = MODULES[script]
     argv = f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}"
     args = runlog.parse_args(module.Args, argv.replace("--analyse", "").split())
-    args = dataclasses.replace(args, metrics_samples=4_096)  # all that is seen
+    args = dataclasses.replace(args, metrics_samples=4_096)  # everything observed
     module.main(args)
     (folder,) = tmp_path.iterdir()
     trained = (folder / "scalars.csv").read_text()
@@ -40,7 +40,7 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monk
 
     monkeypatch.setattr(atari, "play_games", watched)
     files = []
-    # it does not change the run's name
+    # does not change the run's name
     for flags in ({}, {"analyse": True} if script == "dqn_atari" else {}):
         module.main(dataclasses.replace(args, evaluate=True, **flags))
         again = folder / f"evaluation-{args.total_timesteps}"

@@ -173,8 +173,8 @@ OPTIONS = {
 
 
 class FakeGames:
-    """What is seen at a time depends on nothing but the time,
-    so that a resumed run sees what it would have seen."""
+    """Observations depend on nothing but the time,
+    so that a resumed run sees what an undisturbed one sees."""
 
     def __init__(self, args, num_envs, **kwargs):
         self.args = args
@@ -207,7 +207,7 @@ class FakeGames:
 
 
 class UnmarkedReplay(dqn_atari.ReplayBuffer):
-    """Resumes as if no game had been lost, which is true for the fake ones."""
+    """Resumes as if no game had been interrupted, which is true for the fake ones."""
 
     def lose_running_games(self):
         pass
@@ -221,7 +221,7 @@ def fake(monkeypatch):
 
 
 def child(script, argv, log):
-    """What a process of its own does: the script's main, on fake games."""
+    """Runs the script's main on fake games, in a separate process."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     fake(pytest.MonkeyPatch())
     with runlog.exit_on_user_error():
@@ -311,7 +311,7 @@ def test_dqn_diverges_at_the_step_of_its_loss(flags, diverged_at, evaluated, tmp
 
 @pytest.mark.parametrize(("num_envs", "crossed"), [(1, 60), (2, 60), (16, 64), (32, 64)])
 def test_dqn_numbers_its_evaluations(num_envs, crossed, tmp_path, monkeypatch):
-    """Also where several games side by side step over the multiples of 60."""
+    """Also where several parallel games step over the multiples of 60."""
     indices = {}
 
     def evaluate(args, network, index):

@@ -1,4 +1,4 @@
-"""Targets against slow loops, parameter counts, recycled neurons, dead neurons' part of Q.
+"""Targets against slow loops, parameter counts, recycled neurons, contributions of dead neurons.
 
 `pytest -q tests/test_atari_targets.py` (about 10 s).
 """
@@ -38,7 +38,7 @@ def cases(number: int = 1_000):
     for case in range(number):
         steps = rng.integers(1, 9)
         envs = rng.integers(1, 4)
-        ends = rng.integers(0, 4, (steps, envs))  # 0: termination, 1: truncation, else: goes on
+        ends = rng.integers(0, 4, (steps, envs))  # 0: termination, 1: truncation, else: neither
         ends[-1] = case % 3 if case % 2 else ends[-1]
         rewards, values, next_values = rng.normal(size=(3, steps, envs))
         yield (

@@ -154,7 +154,7 @@ def test_the_entropy_bonus_makes_a_policy_more_random():
 
 
 class Table(nn.Module):
-    """Q-values of five states, which an observation names by a one in its place."""
+    """Q-values of five states; observations are one-hot."""
 
     def __init__(self, values: list[list[float]]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Ends of episodes: stored, logged and evaluated is what happened.
+"""Ends of episodes: what is stored, logged and evaluated is what happened.
 
 `pytest -q tests/test_autoreset.py` (15 s).
 """
@@ -36,7 +36,7 @@ ARGS = Args(
 
 class RaggedEpisodes(gym.Env):
     """Even episodes terminate at step 3, odd ones are truncated at step 4;
-    the observation tells (episode, step)."""
+    the observation is (episode, step)."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)

@@ -50,7 +50,7 @@ def check(code: int, out: str, err: str, *expected: str) -> None:
     assert not missing, (missing, err)
 
 
-COMMANDS = {  # command: what its line must tell (flag, value, remedy)
+COMMANDS = {  # command: what its error must contain (flag, value, remedy)
     "--env-id dm_control/cheeta-run-v0": [
         "--env-id dm_control/cheeta-run-v0",
         "dm_control/cheetah-run-v0",
@@ -188,7 +188,7 @@ def test_a_runs_dir_that_cannot_hold_runs(tmp_path, capfd):
         )
     assert file.read_text() == "mine" and os.listdir(tmp_path) == ["file"]
     locked.mkdir(mode=0o555)
-    if os.getuid() == 0:  # root may write anywhere but here
+    if os.getuid() == 0:  # root can write anywhere but there
         locked = "/proc/1"
     check(
         *call([*TINY.split(), "--runs-dir", f"{locked}/runs"], capfd),

@@ -141,7 +141,7 @@ def test_seeds_alone_and_together_write_the_same_rows_and_files(tmp_path):
 
 @pytest.mark.parametrize("first", ["alone", "together"])
 def test_seeds_change_between_alone_and_together(tmp_path, monkeypatch, first):
-    """What was begun alone goes on together, and the other way round."""
+    """Seeds that started alone continue together, and the other way round."""
     train(Args(num_seeds=2, runs_dir=str(tmp_path / "whole")))
     folder = str(tmp_path / "parts")
     alone = [Args(seed=1, runs_dir=folder), Args(seed=2, runs_dir=folder)]

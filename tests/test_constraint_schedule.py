@@ -1,5 +1,5 @@
 """--rational.constraint-schedule: how c of a crational moves, against closed forms and a slow loop;
-that updates alone move it; that runs with it repeat, resume and keep their seeds apart.
+that only updates move it; that such runs repeat, resume and keep their seeds independent.
 
 `OMP_NUM_THREADS=1 pytest -q tests/test_constraint_schedule.py`
 """
@@ -60,7 +60,7 @@ def test_ten_million_updates_are_counted_exactly():
     config = dataclasses.replace(ANNEAL, constraint_scale_end=10.0)
     module = Rational(config, True)
     with torch.no_grad():
-        module.updates.fill_(2.0**24 - 1)  # from here a float32 would stand still
+        module.updates.fill_(2.0**24 - 1)  # from here on a float32 would no longer change
     for _ in range(3):
         module.step_constraint(2**25)
     assert module.updates.item() == 2**24 + 2
@@ -339,7 +339,7 @@ def test_a_killed_run_ends_like_one_never_killed(script, flags, tmp_path, monkey
     def killed(self, *args):
         commit(self, *args)
         calls.append(self)
-        if len(calls) == 3:  # the first seed has its second checkpoint, the other has not
+        if len(calls) == 3:  # the first seed has its second checkpoint, the other does not
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -254,7 +254,7 @@ def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
     whole = run(tmp_path / "a", "--num-tasks 5")
     (rows,) = whole.values()
     trained = len(calls)
-    assert trained == 24  # the second task to its end
+    assert trained == 24  # the second task is trained to its end
     assert [rows[step, "charts/online_accuracy"] for step in (24, 36, 48, 60)] == [
         rows[12, "charts/online_accuracy"]
     ] * 4

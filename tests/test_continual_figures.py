@@ -91,7 +91,7 @@ def test_cells_are_labelled_by_what_differs(tmp_path):
 
 def test_comparisons_match_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
-    # seed 1 has no partner
+    # seed 1 has no counterpart
     base = make_cell(tmp_path, seeds, "tanh")
     other = make_cell(tmp_path, seeds[1:], "tanh_hr")
     make_cell(tmp_path, seeds, "relu")

@@ -48,7 +48,7 @@ SECTIONS = dashboards.sections(
 
 
 class Reaching(test_sac_sequences.Toy):
-    """As Meta-World: whether the step succeeded is in the info."""
+    """Like Meta-World, reports in the info whether the step succeeded."""
 
     def step(self, action):
         obs, reward, *ends, _ = super().step(action)
@@ -64,7 +64,7 @@ for name, best in {"ReachA-v0": 0.5, "ReachB-v0": -0.5}.items():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Runs of every kind of script, event files written:
-    with success, tasks in a row, a rational, two branches."""
+    with success, sequential tasks, a rational, two branches."""
     folder = tmp_path_factory.mktemp("runs")
     draw = runlog.Run.draw
 
@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(function_approximation, "draw", lambda folders, out: None)
-        # has all
+        # has all of them
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
         )
@@ -111,7 +111,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def logged(folder) -> dict[str, set[str]]:
-    """Script -> the keys of its scalars."""
+    """script -> the keys of its scalars"""
     found = {}
     for path in folder.glob("*/scalars.csv"):
         script = path.parent.name.split("__")[1]
@@ -120,7 +120,7 @@ def logged(folder) -> dict[str, set[str]]:
 
 
 class TensorBoard:
-    """TensorBoard's own reading of a folder, without its server."""
+    """A folder as TensorBoard itself reads it, without its server."""
 
     def __init__(self, folder):
         multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()

@@ -142,7 +142,7 @@ def test_tasks_that_the_data_set_does_not_support_are_refused(message):
 
 
 def serve(folder, monkeypatch) -> str:
-    """A server of this folder's files on the loopback interface; its address."""
+    """Serves this folder's files on the loopback interface; yields the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):

@@ -1,4 +1,4 @@
-"""Environments: how they are made, seeded and refused, and what happens when one fails.
+"""Environments: how they are created, seeded and refused, and what happens when one fails.
 
 `pytest -q tests/test_environments.py` (about 90 s).
 """
@@ -246,7 +246,7 @@ def test_a_physics_error_of_dm_control_ends_the_episode(monkeypatch, capfd):
     assert info == {"environment_error": 1}
     assert PhysicsError.__name__ in capfd.readouterr().err
     other = make_env("dm_control/cartpole-swingup-v0", 0, 1, "train")
-    # and the next one is whole
+    # and the next one is complete
     assert np.array_equal(env.reset()[0], other.reset(options={"number": [1]})[0])
     assert np.array_equal(env.step(np.ones(1))[0], other.step(np.ones(1))[0])
 
@@ -348,7 +348,7 @@ def test_no_worker_outlives_its_parent(end):
             parent.kill()
         _, err = parent.communicate(timeout=60)
     finally:
-        parent.kill()  # it would step its environments for ever
+        parent.kill()  # would step its environments forever
     # the parent's own: no script around it here
     assert err.count("Traceback") == (end == "SIGINT"), err
     deadline = time.monotonic() + 20
@@ -364,7 +364,7 @@ def test_no_worker_outlives_its_parent(end):
 
 
 class Spaces(Toy):
-    """Toy with other spaces; the observation is a sample."""
+    """Toy with these spaces; observations are random samples."""
 
     def __init__(self, obs=None, act=None):
         super().__init__()
@@ -478,7 +478,7 @@ def test_an_endless_environment_gets_a_time_limit_and_a_warning(capfd):
 
 
 def test_a_module_may_build_on_the_suites(tmp_path):
-    """In a process of its own: here the suites are registered already."""
+    """In a separate process, since the suites are already registered in this one."""
     (tmp_path / "wrapped_tasks.py").write_text(
         "import gymnasium\n"
         "def make(**settings):\n"
@@ -673,7 +673,7 @@ def test_the_first_back_end_that_works_is_chosen(probes, monkeypatch, capfd):
     tried.clear()
     graphics._choose.cache_clear()
     assert graphics.enable_graphics() == "osmesa"
-    assert tried == ["egl", "osmesa"]  # egl is now the user's
+    assert tried == ["egl", "osmesa"]  # egl is now the user's choice
     assert capfd.readouterr().err.startswith(
         "warning: MUJOCO_GL=egl does not work here, so videos are drawn with osmesa"
     )

@@ -1,4 +1,4 @@
-"""Training and played episodes of environments/episodes.py, on made-up steps.
+"""Training episodes and played episodes of environments/episodes.py, on artificial steps.
 
 `pytest -q tests/test_episodes.py` (a second).
 """

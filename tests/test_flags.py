@@ -1,5 +1,5 @@
-"""Every flag of every script at values that no machine can use,
-and what a run needs of memory and disk.
+"""Every flag of every script with values that no machine can use,
+and how much memory and disk a run needs.
 
 `pytest -q tests/test_flags.py` (about 30 s).
 """
@@ -36,7 +36,7 @@ WITHOUT_DEFAULT = {
 
 
 def refused(script: str, argv: list[str], folder, capfd) -> str:
-    """The one line of a command that must not start."""
+    """The one-line error of a command that must not start."""
     argv = [*START.get(script, "").split(), "--runs-dir", str(folder / "runs"), *argv]
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():

@@ -9,7 +9,7 @@ from test_function_approximation import parse
 import function_approximation as script
 import runlog
 
-COMMANDS = {  # command: what its line must tell (flag, value, remedy)
+COMMANDS = {  # command: what its error must contain (flag, value, remedy)
     "--activations rellu": ["--activations 'rellu'", "relu"],
     "--activations": ["--activations", "at least one"],
     "--activations tanh_hr tanh*tanh": ["--activations tanh_hr", "twice"],

@@ -59,7 +59,7 @@ def test_a_job_that_fails_or_hangs_costs_only_itself(tmp_path):
     assert "no such thing" in reports["broken before"]["error"]
     assert "out of memory" in reports["broken within"]["error"]
     assert "longer than 1 s" in reports["hangs"]["error"]
-    for name in ("good", "broken within", "hangs", "slow"):  # what was measured before is kept
+    for name in ("good", "broken within", "hangs", "slow"):  # earlier measurements are kept
         assert reports[name]["result"] == {"rows": [{"speed": 5.0}]}, name
     assert reports["detailed"]["result"] == {"rows": [{"speed": 6.0}]}
     assert all(job.has_ended() for job in jobs)

@@ -1,4 +1,4 @@
-"""Whole runs of SAC and TD3: as CUDA graphs, killed and resumed, beside another on the same card,
+"""Whole runs of SAC and TD3: with CUDA graphs, killed and resumed, next to another on the same GPU,
 and played on the CPU.
 
 `make test-gpu` where there is a GPU (about a minute); `pytest -q tests/test_gpu_runs.py -m "not
@@ -57,7 +57,7 @@ def read_rows(folder: Path) -> Rows:
 
 
 def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
-    """Equal rows; says how far they are apart where they are not. Not exact: to within 1e-3 of the
+    """Rows are equal, otherwise reports how far apart they are. Not exact: to within 1e-3 of the
     value."""
     assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:5]
     assert any("losses/actor_loss" in key for key in expected), "no updates"
@@ -172,7 +172,7 @@ def test_cudagraphs_do_not_change_td3_training(
 
 # ---- resumption, two processes, evaluation -------------------------------------------------------
 
-# A process of its own, in which nothing else is patched; with STOP it sends SIGTERM to itself after
+# A separate process, in which nothing else is patched; with STOP it sends SIGTERM to itself after
 # that step
 PROGRAM = """
 import os, signal, sys

@@ -321,7 +321,7 @@ with runlog.exit_on_user_error():
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA[1:])
 def test_a_block_that_waits_for_the_device_ends_in_one_line(device):
-    """In a process of its own, which a failed capture may leave unable to go on."""
+    """In a separate process, since a failed capture may leave it unable to continue."""
     root = Path(cudagraphs.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", WAITS], cwd=root, capture_output=True, text=True)
     assert done.stdout.split() == ["9.0"] * 3, done.stdout + done.stderr
@@ -354,7 +354,7 @@ def test_pqn_resumes_across_eager_and_compiled(first, device, tmp_path, monkeypa
 
 @contextlib.contextmanager
 def no_sync(device: str):
-    """On CUDA whatever waits for the GPU raises; "meta" tensors raise by themselves."""
+    """On CUDA anything that waits for the GPU raises; "meta" tensors raise by themselves."""
     if device != "cuda":
         yield
         return

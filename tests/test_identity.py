@@ -1,4 +1,4 @@
-"""Which flags make other runs: by what `Args` says of its fields.
+"""Which flags define a run, as declared by the fields of `Args`.
 
 `pytest -q tests/test_identity.py`.
 """

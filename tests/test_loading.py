@@ -1,4 +1,4 @@
-"""runlog.load and load_agent: a run as a notebook reads it, whatever state it is in.
+"""runlog.load and load_agent: a run in any state, as a notebook reads it.
 
 `pytest -q tests/test_loading.py` (about 40 s).
 """
@@ -83,31 +83,31 @@ def test_the_config_comes_back_as_the_dataclass(args, tmp_path):
     found = runlog.load(run.folder, Args)
     assert found.config == args and type(found.config.inner) is Inner
     assert found.defaulted == ()
-    assert found.settings["learning_rate"] == 0.25  # which Args does not have
+    assert found.settings["learning_rate"] == 0.25  # Args does not have this field
 
 
 def test_a_run_in_each_state(tmp_path):
     run = begun(tmp_path, ARGS)
     log(run, 1, 2)
     run.flush()
-    before = runlog.load(run.folder, Args)  # under way, before the first checkpoint
+    before = runlog.load(run.folder, Args)  # in progress, before the first checkpoint
     assert (before.status, before.step, before.state) == ("running", 0, None)
     steps, values = before.scalars["eval/score"]
-    assert steps.tolist() == [1, 2] and values.tolist() == [1 / 3, 2 / 3]  # bit by bit
+    assert steps.tolist() == [1, 2] and values.tolist() == [1 / 3, 2 / 3]  # bit for bit
     assert before.scalars["perf/sps"].values.tolist() == [2.0, 4.0]
 
     run.save_checkpoint(2, {"weights": {"w": torch.arange(3.0)}, "n": 2})
     log(run, 3)
     run.flush()
     rows = (run.folder / "scalars.csv").read_bytes()
-    # what a reader may see while a row is written
+    # what a reader may see while a row is being written
     (run.folder / "scalars.csv").write_bytes(rows + b"4,eval/sco")
     files = {path: path.read_bytes() for path in run.folder.iterdir()}
     in_progress = runlog.load(run.folder, Args)
     assert (in_progress.status, in_progress.step) == ("running", 2)
     assert in_progress.state["weights"]["w"].tolist() == [0, 1, 2]
     assert in_progress.scalars["eval/score"].steps.tolist() == [1, 2, 3]
-    assert {path: path.read_bytes() for path in run.folder.iterdir()} == files  # it only reads
+    assert {path: path.read_bytes() for path in run.folder.iterdir()} == files  # loading only reads
 
     (run.folder / "scalars.csv").write_bytes(rows)
     run.log(4, {"losses/loss": math.nan})
@@ -286,7 +286,7 @@ def test_an_unfinished_run_gives_its_config_its_rows_and_its_weights(script, int
 
 
 def test_the_shapes_have_no_seed_axis_and_the_values_match_training(interrupted):
-    """Against the modules as training has them, with an axis of seeds."""
+    """Compared with the modules used in training, which have a seed axis."""
     obs = torch.linspace(-1, 1, 15).reshape(5, 3)
     actions = torch.linspace(-1, 1, 5).reshape(5, 1)
     for module in (sac_continuous, td3_continuous):
@@ -320,7 +320,7 @@ def blocks_of_notebook() -> list[str]:
 
 @pytest.mark.parametrize("script", ["sac_continuous", "td3_continuous"])
 def test_the_documented_code_plays_a_loaded_agent(script, interrupted):
-    """The code as the page has it, with a folder of here."""
+    """The code on the page, with a folder of this test."""
     load, play, _ = blocks_of_notebook()
     load = load.replace("sac_continuous", script)
     if script == "td3_continuous":
@@ -369,7 +369,7 @@ def test_networks_of_images_and_points_have_the_documented_shapes(interrupted):
 
 
 def test_a_loaded_fit_has_the_logged_error(interrupted):
-    """The error that was logged last, computed anew from the network that was saved, by hand."""
+    """The error that was logged last, recomputed by hand from the saved network."""
     folder = interrupted("function_approximation")
     run = runlog.load(folder)
     network = function_approximation.load_agent(folder)

@@ -118,7 +118,7 @@ def test_fallback_values_serve_only_entries_that_would_keep_no_state():
 
 
 def test_overestimation_of_a_constant_reward_process():
-    """Reward 1 for ever: Q = 1 / (1 - gamma). Bootstrapping gives error 0 at every state; leaving
+    """Reward 1 forever: Q = 1 / (1 - gamma). Bootstrapping gives error 0 at every state; leaving
     out, 702 of 1,000."""
     gamma = 0.99
     time = 1_000

@@ -117,7 +117,7 @@ def test_a_run_is_refused_where_its_activation_is_another_function(tmp_path, mon
     (run,) = runlog.seed_runs(args, "walk")
     recorded = json.loads((run.folder / "meta.json").read_text())["functions"]
     np.testing.assert_allclose(recorded["mine"], np.tanh(activations.PROBES), rtol=1e-6)
-    define(1.0 + 1e-5)  # another machine's rounding
+    define(1.0 + 1e-5)  # rounding on another machine
     train(args)
     assert runlog.load(run.folder, Args).status == "finished"
     define(1.1)

@@ -53,7 +53,7 @@ def terminal(columns: int, monkeypatch):
 
 
 class Clock:
-    """time.monotonic, which passes only when it is told to."""
+    """A replacement for time.monotonic that advances only on request."""
 
     def __init__(self, monkeypatch):
         self.now = 1_000.0
@@ -95,7 +95,8 @@ def test_the_bar_fits_and_shows_everything_at_80_columns(columns, monkeypatch):
     assert re.search(r" 10( steps)?/s ", last)
     assert last.endswith(" 27:38:09 left return 123.4")  # 994,899 steps at 10 a second
     assert "step 5101: eval/episodic_return 123.4" in drawn
-    assert not any("left" in line for line in drawn[:15])  # random steps say nothing of the rest
+    # random steps do not predict the time left
+    assert not any("left" in line for line in drawn[:15])
 
 
 @pytest.mark.parametrize("columns", [0, 1, 5, 12, 20, 40, 60, 79])
@@ -205,7 +206,7 @@ class Args:
 
 
 def toy(args: Args, stop_at: int | None = None, save_at: int | None = None) -> None:
-    """Ten steps; stops behind a step without a save, as a kill would."""
+    """Ten steps; stops after a step without a save, as a kill would."""
     runs = runlog.seed_runs(args, "toy")
     with contextlib.suppress(ZeroDivisionError), runlog.open_batches(runs, args) as batches:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""README and docs hold what they promise: links, tables,
+"""README and docs keep their promises: links, tables,
 commands, and the ten-line activation as written."""
 
 import csv

@@ -1,4 +1,4 @@
-"""DQN's replay on the disk: its checksum, its space, and what a kill leaves.
+"""DQN's replay on disk: its checksum, its space, and its state after a kill.
 
 `pytest -q tests/test_replay_file.py` (about 20 s).
 """
@@ -75,7 +75,7 @@ def test_both_checkpoints_find_their_rows_whenever_the_process_dies(num_envs, tm
         if is_due or chance.random() < 0.03:  # the clock, or a signal
             buffer.flush()
             saved = [*saved[-1:], (step, buffer.num_added, buffer.checksum())]
-        if saved and chance.random() < 0.03:  # it dies, and goes on from one of the two
+        if saved and chance.random() < 0.03:  # it dies, and resumes from one of the two
             which = chance.randrange(len(saved))
             del saved[which + 1 :]
             step, *counted = saved[-1]
@@ -122,7 +122,7 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
 
 
 def test_pages_that_never_reached_the_disk_are_found(tmp_path):
-    """A machine that crashes may leave the rows of a lap before in place of the newest."""
+    """After a crash of the machine, rows of the previous lap may be in place of the newest."""
     path = tmp_path / "replay.dat"
     buffer = fill(path, rows=90)
     before = path.read_bytes()

@@ -32,7 +32,7 @@ NOT_META = {  # what meta.json might hold instead
 
 
 def resume(tmp_path):
-    """Opens and goes on to step 60 as `interrupted` began; returns the run."""
+    """Opens the run and continues to step 60 what `interrupted` began; returns the run."""
     run = new_run(tmp_path).open(tensorboard=False)
     start, state, _ = run.load_checkpoint()
     assert start == 40 and state["n"] == [40, None]

@@ -107,7 +107,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
         worker = in_child(time.sleep, 60)
         (tmp_path / "worker.tmp").write_text(str(worker.pid))
         (tmp_path / "worker.tmp").rename(tmp_path / "worker")
-        run.log(1, {"a": 1.0})  # the parent still has it
+        run.log(1, {"a": 1.0})  # the parent still holds it
         time.sleep(60)
 
     child = in_child(hold)
@@ -286,7 +286,7 @@ def test_every_session_records_its_code_and_a_change_is_reported(tmp_path, monke
 
 
 def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch):
-    """A run that is killed while it reads it leaves no .git/index.lock."""
+    """A run that is killed while reading it leaves no .git/index.lock."""
     monkeypatch.setattr(hardware, "ROOT", tmp_path)
     assert hardware._git() == {"commit": None, "dirty": None}  # no repository
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]

@@ -70,7 +70,7 @@ def test_a_wandb_group_holds_the_seeds_of_one_setting(monkeypatch, tmp_path):
     monkeypatch.setattr(
         runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"])
     )
-    # nobody ends these runs, which would free them
+    # these runs are never ended, which would release them
     monkeypatch.setattr(runlog.Run, "lock", lambda run: None)
     monkeypatch.setattr(runlog.opening, "group_by_step", lambda runs: [])
     # neither a login nor a GPU

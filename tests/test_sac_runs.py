@@ -297,7 +297,7 @@ def test_a_video_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capfd):
 
 
 def child(argv: list[str], log: str) -> None:
-    """What a process of its own does: the script's main, with shorter episodes."""
+    """Runs the script's main with shorter episodes, in a separate process."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     short_dm_control(pytest.MonkeyPatch(), 100)
     with runlog.exit_on_user_error():

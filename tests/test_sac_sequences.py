@@ -1,4 +1,4 @@
-"""Tasks in a row in sac_continuous.py, on two toy tasks of equal spaces:
+"""Sequential tasks in sac_continuous.py, on two toy tasks with equal spaces:
 switches, evaluation, forgetting, resume.
 
 `pytest -q tests/test_sac_sequences.py` (about 60 s).
@@ -37,7 +37,7 @@ AB = f"--env-id ToyA-v0 ToyB-v0 --steps-per-task {TASK}"
 
 
 class Toy(gym.Env):
-    """Rewards actions near `best`; the second observation tells the task."""
+    """Rewards actions near `best`; the second entry of an observation identifies the task."""
 
     observation_space = gym.spaces.Box(-10, 10, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)

@@ -2,7 +2,7 @@
 at each scale, without training anything.
 
 `pytest -q tests/test_scripts.py` (about 20 s).
-In python's place stands a program that writes down its arguments.
+A program that records its arguments takes the place of python.
 """
 
 import csv
@@ -416,7 +416,7 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_dry_run_is_a_switch(script, folder):
-    """The program in python's place writes its arguments with a mark behind each,
+    """The program in place of python writes each argument with a mark after it,
     and a dry run of ours writes none."""
     variables = {
         "PYTHON": echo_of(folder),
@@ -489,7 +489,7 @@ def test_paths_with_blanks_and_patterns(folder):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("script", ["hr_fig2.sh", "check_layer_norm.sh"])
 def test_a_signal_to_the_script_reaches_what_it_runs(script, number, tmp_path):
-    """In python's place: a training that needs half a second to save."""
+    """In place of python: a training that needs half a second to save."""
     python = tmp_path / "python"
     body = f'trap "sleep 0.5; touch {tmp_path}/saved; exit 143" TERM\ntouch {tmp_path}/began\n'
     python.write_text(f"#!/usr/bin/env bash\n{body}while true; do sleep 0.05; done\n")

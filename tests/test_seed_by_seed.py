@@ -1,4 +1,4 @@
-"""Compiled updates on the CPU: each seed by itself, whatever the batch and the threads.
+"""Compiled updates on the CPU: seed by seed, independent of the batch and the number of threads.
 
 `pytest -q tests/test_seed_by_seed.py` (about 1 min: Inductor's C++).
 """
@@ -153,7 +153,7 @@ def test_changes_between_updates_are_seen():
 
 
 class Counter(nn.Module):
-    """A function with a state of each seed, and a count that they have in common."""
+    """A function with a state for each seed, and a count shared by all."""
 
     def __init__(self, seed_axes: tuple[int, ...]):
         super().__init__()
@@ -233,7 +233,7 @@ FLAGS = (
 
 
 def rows_of(folder: Path) -> dict[int, list[tuple]]:
-    """Seed -> (step, key, value) of each row, without what tells how fast it was."""
+    """seed -> (step, key, value) of each row, without measures of speed"""
     rows = {}
     for run in folder.glob("*__s*"):
         seed = int(re.search(r"__s(\d+)__", run.name)[1])

@@ -119,7 +119,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_resumes(
     assert stopped.keys() <= resumed.keys() == whole.keys()
     for run, kept in stopped.items():
         assert resumed[run][: len(kept)] == kept, "what was saved is not done again"
-    # games that were under way begin anew, so that values differ and steps do not
+    # games in progress start over, so values differ and steps do not
     if "atari" in script.__name__:
         last_steps = [
             {name: values[-1].split(",")[0] for name, values in found.items()}

@@ -618,7 +618,7 @@ def test_lines_of_a_training_are_shown_whole_and_without_its_folder():
 
 def test_time_to_go_follows_the_steps(tmp_path, monkeypatch):
     """Two slots, three waiting. p0 made 100 of its 1,000 steps in the 50 s since the first look at
-    it, and p1 has said nothing yet."""
+    it, and p1 has not reported anything yet."""
     clock = [1_000.0]
     monkeypatch.setattr(launcher.time, "time", lambda: clock[0])
 

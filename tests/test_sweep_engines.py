@@ -135,7 +135,7 @@ def test_ctrl_c_ends_the_children(tmp_path, number):
 
 
 def test_waits_for_a_run_that_another_process_holds(tmp_path):
-    """As an orphan would be that the launcher could not take with it."""
+    """Such as an orphan that the launcher could not end."""
     flags = ["--seed", "1", "--total", "60", "--pause", "0.1"]
     orphan = os.spawnve(
         os.P_NOWAIT,
@@ -167,7 +167,7 @@ def test_an_array_task_returns_its_exit_code(tmp_path, monkeypatch):
 
 
 def test_a_script_of_the_project(tmp_path):
-    """Killed after its first checkpoint, the cell goes on from there;
+    """Killed after its first checkpoint, the cell resumes from there;
     both seeds are folders of their own."""
     flags = (
         "--num-tasks 2 --epochs 4 --num-train 64 --widths 8 --metrics-samples 0 --ntk-samples 0 "

@@ -27,7 +27,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # on a machine with much else to do
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # on a busy machine
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -57,7 +57,7 @@ def workers_of(node) -> set[int]:
 
 
 def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
-    """One after the other; also a run that fails, whose code and log the launcher tells."""
+    """One after the other; also a run that fails, whose code and log the launcher prints."""
     words = [grid(2, 80, 0.1), grid(1, 2, 0, "--env-id bad --fail 3"), "--ray", cluster.address]
     first = launch(tmp_path, *words)
     running = wait_until_all_run(tmp_path, 2, 3)

@@ -1,5 +1,5 @@
-"""How a sweep stops and goes on, and what it makes of folders that are full,
-locked or somebody else's.
+"""How a sweep stops and resumes, and how it deals with folders that are full,
+locked or not its own.
 
 `pytest -q tests/test_sweep_stop.py` (about 1 min).
 """
@@ -109,7 +109,7 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
 
 
 def test_signals_within_a_second_are_one_request(monkeypatch):
-    """By a clock of the test's own: on a busy machine a second passes between any two lines."""
+    """With an artificial clock: on a busy machine a second may pass between any two lines."""
     now = 100.0
     monkeypatch.setattr(sweep_task.time, "monotonic", lambda: now)
     request = sweep_task.StopRequest()
@@ -118,7 +118,7 @@ def test_signals_within_a_second_are_one_request(monkeypatch):
         now += pause
         request.note(signal.SIGHUP if not counts else signal.SIGTERM, None)
         counts.append(request.count)
-    # counted from the last one that was heard: 100, then 101.1, then 162
+    # counted from the last one received: 100, then 101.1, then 162
     assert counts == [1, 1, 1, 1, 2, 2, 3]
     assert request.number == signal.SIGHUP and request.exit_code() == 129
 
@@ -160,7 +160,7 @@ def test_started_in_the_background_of_a_script(tmp_path):
 
 
 def test_a_training_that_its_user_stops(tmp_path):
-    """Goes on once in the same sweep; stopped again it is left, no failure;
+    """Resumes once in the same sweep; if stopped again it is left alone and not a failure;
     the same command then ends it."""
     command = grid(1, 40, 0.05, RARELY)
     first = fork(tmp_path, command)

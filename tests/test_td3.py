@@ -1,4 +1,4 @@
-"""Updates of td3_continuous.py against a float64 reference of CleanRL's; its short runs.
+"""Updates of td3_continuous.py against a float64 reference after CleanRL; short runs.
 
 `pytest -q tests/test_td3.py` (about 20 s; slow tests compile and learn a toy task).
 """

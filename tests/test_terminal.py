@@ -29,7 +29,7 @@ def run_program(matters="", flush=True, **pipes):
 
 
 def closed_pipe():
-    """The end to write to of a pipe that nobody reads."""
+    """The write end of a pipe that nobody reads."""
     read, write = os.pipe()
     os.close(read)
     return write
@@ -75,7 +75,7 @@ def test_streams_that_are_closed_from_the_start(tmp_path):
     command = f'"{sys.executable}" -c "$CODE" >&- 2>&-'
     env = {**os.environ, "CODE": code, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(["sh", "-c", command], env=env, timeout=60)
-    # no file is taken for stdout
+    # no other file becomes stdout
     assert done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
 
 

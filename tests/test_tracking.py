@@ -287,7 +287,7 @@ def test_wandb_offline_holds_config_group_history_and_image_and_resumes(tmp_path
 
 
 def own_environment(**extra):
-    """That of a fresh process, which does not share this one's W&B service."""
+    """The environment of a fresh process, which does not share this one's W&B service."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     return {**kept, "WANDB_SILENT": "true", "PYTHONPATH": os.getcwd(), **extra}
 

@@ -62,7 +62,7 @@ def test_help_lists_the_flags_that_are_parsed(script, monkeypatch):
     ours = {"--help"}
     for flag in usage.flags_of(SCRIPTS[script].Args):
         ours |= {*FLAG.findall(flag.invocation)}
-    # of tyro's text, in which two groups may stand side by side, what begins with a flag
+    # whatever begins with a flag in tyro's text, in which two groups may be side by side
     text = re.sub(r"\x1b\[[0-9;]*m", "", theirs.getvalue())
     found = set()
     for part in re.split(r"│|\n|\s{2,}", text):
