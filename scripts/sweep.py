@@ -262,7 +262,7 @@ class RayTasks:
             most = max(
                 (node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0
             )
-            if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait for ever
+            if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait forever
                 ray.shutdown()
                 problem = (
                     "the cluster has no GPU; leave it out"

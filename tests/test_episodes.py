@@ -60,7 +60,7 @@ def test_episodes_are_summed_logged_and_followed_by_the_next():
     for number, step in enumerate(steps, 1):
         environments.log_episodes(batch, number, episodes, step)
     ends = {"charts/episodic_return": 11.0, "charts/episodic_length": 2}
-    assert batch.rows[0] == [(2, ends)]  # no success where the environment tells none
+    assert batch.rows[0] == [(2, ends)]  # no success where the environment reports none
     ends = {"charts/success": 1.0, "charts/episodic_return": 22.0, "charts/episodic_length": 2}
     assert batch.rows[1] == [(2, ends)]  # success at any step
     assert batch.rows[2] == []  # diverged

@@ -210,7 +210,7 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(train_until_killed, 
         assert [(folder / name).read_bytes() for name in checkpoints] == before
         path.write_bytes(good)
     # only what the newest checkpoint counts is damaged:
-    # the one before goes on, and ends as if nothing had happened
+    # the one before resumes, and ends as if nothing had happened
     data = bytearray(good)
     data[2 * 69 * dqn_atari.ROW.itemsize + 99] ^= 1  # the row of steps 139 and 140
     path.write_bytes(data)

@@ -67,7 +67,7 @@ def test_a_damaged_config_json_is_rewritten(tmp_path, capsys, damage):
     config.write_bytes(damage)
     resume(tmp_path)
     assert config.read_bytes() == whole
-    # and without the hash in meta.json, the checkpoint tells that it is the same run
+    # and without the hash in meta.json, the checkpoint shows that it is the same run
     shutil.rmtree(tmp_path / NAME)
     config = interrupted(tmp_path).folder / "config.json"
     config.write_bytes(damage)

@@ -314,7 +314,7 @@ def test_adam_matches_torch_and_coefficients_are_a_separate_group():
 
 
 def fill(buffer: ReplayBuffer, steps) -> None:
-    for step in steps:  # every number of a row tells its step and its seed
+    for step in steps:  # every number of a row encodes its step and its seed
         value = step + 0.25 * np.arange(2)
         obs = np.repeat(value[:, None], 3, 1)
         actions = np.repeat(-value[:, None], 2, 1)

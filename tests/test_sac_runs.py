@@ -241,7 +241,7 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     # the last evaluation is carried forward
     assert all(ours[60, key] == ours[40, key] for key in EVAL)
     assert (60, "losses/qf_loss") not in ours
-    run(tmp_path / "b", flags)  # says "diverged already"
+    run(tmp_path / "b", flags)  # prints "diverged already"
     assert scalars(tmp_path / "b") == diverged
 
 

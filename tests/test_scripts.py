@@ -48,7 +48,7 @@ FIGURES = {
     "hr_fig8": ("hr8", 8 * (4 + 4) * 5),
     "hr_fig19": ("hr19", 51 * 7 * 5),
 }
-# What was run for results/: the scripts must go on naming these runs.
+# What was run for results/; the scripts must keep naming these runs.
 SAC = (
     "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 "
     "--batch-size 128 "

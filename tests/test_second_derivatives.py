@@ -102,7 +102,7 @@ def test_at_the_kinks_every_derivative_is_the_one_from_the_right(form, power):
     """At x = 0 and at b = 0: the limits of x and b from above."""
     module = rational(form, power - 1, 1, power, constrained=True)
     ours, _, z = functions(module)
-    place_of_b = len(X) + power - 1  # behind a_1 .. a_n
+    place_of_b = len(X) + power - 1  # after a_1 .. a_n
     zero = z.clone()
     near = z.clone()
     zero[0] = zero[1] = zero[place_of_b] = 0.0

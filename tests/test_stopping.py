@@ -243,7 +243,7 @@ def test_when_to_save(monkeypatch):
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
     times = stopping.SaveTimes(7, 10, minutes=2)
     due = [step for step in (9, 12, 15, 33, 34) if times.is_due(step, at_end=False)]
-    assert due == [12, 33]  # at the first step behind a multiple
+    assert due == [12, 33]  # at the first step after a multiple
     assert not times.regular
     clock[0] += 119.0
     assert not times.is_due(35, at_end=False)
@@ -279,7 +279,7 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
     is_due = stopping.SaveTimes.is_due
 
     def is_due_and_signalled(times, step, at_end):
-        # the first update, before a row, behind one
+        # the first update, before a row, after one
         if step in (50, 99, 103) and step not in asked:
             asked.append(step)
             os.kill(os.getpid(), signal.SIGTERM)

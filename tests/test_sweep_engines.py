@@ -155,7 +155,7 @@ def test_waits_for_a_run_that_another_process_holds(tmp_path):
 
 
 def test_an_array_task_returns_its_exit_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it is a process of its own otherwise
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # normally it is a separate process
     command = grid(2, 3, 0, "--fail 3")
     assert sweep(tmp_path, command, "--limit", "0")[0] == 0
     folder = tmp_path / "runs" / "sweeps" / "drill"

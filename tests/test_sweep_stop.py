@@ -260,7 +260,7 @@ def test_write_failures_are_reported_in_one_line(blocked, tmp_path):
 
 
 def test_an_array_task_reports_problems_in_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it is a process of its own otherwise
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # normally it is a separate process
     assert sweep_task.main([str(tmp_path / "none"), "x"]) == 2
     assert sweep(tmp_path, grid(1, 1, 0.0), "--limit", "0")[0] == 0
     folder = tmp_path / "runs" / "sweeps" / "drill"

@@ -51,7 +51,7 @@ def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = session(tmp_path, range(10, 51, 10), checkpoint=30)
     run.close()
-    # goes on from 30: the first session's 40 and 50 are purged
+    # resumes from 30: the first session's 40 and 50 are purged
     run = session(tmp_path, [40, 50, 60])
     run.finish()
     events = EventAccumulator(
