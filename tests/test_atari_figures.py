@@ -78,7 +78,7 @@ def test_hr1_is_the_median_over_games_of_mean_human_normalised_scores(tmp_path):
         assert any(line.endswith("up to 10 steps earlier") for line in spec["caption"])
 
 
-def test_hr19_has_eight_games_to_a_page(tmp_path, monkeypatch):
+def test_hr19_has_eight_games_per_page(tmp_path, monkeypatch):
     games = sorted(plots.statistics.atari_scores())[:10]
     pqn_runs(tmp_path, games, activations=("relu",), seeds=1)
     monkeypatch.setattr(plots.style, "save", lambda figure, path: path)
@@ -169,7 +169,7 @@ def test_hr7_normalises_by_the_relu_runs_and_shows_dead_fractions(tmp_path, caps
 
 
 def test_the_band_of_hr8_is_the_standard_deviation_of_the_mean_over_games(tmp_path):
-    """Games with 3 and 2 seeds, and with 3 and 1: a single seed has no deviation."""
+    """Games with 3 and 2 seeds, and with 3 and 1: a seed alone has no deviation."""
     ranks = {"Breakout": [3.0, 7.0, 5.0], "Qbert": [40.0, 10.0]}
     for seeds_of_qbert in (2, 1):
         root = tmp_path / f"{seeds_of_qbert}"
@@ -244,14 +244,14 @@ def test_hr8_and_cr_atari_name_the_algorithm_without_runs(tmp_path, capsys):
     assert "hr4: no data for it" in capsys.readouterr().out
 
 
-def test_figures_of_an_empty_folder_end_in_one_line(tmp_path, capsys):
+def test_an_empty_folder_gives_a_one_line_error(tmp_path, capsys):
     for name in [*figures.ROWS, "table", "overview"]:
         with pytest.raises(SystemExit) as ended:
             figures.main([name, "--runs", str(tmp_path), "--out", str(tmp_path / "out")])
         error = capsys.readouterr().err
-        assert (
-            ended.value.code == 2 and error.startswith("error: --runs") and error.count("\n") == 1
-        ), (name, error)
+        assert ended.value.code == 2, (name, error)
+        assert error.startswith("error: --runs"), (name, error)
+        assert error.count("\n") == 1, (name, error)
     assert not (tmp_path / "out").exists()
 
 
@@ -271,7 +271,7 @@ def test_table_has_a_row_per_setting_in_three_formats(tmp_path, capsys):
     assert len(rows) == 7
     assert rows[0]["setting"] == "tanh*tanh"
     assert rows[0]["return"] == "4.0"
-    # not logged by any run
+    # nobody logs it
     assert rows[0]["state"] == "0 ended, 0 diverged" and "dead neurons" not in rows[0]
     for row in rows[1:]:
         last = [truth[row["setting"], row["environment"], s][0][-1] for s in range(1, 5)]
@@ -345,7 +345,7 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     pqn_runs(tmp_path / "runs", games=("Breakout",), activations=("rational",))
     # ale_py knows it, the table of human scores does not
     pqn_runs(tmp_path / "runs", games=("Carnival",))
-    # as hr_fig1.sh prints
+    # as hr_fig1.sh does
     plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "tanh_hr"))
     printed = capsys.readouterr().out
     assert "left out: rational (--variants" in printed
@@ -357,7 +357,7 @@ def test_other_variants_and_games_do_not_shrink_a_figure(tmp_path, capsys):
     ]
     plots.hr.hr1(tmp_path / "runs", tmp_path / "out", variants=("relu", "rational"))
     assert {row["environments"] for row in read_csv(tmp_path / "out" / "hr1_final.csv")} == {"1"}
-    plots.hr.hr1(tmp_path / "runs", tmp_path / "out")  # everything there is, in its natural order
+    plots.hr.hr1(tmp_path / "runs", tmp_path / "out")  # all that there is, in its natural order
     final = read_csv(tmp_path / "out" / "hr1_final.csv")
     assert [row["variant"] for row in final] == ["relu", "rational", "tanh_hr"]
 

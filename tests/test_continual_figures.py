@@ -91,7 +91,7 @@ def test_cells_are_labelled_by_what_differs(tmp_path):
 
 def test_comparisons_match_scipys_paired_intervals(tmp_path):
     seeds = [1, 2, 3, 4, 5]
-    # seed 1 has no counterpart
+    # seed 1 has no partner
     base = make_cell(tmp_path, seeds, "tanh")
     other = make_cell(tmp_path, seeds[1:], "tanh_hr")
     make_cell(tmp_path, seeds, "relu")
@@ -120,12 +120,12 @@ def test_comparisons_match_scipys_paired_intervals(tmp_path):
     assert rows["NTK srank, start"]["difference"] == 0.0
 
 
-def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
+def test_comparisons_pair_cells_that_differ_in_one_setting(tmp_path):
     settings = [{}, {"init_scale": 0.25}, {"init_scale": 4.0}]
     settings += [{"init_scale": scale, "coefficient_weight_decay": 0.1} for scale in (0.25, 4.0)]
     for activation in ("rational", "crational"):
-        for cell in settings:
-            make_cell(tmp_path, [1, 2], activation, **cell)
+        for setting in settings:
+            make_cell(tmp_path, [1, 2], activation, **setting)
     (cells,) = plots.continual.continual_cells(tmp_path).values()
     pairs = {(row["a"], row["b"]) for row in plots.continual.continual_comparisons(cells)}
     ends = ["", ", init 0.25", ", init 4.0", ", init 0.25, decay 0.1", ", init 4.0, decay 0.1"]
@@ -141,7 +141,7 @@ def test_comparisons_pair_what_differs_in_one_thing(tmp_path):
     assert pairs == expected
 
 
-def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
+def test_the_command_draws_figures_and_writes_their_data(tmp_path, capsys):
     runs = tmp_path / "runs"
     out = tmp_path / "out"
     accuracy = {
@@ -172,13 +172,13 @@ def test_the_command_draws_and_writes_what_it_draws(tmp_path, capsys):
         np.testing.assert_allclose(
             [float(row["high"]) for row in mine], values.mean(0) + half, rtol=1e-3
         )
-    by_cell = {
+    row_of = {
         (r["study"].split()[0], r["cell"], int(r["seed"])): r
         for r in csv.DictReader((out / "continual_runs.csv").open())
     }
-    assert len(by_cell) == 18
+    assert len(row_of) == 18
     for (dataset, activation), values in accuracy.items():
-        row = by_cell[dataset, activation, 2]
+        row = row_of[dataset, activation, 2]
         assert float(row["online accuracy, late tasks"]) == pytest.approx(
             values[1, -5:].mean(), rel=1e-5
         )

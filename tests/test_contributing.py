@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its recipes, extracted from the page, put where they say, and tried out.
+"""CONTRIBUTING.md: its recipes, taken out of the page, put where they say, and tried.
 
 `pytest -q tests/test_contributing.py` (about a minute)
 """
@@ -41,7 +41,7 @@ PLACE = re.compile(
 
 
 def section(title: str) -> str:
-    """The text below a heading, up to the next one."""
+    """The text below a heading, up to the next."""
     (found,) = re.findall(rf"^###? {title}\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
     return found
 
@@ -52,7 +52,7 @@ def blocks(title: str, *languages: str) -> list[str]:
 
 
 def copy_of_project(folder: Path) -> Path:
-    """A copy of what a recipe changes, imports or runs."""
+    """What a recipe changes, imports or runs."""
     folder.mkdir()
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, folder)
@@ -64,7 +64,7 @@ def copy_of_project(folder: Path) -> Path:
 
 
 def insert(project: Path, block: str) -> Path:
-    """Applies the instruction in the first line of a block to its other lines; returns the file."""
+    """Puts a block where its first line says; returns the file."""
     first_line, _, content = block.partition("\n")
     name, how, _ = PLACE.fullmatch(first_line).groups()
     path = project / name
@@ -90,7 +90,7 @@ def insert(project: Path, block: str) -> Path:
 
 
 def follow(title: str, project: Path) -> None:
-    """Follows a recipe, and checks that ruff accepts the result."""
+    """Follows a recipe, and checks that its files are in the house style."""
     changed = [insert(project, block) for block in blocks(title, "python", "markdown")]
     files = sorted({str(path) for path in changed if path.suffix == ".py"})
     for command in (["check"], ["format", "--check", "--diff"]):
@@ -106,8 +106,8 @@ def run(project: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 
-def output_of(project: Path, code: str) -> str:
-    """Runs this code in the project; returns what it prints."""
+def passes(project: Path, code: str) -> str:
+    """What this code prints, in the project."""
     done = run(project, "-c", code)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -167,7 +167,7 @@ def with_activations(tmp_path_factory):
     """(what was printed, folder -> (step, key) -> value) of two seeds after one update."""
     project = copy_of_project(tmp_path_factory.mktemp("activation") / "project")
     follow("An activation", project)
-    printed = output_of(project, TRY_ACTIVATIONS)
+    printed = passes(project, TRY_ACTIVATIONS)
     found = scalars(project / "runs")
     return printed, {project / "runs" / name: rows for name, rows in found.items()}
 
@@ -233,7 +233,7 @@ print(json.dumps(found | {"message": message}))
 def test_a_suite_is_made_evaluated_and_scored(tmp_path):
     project = copy_of_project(tmp_path / "project")
     follow("An environment suite", project)
-    found = json.loads(output_of(project, TRY_SUITE))
+    found = json.loads(passes(project, TRY_SUITE))
     heights = found["heights"]
     assert heights["pushed-pole/gently"] <= 0.01 < heights["pushed-pole/hard"] <= 0.3
     assert len(found["scores"]) == 2
@@ -267,7 +267,7 @@ print(json.dumps(rows | dict(features=(features.double() / 1e30).tolist())))
 def test_a_metric_is_right_and_in_the_rows_of_a_run(tmp_path):
     project = copy_of_project(tmp_path / "project")
     follow("A metric", project)
-    found = json.loads(output_of(project, TRY_METRIC).splitlines()[-1])
+    found = json.loads(passes(project, TRY_METRIC).splitlines()[-1])
     assert (found["failed"], found["tried"], found["zeros"]) == (0, 1, 0)
     for features, ratio in zip(found["features"], found["ratios"]):
         energies = np.linalg.svd(np.array(features), compute_uv=False) ** 2
@@ -313,7 +313,7 @@ def test_a_figure_is_drawn_and_redrawn(tmp_path):
                 "network/actor/fc1/srank": ([10, 20], [1, 99]),
             }
             write_run(project / "runs", "sac_continuous", "Pendulum-v1", activation, seed, rows)
-    printed = output_of(project, TRY_FIGURE)
+    printed = passes(project, TRY_FIGURE)
     assert "Last return against the last effective rank" in " ".join(printed.split())
     with open(project / "drawn" / "rank_and_return.csv") as file:
         found = {(row["variant"], row["seed"]): row for row in csv.DictReader(file)}
@@ -392,7 +392,7 @@ def test_a_seed_of_an_algorithm_is_the_same_run_alone(reinforce, whole_runs, tmp
 
 
 def test_an_algorithms_weights_match_a_slow_loop(reinforce):
-    """Two episodes of different lengths: 3 steps, truncated, with steps of the next; 5 steps."""
+    """Two episodes of other lengths: 3 steps, cut off, with steps of the next; 5 steps."""
     rewards = torch.tensor([[1.0, 2.0, -1.0, 9.0, 9.0], [0.5, 1.0, 2.0, -3.0, 1.0]])
     terminations = torch.tensor([[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 1]])
     truncations = torch.tensor([[0.0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])

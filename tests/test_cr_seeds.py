@@ -18,7 +18,7 @@ from plots.recording import read_csv
 REACH = "metaworld/reach-v3"
 STEPS = np.array([20, 40, 60, 80, 100])
 NAME = "cr_seeds-reach-v3"
-LOST = 3  # the seed of rational that diverges at step 70
+DIVERGED_SEED = 3  # the seed of rational that diverges at step 70
 
 
 def reach_runs(root) -> dict:
@@ -41,7 +41,7 @@ def reach_runs(root) -> dict:
                 rows["network/qf2/fc2/f_max"] = layers[1]
                 values["output"] = layers.max(0)
             status = "finished"
-            if (activation, seed) == ("rational", LOST):
+            if (activation, seed) == ("rational", DIVERGED_SEED):
                 status = "diverged"
                 for key in values:
                     values[key][3:] = values[key][2]  # what it is compared with: carried forward
@@ -99,19 +99,23 @@ def test_a_diverged_seed_counts_as_the_worst_from_its_step_on(drawn):
         index = STEPS.tolist().index(step)
         wanted = {"first": "crational", "second": "rational", "step": float(step)}
         has_diverged = step >= 70
-        share = row_of(rows, quantity="diverged", **wanted)
-        assert share["value"] == pytest.approx(-0.2 if has_diverged else 0.0)
+        fraction = row_of(rows, quantity="diverged", **wanted)
+        assert fraction["value"] == pytest.approx(-0.2 if has_diverged else 0.0)
         row = row_of(rows, quantity="Q - G", **wanted)
         larger = 0
         for seed in range(1, 6):
             ours = truth["crational", seed]["Q - G"][index]
             theirs = truth["rational", seed]["Q - G"][index]
-            if has_diverged and seed == LOST:
+            if has_diverged and seed == DIVERGED_SEED:
                 theirs = np.inf
             larger += ours > theirs
         assert float(row["p_larger_diverged_worst"]) == pytest.approx(larger / 5)
     (last,) = [row for row in read_csv(out / f"{NAME}-last.csv") if row["status"] == "diverged"]
-    assert (last["variant"], last["seed"], last["diverged_at"]) == ("rational", f"{LOST}", "70")
+    assert (last["variant"], last["seed"], last["diverged_at"]) == (
+        "rational",
+        f"{DIVERGED_SEED}",
+        "70",
+    )
 
 
 def test_a_quantity_that_one_variant_lacks_is_not_compared(drawn):
@@ -122,7 +126,7 @@ def test_a_quantity_that_one_variant_lacks_is_not_compared(drawn):
 
 
 def test_impossible_values_are_counted():
-    (impossible,) = [quantity for quantity in QUANTITIES if quantity.panel is IMPOSSIBLE_Q]
+    (impossible,) = [each for each in QUANTITIES if each.panel is IMPOSSIBLE_Q]
     assert [value_of(impossible, value) for value in (999.0, -1_001.0, 1e9)] == [0.0, 1.0, 1.0]
     assert value_of(QUANTITIES[0], 999.0) == 999.0
 

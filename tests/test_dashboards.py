@@ -48,7 +48,7 @@ SECTIONS = dashboards.sections(
 
 
 class Reaching(test_sac_sequences.Toy):
-    """Like Meta-World, reports in the info whether the step succeeded."""
+    """As Meta-World: whether the step succeeded is in the info."""
 
     def step(self, action):
         obs, reward, *ends, _ = super().step(action)
@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
         short = functools.partial(vector_env.AtariVectorEnv, max_num_frames_per_episode=120)
         patch.setattr(vector_env, "AtariVectorEnv", short)
         patch.setattr(function_approximation, "draw", lambda folders, out: None)
-        # has all of them
+        # DQN's runs have all pictures
         patch.setattr(
             runlog.Run, "draw", lambda run, *rest: draw(run, *rest) if "dqn" in run.name else None
         )
@@ -111,7 +111,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def logged(folder) -> dict[str, set[str]]:
-    """script -> the keys of its scalars"""
+    """Script -> the keys of its scalars."""
     found = {}
     for path in folder.glob("*/scalars.csv"):
         script = path.parent.name.split("__")[1]
@@ -120,7 +120,7 @@ def logged(folder) -> dict[str, set[str]]:
 
 
 class TensorBoard:
-    """A folder as TensorBoard itself reads it, without its server."""
+    """TensorBoard's own reading of a folder, without its server."""
 
     def __init__(self, folder):
         multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
@@ -156,7 +156,7 @@ def keys_of_run(folder: Path) -> set[str]:
     return keys
 
 
-def declared(name: str) -> dict:
+def panels_of_script(name: str) -> dict:
     """The panels of a script, for the flags of `folder`."""
     args = SCRIPTS[name].Args()
     if name == "function_approximation":
@@ -177,12 +177,12 @@ def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
     board = TensorBoard(folder)
     assert len(board.runs) == len([*folder.glob("*/scalars.csv")]) >= 9
     assert {*logged} == {*SCRIPTS}
-    unfilled = {name: set(panels_of(declared(name))) for name in logged}
+    unfilled = {name: set(panels_of(panels_of_script(name))) for name in logged}
     for run in board.runs:
         script = run.split("__")[1]
         keys = keys_of_run(folder / run)
         expected = {}
-        for title, pattern in panels_of(declared(script)).items():
+        for title, pattern in panels_of(panels_of_script(script)).items():
             if any(re.fullmatch(pattern, key) for key in keys):
                 expected[title] = [f"^({pattern})$"]
         own = TensorBoard(folder / run).layout()  # TensorBoard's own reading of this run alone
@@ -190,7 +190,7 @@ def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
         for panels in own.values():
             shown |= panels
         assert shown == expected and shown
-        assert [section for section in declared(script) if section in own] == list(own)
+        assert [section for section in panels_of_script(script) if section in own] == list(own)
         for title, (tag,) in shown.items():
             assert board.keys(run, tag), f"{run}: {title} is empty"
         unfilled[script] -= {*shown}
@@ -202,7 +202,7 @@ def test_each_run_lays_out_exactly_the_panels_that_it_fills(folder, logged):
 
 
 def test_a_panel_shows_one_network_with_the_last_layer_first(folder):
-    (run,) = [name for name in TensorBoard(folder).runs if "sac_continuous__crational__s1" in name]
+    (run,) = [each for each in TensorBoard(folder).runs if "sac_continuous__crational__s1" in each]
     board = TensorBoard(folder / run)
     layout = board.layout()
     health = list(layout)
@@ -243,7 +243,7 @@ def test_hparams_and_text_show_the_settings_and_few_final_metrics(folder):
     settings = found["session_start_info"].hparams
     assert settings["activation"].string_value == "crational" and settings["seed"].number_value == 1
     assert settings["layer_norm"].bool_value is False and settings["rational.form"].string_value
-    assert "runs_dir" not in settings and "num_seeds" not in settings  # they make no other run
+    assert "runs_dir" not in settings and "num_seeds" not in settings  # they do not change the run
     assert found["session_start_info"].group_name.startswith("crational ReachA,ReachB sac s1 ")
     assert {info.name for info in found["experiment"].hparam_infos} == {*settings}
     metrics = [info.name.tag for info in found["experiment"].metric_infos]
@@ -297,9 +297,10 @@ def call(capfd, *argv: str) -> str:
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         wandb_workspace.main(runlog.parse_args(wandb_workspace.Args, argv))
     out, err = capfd.readouterr()
-    assert (
-        stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
-    ), err
+    assert stop.value.code == 2, err
+    assert out == "", err
+    assert err.startswith("error: "), err
+    assert err.count("\n") == 1, err
     return err
 
 
@@ -330,8 +331,8 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     view = json.loads(file.read_text())
     assert (view["project"], view["displayName"]) == (sac_continuous.Args().wandb_project, "Board")
     section = view["spec"]["section"]
-    sections = {entry["name"]: entry for entry in section["panelBankConfig"]["sections"]}
-    of_script = declared("sac_continuous")
+    sections = {content["name"]: content for content in section["panelBankConfig"]["sections"]}
+    of_script = panels_of_script("sac_continuous")
     assert list(sections) == list(of_script) and section["settings"]["xAxis"] == "global_step"
     (runs,) = section["runSets"]
     groups = [(key["section"], key["name"]) for key in runs["grouping"]]
@@ -343,10 +344,10 @@ def test_the_workspace_has_the_sections_and_shows_what_runs_log(folder, logged, 
     images = {f"plots/{path.stem}" for path in folder.glob("*/plots/*.png")} | {"videos/episode"}
     pictures = set()
     titles = {}
-    for name, section in sections.items():
-        grid = section["flowConfig"]
-        assert grid["columnsPerPage"] * grid["rowsPerPage"] >= len(section["panels"])
-        for panel in section["panels"]:
+    for name, content in sections.items():
+        grid = content["flowConfig"]
+        assert grid["columnsPerPage"] * grid["rowsPerPage"] >= len(content["panels"])
+        for panel in content["panels"]:
             config = panel["config"]
             if panel["viewType"] == "Media Browser":
                 assert {*config["mediaKeys"]} <= images
@@ -377,10 +378,12 @@ def test_wrong_workspace_input_ends_in_one_line(tmp_path, capfd):
 
 @needs_package
 def test_without_a_login_the_workspace_is_not_saved(tmp_path):
-    # of its own: W&B keeps it
+    # a separate process, since W&B keeps its login
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, wandb_workspace.__file__, "--entity", "team"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
+    assert done.returncode == 2, done
+    assert done.stdout == "", done
+    assert done.stderr.count("\n") == 1, done
     assert done.stderr.startswith("error: W&B is not logged in") and "wandb login" in done.stderr

@@ -1,4 +1,4 @@
-"""The notebook in examples/: its code runs as it is, on two short trainings made by the test.
+"""The notebook of examples/: its code runs as it stands, on two short trainings made on the spot.
 
 `pytest -q tests/test_examples.py` (about 30 s).
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "examples" / "analyse_a_run.ipynb"
-SHORT = {  # code in the notebook -> what the test runs instead
+SHORT = {  # text in the notebook -> what the test runs in its place
     "STEPS = 6_000": "STEPS = 700",
     'RUNS = Path("../runs/notebook")': "RUNS = Path(sys.argv[1])",
     "widths=(64, 64)": "widths=(16, 16)",
@@ -57,7 +57,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
 
 
 def test_the_notebook_is_committed_as_it_was_run_and_is_small():
-    """With its pictures, in order, without an error, and without paths of any machine."""
+    """With its pictures, in order, without an error, and without paths of somebody's machine."""
     notebook = json.loads(NOTEBOOK.read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     outputs = []

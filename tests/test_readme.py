@@ -1,4 +1,4 @@
-"""README and docs keep their promises: links, tables,
+"""README and docs keep what they promise: links, tables,
 commands, and the ten-line activation as written."""
 
 import csv
@@ -116,7 +116,7 @@ def test_commands_parse(page, words, monkeypatch):
         monkeypatch.setattr(
             environments.control, "make_env", lambda env_id, *_: gym.make("Pendulum-v1")
         )
-        monkeypatch.setattr(datasets, "load", some_data)  # nothing is downloaded
+        monkeypatch.setattr(datasets, "load", load_zeros)  # nothing is downloaded
         scripts[file].validate(runlog.parse_args(scripts[file].Args, argv))
     elif file == "figures.py":
         runlog.parse_args(figures.Command, argv)
@@ -124,7 +124,7 @@ def test_commands_parse(page, words, monkeypatch):
         assert help_works(file)
 
 
-@functools.cache  # a start of torch for each command of a page is a waste
+@functools.cache  # importing torch again for each command of a page would be a waste
 def help_works(file: str) -> bool:
     return (
         subprocess.run(
@@ -134,8 +134,8 @@ def help_works(file: str) -> bool:
     )
 
 
-def some_data(name: str, folder: Path) -> datasets.DataSet:
-    """As datasets.load: noughts of the data set's shape, every class equally often."""
+def load_zeros(name: str, folder: Path) -> datasets.DataSet:
+    """As datasets.load: zeros of the data set's shape, every class equally often."""
     shape, num, classes = {
         "digits": ((1, 8, 8), 1_200, 10),
         "mnist": ((1, 28, 28), 60_000, 10),
