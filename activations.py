@@ -184,7 +184,7 @@ class RationalConfig:
         _require(0 < margin < math.inf, f"constraint-margin {margin}: must be positive")
         _require(0 < quantile <= 1, f"constraint-quantile {quantile}: must lie in (0, 1]")
         _require(0 <= momentum < 1, f"constraint-momentum {momentum}: must lie in [0, 1)")
-        defaults = {each.name: each.default for each in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
         for owner, names in SCHEDULE_OPTIONS.items():
             for name in names:
                 value = getattr(self, name)

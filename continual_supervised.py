@@ -167,11 +167,11 @@ class Classifier(nn.Module):
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean over the batch."""
-    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return each.view_as(labels).mean(-1)
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return losses.view_as(labels).mean(-1)
 
 
-def share_of_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def batch_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Fraction of images whose largest logit is that of their label."""
     return (logits.argmax(-1) == labels).float().mean(-1)
 
@@ -235,7 +235,7 @@ class Learner(nn.Module):
                     grads[i] = grads[i] + penalty * self.optimizer.parameters_[i]
             self.optimizer.step(grads)
             activations.step_constraints(self.network, self.num_updates)
-        return loss.detach(), share_of_right(logits.detach(), labels)
+        return loss.detach(), batch_accuracy(logits.detach(), labels)
 
     @torch.no_grad()
     def reset_head(self, seeds: list[int], task: int) -> None:
@@ -502,18 +502,19 @@ def learn_epoch(
     shuffled = torch.stack(orders).to(task.rows.device)[:, : num_updates * args.batch_size]
     rows = task.rows.gather(1, shuffled).unflatten(1, (num_updates, -1)).unbind(1)
     labels = task.labels.gather(1, shuffled).unflatten(1, (num_updates, -1)).unbind(1)
+    update = training.learner.update
     losses = []
-    shares = []
+    accuracies = []
     for mb_rows, mb_labels in zip(rows, labels):
-        loss, share = training.learner.update(training.images, mb_rows, mb_labels, task.pixels)
+        loss, mb_accuracy = update(training.images, mb_rows, mb_labels, task.pixels)
         losses.append(loss)
-        shares.append(share)
+        accuracies.append(mb_accuracy)
         step += 1
         if args.redo and step % args.redo_period == 0:
             x = training.task_pixels(task, REDO_IMAGES)
             recycled = training.learner.recycle(x, training.redo)
             batch.log(step, {"redo/recycled_share": recycled}, skip_diverged=True)
-    return torch.stack(losses), torch.stack(shares).mean(0)
+    return torch.stack(losses), torch.stack(accuracies).mean(0)
 
 
 def note_divergence(batch: runlog.Batch, before: int, losses: torch.Tensor) -> None:
@@ -591,27 +592,27 @@ def train(args: Args, tasks: datasets.Tasks, batch: runlog.Batch) -> None:
 
         # start a task
         if is_new or task is None:
-            each = [tasks.make(seed, number) for seed in batch.seeds]
-            task = datasets.stack(each, training.images.device)
+            tasks_of_seeds = [tasks.make(seed, number) for seed in batch.seeds]
+            task = datasets.stack(tasks_of_seeds, training.images.device)
         if is_new:
             begin_task(args, training, batch, before, number, task)
 
         # learn
-        losses, share = learn_epoch(args, training, batch, before, task)
+        losses, epoch_accuracy = learn_epoch(args, training, batch, before, task)
         note_divergence(batch, before, losses)
-        training.online += share
-        is_fitted = training.fitted.isnan() & (share >= args.threshold)
+        training.online += epoch_accuracy
+        is_fitted = training.fitted.isnan() & (epoch_accuracy >= args.threshold)
         updates_of_task = step - number * updates_per_task
         training.fitted = torch.where(is_fitted, updates_of_task, training.fitted)
 
         # measure
         if step // args.log_frequency > before // args.log_frequency or step == end:
             speed = progress.speed(step) * len(batch.seeds)
-            values = {"losses/loss": losses.mean(0), "charts/epoch_accuracy": share}
+            values = {"losses/loss": losses.mean(0), "charts/epoch_accuracy": epoch_accuracy}
             values |= {"perf/updates_per_second": speed}
             values |= coefficients(training.learner.network)
             batch.log(step, values, skip_diverged=True)
-            progress.value = f"task {number + 1}, accuracy {share.mean():.3f}"
+            progress.value = f"task {number + 1}, accuracy {epoch_accuracy.mean():.3f}"
         progress.update(step)
         if step % updates_per_task == 0:
             progress.note(end_task(args, training, batch, step, number, task))

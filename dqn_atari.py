@@ -335,7 +335,7 @@ class ReplayBuffer:
         self.rows = self.file.array
         if keep:
             self.verify(checksum)
-            self.lose_games_under_way()
+            self.lose_running_games()
 
     @staticmethod
     def count_rows(capacity: int, spare: int, num_envs: int) -> int:
@@ -351,7 +351,7 @@ class ReplayBuffer:
         rewards: np.ndarray,
         terminations: np.ndarray,
         truncations: np.ndarray,
-        overs: np.ndarray,
+        game_overs: np.ndarray,
     ) -> None:
         """One step of every game; obs: the observations in which the actions were taken."""
         number = self.num_added % self.num_rows
@@ -360,7 +360,7 @@ class ReplayBuffer:
         row["action"] = actions
         row["reward"] = rewards
         row["termination"] = terminations
-        row["over"] = overs
+        row["over"] = game_overs
         row["cut"] = truncations & ~terminations
         self.file.update_checksum(number)
         self.num_added += 1
@@ -378,11 +378,11 @@ class ReplayBuffer:
 
         times = chosen // self.num_envs
         envs = chosen % self.num_envs
-        place = (times % self.num_rows, envs)
+        index = (times % self.num_rows, envs)
         obs, next_obs = self.stacks(times, envs)
-        actions = self.rows["action"][place].astype(np.int64)
-        rewards = self.rows["reward"][place]
-        terminations = self.rows["termination"][place].astype(np.float32)
+        actions = self.rows["action"][index].astype(np.int64)
+        rewards = self.rows["reward"][index]
+        terminations = self.rows["termination"][index].astype(np.float32)
         columns = (obs, next_obs, actions, rewards, terminations)
         return Batch(*(torch.from_numpy(column).to(device) for column in columns))
 
@@ -406,7 +406,7 @@ class ReplayBuffer:
 
     def checksum(self) -> int:
         """CRC-32 of the rows of a checkpoint saved now. The newest row is counted as marked by
-        `lose_games_under_way`, whether or not it has been marked by the time of a comparison."""
+        `lose_running_games`, whether or not it has been marked by the time of a comparison."""
         counted = self.counted()
         newest = self.rows[counted[-1]].copy()
         newest["over"] = True
@@ -436,7 +436,7 @@ class ReplayBuffer:
             problem = "does not hold the rows of the checkpoint: it is damaged, or of another run"
             raise DamagedRows(f"{self.path} {problem}", DAMAGED)
 
-    def lose_games_under_way(self) -> None:
+    def lose_running_games(self) -> None:
         """Marks the newest row, since its successor will belong to a new game."""
         newest = (self.num_added - 1) % self.num_rows
         self.rows["over"][newest] = True
@@ -605,7 +605,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the largest memory users, by the flags that set them: (on the device, on the host).
     The replay buffer is on disk."""
     network = atari.learner_bytes(
-        args.encoder_activation, args.activation, args.width, args.layer_norm, atari.MOST_ACTIONS
+        args.encoder_activation, args.activation, args.width, args.layer_norm, atari.MAX_ACTIONS
     )
     of_transition = atari.OBSERVATION_BYTES + network.observation
     transient = {"batch_size": args.batch_size * of_transition}
@@ -754,7 +754,7 @@ def train(args: Args, run: runlog.Batch) -> None:
             rewards=np.sign(played.rewards) if args.clip_rewards else played.rewards,
             terminations=played.terminations,
             truncations=played.truncations,
-            overs=played.overs,
+            game_overs=played.game_overs,
         )
         obs = played.obs
 
@@ -778,10 +778,10 @@ def train(args: Args, run: runlog.Batch) -> None:
             num_updates += 1
             if args.redo and num_updates % args.redo_period == 0:
                 batch = buffer.sample(args.metrics_samples, generators["redo"], device)
-                share = recycle_dormant(
+                recycled = recycle_dormant(
                     q_network, optimizer, batch.obs, args.redo_tau, generators["redo"]
                 )
-                run.log(step, {"redo/recycled_share": share})
+                run.log(step, {"redo/recycled_share": recycled})
         if target_is_due(args, before, step):
             target_network.load_state_dict(q_network.state_dict())
         if num_due:

@@ -302,7 +302,7 @@ CLOSED_FORMS = {  # expression: probability that a neuron is dead if each of its
 
 
 @torch.no_grad()
-def dead_share(expression: str, p: float, neurons: int, seed: int) -> int:
+def count_dead(expression: str, p: float, neurons: int, seed: int) -> int:
     """Simulates HR's Table 1: how many of `neurons` are dead (KDE) if each branch of each neuron is
     saturated with probability p, by a bias of magnitude 30: negative for relu, of random sign for
     the others. The layer is `activations.dense` with weights that are normal with variance 1/16, on
@@ -329,7 +329,7 @@ def table1(neurons: int, seed: int) -> list[dict]:
     rows = []
     for expression, formula in CLOSED_FORMS.items():
         for p in (0.1, 0.3, 0.5, 0.7, 0.9):
-            dead = dead_share(expression, p, neurons, seed)
+            dead = count_dead(expression, p, neurons, seed)
             low, high = binomtest(dead, neurons).proportion_ci(0.95)
             row = {
                 "activation": expression,

@@ -237,8 +237,8 @@ def ppo_loss(agent: Agent, batch: Batch, args: Args) -> tuple[torch.Tensor, torc
 
     loss = policy_loss - args.entropy_coefficient * entropy + args.value_coefficient * value_loss
     approx_kl = (ratio - 1 - log_ratio).mean()
-    clip_share = ((ratio - 1).abs() > bound).float().mean()
-    losses = [policy_loss, value_loss, entropy, approx_kl, clip_share, values.mean()]
+    clip_fraction = ((ratio - 1).abs() > bound).float().mean()
+    losses = [policy_loss, value_loss, entropy, approx_kl, clip_fraction, values.mean()]
     return loss, torch.stack(losses).detach()
 
 
@@ -259,13 +259,13 @@ def gradient_step(
     minibatch = Batch(*(column.index_select(0, index) for column in batch))
     learner.optimizer.zero_grad()
     with activations.observing(learner.agent):
-        loss, parts = learner.loss(learner.agent, minibatch, args)
+        loss, losses = learner.loss(learner.agent, minibatch, args)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(learner.agent.parameters(), args.max_grad_norm)
     learner.optimizer.step()
     activations.step_constraints(learner.agent, total_updates(args))
-    totals += torch.cat([parts, norm.reshape(1)])
-    return parts
+    totals += torch.cat([losses, norm.reshape(1)])
+    return losses
 
 
 def total_updates(args: Args) -> int:
@@ -347,7 +347,7 @@ def measure_ntk(run: runlog.Batch, step: int, agent: Agent, obs: torch.Tensor) -
 def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the largest memory users, by the flags that set them: (on the device, on the
     host)."""
-    outputs = atari.MOST_ACTIONS + 1
+    outputs = atari.MAX_ACTIONS + 1
     network = atari.learner_bytes(
         args.encoder_activation, args.activation, args.width, args.layer_norm, outputs
     )
@@ -537,16 +537,16 @@ def train(args: Args, run: runlog.Batch) -> None:
         for _ in range(args.update_epochs):
             order = torch.randperm(batch_size, generator=generators["update"], device=device)
             for index in order.chunk(args.num_minibatches):
-                parts = update(index)
+                mb_losses = update(index)
                 num_updates += 1
                 num_minibatches += 1
                 if args.redo and num_updates % args.redo_period == 0:
                     sample = batch.obs[order[: args.metrics_samples]]
-                    share = recycle_dormant(
+                    recycled = recycle_dormant(
                         agent, optimizer, sample, args.redo_tau, generators["redo"]
                     )
-                    run.log(step, {"redo/recycled_share": share})
-            if args.target_kl is not None and parts[APPROX_KL] > args.target_kl:
+                    run.log(step, {"redo/recycled_share": recycled})
+            if args.target_kl is not None and mb_losses[APPROX_KL] > args.target_kl:
                 break
         means = (totals / num_minibatches).tolist()
         names = [f"losses/{name}" for name in (*LOSSES, "gradient_norm")]

@@ -322,7 +322,7 @@ def big_tensors(args: Args) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of the largest memory users, by the flags that set them: (on the device, on the
     host)."""
     network = atari.learner_bytes(
-        encoder_activations(args), args.activation, args.width, args.layer_norm, atari.MOST_ACTIONS
+        encoder_activations(args), args.activation, args.width, args.layer_norm, atari.MAX_ACTIONS
     )
     batch_size = args.num_envs * args.num_steps
     minibatch_size = batch_size // args.num_minibatches
@@ -522,10 +522,10 @@ def train(args: Args, run: runlog.Batch) -> None:
                 num_updates += 1
                 if args.redo and num_updates % args.redo_period == 0:
                     sample = batch.obs[order[: args.metrics_samples]]
-                    share = recycle_dormant(
+                    recycled = recycle_dormant(
                         q_network, optimizer, sample, args.redo_tau, generators["redo"]
                     )
-                    run.log(step, {"redo/recycled_share": share})
+                    run.log(step, {"redo/recycled_share": recycled})
         means = totals / (args.update_epochs * args.num_minibatches)
         loss_mean, q_mean, norm_mean = means.tolist()
 

@@ -481,8 +481,8 @@ def validate(args: Args) -> Args:
     runlog.check_flags(args, args.num_seeds, files_per_run)
     device = runlog.find_device(args.device)
     if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
-        misfit = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
-        runlog.warn(f"{misfit}: no CUDA graph, so updates are slower")
+        problem = f"--policy-frequency {args.policy_frequency} does not divide --utd {args.utd}"
+        runlog.warn(f"{problem}: no CUDA graph, so updates are slower")
     obs_dim, action_dim = environments.check_environments(args.env_id, args.seed)
     if not args.evaluate:
         on_device, on_host = big_tensors(args, obs_dim, action_dim)
@@ -524,11 +524,11 @@ def train(args: Args, batch: runlog.Batch) -> None:
         seeding.set_states(generators, state["generators"])
         for i, transitions in enumerate(batch.load_transitions()):
             buffer.restore(i, transitions["rows"], start)
-        episodes = [environments.Episode.from_state(each) for each in state["episode"]]
+        episodes = [environments.Episode.from_state(saved) for saved in state["episode"]]
         tasks.restore(state["last_eval"])
         infos = state.get("info", [{}])  # older checkpoints have none
         for key in infos[0]:
-            info[key] = torch.stack([each[key] for each in infos]).to(device)
+            info[key] = torch.stack([values[key] for values in infos]).to(device)
     if args.reset_replay:
         buffer.first = tasks.current * tasks.task_steps
     obs = environments.begin_episodes(tasks.envs, batch, start, episodes)
@@ -606,7 +606,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
         # start the next task
         if tasks.ends_at(step) and not at_end:
             tasks.begin_next()
-            episodes = [environments.Episode(errors=each.errors) for each in episodes]
+            episodes = [environments.Episode(errors=episode.errors) for episode in episodes]
             obs = environments.begin_episodes(tasks.envs, batch, step, episodes)
             if args.reset_replay:
                 buffer.clear()

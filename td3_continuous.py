@@ -406,9 +406,9 @@ def validate(args: Args) -> Args:
     runlog.check_flags(args, args.num_seeds, files_per_run)
     device = runlog.find_device(args.device)
     if args.cudagraphs and cudagraphs.can_run_on(device) and not uses_graph(args, device):
-        misfit = f"--policy-frequency {args.policy_frequency} with --utd {args.utd}"
+        problem = f"--policy-frequency {args.policy_frequency} with --utd {args.utd}"
         runlog.warn(
-            f"{misfit}: {num_blocks(args)} different blocks of updates, more than {MOST_GRAPHS}: "
+            f"{problem}: {num_blocks(args)} different blocks of updates, more than {MAX_GRAPHS}: "
             "no CUDA graphs, so updates are slower"
         )
     obs_dim, action_dim = environments.check_environments([args.env_id], args.seed)
@@ -421,7 +421,7 @@ def validate(args: Args) -> Args:
 # ---- training ------------------------------------------------------------------------------------
 
 
-MOST_GRAPHS = 4  # each reserves memory for a block of updates
+MAX_GRAPHS = 4  # each reserves memory for a block of updates
 
 
 def num_blocks(args: Args) -> int:
@@ -432,7 +432,7 @@ def num_blocks(args: Args) -> int:
 
 def uses_graph(args: Args, device: torch.device) -> bool:
     """Whether CUDA graphs replay the blocks of updates, one for each of num_blocks."""
-    return args.cudagraphs and cudagraphs.can_run_on(device) and num_blocks(args) <= MOST_GRAPHS
+    return args.cudagraphs and cudagraphs.can_run_on(device) and num_blocks(args) <= MAX_GRAPHS
 
 
 def train(args: Args, batch: runlog.Batch) -> None:
@@ -459,7 +459,7 @@ def train(args: Args, batch: runlog.Batch) -> None:
         seeding.set_states(generators, state["generators"])
         for i, transitions in enumerate(batch.load_transitions()):
             buffer.restore(i, transitions["rows"], start)
-        episodes = [environments.Episode.from_state(each) for each in state["episode"]]
+        episodes = [environments.Episode.from_state(saved) for saved in state["episode"]]
         tasks.restore(state["last_eval"])
         info = batches_of_runs.stack(state["info"])
         info = {key: value.to(device) for key, value in info.items()}

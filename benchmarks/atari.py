@@ -215,8 +215,9 @@ def metrics_share(args: Args, module, name: str) -> dict:
     speed = run_script(args, module, name, metrics_frequency=max(args.steps // 8, 1))[
         "steps_per_second"
     ]
-    each = sum(map(sum, seconds.values())) / len(seconds["network_report"])
-    return {"seconds_each": each, "metrics_share": each / (each + args.metrics_frequency / speed)}
+    seconds_each = sum(map(sum, seconds.values())) / len(seconds["network_report"])
+    period = args.metrics_frequency / speed
+    return {"seconds_each": seconds_each, "metrics_share": seconds_each / (seconds_each + period)}
 
 
 def floor(args: Args, module, name: str) -> dict:

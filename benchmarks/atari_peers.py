@@ -240,8 +240,8 @@ def measure(args: Args, name: str, folder: Path) -> dict:
         turn_steps = iteration_steps(script)
     if turn_steps % iteration_steps(script):
         flag = f"--turn-steps {turn_steps}"
-        told = f"must be a multiple of {iteration_steps(script)}, an iteration of {name}"
-        raise runlog.UserError(f"{flag}: {told}")
+        problem = f"must be a multiple of {iteration_steps(script)}, an iteration of {name}"
+        raise runlog.UserError(f"{flag}: {problem}")
 
     variants = start_variants(args, name, script, folder)
     try:
@@ -327,8 +327,8 @@ def validate(args: Args) -> None:
     if args.jax and shutil.which(args.jax) is None:
         raise runlog.UserError(f"--jax {args.jax}: no such program; --help says how to make it")
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        told = "threads of those whose turn it is not would keep the cores busy; unset it"
-        raise runlog.UserError(f"OMP_WAIT_POLICY=active: {told}")
+        problem = "threads of those whose turn it is not would keep the cores busy; unset it"
+        raise runlog.UserError(f"OMP_WAIT_POLICY=active: {problem}")
 
 
 def main(args: Args) -> None:

@@ -131,7 +131,7 @@ def updates(args: Args, activation: str) -> dict[str, float]:
             for _ in range(args.updates):
                 update(images, rows, labels, None)
             times[name] += [1e3 * (time.perf_counter() - start) / args.updates] if number else []
-    medians = {name: float(np.median(each)) for name, each in times.items()}
+    medians = {name: float(np.median(milliseconds)) for name, milliseconds in times.items()}
     for name in [*medians][1:]:
         ratios = args.seeds * np.array(times[name]) / np.array(times["batch, compiled"])
         medians[f"speed-up over {args.seeds} times {name}"] = float(np.median(ratios))

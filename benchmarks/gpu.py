@@ -244,13 +244,13 @@ def fail(job: Job, status: str, reason: str) -> None:
     print(f"{job.name}: {status}; {reason}", file=sys.stderr, flush=True)
 
 
-def look_whether_ready(job: Job, begun: float) -> None:
+def check_ready(job: Job, start_time: float) -> None:
     """From "preparing" to "ready", "failed" or, if the job has nothing to measure, "done"."""
     if job.status != "preparing":
         return
     if job.times_ready():
         job.status = "ready"
-        job.seconds_to_ready = round(time.monotonic() - begun, 1)
+        job.seconds_to_ready = round(time.monotonic() - start_time, 1)
     elif job.has_ended():
         code = job.process.returncode
         if code:
@@ -268,10 +268,12 @@ def give_turn(job: Job) -> None:
 def measure(job: Job) -> None:
     """One turn: until the job waits at its next gate, ends, or has had its time."""
     times = job.times_ready()
-    begun = time.monotonic()
+    start_time = time.monotonic()
     give_turn(job)
-    is_over = wait_until(lambda: job.times_ready() > times or job.has_ended(), begun + job.limit)
-    job.seconds = round(time.monotonic() - begun, 1)
+    is_over = wait_until(
+        lambda: job.times_ready() > times or job.has_ended(), start_time + job.limit
+    )
+    job.seconds = round(time.monotonic() - start_time, 1)
     if not is_over:
         fail(job, "timed out", f"its turn took longer than {job.limit:g} s")
     elif job.times_ready() > times:
@@ -302,8 +304,8 @@ def take_details(jobs: list[Job], deadline: float) -> None:
 
 def run_jobs(jobs: list[Job], args: Args, root: Path, write: Callable[[], None]) -> None:
     """Starts all jobs and measures them in turn; `write` is called after each."""
-    begun = time.monotonic()
-    end = begun + args.budget_seconds
+    start_time = time.monotonic()
+    end = start_time + args.budget_seconds
     cores = count_cores()
     try:
         for number, job in enumerate(jobs):
@@ -313,13 +315,13 @@ def run_jobs(jobs: list[Job], args: Args, root: Path, write: Callable[[], None])
 
         def nobody_prepares() -> bool:
             for job in jobs:
-                look_whether_ready(job, begun)
+                check_ready(job, start_time)
             return all(job.status != "preparing" for job in jobs)
 
         def is_quiet() -> bool:
             return args.hold is None or not args.hold.exists()
 
-        deadline = min(end, begun + args.ready_seconds)
+        deadline = min(end, start_time + args.ready_seconds)
         wait_until(lambda: nobody_prepares() and is_quiet(), deadline)
         late = [job for job in jobs if job.status == "preparing"]
         for job in late:
@@ -499,13 +501,13 @@ def main(args: Args) -> int:
             return 2
     # a signal ends it like Ctrl-C: what was measured is written, and every job ends
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     jobs = [job for job in make_jobs(args) if re.search(args.only, job.name)]
     report = {"command": [sys.executable, *sys.argv], "machine": {}, "seconds": 0.0, "jobs": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
-        report["seconds"] = round(time.monotonic() - begun, 1)
+        report["seconds"] = round(time.monotonic() - start_time, 1)
         report["jobs"] = [job.report() for job in jobs]
         if not report["machine"]:
             try:

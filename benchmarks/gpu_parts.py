@@ -305,13 +305,13 @@ def contention(job: Job, activation: str, num_seeds: int) -> None:
     gate()
 
     def report(processes: int) -> None:
-        each = seconds_of(job, run) / job.sizes.utd
+        seconds = seconds_of(job, run) / job.sizes.utd
         job.row(
             activation=activation,
             seeds=num_seeds,
             processes=processes,
-            ms_per_update=1e3 * each,
-            seed_updates_per_s_of_each=num_seeds / each,
+            ms_per_update=1e3 * seconds,
+            seed_updates_per_s_of_each=num_seeds / seconds,
         )
 
     report(1)
@@ -414,16 +414,16 @@ def rational(job: Job, num_seeds: int) -> None:
     gate()
     copied = {}
     for (batch_size, name, direction, moved), run in runs.items():
-        each = seconds_of(job, captured(job, run, 10)) / 10
-        gigabytes = 4 * moved / each / 1e9
+        seconds = seconds_of(job, captured(job, run, 10)) / 10
+        gigabytes = 4 * moved / seconds / 1e9
         if name == "copy":
             copied[batch_size] = gigabytes
         job.row(
             shape=f"{num_seeds} x 2 x {batch_size} x {units}",
             activation=name,
             direction=direction,
-            microseconds=1e6 * each,
-            elements_per_s=num_seeds * 2 * batch_size * units / each,
+            microseconds=1e6 * seconds,
+            elements_per_s=num_seeds * 2 * batch_size * units / seconds,
             gb_per_s=gigabytes,
             share_of_copy=gigabytes / copied[batch_size],
         )
@@ -606,8 +606,8 @@ def plain(job: Job) -> None:
     }.items():
         for _ in range(3):
             run()
-        each = seconds_of(job, run)
-        job.row(peer=what, ms_per_update=1e3 * each, seed_updates_per_s=1 / each)
+        seconds = seconds_of(job, run)
+        job.row(peer=what, ms_per_update=1e3 * seconds, seed_updates_per_s=1 / seconds)
     gate()
     job.note(kernels_eager=count_kernels(job, lambda: learner.update(*batch)))
 
@@ -651,9 +651,9 @@ def sbx(job: Job) -> None:
 
     run()
     gate()
-    each = seconds_of(job, run) / sizes.utd
-    device = str(jax.devices()[0])
-    job.row(peer=f"SBX SAC on {device}", ms_per_update=1e3 * each, seed_updates_per_s=1 / each)
+    seconds = seconds_of(job, run) / sizes.utd
+    peer = f"SBX SAC on {jax.devices()[0]}"
+    job.row(peer=peer, ms_per_update=1e3 * seconds, seed_updates_per_s=1 / seconds)
 
 
 # ---- whole scripts -------------------------------------------------------------------------------
@@ -667,7 +667,7 @@ class Window:
     first: int  # call with which it begins, after the warm-up
     period: int  # its length is a multiple of so many calls
     seconds: float  # it is over after this time,
-    most: float = math.inf  # or after so many calls
+    max_calls: float = math.inf  # or after so many calls
     calls: int = 0
     start: float = 0.0
 
@@ -685,7 +685,7 @@ class Window:
         if number % self.period:
             return False
         elapsed = time.perf_counter() - self.start
-        if elapsed < self.seconds and number < self.most:
+        if elapsed < self.seconds and number < self.max_calls:
             return False
         job.synchronize()
         return True

@@ -72,7 +72,7 @@ def main(args: Args) -> None:
         cpu = time.process_time()
         measure()
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
-    wall, cpu = (sorted(each)[args.rounds // 2] for each in zip(*seconds[1:]))
+    wall, cpu = (sorted(column)[args.rounds // 2] for column in zip(*seconds[1:]))
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     row = {
         **dataclasses.asdict(args),

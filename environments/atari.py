@@ -12,9 +12,9 @@ from runlog import cli, memory, seeding
 from runlog.terminal import UserError
 
 OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
-MOST_ACTIONS = 18  # of the game with the most
+MAX_ACTIONS = 18  # of the game with the most
 GAME_BYTES = 1_200_000  # per game in ale_py's vector environment
-MOST_SCREENS = 2_000  # in a video
+MAX_SCREENS = 2_000  # in a video
 # Breakout, ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v0, ...
 ANY_ID = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?")
 
@@ -99,12 +99,12 @@ class GameStep:
     games: list[FinishedGame]
 
     @property
-    def overs(self) -> np.ndarray:
+    def game_overs(self) -> np.ndarray:
         """(num_envs,) bool: the games that have ended with this step."""
-        overs = np.zeros(len(self.obs), bool)
+        game_overs = np.zeros(len(self.obs), bool)
         for game in self.games:
-            overs[game.env] = True
-        return overs
+            game_overs[game.env] = True
+        return game_overs
 
 
 class AtariGames:
@@ -196,7 +196,7 @@ def play_games(
     Only the first game of each environment counts, so that short games count no more than long
     ones. make_games: number of games and further options of AtariGames -> games. policy:
     observations -> actions, both numpy. screens: receives every fourth screen of game 0 (RGB, the
-    first MOST_SCREENS).
+    first MAX_SCREENS).
     """
     games = make_games(number)
     obs = games.reset(seed, "play")
@@ -212,7 +212,7 @@ def play_games(
         step = games.step(actions)
         obs = step.obs
         num_steps += 1
-        if film is not None and 0 not in returns and len(screens) < MOST_SCREENS:
+        if film is not None and 0 not in returns and len(screens) < MAX_SCREENS:
             screen = film.step(actions[:1]).obs[0, -1]
             if num_steps % 4 == 0:
                 screens.append(screen)

@@ -150,7 +150,7 @@ def sizes(envs: gymnasium.vector.VectorEnv) -> tuple[int, int]:
 
 
 def _check_plays(env: "EpisodeSeeds") -> None:
-    env.told = True  # failures are reported by the run, not by this check
+    env.failure_is_reported = True  # failures are reported by the run, not by this check
     action = np.zeros(env.action_space.shape, env.action_space.dtype)
     with suites.seeded_globals(0):
         for _ in range(FAILURES_IN_A_ROW):
@@ -171,11 +171,11 @@ def check_equal_spaces(envs: dict[str, gymnasium.Env]) -> None:
         env.close()
     first_id, first = next(iter(envs.items()))
     for env_id, env in envs.items():
-        there = first.observation_space.shape, first.action_space.shape
-        here = env.observation_space.shape, env.action_space.shape
-        for what, shape_there, shape_here in zip(("observations", "actions"), there, here):
-            if shape_here != shape_there:
-                problem = f"have {what} of shape {shape_there} and {shape_here}"
+        first_shapes = first.observation_space.shape, first.action_space.shape
+        shapes = env.observation_space.shape, env.action_space.shape
+        for kind, first_shape, shape in zip(("observations", "actions"), first_shapes, shapes):
+            if shape != first_shape:
+                problem = f"have {kind} of shape {first_shape} and {shape}"
                 remedy = "sequential tasks need equal ones, as within one dm_control domain"
                 raise runlog.UserError(f"--env-id {first_id} and {env_id} {problem}; {remedy}")
 
@@ -211,8 +211,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
         self.steps = 0  # successful steps of this episode
         self.last_obs = None
         self.failures_in_a_row = 0
-        self.told = False  # whether a failure has been reported
-        self.tells_success = False
+        self.failure_is_reported = False
+        self.reports_success = False
 
     def reset(self, *, seed=None, options=None):
         number = self.episode + 1
@@ -261,13 +261,13 @@ class EpisodeSeeds(gymnasium.Wrapper):
         except Exception as error:
             self._failed(error)
             info = {"environment_error": 1}
-            if self.tells_success:
+            if self.reports_success:
                 info["success"] = 0.0
             return self.last_obs, 0.0, False, True, info
         self.last_obs = obs
         self.steps += 1
         self.failures_in_a_row = 0
-        self.tells_success = "success" in kept
+        self.reports_success = "success" in kept
         return obs, reward, terminated, truncated, kept
 
     def _checked(self, obs: np.ndarray) -> np.ndarray:
@@ -292,8 +292,8 @@ class EpisodeSeeds(gymnasium.Wrapper):
             raise runlog.UserError(
                 f"--env-id {self.env_id}: {problem}, {last}; fix the environment"
             )
-        if not self.told:
-            self.told = True
+        if not self.failure_is_reported:
+            self.failure_is_reported = True
             problem = f"{self.env_id}, {place} ({self.stream}): the environment failed"
             problem = f"{problem} at step {self.steps + 1} ({reason}), not the agent"
             end = "the episode is truncated there"

@@ -217,20 +217,20 @@ class Tasks:
         tasks."""
         num_classes = self.data.num_classes
         if self.kind == "split_classes":
-            each = self.classes_per_task
-            if each > num_classes:
+            per_task = self.classes_per_task
+            if per_task > num_classes:
                 problem = (
                     f"--tasks split_classes takes them from the {num_classes} of {self.data.name}"
                 )
                 remedy = f"must lie in 1..{num_classes}"
-                raise runlog.UserError(f"--classes-per-task {each}: {problem}; {remedy}")
-            most_tasks = num_classes // each
+                raise runlog.UserError(f"--classes-per-task {per_task}: {problem}; {remedy}")
+            most_tasks = num_classes // per_task
             if self.num_tasks > most_tasks:
-                problem = f"{num_classes} classes make {most_tasks} of --classes-per-task {each}"
-                raise runlog.UserError(f"--num-tasks {self.num_tasks}: {problem}")
-        most = replace(self, num_train=0).num_images("train")
-        if not 2 <= self.num_images("train") <= most:
-            problem = f"must be 0 (all) or lie in 2..{most}"
+                limit = f"{num_classes} classes make {most_tasks} of --classes-per-task {per_task}"
+                raise runlog.UserError(f"--num-tasks {self.num_tasks}: {limit}")
+        available = replace(self, num_train=0).num_images("train")
+        if not 2 <= self.num_images("train") <= available:
+            problem = f"must be 0 (all) or lie in 2..{available}"
             raise runlog.UserError(f"--num-train {self.num_train}: {problem}")
 
     def make(self, seed: int, number: int) -> Task:
@@ -253,19 +253,19 @@ class Tasks:
             order = _generator(seed, "labels", number).permutation(self.data.num_classes)
             labels = order[labels]
         elif self.kind == "split_classes":
-            labels = self._places(seed, number)[labels]
+            labels = self._labels_in_task(seed, number)[labels]
             keys = ("images", split, number)
         candidates = np.flatnonzero(labels >= 0)
         rows = _generator(seed, *keys).permutation(candidates)[: self.num_images(split)]
         return rows, labels[rows]
 
-    def _places(self, seed: int, number: int) -> np.ndarray:
+    def _labels_in_task(self, seed: int, number: int) -> np.ndarray:
         """For each class its label in this task of split classes; -1 if it is not in the task."""
         first = number * self.classes_per_task
         order = _generator(seed, "classes").permutation(self.data.num_classes)
-        places = np.full(self.data.num_classes, -1)
-        places[order[first : first + self.classes_per_task]] = np.arange(self.classes_per_task)
-        return places
+        labels = np.full(self.data.num_classes, -1)
+        labels[order[first : first + self.classes_per_task]] = np.arange(self.classes_per_task)
+        return labels
 
 
 def _generator(seed: int, *keys: str | int) -> np.random.Generator:

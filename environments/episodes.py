@@ -228,7 +228,7 @@ def play_episodes(envs, policy: Callable, first: int, number: int) -> Episodes:
     columns = {"log_probs": _stack(log_probs)}
     for field in dataclasses.fields(Episodes):
         if field.name not in columns:
-            columns[field.name] = _stack([getattr(each, field.name) for each in transitions])
+            columns[field.name] = _stack([getattr(step, field.name) for step in transitions])
     return Episodes(**columns)
 
 

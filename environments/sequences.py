@@ -162,31 +162,33 @@ def sequence_length(args):
     steps_per_task, one task with it, a contradictory total_timesteps, a steps_per_task that is not
     a multiple of eval_frequency, or a task without a step after learning_starts."""
     number = len(args.env_id)
-    each = args.steps_per_task
+    steps_per_task = args.steps_per_task
     total = args.total_timesteps
     if not number:
         remedy = "give one id, or several to learn one after the other"
         raise runlog.UserError(f"--env-id: is empty; {remedy}")
     if number == 1:
         return _check_single_task(args)
-    if each is None:
+    if steps_per_task is None:
         problem = f"--env-id {' '.join(args.env_id)}: several tasks need --steps-per-task"
         raise runlog.UserError(f"{problem}, for example 100000")
     runlog.check_range(args, f"({args.learning_starts}, inf)", "steps_per_task")
-    if total not in (type(args).total_timesteps, number * each):  # the default, or right
-        problem = f"{number} tasks of --steps-per-task {each} make {number * each}"
+    if total not in (type(args).total_timesteps, number * steps_per_task):  # the default, or right
+        needed = number * steps_per_task
+        problem = f"{number} tasks of --steps-per-task {steps_per_task} make {needed}"
         raise runlog.UserError(f"--total-timesteps {total}: {problem}; leave it out")
-    if each % args.eval_frequency:  # otherwise two evaluations would share their episodes
+    if steps_per_task % args.eval_frequency:
+        # two evaluations would share their episodes
         remedy = f"must be a multiple of --eval-frequency {args.eval_frequency}"
-        raise runlog.UserError(f"--steps-per-task {each}: {remedy}")
-    return dataclasses.replace(args, total_timesteps=number * each)
+        raise runlog.UserError(f"--steps-per-task {steps_per_task}: {remedy}")
+    return dataclasses.replace(args, total_timesteps=number * steps_per_task)
 
 
 def _check_single_task(args):
-    each = args.steps_per_task
-    if each is not None:
-        remedy = f"needs several --env-id; use --total-timesteps {each}"
-        raise runlog.UserError(f"--steps-per-task {each}: {remedy}")
+    steps_per_task = args.steps_per_task
+    if steps_per_task is not None:
+        remedy = f"needs several --env-id; use --total-timesteps {steps_per_task}"
+        raise runlog.UserError(f"--steps-per-task {steps_per_task}: {remedy}")
     runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")
     for flag in ("reset_replay", "reset_optimizer"):
         if not getattr(args, flag):

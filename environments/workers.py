@@ -127,7 +127,7 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
         self.parent_pipes = []
         self.processes = []
         try:
-            with _signals_held_back(), self._deaths_told():
+            with _signals_held_back(), self._report_deaths():
                 super().__init__(env_fns, autoreset_mode=mode, worker=_worker)
         except BaseException:
             _end(self.parent_pipes, self.processes)
@@ -137,18 +137,18 @@ class WorkerEnvs(gymnasium.vector.AsyncVectorEnv):
         multiprocessing.util.Finalize(self, _end, ends, exitpriority=10)
 
     def reset(self, **kwargs):
-        with self._deaths_told():
+        with self._report_deaths():
             return super().reset(**kwargs)
 
     def step(self, actions: np.ndarray):
-        with self._deaths_told():
+        with self._report_deaths():
             return super().step(actions)
 
     def close_extras(self, **kwargs) -> None:
         _end(self.parent_pipes, self.processes)
 
     @contextlib.contextmanager
-    def _deaths_told(self) -> Iterator[None]:
+    def _report_deaths(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, ConnectionError):

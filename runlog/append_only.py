@@ -84,7 +84,7 @@ class Rows:
             problem = f"{path} has lost {lost} of its rows up to step {step}"
             self._warn_once(f"{problem}; the run continues without them")
 
-    def are_there(self) -> bool:
+    def has_rows(self) -> bool:
         """Whether there are any rows, on disk or still to be written."""
         is_logged = any(len(rows) > 1 for rows in self._pending.values())  # more than the header
         return is_logged or self.are_on_disk()

@@ -35,7 +35,7 @@ class Checkpoints:
         self._verified = set()  # replay files with verified checksums
         self._warn_once = WarnOnce()
 
-    def is_any_there(self) -> bool:
+    def any_exist(self) -> bool:
         """Whether there is any checkpoint file, good or not."""
         return any((self._folder / name).exists() for name in (STAGED, CHECKPOINT, PREVIOUS))
 
@@ -233,7 +233,7 @@ class Checkpoints:
         self._chunks = content["chunks"]
         self._num_rows = content["num_rows"]
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Deletes a staged checkpoint that the other runs of the batch do not have, and its
         replay."""
         with writing(self._folder):

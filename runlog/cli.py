@@ -194,14 +194,14 @@ def value_errors_are_user_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def errors_are_user_errors(what: str, remedy: str) -> Iterator[None]:
+def errors_are_user_errors(problem: str, remedy: str) -> Iterator[None]:
     """For libraries that raise arbitrary errors: one line `what (reason); remedy`."""
     try:
         yield
     except UserError:  # already says what to do
         raise
     except Exception as error:
-        raise UserError(f"{what} ({reason(error)}); {remedy}") from error
+        raise UserError(f"{problem} ({reason(error)}); {remedy}") from error
 
 
 # ---- all flags of a script -----------------------------------------------------------------------
@@ -250,9 +250,9 @@ def _check_value(args, name: str, value, x, default) -> None:
 
 def _check_threads(name: str, number: int) -> None:
     cores = os.cpu_count()
-    most = max(64, 8 * (cores or 1))
-    if number > most:
-        rule = f"must lie in [0, {most}] on a machine of {cores} cores"
+    limit = max(64, 8 * (cores or 1))
+    if number > limit:
+        rule = f"must lie in [0, {limit}] on a machine of {cores} cores"
         raise UserError(f"{flag_name(name)} {number}: {rule}; 0 chooses a suitable number")
 
 
@@ -296,10 +296,10 @@ def _check_open_files(args, num_runs: int, files_per_run: int) -> None:
     if soft == resource.RLIM_INFINITY or needed <= soft:
         return
     if hard != resource.RLIM_INFINITY and needed > hard:
-        most = max((hard - FILES_OF_LIBRARIES) // files_per_run, 1)
+        limit = max((hard - FILES_OF_LIBRARIES) // files_per_run, 1)
         needs = f"{num_runs} runs at a time need {needed} open files"
         problem = f"{needs}, and the system allows {hard} (ulimit -Hn)"
         flag = f"--num-seeds {getattr(args, 'num_seeds', 1)}"
-        raise UserError(f"{flag}: {problem}; train at most {most} runs at a time")
+        raise UserError(f"{flag}: {problem}; train at most {limit} runs at a time")
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

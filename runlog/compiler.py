@@ -103,7 +103,7 @@ def check_compiler(device: torch.device) -> None:
         variable = "CXX"
     if compiler is None:
         names = " or ".join(candidates)
-        raise UserError(_told(f"no working {language.upper()} compiler ({names})", variable))
+        raise UserError(_message(f"no working {language.upper()} compiler ({names})", variable))
     include = sysconfig.get_path("include")
     command = [compiler, "-fsyntax-only", "-I", include, "-x", language, "-"]
     try:
@@ -116,10 +116,10 @@ def check_compiler(device: torch.device) -> None:
         errors = [line for line in complaint.splitlines() if "error" in line.lower()]
         complaint_line = (errors or [complaint])[0].strip()[:200]
         problem = f"{compiler} cannot compile a file with Python.h ({complaint_line})"
-        raise UserError(_told(problem, variable))
+        raise UserError(_message(problem, variable))
 
 
-def _told(problem: str, variable: str) -> str:
+def _message(problem: str, variable: str) -> str:
     remedy = f"use --no-compile, install one ({INSTALL}), or set {variable} to one that works"
     return f"--compile: {problem}; {remedy}"
 

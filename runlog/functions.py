@@ -27,13 +27,13 @@ def functions_of(
     return {name: activations.values_at_probes(name, rational) for name in dict.fromkeys(names)}
 
 
-def check_functions(folder: Path, meta: Mapping, here: Mapping, remedy: str) -> None:
+def check_functions(folder: Path, meta: Mapping, current: Mapping, remedy: str) -> None:
     """Raises UserError, ending with the remedy, if an activation has other values here than those
     recorded in the run's meta.json (nothing is checked for runs without such a record)."""
     recorded = meta.get("functions")
     if not isinstance(recorded, dict):  # an older run, or a damaged file
         return
-    for name, values in here.items():
+    for name, values in current.items():
         if name in recorded and not _are_equal(recorded[name], values):
             problem = f"{folder} was trained with another function called {name}"
             raise UserError(f"{problem}; {remedy}")

@@ -125,8 +125,8 @@ def short_name(env_id: str, script: str, activation: str, seed: int, digest: str
     >>> short_name("dm_control/cheetah-run-v0", "mine_continuous", "tanh*tanh", 3, "0123456789")
     'tanh*tanh cheetah-run mine s3 012345'
     """
-    tasks = [re.sub(r"-v[0-9]+$", "", each) for each in env_id.split(",")]
-    env = ",".join(each.rpartition("/")[2] for each in tasks)
+    tasks = [re.sub(r"-v[0-9]+$", "", task) for task in env_id.split(",")]
+    env = ",".join(task.rpartition("/")[2] for task in tasks)
     if len(env) > SHORT_NAME_ENV:
         env = f"{env[: SHORT_NAME_ENV - 3]}..."
     if len(activation) > SHORT_NAME_ACTIVATION:
@@ -149,7 +149,7 @@ def env_name(env_id: str | Sequence[str]) -> str:
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
     names = []
     suite = ""
-    for each in ids:
-        names.append(each.removeprefix(f"{suite}/") if suite else each)
-        suite = each.rpartition("/")[0]
+    for name in ids:
+        names.append(name.removeprefix(f"{suite}/") if suite else name)
+        suite = name.rpartition("/")[0]
     return ",".join(names)

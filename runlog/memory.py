@@ -147,22 +147,22 @@ def check_memory(
     places = {device: dict(needs)}
     host = device if device.type == "cpu" else torch.device("cpu")
     for fields, size in (on_host or {}).items():
-        parts = places.setdefault(host, {})
-        parts[fields] = parts.get(fields, 0) + size
-    for place, parts in places.items():
+        sizes = places.setdefault(host, {})
+        sizes[fields] = sizes.get(fields, 0) + size
+    for place, sizes in places.items():
         available = available_memory(place)
-        if available is not None and sum(parts.values()) > available:
-            raise UserError(_too_large(args, place, parts, available))
+        if available is not None and sum(sizes.values()) > available:
+            raise UserError(_too_large(args, place, sizes, available))
 
 
-def _too_large(args, place: torch.device, parts: dict[str, int], available: int) -> str:
+def _too_large(args, device: torch.device, sizes: dict[str, int], available: int) -> str:
     """The message; for the largest part it names the flag that exceeds its default the most."""
-    fields = max(parts, key=parts.get).split()
+    fields = max(sizes, key=sizes.get).split()
     above = {field: _over_default(args, field) for field in fields}
     field = max(fields, key=above.get)
     others = [flag_name(other) for other in fields if other != field and above[other] > 1]
-    where = f"memory of {place}" if place.type == "cuda" else "memory"
-    needed = f"the run would need about {bytes_text(sum(parts.values()))} of {where}"
+    where = f"memory of {device}" if device.type == "cuda" else "memory"
+    needed = f"the run would need about {bytes_text(sum(sizes.values()))} of {where}"
     problem = f"{needed}, {bytes_text(available)} are available"
     value = as_typed(getattr(args, field))
     remedy = f"lower {flag_name(field)}"

@@ -58,18 +58,18 @@ class Meta:
         sessions = old.get("sessions")
         if not isinstance(sessions, list):
             sessions = []
-        here = hardware.machine()  # an older session may have run other code
-        session = {"start": _now(), "argv": here["argv"], "git": here["git"]}
-        session["untracked_code"] = here["untracked_code"]
-        session["versions"] = here["versions"]
-        self._content = {"name": name, "hash": digest, **here, "start": old.get("start", _now())}
+        machine = hardware.machine()  # an older session may have run other code
+        session = {"start": _now(), "argv": machine["argv"], "git": machine["git"]}
+        session["untracked_code"] = machine["untracked_code"]
+        session["versions"] = machine["versions"]
+        self._content = {"name": name, "hash": digest, **machine, "start": old.get("start", _now())}
         self._content |= {"status": "running", "sessions": [*sessions, session]}
         self._content["not_identity"] = list(not_identity)
         self._content["functions"] = dict(functions)
-        if old.get("git", here["git"]) != here["git"]:
+        if old.get("git", machine["git"]) != machine["git"]:
             change = f"{self._path.parent} was started with the code of {_named_commit(old['git'])}"
-            warn(f"{change}, and continues with {_named_commit(here['git'])}")
-        changed = _changed_files(old.get("untracked_code", {}), here["untracked_code"])
+            warn(f"{change}, and continues with {_named_commit(machine['git'])}")
+        changed = _changed_files(old.get("untracked_code", {}), machine["untracked_code"])
         if changed:
             files = " and ".join(changed)
             change = f"{self._path.parent} was started with another version of {files}"

@@ -488,8 +488,8 @@ def start_wandb(
     """
     mode = check_wandb(kwargs.get("project"), kwargs.get("mode"))
     if mode == "disabled":
-        where = "WANDB_MODE, or `wandb disabled`"
-        warn_once("disabled", f"--track does nothing: W&B is disabled here ({where})")
+        cause = "WANDB_MODE, or `wandb disabled`"
+        warn_once("disabled", f"--track does nothing: W&B is disabled here ({cause})")
         return None
     import wandb
     from wandb.sdk import wandb_setup
@@ -501,10 +501,10 @@ def start_wandb(
     }
     if not wandb_setup.singleton().settings.finish_timeout:  # the user has set none
         options["finish_timeout"] = WANDB_FINISH_SECONDS
-    ours = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
+    own = {"id": digest, "name": name, "dir": str(folder), "config": config, "mode": mode}
     # A fresh run replaces the one with this id; resuming that one would drop its early steps.
-    ours["resume"] = None if fresh else "allow"
-    given = {**kwargs, **ours}
+    own["resume"] = None if fresh else "allow"
+    given = {**kwargs, **own}
     for key, limit in WANDB_LENGTHS.items():
         if given.get(key):
             given[key] = shortened(given[key], limit)

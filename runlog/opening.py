@@ -112,7 +112,7 @@ def open_batches(
         hardware.keep_freed_memory()
     for run in runs:
         run.check_functions()
-    _tell_ended([run for run in runs if run.status() in ENDED])
+    _report_ended([run for run in runs if run.status() in ENDED])
     unfinished = [run for run in runs if run.status() not in ENDED]
     if unfinished:
         check_machine(args)
@@ -135,7 +135,7 @@ def open_batches(
         run.close()
 
 
-def _tell_ended(ended: Sequence[Run]) -> None:
+def _report_ended(ended: Sequence[Run]) -> None:
     """Reports which runs need no training, and deletes replay files left by a kill at the end of a
     run."""
     for run in ended:
@@ -182,15 +182,15 @@ def _wandb_kwargs(run: Run, args) -> dict | None:
 def _batches(groups: Sequence[tuple[int, list[Run]]], args, seed_axis: bool) -> Iterator[Batch]:
     """The groups or, without a seed axis, each run separately. A batch is created when its training
     starts, since this also starts the clock of its saves."""
-    for step, together in groups:
-        for runs in [together] if seed_axis else [[run] for run in together]:
-            _tell_start(step, runs)
+    for step, group in groups:
+        for runs in [group] if seed_axis else [[run] for run in group]:
+            _report_start(step, runs)
             save_times = SaveTimes(step, args.checkpoint_frequency, args.checkpoint_minutes)
             yield Batch(runs, step, save_times, seed_axis)
-            _tell_end(runs)
+            _report_end(runs)
 
 
-def _tell_start(step: int, runs: Sequence[Run]) -> None:
+def _report_start(step: int, runs: Sequence[Run]) -> None:
     """Reports which runs are new, and from where the others continue."""
     if step:
         say(f"resuming {_named(runs)} from step {step}")
@@ -208,7 +208,7 @@ def _tell_start(step: int, runs: Sequence[Run]) -> None:
         say(f"{_named(dropped)}: {reason}, starting again from step 0")
 
 
-def _tell_end(runs: Sequence[Run]) -> None:
+def _report_end(runs: Sequence[Run]) -> None:
     """Reports which runs a training has ended."""
     for status in ENDED:
         ended = [run for run in runs if run.status() == status]

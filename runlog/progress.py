@@ -99,31 +99,31 @@ class Progress:
         last_step, last_time = self._speed_from
         self._speed_from = (last_step, last_time + seconds)
 
-    def note_postfix(self, step: int, place: str = "") -> None:
+    def note_postfix(self, step: int, label: str = "") -> None:
         """Prints one line with the values at this step. place: text after the step, such as "task 2
         (push-v3)"."""
-        parts = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
-        where = f"step {step}, {place}" if place else f"step {step}"
+        values = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
+        start = f"step {step}, {label}" if label else f"step {step}"
         self._noted_at = step
-        self.note(f"{where}: {', '.join(parts)}")
+        self.note(f"{start}: {', '.join(values)}")
 
     def note_means(
         self,
         step: int,
         rows: Sequence[dict[str, float]],
         keys: Sequence[str],
-        place: str = "",
+        label: str = "",
     ) -> None:
         """Prints the means, over the runs' rows, of those keys that some row has; a run that has
         diverged may lack them. The first of them is the value of the bar. place: as in
         note_postfix."""
-        there = [key for key in keys if any(key in row for row in rows)]
-        for key in there:
+        present = [key for key in keys if any(key in row for row in rows)]
+        for key in present:
             mean = np.mean([row[key] for row in rows if key in row])
             self.postfix[key] = f"{mean:.4g}"
-        if there:
-            self.value = f"{_short(there[0])} {self.postfix[there[0]]}"
-        self.note_postfix(step, place)
+        if present:
+            self.value = f"{_short(present[0])} {self.postfix[present[0]]}"
+        self.note_postfix(step, label)
 
     def note_end(self, step: int, returns: Sequence[float]) -> None:
         """Prints the mean return of the training games since the last line, unless this last step
@@ -146,9 +146,9 @@ class Progress:
         if self._bar.disable:
             return
         step = self._bar.n
-        first_step, began = self._counted_from
+        first_step, first_time = self._counted_from
         self._drawn_at = time.monotonic()
-        seconds = max(self._drawn_at - began, 1e-9)
+        seconds = max(self._drawn_at - first_time, 1e-9)
         speed = (step - first_step) / seconds
         seconds_left = None
         if self._is_learning and speed > 0 and seconds > 2:  # earlier the estimate would jump

@@ -52,27 +52,27 @@ class _OnHost:
                 {name: _array(value) for name, value in extra.items()},
             )
 
-    def log(self, run: Run, step: int, prefix: str, place: tuple[int, ...]) -> None:
+    def log(self, run: Run, step: int, prefix: str, index: tuple[int, ...]) -> None:
         """Logs the values at this index of the batch axes; further axes are numbered in the keys,
         from 1."""
-        further = list(np.ndindex(self.shape[len(place) :]))
+        further = list(np.ndindex(self.shape[len(index) :]))
         names = {}
         for indices in further:
             number = "".join(str(i + 1) for i in indices)
-            names[(*place, *indices)] = f"{prefix}{number}/"
+            names[(*index, *indices)] = f"{prefix}{number}/"
         rows = {}
-        for at, name in names.items():
+        for entry, name in names.items():
             for key, value in self.scalars.items():
-                rows[name + key] = value[at]
+                rows[name + key] = value[entry]
         run.log(step, rows)
-        for at, name in names.items():
+        for entry, name in names.items():
             for key, (counts, edges) in self.histograms.items():
-                if np.isfinite(edges[at]).all():
-                    run.log_histogram(step, name + key, counts[at], edges[at])
+                if np.isfinite(edges[entry]).all():
+                    run.log_histogram(step, name + key, counts[entry], edges[entry])
             for key, (x, y, extra) in self.curves.items():
-                x = x if x.ndim == 1 else x[at]
-                extra = {what: value[at].item() for what, value in extra.items()}
-                run.log_curve(step, name + key, x, y[at], **extra)
+                x = x if x.ndim == 1 else x[entry]
+                extra = {field: value[entry].item() for field, value in extra.items()}
+                run.log_curve(step, name + key, x, y[entry], **extra)
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

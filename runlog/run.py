@@ -128,7 +128,7 @@ class Run:
             self._meta.begin(self.name, self.digest, self.exclude, self._functions)
             self._seconds_before = 0.0
             self._opened_at = time.monotonic()
-            self._ready = not self._checkpoints.is_any_there()
+            self._ready = not self._checkpoints.any_exist()
             if self._ready:
                 self._rows.begin()
         except BaseException:
@@ -177,18 +177,18 @@ class Run:
         """Settings of this run that differ from those in config.json; "" if there are none, or no
         good file."""
         try:
-            there = read_json(self.folder / "config.json")
+            stored = read_json(self.folder / "config.json")
         except Damaged as damage:
             self._warn_once(f"{damage}; it is written again")
             return ""
-        if not there:
+        if not stored:
             return ""
-        here = json.loads(canonical(self.config, self.exclude))
-        there = json.loads(canonical(there, self.exclude))
+        current = json.loads(canonical(self.config, self.exclude))
+        stored = json.loads(canonical(stored, self.exclude))
         differing = []
-        for key in sorted({*there, *here}):
-            if (key in there, there.get(key)) != (key in here, here.get(key)):
-                differing.append(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here")
+        for key in sorted({*stored, *current}):
+            if (key in stored, stored.get(key)) != (key in current, current.get(key)):
+                differing.append(f"{key}: {stored.get(key)!r} there, {current.get(key)!r} here")
         return ", ".join(differing)
 
     def abandon(self) -> None:
@@ -199,7 +199,7 @@ class Run:
         if not self._lock.is_held:
             return
         is_new = self._lock.is_new
-        if is_new and (self._rows.are_there() or self._checkpoints.is_any_there()):
+        if is_new and (self._rows.has_rows() or self._checkpoints.any_exist()):
             self.close()
             return
         for mirror in self._mirrors:
@@ -418,7 +418,7 @@ class Run:
         if not found and not step:
             return 0, None, None
         if step == 0 and 0 in self._steps(found):
-            self._begin_anew()
+            self._restart()
             return 0, None, None
         path, content = self._at(step, found)
         transitions = None
@@ -463,12 +463,12 @@ class Run:
         self._ready = True
         self._meta.note_start(step)
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         """Returns to step 0, discarding a staged checkpoint that the other runs of the batch
         lack."""
         if not self._lock.is_held:
             return
-        self._checkpoints.begin_anew()
+        self._checkpoints.restart()
         self._rows.begin()
         self._ready = True
 

@@ -121,7 +121,7 @@ class SaveTimes:
         self._saved_at = time.monotonic()
         if not _requested or at_end:
             return
-        what = (
+        saved = (
             f"{runs[0].folder}" if len(runs) == 1 else f"{len(runs)} runs such as {runs[0].folder}"
         )
-        raise _stopped(f" at step {self._step}, saved: {what}; the same command resumes")
+        raise _stopped(f" at step {self._step}, saved: {saved}; the same command resumes")

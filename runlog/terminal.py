@@ -58,13 +58,13 @@ class WarnOnce:
     """`warn` for repeated checks: prints each text, or each subject, only once."""
 
     def __init__(self):
-        self._told = set()
+        self._reported = set()
 
     def __call__(self, text: str, subject: str | None = None) -> None:
         subject = text if subject is None else subject
-        if subject not in self._told:
+        if subject not in self._reported:
             warn(text)
-            self._told.add(subject)
+            self._reported.add(subject)
 
 
 def reason(error: BaseException) -> str:
@@ -118,9 +118,9 @@ class _Guarded:
             self._stream.flush()
         except (OSError, ValueError):
             with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, self._stream.fileno())
+                os.close(devnull)
                 self._stream.flush()
 
 

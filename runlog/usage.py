@@ -189,4 +189,4 @@ def _wrapped_command(line: str, columns: int) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return [f"{each} \\" for each in lines[:-1]] + lines[-1:]
+    return [f"{text} \\" for text in lines[:-1]] + lines[-1:]

@@ -57,15 +57,15 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> bool:
     return True
 
 
-def as_gif(path: Path, most_frames: int = 50, width: int = 160) -> bytes:
-    """A video as an animated GIF with at most `most_frames` evenly spaced frames and the duration
+def as_gif(path: Path, max_frames: int = 50, width: int = 160) -> bytes:
+    """A video as an animated GIF with at most `max_frames` evenly spaced frames and the duration
     of the video; at most `width` pixels wide."""
     import imageio.v3 as imageio
     from PIL import Image
 
     facts = imageio.immeta(path)
     number = max(1, round(facts["fps"] * facts["duration"]))
-    kept = set(np.linspace(0, number - 1, most_frames).round().astype(int).tolist())
+    kept = set(np.linspace(0, number - 1, max_frames).round().astype(int).tolist())
     pictures = []
     for i, frame in enumerate(imageio.imiter(path)):  # a game may not fit into memory
         if i not in kept:

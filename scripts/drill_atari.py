@@ -159,14 +159,14 @@ def main(args: Args) -> None:
             whole, killed = (
                 Path(folder) / f"{script}-{name}" for name in ("undisturbed", "killed")
             )
-            begin = time.monotonic()
+            start_time = time.monotonic()
             finish(start(script, whole))
-            seconds = time.monotonic() - begin
+            seconds = time.monotonic() - start_time
             print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
             kills = kill_often(script, killed, seconds, args, moments)
             if kills < args.kills:
                 problems.append(f"{script}: only {kills} kills came before its end")
-            problems += [f"{script}: {what}" for what in compare(whole, killed)]
+            problems += [f"{script}: {difference}" for difference in compare(whole, killed)]
     if problems:
         sys.exit("FAILED: " + "; ".join(problems))
     print("passed: killed runs have the rows, schedules and updates of undisturbed ones")

@@ -105,9 +105,9 @@ def in_child(work: Callable[[], None]) -> int:
     if child == 0:
         code = 1
         try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, 1)
+            os.dup2(devnull, 2)
             with runlog.exit_on_user_error():
                 work()
             code = 0
@@ -257,10 +257,10 @@ def main(args: Args) -> None:
     for kills in drills:
         if problem := check(kills, expected):
             failures += 1
-            told = ", then ".join(
+            moments = ", then ".join(
                 f"{'before' if before else 'after'} operation {k}" for k, before in kills
             )
-            print(f"killed {told}: {problem}", file=sys.stderr)
+            print(f"killed {moments}: {problem}", file=sys.stderr)
     num_full = 0
     full = True
     while args.disk and full:  # until the disk is large enough

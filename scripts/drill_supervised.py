@@ -55,9 +55,9 @@ def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as temp:
         for script in args.scripts:
             whole, killed = (Path(temp) / f"{script}-{name}" for name in ("undisturbed", "killed"))
-            begin = time.monotonic()
+            start_time = time.monotonic()
             finish(start(script, whole, COMMON, SCRIPTS))
-            seconds = time.monotonic() - begin
+            seconds = time.monotonic() - start_time
             kills = 0
             print(f"{script}: undisturbed in {seconds:.0f} s", flush=True)
             pause = 0.25 * seconds

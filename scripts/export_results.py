@@ -138,10 +138,10 @@ def logged(runs: Sequence[reading.Loaded]) -> dict[str, list[np.ndarray]]:
     return found
 
 
-def thinned(series: Sequence[np.ndarray], most: int = 200) -> list[np.ndarray]:
-    """At most `most` rows of each run, at the same steps in all runs as far as they have these.
+def thinned(series: Sequence[np.ndarray], max_rows: int = 200) -> list[np.ndarray]:
+    """At most `max_rows` rows of each run, at the same steps in all runs as far as they have these.
 
-    All steps together are divided into `most` stretches. In each, every run keeps the step that
+    All steps together are divided into `max_rows` stretches. In each, every run keeps the step that
     most runs have (the middle one, if several are equally frequent), or its last one there if it
     lacks that step. series: for each run (rows, 2) of step and value, in the order of steps;
     returns the same with fewer rows. If the runs have the same steps, the first and the last are
@@ -149,11 +149,11 @@ def thinned(series: Sequence[np.ndarray], most: int = 200) -> list[np.ndarray]:
     """
     every = [np.unique(rows[:, 0]) for rows in series]
     steps, counts = np.unique(np.concatenate(every), return_counts=True)
-    if len(steps) <= most:
+    if len(steps) <= max_rows:
         return list(series)
     index = np.arange(len(steps))
-    middle = np.linspace(0, len(steps) - 1, most).round()
-    stretch = (index * (most - 1) / (len(steps) - 1)).round().astype(int)
+    middle = np.linspace(0, len(steps) - 1, max_rows).round()
+    stretch = (index * (max_rows - 1) / (len(steps) - 1)).round().astype(int)
     distance = np.abs(index - middle[stretch])
     best_first = np.lexsort((distance, -counts, stretch))
     _, places = np.unique(stretch[best_first], return_index=True)
@@ -164,7 +164,7 @@ def thinned(series: Sequence[np.ndarray], most: int = 200) -> list[np.ndarray]:
         own = stretch[np.searchsorted(steps, rows[:, 0])]
         is_chosen = rows[:, 0] == chosen[own]
         best_last = np.lexsort((is_chosen, own))
-        is_last = np.diff(own[best_last], append=most) > 0
+        is_last = np.diff(own[best_last], append=max_rows) > 0
         kept.append(rows[np.sort(best_last[is_last])])
     return kept
 

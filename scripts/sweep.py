@@ -47,7 +47,7 @@ from runlog.progress import compact
 
 MAX_ARRAY = 1_000  # tasks in one Slurm array: MaxArraySize is 1,001 unless a cluster sets another
 LOST_NODES = 10  # how often Ray restarts a task whose machine or worker is gone
-LABEL_SHARE = 0.45  # largest part of the table's width for the labels of the processes
+LABEL_FRACTION = 0.45  # largest part of the table's width for the labels of the processes
 MAX_SLOTS = 10_000  # on one machine: more is a typing error
 
 
@@ -84,9 +84,9 @@ def say(*lines: str, end: str = "\n", file=None) -> None:
     try:
         print(*lines, sep="\n", end=end, file=file, flush=True)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())  # what is still in the buffer goes there too
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, file.fileno())  # what is still in the buffer goes there too
+        os.close(devnull)
 
 
 def write_manifest(folder: Path, processes: Sequence[dict]) -> None:
@@ -111,9 +111,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.read(lock, 32).decode(errors="replace").strip()
-            fault = f"{folder} is being run by process {pid}"
+            problem = f"{folder} is being run by process {pid}"
             raise runlog.UserError(
-                f"{fault}; wait until it ends, stop it, or use another --name"
+                f"{problem}; wait until it ends, stop it, or use another --name"
             ) from None
         except OSError as error:
             remedy = "choose a --runs-dir on a disk that has file locks"
@@ -238,14 +238,14 @@ class RayTasks:
         try:
             import ray
         except ImportError:
-            fault = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
-            raise runlog.UserError(fault) from None
+            problem = "--ray: Ray is not installed; pip install -r requirements-sweep.txt"
+            raise runlog.UserError(problem) from None
         self.ray = ray
         self.sweep = sweep.resolve()
         self.tasks = {}
         self.began = time.time()
         self.looked = 0.0
-        self.under_way = []
+        self.last_running = []
         with runlog.errors_are_user_errors(
             f"--ray {address}: Ray does not start", "check the address"
         ):
@@ -262,14 +262,14 @@ class RayTasks:
             most = max(
                 (node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0
             )
-            if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait for ever
+            if amount and most < (1 if kind == "GPU" else amount):  # the tasks would wait forever
                 ray.shutdown()
-                fault = (
+                problem = (
                     "the cluster has no GPU; leave it out"
                     if kind == "GPU"
                     else f"no machine has more than {most:g}"
                 )
-                raise runlog.UserError(f"{flag} {amount}: {fault}")
+                raise runlog.UserError(f"{flag} {amount}: {problem}")
         per_gpu = slots_per_gpu or ("GPU" in resources and 1)
         options = {
             "num_cpus": threads,
@@ -322,13 +322,12 @@ class RayTasks:
             self.looked = time.monotonic()
             states = [(p["id"], sweep_task.read_state(self.sweep, p)) for p in self.tasks.values()]
             since = self.began - 60  # clocks differ
-            here = [
+            self.last_running = [
                 (name, s["start"])
                 for name, s in states
                 if s.get("status") == "running" and s["start"] > since
             ]
-            self.under_way = here
-        return self.under_way
+        return self.last_running
 
     def stop(self) -> int:
         """The tasks stop their processes themselves (sweep_task.run_on_ray),
@@ -341,11 +340,11 @@ class RayTasks:
             end = time.monotonic() + self.patience + 5  # 5 s for messages there and back
             while pending and time.monotonic() < end and self.request.count < 2:
                 _, pending = self.ray.wait(pending, num_returns=len(pending), timeout=0.5)
-        under_way = [task for task in pending if self.is_under_way(self.tasks[task])]
+        running = [task for task in pending if self.is_running(self.tasks[task])]
         self.ray.shutdown()  # ends the workers of this job, and so their children
-        return len(under_way)
+        return len(running)
 
-    def is_under_way(self, process: dict) -> bool:
+    def is_running(self, process: dict) -> bool:
         return sweep_task.read_state(self.sweep, process).get("status") == "running"
 
 
@@ -441,20 +440,20 @@ class Board:
         plus for each in the queue the median time of those that have ended (until one has, of those
         running), divided by the slots. Empty until one of these is known."""
         running = self.engine.running()
-        elapsed = {name: time.time() - began for name, began in running}
-        rests = {name: self.rest_of(name) for name, _ in running}
-        known = [name for name in rests if rests[name] is not None]
-        lasted = self.seconds or [elapsed[name] + rests[name] for name in known]
+        elapsed = {name: time.time() - start for name, start in running}
+        left = {name: self.seconds_left(name) for name, _ in running}
+        known = [name for name in left if left[name] is not None]
+        lasted = self.seconds or [elapsed[name] + left[name] for name in known]
         if not lasted:
             return ""
         median = statistics.median(lasted)
-        rest = median * self.waiting
-        for name in rests:
+        total = median * self.waiting
+        for name in left:
             by_median = max(0.0, median - elapsed[name])
-            rest += rests[name] if name in known else by_median
-        return span(rest / (self.slots or max(1, len(running))))
+            total += left[name] if name in known else by_median
+        return span(total / (self.slots or max(1, len(running))))
 
-    def rest_of(self, name: str) -> float | None:
+    def seconds_left(self, name: str) -> float | None:
         """Seconds that a running process still needs, at its pace since its step was first seen
         (a resumed one starts in the middle); None before its step has moved."""
         progress = sweep_task.read_progress(self.sweep, self.processes[name])
@@ -468,13 +467,13 @@ class Board:
         return (total - step) * (now - first_time) / (step - first_step)
 
     def event(self, text: str) -> None:
-        told = f"{len(self.engine.running())} running, {self.done} done, "
-        told += f"{self.failed} failed, {self.waiting} waiting"
+        summary = f"{len(self.engine.running())} running, {self.done} done, "
+        summary += f"{self.failed} failed, {self.waiting} waiting"
         to_go = self.time_to_go()
         if to_go:
-            told += f", {to_go} to go"
+            summary += f", {to_go} to go"
         self.clear()
-        say(f"{time.strftime('%H:%M:%S')} {text} ({told})")
+        say(f"{time.strftime('%H:%M:%S')} {text} ({summary})")
 
     def clear(self) -> None:
         if self.height:
@@ -493,8 +492,8 @@ class Board:
         lines.append("".join(f"{number:>9}" for number in numbers) + f"{self.time_to_go():>13}")
         shown = running[: max(0, size.lines - 4)]
         longest = max((len(self.labels[name]) for name, _ in shown), default=0)
-        room = min(longest, int(LABEL_SHARE * size.columns))
-        lines += [self.row(name, began, room, size.columns - 1) for name, began in shown]
+        room = min(longest, int(LABEL_FRACTION * size.columns))
+        lines += [self.row(name, start, room, size.columns - 1) for name, start in shown]
         self.clear()
         plain = []
         for line in lines:  # logs may move the cursor
@@ -502,7 +501,7 @@ class Board:
         say(*(line[: size.columns - 1] for line in plain))
         self.height = len(lines)
 
-    def row(self, name: str, began: float, room: int, columns: int) -> str:
+    def row(self, name: str, start: float, room: int, columns: int) -> str:
         """A process in one line: its label in `room` characters, its step, its time, and as much
         of its last message as fits."""
         process = self.processes[name]
@@ -514,7 +513,7 @@ class Board:
             step = f"{compact(done)}/{compact(total)}"
         (last,) = sweep_task.log_tail(self.sweep, process, 1) or [""]
         last = "" if last.startswith("$ ") else re.sub(r"^step \d+: ", "", last)
-        row = f"  {label:<{room}}  {step:>11}  {span(time.time() - began):>8}  "
+        row = f"  {label:<{room}}  {step:>11}  {span(time.time() - start):>8}  "
         return row + fitting(without_folders(last), columns - len(row))
 
 

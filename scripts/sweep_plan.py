@@ -35,8 +35,8 @@ def refuse_control_characters(flag: str, text: str) -> None:
     """Raises UserError: control characters. A newline, for example, would add a line to a generated
     script or a table."""
     if re.search(r"[\x00-\x1f\x7f]", text):
-        fault = f"{flag} {text!r}: has a newline or another control character"
-        raise runlog.UserError(f"{fault}; leave it out")
+        problem = f"{flag} {text!r}: has a newline or another control character"
+        raise runlog.UserError(f"{problem}; leave it out")
 
 
 def read_grids(words: Sequence[str], stdin) -> list[str]:
@@ -73,8 +73,8 @@ def first_brace(text: str) -> tuple[str, range | list[str], str] | None:
     if not bounds:
         return before, alternatives, after
     if max(map(len, bounds.groups())) > 18:  # int() takes no more than 4,300 digits
-        fault = f"{text}: a bound has more than 18 digits"
-        raise runlog.UserError(f"{fault}; a sweep has at most {MAX_COMMANDS:,} commands")
+        problem = f"{text}: a bound has more than 18 digits"
+        raise runlog.UserError(f"{problem}; a sweep has at most {MAX_COMMANDS:,} commands")
     first = int(bounds[1])
     last = int(bounds[2])
     integers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
@@ -100,15 +100,15 @@ def _cuts(text: str, start: int) -> list[int]:
 def count_commands(text: str, depth: int = 0) -> int:
     """How many commands `expand` would make, without making them. Raises UserError as it does."""
     if depth > MAX_DEPTH:
-        fault = f"a grid has more than {MAX_DEPTH} braces within braces"
-        raise runlog.UserError(f"{fault}; write several grids")
+        problem = f"a grid has more than {MAX_DEPTH} braces within braces"
+        raise runlog.UserError(f"{problem}; write several grids")
     number = 1
     while found := first_brace(text):
         _, alternatives, text = found
         if isinstance(alternatives, range):
             number *= abs(alternatives.stop - alternatives.start)  # len() fails beyond 2^63
         else:
-            number *= sum(count_commands(each, depth + 1) for each in alternatives)
+            number *= sum(count_commands(alternative, depth + 1) for alternative in alternatives)
     return number
 
 
@@ -136,10 +136,10 @@ def expand_all(grids: Sequence[str]) -> list[str]:
         number = count_commands(grid)
         total += number
         if total > MAX_COMMANDS:
-            what = f"more than {MAX_COMMANDS:,} commands in all"
+            excess = f"more than {MAX_COMMANDS:,} commands in all"
             if number > MAX_COMMANDS:
-                what = f"{number:,} commands"
-            raise runlog.UserError(f"{grid}: makes {what}; a sweep has at most {MAX_COMMANDS:,}")
+                excess = f"{number:,} commands"
+            raise runlog.UserError(f"{grid}: makes {excess}; a sweep has at most {MAX_COMMANDS:,}")
     commands = []
     for grid in grids:
         made = expand(grid)
@@ -177,9 +177,9 @@ def load_script(name: str) -> ModuleType:
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, path)
         sys.modules[module] = importlib.util.module_from_spec(spec)
-        fault = f"{name}: cannot be imported"
+        problem = f"{name}: cannot be imported"
         try:
-            with runlog.errors_are_user_errors(fault, "run it directly to see why"):
+            with runlog.errors_are_user_errors(problem, "run it directly to see why"):
                 spec.loader.exec_module(sys.modules[module])
         except BaseException:
             del sys.modules[module]
@@ -197,19 +197,19 @@ def _path_of_args(name: str) -> Path:
         source = path.read_bytes()
         tree = ast.parse(source)
     except (OSError, ValueError, SyntaxError) as error:
-        fault = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
-        raise runlog.UserError(f"{fault}; fix it first") from None
+        problem = f"{name}: cannot be read as a Python script ({str(error).splitlines()[0]})"
+        raise runlog.UserError(f"{problem}; fix it first") from None
     if not defines(tree, "Args"):
         known = own_scripts()
         imported = _imported(tree)
         used = [script for script in known if script in imported]
         if not used:
-            fault = f"{name}: has no class Args, and imports none of {', '.join(known)}"
-            raise runlog.UserError(fault)
+            problem = f"{name}: has no class Args, and imports none of {', '.join(known)}"
+            raise runlog.UserError(problem)
         return ROOT / f"{used[0]}.py"
     if not defines(tree, "runs_of"):
-        fault = f"{name}: has no function runs_of(args), which gives the runs of its flags"
-        raise runlog.UserError(f"{fault}; add one, as the project's scripts have")
+        problem = f"{name}: has no function runs_of(args), which gives the runs of its flags"
+        raise runlog.UserError(f"{problem}; add one, as the project's scripts have")
     if b"__main__" not in source:
         remedy = 'begin its last part with if __name__ == "__main__":'
         raise runlog.UserError(f"{name}: would run when imported; {remedy}")
@@ -241,13 +241,13 @@ def parse(module: ModuleType, words: Sequence[str], command: str):
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
             args = runlog.parse_args(module.Args, words)
     except SystemExit:
-        fault = output.getvalue().strip().removeprefix("error: ")
-        fault = fault or "prints its flags and trains nothing"
-        raise runlog.UserError(f"{command}: {fault}") from None
+        problem = output.getvalue().strip().removeprefix("error: ")
+        problem = problem or "prints its flags and trains nothing"
+        raise runlog.UserError(f"{command}: {problem}") from None
     for field in ("fresh", "evaluate", "print_network"):
         if getattr(args, field, False):
-            fault = f"{command}: --{field.replace('_', '-')} cannot be used in a sweep"
-            raise runlog.UserError(f"{fault}, which resumes runs")
+            problem = f"{command}: --{field.replace('_', '-')} cannot be used in a sweep"
+            raise runlog.UserError(f"{problem}, which resumes runs")
     with naming(command):
         if hasattr(args, "seed"):
             runlog.check_range(args, "[0, inf)", "seed")
@@ -308,11 +308,11 @@ def make_cells(commands: Sequence[str], runs_dir: str | None) -> dict[tuple[str,
     return cells
 
 
-def group_seeds(seeds: Sequence[int], most: int) -> list[list[int]]:
+def group_seeds(seeds: Sequence[int], max_size: int) -> list[list[int]]:
     """Groups of consecutive seeds, of at most `most`: [1, 2, 3, 7], 2 gives [[1, 2], [3], [7]]."""
     groups = []
     for seed in sorted(set(seeds)):
-        if groups and groups[-1][-1] == seed - 1 and len(groups[-1]) < most:
+        if groups and groups[-1][-1] == seed - 1 and len(groups[-1]) < max_size:
             groups[-1].append(seed)
         else:
             groups.append([seed])
@@ -354,9 +354,9 @@ def plan_cell(
     # A script that can train several seeds, but by default trains one, trains the seeds of a cell
     # together; for others each seed gets a process.
     is_batch = getattr(module.Args, "num_seeds", None) == 1
-    most = seeds_per_process or len(seeds)
+    max_size = seeds_per_process or len(seeds)
     parsed = None
-    for group in group_seeds(seeds, most if is_batch else 1) or [[]]:
+    for group in group_seeds(seeds, max_size if is_batch else 1) or [[]]:
         argv = [script, *words]
         changes = {}
         if group:
@@ -375,8 +375,8 @@ def plan_cell(
         with naming(shlex.join(argv)):
             runs = list(module.runs_of(dataclasses.replace(parsed, **changes)))
         if not runs:
-            fault = f"{shlex.join(argv)}: trains nothing"
-            raise runlog.UserError(f"{fault}; give every list at least one value")
+            problem = f"{shlex.join(argv)}: trains nothing"
+            raise runlog.UserError(f"{problem}; give every list at least one value")
         yield argv, group, runs
 
 
@@ -406,11 +406,11 @@ def labels(processes: Sequence[dict]) -> dict[str, str]:
     settings = [_settings(process["argv"]) for process in processes]
     differing = []
     for key in dict.fromkeys(itertools.chain.from_iterable(settings)):
-        if len({each.get(key) for each in settings}) > 1:
+        if len({values.get(key) for values in settings}) > 1:
             differing.append(key)
     named = {}
     for process, own in zip(processes, settings):
-        parts = [_said(key, own[key]) for key in differing if key in own]
+        parts = [_setting_text(key, own[key]) for key in differing if key in own]
         named[process["id"]] = ", ".join(parts) or own["script"]
     return named
 
@@ -434,7 +434,7 @@ def _settings(argv: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def _said(key: str, value: str) -> str:
+def _setting_text(key: str, value: str) -> str:
     """A setting in a label: words stand alone, numbers get the name of their flag."""
     if not value:
         return key

@@ -213,7 +213,7 @@ def before_start():
     """
     linux = sys.platform == "linux"
     libc = ctypes.CDLL(None)
-    us = os.getpid()
+    parent = os.getpid()
     set_death_signal = 1
 
     def prepare() -> None:
@@ -222,7 +222,7 @@ def before_start():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if linux:
             libc.prctl(set_death_signal, signal.SIGKILL)
-            if os.getppid() != us:  # we died before prctl
+            if os.getppid() != parent:  # we died before prctl
                 os._exit(1)
 
     return prepare
@@ -257,10 +257,10 @@ def start(sweep: Path, process: dict, env: dict[str, str]) -> subprocess.Popen:
                 preexec_fn=before_start(),
             )
         except OSError as error:
-            fault = (
+            problem = (
                 f"cannot start {process['python']} in {process['cwd']}: {error.strerror or error}"
             )
-            raise SweepError(f"{fault}; start the same command again where both are") from error
+            raise SweepError(f"{problem}; start the same command again where both are") from error
     child.began = time.time()
     return child
 
@@ -294,18 +294,18 @@ def stop(
     """Ends children: on SIGTERM a training saves a checkpoint and exits. Those that are still
     running after `patience` seconds, or when a second signal asks us to hurry, are killed and
     returned."""
-    under_way = [child for child in children if child.poll() is None]
-    for child in under_way:
+    running = [child for child in children if child.poll() is None]
+    for child in running:
         child.send_signal(signal.SIGTERM)
     end = time.monotonic() + patience
-    while under_way and time.monotonic() < end and request.count < 2:
+    while running and time.monotonic() < end and request.count < 2:
         time.sleep(0.05)
-        under_way = [child for child in under_way if child.poll() is None]
-    for child in under_way:
+        running = [child for child in running if child.poll() is None]
+    for child in running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    return under_way
+    return running
 
 
 def run(

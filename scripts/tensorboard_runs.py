@@ -81,8 +81,8 @@ def check(args: Args) -> None:
         if not folder.is_dir():
             raise runlog.UserError(f"--runs {folder}: no such folder; give one that holds runs")
     if not any(find_runs(folder) for folder in args.runs):
-        told = f"--runs {' '.join(map(str, args.runs))}: no run with event files below"
-        raise runlog.UserError(f"{told}; train one first, without --no-tensorboard")
+        problem = f"--runs {' '.join(map(str, args.runs))}: no run with event files below"
+        raise runlog.UserError(f"{problem}; train one first, without --no-tensorboard")
     runlog.check_range(args, "[0, 65535]", "port")
 
 
@@ -114,9 +114,9 @@ def main(args: Args) -> int:
         try:
             number = link_runs(args.runs, links)
         except OSError as error:
-            fault = f"cannot make links in {links} ({reason(error)})"
+            problem = f"cannot make links in {links} ({reason(error)})"
             remedy = f"use tensorboard --logdir {args.runs[0]}"
-            raise runlog.UserError(f"{fault}; {remedy}") from None
+            raise runlog.UserError(f"{problem}; {remedy}") from None
         print(f"{number} runs; TensorBoard prints the address of the page", flush=True)
         return serve(args, links)
 

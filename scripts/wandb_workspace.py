@@ -37,8 +37,8 @@ def sections_of(script: str) -> dict:
     it defines none."""
     module = sweep_plan.load_script(script)
     if not hasattr(module, "dashboard"):
-        fault = f"--script {script}: has no function dashboard(args), which gives its panels"
-        raise runlog.UserError(f"{fault} (docs/dashboards.md)")
+        problem = f"--script {script}: has no function dashboard(args), which gives its panels"
+        raise runlog.UserError(f"{problem} (docs/dashboards.md)")
     return module.dashboard(module.Args())
 
 
@@ -50,8 +50,8 @@ def make_workspace(args: Args):
         import wandb_workspaces.workspaces as ws
         from wandb_workspaces import expr
     except ImportError as error:
-        told = f"wandb-workspaces cannot be imported ({error})"
-        raise runlog.UserError(f"{told}; pip install -r requirements-dashboard.txt") from None
+        problem = f"wandb-workspaces cannot be imported ({error})"
+        raise runlog.UserError(f"{problem}; pip install -r requirements-dashboard.txt") from None
     sections = []
     for section, charts in sections_of(args.script).items():
         media = IMAGES.get(section, {}) | VIDEOS.get(section, {})
@@ -59,7 +59,7 @@ def make_workspace(args: Args):
         for title, patterns in charts.items():
             keys = mirrors.as_one_pattern(patterns)
             several = re.search(r"\W", keys.replace("/", ""))  # one key is given as it is
-            what = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
+            selection = {"metric_regex": f"^({keys})$"} if several else {"y": [keys]}
             # over the seeds of a group
             spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
             panels.append(
@@ -67,7 +67,7 @@ def make_workspace(args: Args):
                     title=title,
                     x="global_step",
                     title_x="environment steps or updates",
-                    **what,
+                    **selection,
                     **spread,
                 )
             )
@@ -105,9 +105,9 @@ def main(args: Args) -> None:
     import wandb
 
     if not wandb.login(prompt=False, verify=False):
-        told = "W&B is not logged in (or WANDB_MODE is offline)"
+        problem = "W&B is not logged in (or WANDB_MODE is offline)"
         raise runlog.UserError(
-            f"{told}; log in with `wandb login`, or write a file with --json FILE"
+            f"{problem}; log in with `wandb login`, or write a file with --json FILE"
         )
     with runlog.errors_are_user_errors(
         f"--entity {args.entity} --project {args.project}: W&B did not save the workspace",

@@ -15,6 +15,6 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 
 
 @pytest.fixture(autouse=True)
-def warnings_anew(monkeypatch):
-    """What is said once in a process is said once in a test."""
+def forget_warnings(monkeypatch):
+    """Warnings that are printed once per process are printed once per test."""
     monkeypatch.setattr(terminal, "_warned", set())

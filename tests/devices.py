@@ -49,7 +49,7 @@ class RecordingOnTheCpu:
 
 
 def replay_without_a_gpu(monkeypatch) -> list[RecordingOnTheCpu]:
-    """--cudagraphs on the CPU; the recordings that are made from now on."""
+    """--cudagraphs on the CPU; returns the list of recordings made from now on."""
     recordings = []
 
     def record() -> RecordingOnTheCpu:

@@ -113,7 +113,7 @@ def digest(scalars: Path) -> str:
 
 
 def train_portably(script: str) -> dict[str, str]:
-    """`train` in a process of its own, which computes the same bits on every x86 processor."""
+    """`train` in a separate process, which computes the same bits on every x86 processor."""
     command = [sys.executable, __file__, script]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | PORTABLE, capture_output=True, text=True

@@ -1,5 +1,5 @@
 """The training scripts of this project, found as the sweep finds them:
-a new one is tested like the others."""
+a new script is tested automatically."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""What the drills of sweeps share: starting a launcher on tests/toy_training.py,
+"""Helpers for the tests of sweeps: starting a launcher on tests/toy_training.py,
 and reading what the runs did."""
 
 import itertools
@@ -54,7 +54,7 @@ def forked(folder: Path, words: tuple[str, ...], variables: dict[str, str]) -> N
 
 
 def fork(folder: Path, *words: str, **variables) -> multiprocessing.Process:
-    """The same in a child of the tests, which has torch already."""
+    """The same in a fork of the test process, which has imported torch already."""
     child = multiprocessing.get_context("fork").Process(
         target=forked, args=(folder, words, variables)
     )
@@ -63,9 +63,9 @@ def fork(folder: Path, *words: str, **variables) -> multiprocessing.Process:
 
 
 def end(child: multiprocessing.Process, seconds: float = 240.0) -> int:
-    """Its exit code."""
+    """Waits for the process to end; returns its exit code."""
     child.join(seconds)
-    assert child.exitcode is not None, "it goes on and on"
+    assert child.exitcode is not None, "the process did not end"
     return child.exitcode
 
 
@@ -80,7 +80,7 @@ def grid(seeds: int, total: int, pause: float, *flags: str) -> str:
 
 
 def steps(folder: Path) -> dict[str, list[tuple[int, int]]]:
-    """run -> (step, pid) in the order they were done"""
+    """run -> (step, pid) of every step, in the order in which they were done."""
     files = sorted(folder.glob("runs/*/steps.txt"))
     return {
         f.parent.name: [tuple(map(int, line.split())) for line in f.read_text().splitlines()]
@@ -89,7 +89,7 @@ def steps(folder: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def pids(folder: Path) -> set[int]:
-    """Processes that did a step."""
+    """The processes that have done a step."""
     found = set()
     for rows in steps(folder).values():
         found |= {pid for _, pid in rows}
@@ -99,7 +99,7 @@ def pids(folder: Path) -> set[int]:
 def wait_for(condition, seconds: float = 120.0):
     last = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < last, "it never came to pass"
+        assert time.monotonic() < last, "timed out"
         time.sleep(0.02)
     return value
 
@@ -108,10 +108,10 @@ def wait_until_all_run(folder: Path, number: int, step: int) -> dict[str, list[t
     """Waits until `number` runs are past `step`; returns the steps."""
 
     def past():
-        under_way = {
+        running = {
             name: rows for name, rows in steps(folder).items() if rows and rows[-1][0] > step
         }
-        return under_way if len(under_way) >= number else None
+        return running if len(running) >= number else None
 
     return wait_for(past)
 

@@ -15,7 +15,7 @@ from activations import ACTIVATIONS, Rational, RationalConfig, fit_rational, mak
 # Klambauer et al. 2017, eq. 14
 SELU_SCALE = 1.0507009873554805
 SELU_ALPHA = 1.6732632423543772
-FORMULAS = {  # float64, numpy and scipy only
+FORMULAS = {  # in float64, with numpy and scipy only
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
@@ -99,7 +99,7 @@ def random_rational(form, n, m, d, constrained, c=1.7, **kwargs) -> Rational:
     return module
 
 
-def test_every_elementwise_name_has_a_reference_here():
+def test_every_elementwise_activation_has_a_reference_here():
     others = {"crelu", "fourier", "snake", "rational", "crational"}
     assert {*FORMULAS} | others == set(ACTIVATIONS)
     assert list(FORMULAS) == activations.fit_targets()
@@ -189,7 +189,7 @@ def test_snake_at_zero_and_far_out():
     np.testing.assert_allclose(da.detach(), exact, rtol=1e-3)
 
 
-def test_swish_is_silu_wherever_a_name_is_given():
+def test_swish_is_silu_wherever_a_name_is_accepted():
     assert parse("swish_hr+tanh*swish") == [["silu", "silu"], ["tanh", "silu"]]
     x = torch.linspace(-5, 5, 11)
     assert torch.equal(make_activation("swish")(x), torch.nn.functional.silu(x))
@@ -268,7 +268,7 @@ def test_crational_vanishes_at_zero_and_far_out(form):
     torch.testing.assert_close(far[[0, 3]], law.abs(), rtol=1e-2, atol=0)
 
 
-def test_options_of_the_rational():
+def test_rational_options():
     fitted = Rational(RationalConfig(), True)
     scaled = Rational(RationalConfig(init_scale=0.5), True)
     torch.testing.assert_close(scaled.numerator, 0.5 * fitted.numerator)
@@ -276,12 +276,14 @@ def test_options_of_the_rational():
     assert scaled.scale().item() == pytest.approx(5)
     assert not Rational(RationalConfig(train_constraint_scale=False), True).log_scale.requires_grad
     free = Rational(RationalConfig(remove_constraint=True), True)
-    assert len(free.numerator) == 3 and free.scale() is None and free(torch.zeros(1)).item() == 0
+    assert len(free.numerator) == 3
+    assert free.scale() is None
+    assert free(torch.zeros(1)).item() == 0
     values = free.numerator.tolist(), free.denominator.tolist()
     expected = [quotient(x, "A", *values, math.inf, 4) for x in (-20.0, 3.0)]
     np.testing.assert_allclose(free(torch.tensor([-20.0, 3.0])).tolist(), expected, rtol=1e-5)
     with torch.no_grad():
-        fitted.log_scale.fill_(-3.0)  # wherever training takes it
+        fitted.log_scale.fill_(-3.0)  # at any value that training may reach
     assert fitted.scale() > 0
 
 
@@ -335,7 +337,7 @@ def test_a_fit_outside_float32_is_an_error():
         ("A", 6, 5, False, 0.00228),
     ],
 )
-def test_no_ridge_shows_in_fits_of_high_degree(form, n, m, constrained, best):
+def test_the_ridge_does_not_limit_fits_of_high_degree(form, n, m, constrained, best):
     """best: the rmse on [-3, 3]. With the ridge of the default degrees the first was 0.00235."""
     config = RationalConfig(n, m, form, 8, 3.0, fit_range=(-3.0, 3.0))
     a, b = fit_rational(config, constrained)
@@ -361,7 +363,7 @@ DEFAULT_FITS = {  # recorded before the fit had weaker ridges for high degrees
 
 
 @pytest.mark.parametrize("form, constrained", DEFAULT_FITS)
-def test_fits_of_the_default_degrees_stay(form, constrained):
+def test_fits_of_the_default_degrees_are_unchanged(form, constrained):
     """Runs of one name start from the same coefficients for ever, to what MINPACK repeats on other
     machines."""
     a, b = fit_rational(RationalConfig(form=form), constrained)
@@ -438,7 +440,7 @@ def test_settings_that_cannot_be_fitted_name_their_flag(flag, settings, form, co
         Rational(RationalConfig(**settings), constrained)
 
 
-def test_degrees_beyond_every_float_are_errors_too():
+def test_degrees_too_large_for_a_float_are_errors():
     for name in ("numerator_degree", "denominator_degree", "constraint_power"):
         with pytest.raises(ValueError, match=f"^--rational.{name.replace('_', '-')} "):
             RationalConfig(**{name: 10**400})

@@ -1,4 +1,4 @@
-"""Games against a plain ALE interface, replay against what happened.
+"""The games against a plain ALE interface, the replay against what happened.
 
 `pytest -q tests/test_atari.py` (about 20 s).
 """
@@ -29,7 +29,7 @@ ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
 def area_weights(size: int) -> np.ndarray:
-    """(84, size): how much of each of `size` pixels lies in each of 84."""
+    """(84, size): the fraction of each of `size` pixels that lies in each of 84."""
     starts = np.arange(84)[:, None] * size / 84
     pixels = np.arange(size)
     overlap = np.minimum(starts + size / 84, pixels + 1) - np.maximum(starts, pixels)
@@ -38,7 +38,7 @@ def area_weights(size: int) -> np.ndarray:
 
 class ScalarGame:
     """One game on ale_py's plain interface: 4 frames per action,
-    the greatest of the last two, resized in numpy."""
+    the maximum of the last two, resized in numpy."""
 
     rows = area_weights(210)
     columns = area_weights(160)
@@ -87,7 +87,7 @@ class ScalarGame:
 @pytest.mark.parametrize(
     ("env_id", "limit"), [("Breakout", 108_000), ("Breakout", 240), ("SpaceInvaders", 1_200)]
 )
-def test_games_are_those_of_a_plain_interface(env_id, limit):
+def test_games_match_a_plain_interface(env_id, limit):
     rng = np.random.default_rng(0)
     seen = {"life": 0, "over": 0, "cut": 0}
     fires = [False, False]
@@ -97,13 +97,13 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
     plain = [ScalarGame(rom, seeding.derive_seed(5, "games", 0, i) % 2**31) for i in range(2)]
     assert len(plain[0].actions) == games.num_actions
     started = [int(frame) for frame in games.frames]
-    for game, frame, each in zip(plain, started, obs):
-        assert np.abs(game.reset(frame) - each).max() <= 0.51  # rounded to whole grey values
+    for game, frame, first_obs in zip(plain, started, obs):
+        assert np.abs(game.reset(frame) - first_obs).max() <= 0.51  # rounded to whole grey values
     for _ in range(400):
         actions = rng.integers(games.num_actions, size=2)
         step = games.step(actions)
-        told = {ended.env: (ended.total, ended.length) for ended in step.games}
-        assert step.overs.tolist() == [0 in told, 1 in told]
+        finished = {ended.env: (ended.total, ended.length) for ended in step.games}
+        assert step.game_overs.tolist() == [0 in finished, 1 in finished]
         for i, game in enumerate(plain):
             # 1 is fire in both games
             truth, reward, lost, over = game.step(1 if fires[i] else actions[i])
@@ -114,7 +114,7 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
             assert np.abs(truth - step.real_next_obs[i])[compared].max() <= 0.51
             assert (step.rewards[i], step.terminations[i]) == (reward, lost or over)
             assert step.truncations[i] == cut
-            assert told.get(i) == ((game.total, game.length) if over or cut else None)
+            assert finished.get(i) == ((game.total, game.length) if over or cut else None)
             if over or cut:
                 truth = game.reset(int(games.frames[i]))
             assert np.abs(truth - step.obs[i]).max() <= 0.51
@@ -126,7 +126,7 @@ def test_games_are_those_of_a_plain_interface(env_id, limit):
     assert seen["life"] >= 2 and (seen["cut"] >= 2 if limit < 108_000 else seen["over"] >= 2), seen
 
 
-def test_breakout_goes_on_after_a_lost_life_only_if_fire_is_pressed():
+def test_breakout_continues_after_a_lost_life_only_if_fire_is_pressed():
     lost = {}
     for fires in (True, False):
         games = make_breakout(1, fire_on_life_loss=fires)
@@ -146,9 +146,8 @@ def test_sticky_actions_and_seeds():
     same = play(1)
     sticky, again, other = (play(s, repeat_action_probability=0.25) for s in (1, 1, 2))
     assert all(map(np.array_equal, plain, same)) and all(map(np.array_equal, sticky, again))
-    assert not all(map(np.array_equal, plain, sticky)) and not all(
-        map(np.array_equal, other, sticky)
-    )
+    assert not all(map(np.array_equal, plain, sticky))
+    assert not all(map(np.array_equal, other, sticky))
 
 
 @pytest.fixture
@@ -157,7 +156,7 @@ def short_games(monkeypatch):
     monkeypatch.setattr(vector_env, "AtariVectorEnv", short)
 
 
-def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
+def test_play_games_returns_the_first_game_of_each_environment_and_films_one(short_games):
     times = iter(range(10_000))
     screens = []
 
@@ -187,22 +186,22 @@ def test_play_games_returns_the_first_game_of_each_and_films_one(short_games):
 
 
 def collect(buffer, games, obs, steps, rng, truth):
-    """Random steps into the buffer and the list; the reward stored is the row's number,
-    by which it is known again."""
+    """Adds random steps to the buffer and the list; the stored reward is the row's number,
+    which identifies it."""
     for _ in range(steps):
         actions = rng.integers(games.num_actions, size=games.num_envs)
         number = len(truth)
         step = games.step(actions)
-        ends = (step.terminations, step.truncations, step.overs)
+        ends = (step.terminations, step.truncations, step.game_overs)
         ids = (number * games.num_envs + np.arange(games.num_envs)).astype(np.float32)
         buffer.add(obs, actions, ids, *ends)
         cut = step.truncations & ~step.terminations
-        truth.append((obs, actions, step.terminations, cut, step.overs, step.real_next_obs))
+        truth.append((obs, actions, step.terminations, cut, step.game_overs, step.real_next_obs))
         obs = step.obs
 
 
 def check_samples(buffer, truth, oldest: int, lost=()):
-    """Every transition that may be sampled is, none else, and each is what happened."""
+    """Exactly the transitions that may be sampled are, and each of them is what happened."""
     batches = [buffer.sample(400, torch.Generator().manual_seed(k), CPU) for k in range(12)]
     obs, next_obs, actions, rewards, terminations = (torch.cat(x).numpy() for x in zip(*batches))
     seen = {}
@@ -218,11 +217,9 @@ def check_samples(buffer, truth, oldest: int, lost=()):
     counts = {"over": 0, "life": 0}
     for number, k in seen.items():
         true_obs, action, termination, _, over, real_next_obs = rows[number]
-        assert (
-            np.array_equal(obs[k], true_obs)
-            and actions[k] == action
-            and terminations[k] == termination
-        )
+        assert np.array_equal(obs[k], true_obs)
+        assert actions[k] == action
+        assert terminations[k] == termination
         if not over:  # else it terminated, and its successor does not count
             assert np.array_equal(next_obs[k], real_next_obs)
         else:
@@ -233,7 +230,7 @@ def check_samples(buffer, truth, oldest: int, lost=()):
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_every_stored_transition_is_what_happened(num_envs, tmp_path):
+def test_stored_transitions_match_what_happened(num_envs, tmp_path):
     rng = np.random.default_rng(1)
     truth = []
     path = tmp_path / "replay.dat"
@@ -271,7 +268,7 @@ def test_the_replay_of_a_checkpoint_survives_until_there_are_two_newer_ones(tmp_
     check_samples(again, kept, 40)
 
 
-def test_a_replay_that_does_not_fit_or_is_missing_is_told(tmp_path):
+def test_a_mismatched_or_missing_replay_is_refused(tmp_path):
     path = tmp_path / "replay.dat"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
@@ -314,7 +311,7 @@ def test_networks_that_are_not_finite_are_not_evaluated(script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "told"),
+    ("env_id", "message"),
     [
         ("BreakoutNoFrameskip-v4", "is called Breakout here, .*; use --env-id Breakout$"),
         ("ALE/Breakout-ram-v5", "is called Breakout here"),
@@ -324,6 +321,6 @@ def test_networks_that_are_not_finite_are_not_evaluated(script, tmp_path):
         ("dm_control/cheetah-run-v0", "is not an Atari game; .* sac_continuous.py"),
     ],
 )
-def test_what_is_no_name_of_a_game_is_told_by_what_it_is(env_id, told):
-    with pytest.raises(runlog.UserError, match=f"^--env-id {env_id}: {told}"):
+def test_ids_that_name_no_game_are_refused_with_the_reason(env_id, message):
+    with pytest.raises(runlog.UserError, match=f"^--env-id {env_id}: {message}"):
         atari_game(env_id)

@@ -41,8 +41,8 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
                 pqn_atari.main(args)
         (folder,) = (tmp_path / name).iterdir()
         weights[name] = torch.load(folder / "checkpoint.pt")["state"]["q_network"]
-        told = json.loads((folder / "meta.json").read_text())["sessions"]
-        assert [session.get("from_step", 0) for session in told] == (
+        recorded = json.loads((folder / "meta.json").read_text())["sessions"]
+        assert [session.get("from_step", 0) for session in recorded] == (
             [0, 160] if not stops and name != "eager" else [0]
         )
     for name in ("compiled-first", "eager-first"):

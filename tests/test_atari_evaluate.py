@@ -24,7 +24,7 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monk
     module = MODULES[script]
     argv = f"{ALL} {TINY[script]} --activation tanh*silu --runs-dir {tmp_path}"
     args = runlog.parse_args(module.Args, argv.replace("--analyse", "").split())
-    args = dataclasses.replace(args, metrics_samples=4_096)  # all that is seen
+    args = dataclasses.replace(args, metrics_samples=4_096)  # everything observed
     module.main(args)
     (folder,) = tmp_path.iterdir()
     trained = (folder / "scalars.csv").read_text()
@@ -40,7 +40,7 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monk
 
     monkeypatch.setattr(atari, "play_games", watched)
     files = []
-    # it does not change the run's name
+    # does not change the run's name
     for flags in ({}, {"analyse": True} if script == "dqn_atari" else {}):
         module.main(dataclasses.replace(args, evaluate=True, **flags))
         again = folder / f"evaluation-{args.total_timesteps}"
@@ -61,10 +61,8 @@ def test_a_finished_run_is_measured_again_on_what_it_sees(script, tmp_path, monk
         x = network.conv3(network.conv2(network.conv1(obs / 255.0))).flatten(1)
         z = [branch(x) for branch in network.fc.branches]
         hidden = network.fc(x).numpy().astype(np.float64)
-    assert (
-        np.allclose(hidden, (z[0] * z[1]).numpy(), atol=1e-6)
-        and len(hidden) <= args.metrics_samples
-    )
+    assert np.allclose(hidden, (z[0] * z[1]).numpy(), atol=1e-6)
+    assert len(hidden) <= args.metrics_samples
     singular = np.cumsum(np.linalg.svd(hidden, compute_uv=False))
     assert rows[f"network/{name}/fc1/srank"] == 1 + np.argmax(singular >= 0.99 * singular[-1])
     weights = np.concatenate([p.detach().numpy().ravel() for p in network.fc.parameters()])
@@ -131,9 +129,8 @@ def test_ppo_measures_on_more_observations_than_an_iteration_has(tmp_path, monke
     for end, obs in measured[1:]:
         recent = {x.tobytes() for x in np.concatenate(stored[max(end - 26, 0) : end])}
         newest = {x.tobytes() for x in np.concatenate(stored[end - 9 : end])}
-        assert all(x.tobytes() in recent for x in obs) and not all(
-            x.tobytes() in newest for x in obs
-        )
+        assert all(x.tobytes() in recent for x in obs)
+        assert not all(x.tobytes() in newest for x in obs)
 
 
 def interrupt(*_):

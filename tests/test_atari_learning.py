@@ -22,9 +22,9 @@ NUM_ACTIONS = 4
 
 
 class DelayedBandit:
-    """A bright quarter of the newest frame says which action is right. Whoever took it sees a
-    bright bar in the next frame, and gets the reward with the step after: only the value of that
-    frame tells that the action was right."""
+    """A bright quarter of the newest frame shows which action is right. If it was taken, there is a
+    bright bar in the next frame, and a reward with the step after: only the value of that
+    frame shows that the action was right."""
 
     def __init__(self, args, num_envs: int, **options):
         self.num_envs = num_envs

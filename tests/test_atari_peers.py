@@ -49,7 +49,7 @@ def make_space_invaders(num_envs: int, **options) -> AtariGames:
     return AtariGames("SpaceInvaders", num_envs, num_threads=1, **options)
 
 
-def test_the_games_under_envpools_name_are_ours():
+def test_the_envpool_stand_in_plays_our_games():
     envs = envpool.make(
         "SpaceInvaders-v5",
         env_type="gym",
@@ -105,7 +105,7 @@ def test_the_time_limit_ends_a_game_for_cleanrl():
     assert num_cut >= 4
 
 
-def test_envpool_refuses_what_the_games_do_not_do():
+def test_the_envpool_stand_in_refuses_unsupported_options():
     flags = {"num_envs": 1, "reward_clip": True, "seed": 1}
     with pytest.raises(ValueError, match="episodic_life"):
         envpool.make("Breakout-v5", env_type="gym", episodic_life=False, **flags)
@@ -113,7 +113,7 @@ def test_envpool_refuses_what_the_games_do_not_do():
         envpool.make("Breakout-v5", env_type="dm", episodic_life=True, **flags)
 
 
-def test_the_games_of_stable_baselines_are_ours():
+def test_stable_baselines_plays_our_games():
     envs = sb3.Adapter(make_space_invaders(2, max_num_frames_per_episode=100))
     games = make_space_invaders(2, max_num_frames_per_episode=100)
     assert np.array_equal(envs.reset(), games.reset(1, "games", 0))
@@ -134,7 +134,7 @@ def test_the_games_of_stable_baselines_are_ours():
     assert num_cut >= 4
 
 
-def test_medians_are_of_the_rounds():
+def test_medians_are_taken_over_rounds():
     def turn(seconds: float) -> dict:
         played = {"steps": 100, "seconds": seconds, "cpu_seconds": 2 * seconds}
         return played | {"idle_seconds": 10.0, "idle_cpu_seconds": 0.5}
@@ -155,15 +155,15 @@ def test_medians_are_of_the_rounds():
     assert found["ours"]["versions"] == {"torch": "2"}
 
 
-def test_cleanrl_gets_our_hyper_parameters():
+def test_cleanrl_gets_our_hyperparameters():
     words = atari_peers.cleanrl_flags(atari_peers.Args(), pqn_atari.Args())
-    told = " ".join(words)
+    command = " ".join(words)
     for flag in ("--num-envs 128", "--num-steps 32", "--num-minibatches 32", "--update-epochs 2"):
-        assert flag in told
+        assert flag in command
     assert words[-1] == "--no-cuda"
 
 
-def test_a_variant_that_ends_is_one_line(tmp_path, capfd):
+def test_a_variant_that_exits_is_reported_in_one_line(tmp_path, capfd):
     command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
     variant = atari_peers.Variant("jax", command, {}, tmp_path)
     with pytest.raises(runlog.UserError, match="jax has ended with exit code 1: no such thing"):
@@ -172,17 +172,17 @@ def test_a_variant_that_ends_is_one_line(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--cleanrl", "nowhere.py"], "--cleanrl nowhere.py: no such file; download https://"),
         (["--jax", "no-python"], "--jax no-python: no such program"),
         (["--rounds", "0"], "--rounds 0: must lie in [1, inf)"),
     ],
 )
-def test_mistakes_are_one_line(flags, told):
+def test_mistakes_are_reported_in_one_line(flags, message):
     with pytest.raises(runlog.UserError) as error:
         atari_peers.validate(runlog.parse_args(atari_peers.Args, flags))
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
 
 
 def test_a_turn_has_whole_iterations(tmp_path):

@@ -117,15 +117,11 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
         first = 80 if script == "dqn_atari" else 32
         assert found[f"losses/{name}"] == list(range(first, 321, period))
     if script != "ppo_atari":
-        assert (
-            len(found["charts/epsilon"]) == 320 // period
-            and found["eval/episodic_return"][-1] == 320
-        )
+        assert len(found["charts/epsilon"]) == 320 // period
+        assert found["eval/episodic_return"][-1] == 320
     ends = [30 * 2, 60 * 2, 90 * 2, 120 * 2, 150 * 2]  # games of 30 steps, in two environments
-    assert (
-        sorted({*found["charts/episodic_length"]}) == ends
-        and len(found["charts/episodic_return"]) == 10
-    )
+    assert sorted({*found["charts/episodic_length"]}) == ends
+    assert len(found["charts/episodic_return"]) == 10
     for layer in ("conv1", "conv2", "conv3", "fc1"):
         for name in (
             "dead_share",
@@ -152,14 +148,12 @@ def test_a_run_from_the_first_step_to_the_video(script, short_games, tmp_path, c
     run(script, tmp_path / "a", flags)
     assert "finished already (--fresh starts it over)" in capfd.readouterr().out
     run(script, tmp_path / "a", f"{flags} --evaluate")
-    told = capfd.readouterr().out
+    printed = capfd.readouterr().out
     (video,) = (folder / "videos").glob("*.mp4")
-    assert (
-        told.count("\n") == 1
-        and "seed 3: return" in told
-        and str(video) in told
-        and video.stat().st_size > 500
-    )
+    assert printed.count("\n") == 1
+    assert "seed 3: return" in printed
+    assert str(video) in printed
+    assert video.stat().st_size > 500
     run(script, tmp_path / "a", f"{flags} --print-network")
     assert "total" in capfd.readouterr().out and scalars(tmp_path / "a") == rows
 
@@ -179,8 +173,8 @@ OPTIONS = {
 
 
 class FakeGames:
-    """What is seen at a time depends on nothing but the time,
-    so that a resumed run sees what it would have seen."""
+    """Observations depend on nothing but the time,
+    so that a resumed run sees what an undisturbed one sees."""
 
     def __init__(self, args, num_envs, **kwargs):
         self.args = args
@@ -213,9 +207,9 @@ class FakeGames:
 
 
 class UnmarkedReplay(dqn_atari.ReplayBuffer):
-    """Resumes as if no game had been lost, which is true for the fake ones."""
+    """Resumes as if no game had been interrupted, which is true for the fake ones."""
 
-    def lose_games_under_way(self):
+    def lose_running_games(self):
         pass
 
 
@@ -227,7 +221,7 @@ def fake(monkeypatch):
 
 
 def child(script, argv, log):
-    """What a process of its own does: the script's main, on fake games."""
+    """Runs the script's main on fake games, in a separate process."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     fake(pytest.MonkeyPatch())
     with runlog.exit_on_user_error():
@@ -278,7 +272,7 @@ for name, options in OPTIONS.items():
 
 
 @pytest.mark.parametrize(("script", "flags"), CASES)
-def test_options_run_and_a_diverged_run_says_so(script, flags, tmp_path, monkeypatch):
+def test_options_run_and_a_diverged_run_is_reported(script, flags, tmp_path, monkeypatch):
     fake(monkeypatch)
     found = steps_of(run(script, tmp_path / "a", flags))
     assert found[f"losses/{LOSSES[script][0]}"][-1] == 320
@@ -317,7 +311,7 @@ def test_dqn_diverges_at_the_step_of_its_loss(flags, diverged_at, evaluated, tmp
 
 @pytest.mark.parametrize(("num_envs", "crossed"), [(1, 60), (2, 60), (16, 64), (32, 64)])
 def test_dqn_numbers_its_evaluations(num_envs, crossed, tmp_path, monkeypatch):
-    """Also where several games side by side step over the multiples of 60."""
+    """Also where several parallel games step over the multiples of 60."""
     indices = {}
 
     def evaluate(args, network, index):
@@ -361,7 +355,7 @@ OWN_BAD = {
     "pqn_atari --exploration-fraction 0": ["--exploration-fraction 0", "(0, inf)"],
 }
 WRONG = {
-    f"{script} {flags}": told for script, (flags, told) in itertools.product(TINY, BAD.items())
+    f"{script} {flags}": words for script, (flags, words) in itertools.product(TINY, BAD.items())
 } | OWN_BAD
 
 

@@ -1,4 +1,4 @@
-"""Targets against slow loops, parameter counts, recycled neurons, dead neurons' part of Q.
+"""Targets against slow loops, parameter counts, recycled neurons, contributions of dead neurons.
 
 `pytest -q tests/test_atari_targets.py` (about 10 s).
 """
@@ -38,7 +38,7 @@ def cases(number: int = 1_000):
     for case in range(number):
         steps = rng.integers(1, 9)
         envs = rng.integers(1, 4)
-        ends = rng.integers(0, 4, (steps, envs))  # 0: termination, 1: truncation, else: goes on
+        ends = rng.integers(0, 4, (steps, envs))  # 0: termination, 1: truncation, else: neither
         ends[-1] = case % 3 if case % 2 else ends[-1]
         rewards, values, next_values = rng.normal(size=(3, steps, envs))
         yield (
@@ -51,7 +51,7 @@ def cases(number: int = 1_000):
         )
 
 
-def test_q_lambda_returns_are_those_of_a_slow_loop():
+def test_q_lambda_returns_match_a_slow_loop():
     for rewards, terminations, truncations, _, next_values, gamma, q_lambda in cases():
         tensors = (torch.from_numpy(x) for x in (rewards, terminations, truncations, next_values))
         got = pqn_atari.q_lambda_returns(*tensors, gamma, q_lambda).numpy()
@@ -65,9 +65,9 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
             while True:
                 total += weight * discount * rewards[k, i]
                 last = terminations[k, i] or truncations[k, i] or k == len(rewards) - 1
-                share = 1.0 if last else 1 - q_lambda
+                fraction = 1.0 if last else 1 - q_lambda
                 if not terminations[k, i]:
-                    total += weight * share * discount * gamma * next_values[k, i]
+                    total += weight * fraction * discount * gamma * next_values[k, i]
                 if last:
                     break
                 weight *= q_lambda
@@ -76,7 +76,7 @@ def test_q_lambda_returns_are_those_of_a_slow_loop():
             assert value == pytest.approx(total, rel=1e-9, abs=1e-9)
 
 
-def test_advantages_are_those_of_a_slow_loop():
+def test_advantages_match_a_slow_loop():
     for rewards, terminations, truncations, values, next_values, gamma, gae_lambda in cases():
         tensors = (
             torch.from_numpy(x) for x in (rewards, terminations, truncations, values, next_values)
@@ -97,7 +97,7 @@ def test_advantages_are_those_of_a_slow_loop():
 
 
 @pytest.mark.parametrize("double_q", [True, False])
-def test_dqn_targets_are_those_of_a_slow_loop(double_q):
+def test_dqn_targets_match_a_slow_loop(double_q):
     rng = np.random.default_rng(1)
     differ = 0
     for _ in range(1_000):
@@ -148,22 +148,20 @@ def test_parameter_counts(script, count, flags):
 def test_initial_weights():
     weights = {script: network(script) for script in SCRIPTS}
     fc = weights["dqn_atari"].fc.branches[0].linear.weight
-    assert fc.abs().max() <= 3136**-0.5 and fc.std().item() == pytest.approx(
-        (3 * 3136) ** -0.5, rel=0.01
-    )
+    assert fc.abs().max() <= 3136**-0.5
+    assert fc.std().item() == pytest.approx((3 * 3136) ** -0.5, rel=0.01)
     fc = weights["ppo_atari"].fc.branches[0].linear.weight
     torch.testing.assert_close(fc.T @ fc, 2 * torch.eye(512), atol=1e-4, rtol=0)
     fc = weights["pqn_atari"].fc.branches[0].linear.weight
     head = weights["pqn_atari"].q.weight
     assert fc.std().item() == pytest.approx((2 / 3136) ** 0.5, rel=0.01)
-    assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5 and head.std().item() == pytest.approx(
-        512**-0.5, rel=0.05
-    )
+    assert fc.abs().max() < 2.28 * (2 / 3136) ** 0.5
+    assert head.std().item() == pytest.approx(512**-0.5, rel=0.05)
     branches = network("dqn_atari", **LAST).fc.branches
     assert not torch.equal(branches[0].linear.weight, branches[1].linear.weight)
 
 
-def test_dqn_starts_as_torch_does():
+def test_dqn_initial_weights_are_drawn_as_in_torch():
     """Every bias and weight uniform in +-1/sqrt(fan_in), as nn.Linear and nn.Conv2d draw them;
     --bias-init zero: 0."""
     layers = [("conv1", 4 * 64), ("conv2", 32 * 16), ("conv3", 64 * 9), ("fc", 3_136), ("q", 512)]
@@ -185,7 +183,7 @@ RECYCLED = [("relu", "none"), ("relu", "channel"), ("tanh_hr", "none"), ("crelu"
 
 @pytest.mark.parametrize("script", ["dqn_atari", "ppo_atari"])
 @pytest.mark.parametrize(("activation", "layer_norm"), RECYCLED)
-def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, layer_norm):
+def test_recycled_neurons_are_reinitialised_and_the_others_stay(script, activation, layer_norm):
     flags = {
         "layer_norm": layer_norm,
         "width": 16,
@@ -254,11 +252,9 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
             assert (axes[old_rows][:, reads[layer]] == 0).all(), name
         assert torch.equal(p[~fresh], before[name][~fresh]), name
         state = optimizer.state[p]
-        assert (
-            (state["exp_avg"][fresh] == 0).all()
-            and (state["exp_avg_sq"][fresh] == 0).all()
-            and state["step"] == 2
-        )
+        assert (state["exp_avg"][fresh] == 0).all()
+        assert (state["exp_avg_sq"][fresh] == 0).all()
+        assert state["step"] == 2
         assert torch.equal(state["exp_avg_sq"][~fresh], moments[name][~fresh])
     assert not torch.equal(
         net.fc.branches[0].linear.weight[:, 0], old.fc.branches[0].linear.weight[:, 0]
@@ -275,7 +271,7 @@ def test_recycled_neurons_start_anew_and_the_others_stay(script, activation, lay
 
 
 @pytest.mark.parametrize("activation", ["tanh", "tanh_hr"])
-def test_the_part_of_dead_neurons_is_a_constant_bias(activation):
+def test_dead_neurons_contribute_a_constant_bias(activation):
     net = network("dqn_atari", width=16, activation=activation)
     dead = torch.arange(16) % 3 == 0
     with torch.no_grad():
@@ -310,13 +306,12 @@ def test_dead_by_standard_deviation():
         + 0.9
     )
     dead, std = metrics.dead_neurons_std(z)
-    assert dead.tolist() == [True, False, False] and std == pytest.approx(
-        np.std(z.numpy(), 0, ddof=1), rel=1e-5
-    )
+    assert dead.tolist() == [True, False, False]
+    assert std == pytest.approx(np.std(z.numpy(), 0, ddof=1), rel=1e-5)
     assert metrics.dead_neurons_kde(z * torch.tensor([0.9, 1.1, 1.0]))[0].tolist() == dead.tolist()
 
 
-def test_flags_of_one_name_are_the_same():
+def test_flags_with_the_same_name_agree_across_scripts():
     fields = [{f.name: f for f in dataclasses.fields(module.Args)} for module in MODULES.values()]
-    for name in set.intersection(*(set(each) for each in fields)):
-        assert len({str(each[name].type) for each in fields}) == 1, name
+    for name in set.intersection(*(set(of_script) for of_script in fields)):
+        assert len({str(of_script[name].type) for of_script in fields}) == 1, name

@@ -104,7 +104,7 @@ PPO_FLAGS = [
 
 
 @pytest.mark.parametrize("flags", PPO_FLAGS, ids=str)
-def test_ppo_loss_and_its_gradient_are_those_of_a_slow_reference(flags):
+def test_ppo_loss_and_its_gradient_match_a_slow_reference(flags):
     args = ppo_atari.Args(**flags)
     rng = np.random.default_rng(0)
     clipped = 0
@@ -154,7 +154,7 @@ def test_the_entropy_bonus_makes_a_policy_more_random():
 
 
 class Table(nn.Module):
-    """Q-values of five states, which an observation names by a one in its place."""
+    """Q-values of five states; observations are one-hot."""
 
     def __init__(self, values: list[list[float]]):
         super().__init__()
@@ -253,7 +253,7 @@ def test_epsilon_is_the_fraction_of_uniform_actions(actions_of, epsilon):
     assert chisquare(counts, MANY * expected).pvalue > 1e-3
 
 
-def test_ppo_samples_the_softmax_and_tells_the_probability_of_what_it_took():
+def test_ppo_samples_the_softmax_and_returns_the_log_probability_of_its_action():
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5])
     uniform = torch.rand(MANY, 4, generator=torch.Generator().manual_seed(0))
 
@@ -298,7 +298,7 @@ TIMES = [  # num_envs, train_frequency, learning_starts, target_frequency
 
 
 @pytest.mark.parametrize(("num_envs", "period", "starts", "target_period"), TIMES)
-def test_updates_and_copies_of_a_dqn_run_come_when_they_should(
+def test_dqn_updates_and_target_copies_are_on_schedule(
     num_envs, period, starts, target_period, tmp_path, monkeypatch
 ):
     fake(monkeypatch)
@@ -345,7 +345,7 @@ def test_updates_and_copies_of_a_dqn_run_come_when_they_should(
     assert copies == sorted(due)
 
 
-def test_the_first_update_is_found_by_the_function_that_counts_them():
+def test_updates_and_target_copies_that_are_due():
     args = dqn_atari.Args(train_frequency=4, learning_starts=80)
     args = dataclasses.replace(args, num_envs=8)
     counts = [dqn_atari.updates_due(args, before, before + 8) for before in range(0, 120, 8)]

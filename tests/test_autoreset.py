@@ -1,4 +1,4 @@
-"""Ends of episodes: stored, logged and evaluated is what happened.
+"""Ends of episodes: what is stored, logged and evaluated is what happened.
 
 `pytest -q tests/test_autoreset.py` (15 s).
 """
@@ -36,7 +36,7 @@ ARGS = Args(
 
 class RaggedEpisodes(gym.Env):
     """Even episodes terminate at step 3, odd ones are truncated at step 4;
-    the observation tells (episode, step)."""
+    the observation is (episode, step)."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
@@ -90,7 +90,7 @@ def rows_of(run: runlog.Run, key: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("async_envs", [False, True])
-def test_every_stored_transition_and_logged_return_is_the_truth(async_envs, tmp_path, monkeypatch):
+def test_stored_transitions_and_logged_returns_are_true(async_envs, tmp_path, monkeypatch):
     buffers = []
 
     class Spied(sac_continuous.ReplayBuffer):
@@ -155,9 +155,8 @@ def test_terminations_do_not_bootstrap_and_time_limits_do():
         agent.qf_loss(only | {"next_obs": torch.full((1, 1, 2), x)}, torch.zeros(1, 1, 1))[0]
         for x in (0.0, 9.0)
     ]
-    assert torch.equal(*losses) and losses[0].item() == pytest.approx(
-        (q[:, 0] - 3).square().sum().item()
-    )
+    assert torch.equal(*losses)
+    assert losses[0].item() == pytest.approx((q[:, 0] - 3).square().sum().item())
     assert not torch.equal(far[0][0], far[1][0])
 
 
@@ -180,7 +179,7 @@ def test_evaluation_plays_whole_episodes_and_returns_their_means():
         assert set(row) == {"eval/stochastic_return"} | errors
 
 
-def test_true_successors_are_those_of_the_episode_that_ended():
+def test_true_successors_belong_to_the_episode_that_ended():
     next_obs = np.array([[0.0, 0.0], [5.0, 5.0], [0.5, 0.0]])
     final = np.array([np.array([9.0, 9.0]), None, np.array([8.0, 8.0])], dtype=object)
     infos = {
@@ -204,7 +203,7 @@ def play(env, moves, **options):
 @pytest.mark.parametrize(
     "env_id", ["dm_control/cartpole-swingup-v0", "metaworld/reach-v3", "Hopper-v5"]
 )
-def test_an_episode_is_its_number_and_can_be_entered_in_the_middle(env_id):
+def test_an_episode_depends_only_on_its_number_and_can_be_resumed_midway(env_id):
     env = make_env(env_id, 1, 7, "train")
     fresh = make_env(env_id, 1, 7, "train")
     actions = (

@@ -40,17 +40,17 @@ def call(argv: list[str], capfd) -> tuple[int, str, str]:
     return code, *capfd.readouterr()
 
 
-def check(code: int, out: str, err: str, *told: str) -> None:
+def check(code: int, out: str, err: str, *expected: str) -> None:
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (
         code,
         out,
         err,
     )
-    missing = [word for word in told if word not in err]
+    missing = [word for word in expected if word not in err]
     assert not missing, (missing, err)
 
 
-COMMANDS = {  # command: what its line must tell (flag, value, remedy)
+COMMANDS = {  # command: what its error must contain (flag, value, remedy)
     "--env-id dm_control/cheeta-run-v0": [
         "--env-id dm_control/cheeta-run-v0",
         "dm_control/cheetah-run-v0",
@@ -156,10 +156,9 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path, capfd):
-    told = COMMANDS[command]
-    check(
-        *call([*TINY.split(), "--runs-dir", str(tmp_path / "runs"), *command.split()], capfd), *told
-    )
+    expected = COMMANDS[command]
+    argv = [*TINY.split(), "--runs-dir", str(tmp_path / "runs"), *command.split()]
+    check(*call(argv, capfd), *expected)
     assert os.listdir(tmp_path) == []
 
 
@@ -189,7 +188,7 @@ def test_a_runs_dir_that_cannot_hold_runs(tmp_path, capfd):
         )
     assert file.read_text() == "mine" and os.listdir(tmp_path) == ["file"]
     locked.mkdir(mode=0o555)
-    if os.getuid() == 0:  # root may write anywhere but here
+    if os.getuid() == 0:  # root can write anywhere but there
         locked = "/proc/1"
     check(
         *call([*TINY.split(), "--runs-dir", f"{locked}/runs"], capfd),
@@ -209,7 +208,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
         meta = runlog.storage.read_json(folder / "meta.json")
         runlog.storage.write_json(folder / "meta.json", meta | {"status": status})
 
-    # one tampered byte in the newer generation: told, and the older one is used
+    # one tampered byte in the newer generation is reported, and the older one is used
     middle = len(whole[0]) // 2
     checkpoints[0].write_bytes(
         whole[0][:middle] + bytes([whole[0][middle] ^ 1]) + whole[0][middle + 1 :]
@@ -217,12 +216,10 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
     set_status("running")
     rows = (folder / "scalars.csv").read_bytes()
     code, out, err = call(argv, capfd)
-    assert (
-        code == 0
-        and err.startswith("warning: ")
-        and "using checkpoint.prev.pt, step 30" in err
-        and "step 60" in out
-    )
+    assert code == 0
+    assert err.startswith("warning: ")
+    assert "using checkpoint.prev.pt, step 30" in err
+    assert "step 60" in out
     strip = [line.rsplit(b",", 1)[0] for line in rows.splitlines()]
     assert [
         line.rsplit(b",", 1)[0] for line in (folder / "scalars.csv").read_bytes().splitlines()
@@ -260,7 +257,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, capfd):
     assert call([*argv, "--fresh"], capfd)[0] == 0
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_afterwards(tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_the_run_resumes_afterwards(tmp_path):
     code = (
         "import resource, runlog, sac_continuous as s\n{limit}\nwith runlog.exit_on_user_error():\n"
     )

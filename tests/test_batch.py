@@ -64,7 +64,7 @@ def train_batch(args: Args, batch: runlog.Batch, total: int, diverging: int | No
         best = np.array(state["best"])
         episodes = state["episode"]
         assert state["name"] == ["walk"] * len(batch.seeds)
-        rows = torch.stack([each["rows"] for each in batch.load_transitions()])
+        rows = torch.stack([transitions["rows"] for transitions in batch.load_transitions()])
     saved_rows = rows.shape[1]
     for step in range(batch.start + 1, total + 1):
         moves = seeding.normals(generators["act"], 3)
@@ -127,24 +127,21 @@ def test_seeds_alone_and_together_write_the_same_rows_and_files(tmp_path):
         train(Args(seed=seed, runs_dir=str(tmp_path / "alone")))
     together = rows_of(tmp_path / "together")
     assert together == rows_of(tmp_path / "alone") and list(together) == ["s1", "s2", "s3"]
-    assert (
-        together["s1"][1].startswith("1,losses/a,") and together["s2"][-1] == "40,charts/count,40.0"
-    )
+    assert together["s1"][1].startswith("1,losses/a,")
+    assert together["s2"][-1] == "40,charts/count,40.0"
     for path in (tmp_path / "together").glob("*/checkpoint.pt"):
         alone = runlog.storage.load_pt(tmp_path / "alone" / path.parent.name / "checkpoint.pt")
         state = runlog.storage.load_pt(path)["state"]
         assert str(state) == str(alone["state"])
         assert state["walk"]["position"].shape == (3,) and state["walk"]["count"] == 40
-        assert (
-            state["generators"]["act"].dim() == 1
-            and state["name"] == "walk"
-            and state["diverged"] == 0
-        )
+        assert state["generators"]["act"].dim() == 1
+        assert state["name"] == "walk"
+        assert state["diverged"] == 0
 
 
 @pytest.mark.parametrize("first", ["alone", "together"])
 def test_seeds_change_between_alone_and_together(tmp_path, monkeypatch, first):
-    """What was begun alone goes on together, and the other way round."""
+    """Seeds that started alone continue together, and the other way round."""
     train(Args(num_seeds=2, runs_dir=str(tmp_path / "whole")))
     folder = str(tmp_path / "parts")
     alone = [Args(seed=1, runs_dir=folder), Args(seed=2, runs_dir=folder)]
@@ -161,30 +158,28 @@ def test_seeds_change_between_alone_and_together(tmp_path, monkeypatch, first):
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
 
 
-def test_a_diverged_seed_is_left_out_and_the_others_go_on(tmp_path, capsys):
+def test_a_diverged_seed_is_left_out_and_the_others_continue(tmp_path, capsys):
     train(Args(num_seeds=3, runs_dir=str(tmp_path / "calm")))
     train(Args(num_seeds=3, runs_dir=str(tmp_path)), diverging=2)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "warning: seed 2 has diverged at step 15: loss is not finite"
     found = metas(tmp_path)
     assert [meta["status"] for meta in found.values()] == ["finished", "diverged", "finished"]
-    assert (
-        found["s2"]["step"] == 15
-        and found["s1"]["note"] == "the end"
-        and found["s1"]["replay"] == "kept"
-    )
+    assert found["s2"]["step"] == 15
+    assert found["s1"]["note"] == "the end"
+    assert found["s1"]["replay"] == "kept"
     rows = rows_of(tmp_path)
-    calm = rows_of(tmp_path / "calm")
-    assert rows["s1"] == calm["s1"] and rows["s3"] == calm["s3"]
+    undisturbed = rows_of(tmp_path / "calm")
+    assert rows["s1"] == undisturbed["s1"] and rows["s3"] == undisturbed["s3"]
     assert [row for row in rows["s2"] if "losses/a" in row] == [
-        row for row in calm["s2"] if "losses/a" in row
+        row for row in undisturbed["s2"] if "losses/a" in row
     ][:14]
     assert [row for row in rows["s2"] if "sum" in row] == [
-        row for row in calm["s2"] if "sum" in row
+        row for row in undisturbed["s2"] if "sum" in row
     ]
 
 
-def test_a_diverged_seed_stays_so_when_it_resumes(tmp_path, monkeypatch):
+def test_a_diverged_seed_stays_diverged_on_resume(tmp_path, monkeypatch):
     args = Args(num_seeds=2, runs_dir=str(tmp_path))
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         stopping_at(patch, 25)
@@ -233,7 +228,8 @@ def test_reports_curves_and_settings(tmp_path):
     ]
     assert second[1:] == ["1,network/qf1/fc1/srank,3.0", "1,network/qf2/fc1/srank,4.0"]
     curves = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/curves.jsonl"))]
-    assert [curve["y"] for curve in curves] == [[1, 2, 3], [4, 5, 6]] and curves[0]["x"] == [
+    assert [curve["y"] for curve in curves] == [[1, 2, 3], [4, 5, 6]]
+    assert curves[0]["x"] == [
         0,
         1,
         3,
@@ -252,9 +248,8 @@ def test_one_seed_without_a_seed_axis(tmp_path, capsys):
                     batch.log(1, {"charts/return": 3.0, "losses/q": torch.tensor(0.5)})
                     batch.save(1, {"network": weights, "count": 7})
                     continue
-                assert state["count"] == 7 and torch.equal(
-                    state["network"]["weight"], weights["weight"]
-                )
+                assert state["count"] == 7
+                assert torch.equal(state["network"]["weight"], weights["weight"])
                 assert state["network"]["steps"] == [1, 2, 3] and batch.start == 1
                 batch.log_report(2, "network/q", {"srank": torch.tensor(4.0)})
                 batch.note_losses(3, {"td_loss": float("nan")})
@@ -288,9 +283,7 @@ class CompilingArgs(Args):
         ({"async_envs": True}, []),  # its workers are forked, which must not happen meanwhile
     ],
 )
-def test_a_run_that_compiles_has_vector_instructions_tried_early(
-    flags, expected, monkeypatch, tmp_path
-):
+def test_a_compiled_run_probes_vector_instructions_early(flags, expected, monkeypatch, tmp_path):
     began = []
     monkeypatch.setattr(compiler, "probe_early", lambda device: began.append(str(device)))
     args = CompilingArgs(**flags, runs_dir=str(tmp_path))

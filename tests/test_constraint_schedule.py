@@ -1,5 +1,5 @@
 """--rational.constraint-schedule: how c of a crational moves, against closed forms and a slow loop;
-that updates alone move it; that runs with it repeat, resume and keep their seeds apart.
+that only updates move it; that such runs repeat, resume and keep their seeds independent.
 
 `OMP_NUM_THREADS=1 pytest -q tests/test_constraint_schedule.py`
 """
@@ -49,9 +49,9 @@ def test_anneal_is_linear_in_log_c_and_then_stays(start, end, fraction):
     network = activations.mlp(3, (4, 4), "crational*tanh", [1, 2], rational=config)
     for update in range(1, 41):
         activations.step_constraints(network, 40)
-        share = min(update / (fraction * 40), 1)
+        fraction_done = min(update / (fraction * 40), 1)
         for module in constraints(network):
-            expected = start ** (1 - share) * end**share
+            expected = start ** (1 - fraction_done) * end**fraction_done
             np.testing.assert_allclose(module.scale().detach(), [expected] * 2, rtol=1e-5)
     assert module.scale()[0].item() == pytest.approx(end, rel=1e-6)
 
@@ -60,14 +60,14 @@ def test_ten_million_updates_are_counted_exactly():
     config = dataclasses.replace(ANNEAL, constraint_scale_end=10.0)
     module = Rational(config, True)
     with torch.no_grad():
-        module.updates.fill_(2.0**24 - 1)  # from here a float32 would stand still
+        module.updates.fill_(2.0**24 - 1)  # from here on a float32 would no longer change
     for _ in range(3):
         module.step_constraint(2**25)
     assert module.updates.item() == 2**24 + 2
     assert module.log_scale.item() == pytest.approx(math.log(5) + 0.5 * math.log(2), rel=1e-6)
 
 
-def test_fixed_is_the_older_flag():
+def test_fixed_equals_the_older_flag():
     fixed = Rational(RationalConfig(constraint_schedule="fixed"), True)
     older = Rational(RationalConfig(train_constraint_scale=False), True)
     assert not fixed.log_scale.requires_grad and not older.log_scale.requires_grad
@@ -82,7 +82,7 @@ def test_fixed_is_the_older_flag():
 
 @pytest.mark.parametrize("q", [0.5, 0.99, 1.0])
 @pytest.mark.parametrize("n", [1, 2, 100, 1_001])
-def test_upper_quantile_is_numpys(q, n):
+def test_upper_quantile_matches_numpy(q, n):
     x = normal(2, 3, n)
     expected = np.quantile(x.numpy(), q, axis=-1)
     np.testing.assert_allclose(activations.upper_quantile(x, q), expected, rtol=1e-5, atol=1e-6)
@@ -152,7 +152,7 @@ def test_shared_coefficients_have_one_c():
         running = np.full(2, 2.5)
         for layer, inputs in zip(network, (x, network[0](x))):  # layer after layer
             seen = layer.branches[0].linear(inputs).detach().numpy()
-            newest = [slow_quantile(each, config) for each in seen]
+            newest = [slow_quantile(x, config) for x in seen]
             running += 0.2 * (np.array(newest) - running)
         # the second layer's inputs were those before c moved
         np.testing.assert_allclose(first.quantile, running, rtol=2e-2)
@@ -248,7 +248,7 @@ def sac_updates(agent: sac_continuous.Agent, seeds: list[int], number: int) -> N
         agent.update(batch, torch.stack(noise), True)
 
 
-def test_targets_follow_c_as_any_parameter():
+def test_targets_track_c_like_any_parameter():
     agent = agent_of(ADAPTIVE, [1, 2])
     online = constraints(agent.qf)[0]
     target = constraints(agent.qf_target)[0]
@@ -261,7 +261,7 @@ def test_targets_follow_c_as_any_parameter():
 
 
 @pytest.mark.parametrize("config", [ADAPTIVE, ANNEAL])
-def test_a_seed_alone_is_the_seed_of_a_batch(config):
+def test_a_seed_alone_matches_its_seed_in_a_batch(config):
     together = agent_of(config, [1, 2, 3])
     alone = agent_of(config, [2])
     sac_updates(together, [1, 2, 3], 5)
@@ -339,7 +339,7 @@ def test_a_killed_run_ends_like_one_never_killed(script, flags, tmp_path, monkey
     def killed(self, *args):
         commit(self, *args)
         calls.append(self)
-        if len(calls) == 3:  # the first seed has its second checkpoint, the other has not
+        if len(calls) == 3:  # the first seed has its second checkpoint, the other does not
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -396,7 +396,7 @@ def test_c_moves_in_every_script(name, flags, tmp_path):
 # ---- identity and wrong values -------------------------------------------------------------------
 
 
-def test_runs_from_before_keep_their_names():
+def test_older_runs_keep_their_names():
     def counted(config: RationalConfig) -> dict:
         args = sac_continuous.Args(rational=config)
         excluded = identity.not_identity(args)
@@ -430,10 +430,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("told", WRONG)
-def test_wrong_options_name_their_flag(told):
-    with pytest.raises(ValueError, match=f"^--rational.{told}"):
-        RationalConfig(**WRONG[told])
+@pytest.mark.parametrize("option", WRONG)
+def test_wrong_options_name_their_flag(option):
+    with pytest.raises(ValueError, match=f"^--rational.{option}"):
+        RationalConfig(**WRONG[option])
 
 
 @pytest.mark.parametrize("script", [sac_continuous, td3_continuous, continual_supervised])
@@ -443,8 +443,8 @@ def test_a_schedule_without_a_constraint_is_an_error(script, activation, tmp_pat
     with pytest.raises(SystemExit) as ended, runlog.exit_on_user_error():
         run(script, tmp_path / "runs", f"{flags} --device cpu")
     assert ended.value.code == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert told == [
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [
         f"error: --rational.constraint-schedule adaptive: {activation} has no |x/c|^d; "
         "use crational"
     ]
@@ -452,7 +452,7 @@ def test_a_schedule_without_a_constraint_is_an_error(script, activation, tmp_pat
     activations.check_schedule(["relu", "tanh*crational"], ADAPTIVE)
 
 
-def test_an_option_of_another_schedule_is_one_line(capsys):
+def test_an_option_of_another_schedule_is_refused_in_one_line(capsys):
     flags = "--rational.constraint-schedule anneal --rational.constraint-margin 3"
     with pytest.raises(SystemExit) as ended:
         runlog.parse_args(sac_continuous.Args, flags.split())

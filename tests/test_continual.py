@@ -78,7 +78,7 @@ def test_updates_equal_torch_in_float64(flags):
     for _ in range(30):
         rows = torch.randint(300, (3, 10), generator=generator)
         labels = torch.randint(10, (3, 10), generator=generator)
-        loss, share = learner.update(images, rows, labels, None)
+        loss, accuracy = learner.update(images, rows, labels, None)
         logits = reference(images[rows[1]].double() / 16)
         expected = loss_of(logits, labels[1])
         penalty = args.l2 * sum(p.square().sum() for p in reference.parameters())
@@ -86,7 +86,7 @@ def test_updates_equal_torch_in_float64(flags):
         (expected + penalty).backward()
         adam.step()
         assert loss[1].item() == pytest.approx(expected.item(), rel=1e-4)
-        assert share[1].item() == pytest.approx(
+        assert accuracy[1].item() == pytest.approx(
             (logits.argmax(-1) == labels[1]).double().mean().item()
         )
     for mine, theirs in zip(
@@ -97,13 +97,13 @@ def test_updates_equal_torch_in_float64(flags):
         )
 
 
-def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_path, monkeypatch):
-    shares = []
+def test_a_run_writes_every_key_and_its_measures_match_the_updates(tmp_path, monkeypatch):
+    accuracies = []
     update = script.Learner.one_update
 
     def watched(self, *inputs):
         out = update(self, *inputs)
-        shares.append(out[1].clone())
+        accuracies.append(out[1].clone())
         return out
 
     monkeypatch.setattr(script.Learner, "one_update", watched)
@@ -112,7 +112,7 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         "--learning-rate 0.02"
     )
     found = run(tmp_path, flags)
-    epochs = torch.stack(shares).view(3, 2, 6, 2).mean(2)  # task, epoch, seed
+    epochs = torch.stack(accuracies).view(3, 2, 6, 2).mean(2)  # task, epoch, seed
     for i, rows in enumerate(found.values()):
         keys = {key for _, key in rows}
         assert {step for step, key in rows if key == "charts/online_accuracy"} == {12, 24, 36}
@@ -129,11 +129,11 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
         assert layers | own | {"charts/test_accuracy", "task_end/ntk_trace"} <= keys
         for task in range(3):
             end = 12 * (task + 1)
-            each = epochs[task, :, i]
+            of_seed = epochs[task, :, i]
             assert float(rows[end, "charts/online_accuracy"]) == pytest.approx(
-                each.mean().item(), rel=1e-6
+                of_seed.mean().item(), rel=1e-6
             )
-            fitted = [6.0 * (k + 1) for k in range(2) if each[k] >= 0.2]
+            fitted = [6.0 * (k + 1) for k in range(2) if of_seed[k] >= 0.2]
             written = float(rows[end, "charts/steps_to_threshold"])
             assert written == fitted[0] if fitted else math.isnan(written)
     written = []
@@ -142,7 +142,7 @@ def test_a_run_writes_every_key_and_its_measures_are_those_of_the_updates(tmp_pa
     assert not all(map(math.isnan, written))
 
 
-def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
+def test_end_accuracies_and_ntk_match_the_checkpoint(tmp_path):
     flags = "--seed 5 --activation tanh_hr --tasks permuted_labels --dataset digits"
     (rows,) = run(tmp_path, flags).values()
     args = parse(flags)
@@ -167,7 +167,7 @@ def test_end_accuracies_and_ntk_are_those_of_the_checkpoint(tmp_path):
     )
 
 
-def test_a_seed_alone_is_the_seed_of_a_batch_and_measuring_changes_nothing(tmp_path):
+def test_a_seed_alone_matches_its_seed_in_a_batch_and_measuring_changes_nothing(tmp_path):
     flags = "--activation rational --redo --redo-period 5 --redo-tau 0.9"
     batch = run(tmp_path / "a", f"--num-seeds 3 {flags}")
     alone = run(tmp_path / "b", f"--seed 2 {flags}")
@@ -212,7 +212,9 @@ def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypa
     assert status == ["finished", "finished"]
 
 
-def test_a_diverged_seed_carries_its_last_task_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_diverged_seed_carries_its_last_task_forward_and_the_others_continue(
+    tmp_path, monkeypatch
+):
     whole = run(tmp_path / "a", "--num-seeds 2")
     update = script.Learner.one_update
     calls = []
@@ -252,7 +254,7 @@ def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
     whole = run(tmp_path / "a", "--num-tasks 5")
     (rows,) = whole.values()
     trained = len(calls)
-    assert trained == 24  # the second task to its end
+    assert trained == 24  # the second task is trained to its end
     assert [rows[step, "charts/online_accuracy"] for step in (24, 36, 48, 60)] == [
         rows[12, "charts/online_accuracy"]
     ] * 4
@@ -265,10 +267,8 @@ def test_when_all_have_diverged_the_run_ends_at_once_and_a_kill_changes_nothing(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runlog.Run, "finish", interrupt)
         run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12")
-    assert (
-        run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12") == whole
-        and len(calls) == trained
-    )
+    assert run(tmp_path / "b", "--num-tasks 5 --checkpoint-frequency 12") == whole
+    assert len(calls) == trained
     assert (
         json.loads(next((tmp_path / "b").glob("*/meta.json")).read_text())["status"] == "diverged"
     )
@@ -278,7 +278,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
+def test_compiled_updates_see_in_place_changes(tmp_path):
     """A new head, recycled neurons and a resumed checkpoint must reach the compiled update."""
     flags = (
         "--num-seeds 2 --activation tanh_hr --reset-head --redo --redo-period 5 --redo-tau 0.9 "
@@ -303,15 +303,14 @@ def test_compiled_updates_see_what_is_changed_in_place(tmp_path):
                 ), (step, key)
 
 
-def test_reset_head_draws_anew_and_forgets_moments():
+def test_reset_head_redraws_weights_and_clears_moments():
     learner = script.Learner(parse(""), (1, 8, 8), 10, 16.0, [1, 2], torch.device("cpu"))
     images = some_images()
     learner.update(images, torch.arange(20).view(2, 10), torch.arange(20).view(2, 10) % 10, None)
     before = copy.deepcopy(learner)
     learner.reset_head([1, 2], 1)
-    assert (learner.network.head.weight != before.network.head.weight).all() and (
-        learner.network.head.bias == 0
-    ).all()
+    assert (learner.network.head.weight != before.network.head.weight).all()
+    assert (learner.network.head.bias == 0).all()
     alone = copy.deepcopy(before)
     alone.reset_head([1, 2], 1)
     assert torch.equal(alone.network.head.weight, learner.network.head.weight)

@@ -44,10 +44,8 @@ def test_idx_files_are_read_as_they_were_written(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(256, size=(7, 28, 28)).astype(np.uint8)
     mnist_from_wheel.write_idx(tmp_path / "t10k-images-idx3-ubyte", images)
     content = (tmp_path / "t10k-images-idx3-ubyte").read_bytes()
-    assert (
-        content[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28])
-        and len(content) == 16 + images.size
-    )
+    assert content[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 7, 0, 0, 0, 28, 0, 0, 0, 28])
+    assert len(content) == 16 + images.size
     with pytest.raises(runlog.UserError, match="damaged"):  # these are not MNIST's
         datasets.read_mnist("t10k-images-idx3-ubyte", tmp_path)
     sums = {"t10k-images-idx3-ubyte": (hashlib.md5(content).hexdigest(), "")}

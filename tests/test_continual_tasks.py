@@ -16,7 +16,7 @@ import runlog
 from environments import datasets
 
 
-def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeypatch, capfd):
+def test_a_download_that_differs_or_fails_is_reported_with_the_url(tmp_path, monkeypatch, capfd):
     (remote := tmp_path / "remote").mkdir()
     write_mnist(remote, monkeypatch)
     address = serve(remote, monkeypatch)
@@ -31,7 +31,9 @@ def test_a_download_that_differs_or_fails_is_told_with_the_url(tmp_path, monkeyp
             script.main(parse(flags))
         out, err = capfd.readouterr()
         assert out == f"downloading {url}train-images-idx3-ubyte.gz\n"
-        assert stop.value.code == 2 and err.startswith("error: --data-dir") and err.count("\n") == 1
+        assert stop.value.code == 2
+        assert err.startswith("error: --data-dir")
+        assert err.count("\n") == 1
         assert f"download {url}train-images-idx3-ubyte.gz into" in err and "--dataset digits" in err
     assert not (tmp_path / "runs").exists()
 
@@ -64,7 +66,7 @@ def test_split_cifar100_trains_a_convolutional_network(tmp_path, monkeypatch):
             )
 
 
-def test_the_convolutional_network_is_torchs():
+def test_the_convolutional_network_matches_torch():
     args = parse("--network cnn --dataset mnist --channels 3 4 --activation relu")
     network = script.Classifier(args, (1, 28, 28), 10, [1, 2])
     x = torch.rand(2, 5, 784, generator=torch.Generator().manual_seed(0))
@@ -122,7 +124,7 @@ def test_wrong_values_end_in_one_line(flags, tmp_path, capfd):
     assert not (tmp_path / "runs").exists()
 
 
-def test_batched_recycling_equals_that_of_each_seed():
+def test_batched_recycling_equals_recycling_each_seed():
     results = []
     for seeds in ([1, 2], [1], [2]):
         network = script.Classifier(parse("--layer-norm --activation crelu"), (1, 8, 8), 10, seeds)
@@ -147,8 +149,8 @@ def test_batched_recycling_equals_that_of_each_seed():
             generators,
         )
         results.append((network, optimizer, optimizers.recycle_layers(*arguments)))
-    (network, optimizer, share), *alone = results
-    assert share.tolist() == [each[2].item() for each in alone] and 0 < share.min() < 1
+    (network, optimizer, fraction), *alone = results
+    assert fraction.tolist() == [result[2].item() for result in alone] and 0 < fraction.min() < 1
     for name, p in network.named_parameters():
         for i, (single, adam, _) in enumerate(alone):
             other = single.get_parameter(name)

@@ -481,7 +481,7 @@ def test_an_algorithms_flags_pass_the_checks_of_the_projects_own(
     monkeypatch.setattr(test_repo, "ROOT", project_with_algorithm)
     monkeypatch.setattr(test_repo, "SCRIPTS", {"reinforce": reinforce})
     test_repo.test_every_flag_is_used_and_explained("reinforce", capsys)
-    test_repo.test_an_option_is_no_part_of_the_identity_and_every_script_says_so()
+    test_repo.test_every_script_excludes_its_options_from_the_identity()
 
 
 def test_the_sweep_finds_an_algorithm(project_with_algorithm):

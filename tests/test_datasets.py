@@ -49,7 +49,9 @@ def test_random_labels_change_and_the_images_stay():
     again = make_all(tasks_of("random_labels", 200))
     other = make_all(tasks_of("random_labels", 200), seed=4)
     for k, task in enumerate(found):
-        assert task.test_rows is None and task.test_labels is None and task.pixels is None
+        assert task.test_rows is None
+        assert task.test_labels is None
+        assert task.pixels is None
         assert len(set(task.rows)) == 200 and (task.rows == found[0].rows).all()
         assert (task.labels == again[k].labels).all()
         assert np.bincount(task.labels, minlength=10).min() > 5  # 20 of each expected
@@ -130,17 +132,17 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("told", WRONG)
-def test_tasks_that_the_data_set_does_not_give_are_refused(told):
-    with pytest.raises(runlog.UserError, match=f"^{told}$"):
-        tasks_of(**WRONG[told]).check()
+@pytest.mark.parametrize("message", WRONG)
+def test_tasks_that_the_data_set_does_not_support_are_refused(message):
+    with pytest.raises(runlog.UserError, match=f"^{message}$"):
+        tasks_of(**WRONG[message]).check()
 
 
 # ---- data sets -----------------------------------------------------------------------------------
 
 
 def serve(folder, monkeypatch) -> str:
-    """A server of this folder's files on the loopback interface; its address."""
+    """Serves this folder's files on the loopback interface; yields the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -189,8 +191,8 @@ def test_mnist_is_downloaded_once_checked_and_read(tmp_path, monkeypatch):
         for file in remote.iterdir():
             file.write_bytes(b"")
     (tmp_path / "data" / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01")
-    told = "^--data-dir .*: t10k-labels-idx1-ubyte is damaged .*; delete it$"
-    with pytest.raises(runlog.UserError, match=told):
+    message = "^--data-dir .*: t10k-labels-idx1-ubyte is damaged .*; delete it$"
+    with pytest.raises(runlog.UserError, match=message):
         datasets.load("mnist", tmp_path / "data")
 
 
@@ -221,7 +223,7 @@ def test_cifar100_is_read(tmp_path, monkeypatch):
         assert (split.images == images).all() and (split.labels == labels).all()
 
 
-def test_digits_are_scikit_learns(tmp_path, monkeypatch):
+def test_digits_match_scikit_learn(tmp_path, monkeypatch):
     from sklearn.datasets import load_digits
 
     data = datasets.load("digits", tmp_path / "nothing")
@@ -233,7 +235,7 @@ def test_digits_are_scikit_learns(tmp_path, monkeypatch):
         datasets.load("digits", tmp_path)
 
 
-def test_what_cannot_be_loaded_is_told_with_flag_and_remedy(tmp_path):
+def test_data_that_cannot_be_loaded_is_reported_with_flag_and_remedy(tmp_path):
     with pytest.raises(runlog.UserError, match=r"^--dataset mnis: unknown; did you mean mnist"):
         datasets.load("mnis", tmp_path)
     (tmp_path / "file").write_text("")
@@ -242,8 +244,8 @@ def test_what_cannot_be_loaded_is_told_with_flag_and_remedy(tmp_path):
     ):
         datasets.load("mnist", tmp_path / "file")
     (tmp_path / "train-images-idx3-ubyte").mkdir()
-    told = (
+    message = (
         r"^--data-dir .*: mnist cannot be read \(.*; make it readable, or choose another --data-dir"
     )
-    with pytest.raises(runlog.UserError, match=told):
+    with pytest.raises(runlog.UserError, match=message):
         datasets.load("mnist", tmp_path)

@@ -1,4 +1,4 @@
-"""Environments: how they are made, seeded and refused, and what happens when one fails.
+"""Environments: how they are created, seeded and refused, and what happens when one fails.
 
 `pytest -q tests/test_environments.py` (about 90 s).
 """
@@ -127,7 +127,7 @@ def kind_of(seed: int, number: int) -> float:
 
 
 @pytest.mark.parametrize("async_envs", ["", "--async-envs"])
-def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
+def test_failures_end_episodes_but_not_the_run_and_a_resumed_run_is_the_same(
     async_envs, tmp_path, monkeypatch, capfd
 ):
     buffers = []
@@ -140,10 +140,9 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
     monkeypatch.setattr(sac_continuous.ReplayBuffer, "add", recorded)
     flags = f"--env-id Toy-some-v0 --num-seeds 2 {async_envs}"
     whole = run(tmp_path / "a", flags)
-    told = capfd.readouterr().err.splitlines()
-    assert all(
-        line.startswith("warning: Toy-some-v0, seed ") and "not the agent" in line for line in told
-    ), told
+    warnings = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("warning: Toy-some-v0, seed ") for line in warnings), warnings
+    assert all("not the agent" in line for line in warnings), warnings
     for i, seed in enumerate((1, 2)):
         (rows,) = (rows for name, rows in whole.items() if f"__s{seed}__" in name)
         expected_errors = []
@@ -180,16 +179,15 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
         # the replay has true transitions only: one step on in the same episode;
         # where one failed, the last one again
         obs, _, rewards, terminations, next_obs = buffers[0].rows[i].split(buffers[0].columns, -1)
-        assert (
-            torch.equal(next_obs[:, 1], obs[:, 1] + 1)
-            and (rewards == 1).all()
-            and not terminations.any()
-        )
+        assert torch.equal(next_obs[:, 1], obs[:, 1] + 1)
+        assert (rewards == 1).all()
+        assert not terminations.any()
         for step, length in expected_ends:
             if length == 4:
                 assert torch.equal(buffers[0].rows[i, step - 1], buffers[0].rows[i, step - 2])
         # one line for training, perhaps one for evaluation
-        assert len([line for line in told if f"seed {seed}, " in line and "(train)" in line]) == 1
+        of_seed = [line for line in warnings if f"seed {seed}, " in line]
+        assert len([line for line in of_seed if "(train)" in line]) == 1
 
     log_episodes = environments.log_episodes
     for stop in (31, 47):  # killed in the middle of an episode after the checkpoints at 20 and 40
@@ -206,7 +204,7 @@ def test_failures_end_episodes_not_the_run_and_a_resumed_one_is_the_same(
     assert run(tmp_path / "b", flags) == whole
 
 
-def test_what_a_failed_step_and_reset_give(capfd):
+def test_what_a_failed_step_and_reset_return(capfd):
     for fault, reason in {
         "step": "ArithmeticError: bad qacc",
         "nan": "ValueError: observation 1 is nan",
@@ -248,7 +246,7 @@ def test_a_physics_error_of_dm_control_ends_the_episode(monkeypatch, capfd):
     assert info == {"environment_error": 1}
     assert PhysicsError.__name__ in capfd.readouterr().err
     other = make_env("dm_control/cartpole-swingup-v0", 0, 1, "train")
-    # and the next one is whole
+    # and the next one is complete
     assert np.array_equal(env.reset()[0], other.reset(options={"number": [1]})[0])
     assert np.array_equal(env.step(np.ones(1))[0], other.step(np.ones(1))[0])
 
@@ -258,7 +256,7 @@ def stand_still(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("in_workers", [False, True])
-def test_evaluation_goes_on_and_gives_up_in_one_line(in_workers, capfd):
+def test_evaluation_continues_after_failures_and_gives_up_in_one_line(in_workers, capfd):
     envs = environments.make_envs("Toy-some-v0", [1, 2], "train", in_workers)
     episodes = environments.play_episodes(envs, stand_still, 0, 3)
     dones = episodes.dones
@@ -282,7 +280,7 @@ def test_evaluation_goes_on_and_gives_up_in_one_line(in_workers, capfd):
 # ---- worker processes ----------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_is_told_in_one_line(capfd):
+def test_a_worker_that_dies_is_reported_in_one_line(capfd):
     envs = environments.make_envs("Toy-killed-v0", [1, 2], "train", True)
     envs.reset()
     with pytest.raises(
@@ -350,7 +348,7 @@ def test_no_worker_outlives_its_parent(end):
             parent.kill()
         _, err = parent.communicate(timeout=60)
     finally:
-        parent.kill()  # it would step its environments for ever
+        parent.kill()  # would step its environments forever
     # the parent's own: no script around it here
     assert err.count("Traceback") == (end == "SIGINT"), err
     deadline = time.monotonic() + 20
@@ -366,7 +364,7 @@ def test_no_worker_outlives_its_parent(end):
 
 
 class Spaces(Toy):
-    """Toy with other spaces; the observation is a sample."""
+    """Toy with these spaces; observations are random samples."""
 
     def __init__(self, obs=None, act=None):
         super().__init__()
@@ -454,13 +452,13 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_other_spaces_are_refused_in_one_line(case):
-    spaces, told = REFUSED[case]
-    with pytest.raises(runlog.UserError, match=f"--env-id Spaces-v0: .*{told}") as error:
+    spaces, message = REFUSED[case]
+    with pytest.raises(runlog.UserError, match=f"--env-id Spaces-v0: .*{message}") as error:
         make_env(register(**spaces), 0, 1, "train")
     assert "\n" not in str(error.value)
 
 
-def test_an_endless_environment_gets_a_time_limit_and_says_so(capfd):
+def test_an_endless_environment_gets_a_time_limit_and_a_warning(capfd):
     environments.check_environments(["Toy-endless-v0"], 1)
     line = "Toy-endless-v0: has no time limit; its episodes end after 1,000 steps"
     assert capfd.readouterr().out.startswith(line)
@@ -480,7 +478,7 @@ def test_an_endless_environment_gets_a_time_limit_and_says_so(capfd):
 
 
 def test_a_module_may_build_on_the_suites(tmp_path):
-    """In a process of its own: here the suites are registered already."""
+    """In a separate process, since the suites are already registered in this one."""
     (tmp_path / "wrapped_tasks.py").write_text(
         "import gymnasium\n"
         "def make(**settings):\n"
@@ -509,13 +507,13 @@ def test_a_module_of_the_current_folder(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "path", [*sys.path, os.path.dirname(__file__)])
     env = make_env("my_worlds:Mine-v0", 0, 1, "train")
     assert env.reset()[0].shape == (2,)
-    for env_id, told in {
+    for env_id, message in {
         "my_worlds:Mime-v0": "unknown; did you mean my_worlds:Mine-v0",
         "my_words:Mine-v0": (
             "cannot import my_words .ModuleNotFoundError.*start where Python finds the module"
         ),
     }.items():
-        with pytest.raises(runlog.UserError, match=f"--env-id {env_id}: {told}"):
+        with pytest.raises(runlog.UserError, match=f"--env-id {env_id}: {message}"):
             make_env(env_id, 0, 1, "train")
     rows = run(tmp_path / "runs", "--env-id my_worlds:Mine-v0")
     assert next(iter(rows)).startswith("my_worlds-Mine-v0__")
@@ -542,7 +540,7 @@ def check_two_constructions(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("task", ["lqr-lqr_2_1", "lqr-lqr_6_2", "fish-swim", "reacher-easy"])
-def test_two_constructions_are_one_system(task):
+def test_two_constructions_are_the_same_system(task):
     check_two_constructions(f"dm_control/{task}-v0")
 
 
@@ -550,7 +548,7 @@ def test_two_constructions_of_a_meta_world_task():
     check_two_constructions("metaworld/reach-v3")
 
 
-def test_lqr_is_one_system_for_training_and_evaluation_and_another_for_another_seed():
+def test_lqr_is_the_same_in_training_and_evaluation_and_differs_between_seeds():
     def stiffness(seed, stream):
         return make_env(
             "dm_control/lqr-lqr_2_1-v0", 0, seed, stream
@@ -560,7 +558,7 @@ def test_lqr_is_one_system_for_training_and_evaluation_and_another_for_another_s
     assert stiffness(1, "eval") == stiffness(1, "play") == first != stiffness(2, "train")
 
 
-def test_global_generators_are_seeded_for_the_building_only():
+def test_global_generators_are_seeded_during_construction_only():
     class Drawing(Toy):
         def __init__(self):
             super().__init__()
@@ -626,11 +624,9 @@ def test_a_run_needs_no_graphics_and_a_video_without_them_is_one_warning(tmp_pat
     done = subprocess.run(argv, capture_output=True, text=True, env=environment | broken)
     assert done.returncode == 0 and "step 60: eval/episodic_return" in done.stdout, done
     (line,) = done.stderr.splitlines()
-    assert (
-        line.startswith("warning: no video ")
-        and "no graphics here: banana: " in line
-        and "osmesa: " in line
-    )
+    assert line.startswith("warning: no video ")
+    assert "no graphics here: banana: " in line
+    assert "osmesa: " in line
 
 
 def test_dm_control_steps_without_a_graphics_library(monkeypatch):
@@ -668,7 +664,7 @@ def probes(monkeypatch):
     graphics._choose.cache_clear()
 
 
-def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
+def test_the_first_back_end_that_works_is_chosen(probes, monkeypatch, capfd):
     works, tried = probes
     assert graphics.enable_graphics() == "egl" and tried == ["egl"]
     assert (os.environ["MUJOCO_GL"], os.environ["PYOPENGL_PLATFORM"]) == ("egl", "egl")
@@ -677,7 +673,7 @@ def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
     tried.clear()
     graphics._choose.cache_clear()
     assert graphics.enable_graphics() == "osmesa"
-    assert tried == ["egl", "osmesa"]  # egl is now the user's
+    assert tried == ["egl", "osmesa"]  # egl is now the user's choice
     assert capfd.readouterr().err.startswith(
         "warning: MUJOCO_GL=egl does not work here, so videos are drawn with osmesa"
     )
@@ -702,7 +698,7 @@ def test_the_first_back_end_that_works_is_taken(probes, monkeypatch, capfd):
         graphics.enable_graphics()
 
 
-def test_a_driver_that_crashes_or_hangs_is_a_reason(monkeypatch):
+def test_a_driver_that_crashes_or_hangs_is_reported_as_a_reason(monkeypatch):
     monkeypatch.setattr(graphics, "PROBE", "import os; os.kill(os.getpid(), 11)")
     assert graphics.reason_against("egl") == "killed by signal 11"
     monkeypatch.setattr(graphics, "PROBE", "import time; time.sleep(60)")
@@ -735,10 +731,14 @@ def check_task(task: str) -> None:
     env = make_env(f"dm_control/{task}-v0", 0, 1, "train")
     obs, _ = env.reset()
     action = env.action_space.sample()
-    assert obs.ndim == 1 and obs.shape == env.observation_space.shape and np.isfinite(obs).all()
+    assert obs.ndim == 1
+    assert obs.shape == env.observation_space.shape
+    assert np.isfinite(obs).all()
     assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
     next_obs, reward, terminated, truncated, _ = env.step(action)
-    assert next_obs.shape == obs.shape and np.isfinite(next_obs).all() and np.isfinite(reward)
+    assert next_obs.shape == obs.shape
+    assert np.isfinite(next_obs).all()
+    assert np.isfinite(reward)
     assert (-1 if task.startswith("lqr-") else 0) <= reward <= 1  # lqr's is 1 minus a cost
     assert not terminated and not truncated
     env.close()
@@ -771,5 +771,5 @@ def test_all_dm_control_tasks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["push-v3", "sweep-v3", "door-open-v3", "peg-insert-side-v3"])
-def test_meta_world_tasks_are_one_system(task):
+def test_two_constructions_of_every_meta_world_task(task):
     check_two_constructions(f"metaworld/{task}")

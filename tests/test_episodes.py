@@ -1,4 +1,4 @@
-"""Training and played episodes of environments/episodes.py, on made-up steps.
+"""Training episodes and played episodes of environments/episodes.py, on artificial steps.
 
 `pytest -q tests/test_episodes.py` (a second).
 """
@@ -57,17 +57,17 @@ def test_episodes_are_summed_logged_and_followed_by_the_next():
         transition([10.0, 20.0, 30.0], [True] * 3, [NAN, 0.0, 0.0]),
         transition([5.0, 5.0, 5.0], [False] * 3, [NAN, 0.0, 0.0]),
     ]
-    for step, each in enumerate(steps, 1):
-        environments.log_episodes(batch, step, episodes, each)
+    for number, step in enumerate(steps, 1):
+        environments.log_episodes(batch, number, episodes, step)
     ends = {"charts/episodic_return": 11.0, "charts/episodic_length": 2}
-    assert batch.rows[0] == [(2, ends)]  # no success where the environment tells none
+    assert batch.rows[0] == [(2, ends)]  # no success where the environment reports none
     ends = {"charts/success": 1.0, "charts/episodic_return": 22.0, "charts/episodic_length": 2}
     assert batch.rows[1] == [(2, ends)]  # success at any step
     assert batch.rows[2] == []  # diverged
     assert episodes[1] == Episode(number=5, total_reward=5.0, actions=[[2.0]], errors=2)
 
 
-def test_failures_are_counted_and_an_episode_that_cannot_begin_gives_way():
+def test_failures_are_counted_and_episodes_that_cannot_begin_are_skipped():
     batch = Rows(diverged=[0, 0, 0])
     episodes = [Episode(), Episode(number=4, errors=2), Episode()]
     infos = {
@@ -141,7 +141,7 @@ def test_played_episodes_have_named_columns_and_true_successors():
     assert rows[1] == pytest.approx({"eval/episodic_return": (60 + 150) / 2, "eval/success": 1.0})
 
 
-def test_no_evaluation_plays_an_episode_of_another():
+def test_evaluations_never_share_an_episode():
     played = []
     for index in range(1, 30):
         for first in environments.evaluation_episodes(index, 5):

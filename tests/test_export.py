@@ -34,7 +34,7 @@ def test_an_unfinished_run_has_whole_windows_only(tmp_path):
     assert found[-1].tolist() == [10_000, 6.0]
 
 
-def test_returns_of_games_are_means_over_windows(tmp_path):
+def test_game_returns_are_means_over_windows(tmp_path):
     rng = np.random.default_rng(0)
     rows = {}
     for seed in (1, 2):
@@ -62,15 +62,14 @@ def test_returns_of_games_are_means_over_windows(tmp_path):
         ours = [
             r for r in found if r["metric"] == "charts/window_return" and int(r["seed"]) == seed
         ]
-        told = {int(r["env_step"]): float(r["value"]) for r in ours}
+        exported = {int(r["env_step"]): float(r["value"]) for r in ours}
         truth = {}
         for end in range(250, 10_001, 250):
             inside = [value for step, value in rows[seed] if end - 250 < step <= end]
             if inside:
                 truth[end] = sum(inside) / len(inside)
-        assert told.keys() == truth.keys() and np.allclose(
-            [told[k] for k in truth], [*truth.values()], rtol=1e-12
-        )
+        assert exported.keys() == truth.keys()
+        assert np.allclose([exported[k] for k in truth], [*truth.values()], rtol=1e-12)
     assert {
         float(r["value"]) for r in found if r["metric"] == "network/q/fc1/branch1_dead_share"
     } == {0.25}
@@ -79,7 +78,7 @@ def test_returns_of_games_are_means_over_windows(tmp_path):
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
 
 
-def test_runs_that_differ_in_a_setting_are_curves_of_their_own(tmp_path):
+def test_runs_that_differ_in_a_setting_are_separate_curves(tmp_path):
     for eps in (1e-8, 1e-5):
         args = pqn_atari.Args(runs_dir=str(tmp_path), learning_rate=eps, total_timesteps=10_000)
         run = pqn_atari.runs_of(args)[0].open(tensorboard=False)
@@ -132,7 +131,9 @@ def test_rows_are_thinned_at_common_steps():
     series = [np.arange(1, n + 1).repeat(2).reshape(-1, 2) for n in (10_000, 9_990)]
     first, second = (rows[:, 0].tolist() for rows in export_results.thinned(series))
     assert (len(first), len(second)) == (200, 200)
-    assert first == second and first[0] == 1 and first[-1] == 9_990
+    assert first == second
+    assert first[0] == 1
+    assert first[-1] == 9_990
     # equal steps: evenly spaced, with the first and the last
     expected = np.unique(np.linspace(1, 10_000, 200).round())
     for rows in export_results.thinned([series[0], series[0]]):

@@ -1,5 +1,5 @@
-"""Every flag of every script at values that no machine can use,
-and what a run needs of memory and disk.
+"""Every flag of every script with values that no machine can use,
+and how much memory and disk a run needs.
 
 `pytest -q tests/test_flags.py` (about 30 s).
 """
@@ -36,7 +36,7 @@ WITHOUT_DEFAULT = {
 
 
 def refused(script: str, argv: list[str], folder, capfd) -> str:
-    """The one line of a command that must not start."""
+    """The one-line error of a command that must not start."""
     argv = [*START.get(script, "").split(), "--runs-dir", str(folder / "runs"), *argv]
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
@@ -50,9 +50,7 @@ def refused(script: str, argv: list[str], folder, capfd) -> str:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_no_flag_takes_a_number_that_cannot_be_counted_with_or_an_empty_text(
-    script, tmp_path, capfd
-):
+def test_no_flag_accepts_unusable_numbers_or_an_empty_text(script, tmp_path, capfd):
     tried = 0
     for name, default, _ in cli._all_fields(SCRIPTS[script].Args()):
         value = WITHOUT_DEFAULT.get(name, default)
@@ -96,7 +94,7 @@ def test_a_new_field_is_checked_without_being_listed(tmp_path):
             cli.check_flags(Args(**change))
 
 
-def test_the_last_seed_of_a_batch_counts(tmp_path):
+def test_the_last_seed_of_a_batch_is_checked_too(tmp_path):
     args = sac_continuous.Args(seed=2**63 - 1, num_seeds=1, runs_dir=str(tmp_path))
     runlog.check_range(args, "[0, inf)", "seed")
     with pytest.raises(
@@ -167,19 +165,19 @@ for name, commands in TOO_LARGE.items():
 
 
 @pytest.mark.parametrize("script, command", CASES)
-def test_what_no_machine_holds_is_refused_and_the_right_flag_named(
+def test_what_no_machine_can_hold_is_refused_naming_the_right_flag(
     script, command, tmp_path, capfd
 ):
-    told = refused(script, command.split(), tmp_path, capfd)
+    message = refused(script, command.split(), tmp_path, capfd)
     flag = command.split()[0]
-    assert told.startswith(f"error: {flag} "), told
-    assert re.search(r"need|must|no actor update|classes make 2", told), told
+    assert message.startswith(f"error: {flag} "), message
+    assert re.search(r"need|must|no actor update|classes make 2", message), message
 
 
 @pytest.mark.parametrize("steps", [50_000, 80_000, 80_003])
 def test_dqn_without_an_update_is_refused(steps, tmp_path, capfd):
-    told = refused("dqn_atari", ["--total-timesteps", str(steps)], tmp_path, capfd)
-    assert f"--total-timesteps {steps}: the first update is at step 80004" in told
+    message = refused("dqn_atari", ["--total-timesteps", str(steps)], tmp_path, capfd)
+    assert f"--total-timesteps {steps}: the first update is at step 80004" in message
     dqn_atari.check_updates(dqn_atari.Args(total_timesteps=80_004))
 
 
@@ -202,19 +200,22 @@ def test_the_step_of_dqns_first_update(num_envs, train_frequency, learning_start
         dqn_atari.check_updates(dataclasses.replace(args, total_timesteps=step - 1))
 
 
-def test_folders_that_cannot_be_used(tmp_path, capfd):
+def test_folders_that_cannot_be_used_are_refused(tmp_path, capfd):
     for flag in ("--runs-dir", "--out"):
-        told = refused("function_approximation", [flag, f"{tmp_path}/{'x' * 300}"], tmp_path, capfd)
-        assert flag in told and "File name too long" in told and "shorter name" in told
-        told = refused("function_approximation", [flag, "/etc/hostname/x"], tmp_path, capfd)
-        assert f"{flag} /etc/hostname/x: Not a directory; choose a writable folder" in told
-    told = refused(
+        long_path = f"{tmp_path}/{'x' * 300}"
+        message = refused("function_approximation", [flag, long_path], tmp_path, capfd)
+        assert flag in message
+        assert "File name too long" in message
+        assert "shorter name" in message
+        message = refused("function_approximation", [flag, "/etc/hostname/x"], tmp_path, capfd)
+        assert f"{flag} /etc/hostname/x: Not a directory; choose a writable folder" in message
+    message = refused(
         "continual_supervised",
         ["--dataset", "mnist", "--data-dir", "/etc/hostname"],
         tmp_path,
         capfd,
     )
-    assert "--data-dir /etc/hostname" in told
+    assert "--data-dir /etc/hostname" in message
     data = tmp_path / "data"
     (data / "train-images-idx3-ubyte").mkdir(parents=True)
     argv = ["--dataset", "mnist", "--data-dir", str(data), "--runs-dir", str(tmp_path / "runs")]
@@ -347,7 +348,7 @@ def test_memory_of_the_classifier_and_of_the_regression(network, activation):
     assert memory.mlp_size(1, (20, 30), activation, 1).parameters == networks.count()
 
 
-def test_memory_that_is_available(tmp_path):
+def test_available_memory(tmp_path):
     here = memory.available_memory(CPU)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < here <= total

@@ -67,7 +67,7 @@ def test_a_rational_by_hand():
 
 
 @pytest.mark.parametrize("activation", [*activations.ACTIVATIONS, "tanh_hr", "identity*silu"])
-def test_products_of_matrices_are_those_of_torch(activation):
+def test_matrix_products_match_torchs_counter(activation):
     """Torch's counter knows matrix products only; the rest is work per neuron."""
     inputs = torch.randn(BATCH, IN)
     built = network(activation)
@@ -82,7 +82,7 @@ def test_products_of_matrices_are_those_of_torch(activation):
     assert counted.forward > forward and counted.backward > backward
 
 
-def test_what_is_not_counted_is_refused():
+def test_layers_that_are_not_counted_are_refused():
     with pytest.raises(ValueError, match="convolution: is not counted"):
         flops.count(nn.Conv2d(1, 2, 3), torch.randn(1, 1, 5, 5))
 

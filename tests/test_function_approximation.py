@@ -71,7 +71,7 @@ def table(path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_parameter_counts_are_those_of_the_paper():
+def test_parameter_counts_match_the_paper():
     args = script.Args()
     counts = []
     for activation, widths in script.architectures(args):
@@ -112,7 +112,7 @@ def reference(networks: script.Networks, i: int, name: str):
 
 
 @pytest.mark.parametrize("name, widths", [("relu", (12,)), ("tanh_hr", (6,)), ("tanh", (8, 8, 8))])
-def test_a_batch_trains_as_a_slow_loop_over_torch_modules(name, widths):
+def test_a_batch_trains_like_a_slow_loop_over_torch_modules(name, widths):
     rates = [1e-3, 1e-2, 1e-2]
     seeds = [1, 1, 4]
     networks = script.Networks(name, widths, seeds, rates, script.Args(compile=False), CPU)
@@ -176,10 +176,8 @@ def test_runs_repeat_compiled_too_and_a_seed_alone_is_the_same_run(tmp_path, cap
         for k, m in itertools.product((1, 2), ("srank", "dead_share", "dormant_share"))
     } <= keys
     capfd.readouterr()
-    assert (
-        run(tmp_path / "a", flags) == first
-        and "finished already (--fresh starts" in capfd.readouterr().out
-    )
+    assert run(tmp_path / "a", flags) == first
+    assert "finished already (--fresh starts" in capfd.readouterr().out
     assert run(tmp_path / "a", f"{flags} --fresh") == first
 
 
@@ -204,9 +202,8 @@ def test_the_error_is_that_of_the_stored_network_between_the_points(tmp_path, ca
         error = np.mean((fit - 10 * np.sin(7 * x) - 15 * np.sin(10 * x) - 5 * np.cos(5 * x)) ** 2)
         assert values(rows[folder.name], key)[40] == pytest.approx(error, rel=1e-5)
     capfd.readouterr()
-    assert run(tmp_path, flags) == rows and re.search(
-        "^11 runs such as .* already", capfd.readouterr().out, re.M
-    )
+    assert run(tmp_path, flags) == rows
+    assert re.search("^11 runs such as .* already", capfd.readouterr().out, re.M)
 
 
 def child(folder: str, flags: str) -> None:
@@ -218,7 +215,7 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
         "--activations tanh_hr --deep-activations relu --total-steps 400 --checkpoint-frequency 50"
     )
     flags += " --learning-rates 1e-2"
-    calm = run(tmp_path / "a", flags)
+    undisturbed = run(tmp_path / "a", flags)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]))
     context = multiprocessing.get_context("forkserver")
     b = tmp_path / "b"
@@ -236,7 +233,7 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    assert scalars(b) != calm and run(b, flags) == calm
+    assert scalars(b) != undisturbed and run(b, flags) == undisturbed
     sessions = []
     for path in b.glob("*/meta.json"):
         sessions += json.loads(path.read_text())["sessions"]
@@ -245,14 +242,13 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
 
 def test_a_diverged_run_leaves_the_others_alone(tmp_path):
     both = run(tmp_path / "a", "--activations tanh --deep-activations --learning-rates 1e-2 1e30")
-    calm = run(tmp_path / "b", "--activations tanh --deep-activations --learning-rates 1e-2")
+    undisturbed = run(tmp_path / "b", "--activations tanh --deep-activations --learning-rates 1e-2")
     for name, rows in both.items():
         meta = json.loads((tmp_path / "a" / name / "meta.json").read_text())
-        if name in calm:
+        if name in undisturbed:
             assert meta["status"] == "finished"
-            np.testing.assert_allclose(
-                [*values(rows, "eval/mse").values()], [*values(calm[name], "eval/mse").values()]
-            )
+            expected = values(undisturbed[name], "eval/mse").values()
+            np.testing.assert_allclose([*values(rows, "eval/mse").values()], [*expected])
         else:
             assert meta["status"] == "diverged" and meta["step"] <= 40
             assert list(values(rows, "eval/mse")) == [0, 10, 20, 30, 40]
@@ -264,28 +260,27 @@ def test_a_diverged_run_leaves_the_others_alone(tmp_path):
 
 
 @pytest.mark.parametrize("expression", script.CLOSED_FORMS)
-def test_table_1_and_a_sum_would_not_pass(expression):
+def test_table_1_matches_its_closed_forms_and_a_sum_does_not(expression):
     """99.9 % intervals; the closed forms are written out once more."""
     forms = {"tanh_hr": lambda p: p * p, "relu_hr": lambda p: 1 - (1 - p) * (1 - p)}
     for p in (0.2, 0.6):
         expected = forms.get(expression, lambda p: p)(p)
-        low, high = binomtest(script.dead_share(expression, p, 1000, seed=3), 1000).proportion_ci(
+        low, high = binomtest(script.count_dead(expression, p, 1000, seed=3), 1000).proportion_ci(
             0.999
         )
-        assert low <= expected <= high and script.CLOSED_FORMS[expression](p) == pytest.approx(
-            expected
-        )
+        assert low <= expected <= high
+        assert script.CLOSED_FORMS[expression](p) == pytest.approx(expected)
         if expression in ("relu_hr", "sigmoid_hr"):  # a sum is dead only where both are: p^2
             name = expression.removesuffix("_hr")
             low, high = binomtest(
-                script.dead_share(f"{name}+{name}", p, 1000, seed=3), 1000
+                script.count_dead(f"{name}+{name}", p, 1000, seed=3), 1000
             ).proportion_ci(0.999)
             assert low <= p * p <= high < expected
 
 
 def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     rows = run(tmp_path, "--num-seeds 3 --table1-neurons 60")
-    told = capfd.readouterr().out
+    printed = capfd.readouterr().out
     out = tmp_path / "function_approximation"
     for name in ("shallow.png", "deep.png", "table1.png"):
         assert imread(out / name).std() > 0.05
@@ -319,11 +314,11 @@ def test_what_is_drawn_agrees_with_the_scalars(tmp_path, capfd):
     row = ratios["relu 2 x 6", "tanh_hr 1 x 4", "0.01"]
     logs = [np.log(last["relu", "6 6", "0.01", s] / last["tanh_hr", "4", "0.01", s]) for s in "123"]
     low, high = t.interval(0.95, 2, np.mean(logs), np.std(logs, ddof=1) / 3**0.5)
-    told_ratios = [float(row[key]) for key in ("ratio", "low", "high")]
-    np.testing.assert_allclose(told_ratios, np.exp([np.mean(logs), low, high]), rtol=1e-4)
+    interval = [float(row[key]) for key in ("ratio", "low", "high")]
+    np.testing.assert_allclose(interval, np.exp([np.mean(logs), low, high]), rtol=1e-4)
     fits = table(out / "fits.csv")
     assert len(fits) == script.DENSE_POINTS and len(fits[0]) == 1 + 5
-    assert "tanh_hr, hidden units 4: 21 parameters" in told and "Table 1, relu_hr" in told
+    assert "tanh_hr, hidden units 4: 21 parameters" in printed and "Table 1, relu_hr" in printed
     before = {path.name: path.read_bytes() for path in out.glob("*.csv")}
     folders = [str(path.parent) for path in tmp_path.glob("*/config.json")]
     figures.main(["function_approximation", "--runs", *folders, "--out", str(tmp_path / "again")])

@@ -9,7 +9,7 @@ from test_function_approximation import parse
 import function_approximation as script
 import runlog
 
-COMMANDS = {  # command: what its line must tell (flag, value, remedy)
+COMMANDS = {  # command: what its error must contain (flag, value, remedy)
     "--activations rellu": ["--activations 'rellu'", "relu"],
     "--activations": ["--activations", "at least one"],
     "--activations tanh_hr tanh*tanh": ["--activations tanh_hr", "twice"],
@@ -32,18 +32,16 @@ COMMANDS = {  # command: what its line must tell (flag, value, remedy)
 def test_a_wrong_command_ends_in_one_line_and_creates_nothing(command, tmp_path, capfd):
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         script.main(parse(tmp_path / "runs", command))
-    told = capfd.readouterr()
-    assert (
-        stop.value.code == 2
-        and told.err.startswith("error: ")
-        and told.err.count("\n") == 1
-        and told.out == ""
-    )
-    assert all(word in told.err for word in COMMANDS[command]), told.err
+    output = capfd.readouterr()
+    assert stop.value.code == 2
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+    assert all(word in output.err for word in COMMANDS[command]), output.err
     assert os.listdir(tmp_path) == []
 
 
-def test_a_figures_folder_that_cannot_be_made_ends_before_the_training(tmp_path):
+def test_a_figures_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
     (tmp_path / "function_approximation").touch()
     with pytest.raises(
         runlog.UserError, match=r"--runs-dir .*function_approximation: Not a directory"

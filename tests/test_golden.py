@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.parametrize("script", golden.TRAININGS)
-def test_names_and_rows_are_what_they_were(script):
+def test_names_and_rows_are_unchanged(script):
     expected = json.loads(golden.FILE.read_text())[script]
     found = golden.train_portably(script)
     assert sorted(found) == sorted(expected), "other names: a run's identity has changed"

@@ -59,26 +59,27 @@ def test_a_job_that_fails_or_hangs_costs_only_itself(tmp_path):
     assert "no such thing" in reports["broken before"]["error"]
     assert "out of memory" in reports["broken within"]["error"]
     assert "longer than 1 s" in reports["hangs"]["error"]
-    for name in ("good", "broken within", "hangs", "slow"):  # what was measured before is kept
+    for name in ("good", "broken within", "hangs", "slow"):  # earlier measurements are kept
         assert reports[name]["result"] == {"rows": [{"speed": 5.0}]}, name
     assert reports["detailed"]["result"] == {"rows": [{"speed": 6.0}]}
     assert all(job.has_ended() for job in jobs)
     statuses = [[report["status"] for report in reports] for reports in written]
-    assert ["done", "ready"] in [each[:2] for each in statuses]  # written after each job, in turn
+    # written after each job, in turn
+    assert ["done", "ready"] in [status[:2] for status in statuses]
 
 
-def test_nothing_is_begun_after_the_budget(tmp_path):
+def test_nothing_starts_after_the_budget(tmp_path):
     jobs, _ = run(tmp_path, ["hangs", "good"], limit=4.0, budget_seconds=3.0)
     assert [job.status for job in jobs] == ["timed out", "skipped"]
 
 
-def test_what_does_not_warm_up_in_time_is_given_up(tmp_path):
+def test_a_job_that_does_not_warm_up_in_time_is_given_up(tmp_path):
     jobs, _ = run(tmp_path, ["slow", "good"], budget_seconds=2.0, ready_seconds=1.0)
     assert [job.status for job in jobs] == ["timed out", "done"]
     assert "did not warm up" in jobs[0].error
 
 
-def test_the_jobs_are_complete_and_the_most_important_first():
+def test_the_jobs_are_complete_with_the_most_important_first():
     names = [job.name for job in gpu.make_jobs(gpu.Args())]
     assert names[:3] == [
         "updates crational 10",
@@ -107,7 +108,7 @@ def test_the_table_shows_what_was_measured(tmp_path):
     assert "why / not; last" in text
 
 
-def test_ratios_are_of_the_same_activation_and_size():
+def test_ratios_compare_the_same_activation_and_size():
     def row(seeds, mode, speed, activation="tanh_hr"):
         values = {"seeds": seeds, "mode": mode, "seed_updates_per_s": speed}
         return values | {"activation": activation}

@@ -1,4 +1,4 @@
-"""Whole runs of SAC and TD3: as CUDA graphs, killed and resumed, beside another on the same card,
+"""Whole runs of SAC and TD3: with CUDA graphs, killed and resumed, next to another on the same GPU,
 and played on the CPU.
 
 `make test-gpu` where there is a GPU (about a minute); `pytest -q tests/test_gpu_runs.py -m "not
@@ -57,7 +57,7 @@ def read_rows(folder: Path) -> Rows:
 
 
 def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
-    """Equal rows; says how far they are apart where they are not. Not exact: to within 1e-3 of the
+    """Rows are equal, otherwise reports how far apart they are. Not exact: to within 1e-3 of the
     value."""
     assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:5]
     assert any("losses/actor_loss" in key for key in expected), "no updates"
@@ -69,9 +69,9 @@ def assert_same(found: Rows, expected: Rows, exact: bool = True) -> None:
         return
     worst = max(differences, key=differences.get)
     first = min(differences, key=lambda key: key[1])
-    told = f"{len(differences)} of {len(expected)} rows differ, first {first}, "
-    told += f"most {worst} by {differences[worst]:.2g}"
-    assert not exact and differences[worst] < 1e-3, told
+    message = f"{len(differences)} of {len(expected)} rows differ, first {first}, "
+    message += f"most {worst} by {differences[worst]:.2g}"
+    assert not exact and differences[worst] < 1e-3, message
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ DEVICES = [
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("device, compiled", DEVICES)
-def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypatch):
+def test_cudagraphs_do_not_change_training(device, compiled, case, tmp_path, monkeypatch):
     if compiled == "--compile" and case != "seeds":
         pytest.skip("the compiled update is captured in one test: it takes half a minute")
     flags = f"--device {device} {compiled} --num-seeds 3"
@@ -148,7 +148,7 @@ def test_cudagraphs_train_as_without(device, compiled, case, tmp_path, monkeypat
 @pytest.mark.parametrize("case", CASES[:2])
 @pytest.mark.parametrize("utd, num_graphs", [(4, 1), (1, 2)])
 @pytest.mark.parametrize("device, compiled", DEVICES)
-def test_cudagraphs_of_td3_train_as_without(
+def test_cudagraphs_do_not_change_td3_training(
     device, compiled, utd, num_graphs, case, tmp_path, monkeypatch
 ):
     """With --utd 1 every other block has the policy's update: two graphs, in turn."""
@@ -172,7 +172,7 @@ def test_cudagraphs_of_td3_train_as_without(
 
 # ---- resumption, two processes, evaluation -------------------------------------------------------
 
-# A process of its own, in which nothing else is patched; with STOP it sends SIGTERM to itself after
+# A separate process, in which nothing else is patched; with STOP it sends SIGTERM to itself after
 # that step
 PROGRAM = """
 import os, signal, sys
@@ -200,14 +200,14 @@ def start(folder: Path, flags: str, stop: str = "") -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_a_killed_run_ends_as_one_that_was_not_and_plays_on_the_cpu(
+def test_a_killed_run_ends_like_one_never_killed_and_plays_on_the_cpu(
     device, tmp_path, monkeypatch, capfd
 ):
     flags = f"--device {device} --no-compile --no-cudagraphs --num-seeds 2"
     killed = start(tmp_path / "killed", flags, str(STOP))
     expected = run(tmp_path / "whole", flags)
-    told, _ = killed.communicate(timeout=120)
-    assert killed.returncode == 143, told[-500:]
+    output, _ = killed.communicate(timeout=120)
+    assert killed.returncode == 143, output[-500:]
     steps = {step for _, step, _ in read_rows(tmp_path / "killed")}
     assert max(steps) < TOTAL, "it ended before it was killed"
     found = run(tmp_path / "killed", flags)
@@ -219,25 +219,25 @@ def test_a_killed_run_ends_as_one_that_was_not_and_plays_on_the_cpu(
     monkeypatch.setattr(environments, "evaluate", lambda *_: [{"eval/episodic_return": 1.0}])
     capfd.readouterr()
     run(tmp_path / "killed", f"{flags} --evaluate --device cpu")
-    told = capfd.readouterr().out
-    assert told.startswith("seed 1: eval/episodic_return ") and told.count("\n") == 2, told
+    output = capfd.readouterr().out
+    assert output.startswith("seed 1: eval/episodic_return ") and output.count("\n") == 2, output
     assert_same(found, expected)
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_two_processes_on_one_device_train_as_one_alone(device, tmp_path):
+def test_two_processes_on_one_device_train_like_one_alone(device, tmp_path):
     flags = f"--device {device} --no-compile --no-cudagraphs"
     both = [start(tmp_path / name, flags) for name in ("one", "other")]
     alone = run(tmp_path / "alone", flags)
     for process in both:
-        told, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, told[-500:]
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output[-500:]
     for name in ("one", "other"):
         assert_same(read_rows(tmp_path / name), alone)
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_networks_of_a_checkpoint_act_alike_on_both(device, tmp_path):
+def test_networks_of_a_checkpoint_act_alike_on_both_devices(device, tmp_path):
     """The newest checkpoint in an agent on the device and in one on the CPU: equal modes and
     Q-values."""
     flags = f"--device {device} --no-compile --no-cudagraphs"
@@ -247,8 +247,8 @@ def test_networks_of_a_checkpoint_act_alike_on_both(device, tmp_path):
     _, state, _ = one.load_checkpoint()
     obs = np.random.default_rng(0).normal(size=(1, 5)).astype(np.float32)
     actions = []
-    for each in (device, "cpu"):
-        agent = sac_continuous.Agent(5, 1, args, [1], torch.device(each))
+    for name in (device, "cpu"):
+        agent = sac_continuous.Agent(5, 1, args, [1], torch.device(name))
         runlog.restore_module(agent, [state["agent"]])
         actions.append(agent.act(obs))
     np.testing.assert_allclose(*actions, atol=1e-5)

@@ -131,8 +131,8 @@ def after_continual(
     for _ in range(2):
         rows = torch.randint(20, (2, BATCH), generator=generator).to(device)
         labels = torch.randint(3, (2, BATCH), generator=generator).to(device)
-        loss, share = learner.update(images, rows, labels, order)
-    return learner.state_dict() | {"loss": loss, "share": share}
+        loss, accuracy = learner.update(images, rows, labels, order)
+    return learner.state_dict() | {"loss": loss, "accuracy": accuracy}
 
 
 def after_regression(device: torch.device, dtype: torch.dtype, compiled: bool = False) -> dict:
@@ -157,7 +157,7 @@ UPDATES = {
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 @pytest.mark.parametrize("name", UPDATES)
-def test_float32_updates_are_those_of_the_cpu_in_float64(name, device):
+def test_float32_updates_match_the_cpu_in_float64(name, device):
     found = UPDATES[name](torch.device(device), torch.float32)
     expected = UPDATES[name](CPU, torch.float64)
     assert_close(found, expected, 2e-4 if "cnn" in name else 5e-5)
@@ -175,7 +175,7 @@ COMPILED = [
 
 
 @pytest.mark.parametrize("name, device", COMPILED)
-def test_compiled_updates_are_the_eager_ones(name, device):
+def test_compiled_updates_match_the_eager_ones(name, device):
     found = UPDATES[name](torch.device(device), torch.float32, compiled=True)
     expected = UPDATES[name](torch.device(device), torch.float32)
     assert_close(found, expected, 5e-5)
@@ -216,9 +216,7 @@ def train_atari_in_float64(script: str, monkeypatch, folder) -> dict[str, torch.
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 @pytest.mark.parametrize("script", ATARI)
-def test_atari_float32_updates_are_those_of_the_cpu_in_float64(
-    script, device, tmp_path, monkeypatch
-):
+def test_atari_float32_updates_match_the_cpu_in_float64(script, device, tmp_path, monkeypatch):
     found = train_atari(script, monkeypatch, tmp_path / "found", f"--device {device} --no-compile")
     expected = train_atari_in_float64(script, monkeypatch, tmp_path / "expected")
     assert {x.dtype for x in found.values()} == {torch.float32}
@@ -231,7 +229,7 @@ ATARI_COMPILED += [pytest.param(script, "cuda", marks=CPU_AND_CUDA[1].marks) for
 
 
 @pytest.mark.parametrize("script, device", ATARI_COMPILED)
-def test_atari_compiled_updates_are_the_eager_ones(script, device, tmp_path, monkeypatch):
+def test_atari_compiled_updates_match_the_eager_ones(script, device, tmp_path, monkeypatch):
     found = train_atari(script, monkeypatch, tmp_path / "found", f"--device {device} --compile")
     expected = train_atari(
         script, monkeypatch, tmp_path / "expected", f"--device {device} --no-compile"
@@ -263,7 +261,9 @@ def stop_at_32(run, step, draw_plots):
 @pytest.mark.parametrize("case", ["whole", "resumed", "redo"])
 @pytest.mark.parametrize("device, compiled", GRAPHED)
 @pytest.mark.parametrize("script", ATARI)
-def test_atari_cudagraphs_train_as_without(script, device, compiled, case, tmp_path, monkeypatch):
+def test_cudagraphs_do_not_change_atari_training(
+    script, device, compiled, case, tmp_path, monkeypatch
+):
     """The learning rate of PPO and PQN falls from iteration to iteration, DQN's target network is
     copied between the updates, and ReDo recycles neurons in place."""
     if compiled == "--compile" and case != "whole":
@@ -321,7 +321,7 @@ with runlog.exit_on_user_error():
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA[1:])
 def test_a_block_that_waits_for_the_device_ends_in_one_line(device):
-    """In a process of its own, which a failed capture may leave unable to go on."""
+    """In a separate process, since a failed capture may leave it unable to continue."""
     root = Path(cudagraphs.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", WAITS], cwd=root, capture_output=True, text=True)
     assert done.stdout.split() == ["9.0"] * 3, done.stdout + done.stderr
@@ -331,7 +331,7 @@ def test_a_block_that_waits_for_the_device_ends_in_one_line(device):
 
 @pytest.mark.parametrize("first", ["--compile", "--no-compile"])
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CPU_AND_CUDA[1]])
-def test_pqn_resumes_compiled_what_was_eager_and_the_reverse(first, device, tmp_path, monkeypatch):
+def test_pqn_resumes_across_eager_and_compiled(first, device, tmp_path, monkeypatch):
     """Of the two optimisers one has its step counts on the GPU, the other on the CPU."""
 
     def stop(run, step, draw_plots):
@@ -346,7 +346,7 @@ def test_pqn_resumes_compiled_what_was_eager_and_the_reverse(first, device, tmp_
     assert all(x.isfinite().all() for x in network.values())
     (checkpoint,) = tmp_path.glob("*/checkpoint.pt")
     optimizer = torch.load(checkpoint)["state"]["optimizer"]
-    assert {float(each["step"]) for each in optimizer["state"].values()} == {4.0}
+    assert {float(state["step"]) for state in optimizer["state"].values()} == {4.0}
 
 
 # ---- nothing waits for the GPU inside an update --------------------------------------------------
@@ -354,7 +354,7 @@ def test_pqn_resumes_compiled_what_was_eager_and_the_reverse(first, device, tmp_
 
 @contextlib.contextmanager
 def no_sync(device: str):
-    """On CUDA whatever waits for the GPU raises; "meta" tensors raise by themselves."""
+    """On CUDA anything that waits for the GPU raises; "meta" tensors raise by themselves."""
     if device != "cuda":
         yield
         return
@@ -451,8 +451,8 @@ def test_an_update_of_continual_does_not_wait(network, device):
     order = torch.zeros(2, 64, dtype=torch.int64, device=device)
     learner.update(images, rows, rows, order)
     with no_sync(device):
-        loss, share = learner.update(images, rows, rows, order)
-    assert loss.device.type == share.device.type == device
+        loss, accuracy = learner.update(images, rows, rows, order)
+    assert loss.device.type == accuracy.device.type == device
 
 
 @pytest.mark.parametrize("device", META_AND_CUDA)
@@ -590,7 +590,7 @@ def of_features(device: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_metrics_are_those_of_the_cpu(device):
+def test_metrics_match_the_cpu(device):
     found = of_features(device)
     expected = of_features("cpu")
     assert {x.device.type for x in found.values()} == {device}
@@ -604,15 +604,15 @@ def test_metrics_are_those_of_the_cpu(device):
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
+def test_network_reports_and_ntk_ranks_match_the_cpu(device):
     """More samples than the report looks at: it chooses the same ones everywhere."""
     found_reports = []
     ranks = []
-    for each in (device, "cpu"):
-        agent = sac_agent(torch.device(each))
+    for place in (device, "cpu"):
+        agent = sac_agent(torch.device(place))
         generator = torch.Generator().manual_seed(0)
-        obs = torch.randn(2, 200, OBS, generator=generator).to(each)
-        actions = torch.randn(2, 200, ACTIONS, generator=generator).tanh().to(each)
+        obs = torch.randn(2, 200, OBS, generator=generator).to(place)
+        actions = torch.randn(2, 200, ACTIONS, generator=generator).tanh().to(place)
         q_sum = agent.qf(obs, actions).square().sum()
         grads = torch.autograd.grad(q_sum, agent.qf_optimizer.parameters_)
         grads = dict(zip(agent.qf_optimizer.names, grads))
@@ -627,7 +627,7 @@ def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
     assert_close(*curves, 1e-3)
     edges = [{key: pair[1] for key, pair in report.histograms.items()} for report in found_reports]
     assert_close(*edges, 1e-4)
-    condition = [each.pop("condition").log().cpu() for each in ranks]
+    condition = [rank.pop("condition").log().cpu() for rank in ranks]
     torch.testing.assert_close(
         *condition, rtol=0, atol=0.05, msg=lambda text: f"condition of the NTK: {text}"
     )
@@ -635,31 +635,31 @@ def test_network_reports_and_ntk_ranks_are_those_of_the_cpu(device):
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
-def test_ntk_ranks_of_the_atari_network_are_those_of_the_cpu(device):
+def test_ntk_ranks_of_the_atari_network_match_the_cpu(device):
     ranks = []
     obs = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8)
     )
-    for each in (device, "cpu"):
+    for place in (device, "cpu"):
         network = pqn_atari.QNetwork(4, pqn_atari.Args(width=8)).to(
-            each, memory_format=torch.channels_last
+            place, memory_format=torch.channels_last
         )
-        ranks.append(metrics.ntk_rank(network, (obs.to(each),)))
-    for each in ranks:
-        each["condition"] = each["condition"].log()
+        ranks.append(metrics.ntk_rank(network, (obs.to(place),)))
+    for rank in ranks:
+        rank["condition"] = rank["condition"].log()
     assert_close(*ranks, 1e-2)
 
 
 @pytest.mark.parametrize("device", CPU_AND_CUDA)
 def test_redo_recycles_the_same_neurons_as_on_the_cpu(device):
     states = []
-    for each in (device, "cpu"):
+    for place in (device, "cpu"):
         args = continual_supervised.Args(
             compile=False, network="cnn", channels=(4,), widths=(8,), redo_tau=0.9
         )
-        learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(each))
-        x = torch.rand(2, 30, 64, generator=torch.Generator().manual_seed(0)).to(each)
-        share = learner.recycle(x, [seeding.make_generator(seed, "redo") for seed in SEEDS])
-        assert (share > 0).all()
-        states.append(learner.state_dict() | {"share": share})
+        learner = continual_supervised.Learner(args, (1, 8, 8), 3, 16.0, SEEDS, torch.device(place))
+        x = torch.rand(2, 30, 64, generator=torch.Generator().manual_seed(0)).to(place)
+        recycled = learner.recycle(x, [seeding.make_generator(seed, "redo") for seed in SEEDS])
+        assert (recycled > 0).all()
+        states.append(learner.state_dict() | {"recycled": recycled})
     assert_close(*states, 1e-5)

@@ -1,4 +1,4 @@
-"""Which flags make other runs: by what `Args` says of its fields.
+"""Which flags define a run, as declared by the fields of `Args`.
 
 `pytest -q tests/test_identity.py`.
 """
@@ -69,12 +69,12 @@ def test_a_later_field_counts_unless_it_has_its_default():
     assert name(LaterArgs(warmup=5, device="cuda")) == name(LaterArgs(warmup=5))
 
 
-def test_what_is_left_out_is_told_by_its_path():
+def test_excluded_fields_are_listed_by_their_path():
     assert not_identity(Args()) == ["runs_dir", "fresh", "device"]
     assert not_identity(LaterArgs(warmup=1))[3:] == ["inner.margin", "decays", "nested"]
 
 
-def test_a_word_that_nobody_knows_is_an_error():
+def test_unknown_metadata_is_an_error():
     @dataclasses.dataclass
     class Wrong:
         x: int = dataclasses.field(default=1, metadata={"identity": "maybe"})

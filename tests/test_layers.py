@@ -96,9 +96,8 @@ def test_initial_weights(make):
         layer = make(name, seeds=3)
         # branch by branch, whatever the activation
         for mine, theirs in zip(layer.branches, reference.branches):
-            assert (
-                torch.equal(mine.linear.weight, theirs.linear.weight) and not mine.linear.bias.any()
-            )
+            assert torch.equal(mine.linear.weight, theirs.linear.weight)
+            assert not mine.linear.bias.any()
     first, second = (branch.linear.weight for branch in reference.branches)
     assert not torch.equal(first, second)
     assert not torch.equal(first, make("relu", seeds=4).branches[0].linear.weight)
@@ -244,18 +243,15 @@ def test_one_coefficient_set_for_all_layers():
         is layers[1].branches[0].activation.numerator
         is layers[3].branches[0].activation.numerator
     )
-    assert (
-        two.numerator is not one.numerator
-        and one.log_scale is layers[3].branches[0].activation.log_scale
-    )
+    assert two.numerator is not one.numerator
+    assert one.log_scale is layers[3].branches[0].activation.log_scale
     branches = [*itertools.chain.from_iterable(layer.branches for layer in layers)]
     assert len({id(branch.activation) for branch in branches}) == 7  # hooks stay per layer
     names = coefficient_names(network)
     assert len(names) == 3 + 3 + 2 and names < {name for name, _ in network.named_parameters()}
     dense_crelu = dense(6, 4, "crelu", **options)  # the convolution's crelu joins another axis
-    assert dense_crelu(normal(2, 5, 6)).shape == (2, 5, 8) and layers[0](
-        normal(2, 5, 2, 9, 9)
-    ).shape == (2, 5, 6, 4, 4)
+    assert dense_crelu(normal(2, 5, 6)).shape == (2, 5, 8)
+    assert layers[0](normal(2, 5, 2, 9, 9)).shape == (2, 5, 6, 4, 4)
     x = normal(2, 5, 6)
     network(x).sum().backward()
     tied = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -296,9 +292,8 @@ def test_one_entry_adds_an_activation(monkeypatch):
     first, second = (x @ branch.linear.weight for branch in product.branches)
     torch.testing.assert_close(single(x), bent(first))
     torch.testing.assert_close(product(x), bent(first) * bent(second))
-    assert activations.dense(3, 4, "both").width == 8 and activations.dense(3, 4, "both")(
-        x
-    ).shape == (6, 8)
+    assert activations.dense(3, 4, "both").width == 8
+    assert activations.dense(3, 4, "both")(x).shape == (6, 8)
     module = Rational(RationalConfig(fit_target="bent"), False)
     grid = torch.linspace(-5, 5, 101)
     torch.testing.assert_close(module(grid), bent(grid), atol=0.1, rtol=0)
@@ -361,7 +356,7 @@ def test_parameters_of_an_added_activation_are_coefficients_for_every_optimiser(
         )
 
 
-def test_uniform_biases_are_torchs_and_leave_the_weights_alone():
+def test_uniform_biases_match_torch_and_leave_the_weights_alone():
     """uniform: in +-1/sqrt(fan_in), another draw for each branch; the weights are those of zero
     biases, bit for bit."""
     for make, fan_in in [

@@ -1,4 +1,4 @@
-"""runlog.load and load_agent: a run as a notebook reads it, whatever state it is in.
+"""runlog.load and load_agent: a run in any state, as a notebook reads it.
 
 `pytest -q tests/test_loading.py` (about 40 s).
 """
@@ -29,8 +29,8 @@ from runlog import seeding
 
 # the flags of a quick run; later ones replace those of golden.py
 QUICK = {script: flags[0] for script, flags in golden.TRAININGS.items()}
-for each in ("sac_continuous", "td3_continuous", "dqn_atari", "ppo_atari", "pqn_atari"):
-    QUICK[each] += " --metrics-frequency 0 --ntk-frequency 0"
+for name in ("sac_continuous", "td3_continuous", "dqn_atari", "ppo_atari", "pqn_atari"):
+    QUICK[name] += " --metrics-frequency 0 --ntk-frequency 0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,31 +83,31 @@ def test_the_config_comes_back_as_the_dataclass(args, tmp_path):
     found = runlog.load(run.folder, Args)
     assert found.config == args and type(found.config.inner) is Inner
     assert found.defaulted == ()
-    assert found.settings["learning_rate"] == 0.25  # which Args does not have
+    assert found.settings["learning_rate"] == 0.25  # Args does not have this field
 
 
 def test_a_run_in_each_state(tmp_path):
     run = begun(tmp_path, ARGS)
     log(run, 1, 2)
     run.flush()
-    before = runlog.load(run.folder, Args)  # under way, before the first checkpoint
+    before = runlog.load(run.folder, Args)  # in progress, before the first checkpoint
     assert (before.status, before.step, before.state) == ("running", 0, None)
     steps, values = before.scalars["eval/score"]
-    assert steps.tolist() == [1, 2] and values.tolist() == [1 / 3, 2 / 3]  # bit by bit
+    assert steps.tolist() == [1, 2] and values.tolist() == [1 / 3, 2 / 3]  # bit for bit
     assert before.scalars["perf/sps"].values.tolist() == [2.0, 4.0]
 
     run.save_checkpoint(2, {"weights": {"w": torch.arange(3.0)}, "n": 2})
     log(run, 3)
     run.flush()
     rows = (run.folder / "scalars.csv").read_bytes()
-    # what a reader may see while a row is written
+    # what a reader may see while a row is being written
     (run.folder / "scalars.csv").write_bytes(rows + b"4,eval/sco")
     files = {path: path.read_bytes() for path in run.folder.iterdir()}
-    under_way = runlog.load(run.folder, Args)
-    assert (under_way.status, under_way.step) == ("running", 2)
-    assert under_way.state["weights"]["w"].tolist() == [0, 1, 2]
-    assert under_way.scalars["eval/score"].steps.tolist() == [1, 2, 3]
-    assert {path: path.read_bytes() for path in run.folder.iterdir()} == files  # it only reads
+    in_progress = runlog.load(run.folder, Args)
+    assert (in_progress.status, in_progress.step) == ("running", 2)
+    assert in_progress.state["weights"]["w"].tolist() == [0, 1, 2]
+    assert in_progress.scalars["eval/score"].steps.tolist() == [1, 2, 3]
+    assert {path: path.read_bytes() for path in run.folder.iterdir()} == files  # loading only reads
 
     (run.folder / "scalars.csv").write_bytes(rows)
     run.log(4, {"losses/loss": math.nan})
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_a_warning_and_the_one_before_is_read(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         ("later format", "has the checkpoint format 99"),
         ("another run's checkpoint", "belongs to another configuration"),
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_a_warning_and_the_one_before_is_read(tmp_path, 
         ("no config.json", "is not a run folder; give one that contains config.json"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(damage, told, tmp_path):
+def test_damage_is_reported_in_one_line(damage, message, tmp_path):
     run = begun(tmp_path, ARGS)
     log(run, 1, 2)
     run.save_checkpoint(1, {"n": 1})
@@ -197,10 +197,10 @@ def test_what_cannot_be_read_is_one_line(damage, told, tmp_path):
             (folder / "config.json").unlink()
     with pytest.raises(runlog.UserError) as caught:
         runlog.load(folder, Args)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_which_folder_and_which_script_is_said_in_one_line(tmp_path):
+def test_wrong_folders_and_unknown_scripts_are_reported_in_one_line(tmp_path):
     run = begun(tmp_path, ARGS)
     run.close()
     cases = {
@@ -208,10 +208,10 @@ def test_which_folder_and_which_script_is_said_in_one_line(tmp_path):
         tmp_path / "nothing": "there is no such folder",
         run.folder: "cannot import mine, which trained it",
     }
-    for folder, told in cases.items():
+    for folder, message in cases.items():
         with pytest.raises(runlog.UserError) as caught:
             runlog.load(folder)
-        assert told in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
     unnamed = tmp_path / "mine"
     run.folder.rename(unnamed)
     (unnamed / "meta.json").unlink()
@@ -259,7 +259,9 @@ def test_an_unfinished_run_gives_its_config_its_rows_and_its_weights(script, int
     module = SCRIPTS[script]
     folder = interrupted(script)
     run = runlog.load(folder)
-    assert run.status == "interrupted" and run.step > 0 and run.defaulted == ()
+    assert run.status == "interrupted"
+    assert run.step > 0
+    assert run.defaulted == ()
     flags = runlog.parse_args(module.Args, QUICK[script].split())
     own = {"seed": run.settings["seed"], "runs_dir": str(folder.parent)}
     expected = dataclasses.replace(flags, **own)
@@ -283,8 +285,8 @@ def test_an_unfinished_run_gives_its_config_its_rows_and_its_weights(script, int
         assert tensor.device.type == "cpu" and torch.equal(tensor, original), name
 
 
-def test_the_shapes_have_no_seed_axis_and_the_values_are_those_of_training(interrupted):
-    """Against the modules as training has them, with an axis of seeds."""
+def test_the_shapes_have_no_seed_axis_and_the_values_match_training(interrupted):
+    """Compared with the modules used in training, which have a seed axis."""
     obs = torch.linspace(-1, 1, 15).reshape(5, 3)
     actions = torch.linspace(-1, 1, 5).reshape(5, 1)
     for module in (sac_continuous, td3_continuous):
@@ -317,8 +319,8 @@ def blocks_of_notebook() -> list[str]:
 
 
 @pytest.mark.parametrize("script", ["sac_continuous", "td3_continuous"])
-def test_the_page_says_how_a_loaded_agent_is_played(script, interrupted):
-    """The code as the page has it, with a folder of here."""
+def test_the_documented_code_plays_a_loaded_agent(script, interrupted):
+    """The code on the page, with a folder of this test."""
     load, play, _ = blocks_of_notebook()
     load = load.replace("sac_continuous", script)
     if script == "td3_continuous":
@@ -345,7 +347,7 @@ def test_the_page_says_how_a_loaded_agent_is_played(script, interrupted):
     assert names["result"]["eval/episodic_return"] == pytest.approx(np.mean(by_hand), rel=1e-4)
 
 
-def test_the_page_says_how_a_loaded_atari_agent_is_played(interrupted):
+def test_the_documented_code_plays_a_loaded_atari_agent(interrupted):
     *_, atari = blocks_of_notebook()
     names = {"folder": str(interrupted("dqn_atari")), "runlog": runlog}
     exec(atari, names)
@@ -353,7 +355,7 @@ def test_the_page_says_how_a_loaded_atari_agent_is_played(interrupted):
     assert names["step"].obs.shape == names["obs"].shape == (1, 4, 84, 84)
 
 
-def test_networks_of_images_and_points_have_the_shapes_that_are_told(interrupted):
+def test_networks_of_images_and_points_have_the_documented_shapes(interrupted):
     frames = torch.zeros(2, 4, 84, 84, dtype=torch.uint8)
     for script in ("dqn_atari", "pqn_atari"):
         assert SCRIPTS[script].load_agent(interrupted(script))(frames).shape == (2, 4)  # Breakout
@@ -366,8 +368,8 @@ def test_networks_of_images_and_points_have_the_shapes_that_are_told(interrupted
     assert SCRIPTS[script].load_agent(interrupted(script))(pixels).shape == (7, 10)
 
 
-def test_the_fit_is_that_of_the_rows(interrupted):
-    """The error that was logged last, computed anew from the network that was saved, by hand."""
+def test_a_loaded_fit_has_the_logged_error(interrupted):
+    """The error that was logged last, recomputed by hand from the saved network."""
     folder = interrupted("function_approximation")
     run = runlog.load(folder)
     network = function_approximation.load_agent(folder)
@@ -383,13 +385,13 @@ def test_the_fit_is_that_of_the_rows(interrupted):
         torch.testing.assert_close(network(points), by_hand[:, 0])
 
 
-def test_every_image_shape_is_that_of_its_data_set():
+def test_every_image_shape_matches_its_data_set():
     assert set(datasets.IMAGE_SHAPES) == set(datasets.LOADERS)
     data = datasets.load("digits", Path("data"))
     assert data.image_shape == datasets.IMAGE_SHAPES["digits"]
 
 
-def test_a_cnn_without_a_seed_axis_is_that_with_one():
+def test_a_cnn_is_the_same_with_and_without_a_seed_axis():
     flags = "--network cnn --channels 3 4 --widths 5 --layer-norm --activation tanh_hr"
     args = runlog.parse_args(SCRIPTS["continual_supervised"].Args, flags.split())
     classifier = SCRIPTS["continual_supervised"].Classifier
@@ -400,13 +402,13 @@ def test_a_cnn_without_a_seed_axis_is_that_with_one():
     torch.testing.assert_close(batch[1], alone)
 
 
-def test_no_checkpoint_and_an_unknown_activation_are_one_line(tmp_path):
+def test_a_missing_checkpoint_and_an_unknown_activation_are_reported_in_one_line(tmp_path):
     flags = f"--env-id Pendulum-v1 --runs-dir {tmp_path} --widths 4"
     args = runlog.parse_args(sac_continuous.Args, flags.split())
     (run,) = sac_continuous.runs_of(args)
     run.open(tensorboard=False)
-    told = r"is running and has no checkpoint; wait for the first \(--checkpoint-frequency\)"
-    with pytest.raises(runlog.UserError, match=told):
+    message = r"is running and has no checkpoint; wait for the first \(--checkpoint-frequency\)"
+    with pytest.raises(runlog.UserError, match=message):
         sac_continuous.load_agent(run.folder)
 
     agent = sac_continuous.Agent(3, 1, args, 1, torch.device("cpu"))
@@ -424,7 +426,7 @@ def test_no_checkpoint_and_an_unknown_activation_are_one_line(tmp_path):
     run.close()
 
 
-def test_every_script_says_what_its_agent_takes_and_gives():
+def test_every_script_documents_what_its_agent_takes_and_returns():
     for script, module in SCRIPTS.items():
         words = module.load_agent.__doc__
         assert "newest checkpoint, finished or not" in words and "UserError" in words, script

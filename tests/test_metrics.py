@@ -106,7 +106,9 @@ def test_kde_non_finite_and_degenerate():
     z[:, 2] = 2.0
     dead, peak = metrics.dead_neurons_kde(z, noise_variance=0.0)
     assert dead.tolist() == [False, False, True, False]
-    assert peak[:2].isnan().all() and peak[2] == float("inf") and peak[3].isfinite()
+    assert peak[:2].isnan().all()
+    assert peak[2] == float("inf")
+    assert peak[3].isfinite()
 
 
 def test_kde_curves_equal_scipy():
@@ -160,15 +162,11 @@ def test_ranks_equal_numpy_svd():
 
 def test_ranks_of_zero_and_non_finite_features():
     x = torch.stack([torch.zeros(8, 4), torch.full((8, 4), float("nan")), torch.ones(8, 4)])
-    assert (
-        metrics.effective_rank(x)[[0, 2]].tolist() == [1.0, 1.0]
-        and metrics.effective_rank(x)[1].isnan()
-    )
-    assert (
-        metrics.stable_rank(x)[0] == 0
-        and metrics.entropy_rank(x)[0] == 0
-        and metrics.entropy_rank(x)[1].isnan()
-    )
+    assert metrics.effective_rank(x)[[0, 2]].tolist() == [1.0, 1.0]
+    assert metrics.effective_rank(x)[1].isnan()
+    assert metrics.stable_rank(x)[0] == 0
+    assert metrics.entropy_rank(x)[0] == 0
+    assert metrics.entropy_rank(x)[1].isnan()
 
 
 def test_dormant_neurons_equal_a_loop():
@@ -255,9 +253,8 @@ def test_record_layers():
         for record in records.values():
             reports.layer_metrics(record)
     assert torch.equal(torch.get_rng_state(), after)  # only the network's own dropout has drawn
-    assert network.training and all(
-        torch.equal(v, state[k]) for k, v in network.state_dict().items()
-    )
+    assert network.training
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
     assert set(records) == {"0", "2"} and len(records["2"].pre_activations) == 1
     for branch, inputs, outputs in zip(
@@ -266,9 +263,8 @@ def test_record_layers():
         torch.testing.assert_close(inputs, branch.norm(branch.linear(x)))
         torch.testing.assert_close(outputs, branch(x))
     torch.testing.assert_close(records["0"].output, network[0](x))
-    assert (
-        not records["0"].output.requires_grad and not records["0"].pre_activations[0].requires_grad
-    )
+    assert not records["0"].output.requires_grad
+    assert not records["0"].pre_activations[0].requires_grad
     with pytest.raises(RuntimeError, match="shape"), reports.record_layers(network):
         network(torch.randn(3, 5))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())

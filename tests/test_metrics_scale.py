@@ -80,7 +80,7 @@ def test_large_activities_have_dormancy_scores(dtype, scale):
         x = features(dtype)
         activity = (x - x.mean(-2, keepdim=True) if centred else x).double().abs().mean(-2)
         dormant, scores = metrics.dormant_neurons(x * scale, subtract_mean=centred)
-        expected = activity / activity.mean(-1, keepdim=True)  # 1e-9 does not count beside them
+        expected = activity / activity.mean(-1, keepdim=True)  # 1e-9 is negligible here
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-12)
         assert torch.equal(dormant, expected <= 0.025)
 
@@ -120,7 +120,7 @@ def test_quantiles_and_histograms_of_numbers_whose_difference_overflows():
         np.testing.assert_allclose(quartiles / largest, [-1, -0.5, 0, 1], rtol=1e-6)
         counts, edges = metrics.histogram(z, bins=2)
         assert edges.tolist() == [-largest, 0, largest] and counts.tolist() == [1, 1]
-        for value in (1e6, 1e20, largest):  # of one value: bins around it that can be told apart
+        for value in (1e6, 1e20, largest):  # of a single value: distinct bins around it
             counts, edges = metrics.histogram(torch.full((5, 1), value, dtype=dtype), bins=64)
             assert edges.isfinite().all() and counts.sum() == 5
             assert edges[0] < value and (value < edges[-1] or value == largest)
@@ -128,7 +128,7 @@ def test_quantiles_and_histograms_of_numbers_whose_difference_overflows():
                 assert (edges.diff() > 0).all()
 
 
-def test_what_is_not_finite_stays_so():
+def test_non_finite_values_stay_non_finite():
     x = features(torch.float32)
     x[0, 0, 0] = math.nan
     assert metrics.feature_norm(x).isnan().tolist() == [True, False]
@@ -137,7 +137,5 @@ def test_what_is_not_finite_stays_so():
     assert metrics.feature_norm(x)[0] == math.inf and metrics.weight_norm([x], 1)[0] == math.inf
     zero = torch.zeros(4, 3)
     assert metrics.feature_norm(zero) == 0 and metrics.weight_norm([zero]) == 0
-    assert (
-        metrics.dormant_neurons(zero)[1].eq(0).all()
-        and metrics.dead_neurons_std(zero)[1].eq(0).all()
-    )
+    assert metrics.dormant_neurons(zero)[1].eq(0).all()
+    assert metrics.dead_neurons_std(zero)[1].eq(0).all()

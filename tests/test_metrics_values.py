@@ -87,9 +87,8 @@ def test_returns_and_overestimation_equal_a_slow_loop():
             np.testing.assert_allclose(
                 got["std"][i], np.std(errors) if errors else math.nan, rtol=1e-7, atol=1e-9
             )
-        assert got["bootstrapped"].tolist() == np.full(batch, bootstrap).tolist() and (
-            not bootstrap or bool(got["kept"].all())
-        )
+        assert got["bootstrapped"].tolist() == np.full(batch, bootstrap).tolist()
+        assert not bootstrap or bool(got["kept"].all())
 
 
 def test_fallback_values_serve_only_entries_that_would_keep_no_state():
@@ -119,7 +118,7 @@ def test_fallback_values_serve_only_entries_that_would_keep_no_state():
 
 
 def test_overestimation_of_a_constant_reward_process():
-    """Reward 1 for ever: Q = 1 / (1 - gamma). Bootstrapping gives error 0 at every state; leaving
+    """Reward 1 forever: Q = 1 / (1 - gamma). Bootstrapping gives error 0 at every state; leaving
     out, 702 of 1,000."""
     gamma = 0.99
     time = 1_000

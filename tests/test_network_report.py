@@ -40,9 +40,9 @@ def test_a_network_that_is_not_finite_has_no_fraction_of_dead_neurons(bad):
         for parameter in network.parameters():
             parameter[0] = bad
     after = reports.network_report(network, (x,), {}, 1).scalars
-    shares = [name for name in after if name.endswith(("_share", "_std", "_centred"))]
-    assert len(shares) == 2 * 6  # of each layer; two branches
-    for name in shares:
+    fractions = [name for name in after if name.endswith(("_share", "_std", "_centred"))]
+    assert len(fractions) == 2 * 6  # of each layer; two branches
+    for name in fractions:
         assert after[name][0].isnan() and after[name][1] == before[name][1], name
 
 

@@ -17,7 +17,7 @@ import sac_continuous
 from runlog import seeding
 
 
-def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
+def test_ntk_ranks_match_the_networks_and_change_nothing(tmp_path):
     flags = f"{AB} --activation crational --num-seeds 2 --keep-replay --no-reset-replay"
     flags += " --ntk-samples 16"
     without = run(tmp_path / "a", flags)
@@ -46,8 +46,8 @@ def test_ntk_ranks_are_of_the_networks_and_change_nothing(tmp_path):
             gradients.append(torch.cat([part[0, 1].flatten() for part in parts]).double())
         kernel = torch.stack(gradients) @ torch.stack(gradients).mT
         assert rows[20, "network/qf2/ntk_trace"] == pytest.approx(kernel.trace().item(), rel=1e-4)
-        share = torch.linalg.eigvalsh(kernel).clamp_min(0) / kernel.trace()
-        entropy = -torch.xlogy(share, share).sum()
+        fractions = torch.linalg.eigvalsh(kernel).clamp_min(0) / kernel.trace()
+        entropy = -torch.xlogy(fractions, fractions).sum()
         assert rows[20, "network/qf2/ntk_entropy_rank"] == pytest.approx(
             entropy.exp().item(), rel=1e-3
         )

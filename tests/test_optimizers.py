@@ -22,7 +22,7 @@ from activations import (
 
 
 class Own(nn.Module):
-    """A parameter for each way to declare a group, (*batch_shape,) each."""
+    """One parameter, (*batch_shape,), for each way to declare a group."""
 
     def __init__(self, batch_shape):
         super().__init__()

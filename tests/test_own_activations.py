@@ -59,7 +59,7 @@ def test_a_faulty_activation_is_an_error_before_anything_is_created(message, mon
         check("mine_hr", RationalConfig())
 
 
-def test_good_ones_pass_and_draw_nothing_from_the_global_generator(monkeypatch):
+def test_valid_activations_pass_and_draw_nothing_from_the_global_generator(monkeypatch):
     mine = Activation("2 x", "a test", build=lambda shape, _: Slope(shape))
     monkeypatch.setitem(ACTIVATIONS, "mine", mine)
     noisy = Activation("x + noise", "a test", lambda x: x + torch.rand_like(x))
@@ -71,7 +71,7 @@ def test_good_ones_pass_and_draw_nothing_from_the_global_generator(monkeypatch):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_values_at_probes_are_those_of_the_function():
+def test_values_at_probes_match_the_function():
     probes = np.array(activations.PROBES)
     np.testing.assert_allclose(values_at_probes("tanh"), np.tanh(probes), rtol=1e-6)
     pairs = np.stack([np.maximum(probes, 0), np.maximum(-probes, 0)], 1)
@@ -117,7 +117,7 @@ def test_a_run_is_refused_where_its_activation_is_another_function(tmp_path, mon
     (run,) = runlog.seed_runs(args, "walk")
     recorded = json.loads((run.folder / "meta.json").read_text())["functions"]
     np.testing.assert_allclose(recorded["mine"], np.tanh(activations.PROBES), rtol=1e-6)
-    define(1.0 + 1e-5)  # another machine's rounding
+    define(1.0 + 1e-5)  # rounding on another machine
     train(args)
     assert runlog.load(run.folder, Args).status == "finished"
     define(1.1)

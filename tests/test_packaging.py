@@ -56,12 +56,12 @@ def pins(name: str) -> set[Requirement]:
     return {Requirement(line) for line in lines if line}
 
 
-def test_the_requirements_are_those_of_the_files(installed):
+def test_the_requirements_match_the_files(installed):
     (found,) = importlib.metadata.distributions(path=[str(installed / "site")])
     assert found.metadata["Name"] == "activations-rl"
     python = SpecifierSet(found.metadata["Requires-Python"])
-    told = {version: version in python for version in ("3.9", "3.10", "3.11.7", "3.12", "3.13")}
-    assert told == {"3.9": False, "3.10": True, "3.11.7": True, "3.12": True, "3.13": False}
+    allowed = {version: version in python for version in ("3.9", "3.10", "3.11.7", "3.12", "3.13")}
+    assert allowed == {"3.9": False, "3.10": True, "3.11.7": True, "3.12": True, "3.13": False}
     requirements = {None: set()} | {extra: set() for extra in EXTRAS}
     for line in found.requires:
         requirement = Requirement(line)

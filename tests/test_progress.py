@@ -53,7 +53,7 @@ def terminal(columns: int, monkeypatch):
 
 
 class Clock:
-    """time.monotonic, which passes only when it is told to."""
+    """A replacement for time.monotonic that advances only on request."""
 
     def __init__(self, monkeypatch):
         self.now = 1_000.0
@@ -84,7 +84,7 @@ def bar_of(drawn: str) -> str | None:
 
 
 @pytest.mark.parametrize("columns", [200, 120, 80])
-def test_the_bar_fits_and_says_all_at_80_columns(columns, monkeypatch):
+def test_the_bar_fits_and_shows_everything_at_80_columns(columns, monkeypatch):
     with terminal(columns, monkeypatch) as drawn:
         train(Clock(monkeypatch), DESC)
     assert max(map(len, drawn)) == columns - 1
@@ -95,7 +95,8 @@ def test_the_bar_fits_and_says_all_at_80_columns(columns, monkeypatch):
     assert re.search(r" 10( steps)?/s ", last)
     assert last.endswith(" 27:38:09 left return 123.4")  # 994,899 steps at 10 a second
     assert "step 5101: eval/episodic_return 123.4" in drawn
-    assert not any("left" in line for line in drawn[:15])  # random steps say nothing of the rest
+    # random steps do not predict the time left
+    assert not any("left" in line for line in drawn[:15])
 
 
 @pytest.mark.parametrize("columns", [0, 1, 5, 12, 20, 40, 60, 79])
@@ -126,7 +127,7 @@ def test_braces_in_a_name_are_shown(monkeypatch):
     assert drawn[-1].startswith("a{b} relu   0%|")
 
 
-def test_nothing_is_drawn_elsewhere(capsys, monkeypatch):
+def test_no_bar_is_drawn_without_a_terminal(capsys, monkeypatch):
     train(Clock(monkeypatch), DESC)
     assert capsys.readouterr() == ("step 5101: eval/episodic_return 123.4\n", "")
 
@@ -144,7 +145,7 @@ def test_warnings_and_errors_begin_their_own_line(monkeypatch):
     assert "warning: a plot is missing" in drawn and drawn[-1] == "error: the disk is full"
 
 
-def test_compiling_is_said_when_it_happens_before_the_wait(capsys):
+def test_compilation_is_announced_before_the_wait(capsys):
     order = []
 
     def backend(module, inputs):
@@ -205,7 +206,7 @@ class Args:
 
 
 def toy(args: Args, stop_at: int | None = None, save_at: int | None = None) -> None:
-    """Ten steps; stops behind a step without a save, as a kill would."""
+    """Ten steps; stops after a step without a save, as a kill would."""
     runs = runlog.seed_runs(args, "toy")
     with contextlib.suppress(ZeroDivisionError), runlog.open_batches(runs, args) as batches:
         for batch in batches:
@@ -223,17 +224,17 @@ def test_lines_of_a_run(tmp_path, capsys):
     args = Args(runs_dir=str(tmp_path))
     (run,) = runlog.seed_runs(args, "toy")
 
-    def said(**stops) -> str:
+    def output(**stops) -> str:
         toy(args, **stops)
         return capsys.readouterr().out.replace(str(run.folder), "FOLDER")
 
-    assert said(stop_at=2) == "new run in FOLDER\n"
+    assert output(stop_at=2) == "new run in FOLDER\n"
     dropped = "FOLDER: stopped before the first checkpoint; the old rows are dropped, "
-    assert said(stop_at=5, save_at=4) == f"{dropped}starting again from step 0\n"
-    assert said() == "resuming FOLDER from step 4\nfinished: FOLDER\n"
-    assert said() == "FOLDER: finished already (--fresh starts it over)\n"
+    assert output(stop_at=5, save_at=4) == f"{dropped}starting again from step 0\n"
+    assert output() == "resuming FOLDER from step 4\nfinished: FOLDER\n"
+    assert output() == "FOLDER: finished already (--fresh starts it over)\n"
     args = dataclasses.replace(args, fresh=True)
-    assert said() == "new run in FOLDER\nfinished: FOLDER\n"
+    assert output() == "new run in FOLDER\nfinished: FOLDER\n"
 
 
 def test_lines_of_a_batch(tmp_path, capsys):
@@ -248,7 +249,7 @@ def test_lines_of_a_batch(tmp_path, capsys):
     ]
 
 
-def test_the_means_are_those_of_the_runs_that_have_the_value(capsys):
+def test_means_are_taken_over_the_runs_that_have_the_value(capsys):
     """The first seed has diverged before its first evaluation."""
     bar = runlog.Progress(0, 20)
     rows = [{}, {"eval/episodic_return": 7.0}, {"eval/episodic_return": 8.0}]
@@ -256,7 +257,7 @@ def test_the_means_are_those_of_the_runs_that_have_the_value(capsys):
     assert capsys.readouterr().out == "step 20: eval/episodic_return 7.5\n"
 
 
-def test_the_last_step_says_the_training_return_if_it_has_no_line_yet(capsys):
+def test_the_last_step_prints_the_training_return_if_it_has_no_line_yet(capsys):
     bar = runlog.Progress(0, 20)
     bar.note_end(20, [1.0, 2.0])
     bar.note_end(20, [3.0])
@@ -272,19 +273,19 @@ def test_the_last_step_says_the_training_return_if_it_has_no_line_yet(capsys):
 
 
 @pytest.mark.parametrize("script", ["dqn_atari", "ppo_atari", "pqn_atari"])
-def test_a_run_shorter_than_its_periods_says_what_it_came_to(script, tmp_path, capsys):
+def test_a_run_shorter_than_its_periods_prints_its_result(script, tmp_path, capsys):
     module = SCRIPTS[script]
     flags = f"{golden.ATARI} --total-timesteps 240 --runs-dir {tmp_path} --metrics-frequency 0"
     flags += " --learning-starts 80 --buffer-size 200" if script == "dqn_atari" else ""
     flags += " --num-envs 2 --num-steps 32" if script != "dqn_atari" else ""
     module.main(runlog.parse_args(module.Args, [*flags.split(), "--ntk-frequency", "0"]))
-    began, said, ended = capsys.readouterr().out.splitlines()
-    assert began.startswith("new run in") and ended.startswith("finished")
+    first, summary, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("new run in") and last.startswith("finished")
     (rows,) = tmp_path.glob("*/scalars.csv")
     rows = [row.split(",") for row in rows.read_text().splitlines()]
     returns = [float(value) for _, key, value, _ in rows if key == "charts/episodic_return"]
     number = len(returns)
-    told = f"charts/episodic_return {sum(returns) / max(number, 1):.4g} (training, last "
-    told += "game)" if number == 1 else f"{number} games)"
-    told = told if returns else "no training game has ended"
-    assert said.partition(": ")[2] == told
+    expected = f"charts/episodic_return {sum(returns) / max(number, 1):.4g} (training, last "
+    expected += "game)" if number == 1 else f"{number} games)"
+    expected = expected if returns else "no training game has ended"
+    assert summary.partition(": ")[2] == expected

@@ -12,7 +12,7 @@ radam_epsilon = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(radam_epsilon)
 
 
-def test_torchs_rule_is_torchs_and_optaxs_differs_where_gradients_are_tiny():
+def test_the_torch_rule_matches_torch_and_the_optax_rule_differs_where_gradients_are_tiny():
     unit = torch.randn(64, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     distances = {}
     for scale in (1e-2, 1e-6):

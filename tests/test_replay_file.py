@@ -1,4 +1,4 @@
-"""DQN's replay on the disk: its checksum, its space, and what a kill leaves.
+"""DQN's replay on disk: its checksum, its space, and its state after a kill.
 
 `pytest -q tests/test_replay_file.py` (about 20 s).
 """
@@ -75,14 +75,16 @@ def test_both_checkpoints_find_their_rows_whenever_the_process_dies(num_envs, tm
         if is_due or chance.random() < 0.03:  # the clock, or a signal
             buffer.flush()
             saved = [*saved[-1:], (step, buffer.num_added, buffer.checksum())]
-        if saved and chance.random() < 0.03:  # it dies, and goes on from one of the two
+        if saved and chance.random() < 0.03:  # it dies, and resumes from one of the two
             which = chance.randrange(len(saved))
             del saved[which + 1 :]
             step, *counted = saved[-1]
             buffer = reopen(path, *counted, num_envs)
             del truth[buffer.num_added :]
             resumed[which] += 1
-    assert compared > 1_000 and min(resumed.values()) >= 5 and len(truth) > 2 * buffer.num_rows
+    assert compared > 1_000
+    assert min(resumed.values()) >= 5
+    assert len(truth) > 2 * buffer.num_rows
 
 
 def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
@@ -120,7 +122,7 @@ def test_any_damage_to_a_counted_row_is_found_and_none_elsewhere(tmp_path):
 
 
 def test_pages_that_never_reached_the_disk_are_found(tmp_path):
-    """A machine that crashes may leave the rows of a lap before in place of the newest."""
+    """After a crash of the machine, rows of the previous lap may be in place of the newest."""
     path = tmp_path / "replay.dat"
     buffer = fill(path, rows=90)
     before = path.read_bytes()
@@ -150,11 +152,13 @@ def test_a_kill_while_a_resumption_marks_the_newest_row_is_no_damage(marked, tmp
     assert again.rows[["over", "cut"]][59].item() == (True, True) and again.checksum() == checksum
 
 
-def test_a_checkpoint_without_a_checksum_goes_on_with_a_warning(tmp_path, capfd):
+def test_a_checkpoint_without_a_checksum_resumes_with_a_warning(tmp_path, capfd):
     fill(tmp_path / "replay.dat")
     reopen(tmp_path / "replay.dat", 60, None)
     err = capfd.readouterr().err
-    assert err.startswith("warning: ") and "without a checksum" in err and err.count("\n") == 1
+    assert err.startswith("warning: ")
+    assert "without a checksum" in err
+    assert err.count("\n") == 1
 
 
 class Died(Exception):
@@ -162,7 +166,7 @@ class Died(Exception):
 
 
 @pytest.fixture
-def dying(monkeypatch):
+def train_until_killed(monkeypatch):
     """Fake games; returns a function that trains into a folder
     until the process dies in step 152."""
     fake(monkeypatch)
@@ -182,14 +186,14 @@ def dying(monkeypatch):
     return train
 
 
-def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, capfd):
+def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(train_until_killed, tmp_path, capfd):
     undisturbed = run("dqn_atari", tmp_path / "a", QUICK)
-    folder = dying(tmp_path / "b")
+    folder = train_until_killed(tmp_path / "b")
     path = folder / "replay.dat"
     checkpoints = ("checkpoint.pt", "checkpoint.prev.pt")
     before = [(folder / name).read_bytes() for name in checkpoints]
     good = path.read_bytes()
-    other = (dying(tmp_path / "c", f"{QUICK} --seed 4") / "replay.dat").read_bytes()
+    other = (train_until_killed(tmp_path / "c", f"{QUICK} --seed 4") / "replay.dat").read_bytes()
     assert len(other) == len(good)
     for content in (bytes(len(good)), other, good[:1_000], None):
         path.unlink()
@@ -206,7 +210,7 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
         assert [(folder / name).read_bytes() for name in checkpoints] == before
         path.write_bytes(good)
     # only what the newest checkpoint counts is damaged:
-    # the one before goes on, and ends as if nothing had happened
+    # the one before resumes, and ends as if nothing had happened
     data = bytearray(good)
     data[2 * 69 * dqn_atari.ROW.itemsize + 99] ^= 1  # the row of steps 139 and 140
     path.write_bytes(data)
@@ -221,9 +225,9 @@ def test_a_damaged_replay_stops_the_run_and_nothing_is_lost(dying, tmp_path, cap
 
 @pytest.mark.parametrize("frequency", [7, 1_000])
 def test_a_resumed_run_saves_as_often_as_its_replay_was_made_for(
-    frequency, dying, tmp_path, monkeypatch
+    frequency, train_until_killed, tmp_path, monkeypatch
 ):
-    folder = dying(tmp_path)
+    folder = train_until_killed(tmp_path)
     steps = [140]
     save = runlog.Batch.save
 
@@ -263,7 +267,7 @@ def error_of(folder, capfd) -> str:
     return err
 
 
-def test_a_disk_too_small_is_told_before_anything_is_there_and_a_quota_leaves_nothing(
+def test_a_disk_too_small_is_reported_before_anything_is_created_and_a_quota_leaves_nothing(
     small_disk, tmp_path, monkeypatch, capfd
 ):
     fake(monkeypatch)
@@ -312,7 +316,7 @@ def test_a_failed_reservation_leaves_no_blocks_and_keeps_good_rows(tmp_path, mon
 
 
 @pytest.mark.parametrize("reason", [None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
-def test_without_posix_fallocate_zeros_take_the_space(reason, tmp_path, monkeypatch):
+def test_without_posix_fallocate_zeros_reserve_the_space(reason, tmp_path, monkeypatch):
     def fallocate(descriptor, start, size):
         raise OSError(reason, os.strerror(reason))
 

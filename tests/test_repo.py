@@ -1,4 +1,4 @@
-"""What the files of this repository promise each other.
+"""Consistency of the files of this repository.
 
 `pytest -q tests/test_repo.py` (about 30 s).
 """
@@ -68,7 +68,7 @@ def test_every_rational_flag_is_used_and_explained(capsys):
         for node in ast.walk(source)
         if isinstance(node, ast.ClassDef) and node.name == "RationalConfig"
     )
-    # the first is the class's own
+    # the first is the docstring of the class
     helps = [node.value.value for node in config.body if isinstance(node, ast.Expr)][1:]
     assert len(helps) == len(dataclasses.fields(activations.RationalConfig))
     code = ast.unparse(source) + (ROOT / "optimizers.py").read_text()
@@ -79,7 +79,7 @@ def test_every_rational_flag_is_used_and_explained(capsys):
         assert re.search(rf"\b(config|rational)\.{field.name}\b", code), field.name
 
 
-def test_help_tells_a_flags_own_words(capsys):
+def test_help_shows_each_flags_own_comment(capsys):
     """tyro takes the comment above a field where there is none behind it:
     no flag may have a group's heading."""
     with pytest.raises(SystemExit):
@@ -114,8 +114,8 @@ def test_runlog_has_few_names_and_knows_no_script():
         assert not named, (path.name, named)
 
 
-def test_an_option_is_no_part_of_the_identity_and_every_script_says_so():
-    """What every script has and what never changes a result, whatever the algorithm."""
+def test_every_script_excludes_its_options_from_the_identity():
+    """Options that every script has and that never change a result, for any algorithm."""
     bookkeeping = {
         "device",
         "threads",

@@ -32,7 +32,7 @@ NOT_META = {  # what meta.json might hold instead
 
 
 def resume(tmp_path):
-    """Opens and goes on to step 60 as `interrupted` began; returns the run."""
+    """Opens the run and continues to step 60 what `interrupted` began; returns the run."""
     run = new_run(tmp_path).open(tensorboard=False)
     start, state, _ = run.load_checkpoint()
     assert start == 40 and state["n"] == [40, None]
@@ -43,7 +43,7 @@ def resume(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [*NOT_META, "missing"])
-def test_a_damaged_meta_json_is_written_anew(tmp_path, capsys, damage):
+def test_a_damaged_meta_json_is_rewritten(tmp_path, capsys, damage):
     meta = interrupted(tmp_path).folder / "meta.json"
     if damage == "missing":
         meta.unlink()
@@ -52,24 +52,22 @@ def test_a_damaged_meta_json_is_written_anew(tmp_path, capsys, damage):
     capsys.readouterr()
     run = resume(tmp_path)
     rewritten = json.loads(meta.read_text())
-    assert (
-        run.status() == "finished"
-        and rewritten["hash"] == run.digest
-        and rewritten["sessions"][-1]["from_step"] == 40
-    )
-    told = capsys.readouterr().err
-    assert told.count("meta.json") == (damage not in ("missing", "sessions of another kind")), told
+    assert run.status() == "finished"
+    assert rewritten["hash"] == run.digest
+    assert rewritten["sessions"][-1]["from_step"] == 40
+    err = capsys.readouterr().err
+    assert err.count("meta.json") == (damage not in ("missing", "sessions of another kind")), err
     assert content(tmp_path)[0][1:] == [f"{step},a,{step / 3!r}" for step in range(1, 42)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"null", b"\xff\xfe", b'{"seed": 1'])
-def test_a_damaged_config_json_is_written_anew(tmp_path, capsys, damage):
+def test_a_damaged_config_json_is_rewritten(tmp_path, capsys, damage):
     config = interrupted(tmp_path).folder / "config.json"
     whole = config.read_bytes()
     config.write_bytes(damage)
     resume(tmp_path)
     assert config.read_bytes() == whole
-    # and without the hash in meta.json, the checkpoint tells that it is the same run
+    # and without the hash in meta.json, the checkpoint shows that it is the same run
     shutil.rmtree(tmp_path / NAME)
     config = interrupted(tmp_path).folder / "config.json"
     config.write_bytes(damage)
@@ -78,7 +76,7 @@ def test_a_damaged_config_json_is_written_anew(tmp_path, capsys, damage):
     assert config.read_bytes() == whole
 
 
-def test_a_flag_of_an_older_version_in_config_json_does_not_matter_if_the_hash_is_the_same(
+def test_a_flag_of_an_older_version_in_config_json_does_not_matter_if_the_hash_matches(
     tmp_path,
 ):
     config = interrupted(tmp_path).folder / "config.json"
@@ -112,10 +110,10 @@ def test_a_side_file_that_lost_rows_does_not_stop_the_run(tmp_path, capsys, name
     run.log_histogram(40, "h", [1], [0, 1])
     run.log_curve(40, "c", [0, 1], [2, 3])
     run.finish()
-    told = capsys.readouterr().err
-    assert told.count("warning: ") == 1 and told.count("\n") == 1, told
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1 and err.count("\n") == 1, err
     lost = "some" if damage == "cut in a row" else "all"
-    assert f"{file} has lost {lost} of its rows up to step 30" in told
+    assert f"{file} has lost {lost} of its rows up to step 30" in err
     now = file.read_text().splitlines(keepends=True)
     header = [runlog.append_only.HEADERS[name]] if runlog.append_only.HEADERS[name] else []
     expected = lines[:-1] if damage == "cut in a row" else header
@@ -150,7 +148,7 @@ def test_rows_without_a_checkpoint_and_a_good_meta_json_are_not_deleted(tmp_path
     new_run(tmp_path, fresh=True).open(tensorboard=False).close()
 
 
-def test_files_that_are_folders_or_cannot_be_read_are_one_line(tmp_path):
+def test_files_that_are_folders_or_cannot_be_read_are_reported_in_one_line(tmp_path):
     for name in ("meta.json", "config.json", "scalars.csv", "perf.csv", ".lock"):
         run = interrupted(tmp_path)
         (run.folder / name).unlink()
@@ -161,7 +159,7 @@ def test_files_that_are_folders_or_cannot_be_read_are_one_line(tmp_path):
         shutil.rmtree(run.folder)
 
 
-def test_a_lock_file_that_holds_anything(tmp_path):
+def test_a_lock_file_may_hold_anything(tmp_path):
     run = new_run(tmp_path).open(tensorboard=False)
     (run.folder / ".lock").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="in use by process"):
@@ -169,7 +167,7 @@ def test_a_lock_file_that_holds_anything(tmp_path):
     run.close()
 
 
-def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_start_leaves_nothing(tmp_path, monkeypatch):
     root = tmp_path / "a" / "b"
 
     def no_space(path, content):
@@ -227,13 +225,11 @@ def test_abandon_leaves_runs_as_they_were(tmp_path):
     logged = runlog.Run(tmp_path, "logged", CONFIG).open(tensorboard=False)
     logged.log(1, {"a": 1.0})
     logged.abandon()  # has rows by now: these stay
-    assert (
-        "1,a,1.0" in (logged.folder / "scalars.csv").read_text()
-        and logged.status() == "interrupted"
-    )
+    assert "1,a,1.0" in (logged.folder / "scalars.csv").read_text()
+    assert logged.status() == "interrupted"
 
 
-def test_fresh_deletes_nothing_of_a_batch_of_which_one_is_in_use(tmp_path):
+def test_fresh_deletes_nothing_of_a_batch_with_a_run_in_use(tmp_path):
     first = interrupted(tmp_path)
     before = {
         path: path.read_bytes()
@@ -303,7 +299,7 @@ def rewritten(path, change):
     torch.save(content, path)
 
 
-def test_a_checkpoint_of_a_later_version_is_one_line_and_stays(tmp_path):
+def test_a_checkpoint_of_a_later_version_is_refused_in_one_line_and_kept(tmp_path):
     run = interrupted(tmp_path)
     path = run.folder / "checkpoint.pt"
     rewritten(path, lambda content: content.update(format=2))
@@ -315,15 +311,17 @@ def test_a_checkpoint_of_a_later_version_is_one_line_and_stays(tmp_path):
     for ask in (new_run(tmp_path).checkpoint_steps, new_run(tmp_path).load_checkpoint):
         with pytest.raises(UserError) as error:
             ask()
-        told = str(error.value)
-        assert told.startswith(
+        message = str(error.value)
+        assert message.startswith(
             f"{path} has the checkpoint format 2, and this version reads up to 1; "
         )
-        assert "use the version that wrote it" in told and "--fresh" in told and "\n" not in told
+        assert "use the version that wrote it" in message
+        assert "--fresh" in message
+        assert "\n" not in message
     assert {file: file.read_bytes() for file in before} == before  # not the older one instead
 
 
-def test_a_checkpoint_of_before_the_format_was_counted_loads(tmp_path):
+def test_a_checkpoint_without_a_format_number_loads(tmp_path):
     run = interrupted(tmp_path)
     assert torch.load(run.folder / "checkpoint.pt", weights_only=True)["format"] == 1
     rewritten(run.folder / "checkpoint.pt", lambda content: content.pop("format"))

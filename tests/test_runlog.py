@@ -97,10 +97,8 @@ def test_lock_dies_with_its_process(tmp_path):
         new_run(tmp_path).open()
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    assert (
-        new_run(tmp_path).status() == "interrupted"
-        and new_run(tmp_path).open(tensorboard=False).close() is None
-    )
+    assert new_run(tmp_path).status() == "interrupted"
+    assert new_run(tmp_path).open(tensorboard=False).close() is None
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
@@ -109,7 +107,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
         worker = in_child(time.sleep, 60)
         (tmp_path / "worker.tmp").write_text(str(worker.pid))
         (tmp_path / "worker.tmp").rename(tmp_path / "worker")
-        run.log(1, {"a": 1.0})  # the parent still has it
+        run.log(1, {"a": 1.0})  # the parent still holds it
         time.sleep(60)
 
     child = in_child(hold)
@@ -166,14 +164,12 @@ def test_killed_at_random_moments_ends_with_the_same_rows(tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "calm")
     assert new_run(tmp_path / "killed").status() == "finished"
     meta = json.loads((tmp_path / "killed" / NAME / "meta.json").read_text())
-    assert (
-        len(meta["sessions"]) > 1
-        and meta["versions"]["torch"] == torch.__version__
-        and meta["peak_memory_mb"] > 10
-    )
+    assert len(meta["sessions"]) > 1
+    assert meta["versions"]["torch"] == torch.__version__
+    assert meta["peak_memory_mb"] > 10
 
 
-def test_replay_files_hold_only_what_is_new_and_old_ones_go(tmp_path):
+def test_replay_files_hold_only_new_transitions_and_old_ones_are_deleted(tmp_path):
     train(tmp_path)
     run = new_run(tmp_path)
     assert run.checkpoint_steps() == [400, 380]
@@ -184,7 +180,8 @@ def test_replay_files_hold_only_what_is_new_and_old_ones_go(tmp_path):
         380,
         50,
         2**127 + 1,
-    ) and run.checkpoint_steps() == [400, 380]
+    )
+    assert run.checkpoint_steps() == [400, 380]
     assert torch.equal(replay["obs"][20:], run.load_checkpoint()[2]["obs"][:30])
     run.drop_transitions()
     assert run.load_checkpoint()[::2] == (400, None)
@@ -216,7 +213,8 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
         )
         step, state, replay = new_run(tmp_path).load_checkpoint()
         found += step == 20
-        assert torch.equal(state["weight"], torch.full((1000,), float(step))) and state["n"] == [
+        assert torch.equal(state["weight"], torch.full((1000,), float(step)))
+        assert state["n"] == [
             step,
             None,
         ]
@@ -227,7 +225,7 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path, capsys):
 @pytest.mark.parametrize(
     "damage", ["truncated", "empty", "chunk missing", "chunk damaged", "short scalars"]
 )
-def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
+def test_falls_back_to_the_previous_checkpoint(tmp_path, capsys, damage):
     run = interrupted(tmp_path)
     target = run.folder / (
         "replay/0000000020-0000000040.pt" if "chunk" in damage else "checkpoint.pt"
@@ -243,17 +241,14 @@ def test_falls_back_to_the_checkpoint_before(tmp_path, capsys, damage):
     assert run.load_checkpoint()[0] == 20 and not (run.folder / "checkpoint.prev.pt").exists()
     run.close()
     err = capsys.readouterr().err
-    assert (
-        err.count("\n") == 1
-        and err.startswith("warning: ")
-        and "using checkpoint.prev.pt, step 20" in err
-    )
-    assert content(tmp_path)[0][-1] == f"20,a,{20 / 3!r}" and new_run(
-        tmp_path
-    ).checkpoint_steps() == [20]
+    assert err.count("\n") == 1
+    assert err.startswith("warning: ")
+    assert "using checkpoint.prev.pt, step 20" in err
+    assert content(tmp_path)[0][-1] == f"20,a,{20 / 3!r}"
+    assert new_run(tmp_path).checkpoint_steps() == [20]
 
 
-def test_both_damaged_or_of_another_configuration(tmp_path):
+def test_both_checkpoints_damaged_or_of_another_configuration(tmp_path):
     run = interrupted(tmp_path)
     other = Run(tmp_path, NAME, {**CONFIG, "seed": 2}, exclude=["device"])
     with pytest.raises(UserError, match="another configuration"):
@@ -272,26 +267,26 @@ def test_both_damaged_or_of_another_configuration(tmp_path):
         opening.group_by_step([new_run(tmp_path)])
 
 
-def test_every_session_keeps_its_own_code_and_a_change_is_told(tmp_path, monkeypatch, capsys):
-    here = hardware.machine()
+def test_every_session_records_its_code_and_a_change_is_reported(tmp_path, monkeypatch, capsys):
+    machine = hardware.machine()
     for commit, argv in (("a" * 40, ["one"]), ("a" * 40, ["two"]), ("b" * 40, ["three"])):
-        there = {**here, "git": {"commit": commit, "dirty": False}, "argv": argv}
-        monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
+        changed = {**machine, "git": {"commit": commit, "dirty": False}, "argv": argv}
+        monkeypatch.setattr(runlog.hardware, "machine", lambda changed=changed: changed)
         run = new_run(tmp_path).open(tensorboard=False)
         run.close()
-        told = capsys.readouterr().err
-        assert ("started with the code of" in told and "bbb" in told) is (argv == ["three"]), told
-    assert f"the code of commit {'a' * 10}, and continues with commit {'b' * 10}\n" in told
+        err = capsys.readouterr().err
+        assert ("started with the code of" in err and "bbb" in err) is (argv == ["three"]), err
+    assert f"the code of commit {'a' * 10}, and continues with commit {'b' * 10}\n" in err
     assert runlog.meta._named_commit({"commit": "c" * 40, "dirty": True}).endswith(" with changes")
     assert runlog.meta._named_commit({"commit": None, "dirty": None}) == "no known commit"
     meta = json.loads((run.folder / "meta.json").read_text())
     assert [session["git"]["commit"][0] for session in meta["sessions"]] == ["a", "a", "b"]
     assert [session["argv"] for session in meta["sessions"]] == [["one"], ["two"], ["three"]]
-    assert all(session["versions"] == here["versions"] for session in meta["sessions"])
+    assert all(session["versions"] == machine["versions"] for session in meta["sessions"])
 
 
 def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch):
-    """A run that is killed while it reads it leaves no .git/index.lock."""
+    """A run that is killed while reading it leaves no .git/index.lock."""
     monkeypatch.setattr(hardware, "ROOT", tmp_path)
     assert hardware._git() == {"commit": None, "dirty": None}  # no repository
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -312,14 +307,15 @@ def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch
     assert hardware._git()["dirty"] is True
 
 
-def test_code_that_git_does_not_track_is_told_when_it_has_changed(tmp_path, monkeypatch, capsys):
-    here = hardware.machine()
-    for digest, told in (("a", False), ("a", False), ("b", True)):
-        there = here | {"untracked_code": {"mine.py": digest}}
-        monkeypatch.setattr(runlog.hardware, "machine", lambda there=there: there)
+def test_changes_to_code_that_git_does_not_track_are_reported(tmp_path, monkeypatch, capsys):
+    machine = hardware.machine()
+    for digest, is_reported in (("a", False), ("a", False), ("b", True)):
+        changed = machine | {"untracked_code": {"mine.py": digest}}
+        monkeypatch.setattr(runlog.hardware, "machine", lambda changed=changed: changed)
         new_run(tmp_path).open(tensorboard=False).close()
         err = capsys.readouterr().err
-        assert ("started with another version of mine.py, which git does not track" in err) is told
+        warning = "started with another version of mine.py, which git does not track"
+        assert (warning in err) is is_reported
 
 
 def test_status_finish_fail_fresh(tmp_path):
@@ -332,7 +328,9 @@ def test_status_finish_fail_fresh(tmp_path):
     run.log(5, {"a": 1.0})
     run.finish("diverged", step=5)
     meta = json.loads((run.folder / "meta.json").read_text())
-    assert run.status() == "diverged" and meta["step"] == 5 and len(meta["sessions"]) == 2
+    assert run.status() == "diverged"
+    assert meta["step"] == 5
+    assert len(meta["sessions"]) == 2
     with pytest.raises(UserError, match="diverged already"):
         new_run(tmp_path).open()
     assert new_run(tmp_path, fresh=True).status() == "new"
@@ -348,7 +346,7 @@ def test_status_finish_fail_fresh(tmp_path):
 
 # bytes: meta.json, then rows, then a checkpoint
 @pytest.mark.parametrize("limit", [400, 3_000, 5_000, 8_000])
-def test_full_disk_is_one_line_and_the_run_resumes(tmp_path, limit):
+def test_a_full_disk_is_reported_in_one_line_and_the_run_resumes(tmp_path, limit):
     code = "import sys; sys.path[:0] = ['.', 'tests']; import pathlib, runlog, test_runlog as t\n"
     code += (
         f"with runlog.exit_on_user_error(): t.train(pathlib.Path({str(tmp_path)!r}), limit={limit})"
@@ -378,13 +376,10 @@ def test_group_by_step(tmp_path):
     c = at("c", 20, 30)
     d = at("d", 90)
     e = at("e")
-    assert opening.group_by_step([a, a]) == [(20, [a])] and opening.group_by_step([a, b, c]) == [
-        (20, [a, b, c])
-    ]
+    assert opening.group_by_step([a, a]) == [(20, [a])]
+    assert opening.group_by_step([a, b, c]) == [(20, [a, b, c])]
     assert opening.group_by_step([b, c]) == [(30, [b, c])]
     assert opening.group_by_step([d, a, e, b]) == [(20, [a, b]), (90, [d]), (0, [e])]
     assert opening.group_by_step([e, Run(tmp_path, "f", CONFIG)])[0][0] == 0
-    assert (
-        opening.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0
-        and opening.group_by_step([]) == []
-    )
+    assert opening.group_by_step([Run(tmp_path, "a", CONFIG, fresh=True)])[0][0] == 0
+    assert opening.group_by_step([]) == []

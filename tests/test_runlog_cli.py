@@ -24,9 +24,8 @@ def test_hash_and_name():
         {"b": {"d": 3, "c": 2}, "a": 1}, []
     )
     digest = identity.config_hash(CONFIG, ["device"])
-    assert len(digest) == 10 and digest == identity.config_hash(
-        {**CONFIG, "device": "cuda"}, ["device"]
-    )
+    assert len(digest) == 10
+    assert digest == identity.config_hash({**CONFIG, "device": "cuda"}, ["device"])
     for other in (
         {"seed": 2},
         {"rational": {"degrees": (3, 4)}},
@@ -52,14 +51,13 @@ def test_seeds_are_pinned_and_distinct():
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
-def test_generators_go_back_or_name_the_device():
+def test_generators_are_restored_or_name_the_device():
     generators = {use: seeding.make_generator(1, use) for use in ("act", "update")}
     states = {use: generator.get_state() for use, generator in generators.items()}
     draws = [torch.rand(3, generator=generators["update"]) for _ in range(2)]
     seeding.set_states(generators, states)
-    assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0]) and not torch.equal(
-        *draws
-    )
+    assert torch.equal(torch.rand(3, generator=generators["update"]), draws[0])
+    assert not torch.equal(*draws)
     with pytest.raises(
         runlog.UserError, match="--device cpu: the run was started on another device; use"
     ):
@@ -67,12 +65,12 @@ def test_generators_go_back_or_name_the_device():
         seeding.set_states(generators, dict.fromkeys(states, torch.zeros(16, dtype=torch.uint8)))
 
 
-def test_a_wandb_group_is_the_seeds_of_one_setting(monkeypatch, tmp_path):
+def test_a_wandb_group_holds_the_seeds_of_one_setting(monkeypatch, tmp_path):
     groups = []
     monkeypatch.setattr(
         runlog.Run, "open", lambda run, wandb_kwargs, **_: groups.append(wandb_kwargs["group"])
     )
-    # nobody ends these runs, which would free them
+    # these runs are never ended, which would release them
     monkeypatch.setattr(runlog.Run, "lock", lambda run: None)
     monkeypatch.setattr(runlog.opening, "group_by_step", lambda runs: [])
     # neither a login nor a GPU
@@ -110,7 +108,7 @@ class Args:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         ("--sed 3", ["--sed", "3", "--seed"]),
         ("--seed abc", ["--seed", "'abc'", "INT"]),
@@ -119,12 +117,15 @@ class Args:
         ("--compile False", ["--compile", "False", "--no-compile"]),
     ],
 )
-def test_a_wrong_flag_is_told_in_one_line(capsys, argv, told):
+def test_a_wrong_flag_is_reported_in_one_line(capsys, argv, expected):
     with pytest.raises(SystemExit) as stop:
         runlog.parse_args(Args, argv.split())
     out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
-    assert all(word in err for word in told), err
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert all(word in err for word in expected), err
 
 
 def test_right_flags_and_help(capsys):
@@ -144,15 +145,15 @@ def test_progress_off_the_terminal_prints_only_notes(capsys):
     assert capsys.readouterr() == ("step 10\n", "")
 
 
-def test_flags_that_only_other_scripts_have_say_what_to_do_instead(capsys):
+def test_flags_of_other_scripts_are_refused_with_an_alternative(capsys):
     for script in ("dqn_atari", "ppo_atari", "pqn_atari"):
         for flag in (["--num-seeds", "2"], ["--num_seeds=2"]):
             with pytest.raises(SystemExit, match="2"):
                 runlog.parse_args(SCRIPTS[script].Args, flag)
-            told = capsys.readouterr().err
+            err = capsys.readouterr().err
             name = f"{script}.py"
-            assert told.startswith(f"error: --num-seeds: {name} trains one seed per process; use ")
-            grid = re.search("scripts/sweep.py '(.*?)'", told)[1].replace(" ...", "")
+            assert err.startswith(f"error: --num-seeds: {name} trains one seed per process; use ")
+            grid = re.search("scripts/sweep.py '(.*?)'", err)[1].replace(" ...", "")
             assert sweep_plan.expand(grid) == [f"{name} --seed 1", f"{name} --seed 2"]
     with pytest.raises(SystemExit, match="2"):
         runlog.parse_args(SCRIPTS["continual_supervised"].Args, ["--evaluate"])

@@ -129,7 +129,7 @@ class Reference:
             step(self.adams[2], -(self.log_alpha.exp() * (log_prob + target_entropy)).mean())
 
 
-def test_losses_and_gradients_of_every_seed_are_those_of_the_reference():
+def test_losses_and_gradients_of_every_seed_match_the_reference():
     agent = Agent(OBS, ACTIONS, ARGS, [3, 4, 9], CPU).double()
     with torch.no_grad():  # else targets and critics agree, and a mix-up would pass
         for p in agent.qf_target.parameters():
@@ -141,11 +141,9 @@ def test_losses_and_gradients_of_every_seed_are_those_of_the_reference():
     assert 0 < batch["terminations"].sum() < batch["terminations"].numel()
     qf_loss, q_values = agent.qf_loss(batch, noise[0])
     actor_loss, log_probs = agent.actor_loss(batch, noise[1])
-    assert (
-        qf_loss.shape == actor_loss.shape == (3,)
-        and q_values.shape == (3, 2, BATCH)
-        and log_probs.shape == (3, BATCH)
-    )
+    assert qf_loss.shape == actor_loss.shape == (3,)
+    assert q_values.shape == (3, 2, BATCH)
+    assert log_probs.shape == (3, BATCH)
     qf_grads = torch.autograd.grad(qf_loss.sum(), agent.qf_optimizer.parameters_)
     actor_grads = torch.autograd.grad(actor_loss.sum(), agent.actor_optimizer.parameters_)
     for i in range(3):
@@ -170,7 +168,7 @@ def test_losses_and_gradients_of_every_seed_are_those_of_the_reference():
 
 
 @pytest.mark.parametrize("autotune", [True, False])
-def test_updates_of_every_seed_are_those_of_the_reference(autotune):
+def test_updates_of_every_seed_match_the_reference(autotune):
     args = dataclasses.replace(ARGS, autotune=autotune)
     agent = Agent(OBS, ACTIONS, args, [3, 4, 9], CPU).double()
     references = [Reference(agent, i) for i in range(3)]
@@ -203,7 +201,7 @@ def test_updates_of_every_seed_are_those_of_the_reference(autotune):
 
 
 @pytest.mark.parametrize("utd, policy_frequency", [(4, 2), (1, 3), (2, 4), (3, 1)])
-def test_every_kth_update_is_the_policys_and_a_graph_needs_no_step(utd, policy_frequency):
+def test_every_kth_update_trains_the_policy_and_a_graph_needs_no_step(utd, policy_frequency):
     args = dataclasses.replace(ARGS, utd=utd, policy_frequency=policy_frequency)
     agent = Agent(OBS, ACTIONS, args, [1], CPU)
     turns = []
@@ -226,7 +224,7 @@ def test_every_kth_update_is_the_policys_and_a_graph_needs_no_step(utd, policy_f
         assert turns == [(u + 1) % policy_frequency == 0 for u in range(utd)]
 
 
-def test_log_probs_are_those_of_a_squashed_normal():
+def test_log_probs_match_a_squashed_normal():
     actor = Actor(OBS, ACTIONS, ARGS, [0, 1]).double()
     obs = torch.randn(2, 50, OBS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(
@@ -265,19 +263,19 @@ def test_a_seed_learns_the_same_alone_as_in_a_batch(activation):
 
 
 @pytest.mark.parametrize("activation", ["crational", pytest.param("relu", marks=pytest.mark.slow)])
-def test_the_compiled_update_is_the_eager_one(activation):  # most of a minute: Inductor's C++
+def test_the_compiled_update_matches_the_eager_one(activation):  # most of a minute: Inductor's C++
     args = [
         dataclasses.replace(ARGS, compile=compiled, activation=activation)
         for compiled in (False, True)
     ]
-    agents = [Agent(OBS, ACTIONS, each, [1, 2], CPU) for each in args]
+    agents = [Agent(OBS, ACTIONS, flags, [1, 2], CPU) for flags in args]
     for u in range(2):
         infos = [agent.update(*make_batch(2, u)) for agent in agents]
         torch.testing.assert_close(*infos, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(*[agent.state_dict() for agent in agents], rtol=1e-3, atol=1e-4)
 
 
-def test_adam_is_torchs_and_coefficients_are_a_group_of_their_own():
+def test_adam_matches_torch_and_coefficients_are_a_separate_group():
     rational = activations.RationalConfig(learning_rate=3e-2, coefficient_weight_decay=0.5)
     network = activations.mlp(4, (6, 5), "crational", np.array([1, 2]), True, rational)
     adam = optimizers.Adam(network, 1e-2, rational)
@@ -316,7 +314,7 @@ def test_adam_is_torchs_and_coefficients_are_a_group_of_their_own():
 
 
 def fill(buffer: ReplayBuffer, steps) -> None:
-    for step in steps:  # every number of a row tells its step and its seed
+    for step in steps:  # every number of a row encodes its step and its seed
         value = step + 0.25 * np.arange(2)
         obs = np.repeat(value[:, None], 3, 1)
         actions = np.repeat(-value[:, None], 2, 1)
@@ -336,9 +334,8 @@ def test_replay_is_a_ring_whose_rows_stay_together():
         part = {key: value[:, i] for key, value in batch.items()}
         steps = part["obs"][..., 0] - 0.25 * i
         assert steps.unique().tolist() == list(range(13, 23))
-        assert (part["actions"] == -part["obs"][..., :2]).all() and (
-            part["next_obs"] == part["obs"] + 1
-        ).all()
+        assert (part["actions"] == -part["obs"][..., :2]).all()
+        assert (part["next_obs"] == part["obs"] + 1).all()
         assert (part["rewards"] == 10 * part["obs"][..., 0]).all()
         assert (part["terminations"] == (steps % 2 if i == 0 else 0)).all()
     assert buffer.newest(4)[:, :, 0].tolist() == [[19, 20, 21, 22], [19.25, 20.25, 21.25, 22.25]]

@@ -92,15 +92,13 @@ def test_a_run_writes_every_key_and_repeats_bit_for_bit_and_metrics_change_nothi
     for name, rows in first.items():
         got = values(rows)
         folder = tmp_path / "a" / name
-        assert len(got) == len(rows) and all(
-            math.isfinite(x) for (_, key), x in got.items() if "network/" not in key
-        )
+        assert len(got) == len(rows)
+        assert all(math.isfinite(x) for (_, key), x in got.items() if "network/" not in key)
         steps = {key: [step for step, k in got if k == key] for _, key in got}
         assert {key for key in steps if not key.startswith("network/")} == LOSSES | EVAL | CHARTS
         assert all(steps[key] == [20, 30, 40, 50, 60] for key in LOSSES)
-        assert all(steps[key] == [40, 60] for key in EVAL) and all(
-            steps[key] == [30, 60] for key in CHARTS
-        )
+        assert all(steps[key] == [40, 60] for key in EVAL)
+        assert all(steps[key] == [30, 60] for key in CHARTS)
         network = {key for key in steps if key.startswith("network/")}
         assert all(steps[key] == [20, 30, 60] for key in network)  # at learning_starts: untrained
         assert {key.split("/")[1] for key in network} == {"actor", "qf1", "qf2"}
@@ -133,17 +131,15 @@ def test_weights_change_and_a_seed_is_the_same_run_alone(tmp_path):
         sac_continuous.Args, command(tmp_path / "a", f"--env-id {CARTPOLE} --activation crational")
     )
     args = sac_continuous.dataclasses.replace(args, num_seeds=2)
-    for each in sac_continuous.runs_of(args):
-        seed = each.config["seed"]
-        step, state, transitions = each.load_checkpoint()
+    for saved in sac_continuous.runs_of(args):
+        seed = saved.config["seed"]
+        step, state, transitions = saved.load_checkpoint()
         assert step == 60 and transitions["rows"].shape[0] == 60
         fresh = sac_continuous.Agent(
             5, 1, args, [seed], sac_continuous.torch.device("cpu")
         ).state_dict()
-        assert (
-            fresh.keys() == state["agent"].keys()
-            and int(state["agent"]["qf_optimizer.count"]) == 41
-        )
+        assert fresh.keys() == state["agent"].keys()
+        assert int(state["agent"]["qf_optimizer.count"]) == 41
         for key, value in fresh.items():
             assert not (value[0] if value.dim() else value).equal(state["agent"][key]), key
 
@@ -169,9 +165,8 @@ def test_options_run(flags, tmp_path):
     )
     for name, rows in results.items():
         got = values(rows)
-        assert {key for _, key in got} >= LOSSES | EVAL and all(
-            math.isfinite(got[60, key]) for key in LOSSES
-        )
+        assert {key for _, key in got} >= LOSSES | EVAL
+        assert all(math.isfinite(got[60, key]) for key in LOSSES)
         state = runlog.storage.load_pt(tmp_path / name / runlog.checkpoints.CHECKPOINT)["state"][
             "agent"
         ]
@@ -206,14 +201,12 @@ def test_evaluate_a_finished_run_again_and_fresh(tmp_path, capfd):
     run(tmp_path, flags)
     assert "finished already (--fresh starts it over)" in capfd.readouterr().out
     run(tmp_path, f"{flags} --evaluate")
-    told = capfd.readouterr().out
-    assert (
-        told.count("\n") == 1
-        and told.startswith("seed 1: eval/episodic_return ")
-        and "return of the video" in told
-    )
+    printed = capfd.readouterr().out
+    assert printed.count("\n") == 1
+    assert printed.startswith("seed 1: eval/episodic_return ")
+    assert "return of the video" in printed
     (video,) = (folder / "videos").glob("*.mp4")
-    assert str(video) in told and video.stat().st_size > 500
+    assert str(video) in printed and video.stat().st_size > 500
     assert (folder / "scalars.csv").read_bytes() == before
     assert run(tmp_path, f"{flags} --fresh") == first and not (folder / "videos").exists()
     assert len(json.loads((folder / "meta.json").read_text())["sessions"]) == 1
@@ -238,18 +231,18 @@ def test_a_diverged_seed_leaves_the_others_alone(tmp_path, monkeypatch):
     names = {
         key: name for name, key in itertools.product(healthy, (1, 2, 3)) if f"__s{key}__" in name
     }
-    sick = run(tmp_path / "b", flags)
-    assert sick[names[1]] == healthy[names[1]] and sick[names[3]] == healthy[names[3]]
+    diverged = run(tmp_path / "b", flags)
+    assert diverged[names[1]] == healthy[names[1]] and diverged[names[3]] == healthy[names[3]]
     meta = json.loads((tmp_path / "b" / names[2] / "meta.json").read_text())
     assert meta["status"] == "diverged" and 45 <= meta["step"] <= 60
-    ours = values(sick[names[2]])
+    ours = values(diverged[names[2]])
     theirs = values(healthy[names[2]])
     assert all(ours[key] == theirs[key] for key in ours if key[0] < 45)
     # the last evaluation is carried forward
     assert all(ours[60, key] == ours[40, key] for key in EVAL)
     assert (60, "losses/qf_loss") not in ours
-    run(tmp_path / "b", flags)  # says "diverged already"
-    assert scalars(tmp_path / "b") == sick
+    run(tmp_path / "b", flags)  # prints "diverged already"
+    assert scalars(tmp_path / "b") == diverged
 
 
 def test_when_all_seeds_have_diverged_the_run_ends_at_once(tmp_path, monkeypatch):
@@ -304,7 +297,7 @@ def test_a_video_that_cannot_be_made_is_a_warning(tmp_path, monkeypatch, capfd):
 
 
 def child(argv: list[str], log: str) -> None:
-    """What a process of its own does: the script's main, with shorter episodes."""
+    """Runs the script's main with shorter episodes, in a separate process."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     short_dm_control(pytest.MonkeyPatch(), 100)
     with runlog.exit_on_user_error():
@@ -348,9 +341,9 @@ def test_killed_runs_end_with_the_same_scalars_and_one_command_runs_once(tmp_pat
         if kill == 0:
             second = start("b", "second")
             second.join()
-            told = (tmp_path / "second").read_text()
-            assert second.exitcode == 2 and told.count("\n") == 1, told
-            assert f"is in use by process {process.pid}" in told
+            output = (tmp_path / "second").read_text()
+            assert second.exitcode == 2 and output.count("\n") == 1, output
+            assert f"is in use by process {process.pid}" in output
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.join()

@@ -1,4 +1,4 @@
-"""Tasks in a row in sac_continuous.py, on two toy tasks of equal spaces:
+"""Sequential tasks in sac_continuous.py, on two toy tasks with equal spaces:
 switches, evaluation, forgetting, resume.
 
 `pytest -q tests/test_sac_sequences.py` (about 60 s).
@@ -37,7 +37,7 @@ AB = f"--env-id ToyA-v0 ToyB-v0 --steps-per-task {TASK}"
 
 
 class Toy(gym.Env):
-    """Rewards actions near `best`; the second observation tells the task."""
+    """Rewards actions near `best`; the second entry of an observation identifies the task."""
 
     observation_space = gym.spaces.Box(-10, 10, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -68,8 +68,11 @@ def run(folder, flags: str) -> list[dict[tuple[int, str], float]]:
     """Runs the command in this process; for each seed (step, key) -> value of scalars.csv."""
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, command(folder, flags)))
     files = [path.read_text().splitlines()[1:] for path in sorted(folder.glob("*/scalars.csv"))]
-    rows = [[line.split(",") for line in lines] for lines in files]
-    return [{(int(step), key): float(value) for step, key, value, _ in each} for each in rows]
+    found = []
+    for lines in files:
+        rows = [line.split(",") for line in lines]
+        found.append({(int(step), key): float(value) for step, key, value, _ in rows})
+    return found
 
 
 def state_at(folder, step: int) -> dict:
@@ -85,9 +88,8 @@ def test_names_lengths_and_spaces():
     args = runlog.parse_args(sac_continuous.Args, command("x", AB))
     assert sac_continuous.validate(args).total_timesteps == 2 * TASK
     (single,) = runlog.seed_runs(sac_continuous.Args(env_id=("Pendulum-v1",)), "sac")
-    assert single.config["env_id"] == "Pendulum-v1" and single.name.startswith(
-        "Pendulum-v1__sac__relu__s1__"
-    )
+    assert single.config["env_id"] == "Pendulum-v1"
+    assert single.name.startswith("Pendulum-v1__sac__relu__s1__")
     (wide := Toy(1.0)).action_space = gym.spaces.Box(-1, 1, (3,))
     with pytest.raises(runlog.UserError, match=r"a and c have actions of shape \(1,\) and \(3,\)"):
         environments.check_equal_spaces({"a": Toy(1.0), "b": Toy(1.0), "c": wide})
@@ -116,10 +118,8 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     after = state_at(tmp_path, 2 * TASK)["agent"]
     moments = {key for key in before if "_optimizer." in key}
     if "optimizer" in flags:
-        assert (
-            int(before["qf_optimizer.count"]) == 41
-            and before["qf_optimizer.exp_avg_q_weight"].abs().sum() > 0
-        )
+        assert int(before["qf_optimizer.count"]) == 41
+        assert before["qf_optimizer.exp_avg_q_weight"].abs().sum() > 0
     else:
         assert {key.split(".")[0] for key in moments} == {
             f"{x}_optimizer" for x in ("actor", "qf", "alpha")
@@ -157,7 +157,7 @@ def test_a_switch_clears_what_it_should(flags, tmp_path, monkeypatch):
     assert torch.equal(second[:20, 2], 2 * uniform - 1) != keeps
 
 
-def test_the_first_task_is_the_plain_run_and_the_switch_leaves_the_networks_alone(tmp_path):
+def test_the_first_task_equals_the_plain_run_and_the_switch_leaves_the_networks_alone(tmp_path):
     (plain,) = run(tmp_path / "a", f"--env-id ToyA-v0 --total-timesteps {TASK}")
     assert not any("task" in key or "sequence" in key for _, key in plain)
     (first,) = run(tmp_path / "b", f"{AB} --seed 1")
@@ -204,8 +204,8 @@ def test_every_task_is_evaluated_and_scored(tmp_path):
             sum(score[step, k] for k in (1, 2, 3)) / 3
         )
         lost = [score[TASK * k, k] - score[step, k] for k in (1, 2, 3) if step > TASK * k]
-        for k, each in enumerate(lost, 1):
-            assert got[step, f"sequence/task{k}/forgetting"] == pytest.approx(each)
+        for k, forgetting in enumerate(lost, 1):
+            assert got[step, f"sequence/task{k}/forgetting"] == pytest.approx(forgetting)
         assert ((step, "sequence/forgetting") in got) == bool(lost)
         assert not lost or got[step, "sequence/forgetting"] == pytest.approx(sum(lost) / len(lost))
     means = []
@@ -232,11 +232,11 @@ def test_printed_lines_name_the_task(tmp_path, capsys):
 def test_scores_by_hand():
     history = [(10, 0.2, 0.0), (20, 0.8, 0.1), (25, 0.5, 0.3), (40, 0.6, 0.9)]
     first, end = (metrics.sequence_scores(history[:n], 20) for n in (2, 4))
-    told = {"average": 0.45, "task1/end_score": 0.8, "task1/mean_score": 0.5, "plasticity": 0.5}
-    assert first == pytest.approx({f"sequence/{key}": value for key, value in told.items()})
-    told = {"average": 0.75, "task1/forgetting": 0.2, "forgetting": 0.2, "task2/end_score": 0.9}
-    told |= {"task2/mean_score": 0.6, "plasticity": 0.55}
-    assert end == pytest.approx({f"sequence/{key}": value for key, value in told.items()})
+    expected = {"average": 0.45, "task1/end_score": 0.8, "task1/mean_score": 0.5, "plasticity": 0.5}
+    assert first == pytest.approx({f"sequence/{key}": value for key, value in expected.items()})
+    expected = {"average": 0.75, "task1/forgetting": 0.2, "forgetting": 0.2, "task2/end_score": 0.9}
+    expected |= {"task2/mean_score": 0.6, "plasticity": 0.55}
+    assert end == pytest.approx({f"sequence/{key}": value for key, value in expected.items()})
 
 
 def test_a_diverged_seed_carries_every_task_forward(tmp_path, monkeypatch):
@@ -279,13 +279,13 @@ def child(argv: list[str], at: int, where: str, log: str) -> None:
     calls = []
     call = getattr(owner, where)
 
-    def deadly(*args):
+    def kill_and_call(*args):
         calls.append(args)
         if (args[1] if where == "log_episodes" else len(calls)) == at:
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*args)
 
-    setattr(owner, where, deadly)
+    setattr(owner, where, kill_and_call)
     sac_continuous.main(runlog.parse_args(sac_continuous.Args, argv))
 
 

@@ -191,9 +191,10 @@ def test_interval_of_a_paired_improvement_has_its_closed_form():
     first = np.arange(20.0)
     second = np.where(np.arange(20) < 14, -1.0, 100.0)  # 14 of 20 larger
     value, low, high = statistics.improvement_interval([first], [second], True, 20_000)
-    share = stats.binom(20, 0.7)
+    binomial = stats.binom(20, 0.7)
     assert value == 0.7
-    assert abs(low - share.ppf(0.025) / 20) < 0.051 and abs(high - share.ppf(0.975) / 20) < 0.051
+    assert abs(low - binomial.ppf(0.025) / 20) < 0.051
+    assert abs(high - binomial.ppf(0.975) / 20) < 0.051
 
 
 def test_interval_of_an_unpaired_improvement_equals_a_slow_bootstrap():
@@ -210,7 +211,7 @@ def test_interval_of_an_unpaired_improvement_equals_a_slow_bootstrap():
     np.testing.assert_allclose((low, high), np.quantile(slow, (0.025, 0.975)), atol=0.02)
 
 
-def test_interval_where_one_wins_all_has_no_width_and_of_single_runs_is_unknown():
+def test_intervals_have_no_width_where_one_wins_all_and_are_unknown_for_single_runs():
     found = statistics.improvement_interval([np.ones(5)], [np.zeros(5)], paired=True)
     np.testing.assert_allclose(found, 1.0)
     value, low, high = statistics.improvement_interval([np.ones(1)], [np.zeros(1)])

@@ -2,7 +2,7 @@
 at each scale, without training anything.
 
 `pytest -q tests/test_scripts.py` (about 20 s).
-In python's place stands a program that writes down its arguments.
+A program that records its arguments takes the place of python.
 """
 
 import csv
@@ -48,7 +48,7 @@ FIGURES = {
     "hr_fig8": ("hr8", 8 * (4 + 4) * 5),
     "hr_fig19": ("hr19", 51 * 7 * 5),
 }
-# What was run for results/: the scripts must go on naming these runs.
+# What was run for results/; the scripts must keep naming these runs.
 SAC = (
     "--utd 10 --num-seeds 3 --total-timesteps 6000 --learning-starts 1000 --widths 128 128 "
     "--batch-size 128 "
@@ -163,14 +163,20 @@ def lists() -> dict[str, list[str]]:
     shown = subprocess.run(
         ["bash", "-c", shown + 'echo $n "${!l}"; done'], cwd=ROOT, capture_output=True, text=True
     )
-    return {name: each for name, *each in map(str.split, shown.stdout.splitlines())}
+    return {name: names for name, *names in map(str.split, shown.stdout.splitlines())}
 
 
 def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
     found = lists()
-    told = {"CR_DMC": 15, "CR_METAWORLD": 15, "CR_CONTROL": 30, "HR_GAMES_51": 51, "HR_GAMES_8": 8}
-    assert {name: len(found[name]) for name in told} == told
-    assert all(len({*each}) == len(each) > 0 for each in found.values())
+    lengths = {
+        "CR_DMC": 15,
+        "CR_METAWORLD": 15,
+        "CR_CONTROL": 30,
+        "HR_GAMES_51": 51,
+        "HR_GAMES_8": 8,
+    }
+    assert {name: len(found[name]) for name in lengths} == lengths
+    assert all(len({*names}) == len(names) > 0 for names in found.values())
     environments.import_suites()
     import metaworld
     from dm_control import suite
@@ -181,11 +187,11 @@ def test_lists_are_as_long_as_the_papers_say_and_their_names_exist():
         scores = {row["game"] for row in csv.DictReader(file)}
     unexplored = {"Gravitar", "MontezumaRevenge", "Pitfall", "PrivateEye", "Solaris", "Venture"}
     assert {*found["HR_GAMES_51"]} == scores - unexplored
-    for name, each in found.items():
+    for name, names in found.items():
         if "GAMES" in name or name == "CR_ATARI":
-            assert {*each} <= scores and [atari_game(game)[0] for game in each] == each
+            assert {*names} <= scores and [atari_game(game)[0] for game in names] == names
         else:
-            assert {*each} <= known, name
+            assert {*names} <= known, name
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -238,7 +244,7 @@ def test_every_command_would_start(folder, script, scale, monkeypatch):
 
 
 @pytest.mark.parametrize("script", LAPTOP)
-def test_laptop_runs_are_those_of_the_results(folder, script):
+def test_laptop_runs_match_the_results(folder, script):
     found = commands(folder, script, "laptop")
     assert sorted(map(sorted, map(str.split, found))) == sorted(
         map(sorted, map(str.split, LAPTOP[script]))
@@ -246,7 +252,7 @@ def test_laptop_runs_are_those_of_the_results(folder, script):
     assert names(found[:2] + found[-1:]) <= names(LAPTOP[script])
 
 
-def test_the_continual_studys_cells_are_those_of_its_results(folder):
+def test_the_cells_of_the_continual_study_match_its_results(folder):
     with open(ROOT / "results" / "2026-continual" / "continual_runs.csv") as file:
         rows = {(row["study"].split()[0], row["cell"]) for row in csv.DictReader(file)}
     cells = set()
@@ -258,33 +264,32 @@ def test_the_continual_studys_cells_are_those_of_its_results(folder):
         )
         scale = args.rational.init_scale
         decay = args.rational.coefficient_weight_decay
-        told = [args.activation]
+        label = [args.activation]
         if scale != 1:
-            told.append(f"init {scale}")
+            label.append(f"init {scale}")
         if decay != 0:
-            told.append(f"decay {decay}")
-        cells.add((args.dataset, ", ".join(told)))
+            label.append(f"decay {decay}")
+        cells.add((args.dataset, ", ".join(label)))
     assert cells == rows and len(rows) == 28
     variables = {"DATASETS": "digits", "DATA_DIR": "elsewhere", "OUT": "there", "JOBS": "3"}
     found = commands(folder, "cr_continual", "smoke", **variables)
-    assert len(found) == 14 and all(
-        "--dataset digits --data-dir elsewhere" in command for command in found
-    )
+    assert len(found) == 14
+    assert all("--dataset digits --data-dir elsewhere" in command for command in found)
     launch, draw = calls(folder, "cr_continual", "smoke", **variables)
-    assert launch[-2:] == ["--slots", "3"] and runlog.parse_args(
-        figures.Command, draw[1:]
-    ).out == Path("there")
+    assert launch[-2:] == ["--slots", "3"]
+    assert runlog.parse_args(figures.Command, draw[1:]).out == Path("there")
 
 
 def test_figures_share_their_runs(folder):
     every = {script: {*commands(folder, script, "paper")} for script in FIGURES}
     assert every["cr_curves"] == every["cr_fig1"] and every["hr_fig19"] == every["hr_fig1"]
-    found = {script: first_seeds(sorted(each)) for script, each in every.items()}
-    share = {script: names(found[script]) for script in ("hr_fig3", "hr_fig4")}
+    found = {script: first_seeds(sorted(runs)) for script, runs in every.items()}
+    runs_of_script = {script: names(found[script]) for script in ("hr_fig3", "hr_fig4")}
     breakout, seaquest = (
         [c for c in found["hr_fig7"] if f" {game} " in c] for game in ("Breakout", "Seaquest")
     )
-    assert share["hr_fig3"] <= names(breakout) and share["hr_fig4"] <= names(seaquest)
+    assert runs_of_script["hr_fig3"] <= names(breakout)
+    assert runs_of_script["hr_fig4"] <= names(seaquest)
     assert all("--analyse" in command for command in found["hr_fig7"]), (
         "Fig. 4 would find no contributions to Q"
     )
@@ -312,16 +317,13 @@ def test_variables_and_a_wrong_scale(folder):
     found = commands(
         folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray"
     )
-    assert {environment_of(command) for command in found} == {"metaworld/sweep-v3"} and len(
-        found
-    ) == 26
+    assert {environment_of(command) for command in found} == {"metaworld/sweep-v3"}
+    assert len(found) == 26
     launch, draw = calls(
         folder, "cr_ablations", "paper", ENVS="metaworld/sweep-v3", RUNS_DIR="r", SWEEP="--ray"
     )
-    assert (
-        launch[-5:] == ["--name", "cr_ablations-paper", "--runs-dir", "r", "--ray"]
-        and draw[3] == "r"
-    )
+    assert launch[-5:] == ["--name", "cr_ablations-paper", "--runs-dir", "r", "--ray"]
+    assert draw[3] == "r"
     for script in FIGURES:
         environment = os.environ | {"SCALE": "big"}
         done = subprocess.run(
@@ -340,8 +342,8 @@ def test_a_dry_run_prints_the_commands_and_the_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     *training, drawing = done.stdout.splitlines()
     assert sum("dqn_atari.py --env-id Seaquest --activation tanh" in line for line in training) == 1
-    told = f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o --variants tanh"
-    assert drawing == told and not [*tmp_path.iterdir()]
+    expected = f"{sys.executable} figures.py hr4 --runs {tmp_path}/runs --out o --variants tanh"
+    assert drawing == expected and not [*tmp_path.iterdir()]
 
 
 SCRIPTS = sorted(
@@ -381,12 +383,12 @@ def shell(script: str, *words: str, **variables: str) -> subprocess.CompletedPro
     )
 
 
-def check_refused(done: subprocess.CompletedProcess, told: str) -> None:
+def check_refused(done: subprocess.CompletedProcess, message: str) -> None:
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ") and told in done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-def test_every_script_is_among_them():
+def test_every_script_is_tested_here():
     sourced = {"common.sh", "environments.sh", "rules.sh"}
     assert {path.name for path in (ROOT / "scripts").glob("*.sh")} == {*SCRIPTS, *DRILLS} | sourced
 
@@ -401,11 +403,9 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
         assert f"set variables before it, such as {variable}" in done.stderr
     help_text = shell(script, "--help", **python)
     head = (ROOT / "scripts" / script).read_text().splitlines()[1].removeprefix("# ")
-    assert (
-        help_text.returncode == 0
-        and help_text.stdout.startswith(f"{head}\n")
-        and help_text.stderr == ""
-    )
+    assert help_text.returncode == 0
+    assert help_text.stdout.startswith(f"{head}\n")
+    assert help_text.stderr == ""
     assert shell(script, "-h", **python).stdout == help_text.stdout
     check_refused(
         shell(script, PYTHON="/no/such"), "PYTHON=/no/such: is not a program here; run make setup"
@@ -416,7 +416,7 @@ def test_scripts_take_variables_and_no_arguments(script, folder):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_dry_run_is_a_switch(script, folder):
-    """The program in python's place writes its arguments with a mark behind each,
+    """The program in place of python writes each argument with a mark after it,
     and a dry run of ours writes none."""
     variables = {
         "PYTHON": echo_of(folder),
@@ -435,7 +435,7 @@ def test_dry_run_is_a_switch(script, folder):
 
 
 @pytest.mark.parametrize(
-    ("script", "variables", "told"),
+    ("script", "variables", "message"),
     [
         ("cr_fig1.sh", {"ENVS": " "}, "ENVS=' ': has no name"),
         ("hr_fig2.sh", {"ENVS": "Pong"}, "ENVS=Pong: hr_fig2.sh has no environments"),
@@ -462,8 +462,8 @@ def test_dry_run_is_a_switch(script, folder):
         ("drill_slurm.sh", {"TRAINING": "dqn"}, "TRAINING=dqn: must be sac or toy"),
     ],
 )
-def test_wrong_variables_are_one_line(script, variables, told, folder):
-    check_refused(shell(script, PYTHON=echo_of(folder), **variables), told)
+def test_wrong_variables_are_reported_in_one_line(script, variables, message, folder):
+    check_refused(shell(script, PYTHON=echo_of(folder), **variables), message)
     assert not (ROOT / "pwned").exists()
 
 
@@ -471,10 +471,8 @@ def test_paths_with_blanks_and_patterns(folder):
     """What a script hands on is one argument, and what it prints can be copied into a shell."""
     variables = {"RUNS_DIR": "a b", "OUT": "c'd", "ENVS": "Pong*\nQbert"}
     launch, draw = calls(folder, "hr_fig1", "smoke", **variables)
-    assert (
-        "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1]
-        and launch[launch.index("--runs-dir") + 1] == "a b"
-    )
+    assert "pqn_atari.py --env-id {Pong*,Qbert} " in launch[1]
+    assert launch[launch.index("--runs-dir") + 1] == "a b"
     assert draw[2:6] == ["--runs", "a b", "--out", "c'd"]
     assert draw[6:8] == ["--variants", "relu"] and draw[-1] == "relu, ReDo"  # one argument
     launch, _ = calls(folder, "cr_continual", "smoke", DATA_DIR="a b", DATASETS="digits")
@@ -491,7 +489,7 @@ def test_paths_with_blanks_and_patterns(folder):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("script", ["hr_fig2.sh", "check_layer_norm.sh"])
 def test_a_signal_to_the_script_reaches_what_it_runs(script, number, tmp_path):
-    """In python's place: a training that needs half a second to save."""
+    """In place of python: a training that needs half a second to save."""
     python = tmp_path / "python"
     body = f'trap "sleep 0.5; touch {tmp_path}/saved; exit 143" TERM\ntouch {tmp_path}/began\n'
     python.write_text(f"#!/usr/bin/env bash\n{body}while true; do sleep 0.05; done\n")

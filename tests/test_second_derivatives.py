@@ -71,12 +71,12 @@ def test_hessians_of_inputs_and_coefficients(shape, constrained):
         torch.autograd.functional.hessian(ours, z), expected, rtol=1e-9, atol=1e-9
     )
     points = torch.stack([z, 1.1 * z, -0.9 * z])
-    each = torch.stack([torch.func.hessian(reference)(point) for point in points])
+    expected = torch.stack([torch.func.hessian(reference)(point) for point in points])
     torch.testing.assert_close(
-        torch.vmap(torch.func.hessian(ours))(points), each, rtol=1e-9, atol=1e-9
+        torch.vmap(torch.func.hessian(ours))(points), expected, rtol=1e-9, atol=1e-9
     )
     twice = torch.func.jacrev(torch.func.jacrev(ours))
-    torch.testing.assert_close(torch.vmap(twice)(points), each, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.vmap(twice)(points), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", "AB")
@@ -102,7 +102,7 @@ def test_at_the_kinks_every_derivative_is_the_one_from_the_right(form, power):
     """At x = 0 and at b = 0: the limits of x and b from above."""
     module = rational(form, power - 1, 1, power, constrained=True)
     ours, _, z = functions(module)
-    place_of_b = len(X) + power - 1  # behind a_1 .. a_n
+    place_of_b = len(X) + power - 1  # after a_1 .. a_n
     zero = z.clone()
     near = z.clone()
     zero[0] = zero[1] = zero[place_of_b] = 0.0

@@ -1,4 +1,4 @@
-"""Compiled updates on the CPU: each seed by itself, whatever the batch and the threads.
+"""Compiled updates on the CPU: seed by seed, independent of the batch and the number of threads.
 
 `pytest -q tests/test_seed_by_seed.py` (about 1 min: Inductor's C++).
 """
@@ -41,10 +41,13 @@ def test_rational_tanh_is_tanh_in_float32():
     assert np.abs(found).max() == 1.0
     special = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0])
     found = seed_by_seed.rational_tanh(special)
-    assert found[0] == 1.0 and found[1] == -1.0 and found[2].isnan() and found[3] == 0.0
+    assert found[0] == 1.0
+    assert found[1] == -1.0
+    assert found[2].isnan()
+    assert found[3] == 0.0
 
 
-def test_its_coefficients_are_those_of_the_fit():
+def test_its_coefficients_match_the_fit():
     file = Path(__file__).parent.parent / "scripts" / "fit_tanh.py"
     spec = importlib.util.spec_from_file_location("fit_tanh", file)
     fit_tanh = importlib.util.module_from_spec(spec)
@@ -105,7 +108,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("script, settings", CASES)
-def test_a_seed_alone_is_the_seed_in_a_batch(script, settings):
+def test_a_seed_alone_matches_its_seed_in_a_batch(script, settings):
     """Bit for bit, with one thread and with more than one, and the eager update up to rounding."""
     batched = make_agent(script, [1, 2, 3], threads=2, **settings)
     infos = train(batched, script, 3)
@@ -132,7 +135,7 @@ def test_a_seed_alone_is_the_seed_in_a_batch(script, settings):
     np.testing.assert_allclose(batched.act(obs), eager.act(obs), rtol=2e-3, atol=2e-4)
 
 
-def test_what_changes_between_updates_is_seen():
+def test_changes_between_updates_are_seen():
     """Weights that a checkpoint brings back, moments and counts that are reset."""
     script = sac_continuous
     compiled = make_agent(script, [1, 2], threads=2, activation="crational")
@@ -150,7 +153,7 @@ def test_what_changes_between_updates_is_seen():
 
 
 class Counter(nn.Module):
-    """A function with a state of each seed, and a count that they have in common."""
+    """A function with a state for each seed, and a count shared by all."""
 
     def __init__(self, seed_axes: tuple[int, ...]):
         super().__init__()
@@ -230,7 +233,7 @@ FLAGS = (
 
 
 def rows_of(folder: Path) -> dict[int, list[tuple]]:
-    """Seed -> (step, key, value) of each row, without what tells how fast it was."""
+    """seed -> (step, key, value) of each row, without measures of speed"""
     rows = {}
     for run in folder.glob("*__s*"):
         seed = int(re.search(r"__s(\d+)__", run.name)[1])
@@ -240,7 +243,7 @@ def rows_of(folder: Path) -> dict[int, list[tuple]]:
     return rows
 
 
-def test_a_run_alone_is_the_run_in_a_batch(tmp_path):
+def test_a_run_alone_matches_the_run_in_a_batch(tmp_path):
     for name, flags in (("batch", "--num-seeds 3 --threads 2"), ("alone", "--seed 2 --threads 1")):
         words = f"{FLAGS} {flags} --runs-dir {tmp_path / name}".split()
         before = torch.get_num_threads()

@@ -84,7 +84,7 @@ def status(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
+def test_a_signal_saves_and_stops_and_the_same_command_resumes(
     script, tmp_path, monkeypatch, capsys
 ):
     flags, step = SCRIPTS[script]
@@ -100,17 +100,15 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
             sent.append(at)
             os.kill(os.getpid(), number)
 
-    handlers = [signal.getsignal(each) for each in stopping.SIGNALS]
+    handlers = [signal.getsignal(number) for number in stopping.SIGNALS]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(runlog.Run, "log", log_and_signal)
         train(script, flags, tmp_path / "a")
     assert stop.value.code == 128 + number
-    assert [signal.getsignal(each) for each in stopping.SIGNALS] == handlers
-    said = capsys.readouterr().err.splitlines()
-    assert (
-        len(said) == 1
-        and f"stopped by {signal.Signals(number).name} at step {step}, saved: " in said[0]
-    )
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == handlers
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert f"stopped by {signal.Signals(number).name} at step {step}, saved: " in lines[0]
     assert "interrupted" in status(tmp_path / "a")
     stopped = rows(tmp_path / "a")
     train(script, flags, tmp_path / "a")
@@ -121,10 +119,10 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     assert stopped.keys() <= resumed.keys() == whole.keys()
     for run, kept in stopped.items():
         assert resumed[run][: len(kept)] == kept, "what was saved is not done again"
-    # games that were under way begin anew, so that values differ and steps do not
+    # games in progress start over, so values differ and steps do not
     if "atari" in script.__name__:
         last_steps = [
-            {name: each[-1].split(",")[0] for name, each in found.items()}
+            {name: values[-1].split(",")[0] for name, values in found.items()}
             for found in (resumed, whole)
         ]
         assert last_steps[0] == last_steps[1]
@@ -174,7 +172,7 @@ def test_a_second_signal_ends_at_once():
     assert out == "" and err == ""
 
 
-def test_one_stop_that_arrives_twice_is_one_stop():
+def test_a_stop_that_arrives_twice_counts_once():
     """scancel signals every process of a job, and the launcher passes its own signal on."""
     child = loop(0.5)
     # Of two that are pending together Python handles the lower number first, which is SIGHUP's.
@@ -203,7 +201,7 @@ def test_ctrl_c_stops_in_one_line_and_exits_with_130():
     assert err == f"stopped by SIGINT at step {saved}, saved: here; the same command resumes\n"
 
 
-def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
+def test_a_child_killed_by_the_same_ctrl_c_is_no_failure(tmp_path):
     """A terminal signals the whole group: the compiler dies,
     torch.compile fails, and the run is interrupted."""
     run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
@@ -218,7 +216,7 @@ def test_a_child_that_the_same_ctrl_c_ends_makes_no_failure(tmp_path):
     assert status(tmp_path) == ["failed"]
 
 
-def test_a_signal_at_the_very_end_is_told(tmp_path, capsys):
+def test_a_signal_at_the_very_end_is_reported(tmp_path, capsys):
     run = runlog.Run(tmp_path, "run", {"env_id": "toy", "activation": "relu", "seed": 1})
     args = sac_continuous.Args(compile=False, tensorboard=False)
     with pytest.raises(SystemExit) as stop, runlog.open_batches([run], args) as batches:
@@ -245,7 +243,7 @@ def test_when_to_save(monkeypatch):
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
     times = stopping.SaveTimes(7, 10, minutes=2)
     due = [step for step in (9, 12, 15, 33, 34) if times.is_due(step, at_end=False)]
-    assert due == [12, 33]  # at the first step behind a multiple
+    assert due == [12, 33]  # at the first step after a multiple
     assert not times.regular
     clock[0] += 119.0
     assert not times.is_due(35, at_end=False)
@@ -259,7 +257,7 @@ def test_when_to_save(monkeypatch):
     assert not never.is_due(10**6, at_end=False)
 
 
-def test_a_start_from_an_older_checkpoint_misses_no_regular_save():
+def test_resuming_from_an_older_checkpoint_misses_no_regular_save():
     """DQN goes back to the checkpoint before when its replay is damaged, after 20 to 10."""
     times = stopping.SaveTimes(20, 10, minutes=0)
     times.start_from(10)
@@ -281,7 +279,7 @@ def test_a_stop_between_two_updates_of_the_actor_changes_no_row(tmp_path, monkey
     is_due = stopping.SaveTimes.is_due
 
     def is_due_and_signalled(times, step, at_end):
-        # the first update, before a row, behind one
+        # the first update, before a row, after one
         if step in (50, 99, 103) and step not in asked:
             asked.append(step)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -306,7 +304,7 @@ def test_a_training_killed_at_any_file_operation_ends_with_the_same_rows():
     assert "the same rows each time" in done.stdout
 
 
-def test_the_replay_of_an_ended_run_goes_even_if_a_kill_came_before(tmp_path, monkeypatch):
+def test_the_replay_of_a_finished_run_is_deleted_even_after_a_kill(tmp_path, monkeypatch):
     flags, _ = SCRIPTS[sac_continuous]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runlog.Run, "drop_transitions", interrupt)
@@ -314,9 +312,8 @@ def test_the_replay_of_an_ended_run_goes_even_if_a_kill_came_before(tmp_path, mo
     assert len(list(tmp_path.glob("a/*/replay"))) == 2
     train(sac_continuous, flags, tmp_path / "a")  # the first is finished, the second not yet
     train(sac_continuous, flags, tmp_path / "a")
-    assert status(tmp_path / "a") == ["finished", "finished"] and not list(
-        tmp_path.glob("a/*/replay")
-    )
+    assert status(tmp_path / "a") == ["finished", "finished"]
+    assert not list(tmp_path.glob("a/*/replay"))
     train(sac_continuous, f"{flags} --keep-replay", tmp_path / "b")
     train(sac_continuous, flags, tmp_path / "b")
     assert len(list(tmp_path.glob("b/*/replay"))) == 2  # it was kept on purpose
@@ -326,7 +323,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_divergence_tells_the_first_value_that_was_not_finite(capsys):
+def test_divergence_names_the_first_value_that_was_not_finite(capsys):
     divergence = Divergence([3, 4, 5], torch.device("cpu"))
     good = torch.ones(3)
     divergence.update(10, {"qf_loss": good, "actor_loss": torch.tensor([1.0, torch.inf, 1.0])})
@@ -335,20 +332,20 @@ def test_divergence_tells_the_first_value_that_was_not_finite(capsys):
     )
     assert divergence.report() == [11, 10, 11]
     assert divergence.report() == [11, 10, 11]
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3
-    for line, told in zip(
-        said,
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 3
+    for line, message in zip(
+        warnings,
         ("3 has diverged at step 11: qf_loss", "4 has diverged at step 10: actor_loss", "5 has"),
     ):
-        assert f"seed {told}" in line
-    assert "seed 5 has diverged at step 11: actor_loss is not finite" in said[2]
+        assert f"seed {message}" in line
+    assert "seed 5 has diverged at step 11: actor_loss is not finite" in warnings[2]
 
 
 # ---- before the training -------------------------------------------------------------------------
 
 
-def test_ctrl_c_during_the_imports_is_one_line():
+def test_ctrl_c_during_the_imports_ends_in_one_line():
     code = "import interrupts\nraise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "stopped before anything was started\n"
@@ -359,7 +356,7 @@ def test_ctrl_c_during_the_imports_is_one_line():
 
 
 @pytest.mark.parametrize("program", own_scripts.SCRIPTS)
-def test_every_script_is_ready_for_it_before_its_imports(program):
+def test_every_script_handles_ctrl_c_before_its_imports(program):
     tree = ast.parse((ROOT / f"{program}.py").read_text())
     first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     assert ast.unparse(first) == "import interrupts"

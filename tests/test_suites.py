@@ -48,7 +48,7 @@ def test_a_suites_packages_are_imported_when_it_is_used():
         ("mine:dm_control/cheetah-run-v0", None),
     ],
 )
-def test_which_suite_an_id_is_of(env_id, suite):
+def test_ids_belong_to_their_suite(env_id, suite):
     assert suites.suite_of(env_id) is suite
 
 
@@ -61,7 +61,7 @@ def test_every_suite_lists_ids_that_can_be_made():
 
 
 @pytest.mark.parametrize("wrong", ["CartPole", "FrozenLake", "Breakot", "Hopper-v1", "Lander"])
-def test_only_what_may_have_continuous_actions_is_suggested(wrong):
+def test_only_ids_that_may_have_continuous_actions_are_suggested(wrong):
     with pytest.raises(runlog.UserError) as caught:
         suites.check_id(wrong)
     _, _, names = str(caught.value).partition("did you mean ")

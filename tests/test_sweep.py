@@ -39,7 +39,7 @@ import sac_continuous
         "{{1..2},{7..8}}/{,}",
     ],
 )
-def test_braces_are_those_of_bash(text):
+def test_braces_expand_as_in_bash(text):
     done = subprocess.run(
         ["bash", "-fc", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True
     )
@@ -57,7 +57,7 @@ def test_alternatives_may_hold_spaces_and_be_alone():
             sweep_plan.expand(wrong)
 
 
-def test_commands_are_counted_before_they_are_made():
+def test_commands_are_counted_before_they_are_expanded():
     for text in (
         "x",
         "{a,b}{1..3}c{d,e}",
@@ -72,7 +72,7 @@ def test_commands_are_counted_before_they_are_made():
 
 
 @pytest.mark.parametrize(
-    ("grids", "told"),
+    ("grids", "message"),
     [
         (
             ["x.py --seed {1..10000000000}"],
@@ -91,10 +91,10 @@ def test_commands_are_counted_before_they_are_made():
         (["x.py", "{,y.py}"], "'{,y.py}': makes an empty command"),
     ],
 )
-def test_grids_that_are_no_grids(grids, told):
+def test_malformed_grids_are_refused(grids, message):
     with pytest.raises(runlog.UserError) as error:
         sweep_plan.expand_all(grids)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_standard_input_without_a_grid():
@@ -123,9 +123,9 @@ def test_seeds_in_groups():
         assert sweep_plan.split_seed(kept) == (kept, None)
 
 
-def plan(*grids: str, runs_dir=None, most=0) -> list[dict]:
+def plan(*grids: str, runs_dir=None, seeds_per_process=0) -> list[dict]:
     commands = [*itertools.chain.from_iterable(map(sweep_plan.expand, grids))]
-    return sweep_plan.plan(commands, runs_dir, most, 3)
+    return sweep_plan.plan(commands, runs_dir, seeds_per_process, 3)
 
 
 def test_cells_of_seeds_and_of_scripts():
@@ -137,8 +137,8 @@ def test_cells_of_seeds_and_of_scripts():
         atari,
         "sac_continuous.py --activation relu --seed {2,5}",
     )
-    told = [shlex.join(["x.py", *process["argv"][1:]]) for process in processes]
-    assert told == [
+    planned = [shlex.join(["x.py", *process["argv"][1:]]) for process in processes]
+    assert planned == [
         "x.py --activation relu --seed 1 --num-seeds 3",
         "x.py --activation relu --seed 5",
         "x.py --activation crational --utd 10 --seed 1 --num-seeds 3",
@@ -153,10 +153,11 @@ def test_cells_of_seeds_and_of_scripts():
     )
     assert processes[0]["env"]["OMP_NUM_THREADS"] == "3"
     assert plan(sac, sac) == plan(sac)  # overlapping grids
-    halves = [process["argv"][-1] for process in plan(sac, most=2)]
+    halves = [process["argv"][-1] for process in plan(sac, seeds_per_process=2)]
     assert halves == ["2", "3", "2", "3"]
     (process,) = plan("sac_continuous.py", runs_dir="there")
-    assert process["runs"][0].startswith("there/dm_control") and process["argv"][-2:] == [
+    assert process["runs"][0].startswith("there/dm_control")
+    assert process["argv"][-2:] == [
         "--runs-dir",
         "there",
     ]
@@ -180,7 +181,7 @@ MAINS = {  # a command to plan; of a script that is not here that of its first g
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monkeypatch):
+def test_planned_folders_match_those_that_the_script_opens(script, tmp_path, monkeypatch):
     opened = []
 
     @contextlib.contextmanager
@@ -203,7 +204,7 @@ def test_planned_folders_are_those_that_the_script_opens(script, tmp_path, monke
     assert opened[0].startswith("runs/") and f"__{script}__" in opened[0]
 
 
-def test_a_sequence_of_tasks_is_planned_at_its_length():
+def test_a_sequence_of_tasks_is_planned_at_its_full_length():
     (process,) = plan(
         "sac_continuous.py --env-id dm_control/{walker-walk-v0 dm_control/walker-run-v0} "
         "--steps-per-task 10000"
@@ -240,7 +241,7 @@ def test_names_that_a_file_may_add_are_left_to_its_training(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("grids", "told"),
+    ("grids", "message"),
     [
         ("", "give a grid"),
         ("sac_continuous.py --utd {1,2", "balance the braces"),
@@ -301,7 +302,7 @@ def test_names_that_a_file_may_add_are_left_to_its_training(tmp_path, monkeypatc
         ("sac_continuous.py --slurm x --slots-per-gpu 2", "with --slurm give 1"),
     ],
 )
-def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_reported_in_one_line(grids, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     flags = re.search(r" (--(slots|limit|name|ray|slots-per-gpu|slurm|patience) .*)$", grids)
@@ -312,12 +313,10 @@ def test_mistakes_are_one_line(grids, told, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, argv))
     error = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and error.count("\n") == 1
-        and error.startswith("error: ")
-        and told in error
-    )
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
     assert not list(tmp_path.iterdir())
 
 
@@ -334,13 +333,11 @@ def test_dry_run_prints_what_is_left(tmp_path, monkeypatch, capsys):
         tuple(line[i] for i in (line.index("--total") + 1, line.index("--seed") + 1))
         for line in printed
     ] == left
-    assert (
-        all([shutil.which(line[0]), line[1]] == [sys.executable, str(TOY)] for line in printed)
-        and not (tmp_path / "runs/sweeps").exists()
-    )
+    assert all([shutil.which(line[0]), line[1]] == [sys.executable, str(TOY)] for line in printed)
+    assert not (tmp_path / "runs/sweeps").exists()
 
 
-def test_the_address_behind_ray_is_told_from_a_grid():
+def test_the_address_after_ray_is_distinguished_from_a_grid():
     for words, address in (
         (["--ray", "g.py --x"], ()),
         (["--ray", "h:1", "g.py --x"], ("h:1",)),
@@ -376,11 +373,9 @@ def test_slurm_file(tmp_path, monkeypatch, capsys):
     seen = []
     for name, last in (("s p.sbatch", 3), ("s p.sbatch-2", 1)):
         text = (tmp_path / name).read_text()
-        assert (
-            f"#SBATCH --array=0-{last}%2\n" in text
-            and "--cpus-per-task=3\n" in text
-            and "--gres" not in text
-        )
+        assert f"#SBATCH --array=0-{last}%2\n" in text
+        assert "--cpus-per-task=3\n" in text
+        assert "--gres" not in text
         assert subprocess.run(["bash", "-n", name], cwd=tmp_path).returncode == 0
         for task in range(last + 1):  # as a task of the array would
             env = environment(SLURM_ARRAY_TASK_ID=str(task))
@@ -399,7 +394,9 @@ def test_paths_with_control_characters_are_refused(flag, value, tmp_path, monkey
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
         launcher.main(runlog.parse_args(launcher.Args, words))
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith(f"error: {flag} ") and error.count("\n") == 1
+    assert stop.value.code == 2
+    assert error.startswith(f"error: {flag} ")
+    assert error.count("\n") == 1
     assert error[:-1].isprintable() and not list(tmp_path.iterdir())
 
 
@@ -444,10 +441,10 @@ def test_slurm_files_hold_any_path(name, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "s.sbatch"])
 
 
-def test_slurm_files_that_cannot_be(tmp_path, monkeypatch, capsys):
+def test_slurm_files_that_cannot_be_written_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("print('precious')\n")
-    for flags, told in (
+    for flags, message in (
         (["--slurm", "mine.py"], "--slurm mine.py: exists and is not an sbatch file; name another"),
         (
             ["--slurm", "s", "--runs-dir", "a\\b"],
@@ -458,7 +455,9 @@ def test_slurm_files_that_cannot_be(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
             launcher.main(runlog.parse_args(launcher.Args, [grid(1, 1, 0.0), *flags]))
         error = capsys.readouterr().err
-        assert stop.value.code == 2 and told in error and error.count("\n") == 1
+        assert stop.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
     assert (tmp_path / "mine.py").read_text() == "print('precious')\n"
 
 
@@ -470,7 +469,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_script_that_is_broken(text, tmp_path, monkeypatch):
+def test_broken_scripts_are_refused(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_of_mine.py").write_text(text)
     with pytest.raises(
@@ -513,7 +512,7 @@ def test_a_new_script_is_planned_without_being_listed(tmp_path, monkeypatch):
         plan("mine_empty.py --seed 1")
 
 
-def test_without_ray_the_remedy_is_told(tmp_path, monkeypatch, capsys):
+def test_without_ray_the_error_names_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
@@ -551,7 +550,7 @@ def planned(tmp_path) -> list[dict]:
     return [{"id": f"p{i}", "argv": shlex.split(text), **common} for i, text in enumerate(TABLE)]
 
 
-def test_labels_are_what_differs(tmp_path):
+def test_labels_show_what_differs(tmp_path):
     found = sweep_plan.labels(planned(tmp_path))
     assert [*found.values()] == [
         "push-v3, relu, seeds 1-10",
@@ -565,7 +564,9 @@ def test_labels_are_what_differs(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_the_table_says_what_differs_and_how_far_each_is(columns, tmp_path, monkeypatch, capsys):
+def test_the_table_shows_what_differs_and_how_far_each_process_is(
+    columns, tmp_path, monkeypatch, capsys
+):
     class Running:
         def running(self):
             return [(f"p{i}", time.time() - 200 * i) for i in range(3)]
@@ -588,16 +589,18 @@ def test_the_table_says_what_differs_and_how_far_each_is(columns, tmp_path, monk
     assert lines[0].split()[:4] == ["running", "done", "failed", "waiting"]
     assert lines[1].split() == ["3", "0", "0", "7"]
     assert len({line[: columns // 2] for line in lines[2:]}) == 3
-    assert "starting" in lines[2] and "12.3k/1M" in lines[3] and "3 min" in lines[3]
+    assert "starting" in lines[2]
+    assert "12.3k/1M" in lines[3]
+    assert "3 min" in lines[3]
     if columns >= 80:
         assert "push-v3, relu, seeds 1-10 " in lines[2]
     if columns >= 120:
         assert lines[3].endswith("eval/success 0.5, steps/s 99")
 
 
-def test_what_a_training_said_is_shown_without_its_folder_and_whole():
+def test_lines_of_a_training_are_shown_whole_and_without_its_folder():
     folder = "/a/runs b/Pendulum-v1__sac_continuous__tanh*tanh__s1__0123456789"
-    for said, shown in {
+    for line, shown in {
         f"3 new runs, such as {folder}": "3 new runs",
         f"new run in {folder}": "new run",
         f"resuming {folder} from step 200": "resuming from step 200",
@@ -606,7 +609,7 @@ def test_what_a_training_said_is_shown_without_its_folder_and_whole():
         f"{folder}: stopped before the first checkpoint": "stopped before the first checkpoint",
         "eval/episodic_return 3, runs/s 2": "eval/episodic_return 3, runs/s 2",
     }.items():
-        assert launcher.without_folders(said) == shown
+        assert launcher.without_folders(line) == shown
     text = "eval/success 0.3, overestimation/mean -12.5, steps/s 80"
     assert launcher.fitting(text, len(text)) == text
     assert launcher.fitting(text, len(text) - 1) == "eval/success 0.3, overestimation/mean -12.5"
@@ -615,7 +618,7 @@ def test_what_a_training_said_is_shown_without_its_folder_and_whole():
 
 def test_time_to_go_follows_the_steps(tmp_path, monkeypatch):
     """Two slots, three waiting. p0 made 100 of its 1,000 steps in the 50 s since the first look at
-    it, and p1 has said nothing yet."""
+    it, and p1 has not reported anything yet."""
     clock = [1_000.0]
     monkeypatch.setattr(launcher.time, "time", lambda: clock[0])
 
@@ -639,7 +642,7 @@ def test_time_to_go_follows_the_steps(tmp_path, monkeypatch):
     assert board.time_to_go() == launcher.span((rest + (100 - 20) + 3 * 100) / 2)
 
 
-def test_a_process_is_told_where_to_say_its_step(tmp_path):
+def test_a_process_knows_where_to_report_its_step(tmp_path):
     program = "import os; open(os.environ['RUNLOG_PROGRESS_FILE'], 'w').write('3 10')"
     process = {"id": "p", "argv": ["-c", program], "runs": ["x"], "env": {}}
     process |= {"cwd": str(tmp_path), "python": sys.executable}

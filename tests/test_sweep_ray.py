@@ -27,7 +27,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # on a machine with much else to do
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # on a busy machine
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -57,36 +57,38 @@ def workers_of(node) -> set[int]:
 
 
 def test_launcher_worker_and_process_are_killed(cluster, tmp_path):
-    """One after the other; also a run that fails, whose code and log the launcher tells."""
+    """One after the other; also a run that fails, whose code and log the launcher prints."""
     words = [grid(2, 80, 0.1), grid(1, 2, 0, "--env-id bad --fail 3"), "--ray", cluster.address]
     first = launch(tmp_path, *words)
-    under_way = wait_until_all_run(tmp_path, 2, 3)
+    running = wait_until_all_run(tmp_path, 2, 3)
     kill(first.pid)
     first.wait()
-    wait_for(lambda: not any(alive(rows[-1][1]) for rows in under_way.values()), 60)
+    wait_for(lambda: not any(alive(rows[-1][1]) for rows in running.values()), 60)
     again = launch(tmp_path, *words)
     before = {name: len(rows) for name, rows in steps(tmp_path).items()}
     wait_for(
         lambda: all(
             len(rows) > before[name] + 3
             for name, rows in steps(tmp_path).items()
-            if name in under_way
+            if name in running
         )
     )
-    one, other = sorted(under_way)
+    one, other = sorted(running)
     kill(pid := steps(tmp_path)[one][-1][1])  # the training process
     kill(worker := int(os.popen(f"ps -o ppid= -p {steps(tmp_path)[other][-1][1]}").read()))  # Ray's
-    assert again.wait(240) == 1 and not alive(pid) and not alive(worker)
-    told = (tmp_path / "launcher.log").read_text()
-    assert "ended with exit code -9, will resume later: toy__" in told
-    assert "| this is the end" in told
-    assert "2 of 3 processes done, 1 failed, 0 waiting" in told
+    assert again.wait(240) == 1
+    assert not alive(pid)
+    assert not alive(worker)
+    log = (tmp_path / "launcher.log").read_text()
+    assert "ended with exit code -9, will resume later: toy__" in log
+    assert "| this is the end" in log
+    assert "2 of 3 processes done, 1 failed, 0 waiting" in log
     for file in tmp_path.glob("runs/bad__*/steps.txt"):
         file.unlink()
     assert check_exactly_once(tmp_path, 2, 80) == {one: 3, other: 3}
 
 
-def test_half_a_gpu_where_there_is_none_would_wait_for_ever(cluster, tmp_path):
+def test_half_a_gpu_is_refused_where_there_is_none(cluster, tmp_path):
     launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray", cluster.address, "--slots-per-gpu", "2")
     assert launcher.wait(240) == 2
     assert (
@@ -97,20 +99,19 @@ def test_half_a_gpu_where_there_is_none_would_wait_for_ever(cluster, tmp_path):
 
 def test_a_node_is_lost(cluster, tmp_path):
     launcher = launch(tmp_path, grid(6, 60, 0.1), "--ray", cluster.address)
-    under_way = wait_until_all_run(tmp_path, 4, 3)
+    running = wait_until_all_run(tmp_path, 4, 3)
     there = workers_of(cluster.second)
-    lost = {name for name, rows in under_way.items() if rows[-1][1] in there}
-    assert len(lost) == 2 and len(under_way) == 4  # as many as CPUs
+    lost = {name for name, rows in running.items() if rows[-1][1] in there}
+    assert len(lost) == 2 and len(running) == 4  # as many as CPUs
     cluster.remove_node(cluster.second, allow_graceful=False)
-    wait_for(lambda: not any(alive(under_way[name][-1][1]) for name in lost), 20)
+    wait_for(lambda: not any(alive(running[name][-1][1]) for name in lost), 20)
     assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
     sessions = check_exactly_once(tmp_path, 6, 60)
-    assert {name for name, number in sessions.items() if number == 2} == lost and sum(
-        sessions.values()
-    ) == 8
+    assert {name for name, number in sessions.items() if number == 2} == lost
+    assert sum(sessions.values()) == 8
 
 
-def test_a_cluster_of_its_own(tmp_path):
+def test_starts_its_own_cluster(tmp_path):
     launcher = launch(tmp_path, grid(2, 2, 0.1), "--ray")
     assert launcher.wait(240) == 0, (tmp_path / "launcher.log").read_text()
     assert set(check_exactly_once(tmp_path, 2, 2).values()) == {1}
@@ -118,21 +119,19 @@ def test_a_cluster_of_its_own(tmp_path):
 
 def test_nobody_at_the_address(tmp_path):
     assert launch(tmp_path, grid(1, 1, 0), "--ray", "127.0.0.1:9").wait(240) == 2
-    told = (tmp_path / "launcher.log").read_text()
-    assert (
-        told.startswith("error: --ray 127.0.0.1:9: Ray does not start (ConnectionRefusedError")
-        and told.count("\n") == 1
-    )
+    log = (tmp_path / "launcher.log").read_text()
+    assert log.startswith("error: --ray 127.0.0.1:9: Ray does not start (ConnectionRefusedError")
+    assert log.count("\n") == 1
 
 
 def check_it_saves(tmp_path, launcher, number, words) -> None:
-    under_way = wait_until_all_run(tmp_path, 2, 5)
+    running = wait_until_all_run(tmp_path, 2, 5)
     os.kill(launcher.pid, number)
     assert launcher.wait(40) == 128 + number
-    told = (tmp_path / "launcher.log").read_text()
-    assert "stopped; the same command resumes from here" in told and "had to be killed" not in told
-    assert "Traceback" not in told and "FAILED" not in told
-    assert not any(alive(rows[-1][1]) for rows in under_way.values())
+    log = (tmp_path / "launcher.log").read_text()
+    assert "stopped; the same command resumes from here" in log and "had to be killed" not in log
+    assert "Traceback" not in log and "FAILED" not in log
+    assert not any(alive(rows[-1][1]) for rows in running.values())
     codes = [
         json.loads(file.read_text()) for file in tmp_path.glob("runs/sweeps/drill/state/*.json")
     ]

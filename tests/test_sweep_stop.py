@@ -1,5 +1,5 @@
-"""How a sweep stops and goes on, and what it makes of folders that are full,
-locked or somebody else's.
+"""How a sweep stops and resumes, and how it deals with folders that are full,
+locked or not its own.
 
 `pytest -q tests/test_sweep_stop.py` (about 1 min).
 """
@@ -57,22 +57,20 @@ def states(folder) -> list[dict]:
 def test_a_signal_lets_every_process_save(tmp_path, number):
     command = grid(3, 30, 0.05, RARELY)
     first = fork(tmp_path, command, "--slots", "2")
-    under_way = wait_until_all_run(tmp_path, 2, 5)
+    running = wait_until_all_run(tmp_path, 2, 5)
     os.kill(first.pid, number)
     assert end(first, 30) == 128 + number
-    assert not any(alive(rows[-1][1]) for rows in under_way.values())
-    told = (tmp_path / "launcher.log").read_text()
+    assert not any(alive(rows[-1][1]) for rows in running.values())
+    log = (tmp_path / "launcher.log").read_text()
     assert (
         "stopping: the running processes save a checkpoint first (at most 60 s; a second signal"
-        in told
+        in log
     )
-    assert "stopped; the same command resumes from here" in told
-    assert (
-        "FAILED" not in told
-        and "will resume later" not in told
-        and "killed" not in told
-        and "Traceback" not in told
-    )
+    assert "stopped; the same command resumes from here" in log
+    assert "FAILED" not in log
+    assert "will resume later" not in log
+    assert "killed" not in log
+    assert "Traceback" not in log
     assert [(state["status"], state["code"]) for state in states(tmp_path)] == [
         ("stopped", 143)
     ] * 2
@@ -111,7 +109,7 @@ def test_a_second_signal_ends_at_once_and_so_does_the_end_of_patience(tmp_path):
 
 
 def test_signals_within_a_second_are_one_request(monkeypatch):
-    """By a clock of the test's own: on a busy machine a second passes between any two lines."""
+    """With an artificial clock: on a busy machine a second may pass between any two lines."""
     now = 100.0
     monkeypatch.setattr(sweep_task.time, "monotonic", lambda: now)
     request = sweep_task.StopRequest()
@@ -120,7 +118,7 @@ def test_signals_within_a_second_are_one_request(monkeypatch):
         now += pause
         request.note(signal.SIGHUP if not counts else signal.SIGTERM, None)
         counts.append(request.count)
-    # counted from the last one that was heard: 100, then 101.1, then 162
+    # counted from the last one received: 100, then 101.1, then 162
     assert counts == [1, 1, 1, 1, 2, 2, 3]
     assert request.number == signal.SIGHUP and request.exit_code() == 129
 
@@ -140,7 +138,7 @@ def test_started_in_the_background_of_a_script(tmp_path):
         '"$@" --slots 2 > launcher.log 2>&1 &\necho $! > pid\nwait $!\necho $? > code\n'
     )
     shell = subprocess.Popen(["bash", str(script), *words], cwd=tmp_path, env=environment())
-    under_way = wait_until_all_run(tmp_path, 2, 3)
+    running = wait_until_all_run(tmp_path, 2, 3)
     pid = int((tmp_path / "pid").read_text())
 
     def ignored(process: int) -> int:
@@ -149,7 +147,7 @@ def test_started_in_the_background_of_a_script(tmp_path):
 
     bit = 1 << (signal.SIGINT - 1)
     assert ignored(pid) & bit, "the test itself is wrong"
-    assert not any(ignored(rows[-1][1]) & bit for rows in under_way.values())
+    assert not any(ignored(rows[-1][1]) & bit for rows in running.values())
     os.kill(pid, signal.SIGINT)
     time.sleep(1.5)
     assert alive(pid), "an ignored signal is to stay ignored"
@@ -162,7 +160,7 @@ def test_started_in_the_background_of_a_script(tmp_path):
 
 
 def test_a_training_that_its_user_stops(tmp_path):
-    """Goes on once in the same sweep; stopped again it is left, no failure;
+    """Resumes once in the same sweep; if stopped again it is left alone and not a failure;
     the same command then ends it."""
     command = grid(1, 40, 0.05, RARELY)
     first = fork(tmp_path, command)
@@ -171,17 +169,17 @@ def test_a_training_that_its_user_stops(tmp_path):
         rows = next(iter(steps(tmp_path).values()))
         os.kill(rows[-1][1], signal.SIGTERM)
     assert end(first, 60) == 1
-    told = (tmp_path / "launcher.log").read_text()
-    assert "ended with exit code 143, will resume later: toy__" in told
-    assert "stopped with exit code 143, left for the next time: toy__" in told
-    assert "0 of 1 processes done, 0 failed, 1 waiting" in told and "FAILED" not in told
+    log = (tmp_path / "launcher.log").read_text()
+    assert "ended with exit code 143, will resume later: toy__" in log
+    assert "stopped with exit code 143, left for the next time: toy__" in log
+    assert "0 of 1 processes done, 0 failed, 1 waiting" in log and "FAILED" not in log
     (meta,) = tmp_path.glob("runs/toy__*/meta.json")
     assert json.loads(meta.read_text())["status"] == "interrupted"
     assert sweep(tmp_path, command)[0] == 0
     check_no_step_was_lost(tmp_path, 1, 40)
 
 
-def test_an_array_task_saves_and_goes_on(tmp_path):
+def test_an_array_task_saves_and_resumes(tmp_path):
     """As under Slurm, whose warning before the time limit reaches sweep_task.py alone."""
     assert sweep(tmp_path, grid(1, 40, 0.05, RARELY), "--limit", "0")[0] == 0
     folder = tmp_path / "runs" / "sweeps" / "drill"
@@ -219,7 +217,7 @@ FOREIGN += [
 
 
 @pytest.mark.parametrize("content", FOREIGN)
-def test_foreign_files_are_no_state(content, tmp_path, monkeypatch, capsys):
+def test_foreign_files_are_not_taken_for_state(content, tmp_path, monkeypatch, capsys):
     """Of a state, a run's meta.json and a manifest, with the same names as ours."""
     monkeypatch.chdir(tmp_path)
     words = [grid(1, 1, 0.0), "--name", "drill", "--limit", "0"]
@@ -248,23 +246,21 @@ def test_foreign_files_are_no_state(content, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("blocked", ["manifest.jsonl/x", "state", "logs", ".lock/x"])
-def test_what_cannot_be_written_is_one_line(blocked, tmp_path):
+def test_write_failures_are_reported_in_one_line(blocked, tmp_path):
     """A file where a folder should be, or a folder where a file should be, stands for a full disk:
     an OSError."""
     path = tmp_path / "runs" / "sweeps" / "drill" / blocked
     path.parent.mkdir(parents=True)
     path.touch()
-    code, told = sweep(tmp_path, grid(2, 3, 0.0), "--slots", "2")
-    assert code == 2 and "Traceback" not in told
-    (error,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert (
-        "cannot write runs/sweeps/drill" in error
-        and "free some space or choose a writable folder" in error
-    )
+    code, output = sweep(tmp_path, grid(2, 3, 0.0), "--slots", "2")
+    assert code == 2 and "Traceback" not in output
+    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "cannot write runs/sweeps/drill" in error
+    assert "free some space or choose a writable folder" in error
 
 
-def test_an_array_task_tells_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it is a process of its own otherwise
+def test_an_array_task_reports_problems_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # normally it is a separate process
     assert sweep_task.main([str(tmp_path / "none"), "x"]) == 2
     assert sweep(tmp_path, grid(1, 1, 0.0), "--limit", "0")[0] == 0
     folder = tmp_path / "runs" / "sweeps" / "drill"
@@ -278,17 +274,15 @@ def test_an_array_task_tells_in_one_line_what_is_wrong(tmp_path, capsys, monkeyp
     )
     assert sweep_task.main([str(folder), name]) == 2
     assert sweep_task.main([str(folder), name, "soon"]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 4 and all(line.startswith("error: ") for line in told)
-    assert (
-        "cannot read" in told[0]
-        and "cannot write" in told[1]
-        and "cannot start /no/such/python" in told[2]
-    )
-    assert told[3] == "error: PATIENCE soon: must be a number of seconds"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+    assert "cannot read" in lines[0]
+    assert "cannot write" in lines[1]
+    assert "cannot start /no/such/python" in lines[2]
+    assert lines[3] == "error: PATIENCE soon: must be a number of seconds"
 
 
-def test_no_locks_to_be_had(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -324,8 +318,6 @@ def test_a_terminal_without_the_characters_of_a_path(tmp_path):
     ]
     env = environment(PYTHONIOENCODING="ascii")
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (
-        done.returncode == 0
-        and r"--runs-dir 'l\xe4ufe'" in done.stdout
-        and "Error" not in done.stderr
-    )
+    assert done.returncode == 0
+    assert r"--runs-dir 'l\xe4ufe'" in done.stdout
+    assert "Error" not in done.stderr

@@ -1,4 +1,4 @@
-"""Updates of td3_continuous.py against a float64 reference of CleanRL's; its short runs.
+"""Updates of td3_continuous.py against a float64 reference after CleanRL; short runs.
 
 `pytest -q tests/test_td3.py` (about 20 s; slow tests compile and learn a toy task).
 """
@@ -119,7 +119,7 @@ def hidden(weights: dict, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def test_updates_of_every_seed_are_those_of_the_reference():
+def test_updates_of_every_seed_match_the_reference():
     agent = Agent(OBS, ACTIONS, ARGS, [3, 4, 9], CPU).double()
     references = [Reference(agent, i) for i in range(3)]
     for u in range(7):  # policy updates after 2, 4 and 6 of the critics
@@ -161,7 +161,7 @@ def test_target_actions_are_smoothed_and_clipped_twice():
     torch.testing.assert_close(second, torch.tensor([1.0, 0.8, 1.0, 0.5]), rtol=0, atol=2e-4)
 
 
-def test_exploration_noise_has_its_spread_and_evaluation_has_none():
+def test_exploration_noise_has_the_right_spread_and_evaluation_has_none():
     agent = Agent(OBS, ACTIONS, ARGS, [1, 2], CPU)
     obs = np.zeros((2, OBS))
     generators = [seeding.make_generator(seed, "act") for seed in (1, 2)]
@@ -219,7 +219,7 @@ def test_a_seed_learns_the_same_alone_as_in_a_batch(activation):
 
 
 @pytest.mark.slow
-def test_the_compiled_update_is_the_eager_one():  # most of a minute: Inductor's C++
+def test_the_compiled_update_matches_the_eager_one():  # most of a minute: Inductor's C++
     eager = Agent(OBS, ACTIONS, ARGS, [1, 2], CPU)
     compiled = Agent(OBS, ACTIONS, dataclasses.replace(ARGS, compile=True), [1, 2], CPU)
     for u in range(4):
@@ -279,7 +279,7 @@ def values(rows: list[str]) -> dict[tuple[int, str], float]:
     return found
 
 
-def test_a_run_that_was_killed_ends_with_the_rows_of_one_that_was_not(tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_rows_of_one_never_killed(tmp_path, monkeypatch):
     flags = "--num-seeds 2 --activation tanh_hr --metrics-frequency 0 --ntk-frequency 0"
     whole = train(tmp_path / "a", flags)
     assert len(whole) == 2
@@ -343,11 +343,11 @@ def test_wrong_flags_end_in_one_line():
         "--env-id CartPole-v1": "--env-id CartPole-v1: training needs bounded, continuous actions",
         "--widths 1000000 1000000": "--widths",
     }
-    for flags, told in cases.items():
+    for flags, message in cases.items():
         args = runlog.parse_args(Args, [*TINY.split(), *flags.split()])
         with pytest.raises(runlog.UserError) as error:
             td3_continuous.validate(args)
-        assert told in str(error.value), flags
+        assert message in str(error.value), flags
 
 
 @pytest.mark.parametrize(

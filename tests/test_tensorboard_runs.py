@@ -107,14 +107,16 @@ def test_the_page_serves_the_short_names_and_ends_with_the_script(tmp_path):
     assert list(folder.glob("events*"))  # the run itself is untouched
 
 
-def test_wrong_folders_are_one_line(tmp_path, capfd):
-    for folder, told in ((tmp_path / "none", "no such folder"), (tmp_path, "no run with event")):
+def test_wrong_folders_are_reported_in_one_line(tmp_path, capfd):
+    for folder, message in ((tmp_path / "none", "no such folder"), (tmp_path, "no run with event")):
         with pytest.raises(SystemExit) as stop, runlog.exit_on_user_error():
             argv = ["--runs", str(folder)]
             tensorboard_runs.main(runlog.parse_args(tensorboard_runs.Args, argv))
         err = capfd.readouterr().err
-        assert stop.value.code == 2 and err.count("\n") == 1 and err.startswith("error: --runs")
-        assert str(folder) in err and told in err
+        assert stop.value.code == 2
+        assert err.count("\n") == 1
+        assert err.startswith("error: --runs")
+        assert str(folder) in err and message in err
 
 
 def test_the_demo_and_the_scripts_of_the_figures_leave_event_files():

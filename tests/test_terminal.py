@@ -21,7 +21,7 @@ TALK = (
 )
 
 
-def talk(matters="", flush=True, **pipes):
+def run_program(matters="", flush=True, **pipes):
     """A program of 3,000 lines; 25 kB are more than Python's buffer and less than a pipe's."""
     command = [sys.executable, "-c", TALK.format(matters, flush)]
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -29,16 +29,16 @@ def talk(matters="", flush=True, **pipes):
 
 
 def closed_pipe():
-    """The end to write to of a pipe that nobody reads."""
+    """The write end of a pipe that nobody reads."""
     read, write = os.pipe()
     os.close(read)
     return write
 
 
 @pytest.mark.parametrize("flush", [True, False])
-def test_a_reader_that_leaves_ends_nothing(flush):
+def test_a_reader_that_leaves_does_not_end_the_program(flush):
     write = closed_pipe()
-    done = talk(flush=flush, stdout=write, stderr=subprocess.PIPE)
+    done = run_program(flush=flush, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert done.returncode == 0 and done.stderr.splitlines() in (
         ["warning: cannot write to stdout (Broken pipe); continuing without it"],
@@ -50,17 +50,14 @@ def test_a_reader_that_leaves_ends_nothing(flush):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_ends_a_training_and_not_a_table(tmp_path):
     with open("/dev/full", "w") as full:
-        training = talk(stdout=full, stderr=subprocess.PIPE)
-        table = talk("stdout_matters=True", stdout=full, stderr=subprocess.PIPE)
-        both = talk(stdout=full, stderr=full)
-    assert (
-        training.returncode == 0
-        and "warning: cannot write to stdout (No space left" in training.stderr
-    )
+        training = run_program(stdout=full, stderr=subprocess.PIPE)
+        table = run_program("stdout_matters=True", stdout=full, stderr=subprocess.PIPE)
+        both = run_program(stdout=full, stderr=full)
+    assert training.returncode == 0
+    assert "warning: cannot write to stdout (No space left" in training.stderr
     assert training.stderr.count("\n") == 1
-    assert table.returncode == 2 and table.stderr.startswith(
-        "error: cannot write to stdout: No space left"
-    )
+    assert table.returncode == 2
+    assert table.stderr.startswith("error: cannot write to stdout: No space left")
     assert table.stderr.count("\n") == 1 and both.returncode == 0
 
 
@@ -78,7 +75,7 @@ def test_streams_that_are_closed_from_the_start(tmp_path):
     command = f'"{sys.executable}" -c "$CODE" >&- 2>&-'
     env = {**os.environ, "CODE": code, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(["sh", "-c", command], env=env, timeout=60)
-    # no file is taken for stdout
+    # no other file becomes stdout
     assert done.returncode == 0 and int((tmp_path / "file").read_text()) > 2
 
 
@@ -92,16 +89,17 @@ def test_an_error_keeps_its_exit_code_without_stderr():
     assert done.returncode == 2
 
 
-def test_streams_are_given_back(capsys):
+def test_streams_are_restored(capsys):
     before = sys.stdout, sys.stderr, sys.stdout.errors
     with runlog.exit_on_user_error():
-        print("told")
+        print("text")
         assert sys.stdout is not before[0] and sys.stdout.encoding == before[0].encoding
     assert (
         sys.stdout,
         sys.stderr,
         sys.stdout.errors,
-    ) == before and capsys.readouterr().out == "told\n"
+    ) == before
+    assert capsys.readouterr().out == "text\n"
 
 
 def test_characters_that_the_terminal_lacks_are_escaped():
@@ -111,17 +109,18 @@ def test_characters_that_the_terminal_lacks_are_escaped():
     assert (done.returncode, done.stdout) == (0, "r\\xfcns\n"), done
 
 
-def test_a_wrong_flag_is_told_alike_without_unicode(capsys, monkeypatch):
+def test_a_wrong_flag_is_reported_the_same_without_unicode(capsys, monkeypatch):
     import sac_continuous
 
-    told = []
+    messages = []
     for encoding in ("utf-8", "ascii"):
         with open(os.devnull, "w", encoding=encoding) as stdout, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stdout)
             with pytest.raises(SystemExit):
                 runlog.parse_args(sac_continuous.Args, ["--sed", "3"])
-        told.append(capsys.readouterr().err)
-    assert told[0] == told[1] and told[0].startswith(
+        messages.append(capsys.readouterr().err)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(
         "error: Unrecognized options: --sed, 3; Perhaps you meant: --seed"
     )
 
@@ -161,44 +160,40 @@ def test_a_video_that_cannot_be_written_is_a_warning(capsys, monkeypatch, tmp_pa
     assert video.write_video(tmp_path / "videos" / "step-1.mp4", [], fps=15) is False
     assert video.write_video(tmp_path / "videos" / "step-2.mp4", [], fps=15) is False
     (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}")
-        and "imageio" in line
-    )
+    assert line.startswith(f"warning: no video {tmp_path / 'videos' / 'step-1.mp4'}")
+    assert "imageio" in line
 
 
 # ---- the compiler --------------------------------------------------------------------------------
 
 
-def test_without_a_compiler_one_line_says_what_would_do(monkeypatch, tmp_path):
+def test_without_a_compiler_one_line_names_the_remedies(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     with (
         inductor_config.patch({"cpp.cxx": (None, "/nonexistent/g++")}),
-        pytest.raises(runlog.UserError) as told,
+        pytest.raises(runlog.UserError) as caught,
     ):
         compiler.check_compiler(torch.device("cpu"))
-    text = str(told.value)
-    assert (
-        "\n" not in text
-        and "/nonexistent/g++" in text
-        and "--no-compile" in text
-        and "apt install g++" in text
-    )
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "/nonexistent/g++" in message
+    assert "--no-compile" in message
+    assert "apt install g++" in message
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # then nothing is compiled
     compiler.check_compiler(torch.device("cpu"))
 
 
-def test_a_compiler_that_fails_is_told_with_its_reason(monkeypatch, tmp_path):
+def test_a_compiler_that_fails_is_reported_with_its_reason(monkeypatch, tmp_path):
     broken = tmp_path / "g++"
     broken.write_text(
         "#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'fatal error: no Python.h' >&2\nexit 1\n"
     )
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    told = r"cannot compile a file with Python\.h \(fatal error: no Python\.h\)"
+    message = r"cannot compile a file with Python\.h \(fatal error: no Python\.h\)"
     with (
         inductor_config.patch({"cpp.cxx": (None, str(broken))}),
-        pytest.raises(runlog.UserError, match=told),
+        pytest.raises(runlog.UserError, match=message),
     ):
         compiler.check_compiler(torch.device("cpu"))
 
@@ -216,8 +211,8 @@ def no_probe_yet(monkeypatch):
 
     classes = [cpu_vec_isa.VecISA] + [type(isa) for isa in cpu_vec_isa.supported_vec_isa_list]
     cached = [cpu_vec_isa.valid_vec_isa_list]
-    for each in classes:
-        cached += [f for f in vars(each).values() if hasattr(f, "cache_clear")]
+    for cls in classes:
+        cached += [f for f in vars(cls).values() if hasattr(f, "cache_clear")]
     monkeypatch.setattr(compiler, "_probes", [])
     for function in cached:
         function.cache_clear()
@@ -228,7 +223,7 @@ def no_probe_yet(monkeypatch):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere torch tries nothing")
-def test_vector_instructions_are_tried_early_and_once(no_probe_yet, monkeypatch):
+def test_vector_instructions_are_probed_early_and_once(no_probe_yet, monkeypatch):
     """What torch.compile asks of the machine, new processes, is asked by a thread of its own, and a
     compilation finds the answers."""
     callers = []
@@ -247,7 +242,7 @@ def test_vector_instructions_are_tried_early_and_once(no_probe_yet, monkeypatch)
     assert len(callers) == number
 
 
-def test_nothing_is_tried_where_nothing_is_compiled_for_the_cpu(no_probe_yet, monkeypatch):
+def test_nothing_is_probed_where_nothing_is_compiled_for_the_cpu(no_probe_yet, monkeypatch):
     monkeypatch.setattr(no_probe_yet, "pick_vec_isa", lambda: pytest.fail("tried"))
     compiler.probe_early(torch.device("cuda"))
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
@@ -255,7 +250,7 @@ def test_nothing_is_tried_where_nothing_is_compiled_for_the_cpu(no_probe_yet, mo
     assert compiler._probes == []
 
 
-def test_a_failed_try_is_left_to_the_compilation(no_probe_yet, monkeypatch):
+def test_a_failed_probe_is_left_to_the_compilation(no_probe_yet, monkeypatch):
     def fail():
         raise OSError("no more processes")
 

@@ -51,7 +51,7 @@ def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = session(tmp_path, range(10, 51, 10), checkpoint=30)
     run.close()
-    # goes on from 30: the first session's 40 and 50 are purged
+    # resumes from 30: the first session's 40 and 50 are purged
     run = session(tmp_path, [40, 50, 60])
     run.finish()
     events = EventAccumulator(
@@ -61,7 +61,8 @@ def test_tensorboard_mirrors_scalars_images_and_histograms(tmp_path, monkeypatch
     assert [(event.step, event.value) for event in events.Scalars("charts/a")] == expected
     assert {event.value for event in events.Scalars("perf/sps")} == {100.0}
     images = events.Images("plots/kde")
-    assert [image.step for image in images] == list(range(10, 61, 10)) and (
+    assert [image.step for image in images] == list(range(10, 61, 10))
+    assert (
         images[0].width,
         images[0].height,
     ) == (6, 8)
@@ -150,7 +151,9 @@ def test_a_video_is_a_small_gif_in_tensorboard_and_lasts_as_long(tmp_path, capsy
     run.finish()
     (event,) = events_of(run.folder).Images("videos/episode")
     gif = Image.open(io.BytesIO(event.encoded_image_string))
-    assert event.step == 5 and gif.format == "GIF" and gif.size == (160, 120)
+    assert event.step == 5
+    assert gif.format == "GIF"
+    assert gif.size == (160, 120)
     durations = []
     brightness = []
     for i in range(gif.n_frames):
@@ -158,7 +161,9 @@ def test_a_video_is_a_small_gif_in_tensorboard_and_lasts_as_long(tmp_path, capsy
         durations.append(gif.info["duration"])
         brightness.append(np.asarray(gif.convert("L")).mean())
     assert gif.n_frames == 50 and abs(sum(durations) - 12_000) < 600  # ms
-    assert brightness[0] < 10 and brightness[-1] > 220 and sorted(brightness) == brightness
+    assert brightness[0] < 10
+    assert brightness[-1] > 220
+    assert sorted(brightness) == brightness
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: no video") and "broken.mp4" in line
 
@@ -196,9 +201,8 @@ def test_event_files_that_cannot_grow_are_one_warning_and_the_run_goes_on(tmp_pa
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     warning, error = done.stderr.splitlines()
     assert done.returncode == 2 and warning.startswith("warning: no more TensorBoard events"), done
-    assert "File too large" in warning and error.startswith(
-        f"error: cannot write {tmp_path / 'toy' / 'scalars.csv'}"
-    )
+    assert "File too large" in warning
+    assert error.startswith(f"error: cannot write {tmp_path / 'toy' / 'scalars.csv'}")
     events = (
         EventAccumulator(str(tmp_path / "toy"), size_guidance={"scalars": 0}).Reload().Scalars("a")
     )
@@ -228,7 +232,7 @@ def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, capsys):
     assert run.status() == other.status() == "finished"
 
 
-def test_a_thread_of_another_keeps_its_traceback(tmp_path, capsys):
+def test_threads_of_other_code_keep_their_traceback(tmp_path, capsys):
     before = threading.excepthook
     session(tmp_path, [1]).finish()
     assert threading.excepthook is before
@@ -270,9 +274,8 @@ def test_wandb_offline_holds_config_group_history_and_image_and_resumes(tmp_path
             "toys",
             "toy__relu",
         )
-        assert header["tags"] == ["relu"] and header["config"]["update"]["rational"] == {
-            "degrees": [3, 2]
-        }
+        assert header["tags"] == ["relu"]
+        assert header["config"]["update"]["rational"] == {"degrees": [3, 2]}
         assert all(row["_step"] == row["global_step"] == row["charts/a"] / 2 for row in history)
         assert all(
             row["network/pre.values"] == [1, 3] and row["plots/kde.width"] == 6 for row in history
@@ -284,7 +287,7 @@ def test_wandb_offline_holds_config_group_history_and_image_and_resumes(tmp_path
 
 
 def own_environment(**extra):
-    """That of a fresh process, which does not share this one's W&B service."""
+    """The environment of a fresh process, which does not share this one's W&B service."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     return {**kept, "WANDB_SILENT": "true", "PYTHONPATH": os.getcwd(), **extra}
 
@@ -326,7 +329,7 @@ with runlog.exit_on_user_error():
 
 @pytest.mark.skipif(not shutil.which("pgrep"), reason="finds the service with pgrep")
 @pytest.mark.parametrize("when", ["under way", "at the end"])
-def test_the_death_of_wandbs_service_ends_no_run(tmp_path, when):
+def test_the_death_of_wandbs_service_does_not_end_a_run(tmp_path, when):
     env = own_environment(WANDB_MODE="offline")
     command = [sys.executable, "-c", WANDB_DRILL, str(tmp_path), when]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
@@ -363,7 +366,7 @@ def test_a_killed_process_loses_at_most_the_last_second_of_an_offline_run(tmp_pa
     assert [row["global_step"] for row in history] == list(range(1, 30))
 
 
-def test_wandb_without_a_login_says_what_would_do(tmp_path, monkeypatch):
+def test_wandb_without_a_login_names_the_remedies(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -385,7 +388,7 @@ def check_in(folder, body, **env):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
+def test_the_mode_comes_from_the_variable_or_from_wandbs_file(tmp_path):
     (tmp_path / "wandb").mkdir()
     ask = "print(mirrors.check_wandb('toys'))"
     for mode in ("offline", "disabled"):  # as `wandb offline` and `wandb disabled` write it
@@ -396,7 +399,7 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("project", "env", "told"),
+    ("project", "env", "expected"),
     [
         ("toys", {"WANDB_MODE": "bogus"}, ["WANDB_MODE=bogus", "online, offline or disabled"]),
         ("toys", {}, ["--track", "not logged in", "WANDB_MODE=offline"]),
@@ -409,7 +412,9 @@ def test_the_mode_is_that_of_the_variable_or_of_wandbs_file(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, project, env, told):
+def test_problems_with_wandb_are_reported_before_a_folder_is_created(
+    tmp_path, project, env, expected
+):
     body = "import sac_continuous as s; args = s.Args(track=True, compile=False, runs_dir='runs', "
     body += (
         f"wandb_project={project!r}); runlog.open_batches(runlog.seed_runs(args, 'sac'), "
@@ -418,7 +423,7 @@ def test_what_is_wrong_with_wandb_is_told_before_there_is_a_folder(tmp_path, pro
     done = check_in(tmp_path, body, **env)
     assert done.returncode == 2 and done.stdout == "", done
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and all(part in line for part in told), line
+    assert line.startswith("error: ") and all(part in line for part in expected), line
     assert not (tmp_path / "runs").exists()
 
 
@@ -428,16 +433,13 @@ def test_without_wandb_the_error_has_the_pip_command(monkeypatch):
         mirrors.check_wandb("toys")
 
 
-def test_names_for_wandb_are_as_long_as_its_server_takes():
+def test_names_for_wandb_fit_the_limits_of_its_server():
     first = "metaworld/" + 60 * "reach-v3," + "x"
     second = "metaworld/" + 60 * "reach-v3," + "y"
-    assert (
-        mirrors.shortened("toy relu 0123", 128) == "toy relu 0123"
-        and mirrors.shortened(128 * "x", 128) == 128 * "x"
-    )
-    assert len(mirrors.shortened(first, 128)) == 128 and mirrors.shortened(first, 128).startswith(
-        "metaworld/reach"
-    )
+    assert mirrors.shortened("toy relu 0123", 128) == "toy relu 0123"
+    assert mirrors.shortened(128 * "x", 128) == 128 * "x"
+    assert len(mirrors.shortened(first, 128)) == 128
+    assert mirrors.shortened(first, 128).startswith("metaworld/reach")
     assert mirrors.shortened(first, 128) != mirrors.shortened(second, 128)
 
 
@@ -488,8 +490,6 @@ def test_long_names_reach_wandb_shortened(tmp_path, monkeypatch):
     run.finish()
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
     header, _ = records(folder)
-    assert (
-        len(header["run_group"]) == 128
-        and len(header["job_type"]) == 64
-        and [*map(len, header["tags"])] == [64]
-    )
+    assert len(header["run_group"]) == 128
+    assert len(header["job_type"]) == 64
+    assert [*map(len, header["tags"])] == [64]

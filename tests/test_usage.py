@@ -54,7 +54,7 @@ def test_help_fits_the_terminal(script, columns, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_flags_are_those_that_are_parsed(script, monkeypatch):
+def test_help_lists_the_flags_that_are_parsed(script, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")  # from about 160 on tyro has two columns
     theirs = io.StringIO()
     with contextlib.redirect_stdout(theirs), pytest.raises(SystemExit):
@@ -62,7 +62,7 @@ def test_the_flags_are_those_that_are_parsed(script, monkeypatch):
     ours = {"--help"}
     for flag in usage.flags_of(SCRIPTS[script].Args):
         ours |= {*FLAG.findall(flag.invocation)}
-    # of tyro's text, in which two groups may stand side by side, what begins with a flag
+    # whatever begins with a flag in tyro's text, in which two groups may be side by side
     text = re.sub(r"\x1b\[[0-9;]*m", "", theirs.getvalue())
     found = set()
     for part in re.split(r"│|\n|\s{2,}", text):

@@ -1,4 +1,4 @@
-"""A stand-in for a training script in the tests of sweeps: starts in no time, and tells on itself.
+"""A stand-in for a training script in the tests of sweeps: starts at once, and records its steps.
 
 Its folder has the name, the lock and the meta.json that runlog would give it. Every step appends
 "step pid" to steps.txt, which nothing ever shortens: so a test sees steps done twice, two processes
@@ -27,7 +27,7 @@ class Args:
     total: int = 5
     pause: float = 0.0  # seconds per step
     crash_at: int = 0  # dies at this step, once
-    stop_pause: float = 0.0  # seconds that it takes to save once it has been asked to stop
+    stop_pause: float = 0.0  # seconds to save after it has been asked to stop
     save_every: int = 1  # steps between checkpoints; a stop saves too
     fail: int = 0  # exit code at the first step, always
     gpu_file: str = ""  # appends CUDA_VISIBLE_DEVICES and OMP_NUM_THREADS to it
@@ -51,7 +51,7 @@ def folder(args: Args) -> Path:
 
 
 def runs_of(args: Args) -> list:
-    """What the sweep asks; a training does not import runlog, which takes seconds."""
+    """Called by the sweep; a training does not import runlog, which takes seconds."""
     import runlog
 
     exclude = ("runs_dir", "fresh")

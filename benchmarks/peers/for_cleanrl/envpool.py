@@ -41,8 +41,8 @@ class Games:
         step = self.games.step(actions)
         raw = step.rewards.astype(np.float32)
         rewards = np.sign(raw) if self.reward_clip else raw
-        lives = np.where(step.overs, 0, self.games.lives)
-        info = {"reward": raw, "terminated": step.overs.astype(np.int32), "lives": lives}
+        lives = np.where(step.game_overs, 0, self.games.lives)
+        info = {"reward": raw, "terminated": step.game_overs.astype(np.int32), "lives": lives}
         return step.obs, rewards, step.terminations | step.truncations, info
 
     def close(self) -> None:
