@@ -338,10 +338,10 @@ def _density_curves(record: LayerRecord, subset) -> dict:
     curves = {}
     for start, output in outputs.items():
         output = subset(output)[..., :KDE_NEURONS]
-        dead, _ = metrics.dead_neurons_kde(output)
+        dead, peak = metrics.dead_neurons_kde(output)
         grid, density = metrics.kde_curves(output, KDE_POINTS)
         for i in range(output.shape[-1]):
-            extra = {"dead": dead[..., i]}
+            extra = {"dead": dead[..., i], "peak": peak[..., i]}
             curves[f"{start}kde{i:02d}"] = (grid[..., i, :], density[..., i, :], extra)
     return curves
 

@@ -32,7 +32,8 @@ MAX_COLUMNS = 4  # grids side by side
 
 @dataclass
 class Grid:
-    """A grid of neurons: its title, and for each neuron a row of x, y and whether it is dead."""
+    """A grid of neurons: its title, and for each neuron a row of x, y, whether it is dead, and, in
+    newer runs, the peak by which that was decided."""
 
     title: str
     neurons: list[dict]
@@ -199,7 +200,8 @@ def draw_cell(panel: Axes, artists: Artists, neuron: dict, left: float, bottom: 
         artists.thresholds.append([(left, at), (left + width, at)])
     draw_ticks(panel, artists, (x[0], x[-1]), left, bottom)
     above = {"y": bottom + height + 0.015, "fontsize": SMALL, "va": "bottom"}
-    panel.text(left, s=f"peak {y.max():.3g}", **above)
+    peak = neuron.get("peak", y.max())  # the curve's points may miss the peak
+    panel.text(left, s=f"peak {peak:.3g}", **above)
     if is_dead:
         panel.text(left + width, s="dead", color=RED, ha="right", **above)
 
@@ -267,6 +269,8 @@ def density_rows(run: Loaded) -> tuple[str, list[dict]]:
                 "neuron": neuron.strip("_"),
                 "dead": int(bool(newest.get("dead"))),
             }
+            if "peak" in newest:
+                row["peak"] = float(newest["peak"])
             for x, y in zip(newest["x"], newest["y"]):
                 rows.append(row | {"x": float(x), "density": float(y)})
     return last, rows
@@ -298,11 +302,15 @@ def part_title(part: str) -> str:
 
 def neuron_of(points: list[dict]) -> dict:
     """A neuron from its rows of a CSV."""
-    return {
+    last = points[-1]
+    neuron = {
         "x": [float(point["x"]) for point in points],
         "y": [float(point["density"]) for point in points],
-        "dead": points[-1]["dead"] in (1, "1"),
+        "dead": last["dead"] in (1, "1"),
     }
+    if "peak" in last:
+        neuron["peak"] = float(last["peak"])
+    return neuron
 
 
 DENSITIES = Kind("densities", draw_densities)

@@ -19,6 +19,7 @@ import plots.comparison
 import plots.kde
 import plots.preactivations
 import plots.q_parts
+import plots.reading
 import plots.run
 import plots.tables
 import plots.variants
@@ -166,6 +167,27 @@ def kde_cells(part) -> list[tuple]:
         assert texts["ticks"]
         cells.append((frame, colour, curve, texts))
     return cells
+
+
+def test_the_peak_shown_is_the_one_by_which_a_neuron_was_called_dead(tmp_path):
+    """The points of a curve may miss the highest one: 19.8 is below 20, 20.4 is not."""
+    config = {"env_id": "Breakout", "activation": "tanh", "seed": 1}
+    run = runlog.Run(tmp_path, "peaks", config).open(tensorboard=False)
+    curve = np.array([0.0, 19.8, 0.0])
+    run.log_curve(10, "network/q/fc1/kde00", np.arange(3), curve, dead=True, peak=20.4)
+    run.log_curve(10, "network/q/fc1/kde01", np.arange(3), curve, dead=False, peak=19.9)
+    run.log(10, {"charts/episodic_return": 1.0})
+    run.finish()
+
+    ((_, _, _, first), (_, _, _, second)) = kde_cells(plots.kde.kde_figure(run.folder).subfigs[0])
+    assert "peak 20.4" in first
+    assert "dead" in first
+    assert "peak 19.9" in second
+    assert "dead" not in second
+
+    _, rows = plots.kde.density_rows(plots.reading.read_run(run.folder))
+    neurons = [plots.kde.neuron_of([row]) for row in rows]
+    assert [neuron["peak"] for neuron in neurons] == [20.4] * 3 + [19.9] * 3
 
 
 def test_preactivations_are_densities_of_the_newest_and_the_first_step(tmp_path):

@@ -128,6 +128,8 @@ def test_numbers_equal_a_direct_computation():
         extra["dead"].tolist() == metrics.dead_neurons_kde(h.unsqueeze(-1))[0].squeeze(-1).tolist()
     )
     torch.testing.assert_close(torch.trapezoid(density, x_kde), torch.ones(2), rtol=0.02, atol=0)
+    _, peak = metrics.dead_neurons_kde(network[0](x).detach())
+    torch.testing.assert_close(extra["peak"], peak[..., 3])
 
 
 def test_crelu_maps_and_frozen_parameters():
