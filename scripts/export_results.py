@@ -47,6 +47,8 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
     "network/q/conv1/dead_share": "",
     "network/q/conv2/dead_share": "",
     "network/q/conv3/dead_share": "dead-neuron fraction (KDE), last convolution",
+    "network/q/conv3/dormant_share": "",
+    "network/q/conv3/srank": "",
     "network/q/weight_norm": "",
     "network/agent/fc1/dead_share": "dead-neuron fraction (KDE), last hidden layer",
     "network/agent/fc1/dead_share_std": "",

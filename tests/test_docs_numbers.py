@@ -38,6 +38,7 @@ COMPARISONS = [
     for figure in ("curves", "early", "first/curves", "first/equal_width")
 ]
 COMPARISONS.append("2026-pqn-seeds/curves-comparison.csv")
+COMPARISONS.append("2026-dqn-seeds/curves-comparison.csv")
 SOURCES = {  # file: columns of the middle, the lower and the upper end
     **dict.fromkeys(CLAIMS, ("value", "low", "high")),
     f"{REACH}summary.csv": ("median", "low", "high"),
@@ -295,6 +296,44 @@ def test_every_seed_on_the_pqn_page_is_that_of_its_runs():
     found = INTERVAL.findall(page)
     assert len(found) == 6
     assert all(any(agrees(numbers, true) for true in intervals) for numbers in found)
+
+
+def test_every_seed_on_the_dqn_page_is_that_of_its_runs():
+    folder = RESULTS / "2026-dqn-seeds"
+    values = defaultdict(dict)  # (metric, activation, step): seed: value
+    windows = defaultdict(list)  # (activation, seed): returns of the last training games
+    for row in table(folder / "seeds/curves.csv"):
+        step = int(row["env_step"])
+        values[row["metric"], row["activation"], step][row["seed"]] = float(row["value"])
+        if row["metric"] == "charts/window_return" and step > 150_000:
+            windows[row["activation"], row["seed"]].append(float(row["value"]))
+    for (activation, seed), returns in windows.items():
+        values["training", activation, 200_000][seed] = np.mean(returns)
+    page = (folder / "README.md").read_text()
+
+    def row_of(metric: str, digits: int, step: int) -> str:
+        cells = []
+        for activation in ("relu", "tanh", "tanh_hr"):
+            seeds = values[metric, activation, step]
+            cells.append(", ".join(f"{seeds[seed]:.{digits}f}" for seed in "12"))
+        return f" | {' | '.join(cells)} |\n"
+
+    for name, metric, digits in (
+        ("return of 8 games, epsilon 0.01", "eval/episodic_return", 1),
+        ("training games, last 50,000 steps", "training", 1),
+        ("effective rank (srank), of 512", "network/q/fc1/srank", 0),
+        ("dead-neuron fraction (KDE)", "network/q/fc1/dead_share", 3),
+        ("... by the standard deviation", "network/q/fc1/dead_share_std", 3),
+        ("dormant fraction (ReDo)", "network/q/fc1/dormant_share", 3),
+        ("mean Q from dead neurons", "q_split/dead", 2),
+        ("... from live neurons", "q_split/live", 2),
+        ("... from the bias", "q_split/bias", 2),
+    ):
+        assert f"| {name}{row_of(metric, digits, 200_000)}" in page
+    for step in (20_000, 40_000, 60_000, 80_000, 100_000, 140_000, 200_000):
+        dead = row_of("network/q/fc1/dead_share", 2, step)
+        rank = row_of("network/q/fc1/srank", 0, step)
+        assert f"| {step:,}{dead.rstrip()}{rank[2:]}" in page
 
 
 def test_effects_of_interruptions_on_the_pqn_page_are_those_in_its_curves():
