@@ -334,6 +334,46 @@ def test_every_seed_on_the_dqn_page_is_that_of_its_runs():
         dead = row_of("network/q/fc1/dead_share", 2, step)
         rank = row_of("network/q/fc1/srank", 0, step)
         assert f"| {step:,}{dead.rstrip()}{rank[2:]}" in page
+    for step in (40_000, 100_000, 200_000):
+        dormant = row_of("network/q/conv3/dormant_share", 2, step)
+        assert f"| {step:,}{dormant}" in page
+
+
+def test_numbers_on_the_page_of_space_invaders_are_those_of_its_runs():
+    folder = RESULTS / "2026-pqn-spaceinvaders-long"
+    activations = ("relu", "tanh", "tanh_hr")
+    values = defaultdict(dict)  # (metric, activation): step: value
+    for row in table(folder / "seeds/curves.csv"):
+        values[row["metric"], row["activation"]][int(row["env_step"])] = float(row["value"])
+    page = (folder / "README.md").read_text()
+    for name, metric, digits in (
+        ("greedy test games, since 350,000 steps", "eval/episodic_return", 0),
+        ("effective rank (srank), of 512", "network/q/fc1/srank", 0),
+        ("dead-neuron fraction (KDE)", "network/q/fc1/dead_share", 3),
+        ("dormant fraction (ReDo)", "network/q/fc1/dormant_share", 3),
+    ):
+        cells = [f"{values[metric, name][401_408]:.{digits}f}" for name in activations]
+        assert f"| {name} | {' | '.join(cells)} |\n" in page
+
+    def training(activation: str, start: int, end: int) -> str:
+        windows = values["charts/window_return", activation]
+        return f"{np.mean([v for step, v in windows.items() if start < step <= end]):.0f}"
+
+    cells = [training(name, 301_408, 401_408) for name in activations]
+    assert f"| training games, last 100,000 steps | {' | '.join(cells)} |\n" in page
+    first = training("tanh_hr", 400_000, 600_000)
+    second = training("tanh_hr", 600_000, 1_000_000)
+    assert f"averages {first} between 400,000 and 600,000 steps and {second} after" in page
+
+    ranks = [values["network/q/fc1/srank", name] for name in activations]
+    dead = [values["network/q/fc1/dead_share", name] for name in activations]
+    for step in ranks[0]:
+        assert ranks[0][step] < ranks[1][step] < ranks[2][step]
+        assert dead[0][step] > dead[1][step] > dead[2][step]
+    assert f"rises from {ranks[0][53_248]:.0f} to {ranks[0][401_408]:.0f}" in page
+    assert f"falls from {dead[0][53_248]:.2f} to {dead[0][401_408]:.2f}" in page
+    assert f"rank {min(ranks[2].values()):.0f} to {max(ranks[2].values()):.0f} throughout" in page
+    assert max(dead[2].values()) <= 0.03 and f"{dead[2][999_424]:.3f} at the end" in page
 
 
 def test_effects_of_interruptions_on_the_pqn_page_are_those_in_its_curves():
