@@ -339,6 +339,41 @@ def test_every_seed_on_the_dqn_page_is_that_of_its_runs():
         assert f"| {step:,}{dormant}" in page
 
 
+def test_dqn_in_the_reproduction_is_that_of_its_runs():
+    page = (ROOT / "docs/reproduction.md").read_text()
+    values = defaultdict(dict)  # metric: (activation, seed): value at the end
+    for row in table(RESULTS / "2026-dqn-seeds/seeds/curves.csv"):
+        if row["env_step"] == "200000":
+            values[row["metric"]][row["activation"], row["seed"]] = float(row["value"])
+
+    def pairs(metric: str, text: str) -> str:
+        parts = []
+        for activation in ("relu", "tanh", "tanh_hr"):
+            one, other = (values[metric][activation, seed] for seed in "12")
+            parts.append(f"{activation} {one:{text}} and {other:{text}}")
+        return f"n = 2, 200,000 steps: {', '.join(parts)}. "
+
+    def means(metric: str, text: str, *activations: str) -> list[str]:
+        seeds = values[metric]
+        return [f"{np.mean([seeds[name, seed] for seed in '12']):{text}}" for name in activations]
+
+    assert pairs("eval/episodic_return", ".1f") in page
+    assert pairs("network/q/fc1/dead_share", ".3g") in page
+    assert pairs("network/q/fc1/srank", ".0f") in page
+    ours, tanh, relu = means("eval/episodic_return", ".1f", "tanh_hr", "tanh", "relu")
+    assert f"above tanh in 2 of 2 seeds ({ours} and {tanh}), above relu ({relu}) in one" in page
+    ours, relu = means("network/q/fc1/dead_share", ".2f", "tanh_hr", "relu")
+    assert f"in 2 of 2 seeds: {ours} and {relu}, while tanh has 1.00" in page
+    ours, relu = means("network/q/fc1/srank", ".0f", "tanh_hr", "relu")
+    assert f"in 2 of 2 seeds: {ours} and {relu}. tanh in DQN: 401 and, collapsed, 1" in page
+    leads = []
+    for seed in "12":
+        returns = {name: values["eval/episodic_return"][name, seed] for name in ("relu", "tanh")}
+        ours = values["eval/episodic_return"]["tanh_hr", seed]
+        leads.append((ours > returns["tanh"], ours > returns["relu"]))
+    assert [sum(lead) for lead in zip(*leads)] == [2, 1]
+
+
 def test_numbers_on_the_page_of_space_invaders_are_those_of_its_runs():
     folder = RESULTS / "2026-pqn-spaceinvaders-long"
     activations = ("relu", "tanh", "tanh_hr")
