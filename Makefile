@@ -65,7 +65,7 @@ format: .venv/dev.stamp  ## apply the fixes of ruff check, and ruff format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-golden: .venv/dev.stamp  ## rewrite tests/golden.json, after a change that is meant to change names or rows of runs
+golden: .venv/dev.stamp  ## rewrite tests/golden.jsonl, after a change that is meant to change names or rows of runs
 	@$(BIN)/python tests/golden.py --renew
 
 bench: .venv/dev.stamp  ## measure speed and memory (benchmarks/); needs an otherwise idle machine

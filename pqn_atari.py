@@ -395,7 +395,7 @@ def validate(args: Args) -> Args:
 
 def train(args: Args, run: runlog.Batch) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. A resumed run starts new
-    games in place of those under way."""
+    games in place of those under way, and learns from them once they have drifted apart."""
     device = runlog.find_device(args.device)
     num_envs = args.num_envs
     batch_size = num_envs * args.num_steps
@@ -454,6 +454,21 @@ def train(args: Args, run: runlog.Batch) -> None:
     label = f"{args.env_id} {args.activation}"
     progress = runlog.Progress(start, args.total_timesteps, label, start + batch_size)
     next_obs = games.reset(args.seed, "games", start)
+    if state is not None:
+        paused = time.monotonic()
+        progress.note("playing the new games until they have drifted apart")
+        epsilon = epsilon_at(args, start)
+        generator = seeding.make_generator(args.seed, "apart", start, device=device)
+
+        def behave(obs_of_all: np.ndarray) -> np.ndarray:
+            _, actions_of_all = greedy_of_network(upload(obs_of_all))
+            actions_of_all[:num_envs] = explore(
+                actions_of_all[:num_envs], epsilon, games.num_actions, generator
+            )
+            return actions_of_all.cpu().numpy()
+
+        next_obs = atari.play_until_apart(games, behave, next_obs, num_envs)
+        progress.skip(time.monotonic() - paused)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step
         at_end = step + batch_size > args.total_timesteps

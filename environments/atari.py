@@ -8,13 +8,14 @@ from collections.abc import Callable
 import gymnasium as gym
 import numpy as np
 
-from runlog import cli, memory, seeding
+from runlog import cli, memory, seeding, stopping
 from runlog.terminal import UserError
 
 OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
 MAX_ACTIONS = 18  # of the game with the most
 GAME_BYTES = 1_200_000  # per game in ale_py's vector environment
 MAX_SCREENS = 2_000  # in a video
+MAX_STEPS_APART = 3_000  # of each game, in play_until_apart
 # Breakout, ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v0, ...
 ANY_ID = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?")
 
@@ -182,6 +183,31 @@ class AtariGames:
         self.returns[over] = 0
         self.lengths[over] = 0
         return GameStep(obs, rewards, terminations, truncations, real_next_obs, games)
+
+
+def play_until_apart(
+    games: AtariGames,
+    policy: Callable[[np.ndarray], np.ndarray],
+    obs: np.ndarray,
+    num_training: int,
+) -> np.ndarray:
+    """Plays games that have just started together until they have drifted apart, and returns their
+    observations (num_envs, 4, 84, 84) uint8.
+
+    Games that start together resemble each other for as long as they last. They are played on until
+    each of the first `num_training` has ended once, for at most MAX_STEPS_APART steps, and no
+    further if a signal asks the training to stop. policy: observations -> actions, both numpy.
+    obs: what `games.reset` returned.
+    """
+    is_running = np.ones(games.num_envs, bool)
+    is_running[num_training:] = False
+    for _ in range(MAX_STEPS_APART):
+        if not is_running.any() or stopping.is_requested():
+            break
+        played = games.step(policy(obs))
+        obs = played.obs
+        is_running &= ~played.game_overs
+    return obs
 
 
 def play_games(

@@ -100,7 +100,7 @@ class Progress:
         self._speed_from = (last_step, last_time + seconds)
 
     def note_postfix(self, step: int, label: str = "") -> None:
-        """Prints one line with the values at this step. place: text after the step, such as "task 2
+        """Prints one line with the values at this step. label: text after the step, such as "task 2
         (push-v3)"."""
         values = [f"{key} {text}" for key, text in sorted(self.postfix.items())]
         start = f"step {step}, {label}" if label else f"step {step}"
@@ -115,7 +115,7 @@ class Progress:
         label: str = "",
     ) -> None:
         """Prints the means, over the runs' rows, of those keys that some row has; a run that has
-        diverged may lack them. The first of them is the value of the bar. place: as in
+        diverged may lack them. The first of them is the value of the bar. label: as in
         note_postfix."""
         present = [key for key in keys if any(key in row for row in rows)]
         for key in present:

@@ -27,6 +27,11 @@ class Stopped(SystemExit):
     number, no traceback."""
 
 
+def is_requested() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return bool(_requested)
+
+
 def _request_stop(number: int, frame) -> None:
     """The handler: the first signal asks the loop to stop, another one at least a second later ends
     the process."""
@@ -113,7 +118,7 @@ class SaveTimes:
         passed_a_multiple = self.frequency > 0 and step // self.frequency > before // self.frequency
         self.regular = passed_a_multiple or at_end
         by_the_clock = self.seconds > 0 and time.monotonic() - self._saved_at >= self.seconds
-        return self.regular or by_the_clock or bool(_requested)
+        return self.regular or by_the_clock or is_requested()
 
     def done(self, runs: Sequence, at_end: bool) -> None:
         """To be called after all these runs are saved. Raises Stopped if a signal has asked to

@@ -19,8 +19,16 @@ import ppo_atari
 import pqn_atari
 import runlog
 from dqn_atari import ReplayBuffer
-from environments.atari import AtariGames, atari_game, play_games
-from runlog import seeding
+from environments.atari import (
+    MAX_STEPS_APART,
+    AtariGames,
+    FinishedGame,
+    GameStep,
+    atari_game,
+    play_games,
+    play_until_apart,
+)
+from runlog import seeding, stopping
 
 CPU = torch.device("cpu")
 make_games = functools.partial(AtariGames, num_threads=1)
@@ -183,6 +191,51 @@ def test_play_games_returns_the_first_game_of_each_environment_and_films_one(sho
             assert all(screen.shape == (210, 160, 3) for screen in screens)
     times = iter(range(10_000))
     assert play_games(make_breakout, policy, 3, 11) == returns and max(returns) > 0
+
+
+class CountingGames:
+    """Games of these lengths, over and over; an observation is the number of steps so far."""
+
+    def __init__(self, lengths: list[int]):
+        self.lengths = lengths
+        self.num_envs = len(lengths)
+        self.t = 0
+
+    def step(self, actions: np.ndarray) -> GameStep:
+        assert actions.tolist() == [self.t + i for i in range(self.num_envs)]
+        self.t += 1
+        games = [
+            FinishedGame(i, 0.0, length)
+            for i, length in enumerate(self.lengths)
+            if self.t % length == 0
+        ]
+        never = np.zeros(self.num_envs, bool)
+        obs = np.full(self.num_envs, self.t)
+        return GameStep(obs, never, never, never, obs, games)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_training", "steps"),
+    [
+        ([3, 11, 7, 50], 3, 11),  # a test game may be longer
+        ([3, 11, 7, 50], 4, 50),
+        ([5, 5], 2, 5),
+        ([4, 10**9], 2, MAX_STEPS_APART),
+    ],
+)
+def test_games_are_played_until_each_training_game_has_ended(lengths, num_training, steps):
+    games = CountingGames(lengths)
+    first_obs = np.zeros(len(lengths), int)
+    obs = play_until_apart(games, lambda obs: obs + np.arange(len(obs)), first_obs, num_training)
+    assert games.t == steps
+    assert obs.tolist() == [steps] * len(lengths)
+
+
+def test_games_that_drift_apart_stop_at_a_signal(monkeypatch):
+    games = CountingGames([100, 100])
+    monkeypatch.setattr(stopping, "is_requested", lambda: games.t >= 20)
+    obs = play_until_apart(games, lambda obs: obs + np.arange(2), np.zeros(2, int), 2)
+    assert obs.tolist() == [20, 20]
 
 
 def collect(buffer, games, obs, steps, rng, truth):

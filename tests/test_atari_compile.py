@@ -9,10 +9,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_atari_runs import ALL, TINY
+from test_atari_runs import ALL, TINY, play_once
 
 import pqn_atari
 import runlog
+from environments import atari
 from environments.atari import GameStep
 
 
@@ -34,6 +35,7 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
         )
         args = runlog.parse_args(pqn_atari.Args, argv.split())
         monkeypatch.setattr(pqn_atari, "make_games", SameGames)
+        monkeypatch.setattr(atari, "play_until_apart", play_once)
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(runlog.Run, "draw", stop_at(160))
@@ -63,6 +65,7 @@ class SameGames:
     a life is lost at every seventh step."""
 
     def __init__(self, args, num_envs):
+        self.args = args
         self.num_envs = num_envs
         self.num_actions = 4
 

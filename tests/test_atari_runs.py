@@ -26,6 +26,7 @@ import figures
 import ppo_atari
 import pqn_atari
 import runlog
+from environments import atari
 from environments.atari import FinishedGame, GameStep
 
 MODULES = {"dqn_atari": dqn_atari, "ppo_atari": ppo_atari, "pqn_atari": pqn_atari}
@@ -206,6 +207,13 @@ class FakeGames:
         return GameStep(obs, rewards, terminations, truncations & ~terminations, obs // 2, games)
 
 
+def play_once(games, policy, obs, num_training: int) -> np.ndarray:
+    """In place of `atari.play_until_apart`: asks for actions, and does not take them. The policy
+    must leave no trace in the training."""
+    assert policy(obs).shape == (games.num_envs,) and num_training == games.args.num_envs
+    return obs
+
+
 class UnmarkedReplay(dqn_atari.ReplayBuffer):
     """Resumes as if no game had been interrupted, which is true for the fake ones."""
 
@@ -217,6 +225,7 @@ def fake(monkeypatch):
     for module in MODULES.values():
         monkeypatch.setattr(module, "make_games", FakeGames)
     monkeypatch.setattr(dqn_atari, "ReplayBuffer", UnmarkedReplay)
+    monkeypatch.setattr(atari, "play_until_apart", play_once)
     monkeypatch.setattr(figures, "draw_run", lambda folder: [])  # other tests draw
 
 
@@ -264,6 +273,35 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
     )
     assert first.keys() == last.keys() and first["num_updates"] == last["num_updates"] > 20
     torch.testing.assert_close(first, last, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("script", ["ppo_atari", "pqn_atari"])
+def test_a_resumed_run_learns_from_games_that_have_drifted_apart(script, tmp_path, monkeypatch):
+    """The games themselves, Breakout: their lengths so far, before the first step of the session
+    that counts."""
+    lengths = []
+    play_until_apart = atari.play_until_apart
+
+    def note_lengths(games, policy, obs, num_training):
+        assert not games.lengths.any()
+        obs = play_until_apart(games, policy, obs, num_training)
+        lengths.append(games.lengths[:num_training].tolist())
+        return obs
+
+    def stop(run, step, draw_plots):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atari, "play_until_apart", note_lengths)
+    with monkeypatch.context() as patch:
+        patch.setattr(runlog.Run, "draw", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(script, tmp_path, "--num-envs 8 --num-steps 2")
+    assert lengths == []
+    monkeypatch.setattr(runlog.Run, "draw", lambda run, step, draw_plots: None)
+    run(script, tmp_path, "--num-envs 8 --num-steps 2")
+    (of_training,) = lengths
+    assert min(of_training) == 0  # a game that has ended last
+    assert len(set(of_training)) >= 6
 
 
 CASES = []
