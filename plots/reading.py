@@ -243,12 +243,16 @@ class Loaded:
         for key in ("git", "hardware", "versions"):
             section = self.meta.get(key)
             sections[key] = section if isinstance(section, dict) else {}
+        gpu = sections["hardware"].get("gpu") or ""
+        if self.config.get("device") == "cpu":  # the machine had one that the run did not use
+            gpu = ""
         return {
             "elapsed_s": self.meta.get("elapsed_s", ""),
             "peak_memory_mb": self.meta.get("peak_memory_mb", ""),
             "git": sections["git"].get("commit", ""),
             "dirty": sections["git"].get("dirty", ""),
             "cpu": sections["hardware"].get("cpu", ""),
+            "gpu": gpu,
             "torch": sections["versions"].get("torch", ""),
             "gymnasium": sections["versions"].get("gymnasium", ""),
         }

@@ -273,7 +273,7 @@ def run_rows(network: Fitted, rate: float, cell: dict) -> list[dict]:
         for name in ("srank", "dead_share", "dormant_share"):
             row[name] = run.last(f"{layer}/{name}")
         origin = run.provenance()
-        for name in ("elapsed_s", "git", "dirty", "cpu", "torch"):
+        for name in ("elapsed_s", "git", "dirty", "cpu", "gpu", "torch"):
             row[name] = origin[name]
         rows.append(row)
     return rows

@@ -4,6 +4,7 @@
 """
 
 import csv
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -100,6 +101,24 @@ def test_runs_that_differ_in_a_setting_are_separate_curves(tmp_path):
         export_results.main(
             export_results.Args(folders, tmp_path / "out", by=("learning_rate", "utd"))
         )
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "expected"),
+    [("auto", "NVIDIA H200", "NVIDIA H200"), ("cpu", "NVIDIA H200", ""), ("auto", None, "")],
+)
+def test_the_gpu_of_a_run_is_exported_if_it_was_used(device, gpu, expected, tmp_path):
+    folder = make_run(tmp_path / "runs", 1, [5_000])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"device": device}))
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["hardware"]["gpu"] = gpu
+    (folder / "meta.json").write_text(json.dumps(meta))
+    export_results.main(export_results.Args((tmp_path / "runs",), tmp_path / "out"))
+    with open(tmp_path / "out" / "runs.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert row["gpu"] == expected
+    assert row["cpu"] == meta["hardware"]["cpu"]
 
 
 def make_run(folder, seed, steps, status="finished", diverged_at=None):
