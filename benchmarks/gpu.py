@@ -384,7 +384,7 @@ def machine(args: Args) -> dict:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10)
         found["nvidia_smi"] = answer.stdout.strip().splitlines()
     for package in ("triton", "jax", "sbx-rl"):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found["versions"][package] = importlib.metadata.version(package)
     return found
 

@@ -13,6 +13,8 @@ from runlog.storage import Damaged, read_json
 from runlog.terminal import WarnOnce, warn
 
 ENDED = ("finished", "diverged")
+# What determines the rounding: section and key of hardware.machine, and what its name begins with.
+MACHINE = (("hardware", "cpu", ""), ("hardware", "gpu", ""), ("versions", "torch", "torch "))
 
 
 def read_meta(folder: Path) -> dict:
@@ -62,6 +64,7 @@ class Meta:
         session = {"start": _now(), "argv": machine["argv"], "git": machine["git"]}
         session["untracked_code"] = machine["untracked_code"]
         session["versions"] = machine["versions"]
+        session["hardware"] = machine["hardware"]
         self._content = {"name": name, "hash": digest, **machine, "start": old.get("start", _now())}
         self._content |= {"status": "running", "sessions": [*sessions, session]}
         self._content["not_identity"] = list(not_identity)
@@ -74,6 +77,10 @@ class Meta:
             files = " and ".join(changed)
             change = f"{self._path.parent} was started with another version of {files}"
             warn(f"{change}, which git does not track, and continues with the current one")
+        before, now = _changed_machine(old, machine)
+        if before:
+            change = f"{self._path.parent} was started with {before}, and continues with {now}"
+            warn(f"{change}: from here on it rounds differently")
         self._write()
 
     def note_start(self, step: int) -> None:
@@ -110,6 +117,21 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
     if not isinstance(before, dict):  # a damaged file
         return []
     return [file for file in sorted(before) if now.get(file, before[file]) != before[file]]
+
+
+def _changed_machine(before: dict, now: dict) -> tuple[str, str]:
+    """What determines the rounding, as far as both sessions recorded it and it differs: processor,
+    GPU and torch of each, in words; "" and "" without a difference."""
+    names_before = []
+    names_now = []
+    for section, key, prefix in MACHINE:
+        found = before.get(section)
+        if not isinstance(found, dict) or key not in found:  # of an older version, or damaged
+            continue
+        if found[key] != now[section][key]:
+            names_before.append(f"{prefix}{found[key] or 'no GPU'}")
+            names_now.append(f"{prefix}{now[section][key] or 'no GPU'}")
+    return " and ".join(names_before), " and ".join(names_now)
 
 
 def _now() -> str:

@@ -285,6 +285,36 @@ def test_every_session_records_its_code_and_a_change_is_reported(tmp_path, monke
     assert all(session["versions"] == machine["versions"] for session in meta["sessions"])
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "said"),
+    [
+        ("hardware", {"cpu": "Other"}, "with {cpu}, and continues with Other: from here"),
+        ("hardware", {"gpu": "H100"}, "with no GPU, and continues with H100: from here"),
+        ("versions", {"torch": "9.0"}, "with torch {torch}, and continues with torch 9.0: from"),
+        ("hardware", {"cores": 512, "system": "Other"}, None),
+    ],
+)
+def test_a_change_of_the_machine_is_reported_and_recorded(
+    section, changes, said, tmp_path, monkeypatch, capsys
+):
+    machine = hardware.machine()
+    machine = machine | {"hardware": machine["hardware"] | {"gpu": None}}
+    other = machine | {section: machine[section] | changes}
+    for current in (machine, machine, other):
+        assert "started with" not in capsys.readouterr().err
+        monkeypatch.setattr(runlog.hardware, "machine", lambda current=current: current)
+        run = new_run(tmp_path).open(tensorboard=False)
+        run.close()
+    err = capsys.readouterr().err
+    if said is None:
+        assert "started with" not in err
+    else:
+        names = {"cpu": machine["hardware"]["cpu"], "torch": machine["versions"]["torch"]}
+        assert f"{run.folder} was started {said.format(**names)}" in err
+    sessions = json.loads((run.folder / "meta.json").read_text())["sessions"]
+    assert [session[section] for session in sessions] == [machine[section]] * 2 + [other[section]]
+
+
 def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch):
     """A run that is killed while reading it leaves no .git/index.lock."""
     monkeypatch.setattr(hardware, "ROOT", tmp_path)
