@@ -30,6 +30,7 @@ METRICS = {  # key: axis label, "" if it is not drawn; SAC's layers are those of
     # computed here: means over windows of a fortieth of the run
     "charts/window_return": "return of training games",
     "eval/episodic_return": "evaluation return",
+    "eval/num_games": "",
     "eval/success": "success rate (any step)",
     "overestimation/mean": "overestimation Q - G",
     "network/qf1/fc2/dead_share": "dead-neuron fraction, critic 1, layer 2",

@@ -38,6 +38,8 @@ COMPARISONS = [
     for figure in ("curves", "early", "first/curves", "first/equal_width")
 ]
 COMPARISONS.append("2026-pqn-seeds/curves-comparison.csv")
+COMPARISONS.append("2026-pqn-atari/breakout-comparison.csv")
+COMPARISONS.append("2026-pqn-atari/spaceinvaders-comparison.csv")
 COMPARISONS.append("2026-dqn-seeds/curves-comparison.csv")
 SOURCES = {  # file: columns of the middle, the lower and the upper end
     **dict.fromkeys(CLAIMS, ("value", "low", "high")),
@@ -82,6 +84,15 @@ PAGES = (
 def table(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def exported(path: Path) -> dict[str, dict[tuple[str, str, int], float]]:
+    """metric -> (activation, seed, step) -> value, of a file of scripts/export_results.py."""
+    found = defaultdict(dict)
+    for row in table(path):
+        key = row["activation"], row["seed"], int(row["env_step"])
+        found[row["metric"]][key] = float(row["value"])
+    return found
 
 
 def value_and_rounding(text: str) -> tuple[float, float]:
@@ -265,13 +276,11 @@ def test_ranks_of_the_regression_are_those_of_its_runs():
 
 def test_every_seed_on_the_pqn_page_is_that_of_its_runs():
     folder = RESULTS / "2026-pqn-seeds"
-    values = defaultdict(dict)  # (metric, activation): seed: value at the step of the page
-    for row in table(folder / "seeds/curves.csv"):
-        if row["env_step"] == "401408":
-            values[row["metric"], row["activation"]][row["seed"]] = float(row["value"])
+    values = exported(folder / "seeds/curves.csv")
     for row in table(folder / "training.csv"):
-        values["training", row["activation"]][row["seed"]] = float(row["return"])
-        values["difference", row["activation"]][row["seed"]] = float(row["less tanh_hr"])
+        key = row["activation"], row["seed"], 401_408
+        values["training"][key] = float(row["return"])
+        values["difference"][key] = float(row["less tanh_hr"])
     page = (folder / "README.md").read_text()
     for metric, digits in (
         ("eval/episodic_return", 1),
@@ -281,12 +290,12 @@ def test_every_seed_on_the_pqn_page_is_that_of_its_runs():
     ):
         cells = []
         for activation in ("relu", "tanh", "tanh_hr"):
-            seeds = values[metric, activation]
-            cells.append(", ".join(f"{seeds[seed]:.{digits}f}" for seed in "123"))
+            seeds = [values[metric][activation, seed, 401_408] for seed in "123"]
+            cells.append(", ".join(f"{value:.{digits}f}" for value in seeds))
         assert f" | {' | '.join(cells)} | " in page
     differences = []
     for activation in ("relu", "tanh"):
-        differences.append([values["difference", activation][seed] for seed in "123"])
+        differences.append([values["difference"][activation, seed, 401_408] for seed in "123"])
     printed = re.search(
         rf"\| training games.* \| ({THREE_NUMBERS}); \d : \d \| ({THREE_NUMBERS}); \d : \d \|", page
     )
@@ -300,22 +309,20 @@ def test_every_seed_on_the_pqn_page_is_that_of_its_runs():
 
 def test_every_seed_on_the_dqn_page_is_that_of_its_runs():
     folder = RESULTS / "2026-dqn-seeds"
-    values = defaultdict(dict)  # (metric, activation, step): seed: value
+    values = exported(folder / "seeds/curves.csv")
     windows = defaultdict(list)  # (activation, seed): returns of the last training games
-    for row in table(folder / "seeds/curves.csv"):
-        step = int(row["env_step"])
-        values[row["metric"], row["activation"], step][row["seed"]] = float(row["value"])
-        if row["metric"] == "charts/window_return" and step > 150_000:
-            windows[row["activation"], row["seed"]].append(float(row["value"]))
+    for (activation, seed, step), value in values["charts/window_return"].items():
+        if step > 150_000:
+            windows[activation, seed].append(value)
     for (activation, seed), returns in windows.items():
-        values["training", activation, 200_000][seed] = np.mean(returns)
+        values["training"][activation, seed, 200_000] = np.mean(returns)
     page = (folder / "README.md").read_text()
 
     def row_of(metric: str, digits: int, step: int) -> str:
         cells = []
         for activation in ("relu", "tanh", "tanh_hr"):
-            seeds = values[metric, activation, step]
-            cells.append(", ".join(f"{seeds[seed]:.{digits}f}" for seed in "12"))
+            seeds = [values[metric][activation, seed, step] for seed in "12"]
+            cells.append(", ".join(f"{value:.{digits}f}" for value in seeds))
         return f" | {' | '.join(cells)} |\n"
 
     for name, metric, digits in (
@@ -341,21 +348,21 @@ def test_every_seed_on_the_dqn_page_is_that_of_its_runs():
 
 def test_dqn_in_the_reproduction_is_that_of_its_runs():
     page = (ROOT / "docs/reproduction.md").read_text()
-    values = defaultdict(dict)  # metric: (activation, seed): value at the end
-    for row in table(RESULTS / "2026-dqn-seeds/seeds/curves.csv"):
-        if row["env_step"] == "200000":
-            values[row["metric"]][row["activation"], row["seed"]] = float(row["value"])
+    values = exported(RESULTS / "2026-dqn-seeds/seeds/curves.csv")
 
     def pairs(metric: str, text: str) -> str:
         parts = []
         for activation in ("relu", "tanh", "tanh_hr"):
-            one, other = (values[metric][activation, seed] for seed in "12")
+            one, other = (values[metric][activation, seed, 200_000] for seed in "12")
             parts.append(f"{activation} {one:{text}} and {other:{text}}")
         return f"n = 2, 200,000 steps: {', '.join(parts)}. "
 
     def means(metric: str, text: str, *activations: str) -> list[str]:
-        seeds = values[metric]
-        return [f"{np.mean([seeds[name, seed] for seed in '12']):{text}}" for name in activations]
+        found = []
+        for activation in activations:
+            seeds = [values[metric][activation, seed, 200_000] for seed in "12"]
+            found.append(f"{np.mean(seeds):{text}}")
+        return found
 
     assert pairs("eval/episodic_return", ".1f") in page
     assert pairs("network/q/fc1/dead_share", ".3g") in page
@@ -368,57 +375,19 @@ def test_dqn_in_the_reproduction_is_that_of_its_runs():
     assert f"in 2 of 2 seeds: {ours} and {relu}. tanh in DQN: 401 and, collapsed, 1" in page
     leads = []
     for seed in "12":
-        returns = {name: values["eval/episodic_return"][name, seed] for name in ("relu", "tanh")}
-        ours = values["eval/episodic_return"]["tanh_hr", seed]
-        leads.append((ours > returns["tanh"], ours > returns["relu"]))
+        relu, tanh, ours = (
+            values["eval/episodic_return"][activation, seed, 200_000]
+            for activation in ("relu", "tanh", "tanh_hr")
+        )
+        leads.append((ours > tanh, ours > relu))
     assert [sum(lead) for lead in zip(*leads)] == [2, 1]
-
-
-def test_numbers_on_the_page_of_space_invaders_are_those_of_its_runs():
-    folder = RESULTS / "2026-pqn-spaceinvaders-long"
-    activations = ("relu", "tanh", "tanh_hr")
-    values = defaultdict(dict)  # (metric, activation): step: value
-    for row in table(folder / "seeds/curves.csv"):
-        values[row["metric"], row["activation"]][int(row["env_step"])] = float(row["value"])
-    page = (folder / "README.md").read_text()
-    for name, metric, digits in (
-        ("greedy test games, since 350,000 steps", "eval/episodic_return", 0),
-        ("effective rank (srank), of 512", "network/q/fc1/srank", 0),
-        ("dead-neuron fraction (KDE)", "network/q/fc1/dead_share", 3),
-        ("dormant fraction (ReDo)", "network/q/fc1/dormant_share", 3),
-    ):
-        cells = [f"{values[metric, name][401_408]:.{digits}f}" for name in activations]
-        assert f"| {name} | {' | '.join(cells)} |\n" in page
-
-    def training(activation: str, start: int, end: int) -> str:
-        windows = values["charts/window_return", activation]
-        return f"{np.mean([v for step, v in windows.items() if start < step <= end]):.0f}"
-
-    cells = [training(name, 301_408, 401_408) for name in activations]
-    assert f"| training games, last 100,000 steps | {' | '.join(cells)} |\n" in page
-    first = training("tanh_hr", 400_000, 600_000)
-    second = training("tanh_hr", 600_000, 1_000_000)
-    assert f"averages {first} between 400,000 and 600,000 steps and {second} after" in page
-
-    ranks = [values["network/q/fc1/srank", name] for name in activations]
-    dead = [values["network/q/fc1/dead_share", name] for name in activations]
-    for step in ranks[0]:
-        assert ranks[0][step] < ranks[1][step] < ranks[2][step]
-        assert dead[0][step] > dead[1][step] > dead[2][step]
-    assert f"rises from {ranks[0][53_248]:.0f} to {ranks[0][401_408]:.0f}" in page
-    assert f"falls from {dead[0][53_248]:.2f} to {dead[0][401_408]:.2f}" in page
-    assert f"rank {min(ranks[2].values()):.0f} to {max(ranks[2].values()):.0f} throughout" in page
-    assert max(dead[2].values()) <= 0.03 and f"{dead[2][999_424]:.3f} at the end" in page
 
 
 def test_effects_of_interruptions_on_the_pqn_page_are_those_in_its_curves():
     """Ratios of neighbouring measurements, by activation and seed; rounded to a percent."""
     folder = RESULTS / "2026-pqn-seeds"
     page = (folder / "README.md").read_text()
-    values = defaultdict(dict)  # metric: (activation, seed, step): value
-    for row in table(folder / "seeds/curves.csv"):
-        key = row["activation"], row["seed"], int(row["env_step"])
-        values[row["metric"]][key] = float(row["value"])
+    values = exported(folder / "seeds/curves.csv")
     ranks = values["network/q/fc1/srank"]
     dead = values["network/q/fc1/dead_share"]
     runs = list(itertools.product(("relu", "tanh", "tanh_hr"), "123"))
