@@ -420,7 +420,7 @@ def validate(args: Args) -> Args:
 
 def train(args: Args, run: runlog.Batch) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. A resumed run starts new
-    games in place of those under way, and learns from them once they have drifted apart."""
+    games in place of those under way, and learns from them once they are desynchronised."""
     device = runlog.find_device(args.device)
     batch_size = args.num_envs * args.num_steps
     games = make_games(args, args.num_envs)
@@ -478,18 +478,18 @@ def train(args: Args, run: runlog.Batch) -> None:
     label = f"{args.env_id} {args.activation}"
     progress = runlog.Progress(start, args.total_timesteps, label, start + batch_size)
     next_obs = games.reset(args.seed, "games", start)
-    if state is not None:
+    if state is not None and start + batch_size <= args.total_timesteps:
         paused = time.monotonic()
-        progress.note("playing the new games until they have drifted apart")
-        generator = seeding.make_generator(args.seed, "apart", start, device=device)
+        progress.note("playing the new games until they are desynchronised")
+        generator = seeding.make_generator(args.seed, "desynchronise", start, device=device)
 
-        def behave(obs_of_all: np.ndarray) -> np.ndarray:
+        def behaviour_policy(obs_of_all: np.ndarray) -> np.ndarray:
             noise_shape = (args.num_envs, games.num_actions)
             uniform = torch.rand(noise_shape, generator=generator, device=device)
             chosen, _, _ = act_of_agent(upload(obs_of_all), uniform)
             return chosen.cpu().numpy()
 
-        next_obs = atari.play_until_apart(games, behave, next_obs, args.num_envs)
+        next_obs = atari.desynchronise(games, behaviour_policy, next_obs, args.num_envs)
         progress.skip(time.monotonic() - paused)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step

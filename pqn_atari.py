@@ -395,7 +395,7 @@ def validate(args: Args) -> Args:
 
 def train(args: Args, run: runlog.Batch) -> None:
     """Trains one seed from its newest checkpoint, or from the beginning. A resumed run starts new
-    games in place of those under way, and learns from them once they have drifted apart."""
+    games in place of those under way, and learns from them once they are desynchronised."""
     device = runlog.find_device(args.device)
     num_envs = args.num_envs
     batch_size = num_envs * args.num_steps
@@ -454,20 +454,20 @@ def train(args: Args, run: runlog.Batch) -> None:
     label = f"{args.env_id} {args.activation}"
     progress = runlog.Progress(start, args.total_timesteps, label, start + batch_size)
     next_obs = games.reset(args.seed, "games", start)
-    if state is not None:
+    if state is not None and start + batch_size <= args.total_timesteps:
         paused = time.monotonic()
-        progress.note("playing the new games until they have drifted apart")
+        progress.note("playing the new games until they are desynchronised")
         epsilon = epsilon_at(args, start)
-        generator = seeding.make_generator(args.seed, "apart", start, device=device)
+        generator = seeding.make_generator(args.seed, "desynchronise", start, device=device)
 
-        def behave(obs_of_all: np.ndarray) -> np.ndarray:
+        def behaviour_policy(obs_of_all: np.ndarray) -> np.ndarray:
             _, actions_of_all = greedy_of_network(upload(obs_of_all))
             actions_of_all[:num_envs] = explore(
                 actions_of_all[:num_envs], epsilon, games.num_actions, generator
             )
             return actions_of_all.cpu().numpy()
 
-        next_obs = atari.play_until_apart(games, behave, next_obs, num_envs)
+        next_obs = atari.desynchronise(games, behaviour_policy, next_obs, num_envs)
         progress.skip(time.monotonic() - paused)
     for step in range(start + batch_size, args.total_timesteps + 1, batch_size):
         before = step - batch_size  # an iteration goes from here to step

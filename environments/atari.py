@@ -15,7 +15,7 @@ OBSERVATION_BYTES = 4 * 84 * 84  # 4 frames, uint8
 MAX_ACTIONS = 18  # of the game with the most
 GAME_BYTES = 1_200_000  # per game in ale_py's vector environment
 MAX_SCREENS = 2_000  # in a video
-MAX_STEPS_APART = 3_000  # of each game, in play_until_apart
+MAX_DESYNC_STEPS = 3_000  # of each game, in desynchronise
 # Breakout, ALE/Breakout-v5, BreakoutNoFrameskip-v4, Breakout-ramDeterministic-v0, ...
 ANY_ID = re.compile(r"(?:ALE/)?(\w+?)(?:-ram)?(?:NoFrameskip|Deterministic)?(?:-v\d+)?")
 
@@ -185,25 +185,26 @@ class AtariGames:
         return GameStep(obs, rewards, terminations, truncations, real_next_obs, games)
 
 
-def play_until_apart(
+def desynchronise(
     games: AtariGames,
     policy: Callable[[np.ndarray], np.ndarray],
     obs: np.ndarray,
     num_training: int,
 ) -> np.ndarray:
-    """Plays games that have just started together until they have drifted apart, and returns their
-    observations (num_envs, 4, 84, 84) uint8.
+    """Plays games that have just started together until each of the first `num_training` has ended
+    once, for at most MAX_DESYNC_STEPS steps; returns their observations (num_envs, 4, 84, 84)
+    uint8.
 
-    Games that start together resemble each other for as long as they last. They are played on until
-    each of the first `num_training` has ended once, for at most MAX_STEPS_APART steps, and no
-    further if a signal asks the training to stop. policy: observations -> actions, both numpy.
-    obs: what `games.reset` returned.
+    Games that start together resemble each other for as long as they last. policy: observations ->
+    actions, both numpy. obs: what `games.reset` returned. Raises Stopped if a signal asks the
+    training to stop: there is nothing to save yet.
     """
     is_running = np.ones(games.num_envs, bool)
     is_running[num_training:] = False
-    for _ in range(MAX_STEPS_APART):
-        if not is_running.any() or stopping.is_requested():
+    for _ in range(MAX_DESYNC_STEPS):
+        if not is_running.any():
             break
+        stopping.stop_if_requested()
         played = games.step(policy(obs))
         obs = played.obs
         is_running &= ~played.game_overs

@@ -238,24 +238,33 @@ class Loaded:
         return value
 
     def provenance(self) -> dict[str, object]:
-        """Seconds, memory, commit, machine and versions of meta.json; "" for what is not there."""
-        sections = {}
-        for key in ("git", "hardware", "versions"):
-            section = self.meta.get(key)
-            sections[key] = section if isinstance(section, dict) else {}
-        gpu = sections["hardware"].get("gpu") or ""
+        """Seconds, memory, commit, machine and versions of meta.json; "" for what is not there, and
+        all values, joined by " + ", of a run whose sessions differ."""
+        gpu = self._of_sessions("hardware", "gpu")
         if self.config.get("device") == "cpu":  # the machine had one that the run did not use
             gpu = ""
         return {
             "elapsed_s": self.meta.get("elapsed_s", ""),
             "peak_memory_mb": self.meta.get("peak_memory_mb", ""),
-            "git": sections["git"].get("commit", ""),
-            "dirty": sections["git"].get("dirty", ""),
-            "cpu": sections["hardware"].get("cpu", ""),
+            "git": self._of_sessions("git", "commit"),
+            "dirty": self._of_sessions("git", "dirty"),
+            "cpu": self._of_sessions("hardware", "cpu"),
             "gpu": gpu,
-            "torch": sections["versions"].get("torch", ""),
-            "gymnasium": sections["versions"].get("gymnasium", ""),
+            "torch": self._of_sessions("versions", "torch"),
+            "gymnasium": self._of_sessions("versions", "gymnasium"),
         }
+
+    def _of_sessions(self, section: str, key: str) -> str:
+        """The different values of `key` in this section of all sessions of meta.json, in order."""
+        sessions = self.meta.get("sessions")
+        records = [*sessions, self.meta] if isinstance(sessions, list) else [self.meta]
+        found = []
+        for record in records:
+            values = record.get(section) if isinstance(record, dict) else None
+            value = values.get(key) if isinstance(values, dict) else None
+            if value is not None and str(value) not in found:
+                found.append(str(value))
+        return " + ".join(found)
 
     def origin(self) -> dict[str, object]:
         """Seconds, memory, commit, machine and folder: the columns of a table of runs."""

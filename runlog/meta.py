@@ -26,6 +26,7 @@ class Meta:
     def __init__(self, folder: Path):
         self._path = folder / "meta.json"
         self._content = {}  # of this session
+        self._machine_change = ""  # since the last session, in words
         self._warn_once = WarnOnce()
 
     def read(self) -> dict:
@@ -60,6 +61,8 @@ class Meta:
         sessions = old.get("sessions")
         if not isinstance(sessions, list):
             sessions = []
+        if sessions and "hardware" in old:  # older versions did not record it by session
+            sessions[-1] = {"hardware": old["hardware"], **sessions[-1]}
         machine = hardware.machine()  # an older session may have run other code
         session = {"start": _now(), "argv": machine["argv"], "git": machine["git"]}
         session["untracked_code"] = machine["untracked_code"]
@@ -77,14 +80,15 @@ class Meta:
             files = " and ".join(changed)
             change = f"{self._path.parent} was started with another version of {files}"
             warn(f"{change}, which git does not track, and continues with the current one")
-        before, now = _changed_machine(old, machine)
-        if before:
-            change = f"{self._path.parent} was started with {before}, and continues with {now}"
-            warn(f"{change}: from here on it rounds differently")
+        self._machine_change = _changed_machine(old, machine)
         self._write()
 
     def note_start(self, step: int) -> None:
-        """Records the step from which the session continues."""
+        """Records the step from which the session continues; says if it does so on another machine
+        than the last session."""
+        if step > 0 and self._machine_change:
+            change = f"{self._path.parent} {self._machine_change}"
+            warn(f"{change}; its results may differ in the last digits")
         self._content["sessions"][-1]["from_step"] = step
         self._write()
 
@@ -119,19 +123,23 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return [file for file in sorted(before) if now.get(file, before[file]) != before[file]]
 
 
-def _changed_machine(before: dict, now: dict) -> tuple[str, str]:
+def _changed_machine(before: dict, now: dict) -> str:
     """What determines the rounding, as far as both sessions recorded it and it differs: processor,
-    GPU and torch of each, in words; "" and "" without a difference."""
+    GPU and torch of each, in words; "" without a difference."""
     names_before = []
     names_now = []
     for section, key, prefix in MACHINE:
         found = before.get(section)
         if not isinstance(found, dict) or key not in found:  # of an older version, or damaged
             continue
-        if found[key] != now[section][key]:
+        if found[key] != now[section].get(key):
             names_before.append(f"{prefix}{found[key] or 'no GPU'}")
-            names_now.append(f"{prefix}{now[section][key] or 'no GPU'}")
-    return " and ".join(names_before), " and ".join(names_now)
+            names_now.append(f"{prefix}{now[section].get(key) or 'no GPU'}")
+    if not names_before:
+        return ""
+    return (
+        f"last ran with {' and '.join(names_before)}, and continues with {' and '.join(names_now)}"
+    )
 
 
 def _now() -> str:

@@ -27,11 +27,6 @@ class Stopped(SystemExit):
     number, no traceback."""
 
 
-def is_requested() -> bool:
-    """Whether a signal has asked this process to stop."""
-    return bool(_requested)
-
-
 def _request_stop(number: int, frame) -> None:
     """The handler: the first signal asks the loop to stop, another one at least a second later ends
     the process."""
@@ -53,6 +48,12 @@ def _stopped(consequence: str) -> Stopped:
         end_bars()
         print(f"stopped by {name}{consequence}", file=sys.stderr)
     return Stopped(128 + _requested[0])
+
+
+def stop_if_requested() -> None:
+    """Raises Stopped if a signal has asked to stop; for work that leaves nothing to save."""
+    if _requested:
+        raise _stopped(": nothing is lost since the last checkpoint; the same command resumes")
 
 
 @contextlib.contextmanager
@@ -118,7 +119,7 @@ class SaveTimes:
         passed_a_multiple = self.frequency > 0 and step // self.frequency > before // self.frequency
         self.regular = passed_a_multiple or at_end
         by_the_clock = self.seconds > 0 and time.monotonic() - self._saved_at >= self.seconds
-        return self.regular or by_the_clock or is_requested()
+        return self.regular or by_the_clock or bool(_requested)
 
     def done(self, runs: Sequence, at_end: bool) -> None:
         """To be called after all these runs are saved. Raises Stopped if a signal has asked to

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import resource
+import signal
 
 import ale_py
 import numpy as np
@@ -20,13 +21,13 @@ import pqn_atari
 import runlog
 from dqn_atari import ReplayBuffer
 from environments.atari import (
-    MAX_STEPS_APART,
+    MAX_DESYNC_STEPS,
     AtariGames,
     FinishedGame,
     GameStep,
     atari_game,
+    desynchronise,
     play_games,
-    play_until_apart,
 )
 from runlog import seeding, stopping
 
@@ -220,22 +221,30 @@ class CountingGames:
         ([3, 11, 7, 50], 3, 11),  # a test game may be longer
         ([3, 11, 7, 50], 4, 50),
         ([5, 5], 2, 5),
-        ([4, 10**9], 2, MAX_STEPS_APART),
+        ([4, 10**9], 2, MAX_DESYNC_STEPS),
     ],
 )
 def test_games_are_played_until_each_training_game_has_ended(lengths, num_training, steps):
     games = CountingGames(lengths)
     first_obs = np.zeros(len(lengths), int)
-    obs = play_until_apart(games, lambda obs: obs + np.arange(len(obs)), first_obs, num_training)
+    obs = desynchronise(games, lambda obs: obs + np.arange(len(obs)), first_obs, num_training)
     assert games.t == steps
     assert obs.tolist() == [steps] * len(lengths)
 
 
-def test_games_that_drift_apart_stop_at_a_signal(monkeypatch):
+def test_desynchronising_stops_at_a_signal(capsys):
     games = CountingGames([100, 100])
-    monkeypatch.setattr(stopping, "is_requested", lambda: games.t >= 20)
-    obs = play_until_apart(games, lambda obs: obs + np.arange(2), np.zeros(2, int), 2)
-    assert obs.tolist() == [20, 20]
+
+    def policy(obs):
+        if games.t == 20:
+            signal.raise_signal(signal.SIGTERM)
+        return obs + np.arange(2)
+
+    with pytest.raises(stopping.Stopped) as stop, stopping.stop_on_signals():
+        desynchronise(games, policy, np.zeros(2, int), 2)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert games.t == 21
+    assert "nothing is lost since the last checkpoint" in capsys.readouterr().err
 
 
 def collect(buffer, games, obs, steps, rng, truth):

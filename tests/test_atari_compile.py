@@ -35,7 +35,7 @@ def test_compiled_and_eager_runs_agree_and_resume_each_other(tmp_path, monkeypat
         )
         args = runlog.parse_args(pqn_atari.Args, argv.split())
         monkeypatch.setattr(pqn_atari, "make_games", SameGames)
-        monkeypatch.setattr(atari, "play_until_apart", play_once)
+        monkeypatch.setattr(atari, "desynchronise", play_once)
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(runlog.Run, "draw", stop_at(160))

@@ -208,10 +208,12 @@ class FakeGames:
 
 
 def play_once(games, policy, obs, num_training: int) -> np.ndarray:
-    """In place of `atari.play_until_apart`: asks for actions, and does not take them. The policy
-    must leave no trace in the training."""
+    """In place of `atari.desynchronise`: asks for actions, and does not take them. The policy
+    must leave no trace in the training, which must go on from the observations returned."""
     assert policy(obs).shape == (games.num_envs,) and num_training == games.args.num_envs
-    return obs
+    returned = obs.copy()
+    obs[:] = 0
+    return returned
 
 
 class UnmarkedReplay(dqn_atari.ReplayBuffer):
@@ -225,7 +227,7 @@ def fake(monkeypatch):
     for module in MODULES.values():
         monkeypatch.setattr(module, "make_games", FakeGames)
     monkeypatch.setattr(dqn_atari, "ReplayBuffer", UnmarkedReplay)
-    monkeypatch.setattr(atari, "play_until_apart", play_once)
+    monkeypatch.setattr(atari, "desynchronise", play_once)
     monkeypatch.setattr(figures, "draw_run", lambda folder: [])  # other tests draw
 
 
@@ -276,22 +278,22 @@ def test_a_killed_run_ends_with_the_same_scalars_and_networks(script, tmp_path, 
 
 
 @pytest.mark.parametrize("script", ["ppo_atari", "pqn_atari"])
-def test_a_resumed_run_learns_from_games_that_have_drifted_apart(script, tmp_path, monkeypatch):
+def test_a_resumed_run_learns_from_desynchronised_games(script, tmp_path, monkeypatch):
     """The games themselves, Breakout: their lengths so far, before the first step of the session
     that counts."""
     lengths = []
-    play_until_apart = atari.play_until_apart
+    desynchronise = atari.desynchronise
 
     def note_lengths(games, policy, obs, num_training):
         assert not games.lengths.any()
-        obs = play_until_apart(games, policy, obs, num_training)
+        obs = desynchronise(games, policy, obs, num_training)
         lengths.append(games.lengths[:num_training].tolist())
         return obs
 
     def stop(run, step, draw_plots):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atari, "play_until_apart", note_lengths)
+    monkeypatch.setattr(atari, "desynchronise", note_lengths)
     with monkeypatch.context() as patch:
         patch.setattr(runlog.Run, "draw", stop)
         with pytest.raises(KeyboardInterrupt):

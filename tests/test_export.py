@@ -113,12 +113,31 @@ def test_the_gpu_of_a_run_is_exported_if_it_was_used(device, gpu, expected, tmp_
     (folder / "config.json").write_text(json.dumps(config | {"device": device}))
     meta = json.loads((folder / "meta.json").read_text())
     meta["hardware"]["gpu"] = gpu
+    meta["sessions"] = []
     (folder / "meta.json").write_text(json.dumps(meta))
     export_results.main(export_results.Args((tmp_path / "runs",), tmp_path / "out"))
     with open(tmp_path / "out" / "runs.csv") as file:
         (row,) = csv.DictReader(file)
     assert row["gpu"] == expected
     assert row["cpu"] == meta["hardware"]["cpu"]
+
+
+def test_every_machine_of_a_run_is_exported(tmp_path):
+    folder = make_run(tmp_path / "runs", 1, [5_000])
+    meta = json.loads((folder / "meta.json").read_text())
+    (last,) = meta["sessions"]
+    first = {"git": {"commit": "a" * 40, "dirty": True}, "versions": {"torch": "2.11.0"}}
+    first["hardware"] = {"cpu": "Xeon", "gpu": "NVIDIA H200"}
+    meta["sessions"] = [first, last]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    export_results.main(export_results.Args((tmp_path / "runs",), tmp_path / "out"))
+    with open(tmp_path / "out" / "runs.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert row["cpu"] == f"Xeon + {meta['hardware']['cpu']}"
+    assert row["gpu"].startswith("NVIDIA H200")
+    assert row["torch"] == f"2.11.0 + {meta['versions']['torch']}"
+    assert row["git"] == f"{'a' * 40} + {meta['git']['commit']}"
+    assert row["dirty"].startswith("True")
 
 
 def make_run(folder, seed, steps, status="finished", diverged_at=None):

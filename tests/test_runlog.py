@@ -288,9 +288,9 @@ def test_every_session_records_its_code_and_a_change_is_reported(tmp_path, monke
 @pytest.mark.parametrize(
     ("section", "changes", "said"),
     [
-        ("hardware", {"cpu": "Other"}, "with {cpu}, and continues with Other: from here"),
-        ("hardware", {"gpu": "H100"}, "with no GPU, and continues with H100: from here"),
-        ("versions", {"torch": "9.0"}, "with torch {torch}, and continues with torch 9.0: from"),
+        ("hardware", {"cpu": "Other"}, "with {cpu}, and continues with Other; its results may"),
+        ("hardware", {"gpu": "H100"}, "with no GPU, and continues with H100; its results may"),
+        ("versions", {"torch": "9.0"}, "with torch {torch}, and continues with torch 9.0; its"),
         ("hardware", {"cores": 512, "system": "Other"}, None),
     ],
 )
@@ -300,19 +300,59 @@ def test_a_change_of_the_machine_is_reported_and_recorded(
     machine = hardware.machine()
     machine = machine | {"hardware": machine["hardware"] | {"gpu": None}}
     other = machine | {section: machine[section] | changes}
-    for current in (machine, machine, other):
-        assert "started with" not in capsys.readouterr().err
+
+    def resume_on(current: dict) -> str:
+        """What a session there says."""
+        monkeypatch.setattr(runlog.hardware, "machine", lambda: current)
+        run = new_run(tmp_path).open(tensorboard=False)
+        run.load_checkpoint()
+        run.close()
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(runlog.hardware, "machine", lambda: machine)
+    run = interrupted(tmp_path)
+    assert "last ran" not in resume_on(machine)
+    names = {"cpu": machine["hardware"]["cpu"], "torch": machine["versions"]["torch"]}
+    err = resume_on(other)
+    if said is None:
+        assert "last ran" not in err
+    else:
+        assert f"{run.folder} last ran {said.format(**names)}" in err
+    assert ("last ran" in resume_on(machine)) is (said is not None)  # and back again
+    sessions = json.loads((run.folder / "meta.json").read_text())["sessions"]
+    values = [machine, machine, other, machine]
+    assert [session[section] for session in sessions] == [value[section] for value in values]
+
+
+def test_a_change_of_the_machine_before_the_first_checkpoint_does_not_matter(
+    tmp_path, monkeypatch, capsys
+):
+    machine = hardware.machine()
+    other = machine | {"hardware": machine["hardware"] | {"cpu": "Other"}}
+    for current in (machine, other):
         monkeypatch.setattr(runlog.hardware, "machine", lambda current=current: current)
         run = new_run(tmp_path).open(tensorboard=False)
+        run.load_checkpoint()
+        run.log(1, {"a": 1.0})
         run.close()
-    err = capsys.readouterr().err
-    if said is None:
-        assert "started with" not in err
-    else:
-        names = {"cpu": machine["hardware"]["cpu"], "torch": machine["versions"]["torch"]}
-        assert f"{run.folder} was started {said.format(**names)}" in err
-    sessions = json.loads((run.folder / "meta.json").read_text())["sessions"]
-    assert [session[section] for session in sessions] == [machine[section]] * 2 + [other[section]]
+    assert "last ran" not in capsys.readouterr().err
+
+
+def test_the_machine_of_sessions_that_did_not_record_it_is_kept(tmp_path, monkeypatch):
+    machine = hardware.machine()
+    run = interrupted(tmp_path)
+    path = run.folder / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["sessions"][0]["hardware"]  # as older versions wrote it
+    path.write_text(json.dumps(meta))
+    other = machine | {"hardware": machine["hardware"] | {"cpu": "Other"}}
+    monkeypatch.setattr(runlog.hardware, "machine", lambda: other)
+    new_run(tmp_path).open(tensorboard=False).close()
+    sessions = json.loads(path.read_text())["sessions"]
+    assert [session["hardware"]["cpu"] for session in sessions] == [
+        machine["hardware"]["cpu"],
+        "Other",
+    ]
 
 
 def test_the_commit_is_read_without_locking_the_repository(tmp_path, monkeypatch):
