@@ -1,9 +1,9 @@
-"""apart.csv: effective rank and dead neurons of a trained network, measured on games that have all
+"""synchronised.csv: effective rank and dead neurons of a trained network, measured on games that have all
 started together, by the number of steps since. No training.
 
 From the repository's root, with the folder of a finished run of pqn_atari.py:
 
-    python results/2026-pqn-atari/apart.py runs/pqn_spaceinvaders/*tanh_hr__s1*
+    python results/2026-pqn-atari/synchronised.py runs/pqn_spaceinvaders/*tanh_hr__s1*
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def main(args: Args) -> None:
             row["dead"] = float(report.scalars["fc1/dead_share"])
             rows.append(row)
             print(row, flush=True)
-    print(write_csv(FOLDER / "apart.csv", rows))
+    print(write_csv(FOLDER / "synchronised.csv", rows))
 
 
 if __name__ == "__main__":
