@@ -423,6 +423,218 @@ def test_effects_of_interruptions_on_the_pqn_page_are_those_in_its_curves():
     assert dead_text.format(*(dead[key] for key in last)) in page
 
 
+# ---- results/2026-pqn-atari ----------------------------------------------------------------------
+
+PQN = RESULTS / "2026-pqn-atari"
+ACTIVATIONS = ("relu", "tanh", "tanh_hr")
+
+
+def pqn_values() -> dict[str, dict[tuple[str, str, str, int], float]]:
+    """column of values.csv -> (folder, activation, seed, step) -> value."""
+    found = defaultdict(dict)
+    for row in table(PQN / "values.csv"):
+        key = row["folder"], row["activation"], row["seed"], int(row["step"])
+        for column in ("training", "greedy", "games", "srank", "dead", "dormant"):
+            if row[column]:
+                found[column][key] = float(row[column])
+    return found
+
+
+def test_values_of_pqn_are_those_of_its_curves():
+    """values.csv, by a plain loop."""
+    columns = {"greedy": "eval/episodic_return", "games": "eval/num_games"}
+    columns |= {"srank": "network/q/fc1/srank", "dead": "network/q/fc1/dead_share"}
+    columns["dormant"] = "network/q/fc1/dormant_share"
+    values = pqn_values()
+    folders = {key[0] for key in values["srank"]}
+    assert len(folders) == 4
+    curves = {folder: exported(PQN / folder / "curves.csv") for folder in folders}
+    for column, metric in columns.items():
+        for (folder, *key), value in values[column].items():
+            assert value == pytest.approx(curves[folder][metric][tuple(key)], rel=1e-5)
+    for (folder, activation, seed, step), value in values["training"].items():
+        end = 1_000_000 if step == 999_424 else step
+        windows = curves[folder]["charts/window_return"]
+        late = [windows.get((activation, seed, t)) for t in range(25_000, 1_000_001, 25_000)]
+        first, last = (end - 100_000) // 25_000, end // 25_000
+        assert value == pytest.approx(np.mean(late[first:last]), rel=1e-5)
+
+
+def test_tables_on_the_pqn_page_are_those_of_its_values():
+    page = (PQN / "README.md").read_text()
+    values = pqn_values()
+
+    def cells(column: str, folder: str, seeds: str, step: int, digits: int) -> str:
+        found = []
+        for activation in ACTIVATIONS:
+            numbers = [values[column][folder, activation, seed, step] for seed in seeds]
+            found.append(", ".join(f"{number:.{digits}f}" for number in numbers))
+        return " | ".join(found)
+
+    tables = [("", "breakout", "123", 503_808, 1)]
+    tables += [
+        ("151,552 steps, seeds 1, 2, 3 | ", "spaceinvaders", "123", 151_552, 0),
+        ("352,256 steps, seeds 1, 2 | ", "spaceinvaders", "12", 352_256, 0),
+        ("Space Invaders, seed 1 | ", "spaceinvaders", "1", 999_424, 0),
+        ("Breakout, seed 1 | ", "breakout-1m", "1", 999_424, 1),
+    ]
+    for label, folder, seeds, step, digits in tables:
+        for name, column, its_digits in (
+            ("training games, last 100,000 steps", "training", digits),
+            ("greedy test games", "greedy", digits),
+            ("effective rank (srank), of 512", "srank", 0),
+            ("dead-neuron fraction (KDE)", "dead", 3),
+        ):
+            row = cells(column, folder, seeds, step, its_digits)
+            assert f"| {label}{name} | {row} |\n" in page
+
+    leads = []
+    for other in ("relu", "tanh"):
+        by_seed = []
+        for seed in "123":
+            theirs = values["training"]["breakout", other, seed, 503_808]
+            ours = values["training"]["breakout", "tanh_hr", seed, 503_808]
+            by_seed.append(f"{theirs - ours:.1f}")
+        leads.append(", ".join(by_seed))
+    assert f"| training games, by seed | {' | '.join(leads)} |\n" in page
+    printed = INTERVAL.findall(page)
+    intervals = known_intervals()
+    assert len(printed) == 6
+    assert all(any(agrees(numbers, true) for true in intervals) for numbers in printed)
+
+
+def test_pqn_in_the_reproduction_is_that_of_its_values():
+    page = (ROOT / "docs/reproduction.md").read_text()
+    values = pqn_values()
+
+    def means(column: str, folder: str, seeds: str, step: int, text: str) -> list[str]:
+        found = []
+        for activation in ACTIVATIONS:
+            numbers = [values[column][folder, activation, seed, step] for seed in seeds]
+            found.append(f"{np.mean(numbers):{text}}")
+        return found
+
+    relu, tanh, ours = means("training", "breakout", "123", 503_808, ".1f")
+    assert f"after 503,808 steps: {ours}, tanh {tanh}, relu {relu}, ahead of both in 3" in page
+    relu, tanh, ours = means("training", "spaceinvaders", "12", 352_256, ".0f")
+    assert f"2 of 2 seeds after 352,256 steps ({ours}, {tanh}, {relu})" in page
+    relu, tanh, ours = means("training", "spaceinvaders", "1", 999_424, ".0f")
+    assert f"100,000: relu {relu}, tanh_hr {ours}, tanh {tanh}." in page
+    relu, tanh, ours = means("srank", "breakout", "123", 503_808, ".0f")
+    assert f"up to 503,808 steps, there {ours}, tanh {tanh}, relu {relu};" in page
+    relu, tanh, ours = means("srank", "spaceinvaders", "123", 151_552, ".0f")
+    assert f"up to 151,552 steps, there {ours}, {tanh}, {relu};" in page
+    relu, tanh, ours = means("dead", "breakout", "123", 503_808, ".3f")
+    assert f"there not after 503,808 steps ({ours}, {tanh}, {relu})" in page
+    dead = exported(PQN / "breakout/curves.csv")["network/q/fc1/dead_share"]
+    early = {}
+    for activation in ACTIVATIONS:
+        early[activation] = np.mean([dead[activation, seed, 53_248] for seed in "123"])
+    relu, tanh, ours = (f"{early[activation]:.3f}" for activation in ACTIVATIONS)
+    assert f"at first (Breakout {ours}, tanh {tanh}, relu {relu})" in page
+
+    for folder, seeds, step in (("breakout", "123", 503_808), ("spaceinvaders", "12", 352_256)):
+        for seed in seeds:
+            relu, tanh, ours = (
+                values["training"][folder, activation, seed, step] for activation in ACTIVATIONS
+            )
+            assert ours > tanh and (ours > relu) == (folder == "breakout")
+    last = [values["training"]["spaceinvaders", name, "1", 999_424] for name in ACTIVATIONS]
+    assert last[0] > last[2] > last[1]
+
+
+def test_what_the_pqn_page_says_of_every_measurement_holds():
+    page = (PQN / "README.md").read_text()
+    for folder, end in (("breakout", 503_808), ("spaceinvaders", 1_000_000)):
+        curves = exported(PQN / folder / "curves.csv")
+        ranks = curves["network/q/fc1/srank"]
+        dead = curves["network/q/fc1/dead_share"]
+        dormant = curves["network/q/fc1/dormant_share"]
+        measured = 0
+        for activation, seed, step in ranks:
+            others = [("relu", seed, step), ("tanh", seed, step)]
+            if activation != "tanh_hr" or step > end or not all(key in ranks for key in others):
+                continue
+            measured += 1
+            ours = (activation, seed, step)
+            assert ranks[others[0]] < ranks[others[1]] < ranks[ours]
+            assert dead[others[0]] > max(dead[others[1]], dead[ours])
+            assert dormant[others[1]] == dormant[ours] == 0 < dormant[others[0]]
+        assert measured == 30
+
+    dead = exported(PQN / "breakout/curves.csv")["network/q/fc1/dead_share"]
+    means = {}
+    for activation, step in itertools.product(ACTIVATIONS, (53_248, 503_808)):
+        means[activation, step] = np.mean([dead[activation, seed, step] for seed in "123"])
+    first, last = (means["relu", step] for step in (53_248, 503_808))
+    assert f"from {first:.2f} (mean over seeds) to {last:.2f}" in page
+    tanh, ours = ([means[name, step] for step in (53_248, 503_808)] for name in ("tanh", "tanh_hr"))
+    assert f"{tanh[0]:.3f} and {ours[0]:.3f} at first (means over seeds), " in page
+    assert f" {tanh[1]:.3f} and {ours[1]:.3f} at this step." in page
+    dead = exported(PQN / "spaceinvaders/curves.csv")["network/q/fc1/dead_share"]
+    pairs = [(dead["tanh", "1", s], dead["tanh_hr", "1", s]) for s in (53_248, 503_808, 999_424)]
+    texts = [f"{tanh:.3f} and {ours:.3f}" for tanh, ours in pairs]
+    assert f"fractions are {texts[0]} at 53,248 steps, {texts[1]} at 503,808." in page
+    assert f"Its last ones, {texts[2]}, are two neurons and one." in page
+    assert [round(512 * share) for share in pairs[2]] == [2, 1]
+
+    values = pqn_values()
+    means = {}
+    for activation in ACTIVATIONS:
+        runs = [values["training"]["breakout", activation, seed, 503_808] for seed in "123"]
+        means[activation] = np.mean(runs)
+    factors = [means["tanh_hr"] / means[other] for other in ("tanh", "relu")]
+    assert f"by a factor of {factors[0]:.1f} over tanh and {factors[1]:.1f} over relu" in page
+    for row in table(PQN / "synchronised.csv"):
+        share, rank = 100 * float(row["ended"]), float(row["srank"])
+        start = f"| {int(row['steps']):,} | {share:.0f} % | {rank:.0f} | "
+        assert f"{start}{float(row['dead']):.3f} |\n" in page
+    ranks = [float(r["srank"]) for r in table(PQN / "synchronised.csv") if float(r["ended"]) == 1]
+    assert len(ranks) == 3 and ranks[0] > 0.98 * max(ranks)
+    in_training = values["srank"]["spaceinvaders", "tanh_hr", "1", 999_424]
+    assert f"the same network has rank {in_training:.0f}." in page
+    total = next(row for row in table(PQN / "rates.csv") if row["game"] == "all together")
+    speed = f"{float(total['steps_per_s']):,.0f} steps/s together"
+    assert speed in page
+    for other in ("performance.md", "pqn_atari.md", "reproduction.md"):
+        assert speed in (ROOT / "docs" / other).read_text()
+    hours = 1.8e10 / float(total["steps_per_s"]) / 3600
+    printed = re.search(
+        r"fifteen processes sharing a GPU and 16 cores \| 1.8e10 \| (\d+) \|",
+        (ROOT / "docs/reproduction.md").read_text(),
+    )
+    assert float(printed[1]) == pytest.approx(hours, rel=0.02)
+
+
+def test_who_has_fewer_dead_neurons_and_who_leads_on_the_pqn_page():
+    page = (PQN / "README.md").read_text()
+    pairs = defaultdict(list)  # (folder, seed): steps at which tanh has fewer dead neurons
+    ends = {}
+    for folder in ("breakout", "breakout-1m", "spaceinvaders"):
+        dead = exported(PQN / folder / "curves.csv")["network/q/fc1/dead_share"]
+        for activation, seed, step in sorted(dead):
+            if activation != "tanh_hr" or ("tanh", seed, step) not in dead:
+                continue
+            fewer = dead["tanh", seed, step] < dead["tanh_hr", seed, step]
+            pairs[folder, seed] += [step] if fewer else []
+            ends[folder, seed, step] = fewer
+    assert min(itertools.chain(*pairs.values())) >= 400_000
+    flipped = sum(bool(steps) for steps in pairs.values())
+    assert f"at some of the measurements of {flipped} of {len(pairs)} pairs of runs" in page
+    whole = [fewer for (_, _, step), fewer in ends.items() if step == 999_424]
+    assert len(whole) == 2 and not any(whole)  # tanh_hr again has the fewest
+
+    training = pqn_values()["training"]
+    leads = []
+    for other in ("tanh", "relu"):
+        differences = []
+        for (folder, activation, seed, step), value in training.items():
+            if activation == "tanh_hr" and step == 401_408:
+                differences.append(value - training[folder, other, seed, step])
+        leads.append(f"{sum(d > 0 for d in differences)} of {len(differences)}")
+    assert f"in favour of tanh_hr {leads[0]} times over tanh and {leads[1]} over relu" in page
+
+
 def test_hours_in_the_readme_are_steps_over_measured_rates():
     speed = RESULTS / "2026-atari-speed"
     cpu = {}

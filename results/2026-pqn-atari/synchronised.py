@@ -1,5 +1,5 @@
-"""synchronised.csv: effective rank and dead neurons of a trained network, measured on games that have all
-started together, by the number of steps since. No training.
+"""synchronised.csv: effective rank and dead neurons of a trained network, measured on games that
+have all started together, by the number of steps since. No training.
 
 From the repository's root, with the folder of a finished run of pqn_atari.py:
 
