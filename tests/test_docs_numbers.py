@@ -456,8 +456,8 @@ def test_values_of_pqn_are_those_of_its_curves():
         end = 1_000_000 if step == 999_424 else step
         windows = curves[folder]["charts/window_return"]
         late = [windows.get((activation, seed, t)) for t in range(25_000, 1_000_001, 25_000)]
-        first, last = (end - 100_000) // 25_000, end // 25_000
-        assert value == pytest.approx(np.mean(late[first:last]), rel=1e-5)
+        first = (end - 100_000) // 25_000
+        assert value == pytest.approx(np.mean(late[first : end // 25_000]), rel=1e-5)
 
 
 def test_tables_on_the_pqn_page_are_those_of_its_values():
@@ -476,7 +476,7 @@ def test_tables_on_the_pqn_page_are_those_of_its_values():
         ("151,552 steps, seeds 1, 2, 3 | ", "spaceinvaders", "123", 151_552, 0),
         ("352,256 steps, seeds 1, 2 | ", "spaceinvaders", "12", 352_256, 0),
         ("Space Invaders, seed 1 | ", "spaceinvaders", "1", 999_424, 0),
-        ("Breakout, seed 1 | ", "breakout-1m", "1", 999_424, 1),
+        ("Breakout, seeds 1, 4 | ", "breakout-1m", "14", 999_424, 1),
     ]
     for label, folder, seeds, step, digits in tables:
         for name, column, its_digits in (
@@ -533,6 +533,18 @@ def test_pqn_in_the_reproduction_is_that_of_its_values():
     relu, tanh, ours = (f"{early[activation]:.3f}" for activation in ACTIVATIONS)
     assert f"at first (Breakout {ours}, tanh {tanh}, relu {relu})" in page
 
+    whole = {}
+    for activation, seed in itertools.product(ACTIVATIONS, "14"):
+        whole[activation, seed] = values["training"]["breakout-1m", activation, seed, 999_424]
+    first = f"{whole['tanh_hr', '1']:.1f} and {whole['relu', '1']:.1f}"
+    second = f"{whole['tanh_hr', '4']:.1f} and {whole['relu', '4']:.1f}"
+    assert f"ahead of tanh, and of relu in one ({first}) but not the other ({second})" in page
+    assert all(whole["tanh_hr", seed] > whole["tanh", seed] for seed in "14")
+    relu, tanh, ours = means("dead", "breakout-1m", "14", 999_424, ".3f")
+    assert f"again (Breakout {ours} and {tanh}, n = 2; " in page
+    relu, tanh, ours = means("dead", "spaceinvaders", "1", 999_424, ".3f")
+    assert f"Space Invaders {ours} and {tanh}, n = 1)" in page
+
     for folder, seeds, step in (("breakout", "123", 503_808), ("spaceinvaders", "12", 352_256)):
         for seed in seeds:
             relu, tanh, ours = (
@@ -545,22 +557,34 @@ def test_pqn_in_the_reproduction_is_that_of_its_values():
 
 def test_what_the_pqn_page_says_of_every_measurement_holds():
     page = (PQN / "README.md").read_text()
-    for folder, end in (("breakout", 503_808), ("spaceinvaders", 1_000_000)):
+    measurements = {"breakout": 30, "breakout-1m": 40, "spaceinvaders": 30}
+    for folder, expected in measurements.items():
+        end = 503_808 if folder == "breakout" else 1_000_000
         curves = exported(PQN / folder / "curves.csv")
         ranks = curves["network/q/fc1/srank"]
         dead = curves["network/q/fc1/dead_share"]
         dormant = curves["network/q/fc1/dormant_share"]
         measured = 0
+        exceptions = []  # at which relu's rank is not below tanh's
         for activation, seed, step in ranks:
             others = [("relu", seed, step), ("tanh", seed, step)]
             if activation != "tanh_hr" or step > end or not all(key in ranks for key in others):
                 continue
             measured += 1
             ours = (activation, seed, step)
-            assert ranks[others[0]] < ranks[others[1]] < ranks[ours]
+            assert max(ranks[others[0]], ranks[others[1]]) < ranks[ours]
+            if ranks[others[0]] >= ranks[others[1]]:
+                exceptions.append((seed, step))
             assert dead[others[0]] > max(dead[others[1]], dead[ours])
             assert dormant[others[1]] == dormant[ours] == 0 < dormant[others[0]]
-        assert measured == 30
+        assert measured == expected
+        if folder == "breakout-1m":
+            assert {seed for seed, _ in exceptions} == {"4"}
+            steps = [step for _, step in exceptions]
+            assert f"with tanh or above it at {len(steps)} of 20 measurements" in page
+            assert f"between {min(steps):,} and {max(steps):,} steps" in page
+        else:
+            assert not exceptions
 
     dead = exported(PQN / "breakout/curves.csv")["network/q/fc1/dead_share"]
     means = {}
@@ -585,9 +609,17 @@ def test_what_the_pqn_page_says_of_every_measurement_holds():
         means[activation] = np.mean(runs)
     factors = [means["tanh_hr"] / means[other] for other in ("tanh", "relu")]
     assert f"by a factor of {factors[0]:.1f} over tanh and {factors[1]:.1f} over relu" in page
+    training = values["training"]
+    whole = [training["breakout-1m", name, "1", 999_424] for name in ("relu", "tanh_hr")]
+    assert f"in one, by a factor of {whole[1] / whole[0]:.1f}, and level" in page
+    level = [training["breakout-1m", name, "4", 503_808] for name in ("relu", "tanh_hr")]
+    assert f"(training games {level[0]:.1f} and {level[1]:.1f})" in page
+    ranks = exported(PQN / "breakout-1m/curves.csv")["network/q/fc1/srank"]
+    rises = [np.mean([ranks["relu", seed, step] for seed in "14"]) for step in (53_248, 999_424)]
+    assert f"from {rises[0]:.0f} at 53,248 steps to {rises[1]:.0f} (means over seeds)" in page
     for row in table(PQN / "synchronised.csv"):
-        share, rank = 100 * float(row["ended"]), float(row["srank"])
-        start = f"| {int(row['steps']):,} | {share:.0f} % | {rank:.0f} | "
+        share = 100 * float(row["ended"])
+        start = f"| {int(row['steps']):,} | {share:.0f} % | {float(row['srank']):.0f} | "
         assert f"{start}{float(row['dead']):.3f} |\n" in page
     ranks = [float(r["srank"]) for r in table(PQN / "synchronised.csv") if float(r["ended"]) == 1]
     assert len(ranks) == 3 and ranks[0] > 0.98 * max(ranks)
@@ -622,7 +654,7 @@ def test_who_has_fewer_dead_neurons_and_who_leads_on_the_pqn_page():
     flipped = sum(bool(steps) for steps in pairs.values())
     assert f"at some of the measurements of {flipped} of {len(pairs)} pairs of runs" in page
     whole = [fewer for (_, _, step), fewer in ends.items() if step == 999_424]
-    assert len(whole) == 2 and not any(whole)  # tanh_hr again has the fewest
+    assert len(whole) == 3 and not any(whole)  # tanh_hr again has the fewest
 
     training = pqn_values()["training"]
     leads = []
