@@ -306,6 +306,27 @@ def test_a_resumed_run_learns_from_desynchronised_games(script, tmp_path, monkey
     assert len(set(of_training)) >= 6
 
 
+@pytest.mark.parametrize("script", ["ppo_atari", "pqn_atari"])
+def test_a_run_killed_after_its_last_save_plays_no_more_games(script, tmp_path, monkeypatch):
+    def stop_at_the_end(run, step, draw_plots):
+        if step == 320:
+            raise KeyboardInterrupt
+
+    def desynchronise(*args):
+        raise AssertionError("there is nothing left to learn")
+
+    fake(monkeypatch)
+    monkeypatch.setattr(atari, "desynchronise", desynchronise)
+    with monkeypatch.context() as patch:
+        patch.setattr(runlog.Run, "draw", stop_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            run(script, tmp_path)
+    (meta,) = tmp_path.glob("*/meta.json")
+    assert json.loads(meta.read_text())["status"] != "finished"
+    run(script, tmp_path)
+    assert json.loads(meta.read_text())["status"] == "finished"
+
+
 CASES = []
 for name, options in OPTIONS.items():
     CASES += [(name, flags) for flags in options]

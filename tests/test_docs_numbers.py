@@ -626,6 +626,9 @@ def test_what_the_pqn_page_says_of_every_measurement_holds():
     in_training = values["srank"]["spaceinvaders", "tanh_hr", "1", 999_424]
     assert f"the same network has rank {in_training:.0f}." in page
     total = next(row for row in table(PQN / "rates.csv") if row["game"] == "all together")
+    first = [float(row["first_game_s"]) for row in table(PQN / "rates.csv")[:-1]]
+    assert len(first) == 15
+    assert f"ended after {min(first):.0f} to {max(first):.0f} s:" in page
     speed = f"{float(total['steps_per_s']):,.0f} steps/s together"
     assert speed in page
     for other in ("performance.md", "pqn_atari.md", "reproduction.md"):

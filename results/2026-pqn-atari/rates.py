@@ -1,4 +1,5 @@
-"""rates.csv: environment steps per second of processes that share a GPU, in the last 200 seconds.
+"""rates.csv: environment steps per second of processes that share a GPU, in the last 200 seconds,
+and seconds from the start of each until its first game had ended.
 
 From the repository's root, with the run folders of the processes:
 
@@ -14,7 +15,7 @@ from plots.recording import write_csv
 
 FOLDER = Path(__file__).resolve().parent
 SECONDS = 200
-COLUMNS = ("game", "activation", "seed", "steps_per_s")
+COLUMNS = ("game", "activation", "seed", "steps_per_s", "first_game_s")
 
 
 def main(folders: list[Path]) -> None:
@@ -26,10 +27,16 @@ def main(folders: list[Path]) -> None:
         step_then = steps[is_earlier][-1]
         seconds_then = seconds[is_earlier][-1]
         rate = (steps[-1] - step_then) / (seconds[-1] - seconds_then)
-        values = (run.config["env_id"], run.config["activation"], run.config["seed"], rate)
+        values = (
+            run.config["env_id"],
+            run.config["activation"],
+            run.config["seed"],
+            rate,
+            seconds[0],
+        )
         rows.append(dict(zip(COLUMNS, values)))
     total = sum(row["steps_per_s"] for row in rows)
-    rows.append(dict(zip(COLUMNS, ("all together", "", "", total))))
+    rows.append(dict(zip(COLUMNS, ("all together", "", "", total, ""))))
     print(write_csv(FOLDER / "rates.csv", rows))
 
 
