@@ -7,7 +7,7 @@ runs.csv has one row per run with what identifies it; curves.csv is long (exp, e
 seed, metric, env_step, value), with at most 200 steps per curve, the same in all runs, and the
 last value of a diverged run carried forward. Curves of other programs, in files of the same form
 given by --reference, are drawn too and copied into the folder. `python figures.py redraw FOLDER`
-draws the picture again.
+draws the picture again. With --no-picture the tables are all that is written.
 """
 
 import csv
@@ -70,6 +70,7 @@ class Args:
     out: Path  # folder of the study
     by: tuple[str, ...] = ()  # settings of config.json that differ: a curve for each value
     reference: tuple[Path, ...] = ()  # further curves.csv files, drawn too and copied to the folder
+    picture: bool = True  # draw curves.png, and record it in figures.json
 
 
 def main(args: Args) -> None:
@@ -102,8 +103,9 @@ def main(args: Args) -> None:
         for path in args.reference:
             if path.resolve().parent != args.out.resolve():
                 shutil.copy(path, args.out)
-    caption = caption_of(groups)
-    draw(args.out, [path.name for path in args.reference], list(groups) if args.by else [], caption)
+    if args.picture:
+        references = [path.name for path in args.reference]
+        draw(args.out, references, list(groups) if args.by else [], caption_of(groups))
     print_returns(groups)
 
 

@@ -103,6 +103,17 @@ def test_runs_that_differ_in_a_setting_are_separate_curves(tmp_path):
         )
 
 
+def test_without_a_picture_only_the_tables_are_written(tmp_path):
+    make_run(tmp_path / "runs", 1, [5_000])
+    for picture in (True, False):
+        out = tmp_path / f"{picture}"
+        export_results.main(export_results.Args((tmp_path / "runs",), out, picture=picture))
+    written = {path.name for path in (tmp_path / "True").iterdir()}
+    assert written == {"runs.csv", "curves.csv", "curves.png", "figures.json"}
+    assert {path.name for path in out.iterdir()} == {"runs.csv", "curves.csv"}
+    assert (out / "curves.csv").read_text() == (tmp_path / "True/curves.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("device", "gpu", "expected"),
     [("auto", "NVIDIA H200", "NVIDIA H200"), ("cpu", "NVIDIA H200", ""), ("auto", None, "")],
