@@ -97,7 +97,7 @@ class Args:
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations for the network metrics
     ntk_frequency: int = 250_000  # environment steps between NTK ranks; 0 = off
-    ntk_samples: int = 64  # observations for the NTK; each takes the network's memory
+    ntk_samples: int = 64  # observations for the NTK; each needs as much memory as the network
     analyse: bool = runlog.option(False)  # contributions of live and dead neurons to Q (HR, Fig. 4)
 
 

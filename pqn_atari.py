@@ -94,7 +94,7 @@ class Args:
     metrics_frequency: int = 100_000  # environment steps between network metrics; 0 = off
     metrics_samples: int = 2_048  # observations for the network metrics
     ntk_frequency: int = 500_000  # environment steps between NTK ranks; 0 = off
-    ntk_samples: int = 64  # observations for the NTK; each takes the network's memory
+    ntk_samples: int = 64  # observations for the NTK; each needs as much memory as the network
 
 
 def make_games(args: Args, num_envs: int, **options) -> atari.AtariGames:

@@ -7,7 +7,7 @@
 #   DRY_RUN=1 scripts/cr_continual.sh                    # print the commands only
 #
 # SCALE=smoke: minutes. laptop (default): 1 to 2 hours on 2 CPU cores, measured. paper: 50 tasks of 30,000 updates as in Kumar
-# et al. 2023 (2308.11958); extrapolated, a day on the same machine. MNIST must be in $DATA_DIR. JOBS: number of parallel
+# et al. 2023 (2308.11958); extrapolated, a day on the same machine. MNIST is read from $DATA_DIR, and downloaded there if it is missing. JOBS: number of parallel
 # processes, of one thread each; other variables: scripts/common.sh.
 set -euo pipefail
 RUNS_DIR=${RUNS_DIR:-runs} OUT=${OUT:-figures}  # as for results/2026-continual; its figure separates studies of different lengths

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # HR Fig. 4: the contributions of live and dead neurons to Q, DQN on Seaquest with tanh, one seed.
 #
-#   SCALE=smoke scripts/hr_fig4.sh       a minute on 2 cores
+#   SCALE=smoke scripts/hr_fig4.sh       minutes on 2 cores
 #   scripts/hr_fig4.sh                   laptop: 75,000 steps
 #   SCALE=paper scripts/hr_fig4.sh       10M steps, a run of hr_fig7.sh; other variables: scripts/common.sh
 #

@@ -57,18 +57,18 @@ Grids = tyro.conf.Positional[tuple[str, ...]]
 @dataclasses.dataclass
 class Args:
     # grid
-    grids: Grids = ()  # quoted commands with {a,b} and {1..10}; - reads them from stdin, one a line
+    grids: Grids = ()  # quoted commands with {a,b} and {1..10}; - reads stdin, one grid per line
     name: str | None = None  # name of the sweep: its logs are in RUNS_DIR/sweeps/NAME; None: a hash
     runs_dir: str | None = None  # --runs-dir of every command that does not name one; None = runs
-    seeds_per_process: int = 0  # most seeds of a cell that train in one process; 0 = all
+    seeds_per_process: int = 0  # at most this many seeds of a cell share a process; 0 = all
     # what to start
     dry_run: bool = False  # print the commands that are still to run, and stop
-    limit: int | None = None  # most processes to start this time; 0 = only print the state
+    limit: int | None = None  # start at most this many processes; 0 = only print the state
     only_failed: bool = False  # start only what failed the last time
-    retries: int = 1  # further attempts after a crash (they resume); a user error gets none
+    retries: int = 1  # further attempts after a crash (they resume); none after a user error
     patience: float = sweep_task.PATIENCE  # seconds to save a checkpoint when the sweep is stopped
     # processes on this machine
-    slots: int | None = None  # processes at once; None = one per GPU or, without any, per core
+    slots: int | None = None  # processes at once; None = one per GPU (or core, without any)
     slots_per_gpu: int | None = None  # processes that share a GPU; None = 1
     gpus: str | None = None  # such as 0,1; empty = none; None = CUDA_VISIBLE_DEVICES, or all
     threads: int = 0  # CPU threads of a process; 0 = cores / slots (Ray, Slurm: 1)
