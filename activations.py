@@ -181,7 +181,7 @@ class RationalConfig:
             f"constraint-scale-end {end}: must lie in {lowest:.2g}..{highest:.2g}",
         )
         _require(0 < fraction <= 1, f"constraint-fraction {fraction}: must lie in (0, 1]")
-        _require(0 < margin < math.inf, f"constraint-margin {margin}: must be positive")
+        _require(1e-6 <= margin <= 1e6, f"constraint-margin {margin}: must lie in [1e-06, 1e+06]")
         _require(0 < quantile <= 1, f"constraint-quantile {quantile}: must lie in (0, 1]")
         _require(0 <= momentum < 1, f"constraint-momentum {momentum}: must lie in [0, 1)")
         defaults = {field.name: field.default for field in fields(self)}
@@ -738,6 +738,7 @@ def _nearest(name: str, names, more=()) -> str:
     """The end of an error message: the closest of `names` and `more`, then the list of `names`."""
     candidates = list(dict.fromkeys([*names, *more]))
     close = difflib.get_close_matches(name.lower(), candidates, n=3, cutoff=0.5)
+    close = close or difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.0)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}choose from {' '.join(names)}"
 
@@ -765,7 +766,7 @@ def parse(expression: str, flag: str = "--activation") -> list[list[str]]:
                 known = " ".join(ACTIVATIONS)
                 raise ValueError(f"{started}: a name is missing; choose from {known}")
             if name not in expansions:
-                hint = _nearest(name, [*ACTIVATIONS, *ALIASES, "NAME_hr"], expansions)
+                hint = _nearest(name, [*ACTIVATIONS, *SYNONYMS, *ALIASES, "NAME_hr"], expansions)
                 raise ValueError(f"{started}: unknown name {name!r}; {hint}")
             if len(names) > 1 and "+" in expansions[name]:
                 problem = f"{name} is a sum ({expansions[name]}) and cannot be a factor"

@@ -473,10 +473,15 @@ def check_disk(args: Args, run: runlog.Run) -> None:
     """Raises UserError if the replay of a new run does not fit on the disk. Creates nothing."""
     if run.status() != "new":
         return
-    num_rows = ReplayBuffer.count_rows(*replay_sizes(args, args.checkpoint_frequency))
-    size = num_rows * args.num_envs * ROW.itemsize
+    capacity, spare, num_envs = replay_sizes(args, args.checkpoint_frequency)
+    num_rows = ReplayBuffer.count_rows(capacity, spare, num_envs)
+    size = num_rows * num_envs * ROW.itemsize
     flag = f"--buffer-size {args.buffer_size}"
-    check_space(run.folder / "replay.dat", size, NO_SPACE, flag=flag)
+    remedy = NO_SPACE
+    if spare > capacity:  # the rows between two checkpoints need more space than the replay itself
+        flag = f"--checkpoint-frequency {args.checkpoint_frequency}"
+        remedy = NO_SPACE.replace("--buffer-size", "--checkpoint-frequency")
+    check_space(run.folder / "replay.dat", size, remedy, flag=flag)
 
 
 def open_replay(args: Args, run: runlog.Batch) -> ReplayBuffer:

@@ -429,10 +429,13 @@ def check_settings(args: Args) -> None:
     runlog.check_range(args, "[1, inf)", "shallow_units deep_widths log_frequency")
     runlog.check_range(args, "[3, inf)", "num_points")
     runlog.check_range(args, "(0, inf)", "learning_rates")
-    runlog.check_range(args, "(-inf, inf)", "interval")
+    runlog.check_range(args, "[-1e6, 1e6]", "interval")
     low, high = args.interval
     if low >= high:
         raise runlog.UserError(f"--interval {low:g} {high:g}: the smaller number must come first")
+    if np.float32(low) == np.float32(high):
+        problem = f"--interval {low!r} {high!r}: both ends are the same number in float32"
+        raise runlog.UserError(f"{problem}; use a wider interval")
     if not args.activations:
         remedy = "give at least one name, such as relu tanh tanh_hr"
         raise runlog.UserError(f"--activations: {remedy}")

@@ -391,7 +391,8 @@ def check_settings(args: Args) -> None:
     check("[1, inf)", "num_envs num_steps update_epochs num_minibatches width redo_period")
     check("[1, inf)", "checkpoint_frequency num_eval_episodes log_frequency")
     check("[2, inf)", "metrics_samples ntk_samples")
-    check("(0, inf)", "learning_rate adam_eps clip_coefficient max_grad_norm")
+    check("(0, inf)", "learning_rate adam_eps max_grad_norm")
+    check("(0, 1e6]", "clip_coefficient")
     check("[0, 1]", "repeat_action_probability gamma gae_lambda")
     check(f"[{args.num_envs * args.num_steps}, inf)", "total_timesteps")
     check_minibatches(args)
@@ -667,7 +668,9 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
 def runs_of(args: Args) -> list[runlog.Run]:
     """The run of these flags. Raises UserError for an unknown game."""
     name, _ = atari.atari_game(args.env_id)
-    return runlog.seed_runs(args, "ppo_atari", env_id=name)
+    # the games of --evaluate are no part of the training: a run has one name, whatever their number
+    num_eval_episodes = Args.num_eval_episodes
+    return runlog.seed_runs(args, "ppo_atari", env_id=name, num_eval_episodes=num_eval_episodes)
 
 
 def dashboard(args: Args) -> dict:

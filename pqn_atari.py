@@ -645,7 +645,9 @@ def evaluate_finished(args: Args, run: runlog.Run) -> None:
 def runs_of(args: Args) -> list[runlog.Run]:
     """The run of these flags. Raises UserError for an unknown game."""
     name, _ = atari.atari_game(args.env_id)
-    return runlog.seed_runs(args, "pqn_atari", env_id=name)
+    # the games of --evaluate are no part of the training: a run has one name, whatever their number
+    num_eval_episodes = Args.num_eval_episodes
+    return runlog.seed_runs(args, "pqn_atari", env_id=name, num_eval_episodes=num_eval_episodes)
 
 
 def dashboard(args: Args) -> dict:

@@ -187,6 +187,7 @@ def sequence_length(args):
 def _check_single_task(args):
     steps_per_task = args.steps_per_task
     if steps_per_task is not None:
+        runlog.check_range(args, "[1, inf)", "steps_per_task")
         remedy = f"needs several --env-id; use --total-timesteps {steps_per_task}"
         raise runlog.UserError(f"--steps-per-task {steps_per_task}: {remedy}")
     runlog.check_range(args, f"({args.learning_starts}, inf)", "total_timesteps")

@@ -200,6 +200,7 @@ def check_ids(env_ids: Sequence[str]) -> None:
     """`check_id` for each, except `module:Id`, whose module is the user's: only the process that
     trains imports it. Raises UserError."""
     for env_id in env_ids:
+        cli.check_text("--env-id", env_id, env_id)
         if ":" not in env_id:
             check_id(env_id)
 

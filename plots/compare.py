@@ -71,15 +71,21 @@ def compare(runs: Places, by: str, out: Path) -> list[Path]:
     return write_compared(folders, by, *place)
 
 
+def check_setting(folders: Sequence[str | Path], by: str) -> None:
+    """Raises UserError unless every run has the setting."""
+    for folder in folders:
+        if by not in read_config(Path(folder)):
+            fault = "is not a setting of these runs; config.json lists the settings"
+            raise runlog.UserError(f"--by {by}: {fault}")
+
+
 def compared(run_folders: Sequence[str | Path], by: str) -> dict[str, list[Loaded]]:
     """ "activation, by value" -> its runs, which may differ in the setting `by` too. Each run's
     scalars gain the titles of QUANTITIES. Raises UserError: no such setting."""
+    check_setting(run_folders, by)
     groups = defaultdict(list)
     for name, runs in load(run_folders, varied=(by,)).items():
         for run in runs:
-            if by not in run.config:
-                fault = "is not a setting of these runs; config.json lists the settings"
-                raise runlog.UserError(f"--by {by}: {fault}")
             groups[f"{name}, {by} {run.config[by]}"].append(run)
             add_quantities(run)
     return {name: groups[name] for name in sorted(groups)}

@@ -150,7 +150,9 @@ def file_name(name: str, taken: set[str]) -> str:
 
 def figure_place(out: Path) -> tuple[Path, str, tuple[str]]:
     """Folder, name and extension of the picture that --out names; the default extension is png.
-    Raises UserError: another extension."""
+    Raises UserError: no file name, or another extension."""
+    if out.name in ("", ".."):
+        raise runlog.UserError(f"--out {str(out)!r}: names no file; use figures/curves.png, say")
     ending = out.suffix[1:] or "png"
     if ending not in ("png", "pdf", "svg"):
         raise runlog.UserError(f"--out {out}: figures are png, pdf or svg; use such an extension")

@@ -231,6 +231,8 @@ def check_flags(args, num_runs: int = 1, files_per_run: int = 0) -> None:
         if name.endswith("threads"):
             _check_threads(name, value)
     check_folder("--runs-dir", args.runs_dir)
+    if getattr(args, "evaluate", False) and args.fresh:
+        raise UserError("--fresh: would delete the run that --evaluate plays; leave it out")
     _check_open_files(args, num_runs, files_per_run)
 
 
@@ -238,7 +240,7 @@ def _check_value(args, name: str, value, x, default) -> None:
     """x: the value, or one of several values."""
     flag = flag_name(name)
     if isinstance(x, str):
-        _check_text(flag, x, default)
+        check_text(flag, x, default)
     elif isinstance(x, int) and not isinstance(x, bool):
         largest = _largest(args, name)
         if not -LARGEST_COUNT <= x <= largest:
@@ -256,7 +258,8 @@ def _check_threads(name: str, number: int) -> None:
         raise UserError(f"{flag_name(name)} {number}: {rule}; 0 chooses a suitable number")
 
 
-def _check_text(flag: str, text: str, default) -> None:
+def check_text(flag: str, text: str, default=None) -> None:
+    """Raises UserError if the text is empty or cannot be printed on one line."""
     if not text.strip():
         without = "for no name" if default is None else "for its default"
         raise UserError(f"{flag} {text!r}: is empty; leave the flag out {without}")

@@ -23,6 +23,9 @@ def finished_step(run: Run) -> int:
     status = run.status()
     if status in ENDED:
         newest = Checkpoints(run.folder, run.digest).newest()  # None: diverged before the first
+    if status == "new":
+        problem = f"--evaluate: {run.folder} does not exist"
+        raise UserError(f"{problem}; give the flags of a finished training, and --evaluate")
     if newest is None:
         raise UserError(f"--evaluate: {run.folder} is {status}; train it to the end first")
     step = newest["step"]

@@ -41,7 +41,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         first_sentence = str(error).splitlines()[0].split(". ")[0]
         problem = f"--device {name}: not on this machine ({first_sentence})"
         raise UserError(f"{problem}; use cpu or auto") from None

@@ -15,6 +15,15 @@ from runlog.terminal import WarnOnce, warn
 ENDED = ("finished", "diverged")
 # What determines the rounding: section and key of hardware.machine, and what its name begins with.
 MACHINE = (("hardware", "cpu", ""), ("hardware", "gpu", ""), ("versions", "torch", "torch "))
+# What Meta.read relies on; another kind of value is a damaged file.
+KINDS = {
+    "status": str,
+    "start": str,
+    "git": dict,
+    "untracked_code": dict,
+    "versions": dict,
+    "hardware": dict,
+}
 
 
 def read_meta(folder: Path) -> dict:
@@ -38,10 +47,10 @@ class Meta:
         except Damaged as damage:
             self._warn_once(f"{damage}; {consequence}")
             return {"status": "interrupted"}
-        status = found.get("status")
-        if not isinstance(status, str | None):
-            self._warn_once(f"{self._path} has the status {status!r}; {consequence}")
-            return {"status": "interrupted"}
+        for key, kind in KINDS.items():
+            if not isinstance(found.get(key), kind | None):
+                self._warn_once(f"{self._path} has the {key} {found[key]!r}; {consequence}")
+                return {"status": "interrupted"}
         return found
 
     def status(self) -> str:
@@ -61,6 +70,7 @@ class Meta:
         sessions = old.get("sessions")
         if not isinstance(sessions, list):
             sessions = []
+        sessions = [session for session in sessions if isinstance(session, dict)]
         if sessions and "hardware" in old:  # older versions did not record it by session
             sessions[-1] = {"hardware": old["hardware"], **sessions[-1]}
         machine = hardware.machine()  # an older session may have run other code

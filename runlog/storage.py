@@ -54,6 +54,8 @@ def read_json(path: Path) -> dict:
         content = path.read_bytes()
     except FileNotFoundError:
         return {}
+    except NotADirectoryError:
+        raise UserError(f"{path.parent} is a file, not a run's folder; move it away") from None
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}; make it a readable file, or move it away"

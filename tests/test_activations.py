@@ -407,7 +407,11 @@ def test_unknown_names_and_names_that_do_not_combine():
             ValueError, match=f"^--encoder-activation .*'{wrong}'; did you mean [^?]*{nearest}"
         ) as error:
             parse(f"tanh*{wrong}", "--encoder-activation")
-        assert " ".join([*ACTIVATIONS, "tanh_2hr", "tanh_add", "NAME_hr"]) in str(error.value)
+        assert " ".join([*ACTIVATIONS, "swish", "tanh_2hr", "tanh_add", "NAME_hr"]) in str(
+            error.value
+        )
+    with pytest.raises(ValueError, match=r"'xyzzy'; did you mean \w+\? choose from"):
+        parse("xyzzy")  # near to nothing
     # known, but they do not combine
     for wrong in ("crelu*relu", "crelu+tanh", "tanh_add*relu", "relu*tanh_add"):
         with pytest.raises(ValueError, match=r"^--activation .*widths differ|is a sum"):

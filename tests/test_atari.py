@@ -353,6 +353,18 @@ def test_a_million_transitions_take_less_than_seven_and_a_half_gigabytes():
     assert (args.buffer_size + 2 * args.checkpoint_frequency + 8) * (84 * 84 + 1 + 4 + 3) < 7.5e9
 
 
+@pytest.mark.parametrize("script", [ppo_atari, pqn_atari])
+def test_the_number_of_games_to_evaluate_is_no_part_of_a_run(script, tmp_path):
+    """PPO and PQN play that many games in --evaluate only; DQN evaluates while it trains."""
+    names = set()
+    for number in (8, 2):
+        (run,) = script.runs_of(script.Args(runs_dir=str(tmp_path), num_eval_episodes=number))
+        names.add(run.folder.name)
+    assert len(names) == 1
+    runs = [dqn_atari.runs_of(dqn_atari.Args(num_eval_episodes=number))[0] for number in (8, 2)]
+    assert runs[0].folder != runs[1].folder
+
+
 @pytest.mark.parametrize("script", [dqn_atari, ppo_atari, pqn_atari])
 def test_a_run_that_diverged_before_its_first_checkpoint_is_not_evaluated(script, tmp_path):
     args = script.Args(runs_dir=str(tmp_path), device="cpu")

@@ -399,16 +399,22 @@ BAD = {
     "--learning-rate 0": ["--learning-rate 0", "(0, inf)"],
     "--metrics-samples 1": ["--metrics-samples 1", "[2, inf)"],
     "--device cuda:99": ["--device cuda:99", "use cpu or auto"],
-    "--evaluate": ["--evaluate", "is new", "train it to the end first"],
+    "--evaluate": ["--evaluate", "does not exist", "give the flags of a finished training"],
     "--redo-period 0": ["--redo-period 0", "[1, inf)"],
 }
 OWN_BAD = {
     "dqn_atari --num-envs 3": ["--num-envs 3", "must divide --train-frequency 4"],
     "dqn_atari --learning-starts 5": ["--learning-starts 5", "[6, inf)"],
     "dqn_atari --buffer-size 5": ["--buffer-size 5", "[6, inf)"],
+    "dqn_atari --checkpoint-frequency 1000000000": [
+        "--checkpoint-frequency 1000000000: ",
+        "of disk",
+        "a smaller --checkpoint-frequency",
+    ],
     "dqn_atari --final-epsilon 2": ["--final-epsilon 2", "[0, 1]"],
     "ppo_atari --num-minibatches 5": ["--num-minibatches 5", "must divide", "= 16"],
     "ppo_atari --num-minibatches 16": ["--num-minibatches 16", "--no-normalize-advantages"],
+    "ppo_atari --clip-coefficient 1e300": ["--clip-coefficient 1e+300", "(0, 1e6]"],
     "ppo_atari --target-kl 0": ["--target-kl 0", "(0, inf)"],
     "ppo_atari --total-timesteps 8": ["--total-timesteps 8", "[16, inf)"],
     "pqn_atari --num-minibatches 3": ["--num-minibatches 3", "must divide", "= 16"],

@@ -123,6 +123,7 @@ COMMANDS = {  # command: what its error must contain (flag, value, remedy)
     "--ntk-samples 1": ["--ntk-samples 1", "[2, inf)"],
     "--ntk-frequency -1": ["--ntk-frequency -1", "[0, inf)"],
     "--env-id": ["--env-id", "is empty", "give one id"],
+    "--steps-per-task -1": ["--steps-per-task -1", "[1, inf)"],
     "--steps-per-task 30": ["--steps-per-task 30", "several --env-id", "--total-timesteps 30"],
     "--env-id Pendulum-v1 Pendulum-v1": ["--env-id Pendulum-v1 Pendulum-v1", "--steps-per-task"],
     f"{SEVERAL} Pendulum-v1 --steps-per-task 30": [
@@ -150,7 +151,9 @@ COMMANDS = {  # command: what its error must contain (flag, value, remedy)
     "--device meta": ["--device meta", "use cpu or auto"],
     "--utdd 2": ["--utdd", "--utd"],
     "--compile False": ["--compile", "False", "--no-compile"],
-    "--evaluate": ["--evaluate", "is new", "train it to the end first"],
+    "--device hpu": ["--device hpu", "use cpu or auto"],
+    "--evaluate": ["--evaluate", "does not exist", "give the flags of a finished training"],
+    "--evaluate --fresh": ["--fresh", "--evaluate", "leave it out"],
 }
 
 

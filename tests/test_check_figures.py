@@ -35,6 +35,7 @@ def make_compared(root, activation, layer_norm, seed):
         "env_id": ["dm_control/a-b-v0", "dm_control/a-c-v0"],
         "activation": activation,
         "seed": seed,
+        "utd": 1,
     }
     run = runlog.Run(root, f"{activation}{layer_norm}{seed}", {**config, "layer_norm": layer_norm})
     run.open(tensorboard=False)
@@ -278,7 +279,7 @@ def test_compare_groups_by_a_setting(tmp_path, capsys):
     assert is_drawn(tmp_path / "x.png")
     for by, message in (("layer_norms", "--by layer_norms"), ("utd", "differ in layer_norm")):
         with pytest.raises(runlog.UserError, match=message):
-            plots.compare.compared(folders if by == "utd" else folders[:2], by)
+            plots.compare.compared(folders, by)
 
 
 @pytest.mark.parametrize(

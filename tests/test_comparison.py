@@ -247,6 +247,11 @@ def test_seeds_are_compared_at_the_last_step_that_all_have_reached(tmp_path, cap
     assert found[DMC, "tanh"]["pairs"] == 1
     message = error_of(capsys, "curves", tmp_path / "runs", "--at-step", "400", "--out", out)
     assert "--at-step 400: no run has reached it; the longest ends at step 300" in message
+    for step in ("-5", "nan", "inf"):
+        message = error_of(capsys, "curves", tmp_path / "runs", "--at-step", step, "--out", out)
+        assert f"--at-step {float(step)}: must lie in [0, inf)" in message
+    message = error_of(capsys, "curves", tmp_path / "runs", "--out", out, "--metric")
+    assert "--metric: give at least one" in message
 
 
 def test_tables_are_cut_at_the_last_common_step_too(tmp_path, capsys):

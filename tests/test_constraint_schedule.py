@@ -417,6 +417,10 @@ WRONG = {
     "constraint-fraction 0.0": {"constraint_fraction": 0.0},
     "constraint-fraction 1.5": {"constraint_fraction": 1.5},
     "constraint-margin 0.0": {"constraint_schedule": "adaptive", "constraint_margin": 0.0},
+    "constraint-margin 1e-300": {
+        "constraint_schedule": "adaptive",
+        "constraint_margin": 1e-300,
+    },
     "constraint-margin inf": {"constraint_schedule": "adaptive", "constraint_margin": math.inf},
     "constraint-quantile 1.1": {"constraint_schedule": "adaptive", "constraint_quantile": 1.1},
     "constraint-momentum 1.0": {"constraint_schedule": "adaptive", "constraint_momentum": 1.0},

@@ -411,6 +411,9 @@ def test_out_is_checked_before_anything_is_read(tmp_path, capsys):
     assert "--out a.xyz: figures are png, pdf or svg" in error_of(
         capsys, "demo", tmp_path / "none", "--out", "a.xyz"
     )
+    assert "--out '.': names no file; use figures/curves.png" in error_of(
+        capsys, "curves", tmp_path / "none", "--out", ""
+    )
     folder = write_run(
         tmp_path, "sac_continuous", DMC, "relu", 1, {"eval/episodic_return": (STEPS, STEPS)}
     )

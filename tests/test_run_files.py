@@ -25,10 +25,14 @@ NOT_META = {  # what meta.json might hold instead
     "null": b"null",
     "a number": b"3",
     "status of another kind": b'{"status": 3, "sessions": []}',
+    "git of another kind": b'{"status": "interrupted", "git": "abc"}',
+    "hardware of another kind": b'{"status": "interrupted", "hardware": 3, "sessions": [{}]}',
     "another encoding": '{"status": "läuft"}'.encode("utf-16"),
     "binary": bytes(range(256)),
     "sessions of another kind": b'{"status": "interrupted", "sessions": 5}',
+    "a session of another kind": b'{"status": "interrupted", "sessions": [1]}',
 }
+SILENT = ("missing", "sessions of another kind", "a session of another kind")
 
 
 def resume(tmp_path):
@@ -56,7 +60,7 @@ def test_a_damaged_meta_json_is_rewritten(tmp_path, capsys, damage):
     assert rewritten["hash"] == run.digest
     assert rewritten["sessions"][-1]["from_step"] == 40
     err = capsys.readouterr().err
-    assert err.count("meta.json") == (damage not in ("missing", "sessions of another kind")), err
+    assert err.count("meta.json") == (damage not in SILENT), err
     assert content(tmp_path)[0][1:] == [f"{step},a,{step / 3!r}" for step in range(1, 42)]
 
 
@@ -201,6 +205,14 @@ def test_a_failed_start_leaves_nothing(tmp_path, monkeypatch):
     before.pop(".lock")
     assert {name: (meta.parent / name).read_bytes() for name in before} == before
     resume(root)
+
+
+def test_a_file_in_the_place_of_a_run_is_reported(tmp_path):
+    run = new_run(tmp_path)
+    run.folder.write_text("notes")
+    with pytest.raises(UserError, match=f"^{run.folder} is a file, not a run's folder; move it"):
+        run.status()
+    assert run.folder.read_text() == "notes"
 
 
 def test_abandon_leaves_runs_as_they_were(tmp_path):
