@@ -89,12 +89,69 @@ def test_updates_equal_torch_in_float64(flags):
         assert accuracy[1].item() == pytest.approx(
             (logits.argmax(-1) == labels[1]).double().mean().item()
         )
-    for mine, theirs in zip(
-        learner.network.hidden, [m for m in reference if isinstance(m, nn.Linear)]
-    ):
-        torch.testing.assert_close(
-            mine.branches[0].linear.weight[1].double(), theirs.weight.T, rtol=1e-3, atol=1e-5
-        )
+    ours = []
+    for layer in learner.network.hidden:
+        (branch,) = layer.branches
+        ours += [branch.linear, *([branch.norm] if args.layer_norm else [])]
+    ours.append(learner.network.head)
+    theirs = [module for module in reference if isinstance(module, (nn.Linear, nn.LayerNorm))]
+    for mine, other in zip(ours, theirs, strict=True):
+        weight = other.weight.T if isinstance(other, nn.Linear) else other.weight
+        torch.testing.assert_close(mine.weight[1].double(), weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(mine.bias[1].double(), other.bias, rtol=1e-3, atol=1e-5)
+
+
+def test_l2_is_on_weights_and_biases_and_not_on_coefficients(monkeypatch):
+    """The gradients that Adam gets, less those of the cross-entropy: 2 * 0.3 times the value."""
+    learner = script.Learner(
+        parse("--activation crational --l2 0.3"), (1, 8, 8), 10, 16.0, [1, 2], torch.device("cpu")
+    )
+    named = dict(zip(learner.optimizer.names, learner.optimizer.parameters_))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in named.items():
+            if name.endswith("bias"):
+                parameter.normal_(generator=generator)
+    rows = torch.randint(300, (2, 10), generator=generator)
+    labels = torch.randint(10, (2, 10), generator=generator)
+    logits = learner.network(learner.pixels(some_images(), rows, None))
+    losses = [nn.functional.cross_entropy(logits[i], labels[i]) for i in (0, 1)]
+    of_loss = torch.autograd.grad(losses[0] + losses[1], [*named.values()])
+    given = []
+    monkeypatch.setattr(learner.optimizer, "step", lambda grads: given.extend(grads))
+    learner.one_update(some_images(), rows, labels, None)
+    penalised = set()
+    for (name, parameter), gradient, plain in zip(named.items(), given, of_loss, strict=True):
+        penalty = gradient - plain
+        if penalty.abs().max() > 1e-5:
+            torch.testing.assert_close(penalty, 0.6 * parameter, rtol=1e-4, atol=1e-5)
+            penalised.add(name.rsplit(".", 1)[-1])
+    coefficients = [name for name in named if ".activation." in name]
+    assert penalised == {"weight", "bias"}
+    assert len(coefficients) == 2 * 3  # numerator, denominator and log c of two layers
+
+
+def test_recycled_neurons_have_no_influence_on_the_logits():
+    """tanh: no neuron is dormant but those whose incoming weights are 0."""
+    learner = script.Learner(
+        parse("--activation tanh --redo-tau 0"), (1, 8, 8), 10, 16.0, [1, 2], torch.device("cpu")
+    )
+    head = learner.network.head.weight
+    linear = learner.network.hidden[-1].branches[0].linear
+    dormant = {0: [1], 1: [0, 4]}  # of the 6 units, by seed
+    with torch.no_grad():
+        for i, units in dormant.items():
+            linear.weight[i][:, units] = 0.0
+            linear.bias[i, units] = 0.0
+    before = head.detach().clone()
+    x = torch.rand(2, 40, 64, generator=torch.Generator().manual_seed(0))
+    share = learner.recycle(x, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    assert share.tolist() == pytest.approx([1 / 14, 2 / 14])
+    for i, units in dormant.items():
+        kept = [unit for unit in range(6) if unit not in units]
+        assert not head[i, units].any()
+        assert torch.equal(head[i, kept], before[i, kept])
+        assert (linear.weight[i][:, units].std(0) > 0).all()
 
 
 def test_a_run_writes_every_key_and_its_measures_match_the_updates(tmp_path, monkeypatch):
@@ -190,9 +247,13 @@ def test_a_killed_run_ends_like_one_never_killed(stop, phase, tmp_path, monkeypa
     through this phase and the second has not."""
     flags = (
         "--num-seeds 2 --activation crational --checkpoint-frequency 6 --reset-head --redo "
-        "--redo-period 7"
+        "--redo-period 7 --redo-tau 0.9"
     )
     whole = run(tmp_path / "a", flags)
+    for rows in whole.values():
+        shares = [float(value) for (_, key), value in rows.items() if key == "redo/recycled_share"]
+        assert len(shares) == 5
+        assert min(shares) > 0
     save = getattr(runlog.Run, phase)
     calls = []
 

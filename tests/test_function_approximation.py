@@ -259,6 +259,32 @@ def test_a_diverged_run_leaves_the_others_alone(tmp_path):
     assert errors["1e+30"] == "inf" and float(errors["0.01"]) < 1e3
 
 
+def test_a_diverged_run_repeats_its_last_errors_after_a_resume(tmp_path, monkeypatch):
+    """Its network is not finite from step 1 on: every row has the errors of step 0."""
+    flags = "--activations tanh --deep-activations --learning-rates 1e-2 1e30"
+    flags += " --checkpoint-frequency 20"
+    save = runlog.Batch.save
+
+    def stop(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog.Batch, "save", stop)
+        run(tmp_path, flags)
+    diverged = 0
+    for name, rows in run(tmp_path, flags).items():
+        meta = json.loads((tmp_path / name / "meta.json").read_text())
+        if meta["status"] == "diverged":
+            diverged += 1
+            assert meta["sessions"][-1]["from_step"] == 20
+            for key in ("eval/mse", "losses/mse"):
+                errors = values(rows, key)
+                assert list(errors) == [0, 10, 20, 30, 40]
+                assert set(errors.values()) == {errors[0]}
+    assert diverged == 2  # seeds
+
+
 @pytest.mark.parametrize("expression", script.CLOSED_FORMS)
 def test_table_1_matches_its_closed_forms_and_a_sum_does_not(expression):
     """99.9 % intervals; the closed forms are written out once more."""

@@ -22,7 +22,13 @@ ACTIONS = 2
 BATCH = 7
 CPU = torch.device("cpu")
 ARGS = Args(
-    compile=False, widths=(8, 6), learning_rate=1e-2, tau=0.1, gamma=0.9, init_temperature=0.7
+    compile=False,
+    widths=(8, 6),
+    learning_rate=1e-2,
+    tau=0.1,
+    gamma=0.9,
+    init_temperature=0.7,
+    target_entropy_scale=0.6,
 )
 
 

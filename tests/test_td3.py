@@ -25,7 +25,8 @@ ARGS = Args(
     learning_rate=1e-2,
     tau=0.1,
     gamma=0.9,
-    policy_noise=0.4,  # with noise_clip 0.5 a fifth of the noise is clipped
+    policy_noise=0.4,
+    noise_clip=0.45,  # a quarter of the noise is clipped
 )
 
 
@@ -72,7 +73,8 @@ class Reference:
         actions = batch["actions"]
         next_obs = batch["next_obs"]
         with torch.no_grad():
-            clipped_noise = (noise * self.args.policy_noise).clamp(-0.5, 0.5)
+            clip = self.args.noise_clip
+            clipped_noise = (noise * self.args.policy_noise).clamp(-clip, clip)
             next_actions = self.policy(self.actor_target, next_obs) + clipped_noise
             next_actions = next_actions.clamp(-1, 1)
             next_q1 = self.q(self.qf1_target, next_obs, next_actions)
@@ -162,12 +164,12 @@ def test_target_actions_are_smoothed_and_clipped_twice():
 
 
 def test_exploration_noise_has_the_right_spread_and_evaluation_has_none():
-    agent = Agent(OBS, ACTIONS, ARGS, [1, 2], CPU)
+    agent = Agent(OBS, ACTIONS, dataclasses.replace(ARGS, exploration_noise=0.25), [1, 2], CPU)
     obs = np.zeros((2, OBS))
     generators = [seeding.make_generator(seed, "act") for seed in (1, 2)]
     draws = np.stack([agent.act(obs, generators) for _ in range(2_000)])
-    assert draws.std(0) == pytest.approx(0.1, rel=0.1)
-    assert draws.mean(0) == pytest.approx(agent.act(obs), abs=0.01)
+    assert draws.std(0) == pytest.approx(0.25, rel=0.1)
+    assert draws.mean(0) == pytest.approx(agent.act(obs), abs=0.02)
     assert not np.array_equal(draws[:, 0], draws[:, 1])
     with torch.no_grad():
         agent.actor.mean.bias.fill_(9.0)
@@ -297,6 +299,62 @@ def test_a_killed_run_ends_with_the_rows_of_one_never_killed(tmp_path, monkeypat
         patch.setattr(td3_continuous.environments, "take_step", killed_at_step_52)
         train(tmp_path / "b", flags)
     assert train(tmp_path / "b", flags) == whole  # from step 35 on, in mid-episode
+
+
+def test_a_row_after_a_resume_has_the_newest_loss_of_the_actor(tmp_path, monkeypatch):
+    """Stopped at step 39, between the two critic updates of an update of the actor, of which the
+    row at step 40 shows the loss."""
+    flags = "--policy-frequency 4 --metrics-frequency 0 --ntk-frequency 0 --log-frequency 1"
+    flags += " --checkpoint-frequency 39"
+    (whole,) = train(tmp_path / "a", flags).values()
+    save = runlog.Batch.save
+
+    def stop(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runlog.Batch, "save", stop)
+        train(tmp_path / "b", flags)
+    (rows,) = train(tmp_path / "b", flags).values()
+    assert rows == whole
+    of_actor = [values(rows)[step, "losses/actor_loss"] for step in (38, 39, 41)]
+    assert len({*of_actor}) == 2  # updated at 40
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_diverged_seed_carries_its_last_evaluation_forward(is_killed, tmp_path, monkeypatch):
+    """The critics of one of two seeds turn nan at step 60, after the evaluation at 45; before that
+    the training may have been killed."""
+    flags = "--num-seeds 2 --metrics-frequency 0 --ntk-frequency 0 --eval-frequency 45"
+    flags += " --checkpoint-frequency 50"
+    whole = train(tmp_path / "a", flags)
+    add = td3_continuous.environments.ReplayBuffer.add
+    save = runlog.Batch.save
+
+    def poisoned(self, obs, actions, rewards, *others):
+        if self.num_added >= 59:
+            rewards = rewards.copy() if isinstance(rewards, np.ndarray) else rewards.clone()
+            rewards[1] = np.nan
+        add(self, obs, actions, rewards, *others)
+
+    def stop(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(td3_continuous.environments.ReplayBuffer, "add", poisoned)
+    if is_killed:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runlog.Batch, "save", stop)
+            train(tmp_path / "b", flags)
+    diverged = train(tmp_path / "b", flags)
+    healthy, other = sorted(whole, key=lambda name: "__s2__" in name)
+    assert diverged[healthy] == whole[healthy]
+    found = values(diverged[other])
+    for key in ("eval/episodic_return", "overestimation/mean"):
+        assert found[90, key] == found[45, key]
+        assert values(whole[other])[90, key] != found[45, key]
+    assert (90, "losses/qf_loss") not in found
 
 
 def test_a_run_writes_every_key_and_metrics_change_nothing(tmp_path):
