@@ -275,17 +275,12 @@ def train(args: Args, architecture: Architecture, batch: runlog.Batch) -> None:
     batch.finish(num_parameters=networks.count())
     progress.close()
     for rate in sorted(set(rates)):
-        progress.note(f"{label}: learning rate {rate:g}, {median_error(last, rates, rate)}")
-
-
-def median_error(last: list[dict], rates: list[float], rate: float) -> str:
-    """Over the networks with this learning rate that have an error."""
-    errors = []
-    for row, own_rate in zip(last, rates):
-        if own_rate == rate and row:
-            errors.append(row["eval/mse"])
-    median = f"{np.median(errors):.3g}" if errors else "diverged"
-    return f"median error {median} (n = {len(errors)})"
+        errors = []
+        for row, own_rate, has_diverged in zip(last, rates, batch.diverged()):
+            if own_rate == rate:
+                errors.append(math.inf if has_diverged else row["eval/mse"])
+        median = f"median error {np.median(errors):.3g} (n = {len(errors)})"
+        progress.note(f"{label}: learning rate {rate:g}, {median}")
 
 
 # ---- Table 1 -------------------------------------------------------------------------------------

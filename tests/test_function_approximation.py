@@ -240,9 +240,11 @@ def test_killed_runs_end_with_the_same_scalars(tmp_path, no_drawing, monkeypatch
     assert any(session.get("from_step", 0) > 0 for session in sessions)
 
 
-def test_a_diverged_run_leaves_the_others_alone(tmp_path):
+def test_a_diverged_run_leaves_the_others_alone(tmp_path, capfd):
     both = run(tmp_path / "a", "--activations tanh --deep-activations --learning-rates 1e-2 1e30")
     undisturbed = run(tmp_path / "b", "--activations tanh --deep-activations --learning-rates 1e-2")
+    printed = capfd.readouterr().out
+    assert "learning rate 1e+30, median error inf (n = 2)" in printed
     for name, rows in both.items():
         meta = json.loads((tmp_path / "a" / name / "meta.json").read_text())
         if name in undisturbed:
