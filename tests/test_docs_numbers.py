@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,6 @@ COMPARISONS = [
     for figure in ("curves", "early", "first/curves", "first/equal_width")
 ]
 COMPARISONS.append("2026-pqn-seeds/curves-comparison.csv")
-COMPARISONS.append("2026-pqn-atari/breakout-comparison.csv")
-COMPARISONS.append("2026-pqn-atari/spaceinvaders-comparison.csv")
 COMPARISONS.append("2026-dqn-seeds/curves-comparison.csv")
 SOURCES = {  # file: columns of the middle, the lower and the upper end
     **dict.fromkeys(CLAIMS, ("value", "low", "high")),
@@ -59,6 +58,7 @@ SOURCES = {  # file: columns of the middle, the lower and the upper end
     "2026-function-approximation/table1.csv": ("dead_share", "low", "high"),
     "2026-function-approximation/longer/table1.csv": ("dead_share", "low", "high"),
     "2026-laptop/sac/cr1.csv": ("value", "low", "high"),
+    "2026-pqn-atari/differences.csv": ("difference", "low", "high"),
     **dict.fromkeys(COMPARISONS, ("difference", "difference_low", "difference_high")),
 }
 CELLS = (  # a measure in three columns
@@ -427,6 +427,19 @@ def test_effects_of_interruptions_on_the_pqn_page_are_those_in_its_curves():
 
 PQN = RESULTS / "2026-pqn-atari"
 ACTIVATIONS = ("relu", "tanh", "tanh_hr")
+LAST = 999_424  # step of a whole run's last measurement
+HALF_WAY = 503_808
+PQN_TABLES = {  # (folder, step): seeds, decimals of returns
+    ("breakout", LAST): ("14", 1),
+    ("spaceinvaders", LAST): ("123", 0),
+    ("breakout-h200", HALF_WAY): ("123", 1),
+}
+PQN_ROWS = {  # column of values.csv: name, decimals; None: those of returns
+    "training": ("training games, last 100,000 steps", None),
+    "greedy": ("greedy test games", None),
+    "srank": ("effective rank (srank), of 512", 0),
+    "dead": ("dead-neuron fraction (KDE)", 3),
+}
 
 
 def pqn_values() -> dict[str, dict[tuple[str, str, str, int], float]]:
@@ -453,177 +466,233 @@ def test_values_of_pqn_are_those_of_its_curves():
         for (folder, *key), value in values[column].items():
             assert value == pytest.approx(curves[folder][metric][tuple(key)], rel=1e-5)
     for (folder, activation, seed, step), value in values["training"].items():
-        end = 1_000_000 if step == 999_424 else step
+        end = 1_000_000 if step == LAST else step
         windows = curves[folder]["charts/window_return"]
         late = [windows.get((activation, seed, t)) for t in range(25_000, 1_000_001, 25_000)]
         first = (end - 100_000) // 25_000
         assert value == pytest.approx(np.mean(late[first : end // 25_000]), rel=1e-5)
 
 
+def test_differences_of_pqn_are_those_of_its_values():
+    """With two or three pairs the bootstrap interval is their range."""
+    values = pqn_values()
+    rows = table(PQN / "differences.csv")
+    assert len(rows) == 8 * 2 * 4  # folders and steps, activations, measures
+    for row in rows:
+        folder = row["folder"]
+        step = int(row["step"])
+        measure = row["measure"]
+        pairs = []
+        for (of_folder, activation, seed, of_step), ours in values[measure].items():
+            if (of_folder, activation, of_step) == (folder, "tanh_hr", step):
+                pairs.append(values[measure][folder, row["activation"], seed, step] - ours)
+        expected = {"difference": np.mean(pairs), "low": min(pairs), "high": max(pairs)}
+        rounding = 1e-5 * max(values[measure].values())  # values.csv has six digits
+        for column, value in expected.items():
+            assert float(row[column]) == pytest.approx(value, abs=rounding)
+        assert int(row["n"]) == len(pairs)
+        assert int(row["above"]) == sum(difference > 0 for difference in pairs)
+
+
 def test_tables_on_the_pqn_page_are_those_of_its_values():
     page = (PQN / "README.md").read_text()
     values = pqn_values()
-
-    def cells(column: str, folder: str, seeds: str, step: int, digits: int) -> str:
-        found = []
-        for activation in ACTIVATIONS:
-            numbers = [values[column][folder, activation, seed, step] for seed in seeds]
-            found.append(", ".join(f"{number:.{digits}f}" for number in numbers))
-        return " | ".join(found)
-
-    tables = [("", "breakout", "123", 503_808, 1)]
-    tables += [
-        ("151,552 steps, seeds 1, 2, 3 | ", "spaceinvaders", "123", 151_552, 0),
-        ("352,256 steps, seeds 1, 2 | ", "spaceinvaders", "12", 352_256, 0),
-        ("Space Invaders, seed 1 | ", "spaceinvaders", "1", 999_424, 0),
-        ("Breakout, seeds 1, 4 | ", "breakout-1m", "14", 999_424, 1),
-    ]
-    for label, folder, seeds, step, digits in tables:
-        for name, column, its_digits in (
-            ("training games, last 100,000 steps", "training", digits),
-            ("greedy test games", "greedy", digits),
-            ("effective rank (srank), of 512", "srank", 0),
-            ("dead-neuron fraction (KDE)", "dead", 3),
-        ):
-            row = cells(column, folder, seeds, step, its_digits)
-            assert f"| {label}{name} | {row} |\n" in page
-
-    leads = []
-    for other in ("relu", "tanh"):
-        by_seed = []
-        for seed in "123":
-            theirs = values["training"]["breakout", other, seed, 503_808]
-            ours = values["training"]["breakout", "tanh_hr", seed, 503_808]
-            by_seed.append(f"{theirs - ours:.1f}")
-        leads.append(", ".join(by_seed))
-    assert f"| training games, by seed | {' | '.join(leads)} |\n" in page
-    printed = INTERVAL.findall(page)
-    intervals = known_intervals()
-    assert len(printed) == 6
-    assert all(any(agrees(numbers, true) for true in intervals) for numbers in printed)
+    differences = {}
+    for row in table(PQN / "differences.csv"):
+        key = row["folder"], int(row["step"]), row["measure"], row["activation"]
+        differences[key] = [float(row[column]) for column in ("difference", "low", "high")]
+    for (folder, step), (seeds, of_returns) in PQN_TABLES.items():
+        for column, (name, decimals) in PQN_ROWS.items():
+            digits = of_returns if decimals is None else decimals
+            cells = [name]
+            for activation in ACTIVATIONS:
+                numbers = [values[column][folder, activation, seed, step] for seed in seeds]
+                cells.append(", ".join(f"{number:.{digits}f}" for number in numbers))
+            for other in ("relu", "tanh"):
+                numbers = differences[folder, step, column, other]
+                mean, low, high = (f"{number:.{digits}f}" for number in numbers)
+                cells.append(f"{mean} [{low}, {high}]")
+            assert f"| {' | '.join(cells)} |\n" in page
+        of_run = [key for key in values["dormant"] if (key[0], key[3]) == (folder, step)]
+        assert {key[2] for key in of_run} == {*seeds}
 
 
-def test_pqn_in_the_reproduction_is_that_of_its_values():
-    page = (ROOT / "docs/reproduction.md").read_text()
-    values = pqn_values()
+def pqn_mean(values: dict, folder: str, activation: str, step: int) -> float:
+    """Over the seeds of this folder. values: (folder, activation, seed, step) -> value."""
+    key = (folder, activation, step)
+    return np.mean([value for (f, a, _, t), value in values.items() if (f, a, t) == key])
 
-    def means(column: str, folder: str, seeds: str, step: int, text: str) -> list[str]:
-        found = []
-        for activation in ACTIVATIONS:
-            numbers = [values[column][folder, activation, seed, step] for seed in seeds]
-            found.append(f"{np.mean(numbers):{text}}")
-        return found
 
-    relu, tanh, ours = means("training", "breakout", "123", 503_808, ".1f")
-    assert f"after 503,808 steps: {ours}, tanh {tanh}, relu {relu}, ahead of both in 3" in page
-    relu, tanh, ours = means("training", "spaceinvaders", "12", 352_256, ".0f")
-    assert f"2 of 2 seeds after 352,256 steps ({ours}, {tanh}, {relu})" in page
-    relu, tanh, ours = means("training", "spaceinvaders", "1", 999_424, ".0f")
-    assert f"100,000: relu {relu}, tanh_hr {ours}, tanh {tanh}." in page
-    relu, tanh, ours = means("srank", "breakout", "123", 503_808, ".0f")
-    assert f"up to 503,808 steps, there {ours}, tanh {tanh}, relu {relu};" in page
-    relu, tanh, ours = means("srank", "spaceinvaders", "123", 151_552, ".0f")
-    assert f"up to 151,552 steps, there {ours}, {tanh}, {relu};" in page
-    relu, tanh, ours = means("dead", "breakout", "123", 503_808, ".3f")
-    assert f"there not after 503,808 steps ({ours}, {tanh}, {relu})" in page
-    dead = exported(PQN / "breakout/curves.csv")["network/q/fc1/dead_share"]
-    early = {}
-    for activation in ACTIVATIONS:
-        early[activation] = np.mean([dead[activation, seed, 53_248] for seed in "123"])
-    relu, tanh, ours = (f"{early[activation]:.3f}" for activation in ACTIVATIONS)
-    assert f"at first (Breakout {ours}, tanh {tanh}, relu {relu})" in page
+def pqn_curves() -> dict[str, dict]:
+    folders = ("breakout", "breakout-h200", "spaceinvaders")
+    return {folder: exported(PQN / folder / "curves.csv") for folder in folders}
 
-    whole = {}
-    for activation, seed in itertools.product(ACTIVATIONS, "14"):
-        whole[activation, seed] = values["training"]["breakout-1m", activation, seed, 999_424]
-    first = f"{whole['tanh_hr', '1']:.1f} and {whole['relu', '1']:.1f}"
-    second = f"{whole['tanh_hr', '4']:.1f} and {whole['relu', '4']:.1f}"
-    assert f"ahead of tanh, and of relu in one ({first}) but not the other ({second})" in page
-    assert all(whole["tanh_hr", seed] > whole["tanh", seed] for seed in "14")
-    relu, tanh, ours = means("dead", "breakout-1m", "14", 999_424, ".3f")
-    assert f"again (Breakout {ours} and {tanh}, n = 2; " in page
-    relu, tanh, ours = means("dead", "spaceinvaders", "1", 999_424, ".3f")
-    assert f"Space Invaders {ours} and {tanh}, n = 1)" in page
 
-    for folder, seeds, step in (("breakout", "123", 503_808), ("spaceinvaders", "12", 352_256)):
-        for seed in seeds:
-            relu, tanh, ours = (
-                values["training"][folder, activation, seed, step] for activation in ACTIVATIONS
-            )
-            assert ours > tanh and (ours > relu) == (folder == "breakout")
-    last = [values["training"]["spaceinvaders", name, "1", 999_424] for name in ACTIVATIONS]
-    assert last[0] > last[2] > last[1]
+def pqn_pairs() -> Iterator[tuple[str, str, list[int]]]:
+    """(folder, seed, steps of the measurements that all three activations have)."""
+    for folder, curves in pqn_curves().items():
+        ranks = curves["network/q/fc1/srank"]
+        end = HALF_WAY if folder == "breakout-h200" else LAST
+        for seed in sorted({seed for _, seed, _ in ranks}):
+            steps = []
+            for step in sorted({step for _, of, step in ranks if of == seed and step <= end}):
+                if all((activation, seed, step) in ranks for activation in ACTIVATIONS):
+                    steps.append(step)
+            yield folder, seed, steps
 
 
 def test_what_the_pqn_page_says_of_every_measurement_holds():
     page = (PQN / "README.md").read_text()
-    measurements = {"breakout": 30, "breakout-1m": 40, "spaceinvaders": 30}
-    for folder, expected in measurements.items():
-        end = 503_808 if folder == "breakout" else 1_000_000
-        curves = exported(PQN / folder / "curves.csv")
-        ranks = curves["network/q/fc1/srank"]
-        dead = curves["network/q/fc1/dead_share"]
-        dormant = curves["network/q/fc1/dormant_share"]
-        measured = 0
-        exceptions = []  # at which relu's rank is not below tanh's
-        for activation, seed, step in ranks:
-            others = [("relu", seed, step), ("tanh", seed, step)]
-            if activation != "tanh_hr" or step > end or not all(key in ranks for key in others):
-                continue
-            measured += 1
-            ours = (activation, seed, step)
-            assert max(ranks[others[0]], ranks[others[1]]) < ranks[ours]
-            if ranks[others[0]] >= ranks[others[1]]:
-                exceptions.append((seed, step))
-            assert dead[others[0]] > max(dead[others[1]], dead[ours])
-            assert dormant[others[1]] == dormant[ours] == 0 < dormant[others[0]]
-        assert measured == expected
-        if folder == "breakout-1m":
-            assert {seed for seed, _ in exceptions} == {"4"}
-            steps = [step for _, step in exceptions]
-            assert f"with tanh or above it at {len(steps)} of 20 measurements" in page
-            assert f"between {min(steps):,} and {max(steps):,} steps" in page
-        else:
-            assert not exceptions
+    curves = pqn_curves()
+    measured = 0
+    above_tanh = {}  # (folder, seed): steps at which relu's rank is not below tanh's
+    fewer = {}  # the same: at which tanh has fewer dead neurons than tanh_hr
+    for folder, seed, steps in pqn_pairs():
+        ranks = curves[folder]["network/q/fc1/srank"]
+        dead = curves[folder]["network/q/fc1/dead_share"]
+        dormant = curves[folder]["network/q/fc1/dormant_share"]
+        measured += len(steps)
+        for step in steps:
+            relu, tanh, ours = ((activation, seed, step) for activation in ACTIVATIONS)
+            assert max(ranks[relu], ranks[tanh]) < ranks[ours]
+            assert dead[relu] > max(dead[tanh], dead[ours])
+            assert dormant[tanh] == dormant[ours] == 0 < dormant[relu]
+            if ranks[relu] >= ranks[tanh]:
+                above_tanh.setdefault((folder, seed), []).append(step)
+            if dead[tanh] < dead[ours]:
+                fewer.setdefault((folder, seed), []).append(step)
+        assert dead["tanh", seed, steps[0]] > dead["tanh_hr", seed, steps[0]]
+        if steps[-1] == LAST:
+            assert dead["tanh", seed, LAST] > dead["tanh_hr", seed, LAST]
+    assert f"at each of {measured} measurements" in page
+    assert {folder for folder, _ in above_tanh} == {"breakout"}
+    numbers = " and ".join(str(len(steps)) for steps in above_tanh.values())
+    assert f"with tanh or above it at {numbers} of 20 measurements" in page
+    seeds = " and ".join(seed for _, seed in above_tanh)
+    assert (
+        f"except in Breakout's seed{'s' if len(above_tanh) > 1 else ''} {seeds}, in which" in page
+    )
+    steps = above_tanh["breakout", "4"]
+    assert f"above it between {min(steps):,} and {max(steps):,} steps" in page
+    pairs = len([*pqn_pairs()])
+    assert f"at some of the measurements of {len(fewer)} of {pairs} pairs of runs" in page
+    assert min(itertools.chain(*fewer.values())) > 400_000
+    number = len(fewer["spaceinvaders", "1"])
+    assert f"In seed 1 tanh has fewer than tanh_hr at {number} of 20 measurements." in page
 
-    dead = exported(PQN / "breakout/curves.csv")["network/q/fc1/dead_share"]
-    means = {}
-    for activation, step in itertools.product(ACTIVATIONS, (53_248, 503_808)):
-        means[activation, step] = np.mean([dead[activation, seed, step] for seed in "123"])
-    first, last = (means["relu", step] for step in (53_248, 503_808))
-    assert f"from {first:.2f} (mean over seeds) to {last:.2f}" in page
-    tanh, ours = ([means[name, step] for step in (53_248, 503_808)] for name in ("tanh", "tanh_hr"))
-    assert f"{tanh[0]:.3f} and {ours[0]:.3f} at first (means over seeds), " in page
-    assert f" {tanh[1]:.3f} and {ours[1]:.3f} at this step." in page
-    dead = exported(PQN / "spaceinvaders/curves.csv")["network/q/fc1/dead_share"]
-    pairs = [(dead["tanh", "1", s], dead["tanh_hr", "1", s]) for s in (53_248, 503_808, 999_424)]
-    texts = [f"{tanh:.3f} and {ours:.3f}" for tanh, ours in pairs]
-    assert f"fractions are {texts[0]} at 53,248 steps, {texts[1]} at 503,808." in page
-    assert f"Its last ones, {texts[2]}, are two neurons and one." in page
-    assert [round(512 * share) for share in pairs[2]] == [2, 1]
-
-    values = pqn_values()
-    means = {}
-    for activation in ACTIVATIONS:
-        runs = [values["training"]["breakout", activation, seed, 503_808] for seed in "123"]
-        means[activation] = np.mean(runs)
-    factors = [means["tanh_hr"] / means[other] for other in ("tanh", "relu")]
-    assert f"by a factor of {factors[0]:.1f} over tanh and {factors[1]:.1f} over relu" in page
-    training = values["training"]
-    whole = [training["breakout-1m", name, "1", 999_424] for name in ("relu", "tanh_hr")]
-    assert f"in one, by a factor of {whole[1] / whole[0]:.1f}, and level" in page
-    level = [training["breakout-1m", name, "4", 503_808] for name in ("relu", "tanh_hr")]
-    assert f"(training games {level[0]:.1f} and {level[1]:.1f})" in page
-    ranks = exported(PQN / "breakout-1m/curves.csv")["network/q/fc1/srank"]
-    rises = [np.mean([ranks["relu", seed, step] for seed in "14"]) for step in (53_248, 999_424)]
+    for folder, steps in {
+        "breakout": (53_248, HALF_WAY, LAST),
+        "spaceinvaders": (53_248, HALF_WAY, LAST),
+    }.items():
+        dead = curves[folder]["network/q/fc1/dead_share"]
+        seeds = PQN_TABLES[folder, LAST][0]
+        parts = []
+        for activation in ACTIVATIONS:
+            means = [np.mean([dead[activation, seed, step] for seed in seeds]) for step in steps]
+            parts.append(f"{activation} {', '.join(f'{mean:.3f}' for mean in means)}")
+        assert f"half-way and at the end (means over seeds): {'; '.join(parts)}." in page
+    dead = curves["breakout-h200"]["network/q/fc1/dead_share"]
+    texts = []
+    for step in (53_248, HALF_WAY):
+        tanh, ours = (
+            np.mean([dead[activation, seed, step] for seed in "123"])
+            for activation in ("tanh", "tanh_hr")
+        )
+        texts.append(f"{tanh:.3f} and {ours:.3f}")
+    assert f"neurons**: {texts[0]} at 53,248 steps (means over seeds), {texts[1]} here." in page
+    ranks = curves["breakout"]["network/q/fc1/srank"]
+    seeds = PQN_TABLES["breakout", LAST][0]
+    rises = [np.mean([ranks["relu", seed, step] for seed in seeds]) for step in (53_248, LAST)]
     assert f"from {rises[0]:.0f} at 53,248 steps to {rises[1]:.0f} (means over seeds)" in page
+
+
+def test_what_the_pqn_page_says_of_scores_holds():
+    page = (PQN / "README.md").read_text()
+    values = pqn_values()
+    training = values["training"]
+    seeds = PQN_TABLES["breakout", LAST][0]
+    words = {1: "one", 2: "two", 3: "three"}
+
+    means = {name: pqn_mean(training, "breakout", name, LAST) for name in ACTIVATIONS}
+    factor = means["tanh_hr"] / means["tanh"]
+    assert f"in each seed, by a factor of {factor:.1f} on average" in page
+    ours = {seed: training["breakout", "tanh_hr", seed, LAST] for seed in seeds}
+    over_relu = [seed for seed in seeds if ours[seed] > training["breakout", "relu", seed, LAST]]
+    of = f"{words[len(over_relu)]} of {words[len(seeds)]}"
+    assert f"of relu in {of} whole runs and in all three on the GPU" in page
+    assert f"**Ahead of relu in {of} seeds.**" in page
+    assert "4" not in over_relu
+    texts = []
+    for step in (HALF_WAY, LAST):
+        pair = [training["breakout", name, "4", step] for name in ("relu", "tanh_hr")]
+        assert min(pair) > 0.94 * max(pair)  # level
+        texts.append(f"{pair[0]:.1f} and {pair[1]:.1f}")
+    assert f"half-way ({texts[0]}) and at the end ({texts[1]})" in page
+    windows = exported(PQN / "breakout/curves.csv")["charts/window_return"]
+    for seed, step in itertools.product(seeds, range(125_000, 1_000_001, 25_000)):
+        late = range(step - 75_000, step + 1, 25_000)
+        pair = []
+        for name in ("tanh", "tanh_hr"):
+            pair.append(np.mean([windows[name, seed, t] for t in late]))
+        assert pair[0] < pair[1]
+
+    means = {name: pqn_mean(training, "spaceinvaders", name, LAST) for name in ACTIVATIONS}
+    assert (
+        f"at the end: relu {means['relu']:.0f}, tanh_hr {means['tanh_hr']:.0f}, "
+        f"tanh {means['tanh']:.0f}, and their order" in page
+    )
+    means = {name: pqn_mean(training, "spaceinvaders", name, HALF_WAY) for name in ACTIVATIONS}
+    half_way = f"{means['tanh_hr']:.0f} and {means['tanh']:.0f}; relu {means['relu']:.0f}"
+    ahead = {}
+    for step, other in itertools.product((HALF_WAY, LAST), ("relu", "tanh")):
+        ahead[step, other] = 0
+        for seed in "123":
+            theirs = training["spaceinvaders", other, seed, step]
+            ahead[step, other] += training["spaceinvaders", "tanh_hr", seed, step] > theirs
+    assert ahead[HALF_WAY, "tanh"] == 3
+    end = f"at the end in {words[ahead[LAST, 'tanh']]} of three."
+    assert f"(training games, means over seeds: {half_way}), {end}" in page
+    assert f"tanh_hr ends ahead of relu in {words[ahead[LAST, 'relu']]}." in page
+    orders = {}
+    for seed in "12":
+        orders[seed] = sorted(ACTIVATIONS, key=lambda a: training["spaceinvaders", a, seed, LAST])
+    assert orders == {"1": ["tanh", "tanh_hr", "relu"], "2": ["relu", "tanh", "tanh_hr"]}
+
+    means = {name: pqn_mean(training, "breakout-h200", name, HALF_WAY) for name in ACTIVATIONS}
+    factors = [means["tanh_hr"] / means[other] for other in ("tanh", "relu")]
+    assert f"by factors of {factors[0]:.1f} and {factors[1]:.1f} on average" in page
+    for other in ("relu", "tanh"):
+        theirs = [training["breakout-h200", other, seed, HALF_WAY] for seed in "123"]
+        ours = [training["breakout-h200", "tanh_hr", seed, HALF_WAY] for seed in "123"]
+        assert max(theirs) < min(ours)
+    leads = []
+    for other in ("tanh", "relu"):
+        differences = []
+        for (folder, activation, seed, step), value in training.items():
+            if activation == "tanh_hr" and step == 401_408:
+                differences.append(value - training[folder, other, seed, step])
+        leads.append(f"{sum(d > 0 for d in differences)} of {len(differences)}")
+    assert f"in favour of tanh_hr {leads[0]} times over tanh and {leads[1]} over relu" in page
+    numbers = []
+    of_gpu = []
+    for folder, step in PQN_TABLES:
+        for (of_folder, _, _, of_step), number in values["games"].items():
+            if (of_folder, of_step) == (folder, step):
+                numbers.append(number)
+                of_gpu += [number] if folder == "breakout-h200" else []
+    assert f"few ({min(numbers):.0f} to {max(numbers):.0f} of each run" in page
+    assert f"games ({min(of_gpu):.0f} to {max(of_gpu):.0f} of each run) agree in each seed." in page
+
+
+def test_speed_and_synchronisation_on_the_pqn_page():
+    page = (PQN / "README.md").read_text()
     for row in table(PQN / "synchronised.csv"):
         share = 100 * float(row["ended"])
         start = f"| {int(row['steps']):,} | {share:.0f} % | {float(row['srank']):.0f} | "
         assert f"{start}{float(row['dead']):.3f} |\n" in page
     ranks = [float(r["srank"]) for r in table(PQN / "synchronised.csv") if float(r["ended"]) == 1]
     assert len(ranks) == 3 and ranks[0] > 0.98 * max(ranks)
-    in_training = values["srank"]["spaceinvaders", "tanh_hr", "1", 999_424]
+    in_training = pqn_values()["srank"]["spaceinvaders", "tanh_hr", "1", LAST]
     assert f"the same network has rank {in_training:.0f}." in page
     total = next(row for row in table(PQN / "rates.csv") if row["game"] == "all together")
     first = [float(row["first_game_s"]) for row in table(PQN / "rates.csv")[:-1]]
@@ -641,39 +710,35 @@ def test_what_the_pqn_page_says_of_every_measurement_holds():
     assert float(printed[1]) == pytest.approx(hours, rel=0.02)
 
 
-def test_who_has_fewer_dead_neurons_and_who_leads_on_the_pqn_page():
-    page = (PQN / "README.md").read_text()
-    pairs = defaultdict(list)  # (folder, seed): steps at which tanh has fewer dead neurons
-    ends = {}
-    for folder in ("breakout", "breakout-1m", "spaceinvaders"):
-        dead = exported(PQN / folder / "curves.csv")["network/q/fc1/dead_share"]
-        for activation, seed, step in sorted(dead):
-            if activation != "tanh_hr" or ("tanh", seed, step) not in dead:
-                continue
-            fewer = dead["tanh", seed, step] < dead["tanh_hr", seed, step]
-            pairs[folder, seed] += [step] if fewer else []
-            ends[folder, seed, step] = fewer
-    assert min(itertools.chain(*pairs.values())) >= 400_000
-    flipped = sum(bool(steps) for steps in pairs.values())
-    assert f"at some of the measurements of {flipped} of {len(pairs)} pairs of runs" in page
-    whole = [fewer for (_, _, step), fewer in ends.items() if step == 999_424]
-    assert len(whole) == 3 and not any(whole)  # tanh_hr again has the fewest
+def test_pqn_in_the_reproduction_is_that_of_its_values():
+    page = (ROOT / "docs/reproduction.md").read_text()
+    values = pqn_values()
 
-    training = pqn_values()["training"]
-    late = [key for key in training if key[1] == "tanh_hr" and key[3] > 350_000]
-    for folder, _, seed, step in late:
-        if folder != "../2026-pqn-seeds/seeds":
-            ours = training[folder, "tanh_hr", seed, step]
-            assert ours > training[folder, "tanh", seed, step]
-    assert len(late) == 18
-    leads = []
-    for other in ("tanh", "relu"):
-        differences = []
-        for (folder, activation, seed, step), value in training.items():
-            if activation == "tanh_hr" and step == 401_408:
-                differences.append(value - training[folder, other, seed, step])
-        leads.append(f"{sum(d > 0 for d in differences)} of {len(differences)}")
-    assert f"in favour of tanh_hr {leads[0]} times over tanh and {leads[1]} over relu" in page
+    def means(column: str, folder: str, step: int, text: str) -> list[str]:
+        """Of relu, tanh and tanh_hr."""
+        column = values[column]
+        return [f"{pqn_mean(column, folder, name, step):{text}}" for name in ACTIVATIONS]
+
+    relu, tanh, ours = means("training", "breakout", LAST, ".1f")
+    assert f"Breakout points that way: {ours}, tanh {tanh}, relu {relu}" in page
+    relu, tanh, ours = means("training", "spaceinvaders", LAST, ".0f")
+    assert f"Space Invaders does not: {ours}, tanh {tanh}, relu {relu}" in page
+    relu, tanh, ours = means("srank", "breakout", LAST, ".0f")
+    assert f"Breakout {ours}, tanh {tanh}, relu {relu} at the end" in page
+    relu, tanh, ours = means("srank", "spaceinvaders", LAST, ".0f")
+    assert f"Space Invaders {ours}, {tanh}, {relu}" in page
+    for folder, name in (("breakout", "Breakout"), ("spaceinvaders", "Space Invaders")):
+        relu, tanh, ours = means("dead", folder, LAST, ".3f")
+        assert f"{name} {ours}, tanh {tanh}, relu {relu}" in page
+    pairs = len([*pqn_pairs()])
+    fewer = re.search(r"measurements of (\d) of (\d) pairs of runs", page)
+    assert int(fewer[2]) == pairs and fewer[0] in (PQN / "README.md").read_text()
+    seeds = PQN_TABLES["breakout", LAST][0]
+    over = 0
+    for seed in seeds:
+        pair = [values["training"]["breakout", name, seed, LAST] for name in ("relu", "tanh_hr")]
+        over += pair[0] < pair[1]
+    assert f"ahead of tanh in {len(seeds)} of {len(seeds)} seeds and of relu in {over}" in page
 
 
 def test_hours_in_the_readme_are_steps_over_measured_rates():
