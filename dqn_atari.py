@@ -289,7 +289,10 @@ ROW = np.dtype(  # one game at one time step
         ("cut", np.bool_),
     ]
 )
-NO_SPACE = "free some space, or give a --runs-dir on a larger disk or a smaller --buffer-size"
+NO_SPACE = (
+    "free some space, or give a --runs-dir on a larger disk or a smaller --buffer-size or "
+    "--checkpoint-frequency"
+)
 DAMAGED = (
     "restore the right file, or move the folder away, which keeps its rows and networks "
     "(--fresh would delete them), then start the same command again"
@@ -477,11 +480,9 @@ def check_disk(args: Args, run: runlog.Run) -> None:
     num_rows = ReplayBuffer.count_rows(capacity, spare, num_envs)
     size = num_rows * num_envs * ROW.itemsize
     flag = f"--buffer-size {args.buffer_size}"
-    remedy = NO_SPACE
-    if spare > capacity:  # the rows between two checkpoints need more space than the replay itself
+    if spare > capacity:  # the rows between checkpoints need more space than the replay itself
         flag = f"--checkpoint-frequency {args.checkpoint_frequency}"
-        remedy = NO_SPACE.replace("--buffer-size", "--checkpoint-frequency")
-    check_space(run.folder / "replay.dat", size, remedy, flag=flag)
+    check_space(run.folder / "replay.dat", size, NO_SPACE, flag=flag)
 
 
 def open_replay(args: Args, run: runlog.Batch) -> ReplayBuffer:

@@ -181,14 +181,6 @@ def row_of(name: str) -> str:
     return rows[0] if rows else name
 
 
-def check_comparison(command) -> None:
-    """Raises UserError: a step that no run can have, or no --metric."""
-    if getattr(command, "at_step", None) is not None:
-        runlog.check_range(command, "[0, inf)", "at_step")
-    if getattr(command, "metric", None) == ():
-        raise runlog.UserError("--metric: give at least one, such as score")
-
-
 @runlog.exit_on_user_error(stdout_matters=True)
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
@@ -197,7 +189,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(command, RedrawCommand):
         redraw_all(command.folders)
         return
-    check_comparison(command)
     given = (*command.folders, *command.runs)
     runs = given or (Path("runs"),)
     match command:

@@ -274,9 +274,10 @@ def train(args: Args, architecture: Architecture, batch: runlog.Batch) -> None:
 
     batch.finish(num_parameters=networks.count())
     progress.close()
+    diverged = batch.diverged()
     for rate in sorted(set(rates)):
         errors = []
-        for row, own_rate, has_diverged in zip(last, rates, batch.diverged()):
+        for row, own_rate, has_diverged in zip(last, rates, diverged):
             if own_rate == rate:
                 errors.append(math.inf if has_diverged else row["eval/mse"])
         median = f"median error {np.median(errors):.3g} (n = {len(errors)})"

@@ -18,7 +18,17 @@ from plots import statistics
 from plots.activation_shapes import is_learned
 from plots.aggregation import common_end, finished_length, grid_of
 from plots.comparison_figure import COMPARISON, MAX_SHAPES
-from plots.metric import BY_NAME, LOWER, WINDOWS, Metric, metric_of, normalised, pattern_of, unknown
+from plots.metric import (
+    BY_NAME,
+    LOWER,
+    SCORE,
+    WINDOWS,
+    Metric,
+    metric_of,
+    normalised,
+    pattern_of,
+    unknown,
+)
 from plots.overview import learned_rows
 from plots.reading import Loaded, Places, find_runs, read_scalars, step_unit
 from plots.recording import check_free, figure_place, record_figure, rows_where, write_csv
@@ -506,6 +516,8 @@ def write_comparison(places: Places, options: Options, picture: Path) -> list[Pa
     """Prints the comparison of the runs at these places, and writes the picture, in pages of
     LINES_PER_PAGE, and the values behind it: name.csv, name-comparison.csv."""
     out, name, endings = figure_place(picture)
+    if not options.metrics:
+        raise runlog.UserError(f"--metric: give at least one, such as {SCORE}")
     keys = any_of([pattern_of(metric) for metric in options.metrics])
     groups, left_out = at_step(groups_of(places, keys, ""), options.step)
     first_runs = {}

@@ -124,9 +124,11 @@ def variant_label(script: str, run: Loaded, varied: Sequence[str]) -> str:
 
 def at_step(groups: Groups, step: float | None) -> tuple[Groups, list[str]]:
     """The runs that have reached a step, if one is given, and lines that name those that have not.
-    Raises UserError: none has."""
+    Raises UserError: none has, or none can have."""
     if step is None:
         return groups, []
+    if not 0 <= step < np.inf:
+        raise runlog.UserError(f"--at-step {step:.12g}: must lie in [0, inf)")
     kept = {}
     lines = []
     longest = 0.0

@@ -409,7 +409,7 @@ OWN_BAD = {
     "dqn_atari --checkpoint-frequency 1000000000": [
         "--checkpoint-frequency 1000000000: ",
         "of disk",
-        "a smaller --checkpoint-frequency",
+        "a smaller --buffer-size or --checkpoint-frequency",
     ],
     "dqn_atari --final-epsilon 2": ["--final-epsilon 2", "[0, 1]"],
     "ppo_atari --num-minibatches 5": ["--num-minibatches 5", "must divide", "= 16"],

@@ -249,7 +249,7 @@ def test_seeds_are_compared_at_the_last_step_that_all_have_reached(tmp_path, cap
     assert "--at-step 400: no run has reached it; the longest ends at step 300" in message
     for step in ("-5", "nan", "inf"):
         message = error_of(capsys, "curves", tmp_path / "runs", "--at-step", step, "--out", out)
-        assert f"--at-step {float(step)}: must lie in [0, inf)" in message
+        assert f"--at-step {step}: must lie in [0, inf)" in message
     message = error_of(capsys, "curves", tmp_path / "runs", "--out", out, "--metric")
     assert "--metric: give at least one" in message
 

@@ -261,18 +261,11 @@ def test_a_diverged_run_leaves_the_others_alone(tmp_path, capfd):
     assert errors["1e+30"] == "inf" and float(errors["0.01"]) < 1e3
 
 
-def test_a_diverged_run_repeats_its_last_errors_after_a_resume(tmp_path, monkeypatch):
+def test_a_diverged_run_repeats_its_last_errors_after_a_resume(tmp_path, killed_after_save):
     """Its network is not finite from step 1 on: every row has the errors of step 0."""
     flags = "--activations tanh --deep-activations --learning-rates 1e-2 1e30"
     flags += " --checkpoint-frequency 20"
-    save = runlog.Batch.save
-
-    def stop(self, step, *args, **kwargs):
-        save(self, step, *args, **kwargs)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runlog.Batch, "save", stop)
+    with killed_after_save():
         run(tmp_path, flags)
     diverged = 0
     for name, rows in run(tmp_path, flags).items():

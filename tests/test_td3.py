@@ -301,20 +301,13 @@ def test_a_killed_run_ends_with_the_rows_of_one_never_killed(tmp_path, monkeypat
     assert train(tmp_path / "b", flags) == whole  # from step 35 on, in mid-episode
 
 
-def test_a_row_after_a_resume_has_the_newest_loss_of_the_actor(tmp_path, monkeypatch):
+def test_a_row_after_a_resume_has_the_newest_loss_of_the_actor(tmp_path, killed_after_save):
     """Stopped at step 39, between the two critic updates of an update of the actor, of which the
     row at step 40 shows the loss."""
     flags = "--policy-frequency 4 --metrics-frequency 0 --ntk-frequency 0 --log-frequency 1"
     flags += " --checkpoint-frequency 39"
     (whole,) = train(tmp_path / "a", flags).values()
-    save = runlog.Batch.save
-
-    def stop(self, step, *args, **kwargs):
-        save(self, step, *args, **kwargs)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runlog.Batch, "save", stop)
+    with killed_after_save():
         train(tmp_path / "b", flags)
     (rows,) = train(tmp_path / "b", flags).values()
     assert rows == whole
@@ -323,29 +316,25 @@ def test_a_row_after_a_resume_has_the_newest_loss_of_the_actor(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_a_diverged_seed_carries_its_last_evaluation_forward(is_killed, tmp_path, monkeypatch):
+def test_a_diverged_seed_carries_its_last_evaluation_forward(
+    is_killed, tmp_path, monkeypatch, killed_after_save
+):
     """The critics of one of two seeds turn nan at step 60, after the evaluation at 45; before that
     the training may have been killed."""
     flags = "--num-seeds 2 --metrics-frequency 0 --ntk-frequency 0 --eval-frequency 45"
     flags += " --checkpoint-frequency 50"
     whole = train(tmp_path / "a", flags)
     add = td3_continuous.environments.ReplayBuffer.add
-    save = runlog.Batch.save
 
     def poisoned(self, obs, actions, rewards, *others):
         if self.num_added >= 59:
-            rewards = rewards.copy() if isinstance(rewards, np.ndarray) else rewards.clone()
+            rewards = rewards.copy()
             rewards[1] = np.nan
         add(self, obs, actions, rewards, *others)
 
-    def stop(self, step, *args, **kwargs):
-        save(self, step, *args, **kwargs)
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(td3_continuous.environments.ReplayBuffer, "add", poisoned)
     if is_killed:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(runlog.Batch, "save", stop)
+        with killed_after_save():
             train(tmp_path / "b", flags)
     diverged = train(tmp_path / "b", flags)
     healthy, other = sorted(whole, key=lambda name: "__s2__" in name)
